@@ -1,0 +1,1 @@
+"""Turns raw image data sets into verified WebDataset shard sets."""

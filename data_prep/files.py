@@ -1,0 +1,70 @@
+"""Files that appear under their final name whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".tmp-"
+"""How the name of an unfinished file begins; `remove_leftovers` finds it by that."""
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the name `path` only when the block ends without an error.
+
+    With `durable` the bytes and the name have reached the disk when the block is left; without it
+    a power cut may lose the new version (a reader still never sees half of one).
+    Raises `OSError` as `open`, `write` and `rename` do; `path` then keeps its old content.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private to this user
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_directory(path.parent)
+
+
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path` through `atomic_writer`."""
+    with atomic_writer(path, durable=durable) as file:
+        file.write(content)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside the directory `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete unfinished files that a killed writer left in `directory`."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,214 @@
+"""The shard set on disk: the one contract between `data_prep` and `pipeline`.
+
+    SHARDS/
+      train-000000.tar …  val-000000.tar …   WebDataset tars
+      train.index.npy  val.index.npy         one row a sample, see `INDEX_DTYPE`
+      _info.json                             the manifest, written last: without it no shard set
+
+`splits.<name>.{name, num_samples, filenames, shard_lengths}` in the manifest are the schema of
+timm's WebDataset reader, so timm and plain webdataset read our shards unchanged; the rest is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.files import sha256_of, write_atomically
+
+MANIFEST_NAME = "_info.json"
+FORMAT_VERSION = 1
+
+Encoding = Literal["jpeg", "rgb"]
+ENCODINGS: tuple[Encoding, ...] = ("jpeg", "rgb")
+MEMBER_SUFFIX: Mapping[str, str] = {"jpeg": "jpg", "rgb": "npy"}
+"""Name ending of an image's tar member, by encoding."""
+
+INDEX_DTYPE = np.dtype(
+    [("shard", "<u4"), ("offset", "<u8"), ("num_bytes", "<u4"), ("label", "<u4")]
+)
+"""One row a sample, in the order of shards and of members in them.
+
+`shard` counts the split's `filenames`; `offset` and `num_bytes` locate the image member's content
+in that tar, so a reader needs one positioned read and no tar parsing.
+"""
+
+
+class ShardSetError(ValueError):
+    """A shard set is missing, incomplete, damaged, or not the one that was meant."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split of a shard set; the tuples run in shard order."""
+
+    name: str
+    num_samples: int
+    filenames: tuple[str, ...]
+    shard_lengths: tuple[int, ...]
+    """Samples in each shard."""
+    shard_bytes: tuple[int, ...]
+    shard_sha256: tuple[str, ...]
+    index_filename: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statistics:
+    """Colour statistics of the train split, RGB order, 0–255 scale.
+
+    `pca_stds` are standard deviations along the components (2012 code), not eigenvalues;
+    column `i` of `pca_vectors` (3×3, row by row) is component `i`, by ascending deviation.
+    `mean_image` is H×W×3, or None when the images have no common size.
+    """
+
+    num_images: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pca_stds: tuple[float, float, float]
+    pca_vectors: tuple[tuple[float, float, float], ...]
+    mean_image_filename: str | None = None
+    """An .npy of float32 H×W×3 beside the manifest, or None when image sizes differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a shard set holds and where it came from."""
+
+    format_version: int
+    encoding: Encoding
+    image_height: int | None
+    """Rows of every image; None when sizes differ."""
+    image_width: int | None
+    class_names: tuple[str, ...]
+    """In label order."""
+    class_names_sha256: str
+    splits: Mapping[str, Split]
+    statistics: Statistics
+    source: str
+    options: Mapping[str, str | int | float | None]
+    seed: int
+    rewritten: Mapping[str, int]
+    """Images converted, counted by reason."""
+    rejected: Mapping[str, int]
+    """Images left out, counted by reason."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def split(self, name: str) -> Split:
+        """The split called `name`; raises `ShardSetError` naming the splits there are."""
+        if name not in self.splits:
+            raise ShardSetError(
+                f"the shard set has no split '{name}': it has {', '.join(sorted(self.splits))}"
+            )
+        return self.splits[name]
+
+
+def hash_class_names(names: tuple[str, ...]) -> str:
+    """Hash that changes when any class is renamed or moved to another label."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def write_manifest(shards: Path, manifest: Manifest) -> None:
+    """Publish the shard set: after this rename it exists, before it does not."""
+    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
+    write_atomically(shards / MANIFEST_NAME, text.encode() + b"\n")
+
+
+def manifest_sha256(shards: Path) -> str:
+    """Hash of the manifest; through the hashes in it, of the whole shard set."""
+    return sha256_of(shards / MANIFEST_NAME)
+
+
+def read_manifest(shards: Path) -> Manifest:
+    """Read and check `SHARDS/_info.json`.
+
+    Raises `ShardSetError` if it is missing, is not a manifest or is of another format version.
+    """
+    path = shards / MANIFEST_NAME
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ShardSetError(
+            f"{shards} is not a shard set: it has no {MANIFEST_NAME}; "
+            "make one with 'python -m data_prep shard', or rerun the conversion that was stopped"
+        ) from None
+    except NotADirectoryError:
+        raise ShardSetError(f"{shards} is a file; expected the folder of a shard set") from None
+    except ValueError as error:
+        raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
+    return _parse(path, fields)
+
+
+def _parse(path: Path, fields: Any) -> Manifest:
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise ShardSetError(
+            f"{path} has format version {version}; expected {FORMAT_VERSION}: convert again"
+        )
+    try:
+        splits = {name: Split(**_tuples(split)) for name, split in fields.pop("splits").items()}
+        statistics = Statistics(**_tuples(fields.pop("statistics")))
+        manifest = Manifest(**_tuples(fields), splits=splits, statistics=statistics)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ShardSetError(f"{path} is not a manifest ({error}): convert the data again") from None
+    if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
+        raise ShardSetError(f"{path}: class_names do not match their hash; convert the data again")
+    return manifest
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples our frozen records hold."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
+    """Memory-map a split's index, `INDEX_DTYPE[num_samples]`.
+
+    Raises `ShardSetError` if it is missing, damaged or not the one the manifest names.
+    """
+    path = shards / split.index_filename
+    try:
+        if sha256_of(path) != split.index_sha256:
+            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
+        index: npt.NDArray[np.void] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise ShardSetError(f"{path} is missing: convert the data again") from None
+    if index.dtype != INDEX_DTYPE or index.shape != (split.num_samples,):
+        raise ShardSetError(
+            f"{path} holds {index.shape} rows of {index.dtype}; "
+            f"expected ({split.num_samples},) of {INDEX_DTYPE}: convert the data again"
+        )
+    return index
+
+
+def check_shard_sizes(shards: Path, split: Split) -> None:
+    """Check that every shard of a split is there and as long as the manifest says.
+
+    Cheap (one `stat` a shard); content is checked by `python -m data_prep verify --full`.
+    Raises `ShardSetError` naming the first shard that fails.
+    """
+    for filename, expected in zip(split.filenames, split.shard_bytes, strict=True):
+        path = shards / filename
+        try:
+            found = path.stat().st_size
+        except FileNotFoundError:
+            raise ShardSetError(f"shard {path} is missing: copy it back or convert again") from None
+        if found != expected:
+            raise ShardSetError(
+                f"shard {path} has {found} bytes; expected {expected}: "
+                "copy it again or convert again"
+            )

@@ -1,0 +1,1 @@
+"""Starts things: jobs and their monitoring. Never imports torch."""

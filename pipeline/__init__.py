@@ -1,0 +1,1 @@
+"""Trains, evaluates and reports on shard sets, on one process or many."""

@@ -1,0 +1,82 @@
+"""`RUN/events.jsonl`: what happened in a run, one JSON object a line, appended by rank 0.
+
+Every row has `kind`, `step` (optimizer updates done when it was written), `epoch` (a float:
+`step / steps_per_epoch`) and `time` (Unix seconds). The kinds and what else they carry:
+
+    run         a process group started: resumed_from (step or null), world_size, local_batch_size,
+                accumulation_steps, global_batch_size, steps_per_epoch, target_steps, device,
+                precision, num_train_samples, num_val_samples
+    train       a log interval: loss, top1, learning_rate, images_per_second, data_wait_ratio,
+                phase_seconds (seconds of each phase of metrics.PHASES in the interval, rank 0),
+                skipped_steps (so far), grad_norm (or null)
+    eval        an evaluation: split, top1, top5, loss, correct1, correct5, seen, expected, seconds
+    checkpoint  a save: path, num_bytes, seconds, reason (metrics.CHECKPOINT_KINDS)
+    signal      a stop request was agreed on: source
+    end         the process group left: outcome (completed | stopped | failed), and for `failed`
+                the error
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["run", "train", "eval", "checkpoint", "signal", "end"]
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends rows to one `events.jsonl`; a row is on its way to the disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab+")
+        self._end_broken_line()
+
+    def _end_broken_line(self) -> None:
+        """Close a line that a killed writer left open, so that it spoils no row but itself."""
+        if self._file.seek(0, os.SEEK_END) > 0:
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def write(self, kind: Kind, *, step: int, epoch: float, **fields: Any) -> None:
+        """Append one row. Raises `OSError` if the disk does not take it."""
+        row = {"kind": kind, "step": step, "epoch": round(epoch, 6), "time": time.time(), **fields}
+        self._file.write(json.dumps(_finite(row)).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as null: JSON has no name for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+def read_events(path: Path) -> list[Event]:
+    """The rows of the run's one history, oldest first.
+
+    A run that was killed and resumed from step `k` did the steps after `k` twice: what the killed
+    attempt logged after `k` is left out, so that steps never run backwards. A line broken by a
+    kill is left out too.
+    """
+    history: list[Event] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["kind"] == "run":
+            resumed_from = row["resumed_from"] or 0
+            history = [old for old in history if old["step"] <= resumed_from]
+        history.append(row)
+    return history
