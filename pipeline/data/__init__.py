@@ -1,0 +1,1 @@
+"""From a shard set to batches: who reads which sample, reading, decoding, augmentation."""

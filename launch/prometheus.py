@@ -1,0 +1,148 @@
+"""`python -m launch prometheus`: a Prometheus that finds every run under one directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import string
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from data_prep.files import write_atomically
+from pipeline.run_directory import RunDirectory
+
+DEFAULT_PORT = 9090
+DEFAULT_SCRAPE_INTERVAL = "15s"
+
+_ADDRESS = "127.0.0.1"
+_DURATION = re.compile(r"[1-9][0-9]*(ms|s|m|h)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-root", type=Path, required=True, help="the directory that holds the run directories"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the configuration to write; default: RUN_ROOT/prometheus.yml"
+    )
+    parser.add_argument(
+        "--scrape-interval", default=DEFAULT_SCRAPE_INTERVAL, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--start", action="store_true", help=f"then run Prometheus, on {_ADDRESS}, until Ctrl-C"
+    )
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="default: %(default)s")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the configuration, and with `--start` become the Prometheus that uses it."""
+    root: Path = options.run_root
+    if not root.is_dir():
+        raise NotADirectoryError(
+            f"--run-root {root} is not a directory: give the one that holds the run directories"
+        )
+    root = root.resolve()
+    output: Path = (options.output or root / "prometheus.yml").resolve()
+    targets = RunDirectory(root / "any-run").targets
+    _write_config(output, render_config(targets, options.scrape_interval))
+    targets.mkdir(exist_ok=True)
+    command = server_command(output, root / "prometheus-data", options.port)
+    sys.stdout.write(f"wrote {output}\n")
+    if options.start:
+        _start(command, output, options.port)
+    else:
+        sys.stdout.write(f"start Prometheus with: {shlex.join(command)}\n")
+
+
+def render_config(targets: Path, scrape_interval: str) -> str:
+    """The configuration that watches the `file_sd` directory `targets`.
+
+    Raises `ValueError` if Prometheus would not take the interval or the path.
+    """
+    if not _DURATION.fullmatch(scrape_interval):
+        raise ValueError(
+            f"--scrape-interval {scrape_interval!r} is not a duration: "
+            "give a whole number and ms, s, m or h, such as 15s"
+        )
+    if set("*?[\\") & set(str(targets)):
+        raise ValueError(
+            f"Prometheus would take {targets} as a pattern: "
+            "use a --run-root without the characters * ? [ and \\"
+        )
+    template = resources.files("launch").joinpath("prometheus.yml").read_text()
+    return string.Template(template).substitute(
+        scrape_interval=scrape_interval,
+        targets=json.dumps(f"{targets}/*.json"),  # a JSON string is one of YAML too
+    )
+
+
+def _write_config(output: Path, config: str) -> None:
+    """Replace the file, unless somebody else wrote it."""
+    first_line = config.splitlines()[0]
+    if output.exists() and not output.read_text(errors="replace").startswith(first_line):
+        raise FileExistsError(
+            f"{output} was not written by this command: move it or give another --output"
+        )
+    if not output.parent.is_dir():
+        raise NotADirectoryError(f"{output.parent} is not a directory: give another --output")
+    write_atomically(output, config.encode())
+
+
+def server_command(config: Path, storage: Path, port: int) -> list[str]:
+    """How to start Prometheus on loopback."""
+    return [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={storage}",
+        f"--web.listen-address={_ADDRESS}:{port}",
+    ]
+
+
+def _start(command: list[str], config: Path, port: int) -> None:
+    """Become the server, so that signals and the exit status are its own."""
+    binary = shutil.which(command[0])
+    if binary is None:
+        raise FileNotFoundError(
+            "prometheus is not installed: install it ('apt install prometheus' on Debian) and call "
+            "again, or call without --start"
+        )
+    _check_config(config)
+    _check_port(port)
+    sys.stdout.write(f"Prometheus: http://{_ADDRESS}:{port}\n")
+    sys.stdout.flush()
+    os.execv(binary, command)
+
+
+def _check_config(config: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        return
+    check = subprocess.run(
+        [promtool, "check", "config", str(config)], capture_output=True, text=True, check=False
+    )
+    if check.returncode != 0:
+        raise ValueError(f"promtool rejects {config}: {(check.stdout + check.stderr).strip()}")
+
+
+def _check_port(port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((_ADDRESS, port))
+    except OSError as error:
+        raise ValueError(
+            f"Prometheus cannot listen on {_ADDRESS}:{port}: {error.strerror}; give another --port"
+        ) from None

@@ -1,0 +1,319 @@
+"""The resolved configuration of a run: frozen, checked when made, free of torch.
+
+Recipes (`pipeline.recipes`) return a `Config`; `pipeline.overrides` replaces fields of it from the
+command line. A field marked `operational()` says how a run is carried out and not what it computes:
+it may differ when a run is resumed, all others must be as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+ModelName = Literal["alexnet_cifar"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_OPERATIONAL = {"operational": True}
+
+
+def operational(default: Any) -> Any:
+    """A field that may change when a run is resumed."""
+    return field(default=default, metadata=_OPERATIONAL)
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where samples come from and how they are read."""
+
+    shards: str = operational("")
+    """Directory of the shard set. It may be moved: its manifest's hash is what is compared."""
+    drop_last: bool = True
+    """Leave out the epoch's last, smaller batch (other samples in every epoch)."""
+    decode_threads: int = operational(1)
+    """Threads of a rank that read and decode."""
+    prefetch_batches: int = operational(4)
+    """Batches read ahead of the one in use."""
+
+    def __post_init__(self) -> None:
+        _require(self.decode_threads > 0, "data.decode_threads", self.decode_threads, "at least 1")
+        _require(
+            self.prefetch_batches > 0, "data.prefetch_batches", self.prefetch_batches, "at least 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """From stored pixels to the network's input, on the device."""
+
+    shift_pixels: int = 0
+    """Random shift by up to so many pixels each way, edges mirrored."""
+    flip: Literal["none", "random", "alternating"] = "none"
+    """Mirror images at random, or every image in every second epoch (Jordan, arXiv 2404.00498)."""
+    normalize: Literal["none", "mean_std"] = "mean_std"
+    """Leave pixels in 0–255, or subtract the train split's mean and divide by its deviation."""
+
+    def __post_init__(self) -> None:
+        _require(self.shift_pixels >= 0, "augment.shift_pixels", self.shift_pixels, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network."""
+
+    name: ModelName = "alexnet_cifar"
+    dropout: float = 0.5
+    """Probability of dropping an activation of a hidden dense layer."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 or more, below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """The optimizer and the loss it minimises."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    """Peak learning rate, for the configured global batch size as it is: nothing scales it."""
+    momentum: float = 0.9
+    """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of SGD's momentum."""
+    beta1: float = 0.9
+    """Of Adam."""
+    beta2: float = 0.999
+    """Of Adam."""
+    epsilon: float = 1e-8
+    """Of Adam."""
+    weight_decay: float = 0.0
+    """On weights of two or more dimensions; biases and BatchNorm's parameters have none."""
+    label_smoothing: float = 0.0
+    """Share of the target that goes to all classes alike (Szegedy, arXiv 1512.00567, section 7)."""
+    clip_norm: float | None = None
+    """Scale gradients down to this norm at most."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
+        for name in ("momentum", "beta1", "beta2", "label_smoothing"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optim.{name}", value, "0 or more, below 1")
+        _require(self.epsilon > 0, "optim.epsilon", self.epsilon, "above 0")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            "optim.clip_norm",
+            self.clip_norm,
+            "above 0, or none",
+        )
+        _require(
+            not self.nesterov or (self.name == "sgd" and self.momentum > 0),
+            "optim.nesterov",
+            f"true with {self.name} and momentum {self.momentum}",
+            "sgd with a momentum above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """How the learning rate goes over the run; see `pipeline.schedule`."""
+
+    name: Literal["constant", "cosine", "linear", "step", "plateau"] = "constant"
+    warmup_epochs: float = 0.0
+    """Linear rise from 0 to the peak, before the rest of the schedule."""
+    final_ratio: float = 0.0
+    """Share of the peak that cosine and linear end at."""
+    step_epochs: tuple[float, ...] = ()
+    """When `step` multiplies the rate by `factor`."""
+    factor: float = 0.1
+    """Of each drop of `step` and `plateau`."""
+    patience_evaluations: int = 3
+    """Evaluations in a row without a lower loss after which `plateau` drops the rate."""
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_epochs >= 0, "schedule.warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(0 <= self.final_ratio <= 1, "schedule.final_ratio", self.final_ratio, "0 to 1")
+        _require(0 < self.factor < 1, "schedule.factor", self.factor, "between 0 and 1")
+        _require(
+            list(self.step_epochs) == sorted(set(self.step_epochs)) and min((0, *self.step_epochs)) >= 0,
+            "schedule.step_epochs",
+            self.step_epochs,
+            "epochs in rising order",
+        )
+        _require(
+            self.name != "step" or len(self.step_epochs) > 0,
+            "schedule.step_epochs",
+            "empty with schedule.name step",
+            "the epochs at which the rate drops, such as 30,60,80",
+        )
+        _require(
+            self.patience_evaluations > 0,
+            "schedule.patience_evaluations",
+            self.patience_evaluations,
+            "at least 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """When and how the `val` split is evaluated."""
+
+    every_epochs: float = 1.0
+    """Epochs between evaluations; one more follows the last step. 0: only that one."""
+    block_size: int = operational(500)
+    """Images in one forward pass."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 0, "evaluation.every_epochs", self.every_epochs, "0 or more")
+        _require(self.block_size > 0, "evaluation.block_size", self.block_size, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When checkpoints are saved and how many are kept."""
+
+    every_epochs: float = operational(1.0)
+    """Epochs between checkpoints; one more follows the last step. 0: only that one."""
+    keep: int = operational(2)
+    """Newest checkpoints kept, beside the best: more than 1, so that a damaged one has a spare."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 0, "checkpoint.every_epochs", self.every_epochs, "0 or more")
+        _require(self.keep > 0, "checkpoint.keep", self.keep, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """What Prometheus sees; see `docs/metrics.md`."""
+
+    enabled: bool = operational(True)
+    publish_seconds: float = operational(2.0)
+    """Seconds between two publications of a rank."""
+    exporter: bool = operational(True)
+    """Start an exporter on each node."""
+    exporter_port: int = operational(9753)
+    """First port to try."""
+    exporter_address: str = operational("127.0.0.1")
+    """0.0.0.0 lets other hosts scrape."""
+    exporter_linger_seconds: float = operational(30.0)
+    """How long the last values are served after the ranks are gone."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.publish_seconds > 0, "metrics.publish_seconds", self.publish_seconds, "above 0"
+        )
+        _require(
+            0 <= self.exporter_port < 65536,
+            "metrics.exporter_port",
+            self.exporter_port,
+            "a port from 0 to 65535",
+        )
+        _require(
+            self.exporter_linger_seconds >= 0,
+            "metrics.exporter_linger_seconds",
+            self.exporter_linger_seconds,
+            "0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedConfig:
+    """How ranks talk to each other."""
+
+    device: Literal["auto", "cpu", "cuda"] = operational("auto")
+    """auto: CUDA where there is a GPU for every rank of the node."""
+    timeout_seconds: float = operational(300.0)
+    """Deadline of a collective in training: a rank that waits longer for another one fails."""
+    save_timeout_seconds: float = operational(1800.0)
+    """Deadline for what rank 0 does alone while the others wait, such as saving."""
+    bucket_bytes: int = 25 << 20
+    """Gradients are averaged in buckets of this size (it decides the order of additions)."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "save_timeout_seconds", "bucket_bytes"):
+            _require(getattr(self, name) > 0, f"distributed.{name}", getattr(self, name), "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    epochs: float = 10.0
+    """Length of the run; the schedule spans it."""
+    global_batch_size: int = 128
+    """Samples of one step, over all ranks and micro-batches."""
+    accumulation_steps: int = 1
+    """Micro-batches a rank adds up in one step."""
+    precision: Precision = "fp32"
+    """Type of the network's arithmetic; weights and the optimizer's state are fp32 always."""
+    seed: int = 0
+    """Of everything random: initialisation, order, augmentation, dropout."""
+    log_every_steps: int = operational(50)
+    """Steps between two lines on the console and two `train` events."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.epochs > 0 and math.isfinite(self.epochs), "epochs", self.epochs, "above 0"
+        )
+        for name in ("global_batch_size", "accumulation_steps", "log_every_steps"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+        _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2**63")
+        _require(
+            self.schedule.warmup_epochs < self.epochs,
+            "schedule.warmup_epochs",
+            self.schedule.warmup_epochs,
+            f"less than epochs, which is {self.epochs}",
+        )
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Every leaf of nested dataclasses: dotted name, field and value."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, entry, value
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The config as nested objects of JSON's own types."""
+    nested: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return nested
+
+
+def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:
+    """The fields in which `config` computes something else than the `to_json` of another did.
+
+    Each as 'name: was …, is …'.
+    """
+    was = dict(_leaves(saved))
+    now = dict(_leaves(to_json(config)))
+    free = {name for name, entry, _ in flatten(config) if entry.metadata == _OPERATIONAL}
+    names = [name for name in now | was if name not in free and now.get(name) != was.get(name)]
+    return [f"{name}: was {was.get(name)}, is {now.get(name)}" for name in names]
+
+
+def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,179 @@
+"""Reads ahead of the plan, in a thread, into a ring of preallocated batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.data.batch import HostBatch
+from pipeline.data.partition import (
+    BatchPlan,
+    EvaluationBlock,
+    Indices,
+    epoch_order,
+)
+from pipeline.data.tar import ReadCost
+
+
+class Reader(Protocol):
+    """Random access to the decoded samples of one split."""
+
+    image_shape: tuple[int, int, int]
+
+    def labels(self, samples: Indices) -> Indices: ...
+
+    def read(self, samples: Indices, images: npt.NDArray[np.uint8]) -> ReadCost: ...
+
+
+def training_requests(
+    plan: BatchPlan, seed: int, rank: int, start_step: int, end_step: int
+) -> Iterator[Indices]:
+    """The samples of each micro-batch of one rank, from `start_step` up to `end_step`."""
+    epoch, order = -1, np.empty(0, np.int64)
+    for step in range(start_step, end_step):
+        if plan.epoch_of(step) != epoch:
+            epoch = plan.epoch_of(step)
+            order = epoch_order(plan.num_samples, seed, epoch)
+        for micro_batch in range(plan.accumulation_steps):
+            positions = plan.positions(step, micro_batch, rank)
+            yield order[positions.start : positions.stop]
+
+
+def evaluation_requests(blocks: list[EvaluationBlock]) -> Iterator[Indices]:
+    """The samples of each block."""
+    for block in blocks:
+        yield np.arange(block.start, block.start + block.num_valid)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One batch of the ring: tensors and, over the same memory, the array the reader fills."""
+
+    images: torch.Tensor
+    pixels: npt.NDArray[np.uint8]
+    copied: torch.cuda.Event | None = None
+
+
+class Loader:
+    """Iterates over the `HostBatch`es of `requests`, up to `depth` of them read ahead.
+
+    A batch shorter than `batch_size` is padded with black images when `pad` is set and yielded as
+    it is otherwise. An error of the reader is raised by the `next` that would have given the batch.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        requests: Iterator[Indices],
+        *,
+        batch_size: int,
+        depth: int,
+        pad: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        self._reader = reader
+        self._requests = requests
+        self._pad = pad
+        self._free: SimpleQueue[_Slot | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[_Slot, HostBatch] | BaseException | None] = SimpleQueue()
+        self._taken: tuple[_Slot, HostBatch] | None = None
+        self._cost = ReadCost()
+        self._cost_lock = threading.Lock()
+        shape = (batch_size, *reader.image_shape)
+        for _ in range(depth + 1):  # one more: the batch the consumer is working on
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            self._free.put(_Slot(images, images.numpy()))
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_batches(self) -> int:
+        """Batches that are ready now."""
+        return self._ready.qsize()
+
+    def take_cost(self) -> ReadCost:
+        """What reading cost since the last call."""
+        with self._cost_lock:
+            cost, self._cost = self._cost, ReadCost()
+        return cost
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> HostBatch:
+        self._give_back()
+        item = self._ready.get()
+        if isinstance(item, tuple):
+            self._taken = item
+            return item[1]
+        self._ready.put(item)  # an exhausted or failed loader stays so
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def _give_back(self) -> None:
+        if self._taken is not None:
+            slot, batch = self._taken
+            slot.copied = batch.copied
+            self._free.put(slot)
+            self._taken = None
+
+    def _run(self) -> None:
+        try:
+            for samples in self._requests:
+                slot = self._free.get()
+                if slot is None:
+                    return
+                if slot.copied is not None:
+                    slot.copied.synchronize()
+                self._ready.put((slot, self._fill(slot, samples)))
+            self._ready.put(None)
+        except BaseException as error:
+            self._ready.put(error)
+
+    def _fill(self, slot: _Slot, samples: Indices) -> HostBatch:
+        num_valid = len(samples)
+        cost = self._reader.read(samples, slot.pixels)
+        with self._cost_lock:
+            self._cost.add(cost)
+        if self._pad:
+            missing = len(slot.pixels) - num_valid
+            slot.pixels[num_valid:] = 0
+            samples = np.pad(samples, (0, missing), mode="edge")
+        return HostBatch(
+            images=slot.images[: len(samples)],
+            labels=torch.from_numpy(self._reader.labels(samples)),
+            samples=samples,
+            num_valid=num_valid,
+        )
+
+    def close(self) -> None:
+        """Stop reading ahead; waits for the read in progress."""
+        self._free.put(None)
+        while self._thread.is_alive():
+            self._give_back()
+            self._thread.join(timeout=0.1)
+            self._discard_ready()
+
+    def _discard_ready(self) -> None:
+        while not self._ready.empty():
+            self._ready.get()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

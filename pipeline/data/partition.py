@@ -1,0 +1,120 @@
+"""Who reads which sample: pure functions, no I/O, no process group.
+
+The epoch's order is a permutation of the samples by (seed, epoch). Step `s` of an epoch takes
+positions [s·G, (s+1)·G) of it, whatever the number of ranks; only then are these positions divided:
+
+    positions of step s     | sG .................................... (s+1)G |
+    accumulation 2          | micro-batch 0        | micro-batch 1            |
+    world 2                 | rank 0   | rank 1    | rank 0    | rank 1       |
+
+So the same G on any world size and accumulation sees the same images in the same steps, all ranks
+run the same number of steps by construction, and the place to resume from is one integer, the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.randomness import Stream, random_bits
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPlan:
+    """The batch arithmetic of a training run; checked once, when it is made."""
+
+    num_samples: int
+    global_batch_size: int
+    world_size: int
+    accumulation_steps: int
+    drop_last: bool
+    """Leave out the epoch's last, smaller batch. Otherwise it is trained on as it is."""
+
+    def __post_init__(self) -> None:
+        parts = self.world_size * self.accumulation_steps
+        if self.global_batch_size % parts:
+            below = self.global_batch_size // parts * parts
+            choices = " or ".join(str(size) for size in (below, below + parts) if size > 0)
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} cannot be divided among "
+                f"{self.world_size} ranks × {self.accumulation_steps} accumulation steps; "
+                f"use a multiple of {parts}, such as {choices}"
+            )
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is more than the split's "
+                f"{self.num_samples} samples; use at most {self.num_samples // parts * parts}"
+            )
+        smallest = self.samples_in_step(self.steps_per_epoch - 1) // parts
+        if smallest == 0:
+            raise ValueError(
+                f"the epoch's last batch of {self.num_samples % self.global_batch_size} samples "
+                f"leaves some of {self.world_size} ranks × {self.accumulation_steps} accumulation "
+                "steps without any; set data.drop_last to true"
+            )
+
+    @property
+    def local_batch_size(self) -> int:
+        """Samples in a full micro-batch of one rank."""
+        return self.global_batch_size // (self.world_size * self.accumulation_steps)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full = self.num_samples // self.global_batch_size
+        ragged = self.num_samples % self.global_batch_size > 0
+        return full + (ragged and not self.drop_last)
+
+    @property
+    def dropped_samples(self) -> int:
+        """Samples an epoch leaves out (other ones in every epoch)."""
+        return self.num_samples % self.global_batch_size if self.drop_last else 0
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that the update after `step` updates belongs to."""
+        return step // self.steps_per_epoch
+
+    def samples_in_step(self, step: int) -> int:
+        """Samples of the whole step, over all ranks."""
+        start = step % self.steps_per_epoch * self.global_batch_size
+        return min(self.global_batch_size, self.num_samples - start)
+
+    def positions(self, step: int, micro_batch: int, rank: int) -> range:
+        """Which positions of the epoch's order one rank's micro-batch takes."""
+        start = step % self.steps_per_epoch * self.global_batch_size
+        parts = self.world_size * self.accumulation_steps
+        part = micro_batch * self.world_size + rank
+        size = self.samples_in_step(step)
+        return range(start + size * part // parts, start + size * (part + 1) // parts)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> Indices:
+    """The epoch's permutation of the sample numbers, `int64[num_samples]`."""
+    bits = random_bits(seed, Stream.ORDER, epoch, np.arange(num_samples))
+    return np.argsort(bits, kind="stable")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationBlock:
+    """A block of consecutive samples; `num_valid` of its `block_size` rows are real."""
+
+    start: int
+    num_valid: int
+
+
+def evaluation_blocks(
+    num_samples: int, block_size: int, world_size: int, rank: int
+) -> list[EvaluationBlock]:
+    """The blocks one rank evaluates: every sample is in exactly one block of one rank.
+
+    Blocks are cut before they are dealt out, so a sample always sits in the same block at the same
+    row: its logits, and so the counts, do not depend on the number of ranks.
+    """
+    starts = range(0, num_samples, block_size)
+    return [
+        EvaluationBlock(start, min(block_size, num_samples - start))
+        for start in starts[rank::world_size]
+    ]

@@ -1,0 +1,64 @@
+"""Random numbers that are a pure function of what they are for.
+
+A draw depends on (seed, stream, epoch, sample) and on nothing else: not on the rank, the thread,
+the library version or what was drawn before. So any number of ranks draws the same numbers for
+the same image, and a resumed run continues them without saving a generator's state.
+
+The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable
+Pseudorandom Number Generators, OOPSLA 2014), applied once for every coordinate.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+class Stream(IntEnum):
+    """What a draw is for. The numbers are part of every run's definition: never reuse one."""
+
+    ORDER = 0
+    SHIFT_DOWN = 1
+    SHIFT_RIGHT = 2
+    FLIP = 3
+    TORCH = 4
+
+
+def random_bits(
+    seed: int, stream: Stream, epoch: int, samples: npt.NDArray[np.integer]
+) -> npt.NDArray[np.uint64]:
+    """64 uniform random bits for each sample number, in the shape of `samples`."""
+    state = _mix(np.array(seed & _MASK, dtype=np.uint64))
+    for coordinate in (np.uint64(stream), np.uint64(epoch), samples.astype(np.uint64)):
+        state = _mix(state ^ np.asarray(coordinate))
+    return state
+
+
+def random_below(
+    bound: int, seed: int, stream: Stream, epoch: int, samples: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """A uniform integer in [0, bound) for each sample number.
+
+    Taken from the upper 32 bits, so the bias is below bound / 2**32.
+    """
+    upper = random_bits(seed, stream, epoch, samples) >> np.uint64(32)
+    return ((upper * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+
+def torch_seed(seed: int, *, step: int, micro_batch: int, rank: int) -> int:
+    """Seed of torch's generator (dropout) for one micro-batch of one rank."""
+    place = np.array([(micro_batch << 32) | rank])
+    return int(random_bits(seed, Stream.TORCH, step, place)[0] >> np.uint64(1))
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        state = state + np.uint64(_GOLDEN_GAMMA)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(state ^ (state >> np.uint64(31)), dtype=np.uint64)

@@ -1,0 +1,233 @@
+"""Serves the metrics of a run's ranks on this node to Prometheus, as one target.
+
+    python -m pipeline.exporter --run-dir RUN [--port 9753] [--address 127.0.0.1]
+
+One exporter serves a run on a node, whoever starts another. It outlives its ranks by
+`--linger-seconds`, so that their last values are scraped, and marks a dead one with
+`alexnet_rank_up 0`. While it serves, a `file_sd` target tells Prometheus its address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from pipeline.metrics.discovery import Claim, Target, location_of
+from pipeline.metrics.node import NodeCollector
+from pipeline.run_directory import RunDirectory
+
+DEFAULT_PORT = 9753
+DEFAULT_ADDRESS = "127.0.0.1"
+DEFAULT_LINGER_SECONDS = 30.0
+
+_NEIGHBOUR_PORTS = 10
+_FIRST_RANK_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+def start_exporter(
+    run: RunDirectory,
+    *,
+    port: int = DEFAULT_PORT,
+    address: str = DEFAULT_ADDRESS,
+    targets: Path | None = None,
+    linger_seconds: float = DEFAULT_LINGER_SECONDS,
+) -> None:
+    """Start this node's exporter as a process of its own, which outlives the caller.
+
+    Call it before CUDA is touched and before any fork, once a node. It never raises: an exporter
+    that cannot start is logged, and the training goes on without it.
+    """
+    command = [sys.executable, "-m", "pipeline.exporter", "--run-dir", str(run.path.resolve())]
+    command += ["--port", str(port), "--address", address, "--linger-seconds", str(linger_seconds)]
+    if targets is not None:
+        command += ["--targets-dir", str(targets.resolve())]
+    log_path = run.metrics / f"exporter-{socket.gethostname()}.log"
+    try:
+        run.metrics.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log_file:
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+    except OSError as error:
+        _log.warning("cannot start the metrics exporter: %s; training goes on without it", error)
+
+
+def listen(address: str, port: int, registry: CollectorRegistry) -> int:
+    """Serve `registry` on `port`, or the next free one, or any; return which.
+
+    Raises `OSError` if the address is not one of this host or the port is not allowed.
+    """
+    for candidate in range(port, min(port + _NEIGHBOUR_PORTS, 65536)):
+        try:
+            server, _ = start_http_server(candidate, address, registry)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return int(server.server_port)
+    server, _ = start_http_server(0, address, registry)
+    return int(server.server_port)
+
+
+def next_deadline(
+    deadline: float, now: float, linger_seconds: float, *, are_expected: bool, are_seen: bool
+) -> float:
+    """When to leave, given whether ranks were seen or are about to start, in seconds of one clock.
+
+    A minute may pass before the first rank publishes.
+    """
+    if are_expected:
+        return now + max(linger_seconds, _FIRST_RANK_SECONDS)
+    return now + linger_seconds if are_seen else deadline
+
+
+def _stay(
+    collector: NodeCollector,
+    claim: Claim,
+    target: Target,
+    linger_seconds: float,
+    stop: threading.Event,
+) -> None:
+    """Keep the target announced until `stop`, or until the ranks are gone for the linger."""
+    touched, started = claim.touched, collector.last_start()
+    deadline = time.monotonic() + max(linger_seconds, _FIRST_RANK_SECONDS)
+    while not stop.is_set() and time.monotonic() < deadline:
+        target.announce()
+        previous = touched, started
+        touched, started = claim.touched, collector.last_start()
+        deadline = next_deadline(
+            deadline,
+            time.monotonic(),
+            linger_seconds,
+            are_expected=touched != previous[0],
+            # A rank may come and go between two looks.
+            are_seen=started != previous[1] or collector.has_running_ranks(),
+        )
+        stop.wait(_POLL_SECONDS)
+
+
+def serve(
+    run: RunDirectory, *, address: str, port: int, targets: Path, linger_seconds: float
+) -> None:
+    """Serve the run's ranks on this node until they are gone, or SIGTERM or SIGINT comes.
+
+    Returns at once if another exporter does so already. Raises `OSError` if it cannot listen.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    host = socket.gethostname()
+    run.metrics.mkdir(exist_ok=True)
+    claim = Claim(run.metrics / f"exporter-{host}.lock")
+    if not claim.take():
+        sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
+        return
+    collector = NodeCollector(run.metrics, host)
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        port = listen(address, port, registry)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {address}:{port}: {error.strerror}; "
+            "give an --address of this host and a --port from 1024 to 65535"
+        ) from None
+    location = location_of(address, port, host)
+    target = Target(targets, address=location, run=run.name, node=host)
+    server = f"http://{location}/metrics, process {os.getpid()}"
+    claim.owner = server
+    sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
+    sys.stdout.flush()
+    _stay(collector, claim, target, linger_seconds, stop)
+    target.withdraw()  # before the claim ends with the process: a successor writes the same file
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.exporter",
+        description="Serve the metrics of a run's ranks on this node to Prometheus.",
+    )
+    parser.add_argument("--run-dir", type=Path, required=True, help="the run's directory")
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=DEFAULT_PORT,
+        help="the first port to try; default: %(default)s",
+    )
+    parser.add_argument(
+        "--address",
+        default=DEFAULT_ADDRESS,
+        help="0.0.0.0 to serve other hosts too; default: %(default)s",
+    )
+    parser.add_argument(
+        "--targets-dir",
+        type=Path,
+        help="where Prometheus looks for file_sd targets; default: beside the run directory",
+    )
+    parser.add_argument(
+        "--linger-seconds",
+        type=_seconds,
+        default=DEFAULT_LINGER_SECONDS,
+        help="how long to serve the last values of ranks that are gone; default: %(default)s",
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 0 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: expected 0 or more")
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    run = RunDirectory(options.run_dir)
+    try:
+        if not run.path.is_dir():
+            raise FileNotFoundError(
+                f"{run.path} is not a directory: give the --run-dir of a run that has started"
+            )
+        serve(
+            run,
+            address=options.address,
+            port=options.port,
+            targets=options.targets_dir or run.targets,
+            linger_seconds=options.linger_seconds,
+        )
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Metrics that share their labels, and the text a registry is published as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
+
+_PREFIX = "alexnet"
+
+
+class Families:
+    """Makes metrics that all carry the same `labels`, bound once so that recording is cheap."""
+
+    def __init__(self, registry: CollectorRegistry, **labels: str) -> None:
+        self._registry = registry
+        self._labels = labels
+
+    def counter(self, name: str, documentation: str) -> Counter:
+        names = [*self._labels]
+        family = Counter(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        return family.labels(**self._labels) if self._labels else family
+
+    def counters(
+        self, name: str, documentation: str, label: str, values: Iterable[str]
+    ) -> dict[str, Counter]:
+        """One counter for each of the `values` of one more label, all at 0."""
+        names = [*self._labels, label]
+        family = Counter(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        return {value: family.labels(**self._labels, **{label: value}) for value in values}
+
+    def gauge(self, name: str, documentation: str) -> Gauge:
+        """A gauge that starts at 0."""
+        names = [*self._labels]
+        family = Gauge(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        return family.labels(**self._labels) if self._labels else family
+
+    def measurement(self, name: str, documentation: str) -> Measurement:
+        return Measurement(self.gauge(name, documentation))
+
+    def gauge_family(self, name: str, documentation: str, *labels: str) -> Gauge:
+        """A gauge with more labels, whose values the caller binds."""
+        names = [*self._labels, *labels]
+        return Gauge(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+
+    def histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+        """A histogram without labels, whatever the others carry: each label costs all buckets."""
+        return Histogram(
+            name, documentation, namespace=_PREFIX, registry=self._registry, buckets=buckets
+        )
+
+
+class Measurement:
+    """A gauge that is published from its first finite value on, and keeps the last finite one."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._highest = -math.inf
+        self._gauge.set(math.nan)
+
+    def set(self, value: float | None) -> None:
+        if value is not None and math.isfinite(value):
+            self._gauge.set(value)
+            self._highest = max(self._highest, value)
+
+    def raise_to(self, value: float) -> None:
+        """Take the value if it is higher than any before."""
+        if value > self._highest:
+            self.set(value)
+
+
+class _Published:
+    """The metrics of a registry, less gauges without a value yet and less `_created` series.
+
+    The latter would double the number of counter series; the client's own switch for them is
+    global to the process.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [
+                sample
+                for sample in family.samples
+                if not sample.name.endswith("_created") and not math.isnan(sample.value)
+            ]
+            if family.samples:
+                yield family
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The registry in Prometheus' text format."""
+    published: Collector = _Published(registry)
+    return generate_latest(published)

@@ -1,0 +1,215 @@
+"""What the whole job does. Rank 0 alone has these metrics; their values are already reduced."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from pipeline.metrics.families import Families, Measurement
+
+CHECKPOINT_KINDS = ("periodic", "best", "preempt")
+"""Why a checkpoint is written."""
+
+EVALUATION_SPLITS = ("train", "val")
+
+_CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """What does not change while a job is on; `cuda` and `gpu_name` are "" on a CPU."""
+
+    version: str
+    torch: str
+    cuda: str
+    gpu_name: str
+    model: str
+    precision: str
+    dataset: str
+    manifest_sha8: str
+    steps_per_epoch: int
+    target_epochs: float
+    global_batch_size: int
+    world_size: int
+
+
+class JobMetrics:
+    """The metrics without a `rank`. A value that is not finite leaves the last finite one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._start = time.time()
+        families = Families(registry)
+        self._add_run(families)
+        self._add_training(families)
+        self._add_evaluation(families)
+        self._add_checkpoints(families)
+
+    def _add_run(self, families: Families) -> None:
+        self._run_start = families.gauge("run_start_timestamp_seconds", "When this attempt began")
+        self._run_end = families.gauge("run_end_timestamp_seconds", "When it ended; 0 before")
+        self._run_duration = families.gauge("run_duration_seconds", "How long it took; 0 before")
+        self._run_success = families.gauge("run_success", "1 once the run did its last step")
+        self._resumes = families.counter("resumes_total", "Times the run was resumed")
+        self._preempt_signals = families.counter("preempt_signals_total", "Stop requests heeded")
+        self._steps_per_epoch = families.gauge("steps_per_epoch", "Steps of one epoch")
+        self._target_epochs = families.gauge("target_epochs", "Epochs of the whole run")
+        self._global_batch = families.gauge("global_batch_samples", "Samples of one step")
+        self._world_size = families.gauge("world_size_ranks", "Ranks of the job")
+        self._build_info = families.gauge_family(
+            "build_info", "Versions of the software", "version", "torch", "cuda"
+        )
+        self._run_info = families.gauge_family(
+            "run_info",
+            "What is trained, on what",
+            *("model", "precision", "dataset", "manifest_sha8", "gpu_name"),
+        )
+
+    def _add_training(self, families: Families) -> None:
+        self._step = families.gauge("global_step", "Steps done in the life of the run")
+        self._epoch = families.gauge("epoch", "Epochs done in the life of the run, a fraction too")
+        self._loss = families.measurement("train_loss", "Mean loss of the log interval")
+        self._accuracy = families.measurement(
+            "train_accuracy_ratio", "Top-1 accuracy of the log interval"
+        )
+        self._learning_rate = families.measurement("learning_rate", "Learning rate")
+        self._grad_norm = families.measurement("train_grad_norm", "Norm of the gradients")
+        self._grad_scale = families.measurement("grad_scale", "Loss scale of fp16 training")
+
+    def _add_evaluation(self, families: Families) -> None:
+        losses = _by_split(families, "eval_loss", "Mean loss of the last evaluation")
+        self._eval_loss = {split: Measurement(gauge) for split, gauge in losses.items()}
+        self._eval_accuracy = _by_split_and_k(
+            families, "eval_accuracy_ratio", "Top-k accuracy of the last evaluation"
+        )
+        self._best_accuracy = _by_split_and_k(
+            families, "best_eval_accuracy_ratio", "Highest top-k accuracy of an evaluation so far"
+        )
+        self._eval_samples = _by_split(
+            families, "eval_samples", "Samples that the last evaluation counted"
+        )
+        self._eval_expected = _by_split(
+            families, "eval_expected_samples", "Samples that it should have counted"
+        )
+        self._eval_success = _by_split(
+            families, "eval_last_success_timestamp_seconds", "When one last was exact; 0 before"
+        )
+
+    def _add_checkpoints(self, families: Families) -> None:
+        self._checkpoints = families.counters(
+            "checkpoints_total", "Checkpoints tried", "kind", CHECKPOINT_KINDS
+        )
+        self._checkpoint_failures = families.counters(
+            "checkpoint_failures_total", "Checkpoints not written", "kind", CHECKPOINT_KINDS
+        )
+        self._checkpoint_duration = families.histogram(
+            "checkpoint_duration_seconds", "Time to write a checkpoint", _CHECKPOINT_BUCKETS
+        )
+        self._checkpoint_success = families.gauge(
+            "checkpoint_last_success_timestamp_seconds", "When one last was written; 0 before"
+        )
+        self._checkpoint_step = families.gauge("checkpoint_last_step", "Step of the last one")
+        self._checkpoint_bytes = families.gauge("checkpoint_bytes", "Size of the last one")
+
+    def started(self, facts: RunFacts, *, step: int = 0, epoch: float = 0.0) -> None:
+        """The job stands before its first step; `step` and `epoch` are those it resumes from."""
+        self._start = time.time()
+        self._run_start.set(self._start)
+        self._step.set(step)
+        self._epoch.set(epoch)
+        self._steps_per_epoch.set(facts.steps_per_epoch)
+        self._target_epochs.set(facts.target_epochs)
+        self._global_batch.set(facts.global_batch_size)
+        self._world_size.set(facts.world_size)
+        self._build_info.labels(facts.version, facts.torch, facts.cuda).set(1)
+        self._run_info.labels(
+            facts.model, facts.precision, facts.dataset, facts.manifest_sha8, facts.gpu_name
+        ).set(1)
+
+    def resumed(
+        self, times: int = 1, *, best_top1: float | None = None, best_top5: float | None = None
+    ) -> None:
+        """The run goes on from a checkpoint.
+
+        `times` counts this and all earlier resumptions of the run: the counter starts at 0 in each
+        process, and two attempts that both say 1 would look like one. `best_top1` and `best_top5`
+        are the best of `val` so far.
+        """
+        self._resumes.inc(times)
+        self._best_accuracy["val", 1].set(best_top1)
+        self._best_accuracy["val", 5].set(best_top5)
+
+    def trained(
+        self,
+        *,
+        step: int,
+        epoch: float,
+        loss: float,
+        top1: float,
+        learning_rate: float,
+        grad_norm: float | None = None,
+        grad_scale: float | None = None,
+    ) -> None:
+        """A log interval ended."""
+        self._step.set(step)
+        self._epoch.set(epoch)
+        self._loss.set(loss)
+        self._accuracy.set(top1)
+        self._learning_rate.set(learning_rate)
+        self._grad_norm.set(grad_norm)
+        self._grad_scale.set(grad_scale)
+
+    def evaluated(
+        self, split: str, *, top1: float, top5: float, loss: float, seen: int, expected: int
+    ) -> None:
+        """An evaluation of `split` ended. It is a success, and can be the best, only if exact."""
+        self._eval_loss[split].set(loss)
+        self._eval_samples[split].set(seen)
+        self._eval_expected[split].set(expected)
+        for k, accuracy in ((1, top1), (5, top5)):
+            self._eval_accuracy[split, k].set(accuracy)
+            if seen == expected:
+                self._best_accuracy[split, k].raise_to(accuracy)
+        if seen == expected:
+            self._eval_success[split].set(time.time())
+
+    def checkpointed(self, kind: str, *, seconds: float, num_bytes: int, step: int) -> None:
+        """A checkpoint was written; `kind` is from `CHECKPOINT_KINDS`."""
+        self._checkpoints[kind].inc()
+        self._checkpoint_duration.observe(seconds)
+        self._checkpoint_success.set(time.time())
+        self._checkpoint_step.set(step)
+        self._checkpoint_bytes.set(num_bytes)
+
+    def checkpoint_failed(self, kind: str) -> None:
+        """A checkpoint could not be written; `kind` is from `CHECKPOINT_KINDS`."""
+        self._checkpoints[kind].inc()
+        self._checkpoint_failures[kind].inc()
+
+    def stop_requested(self) -> None:
+        """The ranks agreed to stop early."""
+        self._preempt_signals.inc()
+
+    def ended(self, success: bool) -> None:
+        """The job leaves; `success` says whether the run did its last step."""
+        now = time.time()
+        self._run_end.set(now)
+        self._run_duration.set(now - self._start)
+        self._run_success.set(success)
+
+
+def _by_split(families: Families, name: str, documentation: str) -> dict[str, Gauge]:
+    family = families.gauge_family(name, documentation, "split")
+    return {split: family.labels(split) for split in EVALUATION_SPLITS}
+
+
+def _by_split_and_k(
+    families: Families, name: str, documentation: str
+) -> dict[tuple[str, int], Measurement]:
+    family = families.gauge_family(name, documentation, "split", "k")
+    return {
+        (split, k): Measurement(family.labels(split, str(k)))
+        for split in EVALUATION_SPLITS
+        for k in (1, 5)
+    }

@@ -1,0 +1,111 @@
+"""What one rank does: its steps, where their time goes, its reader and its GPU memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.metrics.families import Families
+
+PHASES = ("data_wait", "h2d", "forward_backward", "sync_wait", "optimizer", "other")
+"""Where the wall time of a step goes; the phases sum to it."""
+
+LOADER_PHASES = ("read", "decode")
+LOADER_SOURCES = ("tar", "beton", "cache", "remote")
+SAMPLE_FAILURES = ("unreadable", "undecodable")
+
+_STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class RankMetrics:
+    """The metrics with labels `rank` and `local_rank`. Recording costs microseconds.
+
+    The histogram of step durations has neither label, so only rank 0 has it: synchronous training
+    makes steps equally long on all ranks, and the same series from two ranks would clash.
+    """
+
+    def __init__(self, rank: int, local_rank: int, registry: CollectorRegistry) -> None:
+        families = Families(registry, rank=str(rank), local_rank=str(local_rank))
+        self._add_training(families)
+        self._add_loading(families)
+        self._step_duration = None
+        if rank == 0:
+            self._step_duration = families.histogram(
+                "step_duration_seconds", "Wall time of a step, seen by rank 0", _STEP_BUCKETS
+            )
+
+    def _add_training(self, families: Families) -> None:
+        self._samples = families.counter("train_samples_total", "Samples of all steps")
+        self._steps = families.counter("train_steps_total", "Steps, applied or skipped")
+        self._skipped = families.counter(
+            "train_steps_skipped_total", "Steps not applied: their gradients were not finite"
+        )
+        self._phase_seconds = families.counters(
+            "step_seconds_total", "Wall time of the steps by phase", "phase", PHASES
+        )
+        self._last_step = families.gauge("last_step_timestamp_seconds", "When the last step ended")
+        self._gpu_allocated = families.gauge(
+            "gpu_memory_allocated_bytes", "GPU memory that tensors hold"
+        )
+        self._gpu_reserved_peak = families.gauge(
+            "gpu_memory_reserved_peak_bytes", "Most GPU memory the allocator has held"
+        )
+
+    def _add_loading(self, families: Families) -> None:
+        self._loader_samples = families.counters(
+            "loader_samples_total", "Samples read and decoded", "source", LOADER_SOURCES
+        )
+        self._loader_bytes = families.counters(
+            "loader_bytes_read_total", "Encoded bytes read", "source", LOADER_SOURCES
+        )
+        self._loader_seconds = families.counters(
+            "loader_seconds_total", "Reader time, summed over its threads", "phase", LOADER_PHASES
+        )
+        self._loader_failures = families.counters(
+            "loader_sample_failures_total", "Samples not loaded", "reason", SAMPLE_FAILURES
+        )
+        self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
+
+    def record_step(
+        self, num_samples: int, phase_seconds: Mapping[str, float], skipped: bool
+    ) -> None:
+        """Count one step of this rank; the keys of `phase_seconds` are from `PHASES`."""
+        self._samples.inc(num_samples)
+        self._steps.inc()
+        if skipped:
+            self._skipped.inc()
+        for phase, seconds in phase_seconds.items():
+            # A remainder such as "other" can be a hair below 0, and counters refuse to fall.
+            self._phase_seconds[phase].inc(max(0.0, seconds))
+        if self._step_duration is not None:
+            self._step_duration.observe(sum(phase_seconds.values()))
+        self._last_step.set(time.time())
+
+    def record_loaded(
+        self,
+        num_samples: int,
+        num_bytes: int,
+        read_seconds: float,
+        decode_seconds: float,
+        source: str = "tar",
+    ) -> None:
+        """Count samples that a reader delivered; `source` is from `LOADER_SOURCES`."""
+        self._loader_samples[source].inc(num_samples)
+        self._loader_bytes[source].inc(num_bytes)
+        self._loader_seconds["read"].inc(max(0.0, read_seconds))
+        self._loader_seconds["decode"].inc(max(0.0, decode_seconds))
+
+    def record_sample_failure(self, reason: str) -> None:
+        """Count a sample that could not be loaded; `reason` is from `SAMPLE_FAILURES`."""
+        self._loader_failures[reason].inc()
+
+    def record_queue(self, num_batches: int) -> None:
+        """Note how many batches are ready ahead of need."""
+        self._loader_queue.set(num_batches)
+
+    def record_gpu_memory(self, allocated_bytes: int, reserved_peak_bytes: int) -> None:
+        """Note the GPU memory held by tensors now, and by the allocator at most."""
+        self._gpu_allocated.set(allocated_bytes)
+        self._gpu_reserved_peak.set(reserved_peak_bytes)

@@ -1,0 +1,137 @@
+"""`RUN/metrics/rank-NNNNN.prom`: one rank's metrics as text, and which process wrote them.
+
+    # {"rank": 0, "local_rank": 0, "host": "node17", "pid": 4711, "start_ticks": 86400, …}
+    # HELP alexnet_train_steps_total …
+    …
+    # EOF
+
+The first line lets the exporter of the same host tell a live rank from a dead one at once, and
+leave the ranks of other hosts in a shared run directory alone; the last one shows that nothing is
+missing. Both are comments to Prometheus, so node_exporter's textfile collector takes these files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+HEARTBEAT = "alexnet_heartbeat_timestamp_seconds"
+PATTERN = "rank-*.prom"
+
+_MISSED_INTERVALS = 10
+_END = b"# EOF\n"
+
+
+def rank_file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.prom"
+
+
+def process_start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if it is gone or a zombie.
+
+    With the pid it names one process for as long as the host is up: pids are reused.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the command's name may hold spaces
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Writer:
+    """The process behind a rank file; `since` is when it began to publish, in Unix seconds."""
+
+    rank: int
+    local_rank: int
+    host: str
+    pid: int
+    start_ticks: int
+    since: float
+    interval_seconds: float
+
+    @classmethod
+    def this_process(cls, *, rank: int, local_rank: int, interval_seconds: float) -> Self:
+        return cls(
+            rank=rank,
+            local_rank=local_rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            start_ticks=process_start_ticks(os.getpid()) or 0,
+            since=time.time(),
+            interval_seconds=interval_seconds,
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process still exists; true only on its own host."""
+        return process_start_ticks(self.pid) == self.start_ticks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankFile:
+    """What one rank published last; `heartbeat` is when, in Unix seconds."""
+
+    writer: Writer
+    heartbeat: float
+    families: tuple[Metric, ...]
+
+    def is_up(self, now: float) -> bool:
+        """Whether the rank runs and has published lately."""
+        patience_seconds = _MISSED_INTERVALS * self.writer.interval_seconds
+        return self.writer.is_running and now - self.heartbeat <= patience_seconds
+
+
+def render_rank_file(writer: Writer, exposition: bytes) -> bytes:
+    """The content of the file, from a Prometheus text exposition."""
+    return f"# {json.dumps(asdict(writer))}\n".encode() + exposition + _END
+
+
+def read_writer(path: Path) -> Writer:
+    """Who wrote the file. Raises `OSError`, and `ValueError` if its first line is damaged."""
+    with path.open("rb") as file:
+        line = file.readline()
+    try:
+        writer = _parse_writer(json.loads(line.removeprefix(b"# ")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the first line does not name its writer: {error!r}") from None
+    if path.name != rank_file_name(writer.rank):
+        raise ValueError(f"{path}: was written for rank {writer.rank}")
+    return writer
+
+
+def _parse_writer(fields: dict[str, Any]) -> Writer:
+    return Writer(
+        rank=int(fields["rank"]),
+        local_rank=int(fields["local_rank"]),
+        host=str(fields["host"]),
+        pid=int(fields["pid"]),
+        start_ticks=int(fields["start_ticks"]),
+        since=float(fields["since"]),
+        interval_seconds=float(fields["interval_seconds"]),
+    )
+
+
+def read_rank_file(path: Path) -> RankFile:
+    """The whole file. Raises `OSError`, and `ValueError` if anything in it is damaged."""
+    writer = read_writer(path)
+    content = path.read_bytes()
+    if not content.endswith(_END):
+        raise ValueError(f"{path}: its end is missing")
+    try:
+        families = tuple(text_string_to_metric_families(content.decode()))
+    except (IndexError, ValueError) as error:  # the parser slices lines that it takes for whole
+        raise ValueError(f"{path}: is not a Prometheus text exposition: {error}") from None
+    for family in families:
+        if family.name == HEARTBEAT and family.samples:
+            return RankFile(writer=writer, heartbeat=family.samples[0].value, families=families)
+    raise ValueError(f"{path}: has no {HEARTBEAT}")

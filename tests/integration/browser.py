@@ -1,0 +1,156 @@
+"""Headless Chromium, driven over the DevTools protocol through a pipe: no port, no library."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import io
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)
+_ANSWER_SECONDS = 60
+
+
+def require_chromium() -> str:
+    """The path of Chromium; without it the test is skipped, but fails in CI."""
+    path = shutil.which("chromium")
+    if path is None:
+        message = "chromium is not installed (Debian: apt install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+class Page:
+    """One page of a running browser."""
+
+    def __init__(self, commands: int, answers: int) -> None:
+        self._commands, self._answers = commands, answers
+        self._pending = b""
+        self._number = 0
+        self._session: str | None = None
+        self.requests: list[str] = []
+        """Addresses that pages asked for, data URIs aside."""
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        self._call("Page.enable")
+        self._call("Network.enable")
+
+    def open(self, path: Path, *, width: int, height: int, dark: bool = False) -> None:
+        """Load a local page in a window of `width` × `height` CSS pixels."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Page.navigate", url=path.resolve().as_uri())
+        while self._receive().get("method") != "Page.loadEventFired":
+            pass
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def screenshot(self) -> npt.NDArray[np.uint8]:
+        """The whole page, uint8 H×W×3."""
+        answer = self._call("Page.captureScreenshot", captureBeyondViewport=True)
+        with Image.open(io.BytesIO(base64.b64decode(answer["data"]))) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            command["sessionId"] = self._session
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        while (message := self._receive()).get("id") != self._number:
+            pass
+        assert "error" not in message, message
+        result: dict[str, Any] = message["result"]
+        return result
+
+    def _receive(self) -> dict[str, Any]:
+        """The next message of the browser."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while b"\0" not in self._pending:
+            ready, _, _ = select.select([self._answers], [], [], deadline - time.monotonic())
+            assert ready, f"Chromium has not answered for {_ANSWER_SECONDS} s"
+            block = os.read(self._answers, 1 << 20)
+            assert block, "Chromium has closed the pipe"
+            self._pending += block
+        line, self._pending = self._pending.split(b"\0", 1)
+        message: dict[str, Any] = json.loads(line)
+        if message.get("method") == "Network.requestWillBeSent":
+            url = message["params"]["request"]["url"]
+            if not url.startswith("data:"):
+                self.requests.append(url)
+        return message
+
+
+@contextlib.contextmanager
+def browser_page(profile: Path) -> Iterator[Page]:
+    """Start Chromium with a profile of its own, and end it afterwards."""
+    chromium = require_chromium()
+    command_end, commands = _high_pipe()
+    answers, answer_end = _high_pipe()
+    # Chromium reads commands from descriptor 3 and answers on 4; the shell puts them there.
+    script = f'exec "$@" 3<&{command_end} 4>&{answer_end}'
+    browser = subprocess.Popen(
+        ["bash", "-c", script, "bash", chromium, *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=(command_end, answer_end),
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(command_end)
+    os.close(answer_end)
+    try:
+        yield Page(commands, answers)
+    finally:
+        os.close(commands)  # with its pipe closed, Chromium ends in good order
+        os.close(answers)
+        try:
+            browser.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            browser.kill()
+            browser.wait()
+
+
+def _high_pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are not 3 and 4."""
+    low = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low)
+    for end in low:
+        os.close(end)
+    return high[0], high[1]

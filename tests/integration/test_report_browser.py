@@ -1,0 +1,63 @@
+"""The report in a real Chromium, on a desk and on a phone: what is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.report.__main__ import main
+from tests.integration.browser import browser_page
+from tests.pipeline.fake_run import write_run
+from tests.pipeline.report_page import SECTIONS
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PAGE_RGB = {False: (0xFA, 0xF9, 0xF6), True: (0x13, 0x16, 0x19)}
+RIGHT_RGB = {False: (0x0B, 0x69, 0xAD), True: (0x5F, 0xB0, 0xEC)}
+
+BOXES = """[...document.querySelectorAll(%r)].map(e => {
+    const box = e.getBoundingClientRect();
+    return [box.left, box.top + scrollY, box.width, box.height]})"""
+BARS = """[...document.querySelectorAll('.bars .track')].map(track => [
+    parseFloat(track.firstElementChild.style.getPropertyValue('--share')),
+    track.firstElementChild.getBoundingClientRect().width / track.getBoundingClientRect().width])"""
+PHOTOS = "[...document.images].map(image => image.complete && image.naturalWidth)"
+
+
+def num_pixels(screen: npt.NDArray[np.uint8], color: tuple[int, int, int]) -> int:
+    return int((np.abs(screen.astype(int) - color).max(axis=2) <= 2).sum())
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_report_is_drawn(tmp_path: Path, width: int, dark: bool) -> None:
+    run = write_run(tmp_path, NAMES)
+    assert main([str(run.path)]) == 0
+    with browser_page(tmp_path / "profile") as page:
+        page.open(run.report, width=width, height=900, dark=dark)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for name in SECTIONS:
+            ((left, _, box_width, box_height),) = page.evaluate(BOXES % f"#{name}")
+            assert left >= 0
+            assert left + box_width <= width
+            assert box_width > width / 2
+            assert box_height > 20
+        screen = page.screenshot()
+        charts = page.evaluate(BOXES % "svg")
+        bars = page.evaluate(BARS)
+        photos = page.evaluate(PHOTOS)
+        assert page.requests == [run.report.resolve().as_uri()]
+
+    assert screen.shape[0] > 2000
+    assert num_pixels(screen, PAGE_RGB[dark]) > screen[..., 0].size * 0.1
+    assert num_pixels(screen, RIGHT_RGB[dark]) > 2000
+    assert len(charts) == 4
+    for left, top, box_width, box_height in charts[:3]:
+        area = screen[int(top) : int(top + box_height), int(left) : int(left + box_width)]
+        assert num_pixels(area, RIGHT_RGB[dark]) > 50, "the curve is not drawn"
+    assert len(bars) == 10 * 10 + 8 * 5
+    for share, drawn in bars:
+        assert drawn == pytest.approx(share, abs=0.01)
+    assert photos == [16] * 18

@@ -1,0 +1,130 @@
+"""The written configuration, its refusals, and the start of the server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.prometheus import render_config
+from pipeline.run_directory import RunDirectory
+from tests.pipeline.monitoring import REPOSITORY, require_tool
+
+CONFIG = """\
+# Written by `python -m launch prometheus`, again at each call; copy it to keep changes.
+global:
+  scrape_interval: 15s
+scrape_configs:
+  - job_name: alexnet_train
+    file_sd_configs:
+      - files: ["/data/my runs/prometheus-targets/*.json"]
+        refresh_interval: 5s
+"""
+
+
+def prometheus(root: Path, *options: object) -> int:
+    return main(["prometheus", "--run-root", str(root), *map(str, options)])
+
+
+def test_the_configuration() -> None:
+    assert render_config(Path("/data/my runs/prometheus-targets"), "15s") == CONFIG
+
+
+def test_promtool_takes_what_the_command_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promtool = require_tool("promtool")
+    root = tmp_path / 'a "root": with $odd # characters'
+    root.mkdir()
+    assert prometheus(root, "--scrape-interval", "1s") == 0
+    config = root / "prometheus.yml"
+    check = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert "SUCCESS" in check.stdout
+    assert RunDirectory(root / "run").targets.is_dir()
+    output = capsys.readouterr().out
+    assert f"wrote {config}" in output
+    assert "--web.listen-address=127.0.0.1:9090" in output
+
+
+def test_a_second_call_rewrites_its_own_file_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "own.yml"
+    for interval in ("15s", "30s"):
+        assert prometheus(tmp_path, "--output", output, "--scrape-interval", interval) == 0
+        assert f"scrape_interval: {interval}" in output.read_text()
+    output.write_text("global: {}\n")
+    assert prometheus(tmp_path, "--output", output) == 1
+    assert output.read_text() == "global: {}\n"
+    assert "was not written by this command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("root", "options", "message"),
+    [
+        ("missing", [], "missing is not a directory"),
+        (".", ["--scrape-interval", "15"], "'15' is not a duration"),
+        (".", ["--scrape-interval", "0s"], "'0s' is not a duration"),
+        (".", ["--output", "missing/prometheus.yml"], "missing is not a directory"),
+        ("run[1]", [], "as a pattern"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    root: str,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run[1]").mkdir()
+    assert prometheus(Path(root), *options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.yml"))
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http"])
+def test_a_wrong_port_is_refused(
+    port: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        prometheus(tmp_path, "--port", port)
+    assert f"argument --port: '{port}' is not a port" in capsys.readouterr().err
+
+
+def test_a_missing_server_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert prometheus(tmp_path, "--start") == 1
+    assert "error: prometheus is not installed" in capsys.readouterr().err
+    assert (tmp_path / "prometheus.yml").exists()
+
+
+def test_a_taken_port_is_named_before_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_tool("prometheus")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert prometheus(tmp_path, "--start", "--port", port) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: Prometheus cannot listen on 127.0.0.1:{port}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "prometheus-data").exists()
+
+
+def test_launch_imports_no_torch() -> None:
+    probe = "import sys, launch.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=REPOSITORY).returncode == 0

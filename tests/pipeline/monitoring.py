@@ -1,0 +1,140 @@
+"""Real ranks, exporters and scrapes for the tests of the monitoring."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+REPOSITORY = Path(__file__).parents[2]
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    """Poll until `condition` holds; fail the test if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def require_tool(name: str) -> str:
+    """The path of a system program; without it the test is skipped, but fails in CI."""
+    path = shutil.which(name)
+    if path is None:
+        message = f"{name} is not installed (Debian: apt install prometheus)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def assert_clean_exposition(text: bytes) -> None:
+    """Put the text before Prometheus' own linter."""
+    promtool = require_tool("promtool")
+    check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert (check.returncode, check.stdout + check.stderr) == (0, b"")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def process(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python module as a process that does not outlive the block."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.send_signal(signal.SIGCONT)
+            child.kill()
+
+
+@contextlib.contextmanager
+def rank_process(
+    run: Path, rank: int, interval_seconds: float = 0.1
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A rank that has published."""
+    path = run / "metrics" / f"rank-{rank:05d}.prom"
+    path.unlink(missing_ok=True)
+    with process("tests.pipeline.rank_process", run, rank, interval_seconds) as child:
+        wait_for(path.exists, f"{path}")
+        yield child
+
+
+def finish(rank: subprocess.Popen[bytes]) -> None:
+    """Let a rank end well."""
+    assert rank.stdin is not None
+    rank.stdin.close()
+    assert rank.wait(30) == 0
+
+
+@contextlib.contextmanager
+def exporter_process(run: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """An exporter that serves."""
+    with process("pipeline.exporter", "--run-dir", run, *options) as child:
+        wait_for(lambda: target_file(run).exists() or child.poll() is not None, "a target")
+        yield child
+
+
+def target_file(run: Path) -> Path:
+    return run.parent / "prometheus-targets" / f"{run.name}-{socket.gethostname()}.json"
+
+
+def address_of(run: Path) -> str:
+    """Where the run's target says that its exporter is."""
+    (entry,) = json.loads(target_file(run).read_text())
+    (address,) = entry["targets"]
+    assert isinstance(address, str)
+    return address
+
+
+def fetch(address: str) -> bytes:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+        content = response.read()
+    assert isinstance(content, bytes)
+    return content
+
+
+def parse(text: bytes) -> Samples:
+    """Every sample by name and labels; a duplicate fails the test."""
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in samples
+            samples[key] = sample.value
+    return samples
+
+
+def scrape(run: Path) -> Samples:
+    return parse(fetch(address_of(run)))
+
+
+def by_rank(samples: Samples, name: str) -> dict[int, float]:
+    """The values of a metric that has the labels of a rank and no other."""
+    return {
+        int(dict(labels)["rank"]): value
+        for (sample_name, labels), value in samples.items()
+        if sample_name == name
+    }

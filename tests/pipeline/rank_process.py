@@ -1,0 +1,74 @@
+"""A rank for tests of the monitoring: publishes real metrics until its standard input ends.
+
+    python -m tests.pipeline.rank_process RUN RANK [INTERVAL_SECONDS]
+
+It "trains" 1,000 samples a second; a quarter of each step's time is waiting for data.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.metrics import JobMetrics, Publisher, RankMetrics, RunFacts
+from pipeline.run_directory import RunDirectory
+
+SAMPLES_PER_SECOND = 1000
+DATA_WAIT_RATIO = 0.25
+LOSS = 1.5
+TOP1 = 0.625
+FACTS = RunFacts(
+    version="0.1.0",
+    torch="2.13.0",
+    cuda="",
+    gpu_name="",
+    model="alexnet_cifar",
+    precision="fp32",
+    dataset='a "quoted" \\ name',
+    manifest_sha8="01234567",
+    steps_per_epoch=100,
+    target_epochs=10,
+    global_batch_size=128,
+    world_size=2,
+)
+
+
+def train(rank: RankMetrics, job: JobMetrics | None) -> None:
+    """One step after another, a fiftieth of a second long, until standard input ends."""
+    begin = last = time.monotonic()
+    num_samples = step = 0
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        now = time.monotonic()
+        due = int((now - begin) * SAMPLES_PER_SECOND)
+        waited = (now - last) * DATA_WAIT_RATIO
+        phases = {"data_wait": waited, "forward_backward": now - last - waited}
+        rank.record_step(due - num_samples, phases, skipped=False)
+        num_samples, last, step = due, now, step + 1
+        if job is not None:
+            job.trained(step=step, epoch=step / 100, loss=LOSS, top1=TOP1, learning_rate=0.1)
+
+
+def main() -> None:
+    run, rank = RunDirectory(Path(sys.argv[1])), int(sys.argv[2])
+    interval_seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
+    registry = CollectorRegistry()
+    metrics = RankMetrics(rank, rank, registry)
+    job = None
+    if rank == 0:
+        job = JobMetrics(registry)
+        job.started(FACTS)
+    publisher = Publisher(
+        run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=interval_seconds
+    )
+    train(metrics, job)
+    if job is not None:
+        job.ended(success=True)
+    publisher.close()
+
+
+if __name__ == "__main__":
+    main()
