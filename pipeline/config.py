@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 ModelName = Literal["alexnet_cifar"]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+T = TypeVar("T")
 
 _OPERATIONAL = {"operational": True}
 
@@ -143,7 +146,8 @@ class ScheduleConfig:
         _require(0 <= self.final_ratio <= 1, "schedule.final_ratio", self.final_ratio, "0 to 1")
         _require(0 < self.factor < 1, "schedule.factor", self.factor, "between 0 and 1")
         _require(
-            list(self.step_epochs) == sorted(set(self.step_epochs)) and min((0, *self.step_epochs)) >= 0,
+            list(self.step_epochs) == sorted(set(self.step_epochs))
+            and min((0, *self.step_epochs)) >= 0,
             "schedule.step_epochs",
             self.step_epochs,
             "epochs in rising order",
@@ -168,7 +172,7 @@ class EvaluationConfig:
 
     every_epochs: float = 1.0
     """Epochs between evaluations; one more follows the last step. 0: only that one."""
-    block_size: int = operational(500)
+    block_size: int = 500
     """Images in one forward pass."""
 
     def __post_init__(self) -> None:
@@ -269,9 +273,7 @@ class Config:
     """Steps between two lines on the console and two `train` events."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.epochs > 0 and math.isfinite(self.epochs), "epochs", self.epochs, "above 0"
-        )
+        _require(self.epochs > 0 and math.isfinite(self.epochs), "epochs", self.epochs, "above 0")
         for name in ("global_batch_size", "accumulation_steps", "log_every_steps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2**63")
@@ -297,6 +299,25 @@ def to_json(config: Config) -> dict[str, Any]:
     """The config as nested objects of JSON's own types."""
     nested: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return nested
+
+
+def from_json(nested: Mapping[str, Any]) -> Config:
+    """The inverse of `to_json`; raises `ValueError` if `nested` is not of this version's fields."""
+    return _from_json(Config, nested)
+
+
+def _from_json(kind: type[T], nested: Mapping[str, Any]) -> T:
+    hints = typing.get_type_hints(kind)
+    if set(nested) != set(hints):
+        unknown = ", ".join(sorted(set(nested) ^ set(hints)))
+        raise ValueError(f"the configuration was saved by another version: {unknown} differ")
+    values = {}
+    for name, value in nested.items():
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _from_json(hints[name], value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:

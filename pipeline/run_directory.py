@@ -1,13 +1,13 @@
 """The run directory: where everything of one run lies, and what keeps two runs apart.
 
-    RUN/
-      config.json           the resolved config, versions, git revision, manifest hash
-      events.jsonl          see `pipeline.events`
-      checkpoints/step-…    see `pipeline.checkpoint`
-      predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
-      metrics/rank-*.prom   see `pipeline.metrics`
-      report.html           see `pipeline.report`
-      STOP                  make this file to stop the run at the next step; it is then removed
+RUN/
+  config.json           the resolved config, versions, git revision, manifest hash
+  events.jsonl          see `pipeline.events`
+  checkpoints/step-…    see `pipeline.checkpoint`
+  predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
+  metrics/rank-*.prom   see `pipeline.metrics`
+  report.html           see `pipeline.report`
+  STOP                  make this file to stop the run at the next step; it is then removed
 """
 
 from __future__ import annotations

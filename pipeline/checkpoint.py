@@ -1,0 +1,235 @@
+"""Checkpoints: complete under their name or not there, verified before use.
+
+    RUN/checkpoints/step-00001950/state.pt          tensors and plain values: weights_only loads it
+                                  checkpoint.json   step, size and hash of state.pt
+                    best -> step-00001560           the one with most of `val` right
+
+    writing     .tmp-step-…/ is filled, synced and read back ──rename──▶ step-…/
+    loading     newest step-…/ whose hash is right; a damaged one is passed over, with a warning
+    pruning     the newest `keep` and the best stay
+
+A kill at any moment leaves either the old set of checkpoints or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.files import TEMPORARY_PREFIX, sha256_of, sync_directory, write_atomically
+
+FORMAT_VERSION = 1
+BEST = "best"
+
+_STATE = "state.pt"
+_FACTS = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or of another format."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What `checkpoint.json` says."""
+
+    format_version: int
+    step: int
+    num_bytes: int
+    sha256: str
+
+
+def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
+    """Write `state`, of tensors and plain values, as the checkpoint of `step`.
+
+    Returns its path and size in bytes. Raises `OSError` if the disk does not take it; what was
+    there before is then untouched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"step-{step:08d}"
+    aside = directory / f"{TEMPORARY_PREFIX}{final.name}"
+    _remove(aside)
+    try:
+        num_bytes = _write(aside, step, state)
+        if final.exists():  # damaged, or from before a resume from an earlier one
+            _remove(final)
+        aside.rename(final)
+    except BaseException:
+        _remove(aside)
+        raise
+    sync_directory(directory)
+    return final, num_bytes
+
+
+def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
+    folder.mkdir()
+    path = folder / _STATE
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's writer hides the disk's own error
+            raise OSError(f"{path} could not be written: {error}") from None
+        file.flush()
+        os.fsync(file.fileno())
+    facts = _Facts(
+        format_version=FORMAT_VERSION,
+        step=step,
+        num_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+    )
+    _load_state(path)  # reads back what was written, before it can replace anything
+    write_atomically(folder / _FACTS, json.dumps(asdict(facts), indent=1).encode() + b"\n")
+    sync_directory(folder)
+    return facts.num_bytes
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; the rename first makes it vanish at once."""
+    if folder.exists():
+        doomed = folder.with_name(f"{TEMPORARY_PREFIX}removed-{folder.name.lstrip('.')}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed `save` or `prune` left."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def paths(directory: Path) -> list[Path]:
+    """All checkpoints, damaged ones too, newest first."""
+    found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, reverse=True)
+
+
+def newest_good(directory: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None if there are none at all.
+
+    Damaged ones are passed over with a warning. Raises `CheckpointError` if all are damaged.
+    """
+    faults = []
+    for path in paths(directory):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            _log.warning("%s; trying the one before it", error)
+            faults.append(str(error))
+        else:
+            return path
+    if faults:
+        raise CheckpointError(
+            f"every checkpoint in {directory} is damaged ({'; '.join(faults)}): "
+            "restore one from a copy, or start again with another --run-dir"
+        )
+    return None
+
+
+def verify(path: Path) -> None:
+    """Check a checkpoint's size and hash; raises `CheckpointError` saying what is wrong."""
+    facts = _read_facts(path)
+    state = path / _STATE
+    try:
+        num_bytes = state.stat().st_size
+        if num_bytes != facts.num_bytes:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {_STATE} has {num_bytes} bytes, "
+                f"expected {facts.num_bytes}"
+            )
+        if sha256_of(state) != facts.sha256:
+            raise CheckpointError(f"checkpoint {path} is damaged: {_STATE} has another hash")
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+
+
+def _read_facts(path: Path) -> _Facts:
+    try:
+        facts = _Facts(**json.loads((path / _FACTS).read_bytes()))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint: {_FACTS} cannot be read ({error.strerror})"
+        ) from None
+    except (TypeError, ValueError):
+        raise CheckpointError(f"checkpoint {path} is damaged: {_FACTS} is not as written") from None
+    if facts.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format version {facts.format_version}; "
+            f"expected {FORMAT_VERSION}: use the version of this program that wrote it"
+        )
+    return facts
+
+
+def load(path: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """The state saved at `path`, after it is verified; raises `CheckpointError`."""
+    verify(path)
+    return _load_state(path / _STATE, device)
+
+
+def _load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True)
+    return state
+
+
+def mark_best(directory: Path, path: Path) -> None:
+    """Let `best` name the checkpoint `path`, at once or not at all."""
+    link = directory / f"{TEMPORARY_PREFIX}{BEST}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    link.replace(directory / BEST)
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Delete all but the newest `keep` and the best."""
+    best = (directory / BEST).resolve().name
+    for path in paths(directory)[keep:]:
+        if path.name != best:
+            _remove(path)
+
+
+def named(directory: Path, name: str) -> Path:
+    """The checkpoint that `--checkpoint NAME` means: newest, best, a step's number or a path.
+
+    Raises `CheckpointError` if it is not there.
+    """
+    if name == "newest":
+        path = newest_good(directory)
+        if path is None:
+            raise CheckpointError(f"{directory} has no checkpoint yet: train first")
+        return path
+    candidates = _candidates(directory, name)
+    for path in candidates:
+        if path.is_dir():
+            return path.resolve()
+    raise CheckpointError(
+        f"no checkpoint '{name}': expected newest, best, a path or a step of "
+        f"{', '.join(str(step_of(path)) for path in paths(directory)) or 'none so far'}"
+    )
+
+
+def _candidates(directory: Path, name: str) -> Iterator[Path]:
+    if name == BEST:
+        yield directory / BEST
+    elif name.isdecimal():
+        yield directory / f"step-{int(name):08d}"
+    else:
+        yield Path(name)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = _NAME.fullmatch(path.resolve().name)
+    assert match is not None
+    return int(match[1])

@@ -1,0 +1,82 @@
+"""What a person at a terminal, or at the log of a batch job, reads: rank 0's lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from pipeline.config import Config
+from pipeline.data.partition import BatchPlan
+from pipeline.evaluate import Evaluation
+
+
+class Console:
+    """Writes whole lines to `stream`; one that is closed or full is not written to again."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def line(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # a log on a full disk, a pipe whose reader has left
+            self._stream = None
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """Names and values, aligned."""
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            self.line(f"  {name:<{width}}  {value}")
+
+
+def resolved_table(
+    config: Config, plan: BatchPlan, *, num_val_samples: int, target_steps: int, device: str
+) -> dict[str, str]:
+    """The arithmetic of a run, for its first lines."""
+    rounds = "" if plan.accumulation_steps == 1 else f" × {plan.accumulation_steps} accumulated"
+    if plan.dropped_samples:
+        rest = f"{plan.dropped_samples:,} left out in each, others every time"
+    elif plan.num_samples % plan.global_batch_size:
+        rest = f"none left out, the last batch has {plan.num_samples % plan.global_batch_size:,}"
+    else:
+        rest = "none left out"
+    schedule = config.schedule
+    warmup = f", {schedule.warmup_epochs:g} epochs of warm-up" if schedule.warmup_epochs else ""
+    return {
+        "ranks": f"{plan.world_size} on {device}, {config.precision}",
+        "global batch": f"{plan.global_batch_size:,} = {plan.world_size} ranks × "
+        f"{plan.local_batch_size:,} local{rounds}",
+        "epochs": f"{config.epochs:g} of {plan.steps_per_epoch:,} steps, {target_steps:,} in all",
+        "samples": f"{plan.num_samples:,} train ({rest}), {num_val_samples:,} val",
+        "optimizer": f"{config.optim.name}, learning rate {config.optim.learning_rate:g} at its "
+        f"peak, {schedule.name}{warmup}",
+    }
+
+
+def train_line(
+    row: Mapping[str, Any], step: int, *, epoch: float, target_steps: int, eta_seconds: float
+) -> str:
+    """One log interval; `row` has the fields of a `train` event."""
+    width = len(f"{target_steps:,}")
+    return (
+        f"step {step:>{width},}/{target_steps:,}  epoch {epoch:6.2f}  loss {row['loss']:.4f}  "
+        f"top-1 {row['top1']:6.1%}  {row['images_per_second']:,.0f} images/s  "
+        f"data wait {row['data_wait_ratio']:.1%}  ETA {clock_time(eta_seconds)}"
+    )
+
+
+def evaluation_line(result: Evaluation) -> str:
+    return (
+        f"{result.split}: top-1 {result.top1:.2%} ({result.correct1:,} of {result.seen:,})  "
+        f"top-5 {result.top5:.2%}  loss {result.loss:.4f}  in {result.seconds:.1f} s"
+    )
+
+
+def clock_time(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,209 @@
+"""The ranks of a job: who they are, how they talk and how they fail together.
+
+Only this module reads the launcher's environment variables. Without a launcher the job is one
+process, and everything here works the same with a world of one.
+
+Two process groups: the default one (NCCL on GPUs, gloo elsewhere) carries tensors in training, and
+its deadline is short. The control group (always gloo) carries small Python values; what rank 0
+does alone, such as saving, is waited for there, under a deadline of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.config import DistributedConfig
+from pipeline.failure import RankFailure, sentence_of
+
+T = TypeVar("T")
+
+_FAILURE_KEY = "alexnet/failure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which process of the job this one is."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    is_launched: bool = False
+    """Whether a launcher such as torchrun started this process."""
+
+    @classmethod
+    def from_environment(cls) -> Place:
+        """As torchrun says it; raises `ValueError` if it says only a part."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        values = {name: os.environ.get(name) for name in names}
+        if values["RANK"] is None and values["WORLD_SIZE"] is None:
+            return cls()
+        for name, value in values.items():
+            if value is None or not value.isdecimal():
+                raise ValueError(
+                    f"the environment variable {name} is {value}; expected a number beside the "
+                    f"others of {', '.join(names)}: start with torchrun, or unset them all"
+                )
+        rank, local_rank, world_size, local_world_size = (
+            int(value or 0) for value in values.values()
+        )
+        return cls(
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            local_world_size=local_world_size,
+            is_launched=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process's view of the job."""
+
+    place: Place
+    device: torch.device
+    store: Store | None
+    control: dist.ProcessGroup | None
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def size(self) -> int:
+        return self.place.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The small picklable `value` of every rank, in rank order, on every rank."""
+        if self.control is None:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's small picklable `value`, on every rank."""
+        if self.control is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over the ranks, in place, of a tensor on `device`."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the block on every rank; if any fails in it, all leave with the same `RankFailure`.
+
+        The block must not contain collectives: a rank that failed would be missing in them.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as exception:
+            error = exception
+        sentence = None if error is None else sentence_of(error)
+        outcomes = self.gather((socket.gethostname(), sentence))
+        failed = [number for number, (_, text) in enumerate(outcomes) if text is not None]
+        if failed:
+            host, text = outcomes[failed[0]]
+            is_everywhere = len({text for _, text in outcomes}) == 1
+            who = "" if is_everywhere else f"rank {failed[0]} on {host}: "
+            raise RankFailure(f"{who}{text}", rank=failed[0]) from error
+
+    def report_failure(self, error: Exception) -> RankFailure:
+        """Leave word of what ends this rank, for the other ranks and for torchrun's summary.
+
+        Returns what the first rank to fail has left: this one's, if it is the first.
+        """
+        get_error_handler().record_exception(error)
+        text = sentence_of(error)
+        if self.store is None:
+            return RankFailure(text, rank=self.rank)
+        left = f"{self.rank} {socket.gethostname()} {text}"
+        with contextlib.suppress(RuntimeError):  # the store may be gone already
+            left = str(self.store.compare_set(_FAILURE_KEY, "", left), "utf-8")
+        rank, host, text = left.split(" ", 2)
+        return RankFailure(f"rank {rank} on {host}: {text}", rank=int(rank))
+
+
+@contextlib.contextmanager
+def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
+    """Join the job's process groups for the length of the block.
+
+    Raises `ValueError` if the device asked for is not there, `RankFailure` if the ranks do not find
+    each other before the deadline.
+    """
+    device = _device(place, config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not place.is_launched:
+        yield World(place=place, device=device, store=None, control=None)
+        return
+    store = _join(place, device, config)
+    deadline = datetime.timedelta(seconds=config.save_timeout_seconds)
+    control = dist.new_group(backend="gloo", timeout=deadline)
+    world = World(place=place, device=device, store=store, control=control)
+    try:
+        yield world
+    except RankFailure:
+        raise
+    except Exception as error:
+        # The groups stay as they are: a rank that failed must leave at once, so others notice.
+        raise world.report_failure(error) from error
+    dist.destroy_process_group()
+
+
+def _join(place: Place, device: torch.device, config: DistributedConfig) -> Store:
+    timeout = datetime.timedelta(seconds=config.timeout_seconds)
+    try:
+        store: Store
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("alexnet/default", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RankFailure(
+            f"the ranks did not find each other within {config.timeout_seconds:g} s ({error}); "
+            "start all of them with one torchrun command a node",
+            rank=place.rank,
+        ) from None
+    return store
+
+
+def _device(place: Place, config: DistributedConfig) -> torch.device:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    if num_gpus < place.local_world_size:
+        raise ValueError(
+            f"{place.local_world_size} ranks on {socket.gethostname()} need as many GPUs, and it "
+            f"has {num_gpus}: use --nproc_per_node={max(num_gpus, 1)}, "
+            "or --distributed.device cpu"
+        )
+    return torch.device("cuda", place.local_rank)

@@ -1,0 +1,250 @@
+"""Exact evaluation: every sample of a split once, whatever the number of ranks.
+
+    torchrun --nproc_per_node=N -m pipeline.evaluate --run-dir RUN [--split val]
+
+The split is cut into blocks before the blocks are dealt to the ranks, each block is computed by one
+thread in fp32, and the answers are put together sample by sample. So 1, 2, 3 or 4 ranks find the
+same integers, and a sample that was seen twice or not at all is an error, not a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data_prep.files import atomic_writer
+from data_prep.manifest import manifest_sha256, read_manifest
+from pipeline import checkpoint
+from pipeline.data.augment import Normalizer
+from pipeline.data.loader import Loader, evaluation_requests
+from pipeline.data.partition import evaluation_blocks
+from pipeline.data.preprocess import build_normalizer
+from pipeline.data.tar import TarReader
+from pipeline.distributed import Place, World, connect
+from pipeline.failure import exit_code_of
+from pipeline.model import build_model
+from pipeline.replica import load_weights
+from pipeline.run_directory import RunDirectory
+from pipeline.settings import Settings, read_settings
+
+TOP_K = 5
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What an evaluation found; the arrays run over the samples of the split in order."""
+
+    split: str
+    seen: int
+    expected: int
+    correct1: int
+    correct5: int
+    loss: float
+    """Mean cross-entropy."""
+    seconds: float
+    predictions: Arrays
+    """labels [n], topk_classes [n, k], topk_probabilities [n, k], losses [n]."""
+
+    @property
+    def top1(self) -> float:
+        return self.correct1 / self.seen
+
+    @property
+    def top5(self) -> float:
+        return self.correct5 / self.seen
+
+    def event(self) -> dict[str, Any]:
+        """The fields of an `eval` event."""
+        names = ("split", "top1", "top5", "loss", "correct1", "correct5", "seen", "expected")
+        return {name: getattr(self, name) for name in (*names, "seconds")}
+
+
+class InexactEvaluation(RuntimeError):
+    """Some sample was not seen exactly once: the result is worth nothing."""
+
+
+def evaluate(
+    model: nn.Module,
+    reader: TarReader,
+    normalizer: Normalizer,
+    world: World,
+    *,
+    split: str,
+    block_size: int,
+    depth: int,
+) -> Evaluation:
+    """Evaluate the plain `model` (no DDP around it) on all samples of `reader`, on every rank.
+
+    Raises `InexactEvaluation` if the ranks' samples do not make up the split, and what the reader
+    raises.
+    """
+    begin = time.perf_counter()
+    blocks = evaluation_blocks(reader.num_samples, block_size, world.size, world.rank)
+    loader = Loader(
+        reader,
+        evaluation_requests(blocks),
+        batch_size=block_size,
+        depth=depth,
+        pad=True,
+        pin_memory=world.device.type == "cuda",
+    )
+    with loader, _evaluating(model, world.device):
+        parts = []
+        for batch in loader:
+            images, labels = batch.to(world.device)
+            answers = _answer(model(normalizer(images)), labels)
+            part = {"samples": batch.samples[: batch.num_valid]}
+            part |= {name: value[: batch.num_valid] for name, value in answers.items()}
+            parts.append(part)
+    rows = _concatenate([part for ranks in world.gather(parts) for part in ranks])
+    return _summarize(split, rows, reader.num_samples, time.perf_counter() - begin)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model without dropout and gradients; on a CPU with one thread.
+
+    The number of threads decides how a CPU divides its sums, and so the last bits of the logits.
+    """
+    was_training, num_threads = model.training, torch.get_num_threads()
+    model.eval()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+        model.train(was_training)
+
+
+def _answer(logits: torch.Tensor, labels: torch.Tensor) -> Arrays:
+    """What is kept of a block: logits N×C, labels N."""
+    logits = logits.float()
+    top = logits.softmax(1).topk(min(TOP_K, logits.shape[1]), dim=1)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return {
+        "labels": labels.cpu().numpy(),
+        "topk_classes": top.indices.cpu().numpy(),
+        "topk_probabilities": top.values.cpu().numpy(),
+        "losses": losses.cpu().numpy(),
+    }
+
+
+def _concatenate(parts: list[Arrays]) -> Arrays:
+    """The rows of all parts by sample number."""
+    assert parts, "a split of a shard set is not empty"
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(rows["samples"], kind="stable")
+    return {name: values[order] for name, values in rows.items()}
+
+
+def _summarize(split: str, rows: Arrays, expected: int, seconds: float) -> Evaluation:
+    samples = rows.pop("samples")
+    if not np.array_equal(samples, np.arange(expected)):
+        raise InexactEvaluation(
+            f"the evaluation of {split} saw {len(samples)} samples, {len(np.unique(samples))} "
+            f"different ones; expected each of {expected} once"
+        )
+    hits = rows["topk_classes"] == rows["labels"][:, None]
+    return Evaluation(
+        split=split,
+        seen=len(samples),
+        expected=expected,
+        correct1=int(hits[:, 0].sum()),
+        correct5=int(hits.any(axis=1).sum()),
+        loss=float(rows["losses"].astype(np.float64).mean()),
+        seconds=seconds,
+        predictions=rows,
+    )
+
+
+def save_predictions(run: RunDirectory, step: int, evaluation: Evaluation) -> None:
+    """Write the predictions where the report finds them; raises `OSError`."""
+    path = run.predictions(evaluation.split)
+    path.parent.mkdir(exist_ok=True)
+    with atomic_writer(path) as file:
+        arrays: dict[str, Any] = {"step": step, **evaluation.predictions}
+        np.savez_compressed(file, **arrays)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate",
+        description="Evaluate a run's checkpoint exactly, on any number of ranks.",
+    )
+    parser.add_argument("--run-dir", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        default="newest",
+        help="newest, best, a step or a checkpoint's path; default: %(default)s",
+    )
+    parser.add_argument("--shards", type=Path, help="where the shard set is now, if it was moved")
+    return parser
+
+
+def _evaluate_run(
+    options: argparse.Namespace, run: RunDirectory, settings: Settings, world: World
+) -> None:
+    config = settings.config
+    with world.together():
+        shards: Path = options.shards or Path(config.data.shards)
+        manifest = read_manifest(shards)
+        Settings(
+            recipe=settings.recipe, config=config, manifest_sha256=manifest_sha256(shards)
+        ).check_continues(settings.to_json(), run.path)
+        path = checkpoint.named(run.checkpoints, options.checkpoint)
+        state = checkpoint.load(path, world.device)
+        threads = config.data.decode_threads
+        reader = TarReader(shards, manifest, options.split, num_threads=threads)
+        model = build_model(config.model, manifest.num_classes, reader.image_shape)
+        load_weights(model, state["model"])
+    with reader:
+        result = evaluate(
+            model.to(world.device),
+            reader,
+            build_normalizer(config.augment, manifest, world.device),
+            world,
+            split=options.split,
+            block_size=config.evaluation.block_size,
+            depth=config.data.prefetch_batches,
+        )
+    if world.is_main:
+        save_predictions(run, checkpoint.step_of(path), result)
+        row = {"checkpoint": str(path), "step": checkpoint.step_of(path), **result.event()}
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    run = RunDirectory(options.run_dir)
+
+    place = Place.from_environment()
+
+    def body() -> int:
+        settings = read_settings(run)
+        with connect(place, settings.config.distributed) as world:
+            _evaluate_run(options, run, settings, world)
+        return 0
+
+    return exit_code_of(place.rank, body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

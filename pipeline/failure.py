@@ -1,0 +1,64 @@
+"""How a job fails: with one sentence, from the rank that failed first and from rank 0."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+FAILED = 1
+"""Exit code of a rank that failed."""
+
+_FORESEEN = (OSError, ValueError, ImportError)
+
+
+class RankFailure(RuntimeError):
+    """The job cannot go on: one sentence that names the rank that failed first and why."""
+
+    def __init__(self, text: str, *, rank: int) -> None:
+        super().__init__(text)
+        self.rank = rank
+        """The rank that failed first."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """What to tell a user of an exception; one that nobody foresaw keeps its type's name."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    if isinstance(error, (*_FORESEEN, RankFailure)):
+        return str(error)
+    if _is_from_collective(error):
+        reason = str(error).splitlines()[0]
+        return f"lost another rank: it was killed, hangs or its host is gone ({reason})"
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_from_collective(error: BaseException) -> bool:
+    """Whether a broken connection or a passed deadline raised it; gloo has no type of its own."""
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "timed out", "Timed out")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def exit_code_of(rank: int, body: Callable[[], int]) -> int:
+    """Run `body`; an exception becomes a sentence on standard error and the exit code `FAILED`.
+
+    A `RankFailure` is known to all ranks, so only rank 0 and the one that failed tell it. What
+    nobody foresaw comes with its traceback.
+    """
+    try:
+        return body()
+    except RankFailure as failure:
+        _print_unforeseen(failure.__cause__)
+        if rank in (0, failure.rank):
+            sys.stderr.write(f"error: {failure}\n")
+    except Exception as error:
+        _print_unforeseen(error)
+        sys.stderr.write(f"error: {sentence_of(error)}\n")
+    sys.stderr.flush()
+    return FAILED
+
+
+def _print_unforeseen(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, _FORESEEN) and not _is_from_collective(error):
+        traceback.print_exception(error)

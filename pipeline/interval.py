@@ -1,0 +1,61 @@
+"""What a log interval adds up to: on the device while it lasts, over all ranks when it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pipeline.clock import StepTime
+from pipeline.distributed import World
+from pipeline.metrics import PHASES
+
+
+class Interval:
+    """Sums of the steps since the last log; nothing here waits for the device before `reduce`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        """Loss and right answers."""
+        self._num_samples = 0
+        self._norm: torch.Tensor | None = None
+        self._phase_seconds = dict.fromkeys(PHASES, 0.0)
+
+    def note_predictions(
+        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """Add a micro-batch: its summed loss, logits N×C and labels N."""
+        self._sums[0] += loss
+        self._sums[1] += (logits.argmax(1) == labels).sum()
+        self._num_samples += len(labels)
+
+    def note_norm(self, norm: torch.Tensor | None) -> None:
+        """Keep the latest norm of the gradients."""
+        self._norm = norm
+
+    def note_time(self, step: StepTime) -> None:
+        for phase, seconds in step.phase_seconds.items():
+            self._phase_seconds[phase] += seconds
+
+    def wait(self) -> None:
+        """Let the device finish the interval's steps, so that their times can be read."""
+        self._sums.tolist()
+
+    def reduce(self) -> dict[str, Any]:
+        """The interval's fields of a `train` event, over all ranks; `phase_seconds` is this rank's.
+
+        Speed is from end to end: samples by the whole time of the steps, waiting included.
+        """
+        seconds = sum(self._phase_seconds.values())
+        local = [float(self._num_samples), self._phase_seconds["data_wait"], seconds]
+        sums = torch.cat([self._sums, torch.tensor(local, device=self._world.device).double()])
+        loss, correct, num_samples, wait, all_seconds = self._world.sum(sums).tolist()
+        return {
+            "loss": loss / num_samples,
+            "top1": correct / num_samples,
+            "images_per_second": num_samples * self._world.size / all_seconds,
+            "data_wait_ratio": wait / all_seconds,
+            "phase_seconds": self._phase_seconds,
+            "grad_norm": None if self._norm is None else float(self._norm),
+        }

@@ -1,0 +1,110 @@
+"""Tells what happens in a run: to the console, to `events.jsonl` and to Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.console import Console, evaluation_line, train_line
+from pipeline.data.partition import BatchPlan
+from pipeline.evaluate import Evaluation
+from pipeline.events import EventLog, Kind
+from pipeline.metrics import JobMetrics, RunFacts
+from pipeline.progress import Progress
+from pipeline.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """One verb for each thing that happens; a full disk costs rows of the log, never the run."""
+
+    def __init__(
+        self, events: Path, console: Console, metrics: JobMetrics, plan: BatchPlan
+    ) -> None:
+        self.console = console
+        self._events = EventLog(events)
+        self._metrics = metrics
+        self._plan = plan
+        self._has_warned = False
+
+    @classmethod
+    def of_rank(
+        cls, rank: int, run: RunDirectory, registry: CollectorRegistry, plan: BatchPlan
+    ) -> Self:
+        """Rank 0 tells; the journals of other ranks lead nowhere."""
+        if rank == 0:
+            return cls(run.events, Console(sys.stdout), JobMetrics(registry), plan)
+        return cls(Path(os.devnull), Console(None), JobMetrics(CollectorRegistry()), plan)
+
+    def started(self, progress: Progress, facts: RunFacts, row: Mapping[str, Any]) -> None:
+        """A process group starts; `row` has the fields of a `run` event."""
+        epoch = progress.step / self._plan.steps_per_epoch
+        self._metrics.started(facts, step=progress.step, epoch=epoch)
+        if row["resumed_from"] is not None:
+            self._metrics.resumed(
+                progress.num_resumes, best_top1=progress.best_top1, best_top5=progress.best_top5
+            )
+        self._write("run", progress.step, row)
+
+    def trained(
+        self, step: int, row: Mapping[str, Any], *, target_steps: int, loss_scale: float | None
+    ) -> None:
+        """A log interval ended; `row` has the fields of a `train` event."""
+        epoch = step / self._plan.steps_per_epoch
+        self._metrics.trained(
+            step=step,
+            epoch=epoch,
+            grad_scale=loss_scale,
+            **{name: row[name] for name in ("loss", "top1", "learning_rate", "grad_norm")},
+        )
+        remaining = (target_steps - step) * self._plan.global_batch_size
+        eta_seconds = remaining / row["images_per_second"]
+        self.console.line(
+            train_line(row, step, epoch=epoch, target_steps=target_steps, eta_seconds=eta_seconds)
+        )
+        self._write("train", step, row)
+
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        names = ("top1", "top5", "loss", "seen", "expected")
+        row = result.event()
+        self._metrics.evaluated(result.split, **{name: row[name] for name in names})
+        self.console.line(evaluation_line(result))
+        self._write("eval", step, row)
+
+    def checkpointed(
+        self, step: int, path: Path, *, num_bytes: int, seconds: float, reason: str
+    ) -> None:
+        self._metrics.checkpointed(reason, seconds=seconds, num_bytes=num_bytes, step=step)
+        self.console.line(f"saved {path} ({num_bytes / 1e6:.1f} MB in {seconds:.2f} s)")
+        fields = {"path": str(path), "num_bytes": num_bytes, "seconds": seconds, "reason": reason}
+        self._write("checkpoint", step, fields)
+
+    def checkpoint_failed(self, reason: str, error: str) -> None:
+        self._metrics.checkpoint_failed(reason)
+        self.console.line(f"warning: no checkpoint saved, training goes on: {error}")
+
+    def stop_requested(self, step: int, source: str) -> None:
+        self._metrics.stop_requested()
+        self.console.line(f"stopping at step {step:,}, asked by {source}")
+        self._write("signal", step, {"source": source})
+
+    def ended(self, step: int, outcome: str, error: str | None = None) -> None:
+        """The process group leaves; `outcome` is completed, stopped or failed."""
+        self._metrics.ended(success=outcome == "completed")
+        self._write("end", step, {"outcome": outcome} | ({"error": error} if error else {}))
+        self._events.close()
+
+    def _write(self, kind: Kind, step: int, fields: Mapping[str, Any]) -> None:
+        try:
+            self._events.write(kind, step=step, epoch=step / self._plan.steps_per_epoch, **fields)
+        except OSError as error:
+            if not self._has_warned:
+                _log.warning("cannot write events: %s; training goes on", error.strerror)
+            self._has_warned = True

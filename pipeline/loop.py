@@ -1,0 +1,283 @@
+"""The training loop: steps, and between them logging, evaluation, checkpoints and stopping."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from data_prep.manifest import Manifest
+from pipeline import checkpoint
+from pipeline.clock import StepClock
+from pipeline.config import Config
+from pipeline.data.augment import Normalizer
+from pipeline.data.batch import HostBatch
+from pipeline.data.loader import Loader, training_requests
+from pipeline.data.partition import BatchPlan
+from pipeline.data.preprocess import Augmenter
+from pipeline.data.randomness import torch_seed
+from pipeline.data.tar import TarReader
+from pipeline.distributed import World
+from pipeline.evaluate import evaluate, save_predictions
+from pipeline.failure import sentence_of
+from pipeline.interval import Interval
+from pipeline.journal import Journal
+from pipeline.metrics import RankMetrics
+from pipeline.precision import MAX_SKIPPED_IN_A_ROW
+from pipeline.progress import Progress
+from pipeline.replica import Replica
+from pipeline.run_directory import RunDirectory
+from pipeline.schedule import learning_rate_ratio
+from pipeline.settings import Settings
+from pipeline.stop import StopRequests
+
+Outcome = Literal["completed", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Everything that training works with, made by `pipeline.train`."""
+
+    settings: Settings
+    manifest: Manifest
+    plan: BatchPlan
+    target_steps: int
+    run: RunDirectory
+    world: World
+    replica: Replica
+    augmenter: Augmenter
+    normalizer: Normalizer
+    train_reader: TarReader
+    val_reader: TarReader
+    progress: Progress
+    journal: Journal
+    metrics: RankMetrics
+
+    @property
+    def config(self) -> Config:
+        return self.settings.config
+
+
+class TrainingLoop:
+    """Trains from where `parts.progress` is, up to a given step."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._clock = StepClock(parts.world.device)
+        self._interval = Interval(parts.world)
+        self._step_seconds = 0.0
+        self._saved_step = parts.progress.step
+        self._learning_rate = 0.0
+        parts.replica.when_gradients_are_ready = lambda: self._clock.mark("forward_backward")
+
+    def run(self, end_step: int, stops: StopRequests) -> Outcome:
+        """Train until `end_step` steps are done or the ranks agree to stop.
+
+        Either way the state is then saved. Raises `ValueError` if training diverges, and what the
+        reader and the other ranks' ends raise.
+        """
+        progress = self._parts.progress
+        source = None
+        with self._batches(end_step) as batches:
+            self._clock.restart()
+            while progress.step < end_step and source is None:
+                self._train_step(batches)
+                self._between_steps()
+                source = stops.agreed(progress.step, self._step_seconds)
+        if source is not None:
+            self._parts.journal.stop_requested(progress.step, source)
+        if self._saved_step != progress.step:
+            self._save("periodic" if source is None else "preempt", must_succeed=True)
+        return "completed" if progress.step == self._parts.target_steps else "stopped"
+
+    def _batches(self, end_step: int) -> Loader:
+        parts = self._parts
+        start_step = parts.progress.step
+        return Loader(
+            parts.train_reader,
+            training_requests(
+                parts.plan, parts.config.seed, parts.world.rank, start_step, end_step
+            ),
+            batch_size=parts.plan.local_batch_size,
+            depth=parts.config.data.prefetch_batches,
+            pin_memory=parts.world.device.type == "cuda",
+        )
+
+    def _train_step(self, batches: Loader) -> None:
+        parts, clock = self._parts, self._clock
+        num_samples = 0
+        for micro_batch in range(parts.plan.accumulation_steps):
+            batch = next(batches)
+            clock.mark("data_wait")
+            self._add_gradients(batch, micro_batch)
+            num_samples += batch.num_valid
+        parts.replica.set_learning_rate(self._next_learning_rate())
+        norm, skipped = parts.replica.update()
+        clock.mark("optimizer")
+        parts.progress.did_step(skipped=skipped)
+        self._interval.note_norm(norm)
+        cost = batches.take_cost()
+        parts.metrics.record_loaded(
+            cost.num_samples, cost.num_bytes, cost.read_seconds, cost.decode_seconds
+        )
+        parts.metrics.record_queue(batches.queued_batches)
+        clock.end_step(num_samples, skipped=skipped)
+        self._collect_times()
+
+    def _add_gradients(self, batch: HostBatch, micro_batch: int) -> None:
+        parts, clock, step = self._parts, self._clock, self._parts.progress.step
+        images, labels = batch.to(parts.world.device)
+        clock.mark("h2d")
+        torch.manual_seed(
+            torch_seed(parts.config.seed, step=step, micro_batch=micro_batch, rank=parts.world.rank)
+        )
+        is_last = micro_batch + 1 == parts.plan.accumulation_steps
+        loss, logits = parts.replica.add_gradients(
+            parts.augmenter(images, batch.samples, parts.plan.epoch_of(step)),
+            labels,
+            step_samples=parts.plan.samples_in_step(step),
+            is_last=is_last,
+        )
+        is_averaged = is_last and parts.world.size > 1
+        clock.mark("sync_wait" if is_averaged else "forward_backward")
+        self._interval.note_predictions(loss, logits, labels)
+
+    def _next_learning_rate(self) -> float:
+        parts = self._parts
+        ratio = learning_rate_ratio(
+            parts.config.schedule,
+            updates=parts.progress.updates,
+            steps_per_epoch=parts.plan.steps_per_epoch,
+            target_steps=parts.target_steps,
+            losses=parts.progress.losses,
+        )
+        self._learning_rate = ratio * parts.config.optim.learning_rate
+        return self._learning_rate
+
+    def _collect_times(self) -> None:
+        for time_of_step in self._clock.finished():
+            self._step_seconds = time_of_step.seconds
+            self._interval.note_time(time_of_step)
+            self._parts.metrics.record_step(
+                time_of_step.num_samples, time_of_step.phase_seconds, time_of_step.skipped
+            )
+
+    def _between_steps(self) -> None:
+        """Whatever is due after the step just done; its time is not the next step's."""
+        parts, step = self._parts, self._parts.progress.step
+        if parts.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ValueError(
+                f"the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {step}, were "
+                "not finite: lower optim.learning_rate, or use --precision bf16"
+            )
+        evaluates = self._is_due(parts.config.evaluation.every_epochs)
+        saves = self._is_due(parts.config.checkpoint.every_epochs)
+        if evaluates or saves or step % parts.config.log_every_steps == 0:
+            self._log()
+        is_best = evaluates and self._evaluate()
+        if saves or is_best:
+            self._save("periodic" if saves else "best", is_best=is_best)
+        if evaluates or saves:
+            self._clock.restart()
+
+    def _is_due(self, every_epochs: float) -> bool:
+        step = self._parts.progress.step
+        if step == self._parts.target_steps:
+            return True
+        if every_epochs == 0:
+            return False
+        return step % max(1, round(every_epochs * self._parts.plan.steps_per_epoch)) == 0
+
+    def _log(self) -> None:
+        """Reduce and tell the interval: here, and nowhere else in a step, the device is waited for.
+
+        Raises `ValueError` if the loss is not a number.
+        """
+        parts = self._parts
+        self._interval.wait()
+        self._collect_times()
+        row = self._interval.reduce() | {
+            "learning_rate": self._learning_rate,
+            "skipped_steps": parts.progress.skipped_steps,
+        }
+        self._interval = Interval(parts.world)
+        if parts.world.device.type == "cuda":
+            parts.metrics.record_gpu_memory(
+                torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
+            )
+        scale = parts.replica.loss_scale
+        if not math.isfinite(row["loss"]) and scale is None:
+            raise ValueError(
+                f"the loss is {row['loss']} at step {parts.progress.step}: training has diverged; "
+                "lower optim.learning_rate or lengthen schedule.warmup_epochs"
+            )
+        parts.journal.trained(
+            parts.progress.step, row, target_steps=parts.target_steps, loss_scale=scale
+        )
+
+    def _evaluate(self) -> bool:
+        """Evaluate `val`; returns whether it is the best so far."""
+        parts, step = self._parts, self._parts.progress.step
+        result = evaluate(
+            parts.replica.model,
+            parts.val_reader,
+            parts.normalizer,
+            parts.world,
+            split="val",
+            block_size=parts.config.evaluation.block_size,
+            depth=parts.config.data.prefetch_batches,
+        )
+        if parts.world.is_main:
+            try:
+                save_predictions(parts.run, step, result)
+            except OSError as error:
+                parts.journal.console.line(f"warning: predictions not saved: {sentence_of(error)}")
+        parts.journal.evaluated(step, result)
+        return parts.progress.evaluated(loss=result.loss, top1=result.top1, top5=result.top5)
+
+    def _save(self, reason: str, *, is_best: bool = False, must_succeed: bool = False) -> None:
+        """Rank 0 saves while the others wait for word of it.
+
+        A disk that does not take it costs this checkpoint only, unless it `must_succeed`, because
+        the process ends: then `OSError` is raised.
+        """
+        parts, step = self._parts, self._parts.progress.step
+        if not parts.replica.is_finite():
+            raise ValueError(
+                f"a weight is not a number at step {step}: training has diverged, "
+                "nothing is saved; lower optim.learning_rate"
+            )
+        error = self._write_checkpoint(reason, is_best) if parts.world.is_main else None
+        error = parts.world.broadcast(error)
+        if error is None:
+            self._saved_step = step
+            return
+        parts.journal.checkpoint_failed(reason, error)
+        if must_succeed:
+            raise OSError(f"the checkpoint of step {step} could not be saved: {error}")
+
+    def _write_checkpoint(self, reason: str, is_best: bool) -> str | None:
+        """Save, and tell; returns what went wrong."""
+        parts, step = self._parts, self._parts.progress.step
+        begin = time.perf_counter()
+        try:
+            path, num_bytes = checkpoint.save(parts.run.checkpoints, step, self._state())
+            if is_best:
+                checkpoint.mark_best(parts.run.checkpoints, path)
+            checkpoint.prune(parts.run.checkpoints, parts.config.checkpoint.keep)
+        except OSError as error:
+            return sentence_of(error)
+        seconds = time.perf_counter() - begin
+        parts.journal.checkpointed(step, path, num_bytes=num_bytes, seconds=seconds, reason=reason)
+        return None
+
+    def _state(self) -> dict[str, Any]:
+        parts = self._parts
+        return parts.replica.state_dict() | {
+            "progress": parts.progress.state_dict(),
+            "settings": json.dumps(parts.settings.to_json()),
+        }

@@ -1,0 +1,46 @@
+"""How far a run is: what a checkpoint holds beside the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """Counted over the whole life of the run, resumes included; the same on every rank."""
+
+    step: int = 0
+    """Steps done, skipped ones too: the position in the data."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the evaluations of `val`, oldest first: the plateau schedule looks at them."""
+    best_top1: float | None = None
+    best_top5: float | None = None
+    num_resumes: int = 0
+
+    @property
+    def updates(self) -> int:
+        """Steps that were applied: the position in the schedule."""
+        return self.step - self.skipped_steps
+
+    def did_step(self, *, skipped: bool) -> None:
+        self.step += 1
+        self.skipped_steps += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def evaluated(self, *, loss: float, top1: float, top5: float) -> bool:
+        """Note an evaluation; returns whether its top-1 is above all before."""
+        self.losses.append(loss)
+        is_best = self.best_top1 is None or top1 > self.best_top1
+        self.best_top1 = top1 if self.best_top1 is None else max(self.best_top1, top1)
+        self.best_top5 = top5 if self.best_top5 is None else max(self.best_top5, top5)
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
+        return cls(**state)

@@ -1,0 +1,60 @@
+"""Every run this project knows: a function of that name returns its config.
+
+The docstring says where the recipe comes from, how to run it and what to expect.
+"""
+
+from __future__ import annotations
+
+from pipeline.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+)
+
+
+def cifar10_blog() -> Config:
+    """The blog post's CIFAR-10 network and procedure, to the letter.
+
+    Pixels 0–255 unscaled, no augmentation, Keras' Adam, batch 128 with the last, smaller one kept.
+    """
+    return Config(
+        model=ModelConfig(name="alexnet_cifar"),
+        data=DataConfig(drop_last=False),
+        augment=AugmentConfig(normalize="none"),
+        optim=OptimConfig(name="adam", learning_rate=1e-3, epsilon=1e-7),
+        epochs=10,
+        global_batch_size=128,
+    )
+
+
+def cifar10() -> Config:
+    """The same network with our procedure."""
+    return Config(
+        model=ModelConfig(name="alexnet_cifar", dropout=0.2),
+        augment=AugmentConfig(shift_pixels=2, flip="alternating"),
+        optim=OptimConfig(
+            name="sgd",
+            learning_rate=0.05,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            label_smoothing=0.1,
+        ),
+        schedule=ScheduleConfig(name="cosine", warmup_epochs=1),
+        epochs=10,
+        global_batch_size=128,
+        precision="bf16",
+    )
+
+
+RECIPES = {recipe.__name__: recipe for recipe in (cifar10_blog, cifar10)}
+
+
+def recipe_config(name: str) -> Config:
+    """The config of the recipe called `name`; raises `ValueError` naming those there are."""
+    if name not in RECIPES:
+        raise ValueError(f"no recipe '{name}'; there are {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]()

@@ -1,0 +1,160 @@
+"""`RUN/config.json`: what a run computes and with what, and the guard that keeps it one run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.files import write_atomically
+from data_prep.manifest import MANIFEST_NAME
+from pipeline.config import Config, differences, from_json, to_json
+from pipeline.distributed import World
+from pipeline.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What `config.json` says."""
+
+    recipe: str
+    config: Config
+    manifest_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "config": to_json(self.config),
+            "manifest_sha256": self.manifest_sha256,
+        }
+
+    def check_continues(self, saved: Mapping[str, Any], where: Path) -> None:
+        """Raise `ValueError` if what was `saved` at `where` is of a run that computes otherwise."""
+        if found := differences(self.config, saved["config"]):
+            raise ValueError(
+                f"{where} belongs to a run with another configuration ({'; '.join(found)}): "
+                "use another --run-dir, or the same options as before"
+            )
+        if saved["manifest_sha256"] != self.manifest_sha256:
+            raise ValueError(
+                f"{where} belongs to a run on another shard set: its {MANIFEST_NAME} had the hash "
+                f"{saved['manifest_sha256'][:8]}…, that of {self.config.data.shards} has "
+                f"{self.manifest_sha256[:8]}…; use another --run-dir, or the shard set as it was"
+            )
+
+
+def read_settings(run: RunDirectory) -> Settings:
+    """Read `config.json`; raises `ValueError` if it is not there or not of this version."""
+    saved = _read(run)
+    if saved is None:
+        raise ValueError(
+            f"{run.path} is not a run directory: it has no {run.config.name}; "
+            "give the --run-dir of a training run"
+        )
+    return Settings(
+        recipe=saved["recipe"],
+        config=from_json(saved["config"]),
+        manifest_sha256=saved["manifest_sha256"],
+    )
+
+
+def _read(run: RunDirectory) -> dict[str, Any] | None:
+    try:
+        saved: dict[str, Any] = json.loads(run.config.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
+    return saved
+
+
+def check_same_run(run: RunDirectory, settings: Settings) -> None:
+    """Raise `ValueError` if the run directory is that of a run that computes something else."""
+    saved = _read(run)
+    if saved is not None:
+        settings.check_continues(saved, run.path)
+
+
+def write_settings(run: RunDirectory, settings: Settings, world: World) -> None:
+    """Write `config.json`, with the versions of everything that computes."""
+    content = settings.to_json() | {
+        "versions": versions(),
+        "git_revision": _git_revision(),
+        "hardware": _hardware(world),
+    }
+    write_atomically(run.config, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software a run's numbers depend on."""
+    return {
+        "alexnet-2012": package_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "numpy": np.__version__,
+    }
+
+
+def package_version() -> str:
+    """Of this package; empty in a checkout that is not installed."""
+    try:
+        return metadata.version("alexnet-2012")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _git_revision() -> str | None:
+    """The commit of this checkout, with a mark if files were changed; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _hardware(world: World) -> str:
+    """What computes, as its maker calls it."""
+    if world.device.type == "cuda":
+        return f"{world.size} × {torch.cuda.get_device_name(world.device)}"
+    cores = len(os.sched_getaffinity(0))
+    return f"ranks: {world.size}, on {cores} cores a host of {_processor()}"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def lock_run(run: RunDirectory) -> int:
+    """Claim the run directory until this process ends; returns the open file that holds the lock.
+
+    Raises `ValueError` if another job has it.
+    """
+    handle = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"{run.path} is in use by another job: wait for its end, or give another --run-dir"
+        ) from None
+    except OSError as error:  # a file system without locks, such as Lustre without -o flock
+        _log.warning("cannot lock %s: %s; going on without", run.path, error.strerror)
+    return handle

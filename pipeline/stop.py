@@ -1,0 +1,83 @@
+"""Stopping early: asked for by a signal or a file, agreed on by all ranks between two steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from pipeline.distributed import World
+from pipeline.run_directory import RunDirectory
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_SOURCES = ("", *(number.name for number in _SIGNALS), "STOP file")
+_FILE = len(_SOURCES) - 1
+
+_POLL_SECONDS = 0.5
+_MAX_POLL_STEPS = 64
+
+
+class StopRequests:
+    """Collects requests to stop and lets the ranks agree on them.
+
+    A handler only notes the signal. Every few steps the ranks start a small reduction over the
+    control group and look at its result a few steps later, so that nobody ever waits for it; it
+    carries the next distance too, so that all ranks look after the same step.
+    """
+
+    def __init__(self, world: World, run: RunDirectory) -> None:
+        self._world = world
+        self._file = run.stop_request
+        self._asked = 0
+        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
+        self._next_poll_step: int | None = None
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._asked = _SOURCES.index(signal.Signals(number).name)
+        if number == signal.SIGINT:  # Ctrl-C a second time does not wait for the step
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def agreed(self, step: int, step_seconds: float) -> str | None:
+        """Called after every step: where a request came from that all ranks now know, or None.
+
+        `step_seconds` is how long a step takes, by this rank's own clock.
+        """
+        if self._next_poll_step is not None and step < self._next_poll_step:
+            return None
+        source, distance = self._finish()
+        if source:
+            return _SOURCES[source]
+        self._next_poll_step = step + distance
+        self._start(step_seconds)
+        return None
+
+    def _start(self, step_seconds: float) -> None:
+        if self._world.is_main and not self._asked and self._file.exists():
+            self._asked = _FILE
+        distance = _POLL_SECONDS / max(step_seconds, 1e-6)
+        # The slowest rank decides: the maximum of what is negative is the smallest distance.
+        values = torch.tensor([self._asked, -min(max(int(distance), 1), _MAX_POLL_STEPS)])
+        work = None
+        if self._world.control is not None:
+            work = dist.all_reduce(
+                values, dist.ReduceOp.MAX, group=self._world.control, async_op=True
+            )
+        self._pending = work, values
+
+    def _finish(self) -> tuple[int, int]:
+        """Agreed source (0: none) and distance to the next look, in steps."""
+        if self._pending is None:
+            return 0, 1
+        work, values = self._pending
+        if work is not None:
+            work.wait()
+        source, distance = values.tolist()
+        return source, -distance
+
+    def close(self) -> None:
+        """End a reduction still under way; the ranks are at the same step, so all are in it."""
+        self._finish()

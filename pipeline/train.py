@@ -1,0 +1,356 @@
+"""Trains a recipe on a shard set, on one process or many.
+
+    torchrun --nproc_per_node=N -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN
+        [--max-steps N] [--any.field value]
+
+The same command again goes on from the newest good checkpoint of RUN. It exits with 0 when all that
+was asked for is done, with 75 when it was stopped before (SIGTERM, SIGINT, SIGUSR1, SIGUSR2 or a
+file RUN/STOP) and can go on, and with 1 when it failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from data_prep.manifest import Manifest, manifest_sha256, read_manifest
+from pipeline import checkpoint
+from pipeline.config import Config
+from pipeline.console import resolved_table
+from pipeline.data.augment import Normalizer
+from pipeline.data.partition import BatchPlan
+from pipeline.data.preprocess import Augmenter, build_normalizer
+from pipeline.data.tar import TarReader
+from pipeline.distributed import Place, World, connect
+from pipeline.exporter import start_exporter
+from pipeline.failure import RankFailure, exit_code_of
+from pipeline.journal import Journal
+from pipeline.loop import Parts, TrainingLoop
+from pipeline.metrics import Publisher, RankMetrics, RunFacts
+from pipeline.model import build_model
+from pipeline.overrides import apply_overrides, describe_fields
+from pipeline.progress import Progress
+from pipeline.recipes import RECIPES, recipe_config
+from pipeline.replica import Replica
+from pipeline.run_directory import RunDirectory
+from pipeline.settings import Settings, check_same_run, lock_run, package_version, write_settings
+from pipeline.stop import StopRequests
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, 'try again'."""
+
+_USAGE = (
+    "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "
+    "[--max-steps N] [--FIELD VALUE …]"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What the command line asks for."""
+
+    recipe: str
+    config: Config
+    run: RunDirectory
+    max_steps: int | None
+    """Stop once so many steps are done in the whole life of the run."""
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """Raises `ValueError` for anything that is not as `--help` says."""
+    if not arguments or arguments[0].startswith("--"):
+        raise ValueError(
+            f"the recipe is missing: {_USAGE}; there are the recipes {', '.join(sorted(RECIPES))}"
+        )
+    recipe, *rest = arguments
+    run_dir, rest = _take(rest, "--run-dir")
+    max_steps, rest = _take(rest, "--max-steps")
+    config = apply_overrides(recipe_config(recipe), rest)
+    if run_dir is None:
+        raise ValueError("--run-dir is missing; give the directory that this run's files go to")
+    if not config.data.shards:
+        raise ValueError("--data.shards is missing; give the directory of the shard set")
+    return Command(
+        recipe=recipe,
+        config=config,
+        run=RunDirectory(Path(run_dir)),
+        max_steps=None if max_steps is None else _positive("--max-steps", max_steps),
+    )
+
+
+def _take(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of the option `name`, if it is there, and the other arguments."""
+    rest = list(arguments)
+    value = None
+    while True:
+        place = next((i for i, text in enumerate(rest) if text.partition("=")[0] == name), None)
+        if place is None:
+            return value, rest
+        _, has_value, value = rest.pop(place).partition("=")
+        if not has_value:
+            if place == len(rest):
+                raise ValueError(f"{name} has no value; expected {name} VALUE")
+            value = rest.pop(place)
+
+
+def _positive(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"{name} is '{text}'; expected a whole number above 0")
+    return int(text)
+
+
+def help_text(arguments: Sequence[str]) -> str:
+    """The answer to `--help`, with the values of the recipe if one is named."""
+    named = [name for name in arguments if name in RECIPES]
+    config = RECIPES[named[0]]() if named else Config()
+    recipes = "\n".join(
+        f"  {name:14} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+    )
+    title = f"Fields, with the values of {named[0]}:" if named else "Fields, with their defaults:"
+    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}\n"
+
+
+def train(command: Command, world: World) -> int:
+    """Run the command on this rank; returns the exit code. Raises `RankFailure`."""
+    _set_threads(world)
+    with contextlib.ExitStack() as resources:
+        parts, resumed_from = _prepare(command, world, resources)
+        progress, journal = parts.progress, parts.journal
+        end_step = min(command.max_steps or parts.target_steps, parts.target_steps)
+        if progress.step >= end_step:
+            journal.console.line(f"nothing to do: {progress.step:,} steps are done")
+            return 0
+        stops = StopRequests(world, command.run)
+        _announce(parts, resumed_from)
+        try:
+            TrainingLoop(parts).run(end_step, stops)
+        except Exception as error:
+            failure = world.report_failure(error)
+            journal.ended(progress.step, "failed", str(failure))
+            raise failure from error
+        is_complete = progress.step == parts.target_steps
+        journal.ended(progress.step, "completed" if is_complete else "stopped")
+        return 0 if progress.step == end_step else STOPPED
+
+
+def _prepare(
+    command: Command, world: World, resources: contextlib.ExitStack
+) -> tuple[Parts, Path | None]:
+    """Check and open everything, and go back to the newest checkpoint: returns its path too.
+
+    What can be wrong on one rank alone is done together; then nobody waits for a rank that left.
+    """
+    config, run = command.config, command.run
+    with world.together():
+        if world.is_main:
+            _open_run(run, resources)
+    with world.together():
+        shards = Path(config.data.shards)
+        manifest = read_manifest(shards)
+        settings = Settings(
+            recipe=command.recipe, config=config, manifest_sha256=manifest_sha256(shards)
+        )
+        check_same_run(run, settings)
+        readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
+        plan = _plan(config, readers["train"].num_samples, world)
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, manifest.num_classes, readers["train"].image_shape)
+        normalizer = build_normalizer(config.augment, manifest, world.device)
+    registry = _publish(config, run, world, resources)
+    replica = Replica(model, config, world)
+    _warm_up(replica, normalizer, plan, readers["train"], world)
+    progress, path = _resume(replica, settings, run, world)
+    with world.together():
+        if world.is_main:
+            write_settings(run, settings, world)
+    parts = Parts(
+        settings=settings,
+        manifest=manifest,
+        plan=plan,
+        target_steps=round(config.epochs * plan.steps_per_epoch),
+        run=run,
+        world=world,
+        replica=replica,
+        augmenter=Augmenter(config.augment, config.seed, normalizer),
+        normalizer=normalizer,
+        train_reader=readers["train"],
+        val_reader=readers["val"],
+        progress=progress,
+        journal=Journal.of_rank(world.rank, run, registry, plan),
+        metrics=RankMetrics(world.rank, world.place.local_rank, registry),
+    )
+    return parts, path
+
+
+def _set_threads(world: World) -> None:
+    """Divide the host's cores among its ranks; torchrun would leave each with one."""
+    if world.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // world.place.local_world_size))
+
+
+def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
+    """Make the run directory, claim it, and clear away what a killed job left."""
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"--run-dir {run.path} cannot be made: a file of that name is in the way; "
+            "give another directory"
+        ) from None
+    resources.callback(os.close, lock_run(run))
+    checkpoint.remove_leftovers(run.checkpoints)
+    run.stop_request.unlink(missing_ok=True)
+
+
+def _reader(
+    config: Config, manifest: Manifest, split: str, resources: contextlib.ExitStack
+) -> TarReader:
+    shards, threads = Path(config.data.shards), config.data.decode_threads
+    return resources.enter_context(TarReader(shards, manifest, split, num_threads=threads))
+
+
+def _plan(config: Config, num_samples: int, world: World) -> BatchPlan:
+    return BatchPlan(
+        num_samples=num_samples,
+        global_batch_size=config.global_batch_size,
+        world_size=world.size,
+        accumulation_steps=config.accumulation_steps,
+        drop_last=config.data.drop_last,
+    )
+
+
+def _publish(
+    config: Config, run: RunDirectory, world: World, resources: contextlib.ExitStack
+) -> CollectorRegistry:
+    """Start the node's exporter and this rank's publisher, where metrics are wanted."""
+    registry, place, metrics = CollectorRegistry(), world.place, config.metrics
+    if not metrics.enabled:
+        return registry
+    if metrics.exporter and place.local_rank == 0:
+        start_exporter(
+            run,
+            port=metrics.exporter_port,
+            address=metrics.exporter_address,
+            linger_seconds=metrics.exporter_linger_seconds,
+        )
+    publisher = Publisher(
+        run.metrics,
+        registry,
+        rank=place.rank,
+        local_rank=place.local_rank,
+        interval_seconds=metrics.publish_seconds,
+    )
+    resources.callback(publisher.close)
+    return registry
+
+
+def _warm_up(
+    replica: Replica, normalizer: Normalizer, plan: BatchPlan, reader: TarReader, world: World
+) -> None:
+    shape = (plan.local_batch_size, *reader.image_shape)
+    images = torch.zeros(shape, dtype=torch.uint8, device=world.device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=world.device)
+    replica.warm_up(normalizer(images), labels)
+
+
+def _resume(
+    replica: Replica, settings: Settings, run: RunDirectory, world: World
+) -> tuple[Progress, Path | None]:
+    """Go on from the newest good checkpoint, if there is one: returns its path too."""
+    path = None
+    with world.together():
+        if world.is_main:
+            path = checkpoint.newest_good(run.checkpoints)
+    path = world.broadcast(path)
+    if path is None:
+        return Progress(), None
+    with world.together():
+        state = checkpoint.load(path, world.device)
+        settings.check_continues(json.loads(state["settings"]), path)
+        replica.load_state_dict(state)
+        progress = Progress.from_state_dict(state["progress"])
+    progress.num_resumes += 1
+    return progress, path
+
+
+def _announce(parts: Parts, resumed_from: Path | None) -> None:
+    """The first lines on the console and the `run` event."""
+    config, plan, progress = parts.settings.config, parts.plan, parts.progress
+    row = {
+        "resumed_from": None if resumed_from is None else progress.step,
+        "world_size": plan.world_size,
+        "local_batch_size": plan.local_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "global_batch_size": plan.global_batch_size,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "target_steps": parts.target_steps,
+        "device": parts.world.device.type,
+        "precision": config.precision,
+        "num_train_samples": plan.num_samples,
+        "num_val_samples": parts.val_reader.num_samples,
+    }
+    console = parts.journal.console
+    console.line(f"{parts.settings.recipe} → {parts.run.path}")
+    console.table(
+        resolved_table(
+            config,
+            plan,
+            num_val_samples=parts.val_reader.num_samples,
+            target_steps=parts.target_steps,
+            device=parts.world.device.type,
+        )
+    )
+    if resumed_from is not None:
+        console.line(f"resumed from {resumed_from}")
+    parts.journal.started(progress, _facts(parts), row)
+
+
+def _facts(parts: Parts) -> RunFacts:
+    is_cuda = parts.world.device.type == "cuda"
+    return RunFacts(
+        version=package_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda or "",
+        gpu_name=torch.cuda.get_device_name(parts.world.device) if is_cuda else "",
+        model=parts.settings.config.model.name,
+        precision=parts.settings.config.precision,
+        dataset=parts.manifest.source,
+        manifest_sha8=parts.settings.manifest_sha256[:8],
+        steps_per_epoch=parts.plan.steps_per_epoch,
+        target_epochs=parts.settings.config.epochs,
+        global_batch_size=parts.plan.global_batch_size,
+        world_size=parts.plan.world_size,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    words = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(help_text(words))
+        return 0
+    place = Place.from_environment()
+
+    def body() -> int:
+        try:
+            command = parse_command(words)
+        except ValueError as error:  # the same on all ranks
+            raise RankFailure(str(error), rank=0) from None
+        with connect(place, command.config.distributed) as world:
+            return train(command, world)
+
+    return exit_code_of(place.rank, body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
