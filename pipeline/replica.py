@@ -51,7 +51,7 @@ class Replica:
             self.model,
             bucket_cap_mb=self._config.distributed.bucket_bytes / (1 << 20),
             gradient_as_bucket_view=True,
-            **{_SYNC_BUFFERS: False},
+            **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
         )
         # A lambda, because DDP takes no hook whose annotations are still text.
         parallel.register_comm_hook(self, lambda replica, bucket: _average_bucket(replica, bucket))

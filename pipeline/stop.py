@@ -79,5 +79,12 @@ class StopRequests:
         return source, -distance
 
     def close(self) -> None:
-        """End a reduction still under way; the ranks are at the same step, so all are in it."""
+        """Heed no more requests: the process is about to leave.
+
+        A reduction still under way is ended; the ranks are at the same step, so all are in it.
+        torchrun sends SIGTERM to those that leave after the first, and they shall keep their own
+        exit code.
+        """
         self._finish()
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -137,6 +137,7 @@ def train(command: Command, world: World) -> int:
             failure = world.report_failure(error)
             journal.ended(progress.step, "failed", str(failure))
             raise failure from error
+        stops.close()
         is_complete = progress.step == parts.target_steps
         journal.ended(progress.step, "completed" if is_complete else "stopped")
         return 0 if progress.step == end_step else STOPPED
