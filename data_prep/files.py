@@ -63,8 +63,13 @@ def remove_leftovers(directory: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hash of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
+        return sha256_of_rest(file)
+
+
+def sha256_of_rest(file: BinaryIO) -> str:
+    """Hash of what an open file holds from its position on, in hexadecimal."""
+    digest = hashlib.sha256()
+    while block := file.read(_HASH_BLOCK_BYTES):
+        digest.update(block)
     return digest.hexdigest()

@@ -3,6 +3,8 @@
     SHARDS/
       train-000000.tar …  val-000000.tar …   WebDataset tars
       train.index.npy  val.index.npy         one row a sample, see `INDEX_DTYPE`
+      train.crc32.npy  val.crc32.npy         one checksum a sample: `verify` names what is damaged
+      train.mean.npy                         the mean image, when all have one size
       _info.json                             the manifest, written last: without it no shard set
 
 `splits.<name>.{name, num_samples, filenames, shard_lengths}` in the manifest are the schema of
@@ -58,15 +60,17 @@ class Split:
     shard_sha256: tuple[str, ...]
     index_filename: str
     index_sha256: str
+    checksums_filename: str | None = None
+    """An .npy of uint32[num_samples]: the CRC-32 of each image member, in the index's order."""
+    checksums_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """Colour statistics of the train split, RGB order, 0–255 scale.
+    """Colour statistics of the train split over all its pixels, RGB order, 0–255 scale.
 
     `pca_stds` are standard deviations along the components (2012 code), not eigenvalues;
     column `i` of `pca_vectors` (3×3, row by row) is component `i`, by ascending deviation.
-    `mean_image` is H×W×3, or None when the images have no common size.
     """
 
     num_images: int
@@ -76,6 +80,7 @@ class Statistics:
     pca_vectors: tuple[tuple[float, float, float], ...]
     mean_image_filename: str | None = None
     """An .npy of float32 H×W×3 beside the manifest, or None when image sizes differ."""
+    mean_image_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,183 @@
+"""Make a shard set from raw images, or check one.
+
+python -m data_prep shard SOURCE [--input PATH] --output SHARDS [options]
+python -m data_prep verify SHARDS [--full]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.conversion import Options, convert
+from data_prep.manifest import ENCODINGS, Manifest, ShardSetError
+from data_prep.output import ConversionError
+from data_prep.sources import Source, SourceError, open_folder
+from data_prep.synthetic import make_synthetic
+
+_INTERRUPTED = 130
+_MAX_COUNT = 10_000_000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return int(options.run(options))
+    except (SourceError, ConversionError, ShardSetError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(
+            f"{where}{error.strerror or error}; what is finished is kept: once that is mended, "
+            "the same command goes on from there"
+        )
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here")
+        return _INTERRUPTED
+
+
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"error: {sentence}\n")
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shard = commands.add_parser("shard", help="make a shard set, or finish one that was begun")
+    sources = shard.add_subparsers(required=True, metavar="SOURCE")
+    _add_source(
+        sources,
+        "folder",
+        "images in train/CLASS/* and val/CLASS/* or test/CLASS/*",
+        lambda options: open_folder(options.input),
+    )
+    synthetic = _add_source(
+        sources, "synthetic", "drawn shapes of 10 classes", _make_synthetic, has_input=False
+    )
+    synthetic.add_argument("--num-train", type=_between(1, _MAX_COUNT), default=10_000, metavar="N")
+    synthetic.add_argument("--num-val", type=_between(1, _MAX_COUNT), default=2_000, metavar="N")
+    return parser
+
+
+def _add_source(
+    sources: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    what: str,
+    open_source: Callable[[argparse.Namespace], Source],
+    *,
+    has_input: bool = True,
+) -> argparse.ArgumentParser:
+    parser = sources.add_parser(
+        name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=_shard, open_source=open_source)
+    if has_input:
+        parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=what)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="SHARDS", help="folder of the shard set"
+    )
+    parser.add_argument(
+        "--encoding", choices=ENCODINGS, help="store JPEGs or pixels; default: the source's own"
+    )
+    parser.add_argument(
+        "--size",
+        type=_between(1, _MAX_COUNT),
+        metavar="N",
+        help="scale the short side to N, crop the middle N×N",
+    )
+    parser.add_argument(
+        "--samples-per-shard", type=_between(1, _MAX_COUNT), default=1000, metavar="N", help="count"
+    )
+    parser.add_argument(
+        "--seed", type=_between(0, 2**63 - 1), default=0, metavar="N", help="of the shuffle"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_between(1, _MAX_COUNT),
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes",
+    )
+    parser.add_argument(
+        "--max-reject-ratio",
+        type=_between(0, 1, float),
+        default=0.001,
+        metavar="R",
+        help="stop if more than this share of the images cannot be used",
+    )
+    return parser
+
+
+def _make_synthetic(options: argparse.Namespace) -> Source:
+    return make_synthetic(
+        seed=options.seed,
+        size=options.size or 32,
+        num_train=options.num_train,
+        num_val=options.num_val,
+    )
+
+
+def _between(low: float, high: float, kind: type[int] | type[float] = int) -> Callable[[str], Any]:
+    """A converter of arguments to numbers of that range."""
+
+    def convert_argument(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from {low} to {high}")
+
+    return convert_argument
+
+
+def _shard(options: argparse.Namespace) -> int:
+    begin = time.monotonic()
+    source: Source = options.open_source(options)
+    manifest, num_written = convert(
+        source,
+        options.output,
+        Options(
+            encoding=options.encoding or source.default_encoding,
+            size=options.size,
+            samples_per_shard=options.samples_per_shard,
+            seed=options.seed,
+            num_workers=options.workers,
+            max_reject_ratio=options.max_reject_ratio,
+        ),
+        sys.stderr,
+    )
+    sys.stdout.write(_summary(manifest, num_written, time.monotonic() - begin, options.output))
+    return 0
+
+
+def _summary(manifest: Manifest, num_written: int, seconds: float, shards: Path) -> str:
+    splits = manifest.splits.values()
+    samples = " + ".join(f"{split.num_samples:,} {split.name}" for split in splits)
+    num_samples = sum(split.num_samples for split in splits)
+    made = (
+        f"{num_written} written, {num_samples / seconds:,.0f} samples a second"
+        if num_written
+        else "complete already"
+    )
+    return (
+        f"{shards}: {samples} samples of {manifest.num_classes} classes in "
+        f"{sum(len(split.filenames) for split in splits)} shards ({made}); "
+        f"rejected: {_reasons(manifest.rejected)}; rewritten: {_reasons(manifest.rewritten)}\n"
+    )
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

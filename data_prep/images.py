@@ -1,0 +1,193 @@
+"""One image, from whatever it is to what a shard holds.
+
+The rules, in the words of `docs/data-format.md`: an honest JPEG that has the wanted size goes in
+byte for byte; what else decodes is converted and counted by its first reason in `REWRITTEN`;
+what does not decode whole is rejected and counted by its reason in `REJECTED`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from data_prep.manifest import Encoding
+from data_prep.sources import Pixels, RawImage
+
+JPEG_QUALITY = 95
+"""Of images that must be encoded anew; their colours are not subsampled (4:4:4)."""
+
+RewriteReason = Literal[
+    "cmyk",  # CMYK or YCCK: converted to RGB
+    "rotated",  # the EXIF orientation asked for it: turned upright
+    "sixteen_bit",  # the upper 8 of its 16 bits are kept
+    "transparent",  # laid over white
+    "palette",  # colours looked up
+    "grayscale",  # three equal channels; a grayscale JPEG stays as it is under encoding jpeg
+    "not_jpeg",  # another format, or pixels, encoded as JPEG
+    "repaired",  # a JPEG that decodes whole, but not without a warning
+    "resized",  # to --size
+]
+REWRITTEN: tuple[RewriteReason, ...] = get_args(RewriteReason)
+
+RejectReason = Literal[
+    "empty",  # no bytes
+    "not_an_image",  # no known image format
+    "truncated",  # its end is missing
+    "undecodable",  # known format, but damaged or of an unknown kind
+    "too_large",  # more pixels than Pillow deems safe (a decompression bomb)
+]
+REJECTED: tuple[RejectReason, ...] = get_args(RejectReason)
+
+_JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a camera's JPEG with further pictures after its end
+_UPRIGHT = 1
+
+
+class RejectedImage(Exception):
+    """An image that no rule makes usable."""
+
+    def __init__(self, reason: RejectReason) -> None:
+        super().__init__(reason)
+        self.reason: RejectReason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """The content of an image's tar member."""
+
+    content: bytes
+    pixels: Pixels
+    """What a reader of the shard will see."""
+    rewritten: RewriteReason | None
+    """Why the image is not what the source has, or None."""
+
+
+def store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
+    """Make the member's content: a JPEG, or the .npy of the pixels.
+
+    With `size` the middle square is scaled to size×size; without it the image keeps its size.
+    Raises `RejectedImage`.
+    """
+    if not isinstance(raw, bytes):
+        return _encode(Image.fromarray(raw), None, encoding, size)
+    image = _open(raw)
+    flaw = _find_flaw(image)
+    if encoding == "jpeg" and image.format not in _JPEG_FORMATS:
+        flaw = flaw or "not_jpeg"
+    elif encoding == "jpeg" and flaw in (None, "grayscale") and _fits(image, size):
+        try:
+            return StoredImage(raw, decode_jpeg(raw), None)
+        except ValueError:
+            flaw = "repaired"
+    return _encode(_to_rgb(image, flaw), flaw, encoding, size)
+
+
+def decode_jpeg(content: bytes) -> Pixels:
+    """Decode as the readers of shards do; raises `ValueError` at the slightest damage."""
+    pixels: Pixels = simplejpeg.decode_jpeg(content)
+    return pixels
+
+
+def encode_npy(pixels: Pixels) -> bytes:
+    """The .npy file of an image; its pixels are its last bytes."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _open(raw: bytes) -> ImageFile.ImageFile:
+    """Read an image's header."""
+    if not raw:
+        raise RejectedImage("empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange metadata, which we do not use
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(raw))
+    except UnidentifiedImageError:
+        raise RejectedImage("not_an_image") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise RejectedImage("too_large") from None
+    except Exception as error:  # Pillow's format readers raise anything
+        raise _rejection(error) from None
+
+
+def _find_flaw(image: ImageFile.ImageFile) -> RewriteReason | None:
+    """What a reader that expects plain RGB would get wrong, as far as the header tells."""
+    if image.mode == "CMYK":
+        return "cmyk"
+    if _orientation(image) != _UPRIGHT:
+        return "rotated"
+    if _is_sixteen_bit(image):
+        return "sixteen_bit"
+    if image.has_transparency_data:
+        return "transparent"
+    if image.mode == "P":
+        return "palette"
+    return None if image.mode == "RGB" else "grayscale"
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+    except Exception:  # damaged metadata say nothing of the picture
+        return _UPRIGHT
+
+
+def _is_sixteen_bit(image: ImageFile.ImageFile) -> bool:
+    return image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile)
+
+
+def _fits(image: Image.Image, size: int | None) -> bool:
+    return size is None or image.size == (size, size)
+
+
+def _to_rgb(image: Image.Image, flaw: RewriteReason | None) -> Image.Image:
+    """Decode the whole image and undo its flaw."""
+    try:
+        image.load()
+        if flaw == "rotated":
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # convert() would clip at 255 what goes to 65535
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything
+        raise _rejection(error) from None
+
+
+def _rejection(error: Exception) -> RejectedImage:
+    return RejectedImage("truncated" if "truncated" in str(error).lower() else "undecodable")
+
+
+def _encode(
+    image: Image.Image, flaw: RewriteReason | None, encoding: Encoding, size: int | None
+) -> StoredImage:
+    if not _fits(image, size):
+        assert size is not None
+        image = _crop_and_scale(image, size)
+        flaw = flaw or "resized"
+    if encoding == "rgb":
+        pixels = np.asarray(image)
+        return StoredImage(encode_npy(pixels), pixels, flaw)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+    content = buffer.getvalue()
+    return StoredImage(content, decode_jpeg(content), flaw)
+
+
+def _crop_and_scale(image: Image.Image, size: int) -> Image.Image:
+    """Scale the middle square to size×size: the same as short side to `size`, then centre crop."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)

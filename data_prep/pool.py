@@ -1,0 +1,132 @@
+"""Worker processes that write shards, and end with the process that started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from data_prep.manifest import Encoding
+from data_prep.output import ConversionError
+from data_prep.shards import ShardPlan, write_shard
+from data_prep.sources import Reader
+
+_POLL_SECONDS = 0.2
+_MAX_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """What all shards of a conversion have in common."""
+
+    reader: Reader
+    shards: Path
+    records: Path
+    encoding: Encoding
+    size: int | None
+
+    def record_path(self, plan: ShardPlan) -> Path:
+        """Where the record of a finished shard is: its presence says the shard is finished."""
+        return self.records / f"{plan.stem}.npz"
+
+    def run(self, plan: ShardPlan, count_sample: Callable[[], None]) -> None:
+        """Write one shard, then its record."""
+        path = self.shards / plan.filename
+        record = write_shard(
+            plan,
+            path,
+            self.reader,
+            encoding=self.encoding,
+            size=self.size,
+            count_sample=count_sample,
+        )
+        record.save(self.record_path(plan))
+
+
+def write_shards(
+    plans: Sequence[ShardPlan], job: ShardJob, num_workers: int, show: Callable[[int], None]
+) -> Generator[ShardPlan, None, None]:
+    """Write all shards; yields each plan when its shard and record are on disk.
+
+    `show` is told the number of samples done, several times a second. Close the generator to stop.
+    Raises `ConversionError` if a worker dies, and what the workers raise.
+    """
+    if not plans:
+        return
+    # Spawned, not forked: safe with threads, and no worker inherits an end of another's pipe.
+    context = multiprocessing.get_context("spawn")
+    stop_reader, stop = context.Pipe(duplex=False)
+    counter, counter_writer = context.Pipe(duplex=False)
+    os.set_blocking(counter.fileno(), False)
+    executor = ProcessPoolExecutor(
+        min(num_workers, len(plans)),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(job, stop_reader, counter_writer),
+    )
+    num_done = 0
+    try:
+        pending = {executor.submit(_run, plan): plan for plan in plans}
+        while pending:
+            done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            num_done += _count(counter)
+            show(num_done)
+            for future in done:
+                plan = pending.pop(future)
+                future.result()
+                yield plan
+        executor.shutdown()
+    except BrokenProcessPool:
+        raise ConversionError(
+            "a worker process died: it was killed, perhaps for want of memory; run the same "
+            f"command again to go on, with fewer than --workers {num_workers} if memory is short"
+        ) from None
+    finally:
+        stop.close()
+        executor.shutdown(cancel_futures=True)
+        for end in (stop_reader, counter, counter_writer):
+            end.close()
+
+
+def _count(counter: Connection) -> int:
+    """How many samples were done since the last call: a byte each."""
+    try:
+        return len(os.read(counter.fileno(), _MAX_READ_BYTES))
+    except BlockingIOError:
+        return 0
+
+
+_run_in_worker: Callable[[ShardPlan], None]
+"""Set in worker processes only."""
+
+
+def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
+    global _run_in_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops us
+    threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
+
+    # A byte in a pipe needs no lock, which a worker that is killed could leave locked.
+    def count_sample() -> None:
+        os.write(counter.fileno(), b".")
+
+    def run(plan: ShardPlan) -> None:
+        job.run(plan, count_sample)
+
+    _run_in_worker = run
+
+
+def _exit_with_parent(stop: Connection) -> None:
+    """Leave at once when the parent closes its end of the pipe, or dies."""
+    stop.poll(None)
+    os._exit(1)
+
+
+def _run(plan: ShardPlan) -> None:
+    _run_in_worker(plan)

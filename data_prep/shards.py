@@ -1,0 +1,217 @@
+"""Writes one shard, and beside it the record of all that the manifest needs from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.files import atomic_writer, sha256_of_rest
+from data_prep.images import RejectedImage, StoredImage, store
+from data_prep.manifest import INDEX_DTYPE, MEMBER_SUFFIX, Encoding
+from data_prep.sources import Reader, Sample
+from data_prep.statistics import PixelSums
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+LABEL_SUFFIX = "cls"
+_FILE_MODE = 0o644
+_MAX_SIZES = 2  # enough to know that they differ
+_END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPlan:
+    """What goes into one shard: decided before any image is read."""
+
+    split: str
+    number: int
+    samples: tuple[Sample, ...]
+
+    @property
+    def stem(self) -> str:
+        return f"{self.split}-{self.number:06d}"
+
+    @property
+    def filename(self) -> str:
+        return f"{self.stem}.tar"
+
+
+@dataclass(slots=True)
+class ShardContents:
+    """What is in one shard, or in several: they add up."""
+
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    """Height and width of the images; of many sizes, some."""
+    rewritten: Counter[str] = field(default_factory=Counter)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """Locator and reason of each rejected sample."""
+    pixels: PixelSums = field(default_factory=PixelSums)
+    """Of the train split only: nothing may be learnt from the other."""
+
+    def add(self, image: StoredImage, *, is_train: bool) -> None:
+        """Count in one image."""
+        height, width, _ = image.pixels.shape
+        if len(self.sizes) < _MAX_SIZES:
+            self.sizes.add((height, width))
+        if image.rewritten is not None:
+            self.rewritten[image.rewritten] += 1
+        if is_train:
+            self.pixels.add(image.pixels)
+
+    def merge(self, other: ShardContents) -> None:
+        """Count in all of `other`."""
+        if len(self.sizes) < _MAX_SIZES:
+            self.sizes |= other.sizes
+        self.rewritten += other.rewritten
+        self.rejected += other.rejected
+        self.pixels.merge(other.pixels)
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardRecord:
+    """A finished shard. Rejected samples have no row: it may be shorter than its plan."""
+
+    num_bytes: int
+    sha256: str
+    index: npt.NDArray[np.void]
+    """`INDEX_DTYPE[rows]`."""
+    checksums: npt.NDArray[np.uint32]
+    """CRC-32 of each row's image member."""
+    contents: ShardContents
+
+    def save(self, path: Path) -> None:
+        """Write all to one .npz file, atomically."""
+        contents = self.contents
+        pixels = contents.pixels
+        facts = {
+            "num_bytes": self.num_bytes,
+            "sha256": self.sha256,
+            "sizes": sorted(contents.sizes),
+            "rewritten": contents.rewritten,
+            "rejected": contents.rejected,
+            "pixels": [pixels.num_images, pixels.num_pixels, pixels.sizes_differ],
+        }
+        arrays = {
+            "facts": np.array(json.dumps(facts)),
+            "index": self.index,
+            "checksums": self.checksums,
+            "sums": pixels.sums,
+            "products": pixels.products,
+        }
+        if pixels.image_sum is not None:
+            arrays["image_sum"] = pixels.image_sum
+        with atomic_writer(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
+        with np.load(path) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            num_images, num_pixels, sizes_differ = facts["pixels"]
+            return cls(
+                num_bytes=facts["num_bytes"],
+                sha256=facts["sha256"],
+                index=arrays["index"],
+                checksums=arrays["checksums"],
+                contents=ShardContents(
+                    sizes={(height, width) for height, width in facts["sizes"]},
+                    rewritten=Counter(facts["rewritten"]),
+                    rejected=[(locator, reason) for locator, reason in facts["rejected"]],
+                    pixels=PixelSums(
+                        num_images=num_images,
+                        num_pixels=num_pixels,
+                        sums=arrays["sums"],
+                        products=arrays["products"],
+                        image_sum=arrays.get("image_sum"),
+                        sizes_differ=sizes_differ,
+                    ),
+                ),
+            )
+
+
+def write_shard(
+    plan: ShardPlan,
+    path: Path,
+    reader: Reader,
+    *,
+    encoding: Encoding,
+    size: int | None,
+    count_sample: Callable[[], None],
+) -> ShardRecord:
+    """Write the shard to `path`, atomically, and tell what became of it.
+
+    The file is hashed while it is written, and read back before it gets its name.
+    Raises `OSError` if a sample cannot be read or the shard cannot be written.
+    """
+    contents = ShardContents()
+    rows, checksums = [], []
+    with atomic_writer(path) as file:
+        tar = _TarWriter(file)
+        for sample in plan.samples:
+            try:
+                image = store(reader.read(sample), encoding, size)
+            except RejectedImage as rejection:
+                contents.rejected.append((sample.locator, rejection.reason))
+            else:
+                offset = tar.add(f"{sample.key}.{MEMBER_SUFFIX[encoding]}", image.content)
+                tar.add(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())
+                rows.append((plan.number, offset, len(image.content), sample.label))
+                checksums.append(zlib.crc32(image.content))
+                contents.add(image, is_train=plan.split == "train")
+            count_sample()
+        num_bytes, sha256 = tar.finish()
+        _check_written(file, sha256, path)
+    return ShardRecord(
+        num_bytes=num_bytes,
+        sha256=sha256,
+        index=np.array(rows, INDEX_DTYPE),
+        checksums=np.array(checksums, np.uint32),
+        contents=contents,
+    )
+
+
+class _TarWriter:
+    """A ustar archive whose bytes depend on nothing but the members."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._num_bytes = 0
+
+    def add(self, name: str, content: bytes) -> int:
+        """Append a member; returns the offset of its content."""
+        header = tarfile.TarInfo(name)  # owner and time are 0 unless set
+        header.size = len(content)
+        header.mode = _FILE_MODE
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._num_bytes
+        self._write(content)
+        self._write(bytes(-len(content) % BLOCK_BYTES))
+        return offset
+
+    def finish(self) -> tuple[int, str]:
+        """End the archive; returns its length and its sha256."""
+        self._write(_END_OF_ARCHIVE)
+        self._file.flush()
+        return self._num_bytes, self._hash.hexdigest()
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._hash.update(content)
+        self._num_bytes += len(content)
+
+
+def _check_written(file: BinaryIO, expected: str, path: Path) -> None:
+    file.seek(0)
+    if sha256_of_rest(file) != expected:
+        raise OSError(f"{path} does not read back as it was written: the disk is damaged")

@@ -1,0 +1,166 @@
+"""Where raw images come from: what every source is, and the source `folder`.
+
+A source is a function that returns a `Source`: all samples by split, and a reader of one sample.
+To add one, write such a function and give it its command in `__main__`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.assignment import make_keys
+from data_prep.manifest import Encoding
+
+logger = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+"""An image, uint8 H×W×3, RGB."""
+
+RawImage = bytes | Pixels
+"""The content of an image file of any format, or pixels."""
+
+_MAX_NAMED = 3
+"""How many culprits an error names."""
+
+
+class SourceError(ValueError):
+    """The input is missing, incomplete, or not what the source expects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of a split, before it is read."""
+
+    key: str
+    label: int
+    locator: str
+    """Tells the reader which image it is, and people where to look."""
+
+
+class Reader(Protocol):
+    """Reads samples in a worker process: it must be picklable, and small or quick to pickle."""
+
+    def read(self, sample: Sample) -> RawImage:
+        """The image; raises `OSError` if it cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A raw data set."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """In label order."""
+    splits: Mapping[str, tuple[Sample, ...]]
+    """`train` and `val`; neither is empty."""
+    reader: Reader
+    default_encoding: Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """Reads image files below `root`; locators are relative paths."""
+
+    root: Path
+
+    def read(self, sample: Sample) -> RawImage:
+        return (self.root / sample.locator).read_bytes()
+
+
+def open_folder(root: Path) -> Source:
+    """The images `train/CLASS/*` and `val/CLASS/*` (or `test/CLASS/*`) below `root`.
+
+    Classes get their labels in the order of their names. Hidden files are left out; every other
+    file of a class counts as an image, whatever its name ends in.
+    Raises `SourceError` if a split is missing, a class is empty, the splits have different
+    classes, or the order of the class names is in doubt.
+    """
+    if not root.is_dir():
+        raise SourceError(
+            f"--input {root} is not a folder; expected one that holds train/CLASS/* and val/CLASS/*"
+        )
+    folders = {"train": _find_folder(root, "train"), "val": _find_folder(root, "val", "test")}
+    names = {split: _class_names(folder) for split, folder in folders.items()}
+    if names["train"] != names["val"]:
+        raise SourceError(
+            f"the classes of {folders['train']} and {folders['val']} differ: "
+            f"{_name_some(set(names['train']) ^ set(names['val']))} in only one of them; "
+            "give both the same class folders"
+        )
+    class_names = names["train"]
+    return Source(
+        name="folder",
+        class_names=class_names,
+        splits={split: _list(root, folder, class_names) for split, folder in folders.items()},
+        reader=FileReader(root),
+        default_encoding="jpeg",
+    )
+
+
+def _find_folder(root: Path, *names: str) -> Path:
+    """The first of the folders `names` that `root` has."""
+    found = [root / name for name in names if (root / name).is_dir()]
+    if not found:
+        wanted = " or ".join(f"{name}/" for name in names)
+        raise SourceError(f"{root} has no folder {wanted}; expected {wanted}CLASS/* with images")
+    for other in found[1:]:
+        logger.warning("%s is left out: %s is the split 'val'", other, found[0])
+    return found[0]
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders, sorted; raises `SourceError` if that order is in doubt."""
+    names = sorted(path.name for path in _visible(folder) if path.is_dir())
+    if not names:
+        raise SourceError(f"{folder} has no class folders; expected {folder}/CLASS/* with images")
+    numbers = [name for name in names if name.isascii() and name.isdigit()]
+    if numbers != sorted(numbers, key=int):
+        width = max(map(len, numbers))
+        raise SourceError(
+            f"the class folders of {folder} are numbers that sort differently as names "
+            f"({', '.join(numbers[:4])}, …): labels would not be those numbers; "
+            f"pad them with zeros to one length, e.g. {numbers[0].zfill(width)}"
+        )
+    return tuple(names)
+
+
+def _list(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[Sample, ...]:
+    """The samples of one split's folder."""
+    labels: dict[Path, int] = {}
+    for label, class_name in enumerate(class_names):
+        paths = [path.relative_to(folder) for path in _visible(folder / class_name)]
+        if not paths:
+            raise SourceError(
+                f"the class folder {folder / class_name} is empty: add images, or remove the "
+                "class from both splits"
+            )
+        labels.update(dict.fromkeys(paths, label))
+    subfolders = [str(folder / path) for path in labels if (folder / path).is_dir()]
+    if subfolders:
+        raise SourceError(
+            f"there are folders among the images ({_name_some(subfolders)}): "
+            "move their images up into the class folder, or remove them"
+        )
+    keys = make_keys([path.as_posix() for path in labels])
+    prefix = folder.relative_to(root)
+    return tuple(
+        Sample(key, label, str(prefix / path))
+        for key, (path, label) in zip(keys, labels.items(), strict=True)
+    )
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _name_some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more

@@ -1,0 +1,102 @@
+"""Colour statistics, summed exactly: any order and any number of workers give the same bits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.sources import Pixels
+
+_DECIMALS = 9
+"""Of what comes from an eigenvalue solver, whose last bits differ between machines."""
+
+
+@dataclass(slots=True)
+class PixelSums:
+    """Integer sums over the pixels of the images that were added."""
+
+    num_images: int = 0
+    num_pixels: int = 0
+    sums: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+    """Of the values, by channel."""
+    products: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 3), np.int64))
+    """Of the products of two channels."""
+    image_sum: npt.NDArray[np.int64] | None = None
+    """Sum of the images, H×W×3; meaningless once `sizes_differ`."""
+    sizes_differ: bool = False
+
+    def add(self, pixels: Pixels) -> None:
+        """Count in one image, uint8 H×W×3."""
+        # float64 holds these integers exactly (an image has less than 2**53 / 255**2 pixels), and
+        # its matrix product is many times faster than that of integers.
+        values = pixels.reshape(-1, 3).astype(np.float64)
+        self.merge(
+            PixelSums(
+                num_images=1,
+                num_pixels=len(values),
+                sums=values.sum(axis=0).astype(np.int64),
+                products=(values.T @ values).astype(np.int64),
+                image_sum=pixels.astype(np.int64),
+            )
+        )
+
+    def merge(self, other: PixelSums) -> None:
+        """Count in what `other` has counted, which may take over its `image_sum`."""
+        self.num_images += other.num_images
+        self.num_pixels += other.num_pixels
+        self.sums += other.sums
+        self.products += other.products
+        if self.image_sum is None:
+            self.image_sum = other.image_sum
+        elif other.image_sum is not None:
+            self.sizes_differ |= self.image_sum.shape != other.image_sum.shape
+            if not self.sizes_differ:
+                self.image_sum += other.image_sum
+        self.sizes_differ |= other.sizes_differ
+
+
+def colour_mean(sums: PixelSums) -> tuple[float, float, float]:
+    """Mean over all pixels, by channel, 0-255."""
+    red, green, blue = (int(value) / sums.num_pixels for value in sums.sums)
+    return red, green, blue
+
+
+def colour_covariance(sums: PixelSums) -> npt.NDArray[np.float64]:
+    """Covariance of the channels over all pixels, 3×3.
+
+    Exact integers up to one last division: the usual difference of large floats loses digits.
+    """
+    n, first, second = sums.num_pixels, sums.sums.tolist(), sums.products.tolist()
+    return np.array(
+        [[(n * second[i][j] - first[i] * first[j]) / n**2 for j in range(3)] for i in range(3)]
+    )
+
+
+def colour_std(sums: PixelSums) -> tuple[float, float, float]:
+    """Standard deviation over all pixels, by channel."""
+    red, green, blue = (math.sqrt(value) for value in np.diag(colour_covariance(sums)))
+    return red, green, blue
+
+
+def principal_components(
+    sums: PixelSums,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Standard deviations, ascending, and the components as columns, 3×3.
+
+    A component's sign is free; here its largest entry is positive.
+    """
+    variances, vectors = np.linalg.eigh(colour_covariance(sums))
+    largest = np.abs(vectors).argmax(axis=0)
+    vectors = vectors * np.sign(vectors[largest, range(3)])
+    stds = np.sqrt(np.maximum(variances, 0))  # rounding may leave a zero just below zero
+    return stds.round(_DECIMALS), vectors.round(_DECIMALS)
+
+
+def mean_image(sums: PixelSums) -> npt.NDArray[np.float32] | None:
+    """Mean of all images, float32 H×W×3, or None if they differ in size."""
+    if sums.sizes_differ or sums.image_sum is None:
+        return None
+    return (sums.image_sum / sums.num_images).astype(np.float32)
