@@ -73,6 +73,7 @@ class ModelConfig:
     """The network."""
 
     name: ModelName = "alexnet_cifar"
+    """Which network of `pipeline.model`."""
     dropout: float = 0.5
     """Probability of dropping an activation of a hidden dense layer."""
 
@@ -85,6 +86,7 @@ class OptimConfig:
     """The optimizer and the loss it minimises."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD with momentum, Adam (Kingma and Ba, arXiv 1412.6980), or AdamW (arXiv 1711.05101)."""
     learning_rate: float = 0.01
     """Peak learning rate, for the configured global batch size as it is: nothing scales it."""
     momentum: float = 0.9
@@ -130,6 +132,7 @@ class ScheduleConfig:
     """How the learning rate goes over the run; see `pipeline.schedule`."""
 
     name: Literal["constant", "cosine", "linear", "step", "plateau"] = "constant"
+    """What follows the warm-up."""
     warmup_epochs: float = 0.0
     """Linear rise from 0 to the peak, before the rest of the schedule."""
     final_ratio: float = 0.0
@@ -199,6 +202,7 @@ class MetricsConfig:
     """What Prometheus sees; see `docs/metrics.md`."""
 
     enabled: bool = operational(True)
+    """Publish metrics at all."""
     publish_seconds: float = operational(2.0)
     """Seconds between two publications of a rank."""
     exporter: bool = operational(True)

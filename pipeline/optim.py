@@ -12,8 +12,9 @@ from pipeline.config import OptimConfig
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer over all parameters; only weights (two or more dimensions) decay.
 
-    `adam` is Keras' and Kingma's form (the decay is added to the gradient), `adamw` the decoupled
-    one (arXiv 1711.05101).
+    `adam` adds the decay to the gradient (Kingma and Ba, arXiv 1412.6980), `adamw` takes it off the
+    weights (arXiv 1711.05101). Keras adds epsilon before the second moment's bias correction and
+    `adam` behind it, which only gradients as small as epsilon can tell.
     """
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             raise ValueError(f"unexpected argument '{argument}'; expected --FIELD VALUE")
         name, has_value, value = argument[2:].partition("=")
         if not has_value:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise ValueError(f"--{name} has no value; expected --{name} VALUE")
             value = rest.pop(0)
         yield name.replace("-", "_"), value
@@ -103,9 +104,12 @@ def _parse_plain(name: str, text: str, kind: type) -> Any:
         raise _wrong(name, text, "true or false")
     assert kind in (int, float), f"{name} has a type that no command line can give: {kind}"
     try:
-        return kind(text.replace("_", "") if kind is int else text)
+        value = kind(text)
     except ValueError:
         raise _wrong(name, text, "a whole number" if kind is int else "a number") from None
+    if kind is float and not math.isfinite(value):
+        raise _wrong(name, text, "a finite number")
+    return value
 
 
 def _wrong(name: str, text: str, expected: str) -> ValueError:
@@ -115,12 +119,15 @@ def _wrong(name: str, text: str, expected: str) -> ValueError:
 def describe_fields(config: Config) -> str:
     """One paragraph a field, with the value it has in `config`: the end of `--help`."""
     lines = []
-    documentation = dict(_documentation(Config))
+    kinds, documentation = dict(_leaf_types(Config)), dict(_documentation(Config))
     for name, _, value in flatten(config):
-        lines.append(f"  --{name} {_show(value)}")
-        if name in documentation:
-            lines.append(f"        {documentation[name]}")
+        lines.append(f"  --{name} {_show(value)}{_choices(kinds[name])}")
+        lines.append(f"        {documentation[name]}")
     return "\n".join(lines)
+
+
+def _choices(kind: Any) -> str:
+    return f"  ({' | '.join(get_args(kind))})" if get_origin(kind) is Literal else ""
 
 
 def _show(value: Any) -> str:

@@ -20,8 +20,8 @@ def learning_rate_ratio(
 
     `updates` leaves out skipped steps, so a step whose gradients overflowed does not move the
     schedule. `losses` are those of the evaluations so far, oldest first; only `plateau` looks.
-    The warm-up rises in a straight line and reaches the peak with its last update (Goyal et al.,
-    arXiv 1706.02677, section 2.2).
+    The warm-up rises in a straight line; the first update after it has the peak rate (Goyal et
+    al., arXiv 1706.02677, section 2.2).
     """
     warmup = config.warmup_epochs * steps_per_epoch
     if updates < warmup:

@@ -19,27 +19,47 @@ _POLL_SECONDS = 0.5
 _MAX_POLL_STEPS = 64
 
 
-class StopRequests:
-    """Collects requests to stop and lets the ranks agree on them.
+class StopSignals:
+    """Notes signals that ask for a stop, and does nothing else: what to save is never half done.
 
-    A handler only notes the signal. Every few steps the ranks start a small reduction over the
-    control group and look at its result a few steps later, so that nobody ever waits for it; it
-    carries the next distance too, so that all ranks look after the same step.
+    Made before the ranks connect. From then on a rank that torchrun asks to leave, because another
+    one has failed, lives on long enough to say why.
     """
 
-    def __init__(self, world: World, run: RunDirectory) -> None:
-        self._world = world
-        self._file = run.stop_request
-        self._asked = 0
-        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
-        self._next_poll_step: int | None = None
+    def __init__(self) -> None:
+        self.noted = 0
+        """Place in `_SOURCES` of the last one; 0: none came."""
         for number in _SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._asked = _SOURCES.index(signal.Signals(number).name)
+        self.noted = _SOURCES.index(signal.Signals(number).name)
         if number == signal.SIGINT:  # Ctrl-C a second time does not wait for the step
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def ignore(self) -> None:
+        """Heed no more: the process is about to leave, and shall keep its own exit code.
+
+        torchrun sends SIGTERM to those that leave after the first.
+        """
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+class StopRequests:
+    """Lets the ranks agree on requests to stop.
+
+    Every few steps the ranks start a small reduction over the control group and look at its result
+    a few steps later, so that nobody ever waits for it; it carries the next distance too, so that
+    all ranks look after the same step.
+    """
+
+    def __init__(self, world: World, run: RunDirectory, signals: StopSignals) -> None:
+        self._world = world
+        self._file = run.stop_request
+        self._signals = signals
+        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
+        self._next_poll_step: int | None = None
 
     def agreed(self, step: int, step_seconds: float) -> str | None:
         """Called after every step: where a request came from that all ranks now know, or None.
@@ -56,11 +76,12 @@ class StopRequests:
         return None
 
     def _start(self, step_seconds: float) -> None:
-        if self._world.is_main and not self._asked and self._file.exists():
-            self._asked = _FILE
+        asked = self._signals.noted
+        if self._world.is_main and not asked and self._file.exists():
+            asked = _FILE
         distance = _POLL_SECONDS / max(step_seconds, 1e-6)
         # The slowest rank decides: the maximum of what is negative is the smallest distance.
-        values = torch.tensor([self._asked, -min(max(int(distance), 1), _MAX_POLL_STEPS)])
+        values = torch.tensor([asked, -min(max(int(distance), 1), _MAX_POLL_STEPS)])
         work = None
         if self._world.control is not None:
             work = dist.all_reduce(
@@ -79,12 +100,5 @@ class StopRequests:
         return source, -distance
 
     def close(self) -> None:
-        """Heed no more requests: the process is about to leave.
-
-        A reduction still under way is ended; the ranks are at the same step, so all are in it.
-        torchrun sends SIGTERM to those that leave after the first, and they shall keep their own
-        exit code.
-        """
+        """End a reduction still under way; the ranks are at the same step, so all are in it."""
         self._finish()
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)

@@ -43,7 +43,7 @@ from pipeline.recipes import RECIPES, recipe_config
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, package_version, write_settings
-from pipeline.stop import StopRequests
+from pipeline.stop import StopRequests, StopSignals
 
 STOPPED = 75
 """Exit code of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, 'try again'."""
@@ -119,7 +119,7 @@ def help_text(arguments: Sequence[str]) -> str:
     return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}\n"
 
 
-def train(command: Command, world: World) -> int:
+def train(command: Command, world: World, signals: StopSignals) -> int:
     """Run the command on this rank; returns the exit code. Raises `RankFailure`."""
     _set_threads(world)
     with contextlib.ExitStack() as resources:
@@ -129,7 +129,7 @@ def train(command: Command, world: World) -> int:
         if progress.step >= end_step:
             journal.console.line(f"nothing to do: {progress.step:,} steps are done")
             return 0
-        stops = StopRequests(world, command.run)
+        stops = StopRequests(world, command.run, signals)
         _announce(parts, resumed_from)
         try:
             TrainingLoop(parts).run(end_step, stops)
@@ -341,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(help_text(words))
         return 0
     place = Place.from_environment()
+    signals = StopSignals()
 
     def body() -> int:
         try:
@@ -348,9 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:  # the same on all ranks
             raise RankFailure(str(error), rank=0) from None
         with connect(place, command.config.distributed) as world:
-            return train(command, world)
+            return train(command, world, signals)
 
-    return exit_code_of(place.rank, body)
+    code = exit_code_of(place.rank, body)
+    signals.ignore()
+    return code
 
 
 if __name__ == "__main__":
