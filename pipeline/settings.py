@@ -132,10 +132,10 @@ def _hardware(world: World) -> str:
     if world.device.type == "cuda":
         return f"{world.size} × {torch.cuda.get_device_name(world.device)}"
     cores = len(os.sched_getaffinity(0))
-    return f"ranks: {world.size}, on {cores} cores a host of {_processor()}"
+    return f"ranks: {world.size}, on {cores} cores a host of {processor_name()}"
 
 
-def _processor() -> str:
+def processor_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -1,0 +1,68 @@
+# `make demo` and `make test` set up all they need, on a fresh Debian machine too.
+
+PYTHON ?= python3
+NPROC ?= 2
+RUNS ?= build
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# $(call ensure,PROGRAMS,PACKAGES): as root on Debian install what is missing, else only say so.
+define ensure
+missing=$$(for program in $(1); do command -v $$program >/dev/null || echo $$program; done); \
+if [ -z "$$missing" ]; then :; \
+elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+else echo "not installed:" $$missing "(Debian: apt install $(2))"; fi
+endef
+
+.PHONY: help system demo cifar10 test lint clean
+
+help:
+	@echo "make demo               train on generated images and write a report, about 3 minutes"
+	@echo "make cifar10 DATA=PATH  the same on CIFAR-10: its archive, or a folder with train/ and test/"
+	@echo "make test               the tests"
+	@echo "make lint               ruff and mypy"
+	@echo "make clean              remove what these made"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ "$(PYTHON)" = python3 ]; then $(call ensure,python3,python3 python3-venv); fi
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call ensure,python3-venv,python3-venv); }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is missing or older than 3.11: call make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Programs that the tests drive; where one is missing, its tests skip (with CI=true they fail).
+system:
+	@$(call ensure,git chromium prometheus promtool,git chromium fonts-dejavu-core prometheus)
+
+demo: $(INSTALLED)
+	$(BIN)/python -m data_prep shard synthetic --output $(RUNS)/demo-shards
+	@rm -rf $(RUNS)/demo
+	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m pipeline.train cifar10 --epochs 6 \
+		--data.shards $(RUNS)/demo-shards --run-dir $(RUNS)/demo
+	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m pipeline.evaluate --run-dir $(RUNS)/demo
+	$(BIN)/python -m pipeline.report $(RUNS)/demo
+
+cifar10: $(INSTALLED)
+	@test -n "$(DATA)" || { echo "error: DATA is missing; call make cifar10 DATA=PATH, where PATH \
+is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit 1; }
+	$(BIN)/python -m data_prep shard $(if $(wildcard $(DATA)/train),folder,cifar10) --encoding rgb \
+		--input "$(DATA)" --output $(RUNS)/cifar10-shards
+	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m pipeline.train cifar10 \
+		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10
+	$(BIN)/python -m pipeline.report $(RUNS)/cifar10
+
+test: $(INSTALLED) system
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv $(RUNS)

@@ -1,0 +1,96 @@
+"""What every benchmark says beside its figures, and how it runs training and reads its log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.events import Event, read_events
+from pipeline.run_directory import RunDirectory
+from pipeline.settings import processor_name, versions
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With the option that all benchmarks share."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
+    return made
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
+    """Number, median, mean, minimum and maximum."""
+    return {
+        "n": len(values),
+        "median": round(statistics.median(values), digits),
+        "mean": round(statistics.fmean(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }
+
+
+def report(figures: dict[str, Any], path: Path | None) -> None:
+    """Print the figures as JSON with the machine they are from, and write them to `path`."""
+    document = {
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+        "hardware": f"{len(os.sched_getaffinity(0))} cores of {processor_name()}",
+        "versions": versions(),
+        **figures,
+    }
+    text = json.dumps(document, indent=1)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n")
+
+
+def shard_folder(images: Path, shards: Path) -> Path:
+    """Shard a folder of images, without loss by another encoding."""
+    command = ["data_prep", "shard", "folder", "--input", images, "--output", shards]
+    _run_module([*command, "--encoding", "rgb"])
+    return shards
+
+
+def shard_synthetic(shards: Path, *, num_train: int, num_val: int) -> Path:
+    command = ["data_prep", "shard", "synthetic", "--output", shards]
+    _run_module([*command, "--num-train", num_train, "--num-val", num_val])
+    return shards
+
+
+def _run_module(command: Sequence[object]) -> None:
+    subprocess.run([sys.executable, "-m", *map(str, command)], check=True)
+
+
+def torchrun(num_ranks: int, module: str, *arguments: object) -> list[str]:
+    """The command that runs a module on ranks of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc_per_node={num_ranks}", "-m", module, *map(str, arguments)]
+
+
+def train(run: Path, *arguments: object, num_ranks: int = 2, exporter: bool = False) -> list[Event]:
+    """Train to the end and return the run's events; the output goes to standard error."""
+    options = ["--run-dir", run, "--metrics.exporter", exporter]
+    command = torchrun(num_ranks, "pipeline.train", *arguments, *options)
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return read_events(RunDirectory(run).events)
+
+
+def images_per_second(events: Sequence[Event]) -> float:
+    """From the first to the last logged step of one uninterrupted attempt, by the wall clock."""
+    rows = [event for event in events if event["kind"] == "train"]
+    (start,) = (event for event in events if event["kind"] == "run")
+    num_samples = (rows[-1]["step"] - rows[0]["step"]) * start["global_batch_size"]
+    return float(num_samples / (rows[-1]["time"] - rows[0]["time"]))
+
+
+def phase_share(events: Sequence[Event], phase: str) -> float:
+    """Share of rank 0's step time, the first log interval left out as warm-up."""
+    rows = [event for event in events if event["kind"] == "train"][1:]
+    total = sum(sum(row["phase_seconds"].values()) for row in rows)
+    return float(sum(row["phase_seconds"][phase] for row in rows) / total)
