@@ -16,11 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.cifar import open_cifar10, open_cifar100
 from data_prep.conversion import Options, convert
 from data_prep.manifest import ENCODINGS, Manifest, ShardSetError
 from data_prep.output import ConversionError
+from data_prep.progress import Progress
 from data_prep.sources import Source, SourceError, open_folder
 from data_prep.synthetic import make_synthetic
+from data_prep.verify import find_damages
 
 _INTERRUPTED = 130
 _MAX_COUNT = 10_000_000
@@ -61,11 +64,20 @@ def _parser() -> argparse.ArgumentParser:
         "images in train/CLASS/* and val/CLASS/* or test/CLASS/*",
         lambda options: open_folder(options.input),
     )
+    archive = "the official Python archive, or the folder unpacked from it"
+    _add_source(sources, "cifar10", archive, lambda options: open_cifar10(options.input))
+    _add_source(sources, "cifar100", archive, lambda options: open_cifar100(options.input))
     synthetic = _add_source(
         sources, "synthetic", "drawn shapes of 10 classes", _make_synthetic, has_input=False
     )
     synthetic.add_argument("--num-train", type=_between(1, _MAX_COUNT), default=10_000, metavar="N")
     synthetic.add_argument("--num-val", type=_between(1, _MAX_COUNT), default=2_000, metavar="N")
+    check = commands.add_parser("verify", help="find all that is wrong with a shard set")
+    check.set_defaults(run=_verify)
+    check.add_argument("shards", type=Path, metavar="SHARDS")
+    check.add_argument(
+        "--full", action="store_true", help="read every byte and decode every image, too"
+    )
     return parser
 
 
@@ -104,7 +116,7 @@ def _add_source(
     parser.add_argument(
         "--workers",
         type=_between(1, _MAX_COUNT),
-        default=len(os.sched_getaffinity(0)),
+        default=_num_processors(),
         metavar="N",
         help="processes",
     )
@@ -157,6 +169,28 @@ def _shard(options: argparse.Namespace) -> int:
     )
     sys.stdout.write(_summary(manifest, num_written, time.monotonic() - begin, options.output))
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    shards: Path = options.shards
+    with contextlib.closing(Progress("verifying", "shards", sys.stderr)) as progress:
+        damages = find_damages(
+            shards, full=options.full, num_threads=_num_processors(), show=progress.show
+        )
+    sys.stdout.write("".join(f"{damage}\n" for damage in damages))
+    if damages:
+        return _fail(
+            f"{shards} is damaged ({len(damages)} findings above): copy what is named from a good "
+            "copy, or convert the data again into a new folder"
+        )
+    depth = "every byte" if options.full else "structure only; --full reads every byte"
+    sys.stdout.write(f"{shards}: no damage found ({depth})\n")
+    return 0
+
+
+def _num_processors() -> int:
+    """How many this process may use, which under SLURM are fewer than there are."""
+    return len(os.sched_getaffinity(0))
 
 
 def _summary(manifest: Manifest, num_written: int, seconds: float, shards: Path) -> str:

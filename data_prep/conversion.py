@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
-import numpy.typing as npt
-
 from data_prep.assignment import assign
-from data_prep.files import sha256_of, write_atomically
 from data_prep.manifest import (
     FORMAT_VERSION,
     Encoding,
     Manifest,
-    Split,
-    Statistics,
+    check_shard_sizes,
     hash_class_names,
     write_manifest,
 )
-from data_prep.output import ConversionError, OutputFolder, Settings, claim
+from data_prep.output import ConversionError, Settings, claim, clean_up, find_finished
 from data_prep.pool import ShardJob, write_shards
 from data_prep.progress import Progress
-from data_prep.shards import ShardContents, ShardPlan, ShardRecord
+from data_prep.publish import publish_split, publish_statistics
+from data_prep.shards import ShardContents, ShardPlan, ShardRecord, check_sizes
 from data_prep.sources import Source
-from data_prep.statistics import (
-    PixelSums,
-    colour_mean,
-    colour_std,
-    mean_image,
-    principal_components,
-)
 
 logger = logging.getLogger(__name__)
 
-_MEAN_IMAGE_NAME = "train.mean.npy"
 _MAX_NAMED = 5
 
 
@@ -77,18 +64,28 @@ def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> t
     """Make the shard set `shards`, or finish the one that was begun there.
 
     Returns the manifest and how many shards this call has written; progress goes to `stream`.
-    Raises `ConversionError` if the conversion cannot start or go on; what is finished by then is
+    Raises `ShardSetError` if the finished shard set that is there is damaged, and
+    `ConversionError` if the conversion cannot start or go on; what is finished by then is
     kept, and the same call goes on from there.
     """
-    plans = plan_shards(source, options)
     settings = _settings(source, options)
-    with claim(shards) as output:
-        manifest = output.finished(settings)
-        if manifest is not None:
-            return manifest, 0
-        tally, num_written = _write_missing(source, output, options, plans, stream)
-        manifest = _publish(source, output.path, options, plans, tally)
-        output.clean_up()
+    finished = find_finished(shards, settings)
+    if finished is not None:
+        for split in finished.splits.values():
+            check_shard_sizes(shards, split)
+        return finished, 0
+    plans = plan_shards(source, options)
+    with claim(shards, settings) as records:
+        job = ShardJob(
+            reader=source.reader,
+            shards=shards,
+            records=records,
+            encoding=options.encoding,
+            size=options.size,
+        )
+        tally, num_written = _write_missing(job, options, plans, stream)
+        manifest = _publish(source, shards, options, plans, tally)
+        clean_up(shards)
     return manifest, num_written
 
 
@@ -131,22 +128,11 @@ def _manifest_options(source: Source, options: Options) -> Settings:
 
 
 def _write_missing(
-    source: Source,
-    output: OutputFolder,
-    options: Options,
-    plans: Sequence[ShardPlan],
-    stream: TextIO,
+    job: ShardJob, options: Options, plans: Sequence[ShardPlan], stream: TextIO
 ) -> tuple[_Tally, int]:
     """Write the shards that have no record yet; returns what all add up to, and their number."""
-    job = ShardJob(
-        reader=source.reader,
-        shards=output.path,
-        records=output.records,
-        encoding=options.encoding,
-        size=options.size,
-    )
     tally = _Tally()
-    num_samples = sum(len(samples) for samples in source.splits.values())
+    num_samples = sum(len(plan.samples) for plan in plans)
     missing = []
     for plan in plans:
         record = _load_finished(job, plan)
@@ -158,10 +144,14 @@ def _write_missing(
     num_before = num_samples - sum(len(plan.samples) for plan in missing)
     if num_before:
         logger.info("%d of %d shards are finished already", len(plans) - len(missing), len(plans))
-    progress = Progress("sharding", num_samples, "samples", stream, num_before=num_before)
+    progress = Progress("sharding", "samples", stream, num_before=num_before)
+
+    def show(num_done: int) -> None:
+        progress.show(num_before + num_done, num_samples)
+
     with (
         contextlib.closing(progress),
-        contextlib.closing(write_shards(missing, job, options.num_workers, progress.show)) as done,
+        contextlib.closing(write_shards(missing, job, options.num_workers, show)) as done,
     ):
         for plan in done:
             tally.add(plan, ShardRecord.load(job.record_path(plan)))
@@ -180,12 +170,7 @@ def _load_finished(job: ShardJob, plan: ShardPlan) -> ShardRecord | None:
 
 def _check(contents: ShardContents, options: Options, num_samples: int) -> None:
     """Stop as soon as it is certain that no shard set can come of it."""
-    if options.encoding == "rgb" and len(contents.sizes) > 1:
-        (height, width), (other_height, other_width) = sorted(contents.sizes)[:2]
-        raise ConversionError(
-            f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
-            "--encoding rgb needs one: give --size N, or --encoding jpeg"
-        )
+    check_sizes(contents.sizes, options.encoding)
     if len(contents.rejected) > options.max_reject_ratio * num_samples:
         raise ConversionError(
             f"{len(contents.rejected)} of {num_samples} images so far cannot be used, more than "
@@ -217,7 +202,7 @@ def _publish(
     for name in source.splits:
         filenames = [plan.filename for plan in plans if plan.split == name]
         records = {filename: tally.records[filename] for filename in filenames}
-        splits[name] = _publish_split(shards, name, records)
+        splits[name] = publish_split(shards, name, records)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         encoding=options.encoding,
@@ -226,7 +211,7 @@ def _publish(
         class_names=source.class_names,
         class_names_sha256=hash_class_names(source.class_names),
         splits=splits,
-        statistics=_publish_statistics(shards, contents.pixels),
+        statistics=publish_statistics(shards, contents.pixels),
         source=source.name,
         options=_manifest_options(source, options),
         seed=options.seed,
@@ -235,46 +220,3 @@ def _publish(
     )
     write_manifest(shards, manifest)
     return manifest
-
-
-def _publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -> Split:
-    """Write a split's index and checksums; `records` are in shard order."""
-    index = np.concatenate([record.index for record in records.values()])
-    checksums = np.concatenate([record.checksums for record in records.values()])
-    if not len(index):
-        raise ConversionError(f"no image of the split '{name}' can be used")
-    index_name, checksums_name = f"{name}.index.npy", f"{name}.crc32.npy"
-    return Split(
-        name=name,
-        num_samples=len(index),
-        filenames=tuple(records),
-        shard_lengths=tuple(len(record.index) for record in records.values()),
-        shard_bytes=tuple(record.num_bytes for record in records.values()),
-        shard_sha256=tuple(record.sha256 for record in records.values()),
-        index_filename=index_name,
-        index_sha256=_save(shards / index_name, index),
-        checksums_filename=checksums_name,
-        checksums_sha256=_save(shards / checksums_name, checksums),
-    )
-
-
-def _publish_statistics(shards: Path, pixels: PixelSums) -> Statistics:
-    stds, vectors = principal_components(pixels)
-    image = mean_image(pixels)
-    return Statistics(
-        num_images=pixels.num_images,
-        mean=colour_mean(pixels),
-        std=colour_std(pixels),
-        pca_stds=tuple(stds.tolist()),
-        pca_vectors=tuple(tuple(row) for row in vectors.tolist()),
-        mean_image_filename=None if image is None else _MEAN_IMAGE_NAME,
-        mean_image_sha256=None if image is None else _save(shards / _MEAN_IMAGE_NAME, image),
-    )
-
-
-def _save(path: Path, array: npt.NDArray[np.generic]) -> str:
-    """Write an .npy file; returns its sha256."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-    return sha256_of(path)

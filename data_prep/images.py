@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from data_prep.manifest import Encoding
 from data_prep.sources import Pixels, RawImage
@@ -30,7 +31,7 @@ RewriteReason = Literal[
     "palette",  # colours looked up
     "grayscale",  # three equal channels; a grayscale JPEG stays as it is under encoding jpeg
     "not_jpeg",  # another format, or pixels, encoded as JPEG
-    "repaired",  # a JPEG that decodes whole, but not without a warning
+    "repaired",  # a JPEG with stray bytes in it, which strict readers refuse
     "resized",  # to --size
 ]
 REWRITTEN: tuple[RewriteReason, ...] = get_args(RewriteReason)
@@ -45,7 +46,16 @@ RejectReason = Literal[
 REJECTED: tuple[RejectReason, ...] = get_args(RejectReason)
 
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a camera's JPEG with further pictures after its end
-_UPRIGHT = 1
+_TURNS: Mapping[int | None, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation."""
 
 
 class RejectedImage(Exception):
@@ -75,16 +85,20 @@ def store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
     """
     if not isinstance(raw, bytes):
         return _encode(Image.fromarray(raw), None, encoding, size)
-    image = _open(raw)
-    flaw = _find_flaw(image)
-    if encoding == "jpeg" and image.format not in _JPEG_FORMATS:
-        flaw = flaw or "not_jpeg"
-    elif encoding == "jpeg" and flaw in (None, "grayscale") and _fits(image, size):
-        try:
-            return StoredImage(raw, decode_jpeg(raw), None)
-        except ValueError:
-            flaw = "repaired"
-    return _encode(_to_rgb(image, flaw), flaw, encoding, size)
+    header = _open(raw)
+    flaw = _find_flaw(header)
+    if header.format in _JPEG_FORMATS and flaw != "cmyk":
+        pixels, is_sound = _decode_tolerantly(raw)
+        if encoding == "jpeg" and is_sound and flaw in (None, "grayscale") and _fits(header, size):
+            return StoredImage(raw, pixels, None)
+        image = Image.fromarray(pixels)
+        flaw = flaw or (None if is_sound else "repaired")
+    else:
+        image = _to_rgb(header)
+        flaw = flaw or ("not_jpeg" if encoding == "jpeg" else None)
+    if (turn := _turn(header)) is not None:
+        image = image.transpose(turn)
+    return _encode(image, flaw, encoding, size)
 
 
 def decode_jpeg(content: bytes) -> Pixels:
@@ -121,38 +135,48 @@ def _find_flaw(image: ImageFile.ImageFile) -> RewriteReason | None:
     """What a reader that expects plain RGB would get wrong, as far as the header tells."""
     if image.mode == "CMYK":
         return "cmyk"
-    if _orientation(image) != _UPRIGHT:
+    if _turn(image) is not None:
         return "rotated"
-    if _is_sixteen_bit(image):
+    if image.mode.startswith("I;16") or any(";16" in str(tile) for tile in image.tile):
         return "sixteen_bit"
+    if image.mode in ("I", "F"):  # what its values mean is anyone's guess
+        raise RejectedImage("undecodable")
     if image.has_transparency_data:
         return "transparent"
     if image.mode == "P":
         return "palette"
-    return None if image.mode == "RGB" else "grayscale"
+    return "grayscale" if image.mode in ("1", "L") else None
 
 
-def _orientation(image: Image.Image) -> int:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts the image upright, if its EXIF orientation says that it is not."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged metadata say nothing of the picture
-        return _UPRIGHT
-
-
-def _is_sixteen_bit(image: ImageFile.ImageFile) -> bool:
-    return image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile)
+        return None
 
 
 def _fits(image: Image.Image, size: int | None) -> bool:
     return size is None or image.size == (size, size)
 
 
-def _to_rgb(image: Image.Image, flaw: RewriteReason | None) -> Image.Image:
-    """Decode the whole image and undo its flaw."""
+def _decode_tolerantly(content: bytes) -> tuple[Pixels, bool]:
+    """Decode an RGB or grayscale JPEG; also tells whether there was nothing at all to complain of.
+
+    Bytes too many, which old cameras leave, harm nothing; any other complaint means lost pixels.
+    """
+    try:
+        return decode_jpeg(content), True
+    except ValueError as error:
+        if "extraneous bytes" not in str(error):
+            raise _rejection(error) from None
+        return simplejpeg.decode_jpeg(content, strict=False), False
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decode the whole image."""
     try:
         image.load()
-        if flaw == "rotated":
-            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # convert() would clip at 255 what goes to 65535
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
@@ -166,7 +190,11 @@ def _to_rgb(image: Image.Image, flaw: RewriteReason | None) -> Image.Image:
 
 
 def _rejection(error: Exception) -> RejectedImage:
-    return RejectedImage("truncated" if "truncated" in str(error).lower() else "undecodable")
+    """By what Pillow and libjpeg-turbo say of an image that lacks its end."""
+    text = str(error).lower()
+    return RejectedImage(
+        "truncated" if "truncated" in text or "premature" in text else "undecodable"
+    )
 
 
 def _encode(

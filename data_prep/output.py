@@ -1,4 +1,4 @@
-"""The output folder of a conversion: whose it is, what is done in it, and when it is finished."""
+"""The output folder of a conversion: whose it is, and what is left to do in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.files import remove_leftovers, write_atomically
@@ -23,69 +22,68 @@ class ConversionError(ValueError):
     """A conversion cannot start or go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFolder:
-    """A folder that only this process converts into, until the block of `claim` is left."""
+def find_finished(shards: Path, settings: Settings) -> Manifest | None:
+    """The manifest of the shard set that is there already, or None.
 
-    path: Path
-
-    @property
-    def records(self) -> Path:
-        """Where the records of finished shards are kept until all are finished."""
-        return self.path / _WORK_FOLDER
-
-    def finished(self, settings: Settings) -> Manifest | None:
-        """The manifest if the shard set is there already, made with the same `settings`.
-
-        Without one, the folder is made ready to start, or to go on with what was begun.
-        Raises `ConversionError` if the folder holds anything else.
-        """
-        if (self.path / MANIFEST_NAME).exists():
-            manifest = read_manifest(self.path)
-            _check_same(self.path, settings_of(manifest), settings)
-            self.clean_up()
-            return manifest
-        job = self.records / "settings.json"
-        if job.exists():
-            _check_same(self.path, json.loads(job.read_bytes()), settings)
-        else:
-            self._check_empty()
-            write_atomically(job, json.dumps(settings).encode())
-        remove_leftovers(self.path)
-        remove_leftovers(self.records)
+    Raises `ConversionError` if it was made with other `settings`.
+    """
+    if not (shards / MANIFEST_NAME).exists():
         return None
-
-    def _check_empty(self) -> None:
-        others = sorted(path.name for path in self.path.iterdir() if path.name != _WORK_FOLDER)
-        if others:
-            raise ConversionError(
-                f"--output {self.path} is not empty ({others[0]}) and holds no shard set, finished "
-                "or not; give a new or empty folder"
-            )
-
-    def clean_up(self) -> None:
-        """Remove what only an unfinished conversion needs."""
-        remove_leftovers(self.path)
-        shutil.rmtree(self.records)
+    manifest = read_manifest(shards)
+    _check_same(shards, settings_of(manifest), settings)
+    clean_up(shards)  # the writer may have been killed just before that
+    return manifest
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[OutputFolder]:
-    """Make the folder and keep other conversions out of it.
+def claim(shards: Path, settings: Settings) -> Iterator[Path]:
+    """Keep other conversions out of the folder, which is made if need be.
 
-    Raises `ConversionError` if one is at work there, `OSError` if the folder cannot be written.
+    Yields the folder inside it for the records of finished shards. It outlives a conversion that
+    fails or is killed: by it the next one goes on. Raises `ConversionError` if another conversion
+    is at work, or if the folder holds anything but what one with the same `settings` left.
     """
-    output = OutputFolder(path)
-    path.mkdir(parents=True, exist_ok=True)
-    output.records.mkdir(exist_ok=True)
-    with (output.records / "lock").open("w") as lock:
+    records = shards / _WORK_FOLDER
+    if not records.exists():
+        _check_empty(shards)
+    records.mkdir(parents=True, exist_ok=True)
+    with (records / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConversionError(
-                f"another conversion is writing to --output {path}: wait for it, or give another"
+                f"another conversion is writing to --output {shards}: wait for it, or give another"
             ) from None
-        yield output
+        job = records / "settings.json"
+        if job.exists():
+            _check_same(shards, json.loads(job.read_bytes()), settings)
+        else:
+            write_atomically(job, json.dumps(settings).encode())
+        _remove_leftovers(shards)
+        try:
+            yield records
+        finally:
+            _remove_leftovers(shards)
+
+
+def clean_up(shards: Path) -> None:
+    """Remove what only an unfinished conversion needs."""
+    _remove_leftovers(shards)
+    shutil.rmtree(shards / _WORK_FOLDER, ignore_errors=True)
+
+
+def _remove_leftovers(shards: Path) -> None:
+    remove_leftovers(shards)
+    remove_leftovers(shards / _WORK_FOLDER)
+
+
+def _check_empty(shards: Path) -> None:
+    others = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
+    if others:
+        raise ConversionError(
+            f"--output {shards} is not empty ({others[0]}, …) and holds no shard set, finished or "
+            "not; give a new or an empty folder"
+        )
 
 
 def settings_of(manifest: Manifest) -> Settings:
@@ -107,6 +105,6 @@ def _check_same(path: Path, before: Settings, now: Settings) -> None:
     ]
     if differences:
         raise ConversionError(
-            f"--output {path} belongs to another conversion: {'; '.join(differences)}; "
-            "give the former input and options, or another folder"
+            f"--output {path} was begun with other settings: {'; '.join(differences)}; "
+            "give the same input and options, or another folder"
         )

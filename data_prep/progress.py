@@ -12,24 +12,21 @@ _BAR_COLUMNS = 30
 
 
 class Progress:
-    """Shows on `stream` how many of `total` items are done; `unit` names them."""
+    """Shows on `stream` how many items are done; `unit` names them."""
 
-    def __init__(
-        self, title: str, total: int, unit: str, stream: TextIO, *, num_before: int = 0
-    ) -> None:
-        """`num_before` of the items were done at another time: they count, but not in the rate."""
+    def __init__(self, title: str, unit: str, stream: TextIO, *, num_before: int = 0) -> None:
+        """`num_before` items were done at another time: they count, but not in the rate."""
         self._title = title
-        self._total = total
         self._unit = unit
         self._stream = stream
         self._num_before = num_before
         self._is_terminal = stream.isatty()
         self._begin = self._last_shown = time.monotonic()
-        self._done = num_before
+        self._done = self._total = num_before
 
-    def show(self, done: int) -> None:
-        """Report that `done` items were done since the start; may be called at any rate."""
-        self._done = self._num_before + done
+    def show(self, done: int, total: int) -> None:
+        """Report that `done` of `total` items are done; may be called at any rate."""
+        self._done, self._total = done, total
         now = time.monotonic()
         if now - self._last_shown >= (_BAR_SECONDS if self._is_terminal else _LINE_SECONDS):
             self._last_shown = now

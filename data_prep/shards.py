@@ -18,6 +18,7 @@ import numpy.typing as npt
 from data_prep.files import atomic_writer, sha256_of_rest
 from data_prep.images import RejectedImage, StoredImage, store
 from data_prep.manifest import INDEX_DTYPE, MEMBER_SUFFIX, Encoding
+from data_prep.output import ConversionError
 from data_prep.sources import Reader, Sample
 from data_prep.statistics import PixelSums
 
@@ -151,7 +152,8 @@ def write_shard(
     """Write the shard to `path`, atomically, and tell what became of it.
 
     The file is hashed while it is written, and read back before it gets its name.
-    Raises `OSError` if a sample cannot be read or the shard cannot be written.
+    Raises `OSError` if a sample cannot be read or the shard cannot be written, and
+    `ConversionError` if its images do not suit the encoding.
     """
     contents = ShardContents()
     rows, checksums = [], []
@@ -168,6 +170,7 @@ def write_shard(
                 rows.append((plan.number, offset, len(image.content), sample.label))
                 checksums.append(zlib.crc32(image.content))
                 contents.add(image, is_train=plan.split == "train")
+                check_sizes(contents.sizes, encoding)
             count_sample()
         num_bytes, sha256 = tar.finish()
         _check_written(file, sha256, path)
@@ -178,6 +181,16 @@ def write_shard(
         checksums=np.array(checksums, np.uint32),
         contents=contents,
     )
+
+
+def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:
+    """Raise `ConversionError` if images of these sizes cannot be stored with that encoding."""
+    if encoding == "rgb" and len(sizes) > 1:
+        (height, width), (other_height, other_width) = sorted(sizes)[:2]
+        raise ConversionError(
+            f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
+            "--encoding rgb needs one: give --size N, or --encoding jpeg"
+        )
 
 
 class _TarWriter:

@@ -1,0 +1,71 @@
+"""Writes the files that say what is in the shards, all but the manifest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.files import sha256_of, write_atomically
+from data_prep.manifest import Split, Statistics
+from data_prep.output import ConversionError
+from data_prep.shards import ShardRecord
+from data_prep.statistics import (
+    PixelSums,
+    colour_mean,
+    colour_std,
+    mean_image,
+    principal_components,
+)
+
+_MEAN_IMAGE_NAME = "train.mean.npy"
+
+
+def publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -> Split:
+    """Write a split's index and checksums.
+
+    `records` are by file name, in shard order. Raises `ConversionError` if they hold no sample.
+    """
+    index = np.concatenate([record.index for record in records.values()])
+    checksums = np.concatenate([record.checksums for record in records.values()])
+    if not len(index):
+        raise ConversionError(f"no image of the split '{name}' can be used")
+    index_name, checksums_name = f"{name}.index.npy", f"{name}.crc32.npy"
+    return Split(
+        name=name,
+        num_samples=len(index),
+        filenames=tuple(records),
+        shard_lengths=tuple(len(record.index) for record in records.values()),
+        shard_bytes=tuple(record.num_bytes for record in records.values()),
+        shard_sha256=tuple(record.sha256 for record in records.values()),
+        index_filename=index_name,
+        index_sha256=_save(shards / index_name, index),
+        checksums_filename=checksums_name,
+        checksums_sha256=_save(shards / checksums_name, checksums),
+    )
+
+
+def publish_statistics(shards: Path, pixels: PixelSums) -> Statistics:
+    """Write the mean image, if the images have one size; returns all statistics."""
+    stds, vectors = principal_components(pixels)
+    image = mean_image(pixels)
+    return Statistics(
+        num_images=pixels.num_images,
+        mean=colour_mean(pixels),
+        std=colour_std(pixels),
+        pca_stds=tuple(stds.tolist()),
+        pca_vectors=tuple(tuple(row) for row in vectors.tolist()),
+        mean_image_filename=None if image is None else _MEAN_IMAGE_NAME,
+        mean_image_sha256=None if image is None else _save(shards / _MEAN_IMAGE_NAME, image),
+    )
+
+
+def _save(path: Path, array: npt.NDArray[np.generic]) -> str:
+    """Write an .npy file; returns its sha256."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+    return sha256_of(path)
