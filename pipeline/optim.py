@@ -23,16 +23,30 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         {"params": others, "weight_decay": 0.0},
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups,
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.nesterov,
             fused=True,
         )
+        if config.momentum > 0:
+            _start_momentum(optimizer)
+        return optimizer
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     betas = (config.beta1, config.beta2)
     return kind(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def _start_momentum(optimizer: torch.optim.SGD) -> None:
+    """Begin all velocities at 0, which gives what torch's own beginning in the first step does.
+
+    But in fp16 the first step may be skipped, and torch's fused SGD then keeps the memory it has
+    not filled yet as the velocities (seen in torch 2.13).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

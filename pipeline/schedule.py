@@ -23,16 +23,16 @@ def learning_rate_ratio(
     The warm-up rises in a straight line; the first update after it has the peak rate (Goyal et
     al., arXiv 1706.02677, section 2.2).
     """
-    warmup = config.warmup_epochs * steps_per_epoch
+    warmup = round(config.warmup_epochs * steps_per_epoch)
     if updates < warmup:
-        return (updates + 1) / (math.ceil(warmup) + 1)
+        return (updates + 1) / (warmup + 1)
     if config.name == "constant":
         return 1.0
     if config.name == "step":
         return _step(config, updates / steps_per_epoch)
     if config.name == "plateau":
         return config.factor ** num_plateaus(losses, config.patience_evaluations)
-    progress = min(1.0, (updates - warmup) / max(1.0, target_steps - warmup))
+    progress = min(1.0, (updates - warmup) / max(1, target_steps - warmup))
     remaining = 1 - progress
     if config.name == "cosine":  # Loshchilov and Hutter, arXiv 1608.03983, equation 5
         remaining = (1 + math.cos(math.pi * progress)) / 2

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from pipeline.config import AugmentConfig
 from pipeline.data.partition import Indices
@@ -19,9 +18,11 @@ class Draws:
     """The random choices for the images of one batch, each an array of N."""
 
     rows: npt.NDArray[np.int64]
-    """First row of the crop in the padded image."""
+    """First row of the crop, counted from `shift_pixels` above the image."""
     columns: npt.NDArray[np.int64]
+    """First column of the crop, counted from `shift_pixels` left of the image."""
     flip: npt.NDArray[np.bool_]
+    """Whether the crop is then mirrored left to right."""
 
 
 def draw(config: AugmentConfig, seed: int, epoch: int, samples: Indices) -> Draws:
@@ -34,33 +35,48 @@ def draw(config: AugmentConfig, seed: int, epoch: int, samples: Indices) -> Draw
     )
 
 
-def _flips(
-    config: AugmentConfig, seed: int, epoch: int, samples: Indices
-) -> npt.NDArray[np.bool_]:
+def _flips(config: AugmentConfig, seed: int, epoch: int, samples: Indices) -> npt.NDArray[np.bool_]:
     match config.flip:
         case "none":
             return np.zeros(len(samples), dtype=np.bool_)
         case "random":
-            return random_bits(seed, Stream.FLIP, epoch, samples) >> np.uint64(63) == 1
+            return _coins(seed, epoch, samples)
         case "alternating":  # every image flipped in every second epoch (Jordan, arXiv 2404.00498)
-            first = random_bits(seed, Stream.FLIP, 0, samples) >> np.uint64(63) == 1
-            return first ^ (epoch % 2 == 1)
+            return _coins(seed, 0, samples) ^ (epoch % 2 == 1)
+
+
+def _coins(seed: int, epoch: int, samples: Indices) -> npt.NDArray[np.bool_]:
+    return np.asarray(random_bits(seed, Stream.FLIP, epoch, samples) >> np.uint64(63), np.bool_)
 
 
 def apply(images: torch.Tensor, draws: Draws, shift_pixels: int) -> torch.Tensor:
-    """Shift by up to `shift_pixels` each way (edges mirrored) and flip; uint8 N×H×W×3, same out."""
-    count, height, width, _ = images.shape
-    if shift_pixels:
-        planes = images.permute(0, 3, 1, 2)
-        planes = F.pad(planes, (shift_pixels,) * 4, mode="reflect")
-        images = planes.permute(0, 2, 3, 1)
-    rows = torch.from_numpy(draws.rows[:, None] + np.arange(height))
+    """Shift by up to `shift_pixels` each way (edges mirrored) and flip; uint8 N×H×W×3, same out.
+
+    One gather of whole pixels: the mirrored edges are in the index, so that no image is padded.
+    Raises `ValueError` if the images are too small to be mirrored so far.
+    """
+    count, height, width, channels = images.shape
+    if shift_pixels >= min(height, width):
+        raise ValueError(
+            f"augment.shift_pixels is {shift_pixels}; "
+            f"expected less than the size of the images, which are {height}×{width}"
+        )
+    rows = _mirrored(draws.rows[:, None] - shift_pixels + np.arange(height), height)
+    lines = np.arange(count)[:, None] * height + rows
     steps = np.where(draws.flip[:, None], np.arange(width)[::-1], np.arange(width))
-    columns = torch.from_numpy(draws.columns[:, None] + steps)
-    which = torch.arange(count)[:, None, None]
-    places = (index.to(images.device, non_blocking=True) for index in (which, rows, columns))
-    which, rows, columns = places
-    return images[which, rows[:, :, None], columns[:, None, :]]
+    columns = _mirrored(draws.columns[:, None] - shift_pixels + steps, width)
+    starts, offsets = (
+        torch.from_numpy(index).to(images.device, non_blocking=True)
+        for index in (lines * width, columns)
+    )
+    pixels = starts[:, :, None] + offsets[:, None, :]
+    return images.reshape(-1, channels).index_select(0, pixels.flatten()).view_as(images)
+
+
+def _mirrored(places: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Places outside [0, size), by less than `size`, reflected at its first or last pixel."""
+    last = size - 1
+    return np.asarray(last - np.abs(last - np.abs(places)), np.int64)
 
 
 class Normalizer:
@@ -74,4 +90,8 @@ class Normalizer:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory."""
-        return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
+        count, height, width, channels = images.shape
+        lines = images.reshape(count, height, width * channels).float()
+        # Constants for a whole line: the CPU's inner loop is then long enough for vectors.
+        lines = torch.addcmul(self._shift.repeat(width), lines, self._scale.repeat(width))
+        return lines.view(images.shape).permute(0, 3, 1, 2)

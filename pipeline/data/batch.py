@@ -25,11 +25,14 @@ class HostBatch:
     """Set while a copy to the device may still be reading; the loader waits for it."""
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """`images` and `labels` on `device`, without waiting for the copy."""
+        """`images` and `labels` on `device`, without waiting for the copy.
+
+        On the CPU these are the batch's own tensors: `images` is valid as long as the batch is.
+        """
         if device.type != "cuda":
             return self.images, self.labels
         images = self.images.to(device, non_blocking=True)
         labels = self.labels.to(device, non_blocking=True)
-        self.copied = torch.cuda.Event()
+        self.copied = torch.cuda.Event(blocking=True)  # to sleep, not to spin, until it happens
         self.copied.record()
         return images, labels

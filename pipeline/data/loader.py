@@ -66,7 +66,8 @@ class Loader:
     """Iterates over the `HostBatch`es of `requests`, up to `depth` of them read ahead.
 
     A batch shorter than `batch_size` is padded with black images when `pad` is set and yielded as
-    it is otherwise. An error of the reader is raised by the `next` that would have given the batch.
+    it is otherwise. An error of the reader is raised by the `next` that would have given the batch,
+    and by every later one. A closed loader is exhausted.
     """
 
     def __init__(
@@ -83,8 +84,11 @@ class Loader:
         self._requests = requests
         self._pad = pad
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._ready: SimpleQueue[tuple[_Slot, HostBatch] | BaseException | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[_Slot, HostBatch] | None] = SimpleQueue()  # None: the end
         self._taken: tuple[_Slot, HostBatch] | None = None
+        self._closing = threading.Event()
+        self._has_ended = False
+        self._failure: BaseException | None = None
         self._cost = ReadCost()
         self._cost_lock = threading.Lock()
         shape = (batch_size, *reader.image_shape)
@@ -97,7 +101,7 @@ class Loader:
     @property
     def queued_batches(self) -> int:
         """Batches that are ready now."""
-        return self._ready.qsize()
+        return self._ready.qsize() - self._has_ended
 
     def take_cost(self) -> ReadCost:
         """What reading cost since the last call."""
@@ -110,14 +114,11 @@ class Loader:
 
     def __next__(self) -> HostBatch:
         self._give_back()
-        item = self._ready.get()
-        if isinstance(item, tuple):
-            self._taken = item
-            return item[1]
-        self._ready.put(item)  # an exhausted or failed loader stays so
-        if item is None:
-            raise StopIteration
-        raise item
+        self._taken = self._ready.get()
+        if self._taken is not None:
+            return self._taken[1]
+        self._ready.put(None)  # an exhausted or failed loader stays so
+        raise self._failure or StopIteration
 
     def _give_back(self) -> None:
         if self._taken is not None:
@@ -128,16 +129,20 @@ class Loader:
 
     def _run(self) -> None:
         try:
-            for samples in self._requests:
-                slot = self._free.get()
-                if slot is None:
-                    return
-                if slot.copied is not None:
-                    slot.copied.synchronize()
-                self._ready.put((slot, self._fill(slot, samples)))
-            self._ready.put(None)
+            self._read_ahead()
         except BaseException as error:
-            self._ready.put(error)
+            self._failure = error
+        self._ready.put(None)
+        self._has_ended = True
+
+    def _read_ahead(self) -> None:
+        for samples in self._requests:
+            slot = self._free.get()
+            if slot is None or self._closing.is_set():
+                return
+            if slot.copied is not None:
+                slot.copied.synchronize()
+            self._ready.put((slot, self._fill(slot, samples)))
 
     def _fill(self, slot: _Slot, samples: Indices) -> HostBatch:
         num_valid = len(samples)
@@ -156,16 +161,14 @@ class Loader:
         )
 
     def close(self) -> None:
-        """Stop reading ahead; waits for the read in progress."""
-        self._free.put(None)
-        while self._thread.is_alive():
-            self._give_back()
-            self._thread.join(timeout=0.1)
-            self._discard_ready()
-
-    def _discard_ready(self) -> None:
-        while not self._ready.empty():
-            self._ready.get()
+        """Stop reading ahead; waits for the read in progress and for nothing else."""
+        self._closing.set()
+        self._free.put(None)  # wakes a thread that waits for a free slot
+        self._thread.join()
+        self._taken = self._failure = None
+        while self._ready.get() is not None:  # the thread has put the end behind its batches
+            pass
+        self._ready.put(None)
 
     def __enter__(self) -> Self:
         return self

@@ -44,6 +44,11 @@ class BatchPlan:
                 f"{self.world_size} ranks × {self.accumulation_steps} accumulation steps; "
                 f"use a multiple of {parts}, such as {choices}"
             )
+        if self.num_samples < parts:
+            raise ValueError(
+                f"the split has {self.num_samples} samples; expected at least {parts}, one for "
+                f"each of {self.world_size} ranks × {self.accumulation_steps} accumulation steps"
+            )
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is more than the split's "

@@ -10,7 +10,7 @@ Pseudorandom Number Generators, OOPSLA 2014), applied once for every coordinate.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
+@unique
 class Stream(IntEnum):
     """What a draw is for. The numbers are part of every run's definition: never reuse one."""
 

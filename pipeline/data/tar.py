@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import resource
 import time
@@ -71,44 +73,52 @@ class TarReader:
     def read(self, samples: npt.NDArray[np.int64], images: npt.NDArray[np.uint8]) -> ReadCost:
         """Decode the samples into the first rows of `images`, uint8 N×H×W×3.
 
-        Raises `ShardSetError` naming shard and key of the first sample that does not decode.
+        Raises `ShardSetError` naming shard and member of the first sample that does not decode.
         """
-        chunks = np.array_split(np.arange(len(samples)), min(self._num_threads, len(samples)))
+        assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
+        chunk_size = max(1, -(-len(samples) // self._num_threads))
+        chunks = [slice(at, at + chunk_size) for at in range(0, len(samples), chunk_size)]
+        if len(chunks) <= 1:  # in this thread: a hand-over costs more than it could gain
+            return self._read_chunk(samples, images)
         cost = ReadCost()
-        for part in self._threads.map(lambda rows: self._read_rows(samples, images, rows), chunks):
+        for part in self._threads.map(
+            lambda chunk: self._read_chunk(samples[chunk], images[chunk]), chunks
+        ):
             cost.add(part)
         return cost
 
-    def _read_rows(
-        self,
-        samples: npt.NDArray[np.int64],
-        images: npt.NDArray[np.uint8],
-        rows: npt.NDArray[np.int64],
+    def _read_chunk(
+        self, samples: npt.NDArray[np.int64], images: npt.NDArray[np.uint8]
     ) -> ReadCost:
-        cost = ReadCost(num_samples=len(rows))
-        for row, entry in zip(rows, self._index[samples[rows]], strict=True):
+        cost = ReadCost(num_samples=len(samples))
+        # As Python numbers all at once: fields of a single row of an array are slow to get at.
+        for image, entry in zip(images, self._index[samples].tolist(), strict=False):
+            shard, offset, num_bytes, _ = entry
             begin = time.perf_counter()
-            content = os.pread(
-                self._files[entry["shard"]], int(entry["num_bytes"]), int(entry["offset"])
-            )
-            read = time.perf_counter()
             try:
-                self._decode(content, images[row])
-            except ValueError as error:
-                raise ShardSetError(
-                    f"shard {self._shards / self._split.filenames[entry['shard']]}, "
-                    f"member {self._member_name(entry)}: {error}; "
-                    "see 'python -m data_prep verify --full', copy the shard again or convert again"
-                ) from None
+                content = os.pread(self._files[shard], num_bytes, offset)
+                read = time.perf_counter()
+                self._decode(content, image)
+            except (OSError, ValueError) as error:
+                raise ShardSetError(self._complaint(shard, offset, error)) from None
             cost.num_bytes += len(content)
             cost.read_seconds += read - begin
             cost.decode_seconds += time.perf_counter() - read
         return cost
 
-    def _member_name(self, entry: np.void) -> str:
-        header = os.pread(
-            self._files[entry["shard"]], _TAR_NAME_BYTES, int(entry["offset"]) - _TAR_BLOCK_BYTES
+    def _complaint(self, shard: int, offset: int, error: OSError | ValueError) -> str:
+        return (
+            f"shard {self._shards / self._split.filenames[shard]}, "
+            f"member {self._member_name(shard, offset)}: {error}; "
+            "see 'python -m data_prep verify --full', copy the shard again or convert again"
         )
+
+    def _member_name(self, shard: int, offset: int) -> str:
+        """From the header in front of the member's content."""
+        try:
+            header = os.pread(self._files[shard], _TAR_NAME_BYTES, offset - _TAR_BLOCK_BYTES)
+        except OSError:
+            return f"at byte {offset}"
         return header.split(b"\0", 1)[0].decode(errors="replace")
 
     def close(self) -> None:
@@ -151,12 +161,33 @@ def _decode_jpeg(content: bytes, image: npt.NDArray[np.uint8]) -> None:
     """Decode a JPEG into `image`, uint8 H×W×3."""
     height, width, _, _ = simplejpeg.decode_jpeg_header(content)
     if (height, width) != image.shape[:2]:
-        raise ValueError(f"the image is {height}×{width}; expected {image.shape[:2]}")
+        raise ValueError(f"the image is {height}×{width}; expected {_times(image.shape[:2])}")
     simplejpeg.decode_jpeg(content, buffer=image)
 
 
 def _decode_rgb(content: bytes, image: npt.NDArray[np.uint8]) -> None:
-    """Copy the pixels of an .npy into `image`; they are its last bytes."""
-    if len(content) < image.size or content[:6] != b"\x93NUMPY":
-        raise ValueError(f"{len(content)} bytes that are not an .npy of {image.shape}")
-    image[:] = np.frombuffer(content, np.uint8)[-image.size :].reshape(image.shape)
+    """Copy the pixels of an .npy into `image`, uint8 H×W×3; they are its last bytes."""
+    header_bytes = max(0, len(content) - image.size)
+    _check_npy_header(content[:header_bytes], image.shape)
+    image[:] = np.frombuffer(content, np.uint8, offset=header_bytes).reshape(image.shape)
+
+
+@functools.cache  # all images of a shard set have the same header
+def _check_npy_header(header: bytes, shape: tuple[int, ...]) -> None:
+    """Check that `header` is all that precedes the pixels of an .npy of uint8 in `shape`.
+
+    Raises `ValueError` if it is something else.
+    """
+    file = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(file)
+        found = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else None
+    except ValueError:
+        found = None
+    if found != (shape, False, np.dtype(np.uint8)) or file.read():
+        what = "not an .npy" if found is None else f"an .npy of {found[2]} {_times(found[0])}"
+        raise ValueError(f"{what}; expected uint8 {_times(shape)}, row by row and nothing more")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

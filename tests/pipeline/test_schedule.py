@@ -1,0 +1,154 @@
+"""Learning rates against their closed forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import ScheduleConfig
+from pipeline.schedule import learning_rate_ratio, num_plateaus
+
+STEPS_PER_EPOCH = 10
+TARGET_STEPS = 100
+
+
+def ratios(updates: range = range(TARGET_STEPS), **settings: Any) -> list[float]:
+    """The share of the peak at each of `updates`, in a run of ten epochs of ten steps."""
+    return [
+        learning_rate_ratio(
+            ScheduleConfig(**settings),
+            updates=number,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            target_steps=TARGET_STEPS,
+        )
+        for number in updates
+    ]
+
+
+def test_constant() -> None:
+    assert ratios(name="constant") == [1.0] * TARGET_STEPS
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "plateau"])
+def test_warmup_rises_in_a_straight_line_to_the_peak(name: str) -> None:
+    warmup = ratios(range(21), name=name, warmup_epochs=2)
+    assert np.allclose(warmup, np.arange(1, 22) / 21, rtol=1e-12)
+    assert warmup[20] == 1.0
+
+
+def test_warmup_is_rounded_to_whole_steps() -> None:
+    assert ratios(range(3), name="linear", warmup_epochs=0.14) == [0.5, 1.0, 98 / 99]
+    assert ratios(range(3), name="constant", warmup_epochs=0.04) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("warmup_epochs", "final_ratio"), [(0, 0), (2, 0), (2.5, 0.3)])
+def test_cosine(warmup_epochs: float, final_ratio: float) -> None:
+    warmup = int(warmup_epochs * STEPS_PER_EPOCH)
+    found = ratios(
+        range(warmup, TARGET_STEPS),
+        name="cosine",
+        warmup_epochs=warmup_epochs,
+        final_ratio=final_ratio,
+    )
+    progress = np.linspace(0, 1, TARGET_STEPS - warmup, endpoint=False)
+    exact = final_ratio + (1 - final_ratio) * np.cos(progress * np.pi / 2) ** 2
+    assert np.allclose(found, exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("warmup_epochs", "final_ratio"), [(0, 0), (2, 0), (2.5, 0.3)])
+def test_linear(warmup_epochs: float, final_ratio: float) -> None:
+    warmup = int(warmup_epochs * STEPS_PER_EPOCH)
+    found = ratios(
+        range(warmup, TARGET_STEPS),
+        name="linear",
+        warmup_epochs=warmup_epochs,
+        final_ratio=final_ratio,
+    )
+    exact = np.linspace(1, final_ratio, TARGET_STEPS - warmup, endpoint=False)
+    assert np.allclose(found, exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_the_rate_rests_at_its_end(name: str) -> None:
+    after = ratios(range(TARGET_STEPS, TARGET_STEPS + 30), name=name, final_ratio=0.25)
+    assert np.allclose(after, 0.25, rtol=1e-12)
+
+
+def test_steps_drop_with_the_first_update_of_their_epoch() -> None:
+    found = ratios(name="step", step_epochs=(3, 6.5), factor=0.2)
+    exact = [1.0] * 30 + [0.2] * 35 + [0.04] * 35
+    assert np.allclose(found, exact, rtol=1e-12)
+
+
+@given(steps_per_epoch=st.integers(1, 20_000), epoch=st.integers(1, 500))
+def test_a_drop_is_at_the_same_epoch_however_long_epochs_are(
+    steps_per_epoch: int, epoch: int
+) -> None:
+    config = ScheduleConfig(name="step", step_epochs=(epoch,))
+    first = epoch * steps_per_epoch
+    before, after = (
+        learning_rate_ratio(
+            config, updates=updates, steps_per_epoch=steps_per_epoch, target_steps=10**9
+        )
+        for updates in (first - 1, first)
+    )
+    assert (before, after) == (1.0, 0.1)
+
+
+@given(
+    name=st.sampled_from(["cosine", "linear"]),
+    warmup_epochs=st.floats(0, 9.9),
+    final_ratio=st.floats(0, 1),
+)
+def test_the_rate_rises_once_and_then_falls_within_its_bounds(
+    name: str, warmup_epochs: float, final_ratio: float
+) -> None:
+    found = ratios(name=name, warmup_epochs=warmup_epochs, final_ratio=final_ratio)
+    warmup = round(warmup_epochs * STEPS_PER_EPOCH)
+    assert max(found) <= 1
+    assert found[warmup] == 1
+    assert np.all(np.diff(found[: warmup + 1]) > 0)
+    assert np.all(np.diff(found[warmup:]) <= 1e-12)
+    assert min(found[warmup:]) >= final_ratio - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([], 0),
+        ([5, 4, 3, 2, 1], 0),
+        ([3, 3, 3], 1),
+        ([3, 4, 2, 3], 0),
+        ([3, 4, 5, 6, 7], 2),
+        ([3, 4, 5, 2, 2, 2], 2),
+        ([3, 4, 5, 4, 2], 1),
+        ([3, math.nan, math.nan], 1),
+    ],
+)
+def test_plateaus_are_counted_from_the_last_best_or_drop(
+    losses: list[float], expected: int
+) -> None:
+    assert num_plateaus(losses, patience=2) == expected
+
+
+def test_plateau_drops_by_its_factor() -> None:
+    config = ScheduleConfig(name="plateau", factor=0.5, patience_evaluations=1, warmup_epochs=1)
+
+    def ratio(updates: int, *losses: float) -> float:
+        return learning_rate_ratio(
+            config,
+            updates=updates,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            target_steps=TARGET_STEPS,
+            losses=losses,
+        )
+
+    assert ratio(20, 1.0) == 1.0
+    assert ratio(20, 1.0, 1.0) == 0.5
+    assert ratio(20, 1.0, 1.0, 0.9, 1.0) == 0.25
+    assert ratio(4, 1.0, 1.0) == 5 / 11  # the warm-up is not shortened
