@@ -180,7 +180,7 @@ def _verify(options: argparse.Namespace) -> int:
     sys.stdout.write("".join(f"{damage}\n" for damage in damages))
     if damages:
         return _fail(
-            f"{shards} is damaged ({len(damages)} findings above): copy what is named from a good "
+            f"{shards} is damaged (listed above: {len(damages)}): copy what is named from a good "
             "copy, or convert the data again into a new folder"
         )
     depth = "every byte" if options.full else "structure only; --full reads every byte"

@@ -159,7 +159,7 @@ def _read_archive(layout: _Layout, path: Path, wanted: set[str]) -> dict[str, by
         )
     contents = {}
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 content = archive.extractfile(member)

@@ -7,6 +7,7 @@ what does not decode whole is rejected and counted by its reason in `REJECTED`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
         image = Image.fromarray(pixels)
         flaw = flaw or (None if is_sound else "repaired")
     else:
-        image = _to_rgb(header)
+        image = _to_rgb(raw, header)
         flaw = flaw or ("not_jpeg" if encoding == "jpeg" else None)
     if (turn := _turn(header)) is not None:
         image = image.transpose(turn)
@@ -150,10 +151,10 @@ def _find_flaw(image: ImageFile.ImageFile) -> RewriteReason | None:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What puts the image upright, if its EXIF orientation says that it is not."""
-    try:
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")  # damaged metadata say nothing of the picture
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged metadata say nothing of the picture
-        return None
+    return None
 
 
 def _fits(image: Image.Image, size: int | None) -> bool:
@@ -173,9 +174,10 @@ def _decode_tolerantly(content: bytes) -> tuple[Pixels, bool]:
         return simplejpeg.decode_jpeg(content, strict=False), False
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(raw: bytes, image: Image.Image) -> Image.Image:
     """Decode the whole image."""
     try:
+        Image.open(io.BytesIO(raw)).verify()  # checksums, which decoding leaves aside
         image.load()
         if image.mode.startswith("I"):  # convert() would clip at 255 what goes to 65535
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -125,7 +125,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         width = max(map(len, numbers))
         raise SourceError(
             f"the class folders of {folder} are numbers that sort differently as names "
-            f"({', '.join(numbers[:4])}, …): labels would not be those numbers; "
+            f"({_name_some(numbers)}): labels would not be those numbers; "
             f"pad them with zeros to one length, e.g. {numbers[0].zfill(width)}"
         )
     return tuple(names)

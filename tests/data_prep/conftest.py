@@ -1,0 +1,48 @@
+"""Shard sets that several tests start from."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.data_prep.raw_data import REPOSITORY, run_cli
+
+CIFAR10_IMAGES = REPOSITORY.parent / "shared/data/cifar10-images.tar.xz"
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoding rgb; 60 + 25 samples in 3 + 2 shards."""
+    shards = tmp_path_factory.mktemp("synthetic") / "shards"
+    result = run_cli("shard", "synthetic", "--output", shards, *SYNTHETIC_OPTIONS)
+    assert result.returncode == 0, result.stderr
+    return shards
+
+
+SYNTHETIC_OPTIONS = ("--num-train", 60, "--num-val", 25, "--samples-per-shard", 20)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10 as JPEGs: `train/CLASS/*` with 10 images and `test/CLASS/*` with 5."""
+    if not CIFAR10_IMAGES.exists():
+        pytest.skip(f"{CIFAR10_IMAGES} is not there")
+    root = tmp_path_factory.mktemp("cifar10")
+    wanted = re.compile(r"train/\w+/000\d\.jpg|test/\w+/000[0-4]\.jpg")
+    with tarfile.open(CIFAR10_IMAGES) as archive:
+        archive.extractall(root, [m for m in archive if wanted.fullmatch(m.name)], filter="data")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10(cifar10_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoding jpeg; 100 + 50 samples of CIFAR-10 in 3 + 2 shards."""
+    shards = tmp_path_factory.mktemp("cifar10") / "shards"
+    result = run_cli(
+        "shard", "folder", "--input", cifar10_folder, "--output", shards, "--samples-per-shard", 40
+    )
+    assert result.returncode == 0, result.stderr
+    return shards

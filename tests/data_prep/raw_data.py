@@ -1,0 +1,108 @@
+"""Raw images of all kinds, and the command line, for the tests of data_prep."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep.sources import Pixels
+
+REPOSITORY = Path(__file__).parents[2]
+HEIGHT, WIDTH = 40, 60
+
+
+def make_pixels(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Pixels:
+    """A smooth picture that has no symmetry, uint8 height×width×3."""
+    low = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    image = Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The content of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def jpeg(seed: int = 0, height: int = HEIGHT, width: int = WIDTH, **options: Any) -> bytes:
+    return encode(Image.fromarray(make_pixels(seed, height, width)), "JPEG", **options)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A small file that claims to be a huge image."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", content)
+        + chunk(b"IEND", b"")
+    )
+
+
+def write_folder(
+    root: Path, num_train: int = 4, num_val: int = 2, classes: tuple[str, ...] = ("cat", "dog")
+) -> Path:
+    """A folder of JPEGs with that many images a class."""
+    for split, count in (("train", num_train), ("val", num_val)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                content = jpeg(seed=1000 * (split == "val") + 100 * label + number)
+                (folder / f"{number:04d}.jpg").write_bytes(content)
+    return root
+
+
+def run_cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m data_prep` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "data_prep", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def start_cli(*arguments: object) -> subprocess.Popen[str]:
+    """As `run_cli`, without waiting for it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "data_prep", *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def hash_tree(folder: Path) -> dict[str, str]:
+    """sha256 of every file, by name; whatever lies about counts."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def copy_tree(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target

@@ -1,0 +1,75 @@
+"""Keys and the assignment of samples to shards."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.assignment import KEY_PATTERN, assign, make_keys
+
+NAMES = st.lists(st.text(alphabet="ab_-./ é\n", min_size=1, max_size=100), max_size=40)
+KEYS = st.lists(st.from_regex(KEY_PATTERN, fullmatch=True), unique=True, max_size=60)
+
+
+@given(NAMES)
+def test_keys_are_valid_and_unique(names: list[str]) -> None:
+    keys = make_keys([f"x{name}" for name in names])
+    assert all(KEY_PATTERN.fullmatch(key) for key in keys)
+    assert len(set(keys)) == len(names)
+    assert all(len(f"{key}.npy") <= 100 for key in keys)
+
+
+@given(NAMES, st.randoms(use_true_random=False))
+def test_keys_do_not_depend_on_the_order_of_names(names: list[str], rng: random.Random) -> None:
+    names = sorted({f"x{name}" for name in names})
+    shuffled = rng.sample(names, len(names))
+    keys = dict(zip(names, make_keys(names), strict=True))
+    assert keys == dict(zip(shuffled, make_keys(shuffled), strict=True))
+
+
+def test_keys_tell_where_a_sample_comes_from() -> None:
+    assert make_keys(["cat/0001.jpg", "n01440764/n01440764_10026.JPEG"]) == [
+        "cat_0001",
+        "n01440764_n01440764_10026",
+    ]
+
+
+def test_equal_keys_are_numbered() -> None:
+    names = ["a.b.jpg", "a b.jpg", "a_b.png", "a_b-2.jpg"]
+    assert make_keys(names) == ["a_b-2", "a_b", "a_b-3", "a_b-2-2"]
+
+
+@given(KEYS, st.integers(0, 5), st.integers(1, 9))
+def test_every_sample_is_in_one_shard(keys: list[str], seed: int, length: int) -> None:
+    shards = assign(keys, seed=seed, samples_per_shard=length)
+    assert sorted(row for shard in shards for row in shard) == list(range(len(keys)))
+    assert all(len(shard) == length for shard in shards[:-1])
+    assert all(shards)
+
+
+@given(KEYS, st.integers(0, 5), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_assignment_does_not_depend_on_the_order_of_keys(
+    keys: list[str], seed: int, length: int, rng: random.Random
+) -> None:
+    shuffled = rng.sample(keys, len(keys))
+
+    def by_key(keys: list[str]) -> list[list[str]]:
+        shards = assign(keys, seed=seed, samples_per_shard=length)
+        return [[keys[row] for row in shard] for shard in shards]
+
+    assert by_key(keys) == by_key(shuffled)
+
+
+def test_the_seed_shuffles() -> None:
+    keys = [f"{number:04d}" for number in range(1000)]
+    orders = [assign(keys, seed=seed, samples_per_shard=1000)[0] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    for order in orders:  # of uncorrelated orders of 1000, one in a thousand is beyond 0.1
+        assert abs(sum((row - 499.5) * (place - 499.5) for place, row in enumerate(order))) < 9e6
+
+
+def test_the_order_is_fixed_for_good() -> None:
+    keys = ["cat_0", "cat_1", "dog_0", "dog_1"]
+    assert assign(keys, seed=0, samples_per_shard=3) == [[0, 3, 1], [2]]

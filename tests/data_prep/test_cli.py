@@ -1,0 +1,163 @@
+"""Wrong arguments, and what is shown while a conversion runs."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.__main__ import main
+from data_prep.progress import Progress
+from tests.data_prep.conftest import SYNTHETIC_OPTIONS
+from tests.data_prep.raw_data import REPOSITORY, run_cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shard", "cifar11", "--output", "x"], "choose from .*folder.*cifar10.*synthetic"),
+        (["shard", "folder", "--output", "x"], "required: --input"),
+        (["shard", "folder", "--input", "x"], "required: --output"),
+        (["shard", "synthetic", "--output", "x", "--workers", "0"], "'0' is not a number from 1"),
+        (["shard", "synthetic", "--output", "x", "--size", "2.5"], "'2.5' is not a number from 1"),
+        (["shard", "synthetic", "--output", "x", "--seed", "-1"], "'-1' is not a number from 0"),
+        (
+            ["shard", "synthetic", "--output", "x", "--max-reject-ratio", "nan"],
+            "'nan' is not a number from 0 to 1",
+        ),
+        (["shard", "synthetic", "--output", "x", "--encoding", "png"], "choose from .*jpeg.*rgb"),
+        (["verify"], "required: SHARDS"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shard", "folder", "--input", "{tmp}/none", "--output", "{tmp}/out"], "is not a folder"),
+        (["shard", "cifar10", "--input", "{tmp}/none", "--output", "{tmp}/out"], "does not exist"),
+        (
+            ["shard", "synthetic", "--output", "{tmp}/file"],
+            "{tmp}/file/.conversion: Not a directory",
+        ),
+        (["shard", "synthetic", "--output", "/proc/shards"], "/proc/shards: No such file"),
+        (["verify", "{tmp}/none"], "is damaged (listed above: 1)"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message.format(tmp=tmp_path) in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["shard", "folder", "--help"])
+    assert "--max-reject-ratio" in capsys.readouterr().out
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What progress takes for the time, in its only element."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def run_for_a_minute(stream: io.StringIO, clock: list[float], num_before: int = 0) -> str:
+    shown = Progress("sharding", "samples", stream, num_before=num_before)
+    for eighth in range(1, 481):
+        clock[0] += 0.125
+        shown.show(num_before + eighth * 10, num_before + 4800)
+    shown.close()
+    return stream.getvalue()
+
+
+def test_log_gets_a_line_every_few_seconds(clock: list[float]) -> None:
+    text = run_for_a_minute(io.StringIO(), clock, num_before=500)
+    lines = text.splitlines()
+    assert "\r" not in text
+    assert 10 <= len(lines) <= 14
+    assert lines[0] == "sharding: 900 of 5,300 samples, 80 a second, 0:00:55 left"
+    assert lines[-1] == "sharding: 5,300 of 5,300 samples, 80 a second"
+
+
+def test_terminal_gets_a_bar_in_one_line(clock: list[float]) -> None:
+    text = run_for_a_minute(Terminal(), clock)
+    assert text.count("\n") == 1
+    states = text.strip().split("\r")
+    assert 200 < len(states) < 400
+    assert len({len(state) for state in states[1:-1]}) == 1
+    assert "█" * 15 + "░" * 15 in states[len(states) // 2]
+
+
+def test_what_is_quick_shows_nothing(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress("sharding", "samples", stream)
+    clock[0] += 1
+    shown.show(10, 10)
+    shown.close()
+    assert stream.getvalue() == ""
+
+
+def test_command_shows_its_bar_on_a_terminal(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--output", tmp_path / "x"]
+    process = subprocess.Popen(
+        [*map(str, command), *map(str, SYNTHETIC_OPTIONS)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        text=True,
+    )
+    os.close(follower)
+    output, _ = process.communicate(timeout=60)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert "\rsharding " in shown
+    assert "of 85 samples" in shown
+    assert output.startswith(
+        f"{tmp_path / 'x'}: 60 train + 25 val samples of 10 classes in 5 shards"
+    )
+
+
+def test_log_of_the_command_has_no_carriage_return(tmp_path: Path) -> None:
+    result = run_cli("shard", "synthetic", "--output", tmp_path / "x", *SYNTHETIC_OPTIONS)
+    assert "\r" not in result.stdout + result.stderr
+
+
+def test_data_prep_imports_neither_pipeline_nor_launch() -> None:
+    modules = sorted((REPOSITORY / "data_prep").glob("*.py"))
+    assert modules
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & {"pipeline", "launch", "torch"}

@@ -1,0 +1,125 @@
+"""Files that are whole or not there, whatever happens to their writer."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from data_prep.files import (
+    TEMPORARY_PREFIX,
+    atomic_writer,
+    remove_leftovers,
+    sha256_of,
+    sync_directory,
+    write_atomically,
+)
+
+WRITE_HALF = """
+import sys
+from pathlib import Path
+from data_prep.files import atomic_writer
+
+with atomic_writer(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file that has an older version already."""
+    path = tmp_path / "shard.tar"
+    path.write_bytes(b"old")
+    return path
+
+
+def others(path: Path) -> list[str]:
+    """Whatever lies beside the file."""
+    return [other.name for other in path.parent.iterdir() if other != path]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_takes_its_name_when_it_is_whole(path: Path, durable: bool) -> None:
+    with atomic_writer(path, durable=durable) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+        (temporary,) = others(path)
+        assert temporary.startswith(TEMPORARY_PREFIX)
+    assert path.read_bytes() == b"new"
+    assert others(path) == []
+
+
+def test_a_new_file_may_be_read_by_all(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def fail_half_way(file: BinaryIO) -> None:
+    file.write(b"half")
+    raise RuntimeError("out of luck")
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of luck"), atomic_writer(path) as file:
+        fail_half_way(file)
+    assert path.read_bytes() == b"old"
+    assert others(path) == []
+
+
+def test_a_failing_rename_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "taken", b"content")
+    assert [other.name for other in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_atomically(tmp_path / "nowhere" / "file", b"content")
+
+
+def test_a_killed_writer_leaves_the_old_file_and_a_leftover(path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE_HALF, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        writer.kill()
+    assert path.read_bytes() == b"old"
+    (leftover,) = others(path)
+    assert leftover.startswith(f"{TEMPORARY_PREFIX}shard.tar-")
+    remove_leftovers(path.parent)
+    assert others(path) == []
+    assert path.read_bytes() == b"old"
+
+
+def test_only_leftovers_are_removed(tmp_path: Path) -> None:
+    kept = [".hidden", "tmp-file", "x.tmp-"]
+    for name in [*kept, f"{TEMPORARY_PREFIX}a-123"]:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(other.name for other in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_hash_of_files_longer_than_a_block(tmp_path: Path, num_bytes: int) -> None:
+    content = bytes(range(256)) * (num_bytes // 256) + bytes(num_bytes % 256)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_directory_is_synced_or_the_error_is_raised(tmp_path: Path) -> None:
+    sync_directory(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync_directory(tmp_path / "nowhere")

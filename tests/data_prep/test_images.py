@@ -1,0 +1,239 @@
+"""What becomes of good, odd and bad images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from PIL import Image
+
+from data_prep.images import (
+    REJECTED,
+    REWRITTEN,
+    RejectedImage,
+    RejectReason,
+    RewriteReason,
+    store,
+)
+from data_prep.manifest import ENCODINGS, Encoding
+from tests.data_prep.raw_data import HEIGHT, WIDTH, encode, jpeg, make_pixels, png_of_size
+
+PICTURE = Image.fromarray(make_pixels())
+
+
+def error_of(found: npt.NDArray[np.uint8], expected: Image.Image) -> float:
+    """Mean difference of two images."""
+    return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).mean())
+
+
+def stored_pixels(content: bytes, encoding: Encoding) -> npt.NDArray[np.uint8]:
+    """As the readers of shards see them."""
+    pixels: npt.NDArray[np.uint8] = (
+        np.load(io.BytesIO(content)) if encoding == "rgb" else simplejpeg.decode_jpeg(content)
+    )
+    return pixels
+
+
+def rotated_jpeg(orientation: int) -> bytes:
+    """PICTURE, as a camera stores it that was held that way."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(PICTURE.transpose(undo[orientation]), "JPEG", exif=exif, quality=95)
+
+
+def with_exif_orientation(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(PICTURE, "JPEG", exif=exif)
+
+
+def cmyk_jpeg() -> bytes:
+    return encode(PICTURE.convert("CMYK"), "JPEG", quality=95)
+
+
+def ycck_jpeg() -> bytes:
+    content = bytearray(cmyk_jpeg())
+    content[content.index(b"Adobe") + 11] = 2  # the transform: how the channels are to be read
+    return bytes(content)
+
+
+def sixteen_bit_png() -> bytes:
+    gray = np.asarray(PICTURE.convert("L")).astype(np.uint16) << 8
+    return encode(Image.fromarray(gray), "PNG")
+
+
+def transparent_png() -> bytes:
+    picture = PICTURE.convert("RGBA")
+    picture.putalpha(Image.new("L", picture.size, 0))
+    return encode(picture, "PNG")
+
+
+def jpeg_with_stray_bytes() -> bytes:
+    return jpeg()[:-2] + b"stray bytes" + jpeg()[-2:]
+
+
+def jpeg_that_stops() -> bytes:
+    """Half of the picture's data, and a proper end."""
+    content = jpeg(quality=95)
+    return content[: len(content) // 2] + b"\xff\xd9"
+
+
+def broken_png() -> bytes:
+    """The length is right, the compressed data are not."""
+    content = bytearray(encode(PICTURE, "PNG"))
+    middle = len(content) // 2
+    content[middle : middle + 100] = bytes(100)
+    return bytes(content)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+HONEST = {
+    "baseline": lambda: jpeg(),
+    "progressive": lambda: jpeg(progressive=True),
+    "4:2:0": lambda: jpeg(subsampling="4:2:0"),
+    "grayscale": lambda: encode(PICTURE.convert("L"), "JPEG"),
+    "upright": lambda: with_exif_orientation(1),
+    "senseless orientation": lambda: with_exif_orientation(0),
+    "damaged EXIF": lambda: encode(PICTURE, "JPEG", exif=b"Exif\0\0MM\0*nonsense"),
+    "something after the end": lambda: jpeg() + b"x" * 500,
+}
+
+
+@pytest.mark.parametrize("make", HONEST.values(), ids=HONEST.keys())
+def test_honest_jpeg_goes_in_byte_for_byte(make: Callable[[], bytes]) -> None:
+    content = make()
+    stored = store(content, "jpeg", None)
+    assert stored.content == content
+    assert stored.rewritten is None
+    assert stored.pixels.shape == (HEIGHT, WIDTH, 3)
+    expected = Image.open(io.BytesIO(content)).convert("RGB")
+    assert error_of(stored.pixels, expected) < 1
+
+
+def test_honest_jpeg_of_the_wanted_size_goes_in_byte_for_byte() -> None:
+    content = jpeg(height=24, width=24)
+    assert store(content, "jpeg", 24).content == content
+
+
+CONVERTED: dict[RewriteReason, tuple[Callable[[], bytes], Image.Image]] = {
+    "cmyk": (cmyk_jpeg, PICTURE),
+    "sixteen_bit": (sixteen_bit_png, PICTURE.convert("L").convert("RGB")),
+    "transparent": (transparent_png, Image.new("RGB", PICTURE.size, "white")),
+    "palette": (lambda: encode(PICTURE.quantize(256), "PNG"), PICTURE),
+    "grayscale": (lambda: encode(PICTURE.convert("L"), "PNG"), PICTURE.convert("L").convert("RGB")),
+    "not_jpeg": (lambda: encode(PICTURE, "PNG"), PICTURE),
+    "repaired": (jpeg_with_stray_bytes, PICTURE),
+    "rotated": (lambda: rotated_jpeg(6), PICTURE),
+}
+
+
+def test_every_reason_is_tested() -> None:
+    assert {*CONVERTED, "resized"} == set(REWRITTEN)
+    assert set(BAD) == set(REJECTED)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("reason", CONVERTED)
+def test_odd_image_is_converted(reason: RewriteReason, encoding: Encoding) -> None:
+    make, expected = CONVERTED[reason]
+    stored = store(make(), encoding, None)
+    is_lossless = reason == "not_jpeg" and encoding == "rgb"
+    assert stored.rewritten == (None if is_lossless else reason)
+    found = stored_pixels(stored.content, encoding)
+    assert found.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(stored.pixels, found)
+    assert error_of(found, expected) < 6
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_image_is_turned_upright(orientation: int) -> None:
+    stored = store(rotated_jpeg(orientation), "jpeg", None)
+    assert stored.rewritten == "rotated"
+    assert error_of(stored.pixels, PICTURE) < 2
+
+
+def test_ycck_is_converted() -> None:
+    stored = store(ycck_jpeg(), "jpeg", None)
+    assert stored.rewritten == "cmyk"
+    assert simplejpeg.decode_jpeg_header(stored.content)[2] == "YCbCr"
+    assert error_of(stored.pixels, Image.open(io.BytesIO(ycck_jpeg())).convert("RGB")) < 2
+
+
+BAD: dict[RejectReason, list[Callable[[], bytes]]] = {
+    "empty": [bytes],
+    "not_an_image": [lambda: b"<html>404</html>", lambda: b"\x1f\x8b\x08\0" + bytes(100)],
+    "truncated": [
+        lambda: cut(jpeg()),
+        lambda: cut(jpeg(progressive=True)),
+        lambda: cut(cmyk_jpeg()),
+        lambda: cut(encode(PICTURE, "PNG")),
+        lambda: jpeg()[:200],
+        jpeg_that_stops,
+    ],
+    "undecodable": [
+        lambda: encode(Image.new("F", (8, 8)), "TIFF"),
+        broken_png,
+    ],
+    "too_large": [lambda: png_of_size(50_000, 50_000), lambda: png_of_size(10_000, 10_000)],
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("reason", "make"), [(reason, make) for reason, makers in BAD.items() for make in makers]
+)
+def test_bad_image_is_rejected(
+    reason: RejectReason, make: Callable[[], bytes], encoding: Encoding
+) -> None:
+    with pytest.raises(RejectedImage) as rejection:
+        store(make(), encoding, None)
+    assert rejection.value.reason == reason
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (20, 90), (10, 12), (1, 3000)])
+def test_resizing_keeps_the_middle_square(shape: tuple[int, int], encoding: Encoding) -> None:
+    height, width = shape
+    side, size = min(shape), 24
+    content = jpeg(height=height, width=width, quality=95)
+    stored = store(content, encoding, size)
+    assert stored.rewritten == "resized"
+    assert stored.pixels.shape == (size, size, 3)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = Image.open(io.BytesIO(content)).crop((left, top, left + side, top + side))
+    assert error_of(stored.pixels, middle.resize((size, size), Image.Resampling.LANCZOS)) < 3
+
+
+def test_pixels_are_stored_without_loss() -> None:
+    pixels = make_pixels(height=32, width=32)
+    stored = store(pixels, "rgb", None)
+    np.testing.assert_array_equal(stored_pixels(stored.content, "rgb"), pixels)
+    assert stored.content[-pixels.size :] == pixels.tobytes()
+    assert stored.rewritten is None
+
+
+def test_pixels_can_be_stored_as_jpeg() -> None:
+    stored = store(make_pixels(height=32, width=32), "jpeg", None)
+    assert simplejpeg.decode_jpeg_header(stored.content) == (32, 32, "YCbCr", "444")
+    assert error_of(stored.pixels, Image.fromarray(make_pixels(height=32, width=32))) < 3
+
+
+def test_both_encodings_store_the_same_pixels_of_an_honest_jpeg() -> None:
+    pixels = [store(jpeg(), encoding, None).pixels for encoding in ENCODINGS]
+    np.testing.assert_array_equal(pixels[0], pixels[1])
