@@ -38,10 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SourceError, ConversionError, ShardSetError) as error:
         return _fail(str(error))
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
         return _fail(
-            f"{where}{error.strerror or error}; what is finished is kept: once that is mended, "
-            "the same command goes on from there"
+            f"{error.filename or options.shards}: {error.strerror or error}; "
+            "once that is mended, run the same command again"
         )
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from here")
@@ -96,7 +95,12 @@ def _add_source(
     if has_input:
         parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=what)
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="SHARDS", help="folder of the shard set"
+        "--output",
+        dest="shards",
+        type=Path,
+        required=True,
+        metavar="SHARDS",
+        help="folder of the shard set, new or one that the same command has begun",
     )
     parser.add_argument(
         "--encoding", choices=ENCODINGS, help="store JPEGs or pixels; default: the source's own"
@@ -108,17 +112,25 @@ def _add_source(
         help="scale the short side to N, crop the middle N×N",
     )
     parser.add_argument(
-        "--samples-per-shard", type=_between(1, _MAX_COUNT), default=1000, metavar="N", help="count"
+        "--samples-per-shard",
+        type=_between(1, _MAX_COUNT),
+        default=1000,
+        metavar="N",
+        help="in every shard of a split but the last",
     )
     parser.add_argument(
-        "--seed", type=_between(0, 2**63 - 1), default=0, metavar="N", help="of the shuffle"
+        "--seed",
+        type=_between(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="of the shuffle, and of what synthetic draws",
     )
     parser.add_argument(
         "--workers",
         type=_between(1, _MAX_COUNT),
         default=_num_processors(),
         metavar="N",
-        help="processes",
+        help="processes; they do not change the result",
     )
     parser.add_argument(
         "--max-reject-ratio",
@@ -154,9 +166,9 @@ def _between(low: float, high: float, kind: type[int] | type[float] = int) -> Ca
 def _shard(options: argparse.Namespace) -> int:
     begin = time.monotonic()
     source: Source = options.open_source(options)
-    manifest, num_written = convert(
+    manifest, num_read = convert(
         source,
-        options.output,
+        options.shards,
         Options(
             encoding=options.encoding or source.default_encoding,
             size=options.size,
@@ -167,7 +179,7 @@ def _shard(options: argparse.Namespace) -> int:
         ),
         sys.stderr,
     )
-    sys.stdout.write(_summary(manifest, num_written, time.monotonic() - begin, options.output))
+    sys.stdout.write(_summary(manifest, num_read, time.monotonic() - begin, options.shards))
     return 0
 
 
@@ -193,15 +205,10 @@ def _num_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _summary(manifest: Manifest, num_written: int, seconds: float, shards: Path) -> str:
+def _summary(manifest: Manifest, num_read: int, seconds: float, shards: Path) -> str:
     splits = manifest.splits.values()
     samples = " + ".join(f"{split.num_samples:,} {split.name}" for split in splits)
-    num_samples = sum(split.num_samples for split in splits)
-    made = (
-        f"{num_written} written, {num_samples / seconds:,.0f} samples a second"
-        if num_written
-        else "complete already"
-    )
+    made = f"{num_read / seconds:,.0f} samples a second" if num_read else "complete already"
     return (
         f"{shards}: {samples} samples of {manifest.num_classes} classes in "
         f"{sum(len(split.filenames) for split in splits)} shards ({made}); "

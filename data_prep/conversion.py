@@ -63,7 +63,8 @@ class _Tally:
 def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> tuple[Manifest, int]:
     """Make the shard set `shards`, or finish the one that was begun there.
 
-    Returns the manifest and how many shards this call has written; progress goes to `stream`.
+    Returns the manifest and how many samples this call has read; progress goes to `stream`.
+    It spawns processes, so a script must call it below `if __name__ == "__main__"`.
     Raises `ShardSetError` if the finished shard set that is there is damaged, and
     `ConversionError` if the conversion cannot start or go on; what is finished by then is
     kept, and the same call goes on from there.
@@ -83,10 +84,10 @@ def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> t
             encoding=options.encoding,
             size=options.size,
         )
-        tally, num_written = _write_missing(job, options, plans, stream)
+        tally, num_read = _write_missing(job, options, plans, stream)
         manifest = _publish(source, shards, options, plans, tally)
         clean_up(shards)
-    return manifest, num_written
+    return manifest, num_read
 
 
 def plan_shards(source: Source, options: Options) -> list[ShardPlan]:
@@ -130,7 +131,7 @@ def _manifest_options(source: Source, options: Options) -> Settings:
 def _write_missing(
     job: ShardJob, options: Options, plans: Sequence[ShardPlan], stream: TextIO
 ) -> tuple[_Tally, int]:
-    """Write the shards that have no record yet; returns what all add up to, and their number."""
+    """Write the shards that are not finished; returns what all add up to, and the samples read."""
     tally = _Tally()
     num_samples = sum(len(plan.samples) for plan in plans)
     missing = []
@@ -156,16 +157,20 @@ def _write_missing(
         for plan in done:
             tally.add(plan, ShardRecord.load(job.record_path(plan)))
             _check(tally.contents, options, num_samples)
-    return tally, len(missing)
+    return tally, num_samples - num_before
 
 
 def _load_finished(job: ShardJob, plan: ShardPlan) -> ShardRecord | None:
+    """The record of a shard that need not be written again.
+
+    One with rejected images is written again: they may have been repaired since.
+    """
     try:
         record = ShardRecord.load(job.record_path(plan))
         is_whole = (job.shards / plan.filename).stat().st_size == record.num_bytes
     except FileNotFoundError:
         return None
-    return record if is_whole else None
+    return record if is_whole and not record.contents.rejected else None
 
 
 def _check(contents: ShardContents, options: Options, num_samples: int) -> None:
@@ -175,7 +180,8 @@ def _check(contents: ShardContents, options: Options, num_samples: int) -> None:
         raise ConversionError(
             f"{len(contents.rejected)} of {num_samples} images so far cannot be used, more than "
             f"the allowed share (--max-reject-ratio {options.max_reject_ratio:g}): "
-            f"{name_rejected(contents.rejected)}; repair or remove them, or allow more"
+            f"{name_rejected(contents.rejected)}; repair them and run the same command "
+            "again, allow more, or convert without them into a new folder"
         )
 
 

@@ -90,6 +90,7 @@ def _plan(
     return [
         ShardCheck(
             path=shards / filename,
+            split=split.name,
             number=number,
             num_samples=split.shard_lengths[number],
             num_bytes=split.shard_bytes[number],
@@ -135,10 +136,9 @@ def _check_duplicates(
 ) -> list[Damage]:
     """Keys that came before in the same split; adds those of this shard to `seen`."""
     damages = []
-    split = check.path.name.partition("-")[0]
     for key in keys:
-        if (split, key) in seen:
-            what = f"duplicate key: it is in {seen[split, key]} already"
+        if (before := seen.get((check.split, key))) is not None:
+            what = f"duplicate key: it is in {before} already"
             damages.append(Damage(check.path.name, what, key))
-        seen[split, key] = check.path.name
+        seen[check.split, key] = check.path.name
     return damages

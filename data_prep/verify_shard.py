@@ -27,6 +27,7 @@ class ShardCheck:
     """One shard and what the other files say of it."""
 
     path: Path
+    split: str
     number: int
     num_samples: int
     num_bytes: int
@@ -119,7 +120,7 @@ def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str
 def _check_image(content: bytes, manifest: Manifest) -> str | None:
     try:
         pixels = decode_jpeg(content) if manifest.encoding == "jpeg" else _decode_npy(content)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, MemoryError) as error:
         return f"its image does not decode: {error}"
     size = (manifest.image_height, manifest.image_width)
     if None not in size and pixels.shape[:2] != size:
@@ -128,7 +129,7 @@ def _check_image(content: bytes, manifest: Manifest) -> str | None:
 
 
 def _decode_npy(content: bytes) -> Pixels:
-    pixels: Pixels = np.load(io.BytesIO(content), allow_pickle=False)
+    pixels: Pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"{pixels.dtype}{list(pixels.shape)}; expected uint8[height, width, 3]")
     return pixels

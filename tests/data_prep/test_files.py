@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_a_file_takes_its_name_when_it_is_whole(path: Path, durable: bool) -> No
         assert temporary.startswith(TEMPORARY_PREFIX)
     assert path.read_bytes() == b"new"
     assert others(path) == []
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def note(handle: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        synced.append((name == path.parent, os.fstat(handle).st_size, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomically(path, b"newer")
+    content, name = synced
+    assert content == (False, 5, b"old")
+    assert name[0] is True
+    assert name[2] == b"newer"
 
 
 def test_a_new_file_may_be_read_by_all(tmp_path: Path) -> None:
