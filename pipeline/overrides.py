@@ -73,7 +73,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _unknown(name: str, known: Sequence[str]) -> str:
     last = name.split(".")[-1]
     close = [other for other in known if other.split(".")[-1] == last]
-    close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.8)
     hint = f"did you mean {' or '.join(f'--{other}' for other in close)}? " if close else ""
     return f"unknown option --{name}; {hint}--help lists them all"
 

@@ -64,7 +64,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
     synced = []
 
     def note(handle: int) -> None:
-        name = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        name = Path(f"/proc/self/fd/{handle}").readlink()
         synced.append((name == path.parent, os.fstat(handle).st_size, path.read_bytes()))
 
     monkeypatch.setattr(os, "fsync", note)

@@ -1,0 +1,184 @@
+"""What a config refuses, how it is saved, and what may differ when a run is resumed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    DistributedConfig,
+    EvaluationConfig,
+    MetricsConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    differences,
+    flatten,
+    from_json,
+    to_json,
+)
+from pipeline.recipes import RECIPES
+
+FIELDS = [name for name, _, _ in flatten(Config())]
+
+OPERATIONAL = {
+    "data.shards",
+    "data.decode_threads",
+    "data.prefetch_batches",
+    "checkpoint.every_epochs",
+    "checkpoint.keep",
+    "metrics.enabled",
+    "metrics.publish_seconds",
+    "metrics.exporter",
+    "metrics.exporter_port",
+    "metrics.exporter_address",
+    "metrics.exporter_linger_seconds",
+    "distributed.device",
+    "distributed.timeout_seconds",
+    "distributed.save_timeout_seconds",
+    "log_every_steps",
+}
+"""How a run is carried out. What is not listed here changes the weights that come out."""
+
+EVERYTHING_SET = Config(
+    optim=OptimConfig(name="adamw", clip_norm=1.5),
+    schedule=ScheduleConfig(name="step", step_epochs=(3.0, 6.5), warmup_epochs=0.5),
+    data=DataConfig(shards="/data/ü", drop_last=False),
+)
+
+
+def changed(saved: dict[str, Any], name: str) -> dict[str, Any]:
+    """A saved config with another value in one field."""
+    other = copy.deepcopy(saved)
+    *groups, last = name.split(".")
+    inner = other
+    for group in groups:
+        inner = inner[group]
+    inner[last] = ["another", inner[last]]
+    return other
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "sentence"),
+    [
+        (DataConfig, {"decode_threads": 0}, "data.decode_threads is 0; expected at least 1"),
+        (DataConfig, {"prefetch_batches": 0}, "data.prefetch_batches is 0; expected at least 1"),
+        (AugmentConfig, {"shift_pixels": -1}, "augment.shift_pixels is -1; expected 0 or more"),
+        (ModelConfig, {"dropout": 1.0}, "model.dropout is 1.0; expected 0 or more, below 1"),
+        (OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate is 0.0; expected above 0"),
+        (OptimConfig, {"momentum": 1.0}, "optim.momentum is 1.0; expected 0 or more, below 1"),
+        (OptimConfig, {"beta1": -0.1}, "optim.beta1 is -0.1; expected 0 or more, below 1"),
+        (OptimConfig, {"beta2": 1.0}, "optim.beta2 is 1.0; expected 0 or more, below 1"),
+        (OptimConfig, {"label_smoothing": 1.0}, "optim.label_smoothing is 1.0; expected"),
+        (OptimConfig, {"epsilon": 0.0}, "optim.epsilon is 0.0; expected above 0"),
+        (OptimConfig, {"weight_decay": -1.0}, "optim.weight_decay is -1.0; expected 0 or more"),
+        (OptimConfig, {"clip_norm": 0.0}, "optim.clip_norm is 0.0; expected above 0, or none"),
+        (
+            OptimConfig,
+            {"nesterov": True, "name": "adam"},
+            "optim.nesterov is true with adam and momentum 0.9; expected sgd with a momentum",
+        ),
+        (OptimConfig, {"nesterov": True, "momentum": 0.0}, "optim.nesterov is true with sgd and"),
+        (ScheduleConfig, {"warmup_epochs": -1.0}, "schedule.warmup_epochs is -1.0; expected 0 or"),
+        (ScheduleConfig, {"final_ratio": 1.5}, "schedule.final_ratio is 1.5; expected 0 to 1"),
+        (ScheduleConfig, {"factor": 1.0}, "schedule.factor is 1.0; expected between 0 and 1"),
+        (ScheduleConfig, {"step_epochs": (3.0, 2.0)}, "step_epochs is (3.0, 2.0); expected epochs"),
+        (ScheduleConfig, {"step_epochs": (3.0, 3.0)}, "step_epochs is (3.0, 3.0); expected epochs"),
+        (ScheduleConfig, {"step_epochs": (-1.0,)}, "step_epochs is (-1.0,); expected epochs in"),
+        (ScheduleConfig, {"name": "step"}, "schedule.step_epochs is empty with schedule.name step"),
+        (ScheduleConfig, {"patience_evaluations": 0}, "patience_evaluations is 0; expected at"),
+        (EvaluationConfig, {"every_epochs": -1.0}, "evaluation.every_epochs is -1.0; expected 0"),
+        (EvaluationConfig, {"block_size": 0}, "evaluation.block_size is 0; expected at least 1"),
+        (CheckpointConfig, {"every_epochs": -1.0}, "checkpoint.every_epochs is -1.0; expected 0"),
+        (CheckpointConfig, {"keep": 0}, "checkpoint.keep is 0; expected at least 1"),
+        (MetricsConfig, {"publish_seconds": 0.0}, "metrics.publish_seconds is 0.0; expected above"),
+        (
+            MetricsConfig,
+            {"exporter_port": 65536},
+            "metrics.exporter_port is 65536; expected a port",
+        ),
+        (MetricsConfig, {"exporter_linger_seconds": -1.0}, "exporter_linger_seconds is -1.0; exp"),
+        (DistributedConfig, {"timeout_seconds": 0.0}, "distributed.timeout_seconds is 0.0; expec"),
+        (DistributedConfig, {"save_timeout_seconds": 0.0}, "distributed.save_timeout_seconds is 0"),
+        (DistributedConfig, {"bucket_bytes": 0}, "distributed.bucket_bytes is 0; expected above 0"),
+        (Config, {"epochs": 0.0}, "epochs is 0.0; expected above 0"),
+        (Config, {"epochs": float("inf")}, "epochs is inf; expected above 0"),
+        (Config, {"epochs": float("nan")}, "epochs is nan; expected above 0"),
+        (Config, {"global_batch_size": 0}, "global_batch_size is 0; expected at least 1"),
+        (Config, {"accumulation_steps": 0}, "accumulation_steps is 0; expected at least 1"),
+        (Config, {"log_every_steps": 0}, "log_every_steps is 0; expected at least 1"),
+        (Config, {"seed": -1}, "seed is -1; expected 0 or more, below 2**63"),
+        (Config, {"seed": 1 << 63}, "expected 0 or more, below 2**63"),
+        (
+            Config,
+            {"epochs": 2.0, "schedule": ScheduleConfig(warmup_epochs=2)},
+            "schedule.warmup_epochs is 2; expected less than epochs, which is 2.0",
+        ),
+    ],
+)
+def test_impossible_values_are_refused(group: Any, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        group(**settings)
+    assert sentence in str(error.value)
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), EVERYTHING_SET, *(make() for make in RECIPES.values())]
+)
+def test_a_saved_config_is_read_back(config: Config) -> None:
+    saved = json.loads(json.dumps(to_json(config)))
+    assert from_json(saved) == config
+    assert differences(config, saved) == []
+
+
+@pytest.mark.parametrize("group", ["", "optim"])
+def test_a_config_with_other_fields_is_not_read(group: str) -> None:
+    saved = to_json(Config())
+    inner = saved[group] if group else saved
+    inner["sped_up"] = inner.pop(next(iter(inner)))
+    with pytest.raises(ValueError, match=r"saved by another version: .*sped_up"):
+        from_json(saved)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_resumed_run_may_differ_in_how_it_is_carried_out_only(name: str) -> None:
+    config = EVERYTHING_SET
+    found = differences(config, changed(to_json(config), name))
+    if name in OPERATIONAL:
+        assert found == []
+    else:
+        (sentence,) = found
+        assert sentence.startswith(f"{name}: was ['another', ")
+
+
+def test_every_operational_field_is_a_field() -> None:
+    assert set(FIELDS) > OPERATIONAL
+
+
+def test_a_difference_says_both_values() -> None:
+    saved = to_json(Config(epochs=20, optim=OptimConfig(learning_rate=0.5)))
+    assert differences(Config(epochs=10), saved) == [
+        "optim.learning_rate: was 0.5, is 0.01",
+        "epochs: was 20, is 10",
+    ]
+
+
+def test_a_field_that_was_not_there_differs() -> None:
+    saved = to_json(Config())
+    del saved["augment"]["flip"]
+    assert differences(Config(), saved) == ["augment.flip: was None, is none"]
+    saved = to_json(Config()) | {"model": {"name": "alexnet_cifar", "dropout": 0.5, "groups": 2}}
+    assert differences(Config(), saved) == ["model.groups: was 2, is None"]
