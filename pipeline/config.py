@@ -76,9 +76,17 @@ class ModelConfig:
     """Which network of `pipeline.model`."""
     dropout: float = 0.5
     """Probability of dropping an activation of a hidden dense layer."""
+    batch_norm_momentum: float = 0.01
+    """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 or more, below 1")
+        _require(
+            0 < self.batch_norm_momentum <= 1,
+            "model.batch_norm_momentum",
+            self.batch_norm_momentum,
+            "above 0, at most 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,4 +22,4 @@ def build_model(
             f"alexnet_cifar takes images of 32×32; the shard set's are {height}×{width}: "
             "convert it with --size 32 or choose another network"
         )
-    return AlexNetCifar(num_classes, config.dropout)
+    return AlexNetCifar(num_classes, config.dropout, config.batch_norm_momentum)

@@ -20,7 +20,7 @@ TRAINABLE_PARAMETERS = 1_249_866
 @pytest.fixture
 def network() -> AlexNetCifar:
     torch.manual_seed(0)
-    return AlexNetCifar(num_classes=10, dropout=0.5)
+    return AlexNetCifar(num_classes=10, dropout=0.5, batch_norm_momentum=0.01)
 
 
 def layers(network: AlexNetCifar) -> list[nn.Module]:
@@ -55,20 +55,20 @@ def test_every_layer_has_the_blogs_shape_and_parameters(network: AlexNetCifar) -
         found.append((type(layer).__name__, tuple(values.shape[1:]), num_parameters(layer)))
     assert found == [
         ("SamePadded2", (48, 16, 16), 3 * 3 * 3 * 48 + 48),
-        ("ReLU", (48, 16, 16), 0),
         ("MaxPool2d", (48, 8, 8), 0),
+        ("ReLU", (48, 8, 8), 0),
         ("BatchNorm2d", (48, 8, 8), 2 * 48),
         ("Conv2d", (96, 8, 8), 3 * 3 * 48 * 96 + 96),
-        ("ReLU", (96, 8, 8), 0),
         ("MaxPool2d", (96, 3, 3), 0),
+        ("ReLU", (96, 3, 3), 0),
         ("BatchNorm2d", (96, 3, 3), 2 * 96),
         ("Conv2d", (192, 3, 3), 3 * 3 * 96 * 192 + 192),
         ("ReLU", (192, 3, 3), 0),
         ("Conv2d", (192, 3, 3), 3 * 3 * 192 * 192 + 192),
         ("ReLU", (192, 3, 3), 0),
         ("Conv2d", (256, 3, 3), 3 * 3 * 192 * 256 + 256),
-        ("ReLU", (256, 3, 3), 0),
         ("MaxPool2d", (256, 1, 1), 0),
+        ("ReLU", (256, 1, 1), 0),
         ("BatchNorm2d", (256, 1, 1), 2 * 256),
         ("Linear", (512,), 256 * 512 + 512),
         ("Tanh", (512,), 0),
@@ -132,7 +132,7 @@ def test_batch_norm_has_keras_defaults(network: AlexNetCifar) -> None:
 
 
 def test_dropout_acts_in_training_with_its_probability() -> None:
-    network = AlexNetCifar(num_classes=10, dropout=0.3)
+    network = AlexNetCifar(num_classes=10, dropout=0.3, batch_norm_momentum=0.01)
     assert [one.p for one in network.modules() if isinstance(one, nn.Dropout)] == [0.3, 0.3]
 
 
@@ -158,3 +158,19 @@ def test_images_of_another_size_are_refused(shape: tuple[int, int, int]) -> None
         ValueError, match=rf"takes images of 32×32; .* are {shape[0]}×{shape[1]}: .*--size 32"
     ):
         build_model(ModelConfig(), 10, shape)
+
+
+def test_relu_behind_the_pool_is_relu_before_it() -> None:
+    torch.manual_seed(3)
+    relu, pool = nn.ReLU(), nn.MaxPool2d(3, 2)
+    values = torch.randn(4, 6, 9, 9) - 1  # most windows have a positive value, some have none
+    before, behind = (values.clone().requires_grad_() for _ in range(2))
+    expected, found = pool(relu(before)), relu(pool(behind))
+    assert (expected == 0).any()
+    assert torch.equal(found, expected)
+    direction = torch.randn_like(found)
+    (expected * direction).sum().backward()
+    (found * direction).sum().backward()
+    assert before.grad is not None
+    assert behind.grad is not None
+    assert torch.equal(behind.grad, before.grad)
