@@ -32,7 +32,7 @@ BEST = "best"
 
 _STATE = "state.pt"
 _FACTS = "checkpoint.json"
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-(\d{8,})")
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Facts:
+class Facts:
     """What `checkpoint.json` says."""
 
     format_version: int
@@ -83,7 +83,7 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
             raise OSError(f"{path} could not be written: {error}") from None
         file.flush()
         os.fsync(file.fileno())
-    facts = _Facts(
+    facts = Facts(
         format_version=FORMAT_VERSION,
         step=step,
         num_bytes=path.stat().st_size,
@@ -113,7 +113,7 @@ def remove_leftovers(directory: Path) -> None:
 def paths(directory: Path) -> list[Path]:
     """All checkpoints, damaged ones too, newest first."""
     found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest_good(directory: Path) -> Path | None:
@@ -140,7 +140,7 @@ def newest_good(directory: Path) -> Path | None:
 
 def verify(path: Path) -> None:
     """Check a checkpoint's size and hash; raises `CheckpointError` saying what is wrong."""
-    facts = _read_facts(path)
+    facts = read_facts(path)
     state = path / _STATE
     try:
         num_bytes = state.stat().st_size
@@ -155,9 +155,10 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
 
 
-def _read_facts(path: Path) -> _Facts:
+def read_facts(path: Path) -> Facts:
+    """What a checkpoint says of itself; raises `CheckpointError`."""
     try:
-        facts = _Facts(**json.loads((path / _FACTS).read_bytes()))
+        facts = Facts(**json.loads((path / _FACTS).read_bytes()))
     except OSError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint: {_FACTS} cannot be read ({error.strerror})"
@@ -191,10 +192,14 @@ def mark_best(directory: Path, path: Path) -> None:
     link.replace(directory / BEST)
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Delete all but the newest `keep` and the best."""
+def prune(directory: Path, keep: int, step: int) -> None:
+    """Delete all but the best and the newest `keep` up to `step`, which was saved last.
+
+    Those of later steps are damaged, as the run was resumed from an earlier one: they do not count.
+    """
     best = (directory / BEST).resolve().name
-    for path in paths(directory)[keep:]:
+    old = [path for path in paths(directory) if step_of(path) <= step][keep:]
+    for path in old:
         if path.name != best:
             _remove(path)
 
@@ -229,7 +234,7 @@ def _candidates(directory: Path, name: str) -> Iterator[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    match = _NAME.fullmatch(path.resolve().name)
+    """The step in the name of one of the `paths`."""
+    match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])

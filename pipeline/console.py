@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.config import Config
@@ -23,6 +26,7 @@ class Console:
             self._stream.write(text + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # a log on a full disk, a pipe whose reader has left
+            _discard(self._stream)
             self._stream = None
 
     def table(self, rows: Mapping[str, str]) -> None:
@@ -30,6 +34,12 @@ class Console:
         width = max(map(len, rows))
         for name, value in rows.items():
             self.line(f"  {name:<{width}}  {value}")
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what `stream` could not take go nowhere; else the process fails on it when it ends."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def resolved_table(

@@ -129,7 +129,8 @@ class World:
             host, text = outcomes[failed[0]]
             is_everywhere = len({text for _, text in outcomes}) == 1
             who = "" if is_everywhere else f"rank {failed[0]} on {host}: "
-            raise RankFailure(f"{who}{text}", rank=failed[0]) from error
+            is_told_here = self.rank in (0, failed[0])
+            raise RankFailure(f"{who}{text}", is_told_here=is_told_here) from error
 
     def report_failure(self, error: Exception) -> RankFailure:
         """Leave word of what ends this rank, for the other ranks and for torchrun's summary.
@@ -139,12 +140,13 @@ class World:
         get_error_handler().record_exception(error)
         text = sentence_of(error)
         if self.store is None:
-            return RankFailure(text, rank=self.rank)
+            return RankFailure(text, is_told_here=True)
         left = f"{self.rank} {socket.gethostname()} {text}"
         with contextlib.suppress(RuntimeError):  # the store may be gone already
             left = str(self.store.compare_set(_FAILURE_KEY, "", left), "utf-8")
         rank, host, text = left.split(" ", 2)
-        return RankFailure(f"rank {rank} on {host}: {text}", rank=int(rank))
+        is_told_here = self.rank in (0, int(rank))
+        return RankFailure(f"rank {rank} on {host}: {text}", is_told_here=is_told_here)
 
 
 @contextlib.contextmanager
@@ -160,7 +162,7 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     if not place.is_launched:
         yield World(place=place, device=device, store=None, control=None)
         return
-    store = _join(place, device, config)
+    store = _join(device, config)
     deadline = datetime.timedelta(seconds=config.save_timeout_seconds)
     control = dist.new_group(backend="gloo", timeout=deadline)
     world = World(place=place, device=device, store=store, control=control)
@@ -174,7 +176,7 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _join(place: Place, device: torch.device, config: DistributedConfig) -> Store:
+def _join(device: torch.device, config: DistributedConfig) -> Store:
     timeout = datetime.timedelta(seconds=config.timeout_seconds)
     try:
         store: Store
@@ -191,9 +193,19 @@ def _join(place: Place, device: torch.device, config: DistributedConfig) -> Stor
         raise RankFailure(
             f"the ranks did not find each other within {config.timeout_seconds:g} s ({error}); "
             "start all of them with one torchrun command a node",
-            rank=place.rank,
+            is_told_here=True,
         ) from None
     return store
+
+
+def failure_of_all(place: Place, error: ValueError) -> RankFailure:
+    """What every rank raises for an `error` that all of them find before they connect.
+
+    The ranks meet first: one that left at once could make torchrun end rank 0 before it has told.
+    """
+    with connect(place, DistributedConfig(device="cpu")) as world:
+        world.gather(None)
+    return RankFailure(str(error), is_told_here=world.is_main)
 
 
 def _device(place: Place, config: DistributedConfig) -> torch.device:

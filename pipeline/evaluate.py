@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -33,14 +35,16 @@ from pipeline.data.loader import Loader, evaluation_requests
 from pipeline.data.partition import evaluation_blocks
 from pipeline.data.preprocess import build_normalizer
 from pipeline.data.tar import TarReader
-from pipeline.distributed import Place, World, connect
+from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of
 from pipeline.model import build_model
 from pipeline.replica import load_weights
 from pipeline.run_directory import RunDirectory
-from pipeline.settings import Settings, read_settings
+from pipeline.settings import Settings, check_shard_set, read_settings
 
 TOP_K = 5
+
+_TELLING_SECONDS = 3
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -136,12 +140,13 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _answer(logits: torch.Tensor, labels: torch.Tensor) -> Arrays:
     """What is kept of a block: logits N×C, labels N."""
     logits = logits.float()
-    top = logits.softmax(1).topk(min(TOP_K, logits.shape[1]), dim=1)
+    # Ranked by logits: where a softmax has rounded to 0, or to the same value, order is lost.
+    classes = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
     losses = F.cross_entropy(logits, labels, reduction="none")
     return {
         "labels": labels.cpu().numpy(),
-        "topk_classes": top.indices.cpu().numpy(),
-        "topk_probabilities": top.values.cpu().numpy(),
+        "topk_classes": classes.cpu().numpy(),
+        "topk_probabilities": logits.softmax(1).gather(1, classes).cpu().numpy(),
         "losses": losses.cpu().numpy(),
     }
 
@@ -162,6 +167,7 @@ def _summarize(split: str, rows: Arrays, expected: int, seconds: float) -> Evalu
             f"different ones; expected each of {expected} once"
         )
     hits = rows["topk_classes"] == rows["labels"][:, None]
+    hits &= np.isfinite(rows["losses"])[:, None]  # what is not a number is not right by luck
     return Evaluation(
         split=split,
         seen=len(samples),
@@ -206,9 +212,7 @@ def _evaluate_run(
     with world.together():
         shards: Path = options.shards or Path(config.data.shards)
         manifest = read_manifest(shards)
-        Settings(
-            recipe=settings.recipe, config=config, manifest_sha256=manifest_sha256(shards)
-        ).check_continues(settings.to_json(), run.path)
+        check_shard_set(settings.manifest_sha256, manifest_sha256(shards), shards, run.path)
         path = checkpoint.named(run.checkpoints, options.checkpoint)
         state = checkpoint.load(path, world.device)
         threads = config.data.decode_threads
@@ -226,24 +230,33 @@ def _evaluate_run(
             depth=config.data.prefetch_batches,
         )
     if world.is_main:
-        save_predictions(run, checkpoint.step_of(path), result)
-        row = {"checkpoint": str(path), "step": checkpoint.step_of(path), **result.event()}
+        step = checkpoint.read_facts(path).step
+        row = {"checkpoint": str(path), "step": step, **result.event()}
         sys.stdout.write(json.dumps(row) + "\n")
+        save_predictions(run, step, result)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     run = RunDirectory(options.run_dir)
-
-    place = Place.from_environment()
+    signal.signal(signal.SIGTERM, _leave_soon)
 
     def body() -> int:
-        settings = read_settings(run)
+        place = Place.from_environment()
+        try:
+            settings = read_settings(run)
+        except ValueError as error:
+            raise failure_of_all(place, error) from None
         with connect(place, settings.config.distributed) as world:
             _evaluate_run(options, run, settings, world)
         return 0
 
-    return exit_code_of(place.rank, body)
+    return exit_code_of(body)
+
+
+def _leave_soon(_number: int, _frame: FrameType | None) -> None:
+    """A rank that torchrun ends because another one has failed shall have time to say why."""
+    signal.alarm(_TELLING_SECONDS)
 
 
 if __name__ == "__main__":

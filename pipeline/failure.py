@@ -9,16 +9,19 @@ from collections.abc import Callable
 FAILED = 1
 """Exit code of a rank that failed."""
 
+INTERRUPTED = 130
+"""Exit code of a rank that Ctrl-C ended on the spot, as shells have it."""
+
 _FORESEEN = (OSError, ValueError, ImportError)
 
 
 class RankFailure(RuntimeError):
     """The job cannot go on: one sentence that names the rank that failed first and why."""
 
-    def __init__(self, text: str, *, rank: int) -> None:
+    def __init__(self, text: str, *, is_told_here: bool) -> None:
         super().__init__(text)
-        self.rank = rank
-        """The rank that failed first."""
+        self.is_told_here = is_told_here
+        """Whether this rank tells it: so do rank 0 and the one that failed first."""
 
 
 def sentence_of(error: BaseException) -> str:
@@ -40,18 +43,20 @@ def _is_from_collective(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def exit_code_of(rank: int, body: Callable[[], int]) -> int:
+def exit_code_of(body: Callable[[], int]) -> int:
     """Run `body`; an exception becomes a sentence on standard error and the exit code `FAILED`.
 
-    A `RankFailure` is known to all ranks, so only rank 0 and the one that failed tell it. What
-    nobody foresaw comes with its traceback.
+    A `RankFailure` is known to all ranks, and not each tells it. What nobody foresaw comes with its
+    traceback.
     """
     try:
         return body()
     except RankFailure as failure:
         _print_unforeseen(failure.__cause__)
-        if rank in (0, failure.rank):
+        if failure.is_told_here:
             sys.stderr.write(f"error: {failure}\n")
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception as error:
         _print_unforeseen(error)
         sys.stderr.write(f"error: {sentence_of(error)}\n")

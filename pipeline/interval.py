@@ -49,7 +49,8 @@ class Interval:
         """
         seconds = sum(self._phase_seconds.values())
         local = [float(self._num_samples), self._phase_seconds["data_wait"], seconds]
-        sums = torch.cat([self._sums, torch.tensor(local, device=self._world.device).double()])
+        ours = torch.tensor(local, dtype=torch.float64, device=self._world.device)
+        sums = torch.cat([self._sums, ours])
         loss, correct, num_samples, wait, all_seconds = self._world.sum(sums).tolist()
         return {
             "loss": loss / num_samples,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,11 +100,18 @@ class Journal:
         """The process group leaves; `outcome` is completed, stopped or failed."""
         self._metrics.ended(success=outcome == "completed")
         self._write("end", step, {"outcome": outcome} | ({"error": error} if error else {}))
-        self._events.close()
+        with self._no_room_tolerated():
+            self._events.close()
 
     def _write(self, kind: Kind, step: int, fields: Mapping[str, Any]) -> None:
+        epoch = step / self._plan.steps_per_epoch
+        with self._no_room_tolerated():
+            self._events.write(kind, step=step, epoch=epoch, **fields)
+
+    @contextlib.contextmanager
+    def _no_room_tolerated(self) -> Iterator[None]:
         try:
-            self._events.write(kind, step=step, epoch=step / self._plan.steps_per_epoch, **fields)
+            yield
         except OSError as error:
             if not self._has_warned:
                 _log.warning("cannot write events: %s; training goes on", error.strerror)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -34,8 +34,6 @@ from pipeline.run_directory import RunDirectory
 from pipeline.schedule import learning_rate_ratio
 from pipeline.settings import Settings
 from pipeline.stop import StopRequests
-
-Outcome = Literal["completed", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +72,7 @@ class TrainingLoop:
         self._learning_rate = 0.0
         parts.replica.when_gradients_are_ready = lambda: self._clock.mark("forward_backward")
 
-    def run(self, end_step: int, stops: StopRequests) -> Outcome:
+    def run(self, end_step: int, stops: StopRequests) -> None:
         """Train until `end_step` steps are done or the ranks agree to stop.
 
         Either way the state is then saved. Raises `ValueError` if training diverges, and what the
@@ -92,7 +90,7 @@ class TrainingLoop:
             self._parts.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
             self._save("periodic" if source is None else "preempt", must_succeed=True)
-        return "completed" if progress.step == self._parts.target_steps else "stopped"
+        stops.close()
 
     def _batches(self, end_step: int) -> Loader:
         parts = self._parts
@@ -111,6 +109,7 @@ class TrainingLoop:
         parts, clock = self._parts, self._clock
         num_samples = 0
         for micro_batch in range(parts.plan.accumulation_steps):
+            clock.mark("other")
             batch = next(batches)
             clock.mark("data_wait")
             self._add_gradients(batch, micro_batch)
@@ -180,7 +179,7 @@ class TrainingLoop:
             self._log()
         is_best = evaluates and self._evaluate()
         if saves or is_best:
-            self._save("periodic" if saves else "best", is_best=is_best)
+            self._save("periodic" if saves else "best")
         if evaluates or saves:
             self._clock.restart()
 
@@ -239,7 +238,7 @@ class TrainingLoop:
         parts.journal.evaluated(step, result)
         return parts.progress.evaluated(loss=result.loss, top1=result.top1, top5=result.top5)
 
-    def _save(self, reason: str, *, is_best: bool = False, must_succeed: bool = False) -> None:
+    def _save(self, reason: str, *, must_succeed: bool = False) -> None:
         """Rank 0 saves while the others wait for word of it.
 
         A disk that does not take it costs this checkpoint only, unless it `must_succeed`, because
@@ -251,7 +250,7 @@ class TrainingLoop:
                 f"a weight is not a number at step {step}: training has diverged, "
                 "nothing is saved; lower optim.learning_rate"
             )
-        error = self._write_checkpoint(reason, is_best) if parts.world.is_main else None
+        error = self._write_checkpoint(reason) if parts.world.is_main else None
         error = parts.world.broadcast(error)
         if error is None:
             self._saved_step = step
@@ -260,15 +259,15 @@ class TrainingLoop:
         if must_succeed:
             raise OSError(f"the checkpoint of step {step} could not be saved: {error}")
 
-    def _write_checkpoint(self, reason: str, is_best: bool) -> str | None:
+    def _write_checkpoint(self, reason: str) -> str | None:
         """Save, and tell; returns what went wrong."""
         parts, step = self._parts, self._parts.progress.step
-        begin = time.perf_counter()
+        directory, begin = parts.run.checkpoints, time.perf_counter()
         try:
-            path, num_bytes = checkpoint.save(parts.run.checkpoints, step, self._state())
-            if is_best:
-                checkpoint.mark_best(parts.run.checkpoints, path)
-            checkpoint.prune(parts.run.checkpoints, parts.config.checkpoint.keep)
+            path, num_bytes = checkpoint.save(directory, step, self._state())
+            if parts.progress.best_step == step:
+                checkpoint.mark_best(directory, path)
+            checkpoint.prune(directory, parts.config.checkpoint.keep, step)
         except OSError as error:
             return sentence_of(error)
         seconds = time.perf_counter() - begin

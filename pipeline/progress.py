@@ -18,6 +18,8 @@ class Progress:
     """Of the evaluations of `val`, oldest first: the plateau schedule looks at them."""
     best_top1: float | None = None
     best_top5: float | None = None
+    best_step: int | None = None
+    """Where the top-1 was best."""
     num_resumes: int = 0
 
     @property
@@ -34,7 +36,8 @@ class Progress:
         """Note an evaluation; returns whether its top-1 is above all before."""
         self.losses.append(loss)
         is_best = self.best_top1 is None or top1 > self.best_top1
-        self.best_top1 = top1 if self.best_top1 is None else max(self.best_top1, top1)
+        if is_best:
+            self.best_top1, self.best_step = top1, self.step
         self.best_top5 = top5 if self.best_top5 is None else max(self.best_top5, top5)
         return is_best
 

@@ -23,6 +23,9 @@ from pipeline.config import Config, differences, from_json, to_json
 from pipeline.distributed import World
 from pipeline.run_directory import RunDirectory
 
+_FIELDS = {"recipe", "config", "manifest_sha256"}
+"""What `config.json` has at least."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,12 +51,19 @@ class Settings:
                 f"{where} belongs to a run with another configuration ({'; '.join(found)}): "
                 "use another --run-dir, or the same options as before"
             )
-        if saved["manifest_sha256"] != self.manifest_sha256:
-            raise ValueError(
-                f"{where} belongs to a run on another shard set: its {MANIFEST_NAME} had the hash "
-                f"{saved['manifest_sha256'][:8]}…, that of {self.config.data.shards} has "
-                f"{self.manifest_sha256[:8]}…; use another --run-dir, or the shard set as it was"
-            )
+        check_shard_set(
+            saved["manifest_sha256"], self.manifest_sha256, Path(self.config.data.shards), where
+        )
+
+
+def check_shard_set(saved_sha256: str, found_sha256: str, shards: Path, where: Path) -> None:
+    """Raise `ValueError` if `where` belongs to a run on another shard set than `shards`."""
+    if found_sha256 != saved_sha256:
+        raise ValueError(
+            f"{where} belongs to a run on another shard set: its {MANIFEST_NAME} had the hash "
+            f"{saved_sha256[:8]}…, that of {shards} has {found_sha256[:8]}…; "
+            "use another --run-dir, or the shard set as it was"
+        )
 
 
 def read_settings(run: RunDirectory) -> Settings:
@@ -73,11 +83,13 @@ def read_settings(run: RunDirectory) -> Settings:
 
 def _read(run: RunDirectory) -> dict[str, Any] | None:
     try:
-        saved: dict[str, Any] = json.loads(run.config.read_bytes())
+        saved = json.loads(run.config.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
+    if not isinstance(saved, dict) or not saved.keys() >= _FIELDS:
+        raise ValueError(f"{run.config} is damaged (fields are missing): restore it from a copy")
     return saved
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -14,6 +16,10 @@ from pipeline.run_directory import RunDirectory
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _SOURCES = ("", *(number.name for number in _SIGNALS), "STOP file")
 _FILE = len(_SOURCES) - 1
+
+_IMPATIENT_SECONDS = 2.0
+"""Ctrl-C again, so much later, does not wait for the step. One press counts once, though it comes
+twice under torchrun: from the terminal and from torchrun, which hands its own on."""
 
 _POLL_SECONDS = 0.5
 _MAX_POLL_STEPS = 64
@@ -29,13 +35,17 @@ class StopSignals:
     def __init__(self) -> None:
         self.noted = 0
         """Place in `_SOURCES` of the last one; 0: none came."""
+        self._impatient_from = math.inf
         for number in _SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.noted = _SOURCES.index(signal.Signals(number).name)
-        if number == signal.SIGINT:  # Ctrl-C a second time does not wait for the step
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number != signal.SIGINT:
+            return
+        if time.monotonic() > self._impatient_from:
+            raise KeyboardInterrupt
+        self._impatient_from = min(self._impatient_from, time.monotonic() + _IMPATIENT_SECONDS)
 
     def ignore(self) -> None:
         """Heed no more: the process is about to leave, and shall keep its own exit code.

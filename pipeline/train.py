@@ -16,30 +16,29 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from prometheus_client import CollectorRegistry
 
+from data_prep.files import remove_leftovers
 from data_prep.manifest import Manifest, manifest_sha256, read_manifest
 from pipeline import checkpoint
+from pipeline.command import Command, help_text, parse_command
 from pipeline.config import Config
 from pipeline.console import resolved_table
 from pipeline.data.augment import Normalizer
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, build_normalizer
 from pipeline.data.tar import TarReader
-from pipeline.distributed import Place, World, connect
+from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.exporter import start_exporter
-from pipeline.failure import RankFailure, exit_code_of
+from pipeline.failure import exit_code_of
 from pipeline.journal import Journal
 from pipeline.loop import Parts, TrainingLoop
 from pipeline.metrics import Publisher, RankMetrics, RunFacts
 from pipeline.model import build_model
-from pipeline.overrides import apply_overrides, describe_fields
 from pipeline.progress import Progress
-from pipeline.recipes import RECIPES, recipe_config
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, package_version, write_settings
@@ -47,76 +46,6 @@ from pipeline.stop import StopRequests, StopSignals
 
 STOPPED = 75
 """Exit code of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, 'try again'."""
-
-_USAGE = (
-    "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "
-    "[--max-steps N] [--FIELD VALUE …]"
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Command:
-    """What the command line asks for."""
-
-    recipe: str
-    config: Config
-    run: RunDirectory
-    max_steps: int | None
-    """Stop once so many steps are done in the whole life of the run."""
-
-
-def parse_command(arguments: Sequence[str]) -> Command:
-    """Raises `ValueError` for anything that is not as `--help` says."""
-    if not arguments or arguments[0].startswith("--"):
-        raise ValueError(
-            f"the recipe is missing: {_USAGE}; there are the recipes {', '.join(sorted(RECIPES))}"
-        )
-    recipe, *rest = arguments
-    run_dir, rest = _take(rest, "--run-dir")
-    max_steps, rest = _take(rest, "--max-steps")
-    config = apply_overrides(recipe_config(recipe), rest)
-    if run_dir is None:
-        raise ValueError("--run-dir is missing; give the directory that this run's files go to")
-    if not config.data.shards:
-        raise ValueError("--data.shards is missing; give the directory of the shard set")
-    return Command(
-        recipe=recipe,
-        config=config,
-        run=RunDirectory(Path(run_dir)),
-        max_steps=None if max_steps is None else _positive("--max-steps", max_steps),
-    )
-
-
-def _take(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of the option `name`, if it is there, and the other arguments."""
-    rest = list(arguments)
-    value = None
-    while True:
-        place = next((i for i, text in enumerate(rest) if text.partition("=")[0] == name), None)
-        if place is None:
-            return value, rest
-        _, has_value, value = rest.pop(place).partition("=")
-        if not has_value:
-            if place == len(rest):
-                raise ValueError(f"{name} has no value; expected {name} VALUE")
-            value = rest.pop(place)
-
-
-def _positive(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{name} is '{text}'; expected a whole number above 0")
-    return int(text)
-
-
-def help_text(arguments: Sequence[str]) -> str:
-    """The answer to `--help`, with the values of the recipe if one is named."""
-    named = [name for name in arguments if name in RECIPES]
-    config = RECIPES[named[0]]() if named else Config()
-    recipes = "\n".join(
-        f"  {name:14} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
-    )
-    title = f"Fields, with the values of {named[0]}:" if named else "Fields, with their defaults:"
-    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}\n"
 
 
 def train(command: Command, world: World, signals: StopSignals) -> int:
@@ -137,7 +66,6 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
             failure = world.report_failure(error)
             journal.ended(progress.step, "failed", str(failure))
             raise failure from error
-        stops.close()
         is_complete = progress.step == parts.target_steps
         journal.ended(progress.step, "completed" if is_complete else "stopped")
         return 0 if progress.step == end_step else STOPPED
@@ -203,13 +131,18 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
     """Make the run directory, claim it, and clear away what a killed job left."""
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
+        resources.callback(os.close, lock_run(run))
     except (FileExistsError, NotADirectoryError):
         raise ValueError(
             f"--run-dir {run.path} cannot be made: a file of that name is in the way; "
             "give another directory"
         ) from None
-    resources.callback(os.close, lock_run(run))
+    except OSError as error:
+        raise ValueError(
+            f"--run-dir {run.path} cannot be written to: {error.strerror}; give another directory"
+        ) from None
     checkpoint.remove_leftovers(run.checkpoints)
+    remove_leftovers(run.predictions("val").parent)
     run.stop_request.unlink(missing_ok=True)
 
 
@@ -280,6 +213,8 @@ def _resume(
         settings.check_continues(json.loads(state["settings"]), path)
         replica.load_state_dict(state)
         progress = Progress.from_state_dict(state["progress"])
+        if world.is_main and progress.best_step == progress.step:
+            checkpoint.mark_best(run.checkpoints, path)  # a kill may have come before it
     progress.num_resumes += 1
     return progress, path
 
@@ -340,18 +275,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(words):
         sys.stdout.write(help_text(words))
         return 0
-    place = Place.from_environment()
     signals = StopSignals()
 
     def body() -> int:
+        place = Place.from_environment()
         try:
             command = parse_command(words)
-        except ValueError as error:  # the same on all ranks
-            raise RankFailure(str(error), rank=0) from None
+        except ValueError as error:
+            raise failure_of_all(place, error) from None
         with connect(place, command.config.distributed) as world:
             return train(command, world, signals)
 
-    code = exit_code_of(place.rank, body)
+    code = exit_code_of(body)
     signals.ignore()
     return code
 

@@ -1,0 +1,82 @@
+"""The command line of `pipeline.train`: what it asks for, and what `--help` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.overrides import apply_overrides, describe_fields
+from pipeline.recipes import RECIPES, recipe_config
+from pipeline.run_directory import RunDirectory
+
+_USAGE = (
+    "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "
+    "[--max-steps N] [--FIELD VALUE …]"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What the command line asks for."""
+
+    recipe: str
+    config: Config
+    run: RunDirectory
+    max_steps: int | None
+    """Stop once so many steps are done in the whole life of the run."""
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """Raises `ValueError` for anything that is not as `--help` says."""
+    if not arguments or arguments[0].startswith("--"):
+        raise ValueError(
+            f"the recipe is missing: {_USAGE}; there are the recipes {', '.join(sorted(RECIPES))}"
+        )
+    recipe, *rest = arguments
+    run_dir, rest = _take(rest, "--run-dir")
+    max_steps, rest = _take(rest, "--max-steps")
+    config = apply_overrides(recipe_config(recipe), rest)
+    if not run_dir:
+        raise ValueError("--run-dir is missing; give the directory that this run's files go to")
+    if not config.data.shards:
+        raise ValueError("--data.shards is missing; give the directory of the shard set")
+    return Command(
+        recipe=recipe,
+        config=config,
+        run=RunDirectory(Path(run_dir)),
+        max_steps=None if max_steps is None else _positive("--max-steps", max_steps),
+    )
+
+
+def _take(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of the option `name`, if it is there, and the other arguments."""
+    rest = list(arguments)
+    value = None
+    while True:
+        place = next((i for i, text in enumerate(rest) if text.partition("=")[0] == name), None)
+        if place is None:
+            return value, rest
+        _, has_value, value = rest.pop(place).partition("=")
+        if not has_value:
+            if place == len(rest) or rest[place].startswith("--"):
+                raise ValueError(f"{name} has no value; expected {name} VALUE")
+            value = rest.pop(place)
+
+
+def _positive(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"{name} is '{text}'; expected a whole number above 0")
+    return int(text)
+
+
+def help_text(arguments: Sequence[str]) -> str:
+    """The answer to `--help`, with the values of the recipe if one is named."""
+    named = [name for name in arguments if name in RECIPES]
+    config = RECIPES[named[0]]() if named else Config()
+    recipes = "\n".join(
+        f"  {name:14} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+    )
+    title = f"Fields, with the values of {named[0]}:" if named else "Fields, with their defaults:"
+    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}\n"

@@ -1,0 +1,141 @@
+"""Ranks of a job as real processes over gloo, forked from one that has imported torch already.
+
+torchrun imports torch in every rank anew, which takes seconds; here a job starts in a fraction of
+one. Where torchrun itself matters, see `tests.integration.torchrun`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from pipeline.config import DistributedConfig
+from pipeline.distributed import Place, connect
+from tests.pipeline.monitoring import free_port
+
+DEADLINE_SECONDS = 120.0
+"""After so long a job is taken to hang."""
+
+_context = multiprocessing.get_context("forkserver")
+# The first optimizer of a process imports torch._dynamo, which takes as long as torch itself.
+_context.set_forkserver_preload(["pipeline.train", "pipeline.evaluate", "torch._dynamo", __name__])
+
+
+def _environment(size: int, rank: int, port: int) -> dict[str, str]:
+    """What torchrun would say."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def call_on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function(world, *arguments)` returns on each of `size` connected ranks."""
+    port = free_port()
+    ranks = []
+    for rank in range(size):
+        receiver, sender = _context.Pipe(duplex=False)
+        environment = _environment(size, rank, port)
+        process = _context.Process(target=_call, args=(environment, sender, function, arguments))
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    try:
+        assert all(receiver.poll(DEADLINE_SECONDS) for _, receiver in ranks)
+        return [pickle.loads(receiver.recv_bytes()) for _, receiver in ranks]
+    finally:
+        for process, _ in ranks:
+            process.join(DEADLINE_SECONDS)
+            process.kill()
+
+
+def _call(
+    environment: dict[str, str],
+    results: Connection,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
+        # Pickled here: a connection sends tensors as handles to memory that ends with the rank.
+        results.send_bytes(pickle.dumps(function(world, *arguments)))
+
+
+class Job:
+    """`python -m MODULE ARGUMENTS` on `size` ranks; ends with the block at the latest.
+
+    A job of one rank runs without a launcher. `outputs` and `errors` are the ranks' streams.
+    """
+
+    def __init__(
+        self, size: int, module: str, arguments: Sequence[object], logs: Path, launched: bool = True
+    ) -> None:
+        port = free_port()
+        number = len(list(logs.glob("*.out")))
+        words = [str(argument) for argument in arguments]
+        self._logs: list[Path] = []
+        self.processes: list[ForkServerProcess] = []
+        for rank in range(size):
+            environment = _environment(size, rank, port) if launched else {}
+            log = logs / f"{number:03d}-{rank}"
+            process = _context.Process(target=_be_rank, args=(environment, module, words, log))
+            process.start()
+            self._logs.append(log)
+            self.processes.append(process)
+
+    def wait(self) -> list[int | None]:
+        """The exit codes."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            assert not process.is_alive(), "the job hangs"
+        return [process.exitcode for process in self.processes]
+
+    def is_running(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    @property
+    def outputs(self) -> list[str]:
+        return [log.with_suffix(".out").read_text() for log in self._logs]
+
+    @property
+    def errors(self) -> list[str]:
+        return [log.with_suffix(".err").read_text() for log in self._logs]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _be_rank(environment: dict[str, str], module: str, arguments: list[str], log: Path) -> None:
+    os.environ.update(environment)
+    for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
+        with log.with_suffix(suffix).open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.exit(importlib.import_module(module).main(arguments))

@@ -1,0 +1,107 @@
+"""What a person reads, and a console that cannot be written to."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, OptimConfig, ScheduleConfig
+from pipeline.console import Console, clock_time, resolved_table, train_line
+from pipeline.data.partition import BatchPlan
+from tests.pipeline.fake_run import train_fields
+from tests.pipeline.monitoring import REPOSITORY
+
+
+def plan(**changes: int | bool) -> BatchPlan:
+    fields = {
+        "num_samples": 1000,
+        "global_batch_size": 96,
+        "world_size": 2,
+        "accumulation_steps": 3,
+        "drop_last": True,
+    }
+    return BatchPlan(**fields | changes)  # type: ignore[arg-type]
+
+
+def test_the_table_shows_the_arithmetic() -> None:
+    config = Config(
+        epochs=5,
+        optim=OptimConfig(name="adam", learning_rate=0.1),
+        schedule=ScheduleConfig(name="cosine", warmup_epochs=1.5),
+    )
+    table = resolved_table(config, plan(), num_val_samples=200, target_steps=50, device="cpu")
+    assert table == {
+        "ranks": "2 on cpu, fp32",
+        "global batch": "96 = 2 ranks × 16 local × 3 accumulated",
+        "epochs": "5 of 10 steps, 50 in all",
+        "samples": "1,000 train (40 left out in each, others every time), 200 val",
+        "optimizer": "adam, learning rate 0.1 at its peak, cosine, 1.5 epochs of warm-up",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"drop_last": False}, "(none left out, the last batch has 40)"),
+        ({"num_samples": 960}, "(none left out)"),
+    ],
+)
+def test_the_table_says_what_becomes_of_the_rest(
+    changes: dict[str, int | bool], expected: str
+) -> None:
+    table = resolved_table(
+        Config(), plan(**changes), num_val_samples=1, target_steps=1, device="cpu"
+    )
+    assert expected in table["samples"]
+
+
+def test_a_line_a_log_interval() -> None:
+    line = train_line(train_fields(50), 50, epoch=5.0, target_steps=1000, eta_seconds=3661)
+    assert line == (
+        "step    50/1,000  epoch   5.00  loss 1.5000  top-1  45.0%  1,000 images/s  "
+        "data wait 2.0%  ETA 1:01:01"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (59.6, "1:00"), (3599.4, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert clock_time(seconds) == text
+
+
+def test_lines_are_whole_and_flushed() -> None:
+    stream = io.StringIO()
+    console = Console(stream)
+    console.table({"a": "1", "longer": "2"})
+    assert stream.getvalue() == "  a       1\n  longer  2\n"
+    stream.close()
+    console.line("a closed stream is not an error")
+    Console(None).line("nor is none at all")
+
+
+@pytest.mark.parametrize("kind", ["full disk", "reader has left"])
+def test_a_process_outlives_its_console(kind: str) -> None:
+    """It goes on, and its exit code is its own: not that of Python's last flush."""
+    program = (
+        "import sys; from pipeline.console import Console; console = Console(sys.stdout);"
+        "console.line('one'); console.line('two'); sys.exit(75)"
+    )
+    command = [sys.executable, "-c", program]
+    if kind == "full disk":
+        with Path("/dev/full").open("wb") as full:
+            child = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY)
+    else:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
+        )
+        assert child.stdout is not None
+        child.stdout.close()
+    assert child.stderr is not None
+    with child, child.stderr as errors:
+        assert (errors.read(), child.wait(60)) == (b"", 75)

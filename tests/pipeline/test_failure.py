@@ -1,0 +1,151 @@
+"""One sentence, one exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pipeline.distributed import Place, World
+from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
+from tests.pipeline.ranks import call_on_ranks
+from tests.pipeline.worlds import SINGLE
+
+
+def raiser(error: BaseException) -> Callable[[], NoReturn]:
+    def body() -> NoReturn:
+        raise error
+
+    return body
+
+
+def missing_file() -> OSError:
+    try:
+        Path("/no/such/file").read_bytes()
+    except OSError as error:
+        return error
+    raise AssertionError
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("epochs is 0; expected above 0"), "epochs is 0; expected above 0"),
+        (missing_file(), "/no/such/file: No such file or directory"),
+        (OSError("the checkpoint could not be saved"), "the checkpoint could not be saved"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RankFailure("rank 1 on a: b", is_told_here=True), "rank 1 on a: b"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (KeyError("model"), "KeyError: 'model'"),
+        (
+            RuntimeError(GLOO + "\nmore"),
+            f"lost another rank: it was killed, hangs or its host is gone ({GLOO})",
+        ),
+    ],
+)
+def test_sentences(error: Exception, sentence: str) -> None:
+    assert sentence_of(error) == sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [
+        (ValueError("a sentence"), False),
+        (missing_file(), False),
+        (RuntimeError(GLOO), False),
+        (RuntimeError("nobody foresaw this"), True),
+        (AssertionError("nor this"), True),
+    ],
+)
+def test_only_what_nobody_foresaw_has_a_traceback(
+    error: Exception, has_traceback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(raiser(error)) == FAILED
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith(f"error: {sentence_of(error)}\n")
+    assert captured.err.count("error: ") == 1
+    assert captured.err.startswith("Traceback") is has_traceback
+
+
+def test_a_failure_is_told_where_it_should(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_told, expected in ((True, "error: rank 1 on a: b\n"), (False, "")):
+        failure = RankFailure("rank 1 on a: b", is_told_here=is_told)
+        assert exit_code_of(raiser(failure)) == FAILED
+        assert capsys.readouterr().err == expected
+
+
+def test_the_exit_code_of_what_ends_well_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(lambda: 75) == 75
+    assert exit_code_of(raiser(KeyboardInterrupt())) == INTERRUPTED == 130
+    assert capsys.readouterr().err == ""
+
+
+def fail_on(world: World, failing: dict[int, str]) -> tuple[str, bool] | None:
+    try:
+        with world.together():
+            if world.rank in failing:
+                raise ValueError(failing[world.rank])
+    except RankFailure as failure:
+        return str(failure), failure.is_told_here
+    return None
+
+
+def test_ranks_leave_together() -> None:
+    assert call_on_ranks(3, fail_on, {}) == [None] * 3
+    alike = call_on_ranks(3, fail_on, {0: "no disk", 1: "no disk", 2: "no disk"})
+    assert alike == [("no disk", True), ("no disk", False), ("no disk", False)]
+    alone = call_on_ranks(3, fail_on, {1: "no disk", 2: "no memory"})
+    assert [told for _, told in alone] == [True, True, False]
+    (sentence,) = {text for text, _ in alone}
+    assert sentence.startswith("rank 1 on ")
+    assert sentence.endswith(": no disk")
+
+
+def report_in_turn(world: World) -> tuple[str, bool]:
+    """Rank 1 fails first, the others after it, because of it."""
+    error = ValueError("a damaged image") if world.rank == 1 else RuntimeError(GLOO)
+    if world.rank != 1:
+        world.gather(None)
+    failure = world.report_failure(error)
+    if world.rank == 1:
+        world.gather(None)
+    return str(failure), failure.is_told_here
+
+
+def test_all_ranks_name_the_first_to_fail() -> None:
+    outcomes = call_on_ranks(3, report_in_turn)
+    assert [told for _, told in outcomes] == [True, True, False]
+    (sentence,) = {text for text, _ in outcomes}
+    assert sentence.startswith("rank 1 on ")
+    assert sentence.endswith(": a damaged image")
+
+
+def test_one_process_names_no_rank() -> None:
+    assert str(SINGLE.report_failure(ValueError("a sentence"))) == "a sentence"
+    with pytest.raises(RankFailure, match=r"^a sentence$"), SINGLE.together():
+        raise ValueError("a sentence")
+
+
+def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert Place.from_environment() == Place()
+    for name, value in zip(names, ("5", "1", "8", "4"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert Place.from_environment() == Place(
+        rank=5, local_rank=1, world_size=8, local_world_size=4, is_launched=True
+    )
+    for value in ("", "-1", "two"):
+        monkeypatch.setenv("LOCAL_RANK", value)
+        with pytest.raises(ValueError, match=r"LOCAL_RANK is .*start with torchrun, or unset"):
+            Place.from_environment()
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ValueError, match="LOCAL_RANK is None"):
+        Place.from_environment()

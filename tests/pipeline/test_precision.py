@@ -1,0 +1,152 @@
+"""Loss scaling: steps that overflow are left out, counted and forgotten."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Config, OptimConfig
+from pipeline.precision import apply_gradients, autocast, loss_scaler
+from pipeline.progress import Progress
+from pipeline.replica import Replica
+from tests.pipeline.worlds import SINGLE
+
+CPU = torch.device("cpu")
+OPTIMIZERS = [
+    OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9),
+    OptimConfig(name="sgd", learning_rate=0.1, momentum=0.0),
+    OptimConfig(name="adam", learning_rate=0.1, epsilon=1e-3),
+    OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9, clip_norm=0.5),
+]
+IDS = ["momentum", "plain sgd", "adam", "clipped"]
+
+
+class Product(nn.Module):
+    """N×4 to N×2 logits; without a bias, to have one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dense = nn.Linear(4, 2, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.dense(inputs)
+        return logits
+
+
+def replica_of(optim: OptimConfig, precision: str) -> Replica:
+    config = Config(optim=optim, precision=precision)  # type: ignore[arg-type]
+    replica = Replica(Product(), config, SINGLE)
+    replica.set_learning_rate(optim.learning_rate)
+    return replica
+
+
+def step(replica: Replica, *, overflow: bool = False) -> tuple[float | None, bool]:
+    """One update from the same batch always; `overflow` spoils one element of its gradient."""
+    inputs = torch.tensor([[1.0, -2.0, 0.5, 1.0], [0.25, 1.0, -1.0, 2.0]])
+    replica.add_gradients(inputs, torch.tensor([0, 1]), step_samples=2, is_last=True)
+    weight = next(replica.model.parameters())
+    assert weight.grad is not None
+    if overflow:
+        weight.grad[0, 0] = math.inf
+    norm, skipped = replica.update()
+    assert not weight.grad.any(), "gradients are cleared, after a skipped step too"
+    return None if norm is None else float(norm), skipped
+
+
+def weights(replica: Replica) -> torch.Tensor:
+    return next(replica.model.parameters()).detach().clone()
+
+
+def dirty_memory() -> None:
+    """Leave garbage where the next tensors will be."""
+    junk = [torch.full((size,), 1e20) for size in (2, 4, 8, 16, 32) for _ in range(64)]
+    del junk
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=IDS)
+def test_an_overflow_leaves_no_trace_but_a_lower_scale(optim: OptimConfig) -> None:
+    """In the very first step too, in which an optimizer makes its state."""
+    clean, spoiled = replica_of(optim, "fp16"), replica_of(optim, "fp16")
+    start = weights(spoiled)
+    dirty_memory()
+    assert spoiled.loss_scale == 65536
+    assert step(spoiled, overflow=True)[1]
+    assert spoiled.loss_scale == 32768
+    assert torch.equal(weights(spoiled), start)
+    for _ in range(3):
+        assert not step(clean)[1]
+        assert not step(spoiled)[1]
+        torch.testing.assert_close(weights(spoiled), weights(clean), rtol=1e-3, atol=1e-4)
+        assert step(spoiled, overflow=True)[1]
+        torch.testing.assert_close(weights(spoiled), weights(clean), rtol=1e-3, atol=1e-4)
+    assert spoiled.loss_scale == 4096
+
+
+def test_skipped_steps_are_counted_and_do_not_move_the_schedule() -> None:
+    replica, progress = replica_of(OPTIMIZERS[0], "fp16"), Progress()
+    for overflow in (True, False, True):
+        progress.did_step(skipped=step(replica, overflow=overflow)[1])
+    assert (progress.step, progress.updates, progress.skipped_steps) == (3, 1, 2)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=IDS)
+def test_the_scale_survives_a_resume(optim: OptimConfig) -> None:
+    first = replica_of(optim, "fp16")
+    for overflow in (True, False, True):
+        step(first, overflow=overflow)
+    second = replica_of(optim, "fp16")
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.loss_scale == first.loss_scale == 16384
+    step(first)
+    step(second)
+    assert torch.equal(weights(first), weights(second))
+    assert first.state_dict()["scaler"] == second.state_dict()["scaler"]
+
+
+def test_gradients_are_clipped_at_their_true_size() -> None:
+    """Not at the scaled one: the norm is the one of fp32, and so is the update."""
+    optim = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.0, clip_norm=0.25)
+    scaled, plain = replica_of(optim, "fp16"), replica_of(optim, "fp32")
+    start = weights(plain)
+    norm, _ = step(scaled)
+    expected, _ = step(plain)
+    assert expected is not None
+    assert expected > 0.25
+    assert norm == pytest.approx(expected, rel=1e-2)
+    assert float((weights(plain) - start).norm()) == pytest.approx(0.1 * 0.25, rel=1e-4)
+    torch.testing.assert_close(weights(scaled), weights(plain), rtol=1e-2, atol=1e-4)
+
+
+def test_without_fp16_nothing_is_scaled_or_skipped() -> None:
+    for precision in ("fp32", "bf16"):
+        replica = replica_of(OPTIMIZERS[0], precision)
+        assert replica.loss_scale is None
+        assert step(replica, overflow=True) == (None, False)
+
+
+def test_weights_stay_fp32_and_layers_do_not() -> None:
+    for precision, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        model = Product()
+        with autocast(precision, CPU):  # type: ignore[arg-type]
+            assert model(torch.ones(1, 4)).dtype == kind
+        assert model.dense.weight.dtype == torch.float32
+    with autocast("fp32", CPU):
+        assert Product()(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer, scaler = torch.optim.SGD([parameter], lr=1.0), loss_scaler("fp16", CPU)
+    scaler.scale(parameter.sum()).backward()
+    assert parameter.grad is not None
+    parameter.grad[1] = math.inf
+    norm, skipped = apply_gradients(optimizer, scaler, [parameter], 1.0)
+    assert skipped
+    assert norm is not None
+    assert math.isinf(norm)
+    assert torch.equal(parameter, torch.ones(3))

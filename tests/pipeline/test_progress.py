@@ -1,0 +1,41 @@
+"""What a checkpoint holds beside the weights."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.progress import Progress
+
+
+def test_skipped_steps_move_the_data_and_not_the_schedule() -> None:
+    progress = Progress()
+    for skipped in (False, True, True, False, True):
+        progress.did_step(skipped=skipped)
+    assert (progress.step, progress.updates, progress.skipped_steps) == (5, 2, 3)
+    assert progress.skipped_in_a_row == 1
+    progress.did_step(skipped=False)
+    assert progress.skipped_in_a_row == 0
+
+
+def test_the_best_is_strictly_better_and_remembers_its_step() -> None:
+    progress = Progress()
+    found = []
+    for top1, top5 in ((0.5, 0.7), (0.4, 0.9), (0.5, 0.8), (0.6, 0.6)):
+        progress.step += 10
+        found.append(progress.evaluated(loss=1.0 - top1, top1=top1, top5=top5))
+    assert found == [True, False, False, True]
+    assert (progress.best_top1, progress.best_top5, progress.best_step) == (0.6, 0.9, 40)
+    assert progress.losses == [0.5, 0.6, 0.5, 0.4]
+
+
+def test_a_first_evaluation_with_nothing_right_is_the_best_so_far() -> None:
+    progress = Progress()
+    assert progress.evaluated(loss=9.0, top1=0.0, top5=0.0)
+    assert progress.best_top1 == 0.0
+
+
+def test_it_survives_a_checkpoint() -> None:
+    progress = Progress(step=7, skipped_steps=2, skipped_in_a_row=1, num_resumes=3)
+    progress.evaluated(loss=0.1, top1=1 / 3, top5=0.5)
+    saved = json.loads(json.dumps(progress.state_dict()))
+    assert Progress.from_state_dict(saved) == progress

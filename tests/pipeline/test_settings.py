@@ -1,0 +1,154 @@
+"""What a run directory says of its run, and whom it lets in."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import settings as settings_module
+from pipeline.config import Config, DataConfig
+from pipeline.recipes import cifar10
+from pipeline.run_directory import RunDirectory
+from pipeline.settings import (
+    Settings,
+    check_same_run,
+    lock_run,
+    read_settings,
+    versions,
+    write_settings,
+)
+from tests.pipeline.monitoring import REPOSITORY
+from tests.pipeline.worlds import world_of_equals
+
+SETTINGS = Settings(recipe="cifar10", config=cifar10(), manifest_sha256="0123456789abcdef")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+@pytest.fixture
+def written(run: RunDirectory) -> RunDirectory:
+    write_settings(run, SETTINGS, world_of_equals(2))
+    return run
+
+
+def test_what_is_written_is_read(written: RunDirectory) -> None:
+    assert read_settings(written) == SETTINGS
+    content = json.loads(written.config.read_bytes())
+    assert content["versions"] == versions()
+    assert set(content["versions"]) == {"alexnet-2012", "python", "torch", "cuda", "numpy"}
+    assert content["hardware"].startswith("ranks: 2, on ")
+    assert set(content) == {
+        *("recipe", "config", "manifest_sha256", "versions", "git_revision", "hardware")
+    }
+    assert [path.name for path in written.path.iterdir()] == ["config.json"]
+
+
+def changed(**fields: Any) -> Settings:
+    return dataclasses.replace(SETTINGS, config=dataclasses.replace(SETTINGS.config, **fields))
+
+
+def test_a_run_is_continued_by_the_same_run_only(written: RunDirectory) -> None:
+    check_same_run(written, SETTINGS)
+    with pytest.raises(ValueError, match=r"epochs: was 10, is 11; seed: was 0, is 1") as error:
+        check_same_run(written, changed(epochs=11, seed=1))
+    assert str(written.path) in str(error.value)
+
+
+def test_how_a_run_is_carried_out_may_change(written: RunDirectory) -> None:
+    data = DataConfig(shards="/moved", decode_threads=3, prefetch_batches=9)
+    check_same_run(written, changed(data=data, log_every_steps=7))
+
+
+def test_another_shard_set_is_refused(written: RunDirectory) -> None:
+    other = dataclasses.replace(
+        changed(data=DataConfig(shards="/other")), manifest_sha256="fedcba9876543210"
+    )
+    with pytest.raises(ValueError, match=r"01234567…, that of /other has fedcba98…; use another"):
+        check_same_run(written, other)
+
+
+def test_an_empty_directory_belongs_to_nobody(run: RunDirectory) -> None:
+    check_same_run(run, SETTINGS)
+    with pytest.raises(ValueError, match=r"not a run directory: it has no config\.json"):
+        read_settings(run)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"recipe": "cif', b"[]", b"{}", b"3", b'{"recipe": "a", "config": {}}']
+)
+def test_a_damaged_config_is_named(run: RunDirectory, content: bytes) -> None:
+    run.config.write_bytes(content)
+    for read in (read_settings, lambda run: check_same_run(run, SETTINGS)):
+        with pytest.raises(ValueError, match=r"config\.json is damaged .*restore it from a copy"):
+            read(run)
+
+
+def test_a_config_of_another_version_is_named(written: RunDirectory) -> None:
+    content = json.loads(written.config.read_bytes())
+    content["config"]["optim"]["lookahead"] = 3
+    written.config.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="another version: lookahead"):
+        read_settings(written)
+
+
+def held_elsewhere(run: RunDirectory) -> subprocess.Popen[bytes]:
+    program = (
+        "import sys; from pathlib import Path; from pipeline.run_directory import RunDirectory;"
+        "from pipeline.settings import lock_run; lock_run(RunDirectory(Path(sys.argv[1])));"
+        "print(flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, run.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+def test_two_jobs_do_not_share_a_run(run: RunDirectory) -> None:
+    with held_elsewhere(run) as child:
+        with pytest.raises(ValueError, match="in use by another job: wait for its end, or give"):
+            lock_run(run)
+        child.kill()  # a kill gives the run free
+        child.wait()
+        os.close(lock_run(run))
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_handle: int, _operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    os.close(lock_run(run))
+    assert "cannot lock" in caplog.text
+
+
+def test_outside_of_a_checkout_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_git(*_: object, **__: object) -> Mapping[str, str]:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr("pipeline.settings.subprocess.run", no_git)
+    assert settings_module._git_revision() is None
+
+
+def test_configs_of_all_recipes_survive_json(run: RunDirectory) -> None:
+    plain = dataclasses.replace(SETTINGS, config=Config(), recipe="plain")
+    write_settings(run, plain, world_of_equals(1))
+    assert read_settings(run) == plain

@@ -1,0 +1,99 @@
+"""The command line of training: what it takes, and a sentence for all else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.command import help_text, parse_command
+from pipeline.config import Config, flatten
+from pipeline.recipes import RECIPES, cifar10
+from pipeline.train import main
+
+REQUIRED = ["cifar10", "--data.shards", "shards", "--run-dir", "run"]
+
+
+def test_the_least_that_is_needed() -> None:
+    command = parse_command(REQUIRED)
+    assert command.recipe == "cifar10"
+    assert command.run.path == Path("run")
+    assert command.max_steps is None
+    assert command.config.data.shards == "shards"
+    assert command.config.optim == cifar10().optim
+
+
+def test_options_in_any_order_and_form_and_the_last_one_counts() -> None:
+    command = parse_command(
+        [
+            "cifar10_blog",
+            "--max-steps=7",
+            "--run-dir=a=b",
+            "--epochs",
+            "3",
+            "--max-steps",
+            "9",
+            "--data.shards=shards",
+            "--optim.clip-norm",
+            "1.5",
+        ]
+    )
+    assert command.max_steps == 9
+    assert command.run.path == Path("a=b")
+    assert (command.config.epochs, command.config.optim.clip_norm) == (3, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], r"the recipe is missing: .*--run-dir RUN .*recipes cifar10, cifar10_blog"),
+        (["--epochs", "3"], "the recipe is missing"),
+        (["imagenet", *REQUIRED[1:]], "no recipe 'imagenet'; there are cifar10, cifar10_blog"),
+        (REQUIRED[:3], "--run-dir is missing; give the directory"),
+        ([*REQUIRED[:3], "--run-dir", ""], "--run-dir is missing; give the directory"),
+        ([*REQUIRED[:3], "--run-dir"], "--run-dir has no value; expected --run-dir VALUE"),
+        (["cifar10", "--run-dir", "--data.shards", "x"], "--run-dir has no value"),
+        (["cifar10", "--run-dir", "run"], "--data.shards is missing; give the directory"),
+        ([*REQUIRED, "--max-steps"], "--max-steps has no value"),
+        ([*REQUIRED, "--max-steps", "0"], "--max-steps is '0'; expected a whole number above 0"),
+        ([*REQUIRED, "--max-steps", "-3"], "--max-steps is '-3'; expected a whole number"),
+        ([*REQUIRED, "--max-steps", "1.5"], "--max-steps is '1.5'"),
+        ([*REQUIRED, "--learning_rate", "1"], "did you mean --optim.learning_rate?"),
+        ([*REQUIRED, "--epochs", "ten"], "--epochs is 'ten'; expected a number"),
+        ([*REQUIRED, "--epochs", "0"], "epochs is 0"),
+        ([*REQUIRED, "--global_batch_size", "2.5"], "expected a whole number"),
+        ([*REQUIRED, "run"], "unexpected argument 'run'"),
+        ([*REQUIRED, "--precision", "fp8"], "expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=sentence) as error:
+        parse_command(arguments)
+    assert main(arguments) == 1
+    assert capsys.readouterr() == ("", f"error: {error.value}\n")
+
+
+@pytest.mark.parametrize("recipe", [None, *RECIPES])
+def test_help_lists_every_recipe_and_every_field(
+    recipe: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--help"] if recipe is None else [recipe, "--help"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text == help_text(arguments)
+    assert all(f"\n  {name} " in text for name in RECIPES)
+    config = Config() if recipe is None else RECIPES[recipe]()
+    assert all(f"\n  --{name} " in text for name, _, _ in flatten(config))
+    assert f"--global_batch_size {config.global_batch_size}\n" in text
+    assert ("values of" in text) is (recipe is not None)
+
+
+def test_a_broken_environment_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "zero")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(REQUIRED) == 1
+    assert capsys.readouterr().err.startswith("error: the environment variable RANK is zero")
