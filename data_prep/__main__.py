@@ -88,9 +88,7 @@ def _add_source(
     *,
     has_input: bool = True,
 ) -> argparse.ArgumentParser:
-    parser = sources.add_parser(
-        name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = sources.add_parser(name, help=what)
     parser.set_defaults(run=_shard, open_source=open_source)
     if has_input:
         parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=what)
@@ -103,7 +101,7 @@ def _add_source(
         help="folder of the shard set, new or one that the same command has begun",
     )
     parser.add_argument(
-        "--encoding", choices=ENCODINGS, help="store JPEGs or pixels; default: the source's own"
+        "--encoding", choices=ENCODINGS, help="store JPEGs or pixels (as suits the source)"
     )
     parser.add_argument(
         "--size",
@@ -116,28 +114,28 @@ def _add_source(
         type=_between(1, _MAX_COUNT),
         default=1000,
         metavar="N",
-        help="in every shard of a split but the last",
+        help="in every shard of a split but the last (%(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=_between(0, 2**63 - 1),
         default=0,
         metavar="N",
-        help="of the shuffle, and of what synthetic draws",
+        help="of the shuffle, and of what synthetic draws (%(default)s)",
     )
     parser.add_argument(
         "--workers",
         type=_between(1, _MAX_COUNT),
         default=_num_processors(),
         metavar="N",
-        help="processes; they do not change the result",
+        help="processes; they do not change the result (%(default)s)",
     )
     parser.add_argument(
         "--max-reject-ratio",
         type=_between(0, 1, float),
         default=0.001,
         metavar="R",
-        help="stop if more than this share of the images cannot be used",
+        help="stop if more than this share of the images cannot be used (%(default)s)",
     )
     return parser
 

@@ -13,6 +13,10 @@ from data_prep.sources import Pixels
 _DECIMALS = 9
 """Of what comes from an eigenvalue solver, whose last bits differ between machines."""
 
+_CHUNK_PIXELS = 1 << 14
+"""Pixels that are summed at once, as float64: it holds these sums exactly, and multiplies many
+times faster than integers. Few enough for the cache, and for one thread a worker."""
+
 
 @dataclass(slots=True)
 class PixelSums:
@@ -30,32 +34,32 @@ class PixelSums:
 
     def add(self, pixels: Pixels) -> None:
         """Count in one image, uint8 H×W×3."""
-        # float64 holds these integers exactly (an image has less than 2**53 / 255**2 pixels), and
-        # its matrix product is many times faster than that of integers.
-        values = pixels.reshape(-1, 3).astype(np.float64)
-        self.merge(
-            PixelSums(
-                num_images=1,
-                num_pixels=len(values),
-                sums=values.sum(axis=0).astype(np.int64),
-                products=(values.T @ values).astype(np.int64),
-                image_sum=pixels.astype(np.int64),
-            )
-        )
+        self.num_images += 1
+        self.num_pixels += pixels.size // 3
+        rows = pixels.reshape(-1, 3)
+        for start in range(0, len(rows), _CHUNK_PIXELS):
+            values = rows[start : start + _CHUNK_PIXELS].astype(np.float64)
+            self.sums += (np.ones(len(values)) @ values).astype(np.int64)
+            self.products += (values.T @ values).astype(np.int64)
+        self._add_image(pixels)
 
     def merge(self, other: PixelSums) -> None:
-        """Count in what `other` has counted, which may take over its `image_sum`."""
+        """Count in what `other` has counted."""
         self.num_images += other.num_images
         self.num_pixels += other.num_pixels
         self.sums += other.sums
         self.products += other.products
-        if self.image_sum is None:
-            self.image_sum = other.image_sum
-        elif other.image_sum is not None:
-            self.sizes_differ |= self.image_sum.shape != other.image_sum.shape
-            if not self.sizes_differ:
-                self.image_sum += other.image_sum
         self.sizes_differ |= other.sizes_differ
+        if other.image_sum is not None:
+            self._add_image(other.image_sum)
+
+    def _add_image(self, image: npt.NDArray[np.uint8] | npt.NDArray[np.int64]) -> None:
+        if self.image_sum is None:
+            self.image_sum = image.astype(np.int64)
+        elif self.sizes_differ or self.image_sum.shape != image.shape:
+            self.sizes_differ = True
+        else:
+            self.image_sum += image
 
 
 def colour_mean(sums: PixelSums) -> tuple[float, float, float]:

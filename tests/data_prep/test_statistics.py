@@ -82,6 +82,13 @@ def test_sums_do_not_depend_on_who_counts(
         np.testing.assert_array_equal(merged.image_sum, whole.image_sum)
 
 
+def test_large_image_is_counted_whole() -> None:
+    images = random_images(3, [(301, 217)])
+    sums, pixels = add_all(images), images[0].reshape(-1, 3).astype(np.int64)
+    np.testing.assert_array_equal(sums.sums, pixels.sum(axis=0))
+    np.testing.assert_array_equal(sums.products, pixels.T @ pixels)
+
+
 def test_mean_image() -> None:
     images = random_images(1, [(5, 7)] * 9)
     found = mean_image(add_all(images))
