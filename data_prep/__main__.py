@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -27,12 +29,16 @@ from data_prep.verify import find_damages
 
 _INTERRUPTED = 130
 _MAX_COUNT = 10_000_000
+_MAX_SIZE = 8192  # a square of more would be more pixels than Pillow deems safe
+_MAX_WORKERS = 512
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that it cannot encode
     try:
         return int(options.run(options))
     except (SourceError, ConversionError, ShardSetError) as error:
@@ -105,7 +111,7 @@ def _add_source(
     )
     parser.add_argument(
         "--size",
-        type=_between(1, _MAX_COUNT),
+        type=_between(1, _MAX_SIZE),
         metavar="N",
         help="scale the short side to N, crop the middle N×N",
     )
@@ -125,7 +131,7 @@ def _add_source(
     )
     parser.add_argument(
         "--workers",
-        type=_between(1, _MAX_COUNT),
+        type=_between(1, _MAX_WORKERS),
         default=_num_processors(),
         metavar="N",
         help="processes; they do not change the result (%(default)s)",
@@ -219,4 +225,5 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

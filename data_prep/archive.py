@@ -73,11 +73,11 @@ def _walk(file: BinaryIO, path: Path, damages: list[Damage]) -> Iterator[Member]
             damages.append(Damage(path.name, f"cut off after {before}: it has no end mark"))
             return
         try:
-            info = tarfile.TarInfo.frombuf(header, "ascii", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
         except tarfile.HeaderError as error:
-            name = header[:100].split(b"\0")[0].decode("ascii", "replace")
+            key = header.split(b".")[0].decode("ascii", "replace")
             what = f"damaged tar header after {before} ({error}): what follows cannot be read"
-            damages.append(Damage(path.name, what, name.partition(".")[0]))
+            damages.append(Damage(path.name, what, key if KEY_PATTERN.fullmatch(key) else None))
             return
         member = Member(info.name, position + BLOCK_BYTES, info.size)
         if member.offset + member.num_bytes > file_bytes:

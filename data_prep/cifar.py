@@ -184,10 +184,11 @@ def _parse(layout: _Layout, file: str, content: bytes, num_classes: int) -> _Bat
     shape = (len(labels), _ROW_BYTES)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != shape:
         raise SourceError(f"{file} does not hold one uint8 image of {_ROW_BYTES} bytes a label")
-    if len(names) != len(labels) or not set(labels) <= set(range(num_classes)):
+    if not labels or len(names) != len(labels) or not set(labels) <= set(range(num_classes)):
         raise SourceError(
-            f"{file} has {len(names)} names and {len(labels)} labels up to {max(labels)}; expected "
-            f"as many of both, from 0 to {num_classes - 1}"
+            f"{file} has {len(names)} names and {len(labels)} labels up to "
+            f"{max(labels, default=0)}; expected as many of both, at least one, from 0 to "
+            f"{num_classes - 1}"
         )
     return _Batch(images, labels, names)
 

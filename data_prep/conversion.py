@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,14 +163,14 @@ def _write_missing(
 
 
 def _load_finished(job: ShardJob, plan: ShardPlan) -> ShardRecord | None:
-    """The record of a shard that need not be written again.
+    """The record of a shard that need not be written again; None if either is missing or damaged.
 
     One with rejected images is written again: they may have been repaired since.
     """
     try:
         record = ShardRecord.load(job.record_path(plan))
         is_whole = (job.shards / plan.filename).stat().st_size == record.num_bytes
-    except FileNotFoundError:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
     return record if is_whole and not record.contents.rejected else None
 

@@ -137,7 +137,8 @@ def manifest_sha256(shards: Path) -> str:
 def read_manifest(shards: Path) -> Manifest:
     """Read and check `SHARDS/_info.json`.
 
-    Raises `ShardSetError` if it is missing, is not a manifest or is of another format version.
+    Raises `ShardSetError` if it is missing, is not a manifest, is of another format version or
+    contradicts itself.
     """
     path = shards / MANIFEST_NAME
     try:
@@ -149,7 +150,7 @@ def read_manifest(shards: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise ShardSetError(f"{shards} is a file; expected the folder of a shard set") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
     return _parse(path, fields)
 
@@ -164,11 +165,24 @@ def _parse(path: Path, fields: Any) -> Manifest:
         splits = {name: Split(**_tuples(split)) for name, split in fields.pop("splits").items()}
         statistics = Statistics(**_tuples(fields.pop("statistics")))
         manifest = Manifest(**_tuples(fields), splits=splits, statistics=statistics)
+        contradiction = _find_contradiction(manifest)
     except (AttributeError, KeyError, TypeError) as error:
         raise ShardSetError(f"{path} is not a manifest ({error}): convert the data again") from None
-    if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
-        raise ShardSetError(f"{path}: class_names do not match their hash; convert the data again")
+    if contradiction is not None:
+        raise ShardSetError(f"{path}: {contradiction}; convert the data again")
     return manifest
+
+
+def _find_contradiction(manifest: Manifest) -> str | None:
+    if manifest.encoding not in ENCODINGS:
+        return f"encoding is '{manifest.encoding}', expected {' or '.join(ENCODINGS)}"
+    if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
+        return "class_names do not match their hash"
+    for split in manifest.splits.values():
+        by_shard = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
+        if len(set(map(len, by_shard))) != 1 or sum(split.shard_lengths) != split.num_samples:
+            return f"the numbers of split '{split.name}' contradict each other"
+    return None
 
 
 def _tuples(value: Any) -> Any:

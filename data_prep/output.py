@@ -56,7 +56,7 @@ def claim(shards: Path, settings: Settings) -> Iterator[Path]:
             ) from None
         job = records / "settings.json"
         if job.exists():
-            _check_same(shards, json.loads(job.read_bytes()), settings)
+            _check_same(shards, _read_settings(job), settings)
         else:
             write_atomically(job, json.dumps(settings).encode())
         _remove_leftovers(shards)
@@ -97,9 +97,21 @@ def settings_of(manifest: Manifest) -> Settings:
     }
 
 
+def _read_settings(job: Path) -> Settings:
+    try:
+        settings: Settings = json.loads(job.read_bytes())
+    except ValueError as error:
+        raise ConversionError(
+            f"{job} is damaged ({error}): empty the --output folder and run the command again"
+        ) from None
+    return settings
+
+
 def _check_same(path: Path, before: Settings, now: Settings) -> None:
     differences = [
-        f"{name} was {before.get(name)} and is {now.get(name)}"
+        f"the {name.removesuffix('_sha256').replace('_', ' ')} are not the same"
+        if name.endswith("_sha256")
+        else f"{name} was {before.get(name)} and is {now.get(name)}"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]

@@ -109,7 +109,8 @@ _run_in_worker: Callable[[ShardPlan], None]
 
 def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
     global _run_in_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops us
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too, and stops us
     threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
 
     # A byte in a pipe needs no lock, which a worker that is killed could leave locked.

@@ -79,8 +79,8 @@ def open_folder(root: Path) -> Source:
 
     Classes get their labels in the order of their names. Hidden files are left out; every other
     file of a class counts as an image, whatever its name ends in.
-    Raises `SourceError` if a split is missing, a class is empty, the splits have different
-    classes, or the order of the class names is in doubt.
+    Raises `SourceError` if a split is missing, a class is empty or holds other things than files,
+    the splits have different classes, or a class has an odd name or a doubtful place in the order.
     """
     if not root.is_dir():
         raise SourceError(
@@ -120,6 +120,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in _visible(folder) if path.is_dir())
     if not names:
         raise SourceError(f"{folder} has no class folders; expected {folder}/CLASS/* with images")
+    if odd := [ascii(name) for name in names if not name.isprintable()]:
+        raise SourceError(
+            f"class folders of {folder} have names that are no text in UTF-8, or hold line breaks "
+            f"or the like ({_name_some(odd)}): rename them"
+        )
     numbers = [name for name in names if name.isascii() and name.isdigit()]
     if numbers != sorted(numbers, key=int):
         width = max(map(len, numbers))
@@ -142,11 +147,11 @@ def _list(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[Sampl
                 "class from both splits"
             )
         labels.update(dict.fromkeys(paths, label))
-    subfolders = [str(folder / path) for path in labels if (folder / path).is_dir()]
-    if subfolders:
+    others = [str(folder / path) for path in labels if not (folder / path).is_file()]
+    if others:
         raise SourceError(
-            f"there are folders among the images ({_name_some(subfolders)}): "
-            "move their images up into the class folder, or remove them"
+            f"there are folders, broken links or other things that are no files among the images "
+            f"({_name_some(others)}): move images up into the class folder, and remove the rest"
         )
     keys = make_keys([path.as_posix() for path in labels])
     prefix = folder.relative_to(root)

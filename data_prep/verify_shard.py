@@ -21,6 +21,8 @@ from data_prep.sources import Pixels
 
 Array = npt.NDArray[Any]
 
+_MAX_DIGITS = 9  # of a label; with thousands of them int() fails
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardCheck:
@@ -49,12 +51,20 @@ class ShardFindings:
 
 def check_shard(check: ShardCheck) -> ShardFindings:
     """Find the damages of a shard; with `check.full`, in its contents too."""
-    name = check.path.name
     try:
-        num_bytes = check.path.stat().st_size
-        members, damages = read_members(check.path)
+        return _check_readable(check)
     except FileNotFoundError:
-        return ShardFindings([], [Damage(name, "missing")])
+        what = "missing"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    return ShardFindings([], [Damage(check.path.name, what)])
+
+
+def _check_readable(check: ShardCheck) -> ShardFindings:
+    """The same; raises `OSError` if the disk does not give the shard away."""
+    name = check.path.name
+    num_bytes = check.path.stat().st_size
+    members, damages = read_members(check.path)
     samples, unpaired = pair_members(name, members, MEMBER_SUFFIX[check.manifest.encoding])
     damages += unpaired
     if num_bytes != check.num_bytes:
@@ -110,8 +120,8 @@ def _check_contents(check: ShardCheck, samples: Sequence[ArchivedSample]) -> lis
 
 def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str | None:
     num_classes = check.manifest.num_classes
-    if not content.isdigit() or int(content) >= num_classes:
-        return f"its label is {content!r}; expected a number below {num_classes}"
+    if not content.isdigit() or len(content) > _MAX_DIGITS or int(content) >= num_classes:
+        return f"its label is {content[:20]!r}; expected a number below {num_classes}"
     if expected is not None and int(content) != expected:
         return f"its label is {int(content)}, in the index {expected}"
     return None
@@ -120,7 +130,7 @@ def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str
 def _check_image(content: bytes, manifest: Manifest) -> str | None:
     try:
         pixels = decode_jpeg(content) if manifest.encoding == "jpeg" else _decode_npy(content)
-    except (ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # a damaged .npy header raises anything
         return f"its image does not decode: {error}"
     size = (manifest.image_height, manifest.image_width)
     if None not in size and pixels.shape[:2] != size:

@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        sentence = f"{error.filename}: {error.strerror}" if error.strerror else error
+        sys.stderr.write(f"error: {sentence}\n")
+        return 1
+    except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0

@@ -22,7 +22,7 @@ DEFAULT_PORT = 9090
 DEFAULT_SCRAPE_INTERVAL = "15s"
 
 _ADDRESS = "127.0.0.1"
-_DURATION = re.compile(r"[1-9][0-9]*(ms|s|m|h)")
+_DURATION = re.compile(r"[1-9][0-9]{0,5}(ms|s|m|h)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def render_config(targets: Path, scrape_interval: str) -> str:
     if not _DURATION.fullmatch(scrape_interval):
         raise ValueError(
             f"--scrape-interval {scrape_interval!r} is not a duration: "
-            "give a whole number and ms, s, m or h, such as 15s"
+            "give a whole number of up to 6 digits and ms, s, m or h, such as 15s"
         )
     if set("*?[\\") & set(str(targets)):
         raise ValueError(

@@ -115,6 +115,11 @@ def raise_label(files: Files) -> None:
     files["test_batch"] = dumps(make_batch(1, b"labels", 6))
 
 
+def empty_batch(files: Files) -> None:
+    content = {b"data": np.zeros((0, 3072), np.uint8), b"filenames": [], b"labels": []}
+    files["test_batch"] = dumps(content)
+
+
 def lose_names(files: Files) -> None:
     files["batches.meta"] = dumps({b"names": []})
 
@@ -127,7 +132,8 @@ def lose_names(files: Files) -> None:
         (cut_batch, "test_batch cannot be read"),
         (lose_labels, "test_batch is not a batch of cifar10"),
         (change_shape, "test_batch does not hold one uint8 image of 3072 bytes a label"),
-        (raise_label, "labels up to 5; expected as many of both, from 0 to 4"),
+        (raise_label, "labels up to 5; expected as many of both, at least one, from 0 to 4"),
+        (empty_batch, "test_batch has 0 names and 0 labels"),
         (lose_names, "batches.meta of .* holds no list of class names"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.progress import Progress
 from tests.data_prep.conftest import SYNTHETIC_OPTIONS
-from tests.data_prep.raw_data import REPOSITORY, run_cli
+from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ from tests.data_prep.raw_data import REPOSITORY, run_cli
         (["shard", "folder", "--output", "x"], "required: --input"),
         (["shard", "folder", "--input", "x"], "required: --output"),
         (["shard", "synthetic", "--output", "x", "--workers", "0"], "'0' is not a number from 1"),
+        (["shard", "synthetic", "--output", "x", "--workers", "1000"], "number from 1 to 512"),
+        (["shard", "synthetic", "--output", "x", "--size", "100000"], "number from 1 to 8192"),
         (["shard", "synthetic", "--output", "x", "--size", "2.5"], "'2.5' is not a number from 1"),
         (["shard", "synthetic", "--output", "x", "--seed", "-1"], "'-1' is not a number from 0"),
         (
@@ -56,7 +58,8 @@ def test_wrong_arguments(
             "{tmp}/file/.conversion: Not a directory",
         ),
         (["shard", "synthetic", "--output", "/proc/shards"], "/proc/shards: No such file"),
-        (["verify", "{tmp}/none"], "is damaged (listed above: 1)"),
+        (["verify", "{tmp}/none"], "{tmp}/none is not a shard set: it has no _info.json"),
+        (["verify", "{tmp}/file"], "{tmp}/file is a file; expected the folder of a shard set"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
@@ -69,6 +72,13 @@ def test_what_cannot_be_is_one_sentence(
     assert message.format(tmp=tmp_path) in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_path_that_the_output_cannot_encode(tmp_path: Path, synthetic: Path) -> None:
+    shards = copy_tree(synthetic, tmp_path / "bä\udcff")
+    result = run_cli("verify", shards, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0, result.stderr
+    assert "b\\xe4\\udcff: no damage found" in result.stdout
 
 
 def test_help_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,11 +108,35 @@ def test_finished_shards_are_not_written_again(tmp_path: Path, undisturbed: dict
     assert hash_tree(output) == undisturbed
 
 
-def test_interrupt_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train-000000.npz", "settings.json"])
+@pytest.mark.parametrize("keep", [0, 20, 0.9])
+def test_damaged_notes_of_a_killed_conversion(
+    tmp_path: Path, undisturbed: dict[str, str], name: str, keep: float
+) -> None:
+    output = tmp_path / "out"
+    job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
+    wait_for_shards(output, 2)
+    job.kill()
+    job.communicate(timeout=30)
+    path = output / ".conversion" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content) if keep < 1 else keep)])
+    result = run_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS)
+    if name == "settings.json":
+        assert result.stderr.startswith(f"error: {path} is damaged (")
+        assert result.stderr.count("\n") == 1
+    else:
+        assert hash_tree(output) == undisturbed
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_group: bool) -> None:
     output = tmp_path / "out"
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
     wait_for_shards(output, 1)
-    job.send_signal(signal.SIGINT)
+    for pid in [job.pid, *(children_of(job.pid) if whole_group else [])][::-1]:
+        os.kill(pid, stop)
     _, errors = job.communicate(timeout=30)
     assert job.returncode == 130
     assert errors == "error: stopped; the same command goes on from here\n"
@@ -183,7 +207,7 @@ OTHER_SETTINGS = [
     (("--samples-per-shard", 19), "samples_per_shard was 20 and is 19"),
     (("--encoding", "jpeg"), "encoding was rgb and is jpeg"),
     (("--size", 48), "size was None and is 48"),
-    (("--num-train", 61), "samples_sha256 was"),
+    (("--num-train", 61), "the samples are not the same"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,24 @@ def subfolder(root: Path) -> None:
     add_image(root / "train/cat/more/1.jpg")
 
 
+def broken_link(root: Path) -> None:
+    (root / "train/cat/gone.jpg").symlink_to("nowhere")
+
+
+def pipe(root: Path) -> None:
+    os.mkfifo(root / "val/dog/pipe.jpg")
+
+
+def name_that_is_no_text(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / "c\udcffat")
+
+
+def name_of_two_lines(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / "c\nat")
+
+
 def no_classes(root: Path) -> None:
     (root / "train").rename(root / "x")
     (root / "train").mkdir()
@@ -99,7 +118,11 @@ def no_root(root: Path) -> None:
         (remove_val, "has no folder val/ or test/; expected val/ or test/CLASS"),
         (empty_class, "val/dog is empty: add images"),
         (extra_class, "differ: wolf in only one of them"),
-        (subfolder, "folders among the images"),
+        (subfolder, r"no files among the images \(.*train/cat/more\)"),
+        (broken_link, r"no files among the images \(.*train/cat/gone.jpg\)"),
+        (pipe, r"no files among the images \(.*val/dog/pipe.jpg\)"),
+        (name_that_is_no_text, r"no text in UTF-8.*'c\\udcffat'"),
+        (name_of_two_lines, r"hold line breaks.*'c\\nat'"),
         (no_classes, "train has no class folders"),
         (numbers_as_names, r"\(1, 10, 2\).*pad them with zeros to one length, e\.g\. 01"),
         (no_root, "is not a folder; expected one that holds train/CLASS"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep.files import sha256_of
-from data_prep.manifest import Manifest, Split, read_index, read_manifest
+from data_prep.manifest import Manifest, ShardSetError, Split, read_index, read_manifest
 from data_prep.verify import find_damages
 from tests.data_prep.raw_data import copy_tree, jpeg, run_cli
 
@@ -181,6 +181,14 @@ def test_flipped_bit_in_a_header(shards: Path) -> None:
     )
 
 
+def test_garbage_for_a_shard(shards: Path) -> None:
+    num_bytes = (shards / SHARD).stat().st_size
+    (shards / SHARD).write_bytes(b"\xff\xfe." * (num_bytes // 3))
+    assert verify(shards, full=True)[0] == (
+        f"{SHARD}: damaged tar header after the start (invalid header): what follows cannot be read"
+    )
+
+
 def test_flipped_bit_between_members(shards: Path) -> None:
     flip_bit(shards / SHARD, row_of(shards)[0] - 512 - 100)  # in the padding after a label
     assert verify(shards, full=True) == [
@@ -248,8 +256,21 @@ def test_wrong_count(shards: Path) -> None:
 
 def test_numbers_that_contradict_each_other(shards: Path) -> None:
     edit_manifest(shards, num_samples=61)
-    damages = verify(shards, full=False)
-    assert "_info.json: the numbers of split 'train' contradict each other" in damages
+    with pytest.raises(ShardSetError, match="the numbers of split 'train' contradict each other"):
+        verify(shards, full=False)
+
+
+def test_encoding_that_does_not_exist(shards: Path) -> None:
+    path = shards / "_info.json"
+    path.write_text(path.read_text().replace('"rgb"', '"rgc"'))
+    with pytest.raises(ShardSetError, match="encoding is 'rgc', expected jpeg or rgb"):
+        verify(shards, full=False)
+
+
+def test_manifest_without_end(shards: Path) -> None:
+    (shards / "_info.json").write_text("[" * 100_000)
+    with pytest.raises(ShardSetError, match=r"_info\.json is damaged"):
+        verify(shards, full=False)
 
 
 def replace_image(members: Members, content: bytes) -> Members:
@@ -270,6 +291,7 @@ def npy(pixels: Any) -> bytes:
         (npy(np.zeros((32, 32), np.uint8)), "does not decode: uint8[32, 32]; expected uint8"),
         (npy(np.array([None])), "its image does not decode: Object arrays cannot be loaded"),
         (b"", "its image does not decode: "),
+        (npy(0)[:8] + b"\x02" + npy(0)[9:], "its image does not decode: "),
         (jpeg(height=32, width=32), "its image does not decode: "),
     ],
 )
@@ -279,7 +301,7 @@ def test_image_of_another_kind(shards: Path, content: bytes, message: str) -> No
     assert any(d.startswith(f"{SHARD}: key {key}: ") and message in d for d in damages)
 
 
-@pytest.mark.parametrize("label", [b"10", b"-1", b"", b"cat", b"3\n"])
+@pytest.mark.parametrize("label", [b"10", b"-1", b"", b"cat", b"3\n", b"9" * 20, b"\xb2"])
 def test_label_out_of_range(shards: Path, label: bytes) -> None:
     (key, *_) = rewrite(shards, lambda m: [m[0], (m[1][0], label), *m[2:]])
     text = f"{SHARD}: key {key}: its label is {label!r}; expected a number below 10"
@@ -288,8 +310,9 @@ def test_label_out_of_range(shards: Path, label: bytes) -> None:
 
 def test_missing_manifest(shards: Path) -> None:
     (shards / "_info.json").unlink()
-    (damage,) = verify(shards, full=False)
-    assert damage.startswith(f"_info.json: {shards} is not a shard set: it has no _info.json")
+    result = run_cli("verify", shards)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {shards} is not a shard set: it has no _info.json")
 
 
 def test_missing_and_extra_shards(shards: Path) -> None:
@@ -300,12 +323,25 @@ def test_missing_and_extra_shards(shards: Path) -> None:
     ]
 
 
+def test_folder_and_endless_link_for_shards(shards: Path) -> None:
+    for name in (SHARD, "val-000000.tar"):
+        (shards / name).unlink()
+    (shards / SHARD).mkdir()
+    (shards / "val-000000.tar").symlink_to("val-000000.tar")
+    assert verify(shards, full=True) == [
+        f"{SHARD}: cannot be read: Is a directory",
+        "val-000000.tar: cannot be read: Too many levels of symbolic links",
+    ]
+
+
 @pytest.mark.parametrize("name", ["train.index.npy", "val.crc32.npy", "train.mean.npy"])
 def test_damaged_side_files(shards: Path, name: str) -> None:
     content = (shards / name).read_bytes()
     flip_bit(shards / name, len(content) - 20)
     assert verify(shards, full=False)[0] == f"{name}: its sha256 is not the one in _info.json"
     (shards / name).write_bytes(content[:50])
+    assert verify(shards, full=False)[0].startswith(f"{name}: not an .npy file: ")
+    np.savez((shards / name).open("wb"), np.zeros(3))
     assert verify(shards, full=False)[0].startswith(f"{name}: not an .npy file: ")
     np.save(shards / name, np.zeros(3, np.int8))
     assert verify(shards, full=False)[0].startswith(f"{name}: holds int8[3]; expected ")

@@ -70,6 +70,8 @@ def test_a_second_call_rewrites_its_own_file_and_no_other(
         ("missing", [], "missing is not a directory"),
         (".", ["--scrape-interval", "15"], "'15' is not a duration"),
         (".", ["--scrape-interval", "0s"], "'0s' is not a duration"),
+        (".", ["--scrape-interval", "99999999h"], "'99999999h' is not a duration"),
+        (".", ["--output", "."], ": Is a directory"),
         (".", ["--output", "missing/prometheus.yml"], "missing is not a directory"),
         ("run[1]", [], "as a pattern"),
     ],
@@ -87,6 +89,7 @@ def test_wrong_input_is_one_sentence(
     assert prometheus(Path(root), *options) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
+    assert "Errno" not in error
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.rglob("*.yml"))
