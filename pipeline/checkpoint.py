@@ -79,8 +79,8 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
     with path.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's writer hides the disk's own error
-            raise OSError(f"{path} could not be written: {error}") from None
+        except RuntimeError as error:  # torch's writer fails once more on its way out
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())
     facts = Facts(

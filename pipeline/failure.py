@@ -6,6 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from torch.distributed import DistError
+
 FAILED = 1
 """Exit code of a rank that failed."""
 
@@ -32,15 +34,21 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, (*_FORESEEN, RankFailure)):
         return str(error)
     if _is_from_collective(error):
-        reason = str(error).splitlines()[0]
-        return f"lost another rank: it was killed, hangs or its host is gone ({reason})"
-    return f"{type(error).__name__}: {error}"
+        return f"lost another rank: it was killed, hangs or its host is gone ({_first_line(error)})"
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _is_from_collective(error: BaseException) -> bool:
     """Whether a broken connection or a passed deadline raised it; gloo has no type of its own."""
-    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "timed out", "Timed out")
+    if isinstance(error, DistError):
+        return True
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "imed out", "timeout")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    """Of its text; gloo and torch add stacks below."""
+    return str(error).partition("\n")[0]
 
 
 def exit_code_of(body: Callable[[], int]) -> int:

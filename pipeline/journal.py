@@ -89,7 +89,7 @@ class Journal:
 
     def checkpoint_failed(self, reason: str, error: str) -> None:
         self._metrics.checkpoint_failed(reason)
-        self.console.line(f"warning: no checkpoint saved, training goes on: {error}")
+        self.console.line(f"warning: no checkpoint saved: {error}")
 
     def stop_requested(self, step: int, source: str) -> None:
         self._metrics.stop_requested()

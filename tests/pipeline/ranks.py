@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -79,26 +80,29 @@ def _call(
 
 
 class Job:
-    """`python -m MODULE ARGUMENTS` on `size` ranks; ends with the block at the latest.
+    """`python -m MODULE ARGUMENTS` on `size` ranks; none of them outlives the block.
 
-    A job of one rank runs without a launcher. `outputs` and `errors` are the ranks' streams.
+    One rank alone runs without a launcher. `outputs` and `errors` are what the ranks have written,
+    once the job has been waited for or the block has been left.
     """
 
-    def __init__(
-        self, size: int, module: str, arguments: Sequence[object], logs: Path, launched: bool = True
-    ) -> None:
-        port = free_port()
-        number = len(list(logs.glob("*.out")))
-        words = [str(argument) for argument in arguments]
-        self._logs: list[Path] = []
+    def __init__(self, size: int, module: str, arguments: Sequence[object]) -> None:
+        self.outputs: list[str] = []
+        self.errors: list[str] = []
         self.processes: list[ForkServerProcess] = []
+        self._logs = tempfile.TemporaryDirectory()
+        port = free_port()
         for rank in range(size):
-            environment = _environment(size, rank, port) if launched else {}
-            log = logs / f"{number:03d}-{rank}"
-            process = _context.Process(target=_be_rank, args=(environment, module, words, log))
+            environment = _environment(size, rank, port) if size > 1 else {}
+            words = [str(argument) for argument in arguments]
+            process = _context.Process(
+                target=_be_rank, args=(environment, module, words, self._log(rank))
+            )
             process.start()
-            self._logs.append(log)
             self.processes.append(process)
+
+    def _log(self, rank: int) -> Path:
+        return Path(self._logs.name, str(rank))
 
     def wait(self) -> list[int | None]:
         """The exit codes."""
@@ -106,18 +110,13 @@ class Job:
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
             assert not process.is_alive(), "the job hangs"
+        self._read_logs()
         return [process.exitcode for process in self.processes]
 
-    def is_running(self) -> bool:
-        return all(process.is_alive() for process in self.processes)
-
-    @property
-    def outputs(self) -> list[str]:
-        return [log.with_suffix(".out").read_text() for log in self._logs]
-
-    @property
-    def errors(self) -> list[str]:
-        return [log.with_suffix(".err").read_text() for log in self._logs]
+    def _read_logs(self) -> None:
+        logs = [self._log(rank) for rank in range(len(self.processes))]
+        self.outputs = [log.with_suffix(".out").read_text() for log in logs]
+        self.errors = [log.with_suffix(".err").read_text() for log in logs]
 
     def __enter__(self) -> Self:
         return self
@@ -131,6 +130,8 @@ class Job:
         for process in self.processes:
             process.kill()
             process.join()
+        self._read_logs()
+        self._logs.cleanup()
 
 
 def _be_rank(environment: dict[str, str], module: str, arguments: list[str], log: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from torch.distributed import DistBackendError
 
 from pipeline.distributed import Place, World
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
@@ -42,6 +43,17 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection cl
         (RankFailure("rank 1 on a: b", is_told_here=True), "rank 1 on a: b"),
         (RuntimeError("out of memory"), "RuntimeError: out of memory"),
         (KeyError("model"), "KeyError: 'model'"),
+        (AssertionError(), "AssertionError: "),
+        (TypeError("a stack\nbelow"), "TypeError: a stack"),
+        (
+            RuntimeError("Application timeout caused pair closure\n\nAt:\n  a.py"),
+            "lost another rank: it was killed, hangs or its host is gone "
+            "(Application timeout caused pair closure)",
+        ),
+        (
+            DistBackendError("the watchdog"),
+            "lost another rank: it was killed, hangs or its host is gone (the watchdog)",
+        ),
         (
             RuntimeError(GLOO + "\nmore"),
             f"lost another rank: it was killed, hangs or its host is gone ({GLOO})",

@@ -1,0 +1,539 @@
+"""Whole training jobs on a small shard set: real processes that talk over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.manifest import read_index, read_manifest
+from pipeline.data.partition import BatchPlan, epoch_order
+from pipeline.events import read_events
+from pipeline.metrics import PHASES
+from pipeline.run_directory import RunDirectory
+from tests.integration.training import (
+    GLOBAL_BATCH,
+    NUM_TRAIN,
+    NUM_VAL,
+    STEPS_PER_EPOCH,
+    assert_same_state,
+    make_shards,
+    newest_step,
+    rank_log,
+    ranks_of,
+    rows,
+    torchrun,
+    training,
+    wait_for_step,
+)
+from tests.pipeline.monitoring import parse
+from tests.pipeline.ranks import DEADLINE_SECONDS, Job
+
+STOPPED = 75
+TRAIN = "pipeline.train"
+EVALUATE = "pipeline.evaluate"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("training") / "shards")
+
+
+def train(size: int, shards: Path, run: Path, *options: object) -> Job:
+    return Job(size, TRAIN, training(shards, run, *options))
+
+
+def finish(size: int, shards: Path, run: Path, *options: object) -> Job:
+    """A job that does all that it is asked."""
+    with train(size, shards, run, *options) as job:
+        assert job.wait() == [0] * size, job.errors
+    return job
+
+
+def fail(job: Job) -> str:
+    """The last line of what rank 0 tells of a job that fails on every rank."""
+    with job:
+        assert job.wait() == [1] * len(job.processes)
+    assert "Traceback" not in "".join(job.errors)
+    *_, sentence = job.errors[0].splitlines()
+    assert sentence.startswith("error: ")
+    return sentence
+
+
+FIELDS = {
+    "run": {
+        *("resumed_from", "world_size", "local_batch_size", "accumulation_steps"),
+        *("global_batch_size", "steps_per_epoch", "target_steps", "device", "precision"),
+        *("num_train_samples", "num_val_samples"),
+    },
+    "train": {
+        *("loss", "top1", "learning_rate", "images_per_second", "data_wait_ratio"),
+        *("phase_seconds", "skipped_steps", "grad_norm"),
+    },
+    "eval": {
+        *("split", "top1", "top5", "loss", "correct1", "correct5", "seen", "expected", "seconds"),
+    },
+    "checkpoint": {"path", "num_bytes", "seconds", "reason"},
+    "end": {"outcome"},
+}
+
+
+def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--metrics.enabled", "false", "--optim.clip_norm", 2]
+    job = finish(2, shards, run, *options)
+    events = read_events(RunDirectory(run).events)
+    for row in events:
+        assert set(row) == {"kind", "step", "epoch", "time"} | FIELDS[row["kind"]]
+        assert row["epoch"] == pytest.approx(row["step"] / STEPS_PER_EPOCH, abs=1e-6)
+    assert [row["kind"] for row in events if row["kind"] not in ("train", "checkpoint")] == [
+        *("run", "eval", "eval", "eval", "end")
+    ]
+    target = 3 * STEPS_PER_EPOCH
+    assert [row["step"] for row in rows(run, "train")] == list(range(1, target + 1))
+    assert all(set(row["phase_seconds"]) == set(PHASES) for row in rows(run, "train"))
+    assert all(row["grad_norm"] > 0 for row in rows(run, "train"))
+    assert [row["step"] for row in rows(run, "checkpoint")] == list(range(4, target + 1, 4))
+    assert all(row["seen"] == row["expected"] == NUM_VAL for row in rows(run, "eval"))
+    assert events[-1]["outcome"] == "completed"
+    assert events[0]["target_steps"] == target
+
+    console, other_console = job.outputs
+    assert "\r" not in console
+    assert "24 = 2 ranks × 12 local" in console
+    assert console.count("\nstep ") == target
+    assert console.count("\nval: top-1 ") == 3
+    assert (other_console, *job.errors) == ("", "", "")
+
+    names = {path.name for path in run.iterdir()}
+    assert names == {".lock", "config.json", "events.jsonl", "checkpoints", "predictions"}
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    best = (run / "checkpoints/best").resolve().name
+    assert kept == {"best", best, "step-00000020", "step-00000024"}
+    evaluations = {f"step-{row['step']:08d}": row["top1"] for row in rows(run, "eval")}
+    assert evaluations[best] == max(evaluations.values())
+
+    size = RunDirectory(run).events.stat().st_size
+    again = finish(2, shards, run, *options)
+    assert again.outputs[0].splitlines()[-1] == "nothing to do: 24 steps are done"
+    assert RunDirectory(run).events.stat().st_size == size
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run, "train")]
+
+
+def test_however_a_batch_is_divided_it_is_the_same_batch(shards: Path, tmp_path: Path) -> None:
+    """Four parts of a batch are one after another, or side by side: BatchNorm looks at one part."""
+    found = []
+    for size, accumulation_steps in ((1, 4), (2, 2), (4, 1)):
+        run = tmp_path / f"run-{size}"
+        options = ["--accumulation_steps", accumulation_steps, "--precision", "fp32"]
+        options += ["--model.dropout", 0, "--data.drop_last", "false", "--epochs", 1]
+        finish(
+            size,
+            shards,
+            run,
+            *options,
+            "--optim.learning_rate",
+            0.01,
+            "--schedule.warmup_epochs",
+            0,
+        )
+        found.append(losses(run))
+    assert len(found[0]) == STEPS_PER_EPOCH + 1, "the ragged batch too"
+    for other in found[1:]:
+        assert other[:5] == pytest.approx(found[0][:5], rel=1e-5)
+        # Then rounding has moved some maximum of a pooling window, and its gradient, elsewhere.
+        assert other == pytest.approx(found[0], rel=0.02)
+
+
+def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], kills: int) -> None:
+    moments = random.Random(size)
+    for number in range(kills):
+        with train(size, shards, run, *options) as job:
+            wait_for_step(run, min(newest_step(run) + moments.randint(1, 6), 20), number + 1)
+            victim = moments.randrange(size)
+            job.processes[victim].kill()
+            codes = job.wait()
+            assert codes[victim] == -signal.SIGKILL
+            assert set(codes) == {-signal.SIGKILL, 1}, "the others notice, and do not hang"
+            if victim != 0:
+                assert "lost another rank" in job.errors[0].splitlines()[-1]
+    finish(size, shards, run, *options)
+    assert rows(run, "run")[-1]["resumed_from"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (2, ["--precision", "fp32", "--distributed.bucket_bytes", 1 << 18]),
+        (3, ["--precision", "bf16"]),
+        (2, ["--precision", "fp16", "--accumulation_steps", 2, "--optim.clip_norm", 1]),
+        (3, ["--precision", "fp32", "--optim.name", "adamw", "--optim.nesterov", "false"]),
+    ],
+    ids=["fp32", "three ranks bf16", "fp16 accumulated", "three ranks adamw"],
+)
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
+    size: int, options: list[object], shards: Path, tmp_path: Path
+) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    options = [*options, "--checkpoint.every_epochs", 0.25]
+    finish(size, shards, undisturbed, *options)
+    kill_and_rerun(size, shards, killed, options, kills=4)
+    assert_same_state(killed, undisturbed)
+    assert [row["loss"] for row in rows(killed, "eval")] == [
+        row["loss"] for row in rows(undisturbed, "eval")
+    ]
+    assert losses(killed) == losses(undisturbed), "the report shows one history"
+    leftovers = [*killed.rglob(".tmp-*")]
+    assert leftovers == []
+
+
+def test_the_loss_scale_survives_and_skipped_steps_count(shards: Path, tmp_path: Path) -> None:
+    """A learning rate at which fp16 overflows now and then."""
+    options = ["--precision", "fp16", "--optim.learning_rate", 0.001, "--epochs", 2]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finish(2, shards, whole, *options)
+    for max_steps in (3, 9, 16):
+        finish(2, shards, parts, *options, "--max-steps", max_steps)
+        assert newest_step(parts) == max_steps
+    assert_same_state(parts, whole)
+    assert [row["resumed_from"] for row in rows(parts, "run")] == [None, 3, 9]
+    assert [row["outcome"] for row in rows(parts, "end")] == ["stopped", "stopped", "completed"]
+
+
+LONG = ["--epochs", 200, "--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0]
+
+
+def resume_and_compare(size: int, shards: Path, run: Path, options: list[object]) -> None:
+    """Nine steps more, and then the same as a run that was never stopped."""
+    (row,) = rows(run, "checkpoint")
+    assert row["reason"] == "preempt"
+    assert row["step"] == newest_step(run)
+    last = row["step"] + 9
+    finish(size, shards, run, *options, "--max-steps", last)
+    finish(size, shards, run.with_name("undisturbed"), *options, "--max-steps", last)
+    assert_same_state(run, run.with_name("undisturbed"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["file", "SIGTERM to torchrun", "SIGTERM twice", "Ctrl-C"])
+def test_a_run_that_torchrun_started_stops_and_goes_on(
+    how: str, shards: Path, tmp_path: Path
+) -> None:
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    with torchrun(2, TRAIN, training(shards, run, *LONG), logs) as child:
+        wait_for_step(run, random.Random(how).randint(1, 20))
+        match how:
+            case "file":
+                (run / "STOP").touch()
+            case "Ctrl-C":
+                os.killpg(child.pid, signal.SIGINT)
+            case _:
+                child.terminate()
+        if how == "SIGTERM twice":
+            for pid in ranks_of(child).values():
+                os.kill(pid, signal.SIGTERM)
+        output, _ = child.communicate(timeout=DEADLINE_SECONDS)
+    assert child.returncode != 0
+    assert "Traceback" not in rank_log(logs, 0, "stderr") + rank_log(logs, 1, "stderr")
+    if how == "file":
+        assert f"exitcode  : {STOPPED}" in output
+    (signal_row,) = rows(run, "signal")
+    assert signal_row["source"] == {"file": "STOP file", "Ctrl-C": "SIGINT"}.get(how, "SIGTERM")
+    (end,) = rows(run, "end")
+    assert (end["outcome"], end["step"]) == ("stopped", signal_row["step"])
+    assert rank_log(logs, 1, "stdout") == ""
+    resume_and_compare(2, shards, run, LONG)
+    assert not (run / "STOP").exists()
+
+
+@pytest.mark.parametrize(("size", "precision", "accumulation"), [(2, "bf16", 2), (3, "fp16", 1)])
+def test_a_signal_to_one_rank_stops_all(
+    size: int, precision: str, accumulation: int, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [*LONG, "--precision", precision, "--accumulation_steps", accumulation]
+    with train(size, shards, run, *options) as job:
+        wait_for_step(run, 5)
+        victim = job.processes[-1].pid
+        assert victim is not None
+        for _ in range(2):
+            os.kill(victim, signal.SIGUSR1)
+        assert job.wait() == [STOPPED] * size
+    assert rows(run, "signal")[0]["source"] == "SIGUSR1"
+    resume_and_compare(size, shards, run, options)
+
+
+def test_a_checkpoint_is_not_bound_to_a_number_of_ranks(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for size, max_steps in ((2, 5), (3, 9), (1, 13), (4, 24)):
+        finish(size, shards, run, "--max-steps", max_steps)
+        assert newest_step(run) == max_steps
+    assert [row["world_size"] for row in rows(run, "run")] == [2, 3, 1, 4]
+    assert [row["step"] for row in rows(run, "train")] == list(range(1, 25))
+    assert rows(run, "end")[-1]["outcome"] == "completed"
+
+
+def test_a_resume_reads_no_more_than_its_steps_need(shards: Path, tmp_path: Path) -> None:
+    """By the reader's own count of all it has read, ahead of the first step too."""
+    run = tmp_path / "run"
+    finish(2, shards, run, "--max-steps", 20)
+    finish(2, shards, run, "--max-steps", 21)
+    order = epoch_order(NUM_TRAIN, 0, 20 // STEPS_PER_EPOCH)
+    plan = BatchPlan(
+        num_samples=NUM_TRAIN,
+        global_batch_size=GLOBAL_BATCH,
+        world_size=2,
+        accumulation_steps=1,
+        drop_last=True,
+    )
+    manifest = read_manifest(shards)
+    index = read_index(shards, manifest.split("train"))
+    for rank in (0, 1):
+        samples = parse((run / f"metrics/rank-{rank:05d}.prom").read_bytes())
+        found = sum(v for (name, _), v in samples.items() if name.endswith("bytes_read_total"))
+        positions = plan.positions(20, 0, rank)
+        expected = index["num_bytes"][order[positions.start : positions.stop]].sum()
+        assert found == expected < manifest.split("train").shard_bytes[0]
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    finish(2, shards, run, "--epochs", 2)
+    return run
+
+
+def evaluate(size: int, run: Path, *options: object) -> Job:
+    return Job(size, EVALUATE, ["--run-dir", run, *options])
+
+
+def test_an_evaluation_is_the_same_on_any_number_of_ranks(trained: Path) -> None:
+    during = rows(trained, "eval")[-1]
+    predictions = dict(np.load(RunDirectory(trained).predictions("val")))
+    for size in (1, 2, 3, 4):
+        with evaluate(size, trained) as job:
+            assert job.wait() == [0] * size, job.errors
+        answer = json.loads(job.outputs[0])
+        assert "".join(job.outputs[1:] + job.errors) == ""
+        for name in ("step", "correct1", "correct5", "seen", "expected", "loss", "top1", "top5"):
+            assert answer[name] == during[name], name
+        with np.load(RunDirectory(trained).predictions("val")) as saved:
+            assert all(np.array_equal(saved[name], predictions[name]) for name in predictions)
+
+
+def test_an_evaluation_takes_any_checkpoint_and_split(trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained / "checkpoints/step-00000012", tmp_path / "a copy")
+    for name, step in (("best", None), ("12", 12), (str(copy), 12)):
+        with evaluate(1, trained, "--split", "train", "--checkpoint", name) as job:
+            assert job.wait() == [0], job.errors
+        answer = json.loads(job.outputs[0])
+        assert answer["seen"] == answer["expected"] == NUM_TRAIN
+        assert step is None or answer["step"] == step
+
+
+def test_an_evaluation_that_cannot_be_exact_is_an_error(
+    trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    (moved / "val-000001.tar").unlink()
+    assert "val-000001.tar" in fail(evaluate(2, trained, "--shards", moved))
+    assert "test" in fail(evaluate(2, trained, "--split", "test"))
+    assert "no checkpoint '13'" in fail(evaluate(2, trained, "--checkpoint", "13"))
+    assert "nowhere" in fail(evaluate(2, trained, "--shards", tmp_path / "nowhere"))
+    other = make_other_shards(shards, tmp_path / "other")
+    sentence = fail(evaluate(2, trained, "--shards", other))
+    assert f"that of {other} has" in sentence
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    assert "is not a run directory" in fail(evaluate(2, nothing))
+
+
+def make_other_shards(shards: Path, path: Path) -> Path:
+    """The same files with another manifest."""
+    shutil.copytree(shards, path)
+    manifest = json.loads((path / "_info.json").read_bytes())
+    manifest["seed"] = 1
+    (path / "_info.json").write_text(json.dumps(manifest))
+    return path
+
+
+def spoil(shards: Path, path: Path, step: int, rank: int) -> Path:
+    """A copy in which one sample is damaged, which `rank` of two reads for `step`."""
+    shutil.copytree(shards, path)
+    plan = BatchPlan(
+        num_samples=NUM_TRAIN,
+        global_batch_size=GLOBAL_BATCH,
+        world_size=2,
+        accumulation_steps=1,
+        drop_last=True,
+    )
+    sample = epoch_order(NUM_TRAIN, 0, 0)[plan.positions(step, 0, rank).start]
+    split = read_manifest(shards).split("train")
+    entry = read_index(shards, split)[sample]
+    with (path / split.filenames[int(entry["shard"])]).open("r+b") as file:
+        file.seek(int(entry["offset"]))
+        file.write(bytes(int(entry["num_bytes"])))
+    return path
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_is_named_by_rank_0(shards: Path, tmp_path: Path) -> None:
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    damaged = spoil(shards, tmp_path / "damaged", step=5, rank=1)
+    with torchrun(2, TRAIN, training(damaged, run), logs) as child:
+        output, _ = child.communicate(timeout=DEADLINE_SECONDS)
+    assert child.returncode != 0
+    *_, last = rank_log(logs, 0, "stderr").splitlines()
+    assert last.startswith("error: rank 1 on ")
+    assert "train-00000" in last
+    assert "verify --full" in last
+    assert "Traceback" not in rank_log(logs, 0, "stderr") + rank_log(logs, 1, "stderr")
+    assert "ShardSetError" in output, "torchrun's own summary names it too"
+    end = rows(run, "end")[0]
+    assert (end["outcome"], end["step"]) == ("failed", 5)
+    assert f"error: {end['error']}" == last
+
+
+def test_a_rank_that_hangs_is_not_waited_for_for_ever(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with train(2, shards, run, *LONG, "--distributed.timeout_seconds", 8) as job:
+        wait_for_step(run, 3)
+        victim = job.processes[1].pid
+        assert victim is not None
+        os.kill(victim, signal.SIGSTOP)
+        job.processes[0].join(DEADLINE_SECONDS)
+        assert job.processes[0].exitcode == 1
+    assert "lost another rank: it was killed, hangs" in job.errors[0].splitlines()[-1], job.errors
+    assert rows(run, "end")[0]["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--seed", 1], r"another configuration \(seed: was 0, is 1\): use another --run-dir"),
+        (["--data.shards", "OTHER"], r"another shard set: its _info\.json had the hash"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(
+    options: list[object], sentence: str, trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    other = make_other_shards(shards, tmp_path / "other")
+    options = [other if option == "OTHER" else option for option in options]
+    before = RunDirectory(trained).events.read_bytes()
+    job = Job(2, TRAIN, training(shards, trained, "--epochs", 2, *options))
+    assert re.search(sentence, fail(job))
+    assert RunDirectory(trained).events.read_bytes() == before
+
+
+def test_what_cannot_start_says_why(shards: Path, tmp_path: Path) -> None:
+    """On all ranks alike, so that rank 0 alone tells it, and without the name of a rank."""
+    run, file = tmp_path / "run", tmp_path / "file"
+    file.touch()
+    small = shutil.copytree(shards, tmp_path / "small")
+    (small / "train-000003.tar").unlink()
+
+    def sentence(size: int = 2, shards: Path = shards, run: Path = run, *options: object) -> str:
+        return fail(train(size, shards, run, *options))
+
+    assert "cannot be divided among 2 ranks × 1" in sentence(2, shards, run, *OPTION_ODD)
+    assert "more than the split's 200 samples" in sentence(2, shards, run, *OPTION_LARGE)
+    assert "train-000003.tar" in sentence(2, small)
+    assert "nowhere" in sentence(2, tmp_path / "nowhere")
+    assert "a file of that name is in the way" in sentence(2, shards, file)
+    assert "a file of that name is in the way" in sentence(2, shards, file / "run")
+    assert "cannot be written to" in sentence(2, shards, Path("/proc/run"))
+    assert "need as many GPUs" in sentence(1, shards, run, "--distributed.device", "cuda")
+    assert not list(run.glob("checkpoints/*"))
+
+
+OPTION_ODD = ["--global_batch_size", 25]
+OPTION_LARGE = ["--global_batch_size", 300]
+
+
+def test_a_wrong_command_is_told_once() -> None:
+    with Job(2, TRAIN, ["cifar11"]) as job:
+        assert job.wait() == [1, 1]
+    assert job.errors == ["error: no recipe 'cifar11'; there are cifar10, cifar10_blog\n", ""]
+
+
+def test_a_run_has_one_job_at_a_time(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with train(2, shards, run, *LONG) as job:
+        wait_for_step(run, 1)
+        assert "in use by another job" in fail(train(2, shards, run, *LONG))
+        assert all(process.is_alive() for process in job.processes)
+
+
+def test_a_disk_that_takes_no_events_and_no_metrics_costs_no_step(
+    shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "events.jsonl").symlink_to("/dev/full")
+    (run / "metrics").touch()
+    job = finish(2, shards, run, "--epochs", 1)
+    assert newest_step(run) == STEPS_PER_EPOCH
+    assert "cannot write events: No space left on device; training goes on" in job.errors[0]
+    assert "cannot write metrics" in job.errors[1]
+
+
+def test_a_disk_that_takes_no_checkpoint(shards: Path, tmp_path: Path) -> None:
+    """Costs the checkpoints in between only; without the last one the run has failed."""
+    run, disk = tmp_path / "run", tmp_path / "run/checkpoints"
+    disk.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode:
+        message = "a small file system cannot be mounted: not root, or in a container without mount"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    try:
+        with train(2, shards, run, "--epochs", 2) as job:
+            codes = job.wait()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert codes == [1, 1]
+    assert job.outputs[0].count("warning: no checkpoint saved: No space left") == 5
+    assert "the checkpoint of step 16 could not be saved: No space" in job.errors[0]
+    assert rows(run, "end")[0]["outcome"] == "failed"
+    finish(2, shards, run, "--epochs", 2)
+
+
+def test_a_best_mark_that_a_kill_forestalled_is_made_up_for(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(2, shards, run, "--max-steps", STEPS_PER_EPOCH)
+    best = run / "checkpoints/best"
+    best.unlink()
+    finish(2, shards, run, "--max-steps", STEPS_PER_EPOCH + 1)
+    assert best.resolve().name == f"step-{STEPS_PER_EPOCH:08d}"
+
+
+def test_training_that_diverges_ends_with_a_sentence(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--optim.learning_rate", 1e30, "--precision", "fp32", "--schedule.warmup_epochs", 0]
+    sentence = fail(train(2, shards, run, *options))
+    assert "diverged" in sentence
+    assert "lower optim.learning_rate" in sentence
+    assert newest_step(run) == 0
+
+
+def test_options_that_say_how_may_change(shards: Path, tmp_path: Path) -> None:
+    run: Any = tmp_path / "run"
+    finish(1, shards, run, "--max-steps", 3)
+    options = ["--data.decode_threads", 2, "--checkpoint.keep", 1, "--data.prefetch_batches", 1]
+    finish(1, shards, run, "--max-steps", 6, *options)
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000006"]

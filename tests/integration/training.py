@@ -1,0 +1,138 @@
+"""What the tests of training share: a small shard set, command lines, and looks at a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import checkpoint
+from pipeline.events import read_events
+from pipeline.run_directory import RunDirectory
+from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
+
+NUM_TRAIN = 200
+NUM_VAL = 53
+SAMPLES_PER_SHARD = 40
+GLOBAL_BATCH = 24
+STEPS_PER_EPOCH = NUM_TRAIN // GLOBAL_BATCH
+
+
+def make_shards(path: Path) -> Path:
+    """Through the real conversion: 5 shards of `train`, 2 of `val`."""
+    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--encoding", "jpeg"]
+    command += ["--num-train", str(NUM_TRAIN), "--num-val", str(NUM_VAL), "--workers", "1"]
+    command += ["--samples-per-shard", str(SAMPLES_PER_SHARD), "--output", str(path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
+    return path
+
+
+def training(shards: Path, run: Path, *options: object) -> list[str]:
+    """Arguments of `pipeline.train`: a log line every step, evaluations and saves now and then."""
+    words = ["cifar10", "--data.shards", shards, "--run-dir", run, "--metrics.exporter", "false"]
+    words += ["--global_batch_size", GLOBAL_BATCH, "--log_every_steps", 1, "--epochs", 3]
+    words += ["--evaluation.every_epochs", 1, "--evaluation.block_size", 16]
+    words += ["--checkpoint.every_epochs", 0.5, "--schedule.warmup_epochs", 0.5]
+    return [str(word) for word in (*words, *options)]
+
+
+def rows(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind in the run's one history."""
+    path = RunDirectory(run).events
+    return [row for row in read_events(path) if row["kind"] == kind] if path.exists() else []
+
+
+def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:
+    """Until the run's attempt of that number, from 1, has done `step`."""
+
+    def is_done() -> bool:
+        is_on = len(rows(run, "run")) >= attempt
+        return is_on and any(row["step"] >= step for row in rows(run, "train"))
+
+    wait_for(is_done, f"step {step}", 120)
+
+
+def newest_step(run: Path) -> int:
+    path = checkpoint.newest_good(RunDirectory(run).checkpoints)
+    return 0 if path is None else checkpoint.step_of(path)
+
+
+def newest_state(run: Path) -> dict[str, Any]:
+    path = checkpoint.newest_good(RunDirectory(run).checkpoints)
+    assert path is not None
+    return checkpoint.load(path)
+
+
+def assert_same_state(run: Path, expected: Path) -> None:
+    """Weights, optimizer, scaler and progress bit for bit, but for the number of resumptions."""
+    found, wanted = newest_state(run), newest_state(expected)
+    for state in (found, wanted):
+        del state["progress"]["num_resumes"], state["settings"]
+    _assert_equal(found, wanted, "state")
+    assert found["progress"]["step"] > 0
+
+
+def _assert_equal(found: Any, wanted: Any, name: str) -> None:
+    assert type(found) is type(wanted), name
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), name
+        for key, value in wanted.items():
+            _assert_equal(found[key], value, f"{name}.{key}")
+    elif isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), name
+    else:
+        assert found == wanted, name
+
+
+@contextlib.contextmanager
+def torchrun(
+    size: int, module: str, arguments: list[str], logs: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """A job that torchrun starts; no process of it outlives the block.
+
+    Its standard output and error are one stream, those of the ranks lie in `logs`.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={size}"]
+    command += [f"--master_port={free_port()}", "--log_dir", str(logs), "--tee", "3"]
+    with subprocess.Popen(
+        [*command, "-m", module, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    ) as child:
+        try:
+            yield child
+        finally:
+            for pid in ranks_of(child).values():
+                _kill(pid)
+            child.kill()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def ranks_of(child: subprocess.Popen[str]) -> dict[int, int]:
+    """Process ids of torchrun's ranks."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if entry.startswith(b"RANK="):
+                    found[int(entry.removeprefix(b"RANK="))] = int(pid)
+    return found
+
+
+def rank_log(logs: Path, rank: int, stream: str) -> str:
+    (path,) = logs.glob(f"*/attempt_0/{rank}/{stream}.log")
+    return path.read_text()
