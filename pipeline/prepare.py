@@ -1,0 +1,180 @@
+"""From a command to everything that training works with, on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from data_prep.files import remove_leftovers
+from data_prep.manifest import Manifest, manifest_sha256, read_manifest
+from pipeline import checkpoint
+from pipeline.command import Command
+from pipeline.config import Config
+from pipeline.data.augment import Normalizer
+from pipeline.data.partition import BatchPlan
+from pipeline.data.preprocess import Augmenter, build_normalizer
+from pipeline.data.tar import TarReader
+from pipeline.distributed import World
+from pipeline.exporter import start_exporter
+from pipeline.journal import Journal
+from pipeline.loop import Parts
+from pipeline.metrics import Publisher, RankMetrics
+from pipeline.model import build_model
+from pipeline.progress import Progress
+from pipeline.replica import Replica
+from pipeline.run_directory import RunDirectory
+from pipeline.settings import Settings, check_same_run, lock_run, write_settings
+
+
+def prepare(
+    command: Command, world: World, resources: contextlib.ExitStack
+) -> tuple[Parts, Path | None]:
+    """Check and open everything, and go back to the newest checkpoint: returns its path too.
+
+    What can be wrong on one rank alone is done together; then nobody waits for a rank that left.
+    """
+    config, run = command.config, command.run
+    _set_threads(world)
+    with world.together():
+        if world.is_main:
+            _open_run(run, resources)
+    with world.together():
+        shards = Path(config.data.shards)
+        manifest = read_manifest(shards)
+        settings = Settings(
+            recipe=command.recipe, config=config, manifest_sha256=manifest_sha256(shards)
+        )
+        check_same_run(run, settings)
+        readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
+        plan = _plan(config, readers["train"].num_samples, world)
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, manifest.num_classes, readers["train"].image_shape)
+        normalizer = build_normalizer(config.augment, manifest, world.device)
+    registry = _publish(config, run, world, resources)
+    replica = Replica(model, config, world)
+    _warm_up(replica, normalizer, plan, readers["train"], world)
+    progress, path = _resume(replica, settings, run, world)
+    with world.together():
+        if world.is_main:
+            write_settings(run, settings, world)
+    parts = Parts(
+        settings=settings,
+        manifest=manifest,
+        plan=plan,
+        target_steps=round(config.epochs * plan.steps_per_epoch),
+        run=run,
+        world=world,
+        replica=replica,
+        augmenter=Augmenter(config.augment, config.seed, normalizer),
+        normalizer=normalizer,
+        train_reader=readers["train"],
+        val_reader=readers["val"],
+        progress=progress,
+        journal=Journal.of_rank(world.rank, run, registry, plan),
+        metrics=RankMetrics(world.rank, world.place.local_rank, registry),
+    )
+    return parts, path
+
+
+def _set_threads(world: World) -> None:
+    """Divide the host's cores among its ranks; torchrun would leave each with one."""
+    if world.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // world.place.local_world_size))
+
+
+def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
+    """Make the run directory, claim it, and clear away what a killed job left."""
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        resources.callback(os.close, lock_run(run))
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"--run-dir {run.path} cannot be made: a file of that name is in the way; "
+            "give another directory"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"--run-dir {run.path} cannot be written to: {error.strerror}; give another directory"
+        ) from None
+    checkpoint.remove_leftovers(run.checkpoints)
+    remove_leftovers(run.predictions("val").parent)
+    run.stop_request.unlink(missing_ok=True)
+
+
+def _reader(
+    config: Config, manifest: Manifest, split: str, resources: contextlib.ExitStack
+) -> TarReader:
+    shards, threads = Path(config.data.shards), config.data.decode_threads
+    return resources.enter_context(TarReader(shards, manifest, split, num_threads=threads))
+
+
+def _plan(config: Config, num_samples: int, world: World) -> BatchPlan:
+    return BatchPlan(
+        num_samples=num_samples,
+        global_batch_size=config.global_batch_size,
+        world_size=world.size,
+        accumulation_steps=config.accumulation_steps,
+        drop_last=config.data.drop_last,
+    )
+
+
+def _publish(
+    config: Config, run: RunDirectory, world: World, resources: contextlib.ExitStack
+) -> CollectorRegistry:
+    """Start the node's exporter and this rank's publisher, where metrics are wanted."""
+    registry, place, metrics = CollectorRegistry(), world.place, config.metrics
+    if not metrics.enabled:
+        return registry
+    if metrics.exporter and place.local_rank == 0:
+        start_exporter(
+            run,
+            port=metrics.exporter_port,
+            address=metrics.exporter_address,
+            linger_seconds=metrics.exporter_linger_seconds,
+        )
+    publisher = Publisher(
+        run.metrics,
+        registry,
+        rank=place.rank,
+        local_rank=place.local_rank,
+        interval_seconds=metrics.publish_seconds,
+    )
+    resources.callback(publisher.close)
+    return registry
+
+
+def _warm_up(
+    replica: Replica, normalizer: Normalizer, plan: BatchPlan, reader: TarReader, world: World
+) -> None:
+    shape = (plan.local_batch_size, *reader.image_shape)
+    images = torch.zeros(shape, dtype=torch.uint8, device=world.device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=world.device)
+    replica.warm_up(normalizer(images), labels)
+
+
+def _resume(
+    replica: Replica, settings: Settings, run: RunDirectory, world: World
+) -> tuple[Progress, Path | None]:
+    """Go on from the newest good checkpoint, if there is one: returns its path too."""
+    path = None
+    with world.together():
+        if world.is_main:
+            path = checkpoint.newest_good(run.checkpoints)
+    path = world.broadcast(path)
+    if path is None:
+        return Progress(), None
+    with world.together():
+        state = checkpoint.load(path, world.device)
+        settings.check_continues(json.loads(state["settings"]), path)
+        replica.load_state_dict(state)
+        progress = Progress.from_state_dict(state["progress"])
+        if world.is_main and progress.best_step == progress.step:
+            checkpoint.mark_best(run.checkpoints, path)  # a kill may have come before it
+    progress.num_resumes += 1
+    return progress, path
