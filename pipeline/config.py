@@ -141,8 +141,8 @@ class ScheduleConfig:
 
     name: Literal["constant", "cosine", "linear", "step", "plateau"] = "constant"
     """What follows the warm-up."""
-    warmup_epochs: float = 0.0
-    """Linear rise from 0 to the peak, before the rest of the schedule."""
+    warmup_ratio: float = 0.0
+    """Share of the run in which the rate rises in a straight line, before the schedule begins."""
     final_ratio: float = 0.0
     """Share of the peak that cosine and linear end at."""
     step_epochs: tuple[float, ...] = ()
@@ -153,7 +153,12 @@ class ScheduleConfig:
     """Evaluations in a row without a lower loss after which `plateau` drops the rate."""
 
     def __post_init__(self) -> None:
-        _require(self.warmup_epochs >= 0, "schedule.warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(
+            0 <= self.warmup_ratio < 1,
+            "schedule.warmup_ratio",
+            self.warmup_ratio,
+            "0 or more, below 1",
+        )
         _require(0 <= self.final_ratio <= 1, "schedule.final_ratio", self.final_ratio, "0 to 1")
         _require(0 < self.factor < 1, "schedule.factor", self.factor, "between 0 and 1")
         _require(
@@ -289,12 +294,6 @@ class Config:
         for name in ("global_batch_size", "accumulation_steps", "log_every_steps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2**63")
-        _require(
-            self.schedule.warmup_epochs < self.epochs,
-            "schedule.warmup_epochs",
-            self.schedule.warmup_epochs,
-            f"less than epochs, which is {self.epochs}",
-        )
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

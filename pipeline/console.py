@@ -54,7 +54,7 @@ def resolved_table(
     else:
         rest = "none left out"
     schedule = config.schedule
-    warmup = f", {schedule.warmup_epochs:g} epochs of warm-up" if schedule.warmup_epochs else ""
+    warmup = f" after {schedule.warmup_ratio:.0%} warm-up" if schedule.warmup_ratio else ""
     return {
         "ranks": f"{plan.world_size} on {device}, {config.precision}",
         "global batch": f"{plan.global_batch_size:,} = {plan.world_size} ranks × "

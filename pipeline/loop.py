@@ -212,7 +212,7 @@ class TrainingLoop:
         if not math.isfinite(row["loss"]) and scale is None:
             raise ValueError(
                 f"the loss is {row['loss']} at step {parts.progress.step}: training has diverged; "
-                "lower optim.learning_rate or lengthen schedule.warmup_epochs"
+                "lower optim.learning_rate or raise schedule.warmup_ratio"
             )
         parts.journal.trained(
             parts.progress.step, row, target_steps=parts.target_steps, loss_scale=scale

@@ -48,7 +48,7 @@ def cifar10() -> Config:
             weight_decay=5e-4,
             label_smoothing=0.1,
         ),
-        schedule=ScheduleConfig(name="linear", warmup_epochs=2),
+        schedule=ScheduleConfig(name="linear", warmup_ratio=0.2),
         epochs=10,
         global_batch_size=128,
         precision="bf16",

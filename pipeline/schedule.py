@@ -23,7 +23,7 @@ def learning_rate_ratio(
     The warm-up rises in a straight line; the first update after it has the peak rate (Goyal et
     al., arXiv 1706.02677, section 2.2).
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup_ratio * target_steps)
     if updates < warmup:
         return (updates + 1) / (warmup + 1)
     if config.name == "constant":

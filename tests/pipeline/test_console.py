@@ -31,7 +31,7 @@ def test_the_table_shows_the_arithmetic() -> None:
     config = Config(
         epochs=5,
         optim=OptimConfig(name="adam", learning_rate=0.1),
-        schedule=ScheduleConfig(name="cosine", warmup_epochs=1.5),
+        schedule=ScheduleConfig(name="cosine", warmup_ratio=0.3),
     )
     table = resolved_table(config, plan(), num_val_samples=200, target_steps=50, device="cpu")
     assert table == {
@@ -39,7 +39,7 @@ def test_the_table_shows_the_arithmetic() -> None:
         "global batch": "96 = 2 ranks × 16 local × 3 accumulated",
         "epochs": "5 of 10 steps, 50 in all",
         "samples": "1,000 train (40 left out in each, others every time), 200 val",
-        "optimizer": "adam, learning rate 0.1 at its peak, cosine, 1.5 epochs of warm-up",
+        "optimizer": "adam, learning rate 0.1 at its peak, cosine after 30% warm-up",
     }
 
 

@@ -36,23 +36,23 @@ def test_constant() -> None:
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "plateau"])
 def test_warmup_rises_in_a_straight_line_to_the_peak(name: str) -> None:
-    warmup = ratios(range(21), name=name, warmup_epochs=2)
+    warmup = ratios(range(21), name=name, warmup_ratio=0.2)
     assert np.allclose(warmup, np.arange(1, 22) / 21, rtol=1e-12)
     assert warmup[20] == 1.0
 
 
 def test_warmup_is_rounded_to_whole_steps() -> None:
-    assert ratios(range(3), name="linear", warmup_epochs=0.14) == [0.5, 1.0, 98 / 99]
-    assert ratios(range(3), name="constant", warmup_epochs=0.04) == [1.0, 1.0, 1.0]
+    assert ratios(range(3), name="linear", warmup_ratio=0.014) == [0.5, 1.0, 98 / 99]
+    assert ratios(range(3), name="constant", warmup_ratio=0.004) == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("warmup_epochs", "final_ratio"), [(0, 0), (2, 0), (2.5, 0.3)])
-def test_cosine(warmup_epochs: float, final_ratio: float) -> None:
-    warmup = int(warmup_epochs * STEPS_PER_EPOCH)
+@pytest.mark.parametrize(("warmup_ratio", "final_ratio"), [(0, 0), (0.2, 0), (0.25, 0.3)])
+def test_cosine(warmup_ratio: float, final_ratio: float) -> None:
+    warmup = int(warmup_ratio * TARGET_STEPS)
     found = ratios(
         range(warmup, TARGET_STEPS),
         name="cosine",
-        warmup_epochs=warmup_epochs,
+        warmup_ratio=warmup_ratio,
         final_ratio=final_ratio,
     )
     progress = np.linspace(0, 1, TARGET_STEPS - warmup, endpoint=False)
@@ -60,13 +60,13 @@ def test_cosine(warmup_epochs: float, final_ratio: float) -> None:
     assert np.allclose(found, exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("warmup_epochs", "final_ratio"), [(0, 0), (2, 0), (2.5, 0.3)])
-def test_linear(warmup_epochs: float, final_ratio: float) -> None:
-    warmup = int(warmup_epochs * STEPS_PER_EPOCH)
+@pytest.mark.parametrize(("warmup_ratio", "final_ratio"), [(0, 0), (0.2, 0), (0.25, 0.3)])
+def test_linear(warmup_ratio: float, final_ratio: float) -> None:
+    warmup = int(warmup_ratio * TARGET_STEPS)
     found = ratios(
         range(warmup, TARGET_STEPS),
         name="linear",
-        warmup_epochs=warmup_epochs,
+        warmup_ratio=warmup_ratio,
         final_ratio=final_ratio,
     )
     exact = np.linspace(1, final_ratio, TARGET_STEPS - warmup, endpoint=False)
@@ -102,14 +102,14 @@ def test_a_drop_is_at_the_same_epoch_however_long_epochs_are(
 
 @given(
     name=st.sampled_from(["cosine", "linear"]),
-    warmup_epochs=st.floats(0, 9.9),
+    warmup_ratio=st.floats(0, 0.99),
     final_ratio=st.floats(0, 1),
 )
 def test_the_rate_rises_once_and_then_falls_within_its_bounds(
-    name: str, warmup_epochs: float, final_ratio: float
+    name: str, warmup_ratio: float, final_ratio: float
 ) -> None:
-    found = ratios(name=name, warmup_epochs=warmup_epochs, final_ratio=final_ratio)
-    warmup = round(warmup_epochs * STEPS_PER_EPOCH)
+    found = ratios(name=name, warmup_ratio=warmup_ratio, final_ratio=final_ratio)
+    warmup = round(warmup_ratio * TARGET_STEPS)
     assert max(found) <= 1
     assert found[warmup] == 1
     assert np.all(np.diff(found[: warmup + 1]) > 0)
@@ -137,7 +137,7 @@ def test_plateaus_are_counted_from_the_last_best_or_drop(
 
 
 def test_plateau_drops_by_its_factor() -> None:
-    config = ScheduleConfig(name="plateau", factor=0.5, patience_evaluations=1, warmup_epochs=1)
+    config = ScheduleConfig(name="plateau", factor=0.5, patience_evaluations=1, warmup_ratio=0.1)
 
     def ratio(updates: int, *losses: float) -> float:
         return learning_rate_ratio(
