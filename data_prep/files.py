@@ -61,6 +61,12 @@ def remove_leftovers(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def describe(error: OSError) -> str:
+    """Which file and what is wrong with it, without the number of the error."""
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"
+
+
 def sha256_of(path: Path) -> str:
     """Hash of a file's content, in hexadecimal."""
     with path.open("rb") as file:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from data_prep.files import describe
 from launch import prometheus
 
 
@@ -26,12 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}" if error.strerror else error
+    except (OSError, ValueError) as error:
+        sentence = describe(error) if isinstance(error, OSError) else error
         sys.stderr.write(f"error: {sentence}\n")
-        return 1
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.files import write_atomically
+from data_prep.files import describe, write_atomically
 from pipeline.run_directory import RunDirectory
 
 _EXTRA = ("jinja2", "matplotlib")
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_report(run, output)
     except (ImportError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sentence = describe(error) if isinstance(error, OSError) else error
+        sys.stderr.write(f"error: {sentence}\n")
         return 1
     sys.stdout.write(f"{output}\n")
     return 0

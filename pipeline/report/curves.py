@@ -168,11 +168,13 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_STAND_IN["--rule"])
-    axes.margins(x=0.015)
+    axes.margins(x=0.015)  # room for the last marker
 
 
 def _svg(figure: Figure, label: str) -> str:
     """The figure as an SVG element to put into a page, with `label` for those who cannot see it."""
+    for axes in figure.axes:
+        axes.set_xlim(left=0)
     buffer = io.StringIO()
     # The salt keeps the ids of several drawings on one page apart; no date, so that the same run
     # gives the same page.

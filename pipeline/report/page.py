@@ -25,6 +25,15 @@ from pipeline.run_directory import RunDirectory
 
 _TEMPLATE = "page.html.j2"
 
+_PHASE_NAMES = {
+    "data_wait": "waiting for data",
+    "h2d": "copying to the device",
+    "forward_backward": "forward and backward",
+    "sync_wait": "waiting for other ranks",
+    "optimizer": "optimizer",
+    "other": "other",
+}
+
 _MAX_TABLE_CLASSES = 20
 """With more classes the confusion matrix is an image beside the most confused pairs."""
 
@@ -57,6 +66,7 @@ def render(run: RunDirectory) -> str:
         summary=summarize(inputs.events),
         timeline=timeline(inputs.events),
         charts=_charts(inputs),
+        phase_names=_PHASE_NAMES,
         **_prediction_context(inputs),
     )
 
@@ -129,7 +139,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", "–" if value is None else str(value)
+            yield f"{prefix}{name}", "–" if value in (None, "") else str(value)
 
 
 def label_width(names: Iterable[str]) -> float:

@@ -138,6 +138,24 @@ def test_accuracy_curve_goes_through_the_evaluations(
     np.testing.assert_allclose(drawn, shares, atol=1e-4)
 
 
+def test_epochs_begin_at_0_in_every_chart(run: RunDirectory) -> None:
+    accuracy, _, speed, phases = page_of(run).all("svg")
+    assert [chart.all("text")[0].text for chart in (accuracy, speed, phases)] == ["0"] * 3
+
+
+def test_phases_have_plain_names(run: RunDirectory) -> None:
+    legend = page_of(run).with_id("time").all("ul", "legend")[1]
+    names = [key.text.rstrip(" %.0123456789") for key in legend.all("li")]
+    assert names == [
+        "waiting for data",
+        "copying to the device",
+        "forward and backward",
+        "waiting for other ranks",
+        "optimizer",
+        "other",
+    ]
+
+
 @pytest.mark.parametrize("encoding", ["rgb", "jpeg"])
 def test_images_come_from_the_shards(tmp_path: Path, encoding: Encoding) -> None:
     run = write_run(tmp_path, NAMES, encoding=encoding)

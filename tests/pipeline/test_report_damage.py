@@ -142,7 +142,7 @@ def test_command_writes_the_page_and_says_where(run: RunDirectory, tmp_path: Pat
     assert other.read_bytes() == run.report.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "file", "damaged", "list"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "damaged", "list", "folder"])
 def test_not_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     path = tmp_path / "run"
     if kind == "file":
@@ -151,11 +151,14 @@ def test_not_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         path.mkdir()
     if kind in ("damaged", "list"):
         (path / "config.json").write_text('{"recipe": ' if kind == "damaged" else "[]")
+    if kind == "folder":
+        (path / "config.json").mkdir()
     output = tmp_path / "report.html"
     assert main([str(path), "--output", str(output)]) == 1
     error = capsys.readouterr().err
     assert re.fullmatch(r"error: [^\n]*\n", error)
     assert str(path) in error
+    assert "Errno" not in error
     assert not output.exists()
 
 
