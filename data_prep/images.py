@@ -84,6 +84,13 @@ def store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
     With `size` the middle square is scaled to size×size; without it the image keeps its size.
     Raises `RejectedImage`.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strange metadata, which say nothing of the picture
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return _store(raw, encoding, size)
+
+
+def _store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
     if not isinstance(raw, bytes):
         return _encode(Image.fromarray(raw), None, encoding, size)
     header = _open(raw)
@@ -120,10 +127,7 @@ def _open(raw: bytes) -> ImageFile.ImageFile:
     if not raw:
         raise RejectedImage("empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strange metadata, which we do not use
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(raw))
+        return Image.open(io.BytesIO(raw))
     except UnidentifiedImageError:
         raise RejectedImage("not_an_image") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -151,8 +155,7 @@ def _find_flaw(image: ImageFile.ImageFile) -> RewriteReason | None:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What puts the image upright, if its EXIF orientation says that it is not."""
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore")  # damaged metadata say nothing of the picture
+    with contextlib.suppress(Exception):  # of damaged metadata
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return None
 
@@ -169,9 +172,13 @@ def _decode_tolerantly(content: bytes) -> tuple[Pixels, bool]:
     try:
         return decode_jpeg(content), True
     except ValueError as error:
-        if "extraneous bytes" not in str(error):
-            raise _rejection(error) from None
-        return simplejpeg.decode_jpeg(content, strict=False), False
+        complaint = error
+    try:
+        if "extraneous bytes" in str(complaint):
+            return simplejpeg.decode_jpeg(content, strict=False), False
+    except ValueError as error:  # where bytes too many hide a part of the header
+        complaint = error
+    raise _rejection(complaint)
 
 
 def _to_rgb(raw: bytes, image: Image.Image) -> Image.Image:

@@ -56,7 +56,7 @@ def write_shards(
     """Write all shards; yields each plan when its shard and record are on disk.
 
     `show` is told the number of samples done, several times a second. Close the generator to stop.
-    Raises `ConversionError` if a worker dies, and what the workers raise.
+    Raises `ConversionError` if a worker dies or lacks memory, and what else the workers raise.
     """
     if not plans:
         return
@@ -83,10 +83,10 @@ def write_shards(
                 future.result()
                 yield plan
         executor.shutdown()
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
         raise ConversionError(
-            "a worker process died: it was killed, perhaps for want of memory; run the same "
-            f"command again to go on, with fewer than --workers {num_workers} if memory is short"
+            "a worker process died or ran out of memory; run the same command again to go on, "
+            f"with fewer than --workers {num_workers} if memory is short"
         ) from None
     finally:
         stop.close()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_prep.conversion import Options, convert
 from data_prep.manifest import read_manifest
+from data_prep.output import ConversionError
+from data_prep.sources import Sample, open_folder
 from tests.data_prep.cifar_archive import cifar10_files, write_unpacked
 from tests.data_prep.conftest import SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import (
@@ -154,6 +159,25 @@ def test_death_of_a_worker_fails_the_job(tmp_path: Path, undisturbed: dict[str, 
     assert errors.count("\n") == 1
     assert not list(output.glob(".tmp-*"))
     assert shard_synthetic(output, *SLOW_OPTIONS) == undisturbed
+
+
+class HungryReader:
+    def read(self, sample: Sample) -> bytes:
+        raise MemoryError(sample.locator)
+
+
+def test_want_of_memory_is_one_sentence(tmp_path: Path) -> None:
+    source = replace(open_folder(write_folder(tmp_path / "raw")), reader=HungryReader())
+    options = Options(
+        encoding="jpeg",
+        size=None,
+        samples_per_shard=4,
+        seed=0,
+        num_workers=1,
+        max_reject_ratio=0,
+    )
+    with pytest.raises(ConversionError, match=r"ran out of memory; .* fewer than --workers 1"):
+        convert(source, tmp_path / "out", options, io.StringIO())
 
 
 def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 
@@ -83,6 +84,11 @@ def transparent_png() -> bytes:
 
 def jpeg_with_stray_bytes() -> bytes:
     return jpeg()[:-2] + b"stray bytes" + jpeg()[-2:]
+
+
+def jpeg_with_a_hidden_table() -> bytes:
+    content = jpeg()
+    return content.replace(b"\xff\xdb", b"\0\xdb", 1)
 
 
 def jpeg_that_stops() -> bytes:
@@ -190,6 +196,7 @@ BAD: dict[RejectReason, list[Callable[[], bytes]]] = {
     "undecodable": [
         lambda: encode(Image.new("F", (8, 8)), "TIFF"),
         broken_png,
+        jpeg_with_a_hidden_table,
     ],
     "too_large": [lambda: png_of_size(50_000, 50_000), lambda: png_of_size(10_000, 10_000)],
 }
@@ -205,6 +212,19 @@ def test_bad_image_is_rejected(
     with pytest.raises(RejectedImage) as rejection:
         store(make(), encoding, None)
     assert rejection.value.reason == reason
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_damage_of_any_kind_is_a_rejection_or_a_picture(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(encode(PICTURE, kind), np.uint8)
+    for _ in range(300):
+        content = whole.copy()
+        places = rng.integers(0, min(len(content), rng.choice([40, 400, 4000])), rng.integers(1, 4))
+        content[places] = rng.integers(0, 256, len(places))
+        with contextlib.suppress(RejectedImage):
+            assert store(content.tobytes(), "rgb", 16).pixels.shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
