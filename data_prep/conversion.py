@@ -27,11 +27,9 @@ from data_prep.pool import ShardJob, write_shards
 from data_prep.progress import Progress
 from data_prep.publish import publish_split, publish_statistics
 from data_prep.shards import ShardContents, ShardPlan, ShardRecord, check_sizes
-from data_prep.sources import Source
+from data_prep.sources import Source, name_some
 
 logger = logging.getLogger(__name__)
-
-_MAX_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,16 +180,14 @@ def _check(contents: ShardContents, options: Options, num_samples: int) -> None:
         raise ConversionError(
             f"{len(contents.rejected)} of {num_samples} images so far cannot be used, more than "
             f"the allowed share (--max-reject-ratio {options.max_reject_ratio:g}): "
-            f"{name_rejected(contents.rejected)}; repair them and run the same command "
+            f"{_name_rejected(contents.rejected)}; repair them and run the same command "
             "again, allow more, or convert without them into a new folder"
         )
 
 
-def name_rejected(rejected: Sequence[tuple[str, str]]) -> str:
+def _name_rejected(rejected: Sequence[tuple[str, str]]) -> str:
     """A few rejected images with their reasons."""
-    named = ", ".join(f"{locator} ({reason})" for locator, reason in sorted(rejected)[:_MAX_NAMED])
-    more = len(rejected) - _MAX_NAMED
-    return f"{named} and {more} more" if more > 0 else named
+    return name_some(f"{locator} ({reason})" for locator, reason in rejected)
 
 
 def _publish(
@@ -203,9 +199,10 @@ def _publish(
 ) -> Manifest:
     """Write the indexes, the mean image and, last, the manifest."""
     contents = tally.contents
-    height, width = next(iter(contents.sizes)) if len(contents.sizes) == 1 else (None, None)
+    has_one_size = len(contents.sizes) == 1
+    height, width = next(iter(contents.sizes)) if has_one_size else (None, None)
     if contents.rejected:
-        logger.warning("left out: %s", name_rejected(contents.rejected))
+        logger.warning("left out: %s", _name_rejected(contents.rejected))
     splits = {}
     for name in source.splits:
         filenames = [plan.filename for plan in plans if plan.split == name]
@@ -219,7 +216,7 @@ def _publish(
         class_names=source.class_names,
         class_names_sha256=hash_class_names(source.class_names),
         splits=splits,
-        statistics=publish_statistics(shards, contents.pixels),
+        statistics=publish_statistics(shards, contents.pixels, has_one_size=has_one_size),
         source=source.name,
         options=_manifest_options(source, options),
         seed=options.seed,

@@ -30,7 +30,7 @@ def find_finished(shards: Path, settings: Settings) -> Manifest | None:
     if not (shards / MANIFEST_NAME).exists():
         return None
     manifest = read_manifest(shards)
-    _check_same(shards, settings_of(manifest), settings)
+    _check_same(shards, _settings_of(manifest), settings)
     clean_up(shards)  # the writer may have been killed just before that
     return manifest
 
@@ -86,7 +86,7 @@ def _check_empty(shards: Path) -> None:
         )
 
 
-def settings_of(manifest: Manifest) -> Settings:
+def _settings_of(manifest: Manifest) -> Settings:
     """The settings a finished shard set was made with."""
     return {
         "source": manifest.source,

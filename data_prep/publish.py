@@ -48,10 +48,10 @@ def publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -
     )
 
 
-def publish_statistics(shards: Path, pixels: PixelSums) -> Statistics:
-    """Write the mean image, if the images have one size; returns all statistics."""
+def publish_statistics(shards: Path, pixels: PixelSums, *, has_one_size: bool) -> Statistics:
+    """Write the mean image, if all images have one size; returns all statistics."""
     stds, vectors = principal_components(pixels)
-    image = mean_image(pixels)
+    image = mean_image(pixels) if has_one_size else None
     return Statistics(
         num_images=pixels.num_images,
         mean=colour_mean(pixels),

@@ -99,7 +99,7 @@ class ShardRecord:
             "sizes": sorted(contents.sizes),
             "rewritten": contents.rewritten,
             "rejected": contents.rejected,
-            "pixels": [pixels.num_images, pixels.num_pixels, pixels.sizes_differ],
+            "pixels": [pixels.num_images, pixels.num_pixels],
         }
         arrays = {
             "facts": np.array(json.dumps(facts)),
@@ -118,7 +118,7 @@ class ShardRecord:
         """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
         with np.load(path) as arrays:
             facts = json.loads(str(arrays["facts"]))
-            num_images, num_pixels, sizes_differ = facts["pixels"]
+            num_images, num_pixels = facts["pixels"]
             return cls(
                 num_bytes=facts["num_bytes"],
                 sha256=facts["sha256"],
@@ -134,7 +134,6 @@ class ShardRecord:
                         sums=arrays["sums"],
                         products=arrays["products"],
                         image_sum=arrays.get("image_sum"),
-                        sizes_differ=sizes_differ,
                     ),
                 ),
             )

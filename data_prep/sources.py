@@ -26,7 +26,7 @@ Pixels = npt.NDArray[np.uint8]
 RawImage = bytes | Pixels
 """The content of an image file of any format, or pixels."""
 
-_MAX_NAMED = 3
+_MAX_NAMED = 5
 """How many culprits an error names."""
 
 
@@ -91,7 +91,7 @@ def open_folder(root: Path) -> Source:
     if names["train"] != names["val"]:
         raise SourceError(
             f"the classes of {folders['train']} and {folders['val']} differ: "
-            f"{_name_some(set(names['train']) ^ set(names['val']))} in only one of them; "
+            f"{name_some(set(names['train']) ^ set(names['val']))} in only one of them; "
             "give both the same class folders"
         )
     class_names = names["train"]
@@ -123,14 +123,14 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if odd := [ascii(name) for name in names if not name.isprintable()]:
         raise SourceError(
             f"class folders of {folder} have names that are no text in UTF-8, or hold line breaks "
-            f"or the like ({_name_some(odd)}): rename them"
+            f"or the like ({name_some(odd)}): rename them"
         )
     numbers = [name for name in names if name.isascii() and name.isdigit()]
     if numbers != sorted(numbers, key=int):
         width = max(map(len, numbers))
         raise SourceError(
             f"the class folders of {folder} are numbers that sort differently as names "
-            f"({_name_some(numbers)}): labels would not be those numbers; "
+            f"({name_some(numbers)}): labels would not be those numbers; "
             f"pad them with zeros to one length, e.g. {numbers[0].zfill(width)}"
         )
     return tuple(names)
@@ -151,7 +151,7 @@ def _list(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[Sampl
     if others:
         raise SourceError(
             f"there are folders, broken links or other things that are no files among the images "
-            f"({_name_some(others)}): move images up into the class folder, and remove the rest"
+            f"({name_some(others)}): move images up into the class folder, and remove the rest"
         )
     keys = make_keys([path.as_posix() for path in labels])
     prefix = folder.relative_to(root)
@@ -165,7 +165,8 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _name_some(names: Iterable[str]) -> str:
+def name_some(names: Iterable[str]) -> str:
+    """The first of the names, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return ", ".join(names[:_MAX_NAMED]) + more

@@ -29,8 +29,7 @@ class PixelSums:
     products: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 3), np.int64))
     """Of the products of two channels."""
     image_sum: npt.NDArray[np.int64] | None = None
-    """Sum of the images, H×W×3; meaningless once `sizes_differ`."""
-    sizes_differ: bool = False
+    """Sum of the images, H×W×3; meaningless if they differ in size."""
 
     def add(self, pixels: Pixels) -> None:
         """Count in one image, uint8 H×W×3."""
@@ -49,16 +48,13 @@ class PixelSums:
         self.num_pixels += other.num_pixels
         self.sums += other.sums
         self.products += other.products
-        self.sizes_differ |= other.sizes_differ
         if other.image_sum is not None:
             self._add_image(other.image_sum)
 
     def _add_image(self, image: npt.NDArray[np.uint8] | npt.NDArray[np.int64]) -> None:
         if self.image_sum is None:
             self.image_sum = image.astype(np.int64)
-        elif self.sizes_differ or self.image_sum.shape != image.shape:
-            self.sizes_differ = True
-        else:
+        elif self.image_sum.shape == image.shape:
             self.image_sum += image
 
 
@@ -99,8 +95,7 @@ def principal_components(
     return stds.round(_DECIMALS), vectors.round(_DECIMALS)
 
 
-def mean_image(sums: PixelSums) -> npt.NDArray[np.float32] | None:
-    """Mean of all images, float32 H×W×3, or None if they differ in size."""
-    if sums.sizes_differ or sums.image_sum is None:
-        return None
+def mean_image(sums: PixelSums) -> npt.NDArray[np.float32]:
+    """Mean of the images, which must have one size, float32 H×W×3."""
+    assert sums.image_sum is not None
     return (sums.image_sum / sums.num_images).astype(np.float32)

@@ -334,6 +334,15 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     assert manifest.rewritten == {"resized": 12}
 
 
+def test_only_val_images_differ_in_size(tmp_path: Path) -> None:
+    raw, output = write_folder(tmp_path / "raw"), tmp_path / "out"
+    (raw / "val/cat/0001.jpg").write_bytes(jpeg(height=50, width=50))
+    assert run_cli("shard", "folder", "--input", raw, "--output", output).returncode == 0
+    assert read_manifest(output).statistics.mean_image_filename is None
+    result = run_cli("verify", output, "--full")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_cifar10_archive_is_sharded(tmp_path: Path) -> None:
     raw = write_unpacked(tmp_path / "raw", "cifar-10-batches-py", cifar10_files())
     output = tmp_path / "out"

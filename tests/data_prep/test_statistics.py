@@ -75,10 +75,9 @@ def test_sums_do_not_depend_on_who_counts(
     for part in range(num_parts):
         merged.merge(add_all(images[part::num_parts]))
     assert merged.num_images == whole.num_images
-    assert merged.sizes_differ == whole.sizes_differ == (len(set(sizes)) > 1)
     np.testing.assert_array_equal(merged.sums, whole.sums)
     np.testing.assert_array_equal(merged.products, whole.products)
-    if not whole.sizes_differ:
+    if len(set(sizes)) == 1:
         np.testing.assert_array_equal(merged.image_sum, whole.image_sum)
 
 
@@ -92,13 +91,8 @@ def test_large_image_is_counted_whole() -> None:
 def test_mean_image() -> None:
     images = random_images(1, [(5, 7)] * 9)
     found = mean_image(add_all(images))
-    assert found is not None
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.mean(images, axis=0).astype(np.float32))
-
-
-def test_there_is_no_mean_of_images_of_different_size() -> None:
-    assert mean_image(add_all(random_images(1, [(5, 7), (7, 5), (5, 7)]))) is None
 
 
 def test_no_digit_is_lost_in_nearly_flat_bright_images() -> None:
