@@ -1,8 +1,10 @@
-"""A real Prometheus, started by our command, scrapes two real rank processes and answers."""
+"""A real Prometheus, started by our command, scrapes two real ranks and answers."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.training import make_shards, ranks_of, rows, torchrun, training
 from tests.pipeline.monitoring import (
     exporter_process,
     finish,
@@ -87,3 +90,42 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
 
         finish(leader)
         wait_for(lambda: api.value("alexnet_run_success") == 1, "the last values")
+
+
+@pytest.mark.slow
+def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_path: Path) -> None:
+    require_tool("prometheus")
+    shards, run, logs = make_shards(tmp_path / "shards"), tmp_path / "run", tmp_path / "logs"
+    port = free_port()
+    api = Api(port)
+    server = ["launch", "prometheus", "--run-root", tmp_path, "--start", "--port", port]
+    options = ["--epochs", 5000, "--checkpoint.every_epochs", 0, "--log_every_steps", 10]
+    options += ["--evaluation.every_epochs", 20, "--metrics.exporter", "true"]
+    options += ["--metrics.exporter_port", 0, "--metrics.publish_seconds", 0.2]
+    options += ["--metrics.exporter_linger_seconds", 10]
+    with (
+        process(*server, "--scrape-interval", "1s"),
+        torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job,
+    ):
+        wait_for(lambda: api.value(IMAGES_PER_SECOND) > 0, "images a second", 120)
+        wait_for(lambda: api.value('alexnet_eval_accuracy_ratio{k="1"}') >= 0, "top-1", 120)
+        speeds = [row["images_per_second"] for row in rows(run, "train")]
+        assert min(speeds) / 4 < api.value(IMAGES_PER_SECOND) < max(speeds) * 1.5
+        losses = [row["loss"] for row in rows(run, "train")]
+        assert min(losses) <= api.value("alexnet_train_loss") <= max(losses)
+        assert 0 <= api.value("alexnet_train_accuracy_ratio") <= 1
+        assert 0 < api.value(DATA_WAIT) < 1
+        assert api.value("alexnet_world_size_ranks") == 2
+        assert {labels["rank"] for labels, _ in api.query("alexnet_rank_up == 1")} == {"0", "1"}
+
+        os.kill(ranks_of(job)[1], signal.SIGKILL)
+        wait_for(
+            lambda: [row[0]["rank"] for row in api.query("alexnet_rank_up == 0")] != [],
+            "the death of a rank",
+        )
+        job.communicate(timeout=60)
+        wait_for(
+            lambda: {row[0]["rank"] for row in api.query("alexnet_rank_up == 0")} == {"0", "1"},
+            "the end of the job",
+        )
+        assert api.value("alexnet_run_success") == 0

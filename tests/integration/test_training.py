@@ -146,7 +146,7 @@ def test_however_a_batch_is_divided_it_is_the_same_batch(shards: Path, tmp_path:
             *options,
             "--optim.learning_rate",
             0.01,
-            "--schedule.warmup_epochs",
+            "--schedule.warmup_ratio",
             0,
         )
         found.append(losses(run))
@@ -524,7 +524,7 @@ def test_a_best_mark_that_a_kill_forestalled_is_made_up_for(shards: Path, tmp_pa
 
 def test_training_that_diverges_ends_with_a_sentence(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = ["--optim.learning_rate", 1e30, "--precision", "fp32", "--schedule.warmup_epochs", 0]
+    options = ["--optim.learning_rate", 1e30, "--precision", "fp32", "--schedule.warmup_ratio", 0]
     sentence = fail(train(2, shards, run, *options))
     assert "diverged" in sentence
     assert "lower optim.learning_rate" in sentence

@@ -39,7 +39,7 @@ def training(shards: Path, run: Path, *options: object) -> list[str]:
     words = ["cifar10", "--data.shards", shards, "--run-dir", run, "--metrics.exporter", "false"]
     words += ["--global_batch_size", GLOBAL_BATCH, "--log_every_steps", 1, "--epochs", 3]
     words += ["--evaluation.every_epochs", 1, "--evaluation.block_size", 16]
-    words += ["--checkpoint.every_epochs", 0.5, "--schedule.warmup_epochs", 0.5]
+    words += ["--checkpoint.every_epochs", 0.5, "--schedule.warmup_ratio", 0.15]
     return [str(word) for word in (*words, *options)]
 
 
