@@ -143,8 +143,7 @@ def _hardware(world: World) -> str:
     """What computes, as its maker calls it."""
     if world.device.type == "cuda":
         return f"{world.size} × {torch.cuda.get_device_name(world.device)}"
-    cores = len(os.sched_getaffinity(0))
-    return f"ranks: {world.size}, on {cores} cores a host of {processor_name()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {processor_name()} on each host"
 
 
 def processor_name() -> str:
