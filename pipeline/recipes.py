@@ -42,15 +42,15 @@ def cifar10() -> Config:
         augment=AugmentConfig(shift_pixels=2, flip="alternating"),
         optim=OptimConfig(
             name="sgd",
-            learning_rate=0.1,
+            learning_rate=0.2,
             momentum=0.9,
             nesterov=True,
-            weight_decay=5e-4,
+            weight_decay=1e-3,
             label_smoothing=0.1,
         ),
         schedule=ScheduleConfig(name="linear", warmup_ratio=0.2),
         epochs=10,
-        global_batch_size=128,
+        global_batch_size=256,
         precision="bf16",
     )
 
