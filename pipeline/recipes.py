@@ -16,9 +16,13 @@ from pipeline.config import (
 
 
 def cifar10_blog() -> Config:
-    """The blog post's CIFAR-10 network and procedure, to the letter.
+    """The blog post's CIFAR-10 network and procedure, to the letter: `docs/fidelity.md`.
 
     Pixels 0–255 unscaled, no augmentation, Keras' Adam, batch 128 with the last, smaller one kept.
+
+        torchrun --nproc_per_node=2 -m pipeline.train cifar10_blog --data.shards … --run-dir …
+
+    The post reached 0.7136 after 10 epochs; here 0.69 to 0.70 on images that were JPEGs once.
     """
     return Config(
         model=ModelConfig(name="alexnet_cifar"),
