@@ -35,11 +35,16 @@ def cifar10_blog() -> Config:
 
 
 def cifar10() -> Config:
-    """The blog post's CIFAR-10 network with our procedure: 0.81 instead of 0.7 after 10 epochs.
+    """The blog post's CIFAR-10 network with our procedure.
 
-    Small shifts and flips that alternate by epoch (Jordan, arXiv 2404.00498), SGD with Nesterov's
-    momentum, a rate that rises for two epochs and falls in a straight line, label smoothing, little
-    dropout, bf16.
+    Small shifts, flips that alternate by epoch (Jordan, arXiv 2404.00498), SGD with Nesterov's
+    momentum, a rate that rises for a fifth of the run and then falls, both in straight lines,
+    label smoothing, little dropout, bf16.
+
+        torchrun --nproc_per_node=2 -m pipeline.train cifar10 --data.shards … --run-dir …
+
+    Reaches 0.806 after 10 epochs (mean of 3 seeds, 0.803 to 0.811; images that were JPEGs once),
+    in about 2.5 minutes on 2 cores.
     """
     return Config(
         model=ModelConfig(name="alexnet_cifar", dropout=0.1, batch_norm_momentum=0.1),

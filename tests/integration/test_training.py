@@ -201,14 +201,20 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
 
 
 def test_the_loss_scale_survives_and_skipped_steps_count(shards: Path, tmp_path: Path) -> None:
-    """A learning rate at which fp16 overflows now and then."""
-    options = ["--precision", "fp16", "--optim.learning_rate", 0.001, "--epochs", 2]
+    """Unscaled pixels give gradients that overflow until the scale has fallen."""
+    options = ["--precision", "fp16", "--augment.normalize", "none", "--epochs", 2]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(2, shards, whole, *options)
     for max_steps in (3, 9, 16):
         finish(2, shards, parts, *options, "--max-steps", max_steps)
         assert newest_step(parts) == max_steps
     assert_same_state(parts, whole)
+    steps = rows(parts, "train")
+    assert steps[0]["skipped_steps"] == 1
+    assert 1 < steps[-1]["skipped_steps"] < 16
+    for before, row in zip(steps[:2], steps[1:3], strict=True):
+        moved = row["learning_rate"] != before["learning_rate"]
+        assert moved is (before["skipped_steps"] == 0), "a skipped step moves no schedule"
     assert [row["resumed_from"] for row in rows(parts, "run")] == [None, 3, 9]
     assert [row["outcome"] for row in rows(parts, "end")] == ["stopped", "stopped", "completed"]
 

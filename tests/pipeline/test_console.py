@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,12 +94,19 @@ def test_a_process_outlives_its_console(kind: str) -> None:
         "console.line('one'); console.line('two'); sys.exit(75)"
     )
     command = [sys.executable, "-c", program]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     if kind == "full disk":
         with Path("/dev/full").open("wb") as full:
-            child = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY)
+            child = subprocess.Popen(
+                command, stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment
+            )
     else:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=REPOSITORY,
+            env=environment,
         )
         assert child.stdout is not None
         child.stdout.close()
