@@ -200,6 +200,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     assert leftovers == []
 
 
+@pytest.mark.slow
 def test_the_loss_scale_survives_and_skipped_steps_count(shards: Path, tmp_path: Path) -> None:
     """Unscaled pixels give gradients that overflow until the scale has fallen."""
     options = ["--precision", "fp16", "--augment.normalize", "none", "--epochs", 2]
@@ -210,11 +211,11 @@ def test_the_loss_scale_survives_and_skipped_steps_count(shards: Path, tmp_path:
         assert newest_step(parts) == max_steps
     assert_same_state(parts, whole)
     steps = rows(parts, "train")
-    assert steps[0]["skipped_steps"] == 1
-    assert 1 < steps[-1]["skipped_steps"] < 16
-    for before, row in zip(steps[:2], steps[1:3], strict=True):
-        moved = row["learning_rate"] != before["learning_rate"]
-        assert moved is (before["skipped_steps"] == 0), "a skipped step moves no schedule"
+    num_skipped = sum(row["skipped_steps"] == row["step"] for row in steps)
+    assert 1 <= num_skipped < 16
+    first, *rates = [row["learning_rate"] for row in steps]
+    assert rates[:num_skipped] == [first] * num_skipped, "a skipped step moves no schedule"
+    assert rates[num_skipped] != first
     assert [row["resumed_from"] for row in rows(parts, "run")] == [None, 3, 9]
     assert [row["outcome"] for row in rows(parts, "end")] == ["stopped", "stopped", "completed"]
 
@@ -265,6 +266,7 @@ def test_a_run_that_torchrun_started_stops_and_goes_on(
     assert not (run / "STOP").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "precision", "accumulation"), [(2, "bf16", 2), (3, "fp16", 1)])
 def test_a_signal_to_one_rank_stops_all(
     size: int, precision: str, accumulation: int, shards: Path, tmp_path: Path
@@ -526,6 +528,18 @@ def test_a_best_mark_that_a_kill_forestalled_is_made_up_for(shards: Path, tmp_pa
     best.unlink()
     finish(2, shards, run, "--max-steps", STEPS_PER_EPOCH + 1)
     assert best.resolve().name == f"step-{STEPS_PER_EPOCH:08d}"
+
+
+def test_what_a_killed_job_left_is_cleared_away(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "predictions").mkdir(parents=True)
+    (run / "predictions/.tmp-val.npz-abc").touch()
+    (run / "checkpoints/.tmp-step-00000003").mkdir(parents=True)
+    (run / "checkpoints/.tmp-removed-step-00000001").mkdir()
+    (run / "STOP").touch()
+    finish(1, shards, run, "--max-steps", 2)
+    assert list(run.rglob(".tmp-*")) == []
+    assert not (run / "STOP").exists()
 
 
 def test_training_that_diverges_ends_with_a_sentence(shards: Path, tmp_path: Path) -> None:
