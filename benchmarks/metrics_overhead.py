@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.measurement import parser, report, shard_synthetic, spread, train
 
-STEPS, LOG_STEPS = 400, 50
+STEPS, LOG_STEPS = 250, 50
 
 
 @contextlib.contextmanager
