@@ -97,7 +97,8 @@ def next_deadline(
     """
     if are_expected:
         return now + max(linger_seconds, _FIRST_RANK_SECONDS)
-    return now + linger_seconds if are_seen else deadline
+    # Never less than two looks: ranks that run are served, however short the linger.
+    return now + max(linger_seconds, 2 * _POLL_SECONDS) if are_seen else deadline
 
 
 def _stay(

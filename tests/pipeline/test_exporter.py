@@ -188,6 +188,10 @@ def test_when_to_leave() -> None:
     assert next_deadline(60, 10, 90, are_expected=True, are_seen=True) == 100
 
 
+def test_an_exporter_that_does_not_linger_serves_while_ranks_run() -> None:
+    assert next_deadline(60, 10, 0, are_expected=False, are_seen=True) > 10.5
+
+
 def test_location_of_any_address_is_the_host() -> None:
     assert location_of("0.0.0.0", 1, "node17") == "node17:1"
     assert location_of("::1", 1, "node17") == "[::1]:1"
