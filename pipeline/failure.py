@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from torch.distributed import DistError
 
+from data_prep.files import describe
+
 FAILED = 1
 """Exit code of a rank that failed."""
 
@@ -29,8 +31,7 @@ class RankFailure(RuntimeError):
 def sentence_of(error: BaseException) -> str:
     """What to tell a user of an exception; one that nobody foresaw keeps its type's name."""
     if isinstance(error, OSError) and error.strerror:
-        name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror}"
+        return describe(error)
     if isinstance(error, (*_FORESEEN, RankFailure)):
         return str(error)
     if _is_from_collective(error):

@@ -38,7 +38,7 @@ from pipeline.stop import StopRequests
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """Everything that training works with, made by `pipeline.train`."""
+    """Everything that training works with, made by `pipeline.prepare`."""
 
     settings: Settings
     manifest: Manifest
