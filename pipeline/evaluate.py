@@ -36,7 +36,7 @@ from pipeline.data.partition import evaluation_blocks
 from pipeline.data.preprocess import build_normalizer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import Place, World, connect, failure_of_all
-from pipeline.failure import exit_code_of
+from pipeline.failure import exit_code_of, leave
 from pipeline.model import build_model
 from pipeline.replica import load_weights
 from pipeline.run_directory import RunDirectory
@@ -260,4 +260,4 @@ def _leave_soon(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

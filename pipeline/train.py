@@ -22,7 +22,7 @@ from pipeline import checkpoint
 from pipeline.command import Command, help_text, parse_command
 from pipeline.console import resolved_table
 from pipeline.distributed import Place, World, connect, failure_of_all
-from pipeline.failure import exit_code_of
+from pipeline.failure import exit_code_of, leave
 from pipeline.loop import Parts, TrainingLoop
 from pipeline.metrics import RunFacts
 from pipeline.prepare import prepare
@@ -147,4 +147,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -161,3 +163,24 @@ def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(ValueError, match="LOCAL_RANK is None"):
         Place.from_environment()
+
+
+def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() -> None:
+    """As gloo's do: with `sys.exit` in the place of `leave` this process dies of SIGABRT."""
+    script = """
+import threading, torch
+from pipeline.failure import leave
+
+def work():
+    while True:
+        torch.ones(8).sum()
+
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+print("told")
+leave(75)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (75, "told\n", "")
