@@ -1,27 +1,114 @@
-"""The networks of the 2021 blog post "AlexNet in Keras and PyTorch" this project grew out of."""
+"""The networks of the 2021 blog post "AlexNet in Keras and PyTorch" this project grew out of.
+
+Where the post has ReLU before a max-pool it stands behind it: values and gradients are the same,
+and it has a quarter of the elements to go through.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.model.dropout import Dropout, KeyedSequential
+from pipeline.model.response_norm import NormalizeAndPool, NormConstants
+from pipeline.model.single_column import SingleColumn
 
-class AlexNetCifar(nn.Module):
+_NORM = NormConstants(size=5, alpha=1e-4 / 5, k=2.0)
+"""The post's alpha is torch's, 1e-4, of which the square of each of five maps has a fifth."""
+
+
+class AlexNetSingle(SingleColumn):
+    """Its PyTorch network: 62,378,344 parameters at 1000 classes.
+
+    The layers of 2012 without columns: a kernel sees all maps, response norms go over all of them.
+    """
+
+    image_size: ClassVar[int] = 227
+
+    def __init__(self, num_classes: int, dropout: float) -> None:
+        features = nn.Sequential(
+            nn.Conv2d(3, 96, 11, stride=4),
+            NormalizeAndPool(_NORM, num_columns=1, relu="before"),
+            nn.Conv2d(96, 256, 5, padding=2),
+            NormalizeAndPool(_NORM, num_columns=1, relu="before"),
+            nn.Conv2d(256, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.MaxPool2d(3, 2),
+            nn.ReLU(),
+        )
+        classifier = KeyedSequential(
+            Dropout(dropout, layer=0),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(),
+            Dropout(dropout, layer=1),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Linear(4096, num_classes),
+        )
+        super().__init__(features, classifier)
+        _init_convolutions(features)
+
+
+class AlexNetBN(SingleColumn):
+    """Its Keras network, with BatchNorm behind the first two pools instead of response norms.
+
+    50,845,416 parameters at 1000 classes as Keras counts, which is with BatchNorm's moments. Keras'
+    defaults are those of `AlexNetCifar`.
+    """
+
+    image_size: ClassVar[int] = 224
+
+    def __init__(self, num_classes: int, dropout: float, batch_norm_momentum: float) -> None:
+        batch_norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=batch_norm_momentum)
+        features = nn.Sequential(
+            nn.Conv2d(3, 96, 11, stride=4),
+            nn.MaxPool2d(3, 2),
+            nn.ReLU(),
+            batch_norm(96),
+            nn.Conv2d(96, 256, 5, padding=2),
+            nn.MaxPool2d(3, 2),
+            nn.ReLU(),
+            batch_norm(256),
+            nn.Conv2d(256, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.MaxPool2d(3, 2),
+            nn.ReLU(),
+        )
+        classifier = KeyedSequential(
+            nn.Linear(256 * 5 * 5, 4096),
+            nn.ReLU(),
+            Dropout(dropout, layer=0),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            Dropout(dropout, layer=1),
+            nn.Linear(4096, num_classes),
+        )
+        super().__init__(features, classifier)
+        self.apply(_init_like_keras)
+
+
+class AlexNetCifar(SingleColumn):
     """Its CIFAR-10 network: 1,249,866 trainable parameters at ten classes.
 
     Initialised as Keras does: Glorot uniform weights (Glorot and Bengio 2010, equation 16), biases
     0. BatchNorm's epsilon 1e-3 is Keras' default, and so is a momentum of 0.01 in torch's terms.
-    Where the post has ReLU before a pool it stands behind it: values and gradients are the same,
-    and it has a quarter of the elements to go through.
     """
 
+    image_size: ClassVar[int] = 32
+
     def __init__(self, num_classes: int, dropout: float, batch_norm_momentum: float) -> None:
-        super().__init__()
         batch_norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=batch_norm_momentum)
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             SamePadded2(nn.Conv2d(3, 48, 3, stride=2)),
             nn.MaxPool2d(2, 2),
             nn.ReLU(),
@@ -39,22 +126,17 @@ class AlexNetCifar(nn.Module):
             nn.ReLU(),
             batch_norm(256),
         )
-        self.classifier = nn.Sequential(
+        classifier = KeyedSequential(
             nn.Linear(256, 512),
             nn.Tanh(),
-            nn.Dropout(dropout),
+            Dropout(dropout, layer=0),
             nn.Linear(512, 256),
             nn.Tanh(),
-            nn.Dropout(dropout),
+            Dropout(dropout, layer=1),
             nn.Linear(256, num_classes),
         )
+        super().__init__(features, classifier)
         self.apply(_init_like_keras)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images N×3×32×32 to logits N×num_classes."""
-        features: torch.Tensor = self.features(images)
-        logits: torch.Tensor = self.classifier(features.flatten(1))
-        return logits
 
 
 class SamePadded2(nn.Module):
@@ -75,3 +157,12 @@ def _init_like_keras(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         assert module.bias is not None
         nn.init.zeros_(module.bias)
+
+
+def _init_convolutions(features: nn.Sequential) -> None:
+    """As the post has them in PyTorch; linear layers it leaves as torch makes them."""
+    convolutions = [one for one in features if isinstance(one, nn.Conv2d)]
+    for convolution, bias in zip(convolutions, (0.0, 1.0, 0.0, 1.0, 1.0), strict=True):
+        nn.init.normal_(convolution.weight, std=0.01)
+        assert convolution.bias is not None
+        nn.init.constant_(convolution.bias, bias)

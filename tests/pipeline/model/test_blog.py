@@ -1,59 +1,115 @@
-"""The blog's CIFAR-10 network, layer by layer."""
+"""The blog's three networks, layer by layer."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
-from pipeline.model import build_model
-from pipeline.model.blog import AlexNetCifar, SamePadded2
+from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle, SamePadded2
+from pipeline.model.dropout import Dropout
+from pipeline.model.single_column import SingleColumn
+from tests.pipeline.model.networks import (
+    Exact,
+    assert_forward_equals,
+    assert_glorot_uniform,
+    assert_normal,
+    assert_torch_default,
+    batch_norms,
+    layer_table,
+    num_parameters,
+    weighted_layers,
+)
 
-TRAINABLE_PARAMETERS = 1_249_866
 
-
-@pytest.fixture
-def network() -> AlexNetCifar:
+def make_single(num_classes: int = 1000) -> AlexNetSingle:
     torch.manual_seed(0)
-    return AlexNetCifar(num_classes=10, dropout=0.5, batch_norm_momentum=0.01)
+    return AlexNetSingle(num_classes, dropout=0.5)
 
 
-def layers(network: AlexNetCifar) -> list[nn.Module]:
-    return [*network.features, *network.classifier]
+def make_bn(num_classes: int = 1000) -> AlexNetBN:
+    torch.manual_seed(0)
+    return AlexNetBN(num_classes, dropout=0.5, batch_norm_momentum=0.01)
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def make_cifar(num_classes: int = 10, seed: int = 0) -> AlexNetCifar:
+    torch.manual_seed(seed)
+    return AlexNetCifar(num_classes, dropout=0.5, batch_norm_momentum=0.01)
 
 
-def convolve_with_tensorflow_padding(
-    images: npt.NDArray[np.float64], weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """3×3, stride 2, `same`: TensorFlow pads (out − 1) · 2 + 3 − in = 1, the odd one at the end."""
-    count, _, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)))
-    output = np.empty((count, len(weight), height // 2, width // 2))
-    for row in range(height // 2):
-        for column in range(width // 2):
-            window = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
-            output[:, :, row, column] = np.tensordot(window, weight, ([1, 2, 3], [1, 2, 3])) + bias
-    return output
+MAKERS: dict[str, Callable[[], SingleColumn]] = {
+    "single": make_single,
+    "bn": make_bn,
+    "cifar": make_cifar,
+}
 
 
-def test_every_layer_has_the_blogs_shape_and_parameters(network: AlexNetCifar) -> None:
-    found = []
-    values = torch.zeros(2, 3, 32, 32)
-    for layer in layers(network):
-        if isinstance(layer, nn.Linear) and values.ndim == 4:
-            values = values.flatten(1)
-        values = layer(values)
-        found.append((type(layer).__name__, tuple(values.shape[1:]), num_parameters(layer)))
-    assert found == [
+def test_every_layer_of_single_has_its_shape_and_parameters() -> None:
+    network = make_single()
+    assert layer_table(network) == [
+        ("Conv2d", (96, 55, 55), 11 * 11 * 3 * 96 + 96),
+        ("NormalizeAndPool", (96, 27, 27), 0),
+        ("Conv2d", (256, 27, 27), 5 * 5 * 96 * 256 + 256),
+        ("NormalizeAndPool", (256, 13, 13), 0),
+        ("Conv2d", (384, 13, 13), 3 * 3 * 256 * 384 + 384),
+        ("ReLU", (384, 13, 13), 0),
+        ("Conv2d", (384, 13, 13), 3 * 3 * 384 * 384 + 384),
+        ("ReLU", (384, 13, 13), 0),
+        ("Conv2d", (256, 13, 13), 3 * 3 * 384 * 256 + 256),
+        ("MaxPool2d", (256, 6, 6), 0),
+        ("ReLU", (256, 6, 6), 0),
+        ("Dropout", (9216,), 0),
+        ("Linear", (4096,), 9216 * 4096 + 4096),
+        ("ReLU", (4096,), 0),
+        ("Dropout", (4096,), 0),
+        ("Linear", (4096,), 4096 * 4096 + 4096),
+        ("ReLU", (4096,), 0),
+        ("Linear", (1000,), 4096 * 1000 + 1000),
+    ]
+    assert num_parameters(network) == 62_378_344
+
+
+def test_every_layer_of_bn_has_its_shape_and_parameters() -> None:
+    network = make_bn()
+    assert layer_table(network) == [
+        ("Conv2d", (96, 54, 54), 34_944),
+        ("MaxPool2d", (96, 26, 26), 0),
+        ("ReLU", (96, 26, 26), 0),
+        ("BatchNorm2d", (96, 26, 26), 384 // 2),
+        ("Conv2d", (256, 26, 26), 614_656),
+        ("MaxPool2d", (256, 12, 12), 0),
+        ("ReLU", (256, 12, 12), 0),
+        ("BatchNorm2d", (256, 12, 12), 1_024 // 2),
+        ("Conv2d", (384, 12, 12), 885_120),
+        ("ReLU", (384, 12, 12), 0),
+        ("Conv2d", (384, 12, 12), 1_327_488),
+        ("ReLU", (384, 12, 12), 0),
+        ("Conv2d", (256, 12, 12), 884_992),
+        ("MaxPool2d", (256, 5, 5), 0),
+        ("ReLU", (256, 5, 5), 0),
+        ("Linear", (4096,), 26_218_496),
+        ("ReLU", (4096,), 0),
+        ("Dropout", (4096,), 0),
+        ("Linear", (4096,), 16_781_312),
+        ("ReLU", (4096,), 0),
+        ("Dropout", (4096,), 0),
+        ("Linear", (1000,), 4_097_000),
+    ]
+    moments = [
+        one for norm in batch_norms(network) for one in (norm.running_mean, norm.running_var)
+    ]
+    num_moments = sum(one.numel() for one in moments if one is not None)
+    assert num_parameters(network) + num_moments == 50_845_416
+
+
+def test_every_layer_of_cifar_has_its_shape_and_parameters() -> None:
+    network = make_cifar()
+    assert layer_table(network) == [
         ("SamePadded2", (48, 16, 16), 3 * 3 * 3 * 48 + 48),
         ("MaxPool2d", (48, 8, 8), 0),
         ("ReLU", (48, 8, 8), 0),
@@ -78,17 +134,75 @@ def test_every_layer_has_the_blogs_shape_and_parameters(network: AlexNetCifar) -
         ("Dropout", (256,), 0),
         ("Linear", (10,), 256 * 10 + 10),
     ]
-    assert num_parameters(network) == TRAINABLE_PARAMETERS
+    assert num_parameters(network) == 1_249_866
 
 
-def test_forward_is_all_layers_in_order(network: AlexNetCifar) -> None:
-    network.eval()
-    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    values = images
-    for layer in layers(network):
-        values = layer(values.flatten(1) if isinstance(layer, nn.Linear) else values)
-    assert torch.equal(network(images), values)
-    assert values.shape == (5, 10)
+def compose_single(exact: Exact, images: torch.Tensor) -> torch.Tensor:
+    maps = exact.response_norm(F.relu(exact.convolve("features.0", images, stride=4)))
+    maps = F.max_pool2d(maps, 3, 2)
+    maps = exact.response_norm(F.relu(exact.convolve("features.2", maps, padding=2)))
+    maps = F.max_pool2d(maps, 3, 2)
+    maps = F.relu(exact.convolve("features.4", maps, padding=1))
+    maps = F.relu(exact.convolve("features.6", maps, padding=1))
+    maps = F.max_pool2d(F.relu(exact.convolve("features.8", maps, padding=1)), 3, 2)
+    units = exact.drop(0, maps.flatten(1))
+    units = exact.drop(1, F.relu(exact.multiply("classifier.1", units)))
+    units = F.relu(exact.multiply("classifier.4", units))
+    return exact.multiply("classifier.6", units)
+
+
+def compose_bn(exact: Exact, images: torch.Tensor) -> torch.Tensor:
+    maps = F.max_pool2d(F.relu(exact.convolve("features.0", images, stride=4)), 3, 2)
+    maps = exact.batch_norm("features.3", maps)
+    maps = F.max_pool2d(F.relu(exact.convolve("features.4", maps, padding=2)), 3, 2)
+    maps = exact.batch_norm("features.7", maps)
+    maps = F.relu(exact.convolve("features.8", maps, padding=1))
+    maps = F.relu(exact.convolve("features.10", maps, padding=1))
+    maps = F.max_pool2d(F.relu(exact.convolve("features.12", maps, padding=1)), 3, 2)
+    units = exact.drop(0, F.relu(exact.multiply("classifier.0", maps.flatten(1))))
+    units = exact.drop(1, F.relu(exact.multiply("classifier.3", units)))
+    return exact.multiply("classifier.6", units)
+
+
+def compose_cifar(exact: Exact, images: torch.Tensor) -> torch.Tensor:
+    padded = F.pad(images, (0, 1, 0, 1))
+    maps = F.relu(exact.convolve("features.0.convolution", padded, stride=2))
+    maps = exact.batch_norm("features.3", F.max_pool2d(maps, 2, 2))
+    maps = F.max_pool2d(F.relu(exact.convolve("features.4", maps, padding=1)), 3, 2)
+    maps = exact.batch_norm("features.7", maps)
+    maps = F.relu(exact.convolve("features.8", maps, padding=1))
+    maps = F.relu(exact.convolve("features.10", maps, padding=1))
+    maps = F.max_pool2d(F.relu(exact.convolve("features.12", maps, padding=1)), 3, 2)
+    maps = exact.batch_norm("features.15", maps)
+    units = exact.drop(0, exact.multiply("classifier.0", maps.flatten(1)).tanh())
+    units = exact.drop(1, exact.multiply("classifier.3", units).tanh())
+    return exact.multiply("classifier.6", units)
+
+
+def test_forward_of_single_is_the_blogs() -> None:
+    assert_forward_equals(make_single(num_classes=7), compose_single, count=2)
+
+
+def test_forward_of_bn_is_the_blogs() -> None:
+    assert_forward_equals(make_bn(num_classes=7), compose_bn, count=2)
+
+
+def test_forward_of_cifar_is_the_blogs() -> None:
+    assert_forward_equals(make_cifar(), compose_cifar, count=4)
+
+
+def convolve_with_tensorflow_padding(
+    images: npt.NDArray[np.float64], weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """3×3, stride 2, `same`: TensorFlow pads (out − 1) · 2 + 3 − in = 1, the odd one at the end."""
+    count, _, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    output = np.empty((count, len(weight), height // 2, width // 2))
+    for row in range(height // 2):
+        for column in range(width // 2):
+            window = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            output[:, :, row, column] = np.tensordot(window, weight, ([1, 2, 3], [1, 2, 3])) + bias
+    return output
 
 
 def test_the_first_convolution_pads_right_and_below_only() -> None:
@@ -102,28 +216,30 @@ def test_the_first_convolution_pads_right_and_below_only() -> None:
     np.testing.assert_allclose(output, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_are_glorot_uniform_and_biases_zero(network: AlexNetCifar) -> None:
-    weighted = [one for one in network.modules() if isinstance(one, nn.Conv2d | nn.Linear)]
+def test_single_begins_with_gaussian_convolutions_and_torchs_linear_layers() -> None:
+    weighted = weighted_layers(make_single())
+    assert len(weighted) == 8
+    for layer, bias in zip(weighted[:5], (0, 1, 0, 1, 1), strict=True):
+        assert isinstance(layer, nn.Conv2d)
+        assert_normal(layer.weight, std=0.01)
+        assert layer.bias is not None
+        assert layer.bias.eq(bias).all()
+    for layer in weighted[5:]:
+        assert_torch_default(layer)
+
+
+@pytest.mark.parametrize("name", ["bn", "cifar"])
+def test_weights_are_glorot_uniform_and_biases_zero(name: str) -> None:
+    weighted = weighted_layers(MAKERS[name]())
     assert len(weighted) == 8
     for layer in weighted:
-        weight = layer.weight.detach()
-        receptive_field = weight[0, 0].numel()
-        fans = (weight.shape[0] + weight.shape[1]) * receptive_field
-        limit = math.sqrt(6 / fans)
-        count = weight.numel()
-        assert weight.abs().max().item() <= limit
-        assert weight.abs().max().item() > limit * (1 - 20 / count)
-        assert abs(weight.mean().item()) < 5 * limit / math.sqrt(3 * count)
-        # The variance of a uniform variable is limit²/3, the deviation of its square limit²·√(4/45)
-        deviation = math.sqrt(4 / 45 / count)
-        assert weight.square().mean().item() / limit**2 == pytest.approx(1 / 3, abs=5 * deviation)
-        assert layer.bias is not None
-        assert not layer.bias.any()
+        assert_glorot_uniform(layer)
 
 
-def test_batch_norm_has_keras_defaults(network: AlexNetCifar) -> None:
-    norms = [one for one in network.modules() if isinstance(one, nn.BatchNorm2d)]
-    assert len(norms) == 3
+@pytest.mark.parametrize(("name", "count"), [("bn", 2), ("cifar", 3)])
+def test_batch_norm_has_keras_defaults(name: str, count: int) -> None:
+    norms = batch_norms(MAKERS[name]())
+    assert len(norms) == count
     for norm in norms:
         assert norm.eps == 1e-3
         assert norm.momentum == 0.01
@@ -131,33 +247,36 @@ def test_batch_norm_has_keras_defaults(network: AlexNetCifar) -> None:
         assert norm.bias.eq(0).all()
 
 
-def test_dropout_acts_in_training_with_its_probability() -> None:
+def test_dropout_has_its_probability_and_a_layer_number_each() -> None:
     network = AlexNetCifar(num_classes=10, dropout=0.3, batch_norm_momentum=0.01)
-    assert [one.p for one in network.modules() if isinstance(one, nn.Dropout)] == [0.3, 0.3]
+    dropouts = [one for one in network.modules() if isinstance(one, Dropout)]
+    assert [one.probability for one in dropouts] == [0.3, 0.3]
+    ones, keys = torch.ones(1, 256), torch.tensor([7])
+    masks = [Dropout(0.3, layer=layer)(ones, keys) for layer in (0, 1)]
+    assert all(
+        torch.equal(one(ones, keys), mask) for one, mask in zip(dropouts, masks, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["single", "bn", "cifar"])
+def test_the_first_convolution_sees_the_image(name: str) -> None:
+    with torch.device("meta"):
+        network = MAKERS[name]()
+    assert network.first_convolution is weighted_layers(network)[0]
+    assert network.first_convolution.in_channels == 3
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
 def test_the_last_layer_has_one_output_a_class(num_classes: int) -> None:
-    network = build_model(ModelConfig(), num_classes, (32, 32, 3))
+    network = make_cifar(num_classes).eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, num_classes)
-    assert num_parameters(network) == TRAINABLE_PARAMETERS + (num_classes - 10) * 257
+    assert num_parameters(network) == 1_249_866 + (num_classes - 10) * 257
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    states = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        states.append(build_model(ModelConfig(), 10, (32, 32, 3)).state_dict())
+    states = [make_cifar(seed=seed).state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["classifier.0.weight"], states[2]["classifier.0.weight"])
-
-
-@pytest.mark.parametrize("shape", [(224, 224, 3), (32, 16, 3)])
-def test_images_of_another_size_are_refused(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(
-        ValueError, match=rf"takes images of 32×32; .* are {shape[0]}×{shape[1]}: .*--size 32"
-    ):
-        build_model(ModelConfig(), 10, shape)
 
 
 def test_relu_behind_the_pool_is_relu_before_it() -> None:
