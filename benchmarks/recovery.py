@@ -75,7 +75,7 @@ def read_before_first_step(shards: Path, step: int) -> tuple[int, float]:
     plan = BatchPlan(
         num_samples=NUM_TRAIN,
         global_batch_size=GLOBAL_BATCH_SIZE,
-        world_size=NUM_RANKS,
+        num_replicas=NUM_RANKS,
         accumulation_steps=1,
         drop_last=True,
     )

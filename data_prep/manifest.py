@@ -214,6 +214,26 @@ def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
     return index
 
 
+def read_mean_image(shards: Path, statistics: Statistics) -> npt.NDArray[np.float32]:
+    """The mean of the train split's images, float32 H×W×3, 0–255 scale.
+
+    Raises `ShardSetError` if there is none, or it is missing, damaged or not the manifest's.
+    """
+    if statistics.mean_image_filename is None:
+        raise ShardSetError(
+            f"{shards} has no mean image, as its images differ in size: convert it with --size N, "
+            "or use --augment.normalize mean_std"
+        )
+    path = shards / statistics.mean_image_filename
+    try:
+        if sha256_of(path) != statistics.mean_image_sha256:
+            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
+        image: npt.NDArray[np.float32] = np.load(path)
+    except FileNotFoundError:
+        raise ShardSetError(f"{path} is missing: convert the data again") from None
+    return image
+
+
 def check_shard_sizes(shards: Path, split: Split) -> None:
     """Check that every shard of a split is there and as long as the manifest says.
 

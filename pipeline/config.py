@@ -15,12 +15,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-ModelName = Literal["alexnet_cifar"]
+ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 T = TypeVar("T")
 
 _OPERATIONAL = {"operational": True}
+
+_OF_2012 = ("columns", "initialization", "response_norm", "dropout_form")
+"""Fields of `ModelConfig` that only the network of 2012 has a use for."""
 
 
 def operational(default: Any) -> Any:
@@ -59,13 +62,50 @@ class AugmentConfig:
 
     shift_pixels: int = 0
     """Random shift by up to so many pixels each way, edges mirrored."""
+    crop_pixels: int | None = None
+    """Train and evaluate on squares of this size; none: on the whole image."""
+    crop_place: Literal["random", "middle"] = "random"
+    """Which square of a training image; in evaluation it is always the middle one."""
     flip: Literal["none", "random", "alternating"] = "none"
     """Mirror images at random, or every image in every second epoch (Jordan, arXiv 2404.00498)."""
-    normalize: Literal["none", "mean_std"] = "mean_std"
-    """Leave pixels in 0–255, or subtract the train split's mean and divide by its deviation."""
+    normalize: Literal["none", "mean_std", "mean_image"] = "mean_std"
+    """Leave pixels in 0–255; subtract the train split's mean and divide by its deviation; or
+    subtract the middle of its mean image (2012)."""
+    color_noise: float = 0.0
+    """Size of random colour shifts along the components of RGB (0.1 in 2012; section 4.1), as a
+    share of their deviations. Training images are then divided by 1 plus it, as the code does."""
+    color_components: Literal["original", "shards"] = "original"
+    """The components that the 2012 code used, or those of the train split."""
+    color_noise_until_epoch: float | None = None
+    """When colour noise, and the division with it, ends; none: never."""
 
     def __post_init__(self) -> None:
         _require(self.shift_pixels >= 0, "augment.shift_pixels", self.shift_pixels, "0 or more")
+        _require(
+            self.crop_pixels is None or self.crop_pixels > 0,
+            "augment.crop_pixels",
+            self.crop_pixels,
+            "at least 1, or none",
+        )
+        _require(
+            self.crop_pixels is None or self.shift_pixels == 0,
+            "augment.shift_pixels",
+            f"{self.shift_pixels} beside augment.crop_pixels {self.crop_pixels}",
+            "one of the two",
+        )
+        _require(
+            self.crop_place == "random" or self.crop_pixels is not None,
+            "augment.crop_place",
+            f"{self.crop_place} without augment.crop_pixels",
+            "random, or a crop smaller than the image",
+        )
+        _require(self.color_noise >= 0, "augment.color_noise", self.color_noise, "0 or more")
+        _require(
+            self.color_noise_until_epoch is None or self.color_noise_until_epoch >= 0,
+            "augment.color_noise_until_epoch",
+            self.color_noise_until_epoch,
+            "0 or more, or none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +114,30 @@ class ModelConfig:
 
     name: ModelName = "alexnet_cifar"
     """Which network of `pipeline.model`."""
+    columns: Literal["fused", "split"] = operational("fused")
+    """Of alexnet_2012: both columns on one rank, or one on each of two ranks, as on the two GPUs of
+    2012. Checkpoints fit both."""
+    initialization: Literal["code", "paper", "caffe"] = "code"
+    """Of alexnet_2012: that of the 2012 code, of the paper (hardly trains) or of Caffe."""
+    response_norm: Literal["code", "paper", "none"] = "code"
+    """Of alexnet_2012: as the 2012 code has it, as the paper prints it, or left out."""
     dropout: float = 0.5
     """Probability of dropping an activation of a hidden dense layer."""
+    dropout_form: Literal["inverted", "original"] = "inverted"
+    """Of alexnet_2012: scale what stays in training, or everything in evaluation (2012)."""
     batch_norm_momentum: float = 0.01
     """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""
 
     def __post_init__(self) -> None:
+        if self.name != "alexnet_2012":
+            for entry in dataclasses.fields(self):
+                value = getattr(self, entry.name)
+                _require(
+                    entry.name not in _OF_2012 or value == entry.default,
+                    f"model.{entry.name}",
+                    f"{value} with model.name {self.name}",
+                    f"{entry.default}: only alexnet_2012 has the choice",
+                )
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 or more, below 1")
         _require(
             0 < self.batch_norm_momentum <= 1,
@@ -101,6 +159,11 @@ class OptimConfig:
     """Of SGD."""
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
+    momentum_form: Literal["gradient", "velocity"] = "gradient"
+    """What SGD's momentum holds: past gradients, as torch does, or past updates, as in 2012: there
+    the old, larger updates die out slowly when the rate falls."""
+    bias_learning_rate_ratio: float = 1.0
+    """Learning rate of biases as a multiple of that of weights (2 in 2012)."""
     beta1: float = 0.9
     """Of Adam."""
     beta2: float = 0.999
@@ -119,6 +182,18 @@ class OptimConfig:
         for name in ("momentum", "beta1", "beta2", "label_smoothing"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"optim.{name}", value, "0 or more, below 1")
+        _require(
+            self.momentum_form == "gradient" or (self.name == "sgd" and not self.nesterov),
+            "optim.momentum_form",
+            f"velocity with {self.name}{' and nesterov' if self.nesterov else ''}",
+            "velocity with sgd and without nesterov only",
+        )
+        _require(
+            self.bias_learning_rate_ratio > 0,
+            "optim.bias_learning_rate_ratio",
+            self.bias_learning_rate_ratio,
+            "above 0",
+        )
         _require(self.epsilon > 0, "optim.epsilon", self.epsilon, "above 0")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         _require(
@@ -139,18 +214,27 @@ class OptimConfig:
 class ScheduleConfig:
     """How the learning rate goes over the run; see `pipeline.schedule`."""
 
-    name: Literal["constant", "cosine", "linear", "step", "plateau"] = "constant"
+    name: Literal["constant", "cosine", "linear", "step", "dexp", "plateau"] = "constant"
     """What follows the warm-up."""
     warmup_ratio: float = 0.0
     """Share of the run in which the rate rises in a straight line, before the schedule begins."""
     final_ratio: float = 0.0
-    """Share of the peak that cosine and linear end at."""
+    """Share of the peak that cosine, linear and dexp end at."""
+    num_stairs: int = 4
+    """Equally long stairs, each lower by the same factor, in which `dexp` goes there."""
     step_epochs: tuple[float, ...] = ()
     """When `step` multiplies the rate by `factor`."""
     factor: float = 0.1
     """Of each drop of `step` and `plateau`."""
     patience_evaluations: int = 3
     """Evaluations in a row without a lower loss after which `plateau` drops the rate."""
+    biases: Literal["follow", "constant", "halfway"] = "follow"
+    """Biases drop with the weights, never (net 145 of 2012), or to a tenth at half of the run (net
+    170)."""
+    conv1_step_epochs: tuple[float, ...] = ()
+    """When the rate of the first layer's weights is multiplied by `factor` once more."""
+    conv1_freeze_epoch: float | None = None
+    """From when the first layer stays as it is; none: never."""
 
     def __post_init__(self) -> None:
         _require(
@@ -161,12 +245,22 @@ class ScheduleConfig:
         )
         _require(0 <= self.final_ratio <= 1, "schedule.final_ratio", self.final_ratio, "0 to 1")
         _require(0 < self.factor < 1, "schedule.factor", self.factor, "between 0 and 1")
+        for name in ("step_epochs", "conv1_step_epochs"):
+            epochs = getattr(self, name)
+            is_rising = list(epochs) == sorted(set(epochs)) and min((0, *epochs)) >= 0
+            _require(is_rising, f"schedule.{name}", epochs, "epochs in rising order")
         _require(
-            list(self.step_epochs) == sorted(set(self.step_epochs))
-            and min((0, *self.step_epochs)) >= 0,
-            "schedule.step_epochs",
-            self.step_epochs,
-            "epochs in rising order",
+            self.conv1_freeze_epoch is None or self.conv1_freeze_epoch >= 0,
+            "schedule.conv1_freeze_epoch",
+            self.conv1_freeze_epoch,
+            "0 or more, or none",
+        )
+        _require(self.num_stairs > 1, "schedule.num_stairs", self.num_stairs, "at least 2")
+        _require(
+            self.name != "dexp" or self.final_ratio > 0,
+            "schedule.final_ratio",
+            f"{self.final_ratio} with schedule.name dexp",
+            "above 0: each stair is lower by the same factor",
         )
         _require(
             self.name != "step" or len(self.step_epochs) > 0,
@@ -190,8 +284,12 @@ class EvaluationConfig:
     """Epochs between evaluations; one more follows the last step. 0: only that one."""
     block_size: int = 500
     """Images in one forward pass."""
+    views: int = 1
+    """1: the image, or the middle crop of it. 10: four corners, the middle and their mirror images,
+    softmax averaged (2012, section 4.1)."""
 
     def __post_init__(self) -> None:
+        _require(self.views in (1, 10), "evaluation.views", self.views, "1 or 10")
         _require(self.every_epochs >= 0, "evaluation.every_epochs", self.every_epochs, "0 or more")
         _require(self.block_size > 0, "evaluation.block_size", self.block_size, "at least 1")
 
@@ -284,6 +382,10 @@ class Config:
     """Micro-batches a rank adds up in one step."""
     precision: Precision = "fp32"
     """Type of the network's arithmetic; weights and the optimizer's state are fp32 always."""
+    compile: Literal["auto", "off", "on"] = operational("auto")
+    """Fuse the network's small operations with torch.compile; auto: on GPUs."""
+    not_learning_after_samples: int = operational(1_000_000)
+    """An alarm rings if the loss is still that of guessing once so many samples have been seen."""
     seed: int = 0
     """Of everything random: initialisation, order, augmentation, dropout."""
     log_every_steps: int = operational(50)
@@ -291,8 +393,17 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0 and math.isfinite(self.epochs), "epochs", self.epochs, "above 0")
-        for name in ("global_batch_size", "accumulation_steps", "log_every_steps"):
+        for name in (
+            *("global_batch_size", "accumulation_steps", "log_every_steps"),
+            "not_learning_after_samples",
+        ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+        _require(
+            self.evaluation.views == 1 or self.augment.crop_pixels is not None,
+            "evaluation.views",
+            f"{self.evaluation.views} without augment.crop_pixels",
+            "1, or a crop smaller than the image",
+        )
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2**63")
 
 

@@ -43,7 +43,13 @@ def _discard(stream: TextIO) -> None:
 
 
 def resolved_table(
-    config: Config, plan: BatchPlan, *, num_val_samples: int, target_steps: int, device: str
+    config: Config,
+    plan: BatchPlan,
+    *,
+    num_val_samples: int,
+    target_steps: int,
+    num_ranks: int,
+    device: str,
 ) -> dict[str, str]:
     """The arithmetic of a run, for its first lines."""
     rounds = "" if plan.accumulation_steps == 1 else f" × {plan.accumulation_steps} accumulated"
@@ -53,11 +59,14 @@ def resolved_table(
         rest = f"none left out, the last batch has {plan.num_samples % plan.global_batch_size:,}"
     else:
         rest = "none left out"
+    is_split = config.model.columns == "split"
+    layout = ", one column each" if is_split else ""
+    holders = f"{num_ranks}/2 ranks" if is_split else f"{num_ranks} ranks"
     schedule = config.schedule
     warmup = f" after {schedule.warmup_ratio:.0%} warm-up" if schedule.warmup_ratio else ""
     return {
-        "ranks": f"{plan.world_size} on {device}, {config.precision}",
-        "global batch": f"{plan.global_batch_size:,} = {plan.world_size} ranks × "
+        "ranks": f"{num_ranks} on {device}, {config.precision}{layout}",
+        "global batch": f"{plan.global_batch_size:,} = {holders} × "
         f"{plan.local_batch_size:,} local{rounds}",
         "epochs": f"{config.epochs:g} of {plan.steps_per_epoch:,} steps, {target_steps:,} in all",
         "samples": f"{plan.num_samples:,} train ({rest}), {num_val_samples:,} val",

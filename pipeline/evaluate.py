@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import signal
 import sys
 import time
@@ -30,13 +31,15 @@ from torch.nn import functional as F
 from data_prep.files import atomic_writer
 from data_prep.manifest import manifest_sha256, read_manifest
 from pipeline import checkpoint
-from pipeline.data.augment import Normalizer
+from pipeline.data.augment import input_size
 from pipeline.data.loader import Loader, evaluation_requests
+from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import evaluation_blocks
-from pipeline.data.preprocess import build_normalizer
+from pipeline.data.preprocess import Viewer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave
+from pipeline.grid import Grid, build_grid
 from pipeline.model import build_model
 from pipeline.replica import load_weights
 from pipeline.run_directory import RunDirectory
@@ -85,8 +88,9 @@ class InexactEvaluation(RuntimeError):
 def evaluate(
     model: nn.Module,
     reader: TarReader,
-    normalizer: Normalizer,
+    viewer: Viewer,
     world: World,
+    grid: Grid,
     *,
     split: str,
     block_size: int,
@@ -94,11 +98,11 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the plain `model` (no DDP around it) on all samples of `reader`, on every rank.
 
-    Raises `InexactEvaluation` if the ranks' samples do not make up the split, and what the reader
-    raises.
+    Each sample's answer is the mean of the softmax probabilities of its views. Raises
+    `InexactEvaluation` if the ranks' samples do not make up the split, and what the reader raises.
     """
     begin = time.perf_counter()
-    blocks = evaluation_blocks(reader.num_samples, block_size, world.size, world.rank)
+    blocks = evaluation_blocks(reader.num_samples, block_size, grid.num_replicas, grid.replica)
     loader = Loader(
         reader,
         evaluation_requests(blocks),
@@ -111,11 +115,12 @@ def evaluate(
         parts = []
         for batch in loader:
             images, labels = batch.to(world.device)
-            answers = _answer(model(normalizer(images)), labels)
+            answers = _answer([model(view) for view in viewer(images)], labels)
             part = {"samples": batch.samples[: batch.num_valid]}
             part |= {name: value[: batch.num_valid] for name, value in answers.items()}
             parts.append(part)
-    rows = _concatenate([part for ranks in world.gather(parts) for part in ranks])
+    answers_of_ranks = world.gather(parts if grid.reports else [])
+    rows = _concatenate([part for parts in answers_of_ranks for part in parts])
     return _summarize(split, rows, reader.num_samples, time.perf_counter() - begin)
 
 
@@ -137,17 +142,17 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.train(was_training)
 
 
-def _answer(logits: torch.Tensor, labels: torch.Tensor) -> Arrays:
-    """What is kept of a block: logits N×C, labels N."""
-    logits = logits.float()
-    # Ranked by logits: where a softmax has rounded to 0, or to the same value, order is lost.
-    classes = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
-    losses = F.cross_entropy(logits, labels, reduction="none")
+def _answer(logits: list[torch.Tensor], labels: torch.Tensor) -> Arrays:
+    """What is kept of a block: the logits of each view, N×C, and labels N."""
+    # Logarithms in float64: as probabilities, or rounded, what is unlikely would lose its order.
+    views = torch.stack([view.double().log_softmax(1) for view in logits])
+    scores = views.logsumexp(0) - math.log(len(logits))
+    classes = scores.topk(min(TOP_K, scores.shape[1]), dim=1).indices
     return {
         "labels": labels.cpu().numpy(),
         "topk_classes": classes.cpu().numpy(),
-        "topk_probabilities": logits.softmax(1).gather(1, classes).cpu().numpy(),
-        "losses": losses.cpu().numpy(),
+        "topk_probabilities": scores.gather(1, classes).exp().float().cpu().numpy(),
+        "losses": F.nll_loss(scores, labels, reduction="none").float().cpu().numpy(),
     }
 
 
@@ -201,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
         default="newest",
         help="newest, best, a step or a checkpoint's path; default: %(default)s",
     )
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 10),
+        help="1: the middle of each image, 10: the ten views of 2012; default: as in training",
+    )
     parser.add_argument("--shards", type=Path, help="where the shard set is now, if it was moved")
     return parser
 
@@ -217,14 +228,20 @@ def _evaluate_run(
         state = checkpoint.load(path, world.device)
         threads = config.data.decode_threads
         reader = TarReader(shards, manifest, options.split, num_threads=threads)
-        model = build_model(config.model, manifest.num_classes, reader.image_shape)
-        load_weights(model, state["model"])
+        height, width, _ = reader.image_shape
+        size = input_size(config.augment, (height, width))
+        model = build_model(config.model, manifest.num_classes, size)
+        load_weights(model, state["model"], column=None)
+        num_views = options.views or config.evaluation.views
+        normalizer = build_normalizer(config.augment, manifest, shards, world.device)
+        viewer = Viewer(config.augment, num_views, normalizer)
     with reader:
         result = evaluate(
             model.to(world.device),
             reader,
-            build_normalizer(config.augment, manifest, world.device),
+            viewer,
             world,
+            build_grid(world, "fused", config.distributed.timeout_seconds),
             split=options.split,
             block_size=config.evaluation.block_size,
             depth=config.data.prefetch_batches,

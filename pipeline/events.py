@@ -11,6 +11,7 @@ Every row has `kind`, `step` (optimizer updates done when it was written), `epoc
                 skipped_steps (so far), grad_norm (or null)
     eval        an evaluation: split, top1, top5, loss, correct1, correct5, seen, expected, seconds
     checkpoint  a save: path, num_bytes, seconds, reason (metrics.CHECKPOINT_KINDS)
+    alarm       something needs a look: reason (not_learning), loss
     signal      a stop request was agreed on: source
     end         the process group left: outcome (completed | stopped | failed), and for `failed`
                 the error
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["run", "train", "eval", "checkpoint", "signal", "end"]
+Kind = Literal["run", "train", "eval", "checkpoint", "alarm", "signal", "end"]
 Event = dict[str, Any]
 
 

@@ -8,14 +8,16 @@ import torch
 
 from pipeline.clock import StepTime
 from pipeline.distributed import World
+from pipeline.grid import Grid
 from pipeline.metrics import PHASES
 
 
 class Interval:
     """Sums of the steps since the last log; nothing here waits for the device before `reduce`."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, grid: Grid) -> None:
         self._world = world
+        self._grid = grid
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         """Loss and right answers."""
         self._num_samples = 0
@@ -52,10 +54,12 @@ class Interval:
         ours = torch.tensor(local, dtype=torch.float64, device=self._world.device)
         sums = torch.cat([self._sums, ours])
         loss, correct, num_samples, wait, all_seconds = self._world.sum(sums).tolist()
+        # All ranks of a replica count its samples, which says nothing of loss and top-1.
+        all_samples = num_samples / self._grid.ranks_per_replica
         return {
             "loss": loss / num_samples,
             "top1": correct / num_samples,
-            "images_per_second": num_samples * self._world.size / all_seconds,
+            "images_per_second": all_samples * self._world.size / all_seconds,
             "data_wait_ratio": wait / all_seconds,
             "phase_seconds": self._phase_seconds,
             "grad_norm": None if self._norm is None else float(self._norm),

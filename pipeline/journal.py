@@ -34,6 +34,7 @@ class Journal:
         self._metrics = metrics
         self._plan = plan
         self._has_warned = False
+        self._is_stuck = False
 
     @classmethod
     def of_rank(
@@ -71,6 +72,17 @@ class Journal:
             train_line(row, step, epoch=epoch, target_steps=target_steps, eta_seconds=eta_seconds)
         )
         self._write("train", step, row)
+
+    def watched_learning(self, step: int, loss: float, *, is_stuck: bool) -> None:
+        """Whether the network still guesses, long after it should have begun to learn."""
+        self._metrics.watched_learning(is_stuck=is_stuck)
+        if is_stuck and not self._is_stuck:
+            self.console.line(
+                f"warning: not learning: after {step:,} steps the loss of {loss:.4f} is still that "
+                "of guessing; try another learning rate, initialisation or seed"
+            )
+            self._write("alarm", step, {"reason": "not_learning", "loss": loss})
+        self._is_stuck = is_stuck
 
     def evaluated(self, step: int, result: Evaluation) -> None:
         names = ("top1", "top5", "loss", "seen", "expected")

@@ -12,18 +12,19 @@ import torch
 
 from data_prep.manifest import Manifest
 from pipeline import checkpoint
+from pipeline.alarm import is_guessing
 from pipeline.clock import StepClock
 from pipeline.config import Config
-from pipeline.data.augment import Normalizer
 from pipeline.data.batch import HostBatch
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
-from pipeline.data.preprocess import Augmenter
-from pipeline.data.randomness import torch_seed
+from pipeline.data.preprocess import Augmenter, Viewer
+from pipeline.data.randomness import dropout_keys
 from pipeline.data.tar import TarReader
 from pipeline.distributed import World
 from pipeline.evaluate import evaluate, save_predictions
 from pipeline.failure import sentence_of
+from pipeline.grid import Grid
 from pipeline.interval import Interval
 from pipeline.journal import Journal
 from pipeline.metrics import RankMetrics
@@ -31,7 +32,7 @@ from pipeline.precision import MAX_SKIPPED_IN_A_ROW
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
-from pipeline.schedule import learning_rate_ratio
+from pipeline.schedule import Position, learning_rates
 from pipeline.settings import Settings
 from pipeline.stop import StopRequests
 
@@ -46,9 +47,10 @@ class Parts:
     target_steps: int
     run: RunDirectory
     world: World
+    grid: Grid
     replica: Replica
     augmenter: Augmenter
-    normalizer: Normalizer
+    viewer: Viewer
     train_reader: TarReader
     val_reader: TarReader
     progress: Progress
@@ -66,7 +68,7 @@ class TrainingLoop:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._clock = StepClock(parts.world.device)
-        self._interval = Interval(parts.world)
+        self._interval = Interval(parts.world, parts.grid)
         self._step_seconds = 0.0
         self._saved_step = parts.progress.step
         self._learning_rate = 0.0
@@ -98,7 +100,7 @@ class TrainingLoop:
         return Loader(
             parts.train_reader,
             training_requests(
-                parts.plan, parts.config.seed, parts.world.rank, start_step, end_step
+                parts.plan, parts.config.seed, parts.grid.replica, start_step, end_step
             ),
             batch_size=parts.plan.local_batch_size,
             depth=parts.config.data.prefetch_batches,
@@ -114,7 +116,7 @@ class TrainingLoop:
             clock.mark("data_wait")
             self._add_gradients(batch, micro_batch)
             num_samples += batch.num_valid
-        parts.replica.set_learning_rate(self._next_learning_rate())
+        self._set_rates()
         norm, skipped = parts.replica.update()
         clock.mark("optimizer")
         parts.progress.did_step(skipped=skipped)
@@ -129,14 +131,14 @@ class TrainingLoop:
 
     def _add_gradients(self, batch: HostBatch, micro_batch: int) -> None:
         parts, clock, step = self._parts, self._clock, self._parts.progress.step
+        epoch, samples = parts.plan.epoch_of(step), batch.samples
         images, labels = batch.to(parts.world.device)
+        keys = torch.from_numpy(dropout_keys(parts.config.seed, epoch, samples))
         clock.mark("h2d")
-        torch.manual_seed(
-            torch_seed(parts.config.seed, step=step, micro_batch=micro_batch, rank=parts.world.rank)
-        )
         is_last = micro_batch + 1 == parts.plan.accumulation_steps
         loss, logits = parts.replica.add_gradients(
-            parts.augmenter(images, batch.samples, parts.plan.epoch_of(step)),
+            parts.augmenter(images, samples, epoch),
+            keys.to(parts.world.device, non_blocking=True),
             labels,
             step_samples=parts.plan.samples_in_step(step),
             is_last=is_last,
@@ -145,24 +147,26 @@ class TrainingLoop:
         clock.mark("sync_wait" if is_averaged else "forward_backward")
         self._interval.note_predictions(loss, logits, labels)
 
-    def _next_learning_rate(self) -> float:
+    def _set_rates(self) -> None:
         parts = self._parts
-        ratio = learning_rate_ratio(
-            parts.config.schedule,
+        position = Position(
             updates=parts.progress.updates,
             steps_per_epoch=parts.plan.steps_per_epoch,
             target_steps=parts.target_steps,
             losses=parts.progress.losses,
         )
-        self._learning_rate = ratio * parts.config.optim.learning_rate
-        return self._learning_rate
+        rates = learning_rates(parts.config.optim, parts.config.schedule, position)
+        parts.replica.set_rates(rates)
+        self._learning_rate = rates.weights
 
     def _collect_times(self) -> None:
         for time_of_step in self._clock.finished():
             self._step_seconds = time_of_step.seconds
             self._interval.note_time(time_of_step)
             self._parts.metrics.record_step(
-                time_of_step.num_samples, time_of_step.phase_seconds, time_of_step.skipped
+                time_of_step.num_samples / self._parts.grid.ranks_per_replica,
+                time_of_step.phase_seconds,
+                time_of_step.skipped,
             )
 
     def _between_steps(self) -> None:
@@ -203,7 +207,7 @@ class TrainingLoop:
             "learning_rate": self._learning_rate,
             "skipped_steps": parts.progress.skipped_steps,
         }
-        self._interval = Interval(parts.world)
+        self._interval = Interval(parts.world, parts.grid)
         if parts.world.device.type == "cuda":
             parts.metrics.record_gpu_memory(
                 torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
@@ -217,6 +221,13 @@ class TrainingLoop:
         parts.journal.trained(
             parts.progress.step, row, target_steps=parts.target_steps, loss_scale=scale
         )
+        self._watch_learning(row["loss"])
+
+    def _watch_learning(self, loss: float) -> None:
+        parts, step = self._parts, self._parts.progress.step
+        if step * parts.plan.global_batch_size >= parts.config.not_learning_after_samples:
+            is_stuck = is_guessing(loss, parts.manifest.num_classes)
+            parts.journal.watched_learning(step, loss, is_stuck=is_stuck)
 
     def _evaluate(self) -> bool:
         """Evaluate `val`; returns whether it is the best so far."""
@@ -224,8 +235,9 @@ class TrainingLoop:
         result = evaluate(
             parts.replica.model,
             parts.val_reader,
-            parts.normalizer,
+            parts.viewer,
             parts.world,
+            parts.grid,
             split="val",
             block_size=parts.config.evaluation.block_size,
             depth=parts.config.data.prefetch_batches,
@@ -245,12 +257,16 @@ class TrainingLoop:
         the process ends: then `OSError` is raised.
         """
         parts, step = self._parts, self._parts.progress.step
-        if not parts.replica.is_finite():
+        if not all(parts.world.gather(parts.replica.is_finite())):
             raise ValueError(
                 f"a weight is not a number at step {step}: training has diverged, "
                 "nothing is saved; lower optim.learning_rate"
             )
-        error = self._write_checkpoint(reason) if parts.world.is_main else None
+        state = self._state() if parts.grid.replica == 0 else None
+        error = None
+        if parts.world.is_main:
+            assert state is not None
+            error = self._write_checkpoint(reason, state)
         error = parts.world.broadcast(error)
         if error is None:
             self._saved_step = step
@@ -259,12 +275,12 @@ class TrainingLoop:
         if must_succeed:
             raise OSError(f"the checkpoint of step {step} could not be saved: {error}")
 
-    def _write_checkpoint(self, reason: str) -> str | None:
+    def _write_checkpoint(self, reason: str, state: dict[str, Any]) -> str | None:
         """Save, and tell; returns what went wrong."""
         parts, step = self._parts, self._parts.progress.step
         directory, begin = parts.run.checkpoints, time.perf_counter()
         try:
-            path, num_bytes = checkpoint.save(directory, step, self._state())
+            path, num_bytes = checkpoint.save(directory, step, state)
             if parts.progress.best_step == step:
                 checkpoint.mark_best(directory, path)
             checkpoint.prune(directory, parts.config.checkpoint.keep, step)

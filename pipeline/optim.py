@@ -1,27 +1,28 @@
-"""The optimizer of a model and its loss."""
+"""The optimizer of a network, its state under the parameters' names, and the loss."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config import OptimConfig
+from pipeline.model.network import Network
+from pipeline.schedule import Rates
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over all parameters; only weights (two or more dimensions) decay.
+def build_optimizer(model: Network, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over all parameters, in a group for each field of `Rates`, of that name.
 
-    `adam` adds the decay to the gradient (Kingma and Ba, arXiv 1412.6980), `adamw` takes it off the
-    weights (arXiv 1711.05101). Keras adds epsilon before the second moment's bias correction and
-    `adam` behind it, which only gradients as small as epsilon can tell.
+    Only weights (two or more dimensions) decay. `adam` adds the decay to the gradient (Kingma and
+    Ba, arXiv 1412.6980), `adamw` takes it off the weights (arXiv 1711.05101). Keras adds epsilon
+    before the second moment's bias correction and `adam` behind it, which only gradients as small
+    as epsilon can tell.
     """
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups = _groups(model, config.weight_decay)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(
             groups,
@@ -38,6 +39,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return kind(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
+def _groups(model: Network, weight_decay: float) -> list[dict[str, Any]]:
+    first = set(model.first_convolution.parameters())
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in Rates.__dataclass_fields__}
+    for parameter in model.parameters():
+        kind = "weights" if parameter.ndim > 1 else "biases"
+        groups[f"conv1_{kind}" if parameter in first else kind].append(parameter)
+    return [
+        {"name": name, "params": params, "weight_decay": weight_decay * name.endswith("weights")}
+        for name, params in groups.items()
+    ]
+
+
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
     """Begin all velocities at 0, which gives what torch's own beginning in the first step does.
 
@@ -49,10 +62,49 @@ def _start_momentum(optimizer: torch.optim.SGD) -> None:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every parameter group the same learning rate."""
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, config: OptimConfig) -> None:
+    """Give each group its learning rate.
+
+    The 2012 update is v ← 0.9 v − rate · gradient, w ← w + v (section 5); torch keeps v / −rate.
+    So with `momentum_form` velocity that is rescaled when the rate changes, and v goes on. A rate
+    of 0 stops at once, where the original's last small velocity takes ten updates to die out.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        before, now = group["lr"], getattr(rates, group["name"])
+        group["lr"] = now
+        keeps_velocity = config.momentum_form == "velocity" and config.momentum > 0
+        if keeps_velocity and before != now and before * now > 0:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"].mul_(before / now)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_optimizer_state` takes: rates by group, and tensors by the parameters' names."""
+    return {
+        "rates": {group["name"]: group["lr"] for group in optimizer.param_groups},
+        "tensors": {
+            name: dict(optimizer.state[parameter])
+            for name, parameter in model.named_parameters()
+            if parameter in optimizer.state
+        },
+    }
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Go on from an `optimizer_state`; raises `ValueError` if it is another network's."""
+    parameters = dict(model.named_parameters())
+    if not set(state["tensors"]) <= set(parameters):
+        unknown = ", ".join(sorted(set(state["tensors"]) - set(parameters)))
+        raise ValueError(
+            f"the checkpoint's optimizer has a state for {unknown}, which this network lacks: "
+            "use the recipe it was trained with"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = state["rates"][group["name"]]
+    for name, tensors in state["tensors"].items():
+        optimizer.state[parameters[name]] = dict(tensors)
 
 
 def cross_entropy_sum(

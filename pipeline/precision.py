@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from pipeline.config import Precision
 
@@ -26,9 +28,17 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740)."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+def loss_scaler(
+    precision: Precision, device: torch.device, same_replica: dist.ProcessGroup | None
+) -> torch.amp.GradScaler:
+    """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740).
+
+    Ranks that hold parts of one replica skip a step together.
+    """
+    is_enabled = precision == "fp16"
+    if same_replica is None:
+        return torch.amp.GradScaler(device.type, enabled=is_enabled)
+    return ShardedGradScaler(device.type, enabled=is_enabled, process_group=same_replica)
 
 
 def apply_gradients(
@@ -36,17 +46,31 @@ def apply_gradients(
     scaler: torch.amp.GradScaler,
     parameters: list[torch.nn.Parameter],
     clip_norm: float | None,
+    same_replica: dist.ProcessGroup | None,
 ) -> tuple[torch.Tensor | None, bool]:
     """Update the weights; returns the gradients' norm, if they are clipped, and whether it skipped.
 
-    Gradients are unscaled before they are clipped. A step whose gradients are not finite is left
-    out in fp16, and the scale falls.
+    Gradients are unscaled before they are clipped, by the norm over all ranks of the replica. A
+    step whose gradients are not finite is left out in fp16, and the scale falls.
     """
     norm = None
     if clip_norm is not None:
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        norm = _norm(parameters, same_replica)
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
     return norm, scaler.get_scale() < scale
+
+
+def _norm(
+    parameters: list[torch.nn.Parameter], same_replica: dist.ProcessGroup | None
+) -> torch.Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if same_replica is None:
+        return norm
+    square = norm.square()
+    dist.all_reduce(square, group=same_replica)
+    return square.sqrt()

@@ -15,12 +15,14 @@ from data_prep.manifest import Manifest, manifest_sha256, read_manifest
 from pipeline import checkpoint
 from pipeline.command import Command
 from pipeline.config import Config
-from pipeline.data.augment import Normalizer
+from pipeline.data.augment import input_size
+from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import BatchPlan
-from pipeline.data.preprocess import Augmenter, build_normalizer
+from pipeline.data.preprocess import Augmenter, Viewer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import World
 from pipeline.exporter import start_exporter
+from pipeline.grid import Grid, build_grid, check_layout
 from pipeline.journal import Journal
 from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
@@ -41,8 +43,10 @@ def prepare(
     config, run = command.config, command.run
     _set_threads(world)
     with world.together():
+        check_layout(config.model.columns, world.size)
         if world.is_main:
             _open_run(run, resources)
+    grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
         shards = Path(config.data.shards)
         manifest = read_manifest(shards)
@@ -51,13 +55,15 @@ def prepare(
         )
         check_same_run(run, settings)
         readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
-        plan = _plan(config, readers["train"].num_samples, world)
+        plan = _plan(config, readers["train"].num_samples, grid)
+        height, width, _ = readers["train"].image_shape
+        size = input_size(config.augment, (height, width))
         torch.manual_seed(config.seed)
-        model = build_model(config.model, manifest.num_classes, readers["train"].image_shape)
-        normalizer = build_normalizer(config.augment, manifest, world.device)
+        model = build_model(config.model, manifest.num_classes, size, grid.columns)
+        normalizer = build_normalizer(config.augment, manifest, shards, world.device)
     registry = _publish(config, run, world, resources)
-    replica = Replica(model, config, world)
-    _warm_up(replica, normalizer, plan, readers["train"], world)
+    replica = Replica(model, config, world, grid)
+    _warm_up(replica, plan, size, world)
     progress, path = _resume(replica, settings, run, world)
     with world.together():
         if world.is_main:
@@ -69,9 +75,10 @@ def prepare(
         target_steps=round(config.epochs * plan.steps_per_epoch),
         run=run,
         world=world,
+        grid=grid,
         replica=replica,
-        augmenter=Augmenter(config.augment, config.seed, normalizer),
-        normalizer=normalizer,
+        augmenter=Augmenter(config.augment, config.seed, manifest, normalizer),
+        viewer=Viewer(config.augment, config.evaluation.views, normalizer),
         train_reader=readers["train"],
         val_reader=readers["val"],
         progress=progress,
@@ -114,11 +121,11 @@ def _reader(
     return resources.enter_context(TarReader(shards, manifest, split, num_threads=threads))
 
 
-def _plan(config: Config, num_samples: int, world: World) -> BatchPlan:
+def _plan(config: Config, num_samples: int, grid: Grid) -> BatchPlan:
     return BatchPlan(
         num_samples=num_samples,
         global_batch_size=config.global_batch_size,
-        world_size=world.size,
+        num_replicas=grid.num_replicas,
         accumulation_steps=config.accumulation_steps,
         drop_last=config.data.drop_last,
     )
@@ -149,13 +156,11 @@ def _publish(
     return registry
 
 
-def _warm_up(
-    replica: Replica, normalizer: Normalizer, plan: BatchPlan, reader: TarReader, world: World
-) -> None:
-    shape = (plan.local_batch_size, *reader.image_shape)
-    images = torch.zeros(shape, dtype=torch.uint8, device=world.device)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=world.device)
-    replica.warm_up(normalizer(images), labels)
+def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: World) -> None:
+    shape = (plan.local_batch_size, 3, *size)
+    images = torch.zeros(shape, device=world.device).to(memory_format=torch.channels_last)
+    zeros = torch.zeros(len(images), dtype=torch.int64, device=world.device)
+    replica.warm_up(images, zeros, zeros)
 
 
 def _resume(

@@ -1,4 +1,4 @@
-"""One copy of the model on one rank, and the update that keeps all copies equal."""
+"""One copy of the model, on one rank or on two, and the update that keeps all copies equal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.distributed import World
-from pipeline.optim import build_optimizer, cross_entropy_sum, set_learning_rate
+from pipeline.grid import Grid
+from pipeline.model.columns import part_of, parts_of, whole_of
+from pipeline.model.network import Network
+from pipeline.optim import (
+    build_optimizer,
+    cross_entropy_sum,
+    load_optimizer_state,
+    optimizer_state,
+    set_rates,
+)
 from pipeline.precision import apply_gradients, autocast, loss_scaler
+from pipeline.schedule import Rates
 
 _HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
 """DDP's option to copy rank 0's buffers in every forward pass; torch 2.13 has renamed it."""
+
+_MAX_GRAPH_IMAGES = 256
+"""Up to so many images a replica the GPU would wait for launches."""
 
 _Buckets = torch.futures.Future[torch.Tensor]
 
@@ -27,28 +40,32 @@ _Buckets = torch.futures.Future[torch.Tensor]
 class Replica:
     """Model, optimizer and loss scaler of this rank.
 
-    After every step all ranks hold the same bits: gradients are averaged by DDP, and the moments
-    of BatchNorm, which each rank takes from its own images, by one small reduction of our own.
+    After every step all replicas hold the same bits: gradients are averaged by DDP among the ranks
+    that hold the same columns, and the moments of BatchNorm, which each rank takes from its own
+    images, by one small reduction of our own.
     """
 
-    def __init__(self, model: nn.Module, config: Config, world: World) -> None:
+    def __init__(self, model: Network, config: Config, world: World, grid: Grid) -> None:
         self.model = model.to(world.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._config = config
         self._world = world
+        self.grid = grid
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._moments = [b for b in model.buffers() if b.is_floating_point()]
         self._optimizer = build_optimizer(model, config.optim)
-        self._scaler = loss_scaler(config.precision, world.device)
-        self._parallel = self._distribute()
+        self._scaler = loss_scaler(config.precision, world.device, grid.same_replica)
+        self._ddp = self._distribute()
+        self._forward = self._compile(self.model if self._ddp is None else self._ddp)
         self.when_gradients_are_ready: Callable[[], None] = lambda: None
         """Called in each step when only the averaging of gradients is left of the backward pass."""
 
-    def _distribute(self) -> nn.Module:
-        if self._world.size == 1:
-            return self.model
+    def _distribute(self) -> DistributedDataParallel | None:
+        if self.grid.same_column is None:
+            return None
         parallel = DistributedDataParallel(
             self.model,
+            process_group=self.grid.same_column,
             bucket_cap_mb=self._config.distributed.bucket_bytes / (1 << 20),
             gradient_as_bucket_view=True,
             **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
@@ -57,49 +74,66 @@ class Replica:
         parallel.register_comm_hook(self, lambda replica, bucket: _average_bucket(replica, bucket))
         return parallel
 
+    def _compile(self, module: nn.Module) -> Callable[..., torch.Tensor]:
+        """Fuse small operations; small batches of a GPU are launched as CUDA graphs too."""
+        is_cuda = self._world.device.type == "cuda"
+        is_wanted = {"auto": is_cuda and self.grid.column is None, "on": True, "off": False}
+        if not is_wanted[self._config.compile]:
+            return module
+        plan_size = self._config.global_batch_size // self.grid.num_replicas
+        is_small = is_cuda and plan_size <= _MAX_GRAPH_IMAGES
+        compiled: Callable[..., torch.Tensor] = torch.compile(
+            module, mode="reduce-overhead" if is_small else "default"
+        )
+        return compiled
+
     @property
     def loss_scale(self) -> float | None:
         """Of fp16; None in other precisions."""
         return self._scaler.get_scale() if self._scaler.is_enabled() else None
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self._optimizer, learning_rate)
+    def set_rates(self, rates: Rates) -> None:
+        set_rates(self._optimizer, rates, self._config.optim)
 
     def add_gradients(
-        self, inputs: torch.Tensor, labels: torch.Tensor, *, step_samples: int, is_last: bool
+        self,
+        inputs: torch.Tensor,
+        keys: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        step_samples: int,
+        is_last: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward pass of one micro-batch: inputs N×3×H×W, labels int64 N.
+        """Forward and backward pass of one micro-batch: inputs N×3×H×W, keys and labels int64 N.
 
-        `step_samples` counts the samples of the step on all ranks: each weighs the same, however
+        `step_samples` counts the samples of the step on all replicas: each weighs the same, however
         unequally a ragged batch is divided. Returns the summed loss and the logits N×C, detached.
         """
         with self._synchronization(is_last):
             with autocast(self._config.precision, self._world.device):
-                logits = self._parallel(inputs)
+                logits = self._forward(inputs, keys)
             loss = cross_entropy_sum(logits, labels, self._config.optim.label_smoothing)
             moments = self._start_averaging_moments() if is_last else None
-            # DDP divides by the number of ranks; the mean over the step's samples is meant.
-            self._scaler.scale(loss * (self._world.size / step_samples)).backward()
+            # Replicas are averaged; the mean over the step's samples is meant.
+            self._scaler.scale(loss * (self.grid.num_replicas / step_samples)).backward()
         if moments is not None:
             self._finish_averaging_moments(*moments)
         return loss.detach(), logits.detach()
 
     def _synchronization(self, is_last: bool) -> AbstractContextManager[object]:
-        if is_last or not isinstance(self._parallel, DistributedDataParallel):
-            return nullcontext()
-        return self._parallel.no_sync()
+        return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
 
     def _start_averaging_moments(self) -> tuple[dist.Work, torch.Tensor] | None:
-        if self._world.size == 1 or not self._moments:
+        if self.grid.same_column is None or not self._moments:
             return None
         flat = torch.cat([moment.flatten() for moment in self._moments])
-        work = dist.all_reduce(flat, async_op=True)
+        work = dist.all_reduce(flat, group=self.grid.same_column, async_op=True)
         assert work is not None
         return work, flat
 
     def _finish_averaging_moments(self, work: dist.Work, flat: torch.Tensor) -> None:
         work.wait()
-        flat /= self._world.size
+        flat /= self.grid.num_replicas
         parts = flat.split([moment.numel() for moment in self._moments])
         for moment, part in zip(self._moments, parts, strict=True):
             moment.copy_(part.view_as(moment))
@@ -107,34 +141,58 @@ class Replica:
     def update(self) -> tuple[torch.Tensor | None, bool]:
         """Apply the gradients and clear them; see `precision.apply_gradients`."""
         outcome = apply_gradients(
-            self._optimizer, self._scaler, self._parameters, self._config.optim.clip_norm
+            self._optimizer,
+            self._scaler,
+            self._parameters,
+            self._config.optim.clip_norm,
+            self.grid.same_replica,
         )
         self._optimizer.zero_grad(set_to_none=False)
         return outcome
 
-    def warm_up(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+    def warm_up(self, inputs: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> None:
         """Run a step that leaves no trace.
 
         DDP orders its buckets anew after its first backward pass, and with them the additions in
         the reduction. Behind a warm-up a resumed run has the order of one that never stopped.
         """
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.add_gradients(inputs, labels, step_samples=len(inputs), is_last=True)
+        self.add_gradients(inputs, keys, labels, step_samples=len(inputs), is_last=True)
         self._optimizer.zero_grad(set_to_none=False)
         self.model.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights under the plain model's names, optimizer and scaler: tensors and plain values."""
+        """Both columns' weights and optimizer state under the plain model's names, and the scaler.
+
+        The ranks of a replica call it together; what its first rank gets is whole. The same on any
+        number of ranks in any layout.
+        """
+        columns = self.grid.columns
+        optimizer = optimizer_state(self.model, self._optimizer)
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "model": {
+                name: whole_of(name, part, columns)
+                for name, part in self.model.state_dict().items()
+            },
+            "optimizer": optimizer
+            | {
+                "tensors": {
+                    name: {kind: whole_of(name, part, columns) for kind, part in tensors.items()}
+                    for name, tensors in optimizer["tensors"].items()
+                }
+            },
             "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; raises `ValueError` if it is another network's."""
-        load_weights(self.model, state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        """Go on from a `state_dict`, each rank with its part of it.
+
+        Raises `ValueError` if it is another network's.
+        """
+        load_weights(self.model, state["model"], self.grid.column)
+        load_optimizer_state(
+            self.model, self._optimizer, _part_of_optimizer(state["optimizer"], self.grid.column)
+        )
         self._scaler.load_state_dict(state["scaler"])
 
     @torch.no_grad()
@@ -144,10 +202,13 @@ class Replica:
         return bool(finite.all())
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put a checkpoint's weights into `model`; raises `ValueError` if it is another network's."""
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:
+    """Put a checkpoint's weights, or one column's part of them, into `model`.
+
+    Raises `ValueError` if they are another network's.
+    """
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights if column is None else parts_of(weights, column))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(
@@ -156,15 +217,28 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         ) from None
 
 
+def _part_of_optimizer(state: dict[str, Any], column: int | None) -> dict[str, Any]:
+    if column is None:
+        return state
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensors in state["tensors"].items():
+        for kind, whole in tensors.items():
+            part = part_of(name, whole, column)
+            if part is not None:
+                parts.setdefault(name, {})[kind] = part
+    return state | {"tensors": parts}
+
+
 def _average_bucket(
     replica: Replica,
     bucket: dist.GradBucket,  # type: ignore[name-defined]  # not exported
 ) -> _Buckets:
-    """DDP's communication hook: the mean over the ranks, and a call before the last bucket."""
+    """DDP's communication hook: the mean over the replicas, and a call before the last bucket."""
     if bucket.is_last():
         replica.when_gradients_are_ready()
-    gradients = bucket.buffer().div_(dist.get_world_size())
-    work = dist.all_reduce(gradients, async_op=True)
+    grid = replica.grid
+    gradients = bucket.buffer().div_(grid.num_replicas)
+    work = dist.all_reduce(gradients, group=grid.same_column, async_op=True)
     assert work is not None
     future: _Buckets = work.get_future().then(lambda done: done.value()[0])
     return future

@@ -61,7 +61,7 @@ def _announce(parts: Parts, resumed_from: Path | None) -> None:
     config, plan, progress = parts.settings.config, parts.plan, parts.progress
     row = {
         "resumed_from": None if resumed_from is None else progress.step,
-        "world_size": plan.world_size,
+        "world_size": parts.world.size,
         "local_batch_size": plan.local_batch_size,
         "accumulation_steps": plan.accumulation_steps,
         "global_batch_size": plan.global_batch_size,
@@ -80,6 +80,7 @@ def _announce(parts: Parts, resumed_from: Path | None) -> None:
             plan,
             num_val_samples=parts.val_reader.num_samples,
             target_steps=parts.target_steps,
+            num_ranks=parts.world.size,
             device=parts.world.device.type,
         )
     )
@@ -120,7 +121,7 @@ def _facts(parts: Parts) -> RunFacts:
         steps_per_epoch=parts.plan.steps_per_epoch,
         target_epochs=parts.settings.config.epochs,
         global_batch_size=parts.plan.global_batch_size,
-        world_size=parts.plan.world_size,
+        world_size=parts.world.size,
     )
 
 

@@ -1,4 +1,4 @@
-"""From uint8 pixels to the network's input, on the device, in one place for every reader."""
+"""Where each image is cut and whether it is mirrored: the draws, and one gather on the device."""
 
 from __future__ import annotations
 
@@ -14,25 +14,58 @@ from pipeline.data.randomness import Stream, random_below, random_bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draws:
-    """The random choices for the images of one batch, each an array of N."""
+class Windows:
+    """What is taken from each of N images: a window of one size, at N places."""
 
-    rows: npt.NDArray[np.int64]
-    """First row of the crop, counted from `shift_pixels` above the image."""
-    columns: npt.NDArray[np.int64]
-    """First column of the crop, counted from `shift_pixels` left of the image."""
-    flip: npt.NDArray[np.bool_]
-    """Whether the crop is then mirrored left to right."""
+    height: int
+    width: int
+    tops: npt.NDArray[np.int64]
+    """First row of the window; below 0 and beyond the image its mirrored edge is meant."""
+    lefts: npt.NDArray[np.int64]
+    """First column of the window, likewise."""
+    flips: npt.NDArray[np.bool_]
+    """Whether the window is then mirrored left to right."""
 
 
-def draw(config: AugmentConfig, seed: int, epoch: int, samples: Indices) -> Draws:
-    """The choices for `samples` in `epoch`: a pure function, the same on any rank."""
-    positions = 2 * config.shift_pixels + 1
-    return Draws(
-        rows=random_below(positions, seed, Stream.SHIFT_DOWN, epoch, samples),
-        columns=random_below(positions, seed, Stream.SHIFT_RIGHT, epoch, samples),
-        flip=_flips(config, seed, epoch, samples),
-    )
+def draw_windows(
+    config: AugmentConfig, image_size: tuple[int, int], seed: int, epoch: int, samples: Indices
+) -> Windows:
+    """The windows for `samples` in `epoch`, of images height × width: the same on any rank.
+
+    With `crop_pixels` all (height − crop + 1) × (width − crop + 1) places are equally likely: 33×33
+    for 224 of 256, as in the 2012 code (the paper counts 32×32).
+    """
+    height, width = input_size(config, image_size)
+    spare_rows, spare_columns = image_size[0] - height, image_size[1] - width
+    if config.crop_place == "middle":
+        tops = np.full(len(samples), spare_rows // 2)
+        lefts = np.full(len(samples), spare_columns // 2)
+    else:
+        shift = config.shift_pixels
+        rows, columns = spare_rows + 2 * shift + 1, spare_columns + 2 * shift + 1
+        tops = random_below(rows, seed, Stream.SHIFT_DOWN, epoch, samples) - shift
+        lefts = random_below(columns, seed, Stream.SHIFT_RIGHT, epoch, samples) - shift
+    flips = _flips(config, seed, epoch, samples)
+    return Windows(height=height, width=width, tops=tops, lefts=lefts, flips=flips)
+
+
+def input_size(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what the network gets from images of `image_size`.
+
+    Raises `ValueError` if the images are too small for the crop or the shift.
+    """
+    smallest = min(image_size)
+    if config.crop_pixels is not None and config.crop_pixels > smallest:
+        raise ValueError(
+            f"augment.crop_pixels is {config.crop_pixels}, and the images are "
+            f"{image_size[0]}×{image_size[1]}: convert the shard set with a larger --size"
+        )
+    if config.shift_pixels >= smallest:
+        raise ValueError(
+            f"augment.shift_pixels is {config.shift_pixels}; expected less than the size of the "
+            f"images, which are {image_size[0]}×{image_size[1]}"
+        )
+    return image_size if config.crop_pixels is None else (config.crop_pixels,) * 2
 
 
 def _flips(config: AugmentConfig, seed: int, epoch: int, samples: Indices) -> npt.NDArray[np.bool_]:
@@ -49,49 +82,28 @@ def _coins(seed: int, epoch: int, samples: Indices) -> npt.NDArray[np.bool_]:
     return np.asarray(random_bits(seed, Stream.FLIP, epoch, samples) >> np.uint64(63), np.bool_)
 
 
-def apply(images: torch.Tensor, draws: Draws, shift_pixels: int) -> torch.Tensor:
-    """Shift by up to `shift_pixels` each way (edges mirrored) and flip; uint8 N×H×W×3, same out.
+def cut(images: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Take the windows: uint8 N×H×W×3 in, N×height×width×3 out.
 
-    One gather of whole pixels: the mirrored edges are in the index, so that no image is padded.
-    Raises `ValueError` if the images are too small to be mirrored so far.
+    One gather of whole pixels: mirrored edges are in the index, so that no image is padded.
     """
     count, height, width, channels = images.shape
-    if shift_pixels >= min(height, width):
-        raise ValueError(
-            f"augment.shift_pixels is {shift_pixels}; "
-            f"expected less than the size of the images, which are {height}×{width}"
-        )
-    rows = _mirrored(draws.rows[:, None] - shift_pixels + np.arange(height), height)
+    rows = _mirrored(windows.tops[:, None] + np.arange(windows.height), height)
     lines = np.arange(count)[:, None] * height + rows
-    steps = np.where(draws.flip[:, None], np.arange(width)[::-1], np.arange(width))
-    columns = _mirrored(draws.columns[:, None] - shift_pixels + steps, width)
+    steps = np.where(
+        windows.flips[:, None], np.arange(windows.width)[::-1], np.arange(windows.width)
+    )
+    columns = _mirrored(windows.lefts[:, None] + steps, width)
     starts, offsets = (
         torch.from_numpy(index).to(images.device, non_blocking=True)
         for index in (lines * width, columns)
     )
     pixels = starts[:, :, None] + offsets[:, None, :]
-    return images.reshape(-1, channels).index_select(0, pixels.flatten()).view_as(images)
+    taken = images.reshape(-1, channels).index_select(0, pixels.flatten())
+    return taken.view(count, windows.height, windows.width, channels)
 
 
 def _mirrored(places: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     """Places outside [0, size), by less than `size`, reflected at its first or last pixel."""
     last = size - 1
     return np.asarray(last - np.abs(last - np.abs(places)), np.int64)
-
-
-class Normalizer:
-    """Subtracts a mean and divides by a deviation, per channel, 0–255 scale."""
-
-    def __init__(
-        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-    ) -> None:
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-        self._scale = torch.tensor([1 / s for s in std], device=device)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory."""
-        count, height, width, channels = images.shape
-        lines = images.reshape(count, height, width * channels).float()
-        # Constants for a whole line: the CPU's inner loop is then long enough for vectors.
-        lines = torch.addcmul(self._shift.repeat(width), lines, self._scale.repeat(width))
-        return lines.view(images.shape).permute(0, 3, 1, 2)

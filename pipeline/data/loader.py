@@ -34,16 +34,16 @@ class Reader(Protocol):
 
 
 def training_requests(
-    plan: BatchPlan, seed: int, rank: int, start_step: int, end_step: int
+    plan: BatchPlan, seed: int, replica: int, start_step: int, end_step: int
 ) -> Iterator[Indices]:
-    """The samples of each micro-batch of one rank, from `start_step` up to `end_step`."""
+    """The samples of each micro-batch of one replica, from `start_step` up to `end_step`."""
     epoch, order = -1, np.empty(0, np.int64)
     for step in range(start_step, end_step):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
             order = epoch_order(plan.num_samples, seed, epoch)
         for micro_batch in range(plan.accumulation_steps):
-            positions = plan.positions(step, micro_batch, rank)
+            positions = plan.positions(step, micro_batch, replica)
             yield order[positions.start : positions.stop]
 
 

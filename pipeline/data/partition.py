@@ -1,14 +1,15 @@
 """Who reads which sample: pure functions, no I/O, no process group.
 
 The epoch's order is a permutation of the samples by (seed, epoch). Step `s` of an epoch takes
-positions [s·G, (s+1)·G) of it, whatever the number of ranks; only then are these positions divided:
+positions [s·G, (s+1)·G) of it, whatever the number of replicas; only then are they divided:
 
     positions of step s     | sG .................................... (s+1)G |
     accumulation 2          | micro-batch 0        | micro-batch 1            |
-    world 2                 | rank 0   | rank 1    | rank 0    | rank 1       |
+    two replicas            | 0        | 1         | 0         | 1            |
 
-So the same G on any world size and accumulation sees the same images in the same steps, all ranks
-run the same number of steps by construction, and the place to resume from is one integer, the step.
+A replica is one rank, or the two ranks that share a network's columns. So the same G on any number
+of ranks and any accumulation sees the same images in the same steps, all ranks run the same number
+of steps by construction, and the place to resume from is one integer, the step.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ class BatchPlan:
 
     num_samples: int
     global_batch_size: int
-    world_size: int
+    num_replicas: int
     accumulation_steps: int
     drop_last: bool
     """Leave out the epoch's last, smaller batch. Otherwise it is trained on as it is."""
 
     def __post_init__(self) -> None:
-        parts = self.world_size * self.accumulation_steps
+        parts = self.num_replicas * self.accumulation_steps
         if self.global_batch_size % parts:
             below = self.global_batch_size // parts * parts
             choices = " or ".join(str(size) for size in (below, below + parts) if size > 0)
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} cannot be divided among "
-                f"{self.world_size} ranks × {self.accumulation_steps} accumulation steps; "
+                f"{self.num_replicas} replicas × {self.accumulation_steps} accumulation steps; "
                 f"use a multiple of {parts}, such as {choices}"
             )
         if self.num_samples < parts:
             raise ValueError(
                 f"the split has {self.num_samples} samples; expected at least {parts}, one for "
-                f"each of {self.world_size} ranks × {self.accumulation_steps} accumulation steps"
+                f"{self.num_replicas} replicas × {self.accumulation_steps} accumulation steps each"
             )
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -58,14 +59,14 @@ class BatchPlan:
         if smallest == 0:
             raise ValueError(
                 f"the epoch's last batch of {self.num_samples % self.global_batch_size} samples "
-                f"leaves some of {self.world_size} ranks × {self.accumulation_steps} accumulation "
-                "steps without any; set data.drop_last to true"
+                f"leaves some of {self.num_replicas} replicas × {self.accumulation_steps} "
+                "accumulation steps without any; set data.drop_last to true"
             )
 
     @property
     def local_batch_size(self) -> int:
-        """Samples in a full micro-batch of one rank."""
-        return self.global_batch_size // (self.world_size * self.accumulation_steps)
+        """Samples in a full micro-batch of one replica."""
+        return self.global_batch_size // (self.num_replicas * self.accumulation_steps)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,15 +84,15 @@ class BatchPlan:
         return step // self.steps_per_epoch
 
     def samples_in_step(self, step: int) -> int:
-        """Samples of the whole step, over all ranks."""
+        """Samples of the whole step, over all replicas."""
         start = step % self.steps_per_epoch * self.global_batch_size
         return min(self.global_batch_size, self.num_samples - start)
 
-    def positions(self, step: int, micro_batch: int, rank: int) -> range:
-        """Which positions of the epoch's order one rank's micro-batch takes."""
+    def positions(self, step: int, micro_batch: int, replica: int) -> range:
+        """Which positions of the epoch's order one replica's micro-batch takes."""
         start = step % self.steps_per_epoch * self.global_batch_size
-        parts = self.world_size * self.accumulation_steps
-        part = micro_batch * self.world_size + rank
+        parts = self.num_replicas * self.accumulation_steps
+        part = micro_batch * self.num_replicas + replica
         size = self.samples_in_step(step)
         return range(start + size * part // parts, start + size * (part + 1) // parts)
 
@@ -111,15 +112,15 @@ class EvaluationBlock:
 
 
 def evaluation_blocks(
-    num_samples: int, block_size: int, world_size: int, rank: int
+    num_samples: int, block_size: int, num_replicas: int, replica: int
 ) -> list[EvaluationBlock]:
-    """The blocks one rank evaluates: every sample is in exactly one block of one rank.
+    """The blocks one replica evaluates: every sample is in exactly one block of one replica.
 
     Blocks are cut before they are dealt out, so a sample always sits in the same block at the same
-    row: its logits, and so the counts, do not depend on the number of ranks.
+    row: its logits, and so the counts, do not depend on the number of replicas.
     """
     starts = range(0, num_samples, block_size)
     return [
         EvaluationBlock(start, min(block_size, num_samples - start))
-        for start in starts[rank::world_size]
+        for start in starts[replica::num_replicas]
     ]

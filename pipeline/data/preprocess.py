@@ -1,33 +1,71 @@
-"""From stored pixels to the network's input, as a run's config and its shard set say."""
+"""From stored pixels to the network's input, in training and in evaluation."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 
 from data_prep.manifest import Manifest
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import Normalizer, apply, draw
+from pipeline.data.augment import cut, draw_windows, input_size
+from pipeline.data.color import color_components, draw_color_shifts
+from pipeline.data.normalize import Normalizer
 from pipeline.data.partition import Indices
 
 
-def build_normalizer(config: AugmentConfig, manifest: Manifest, device: torch.device) -> Normalizer:
-    """The normalization for training and evaluation alike."""
-    if config.normalize == "none":
-        return Normalizer((0.0,) * 3, (1.0,) * 3, device)
-    return Normalizer(manifest.statistics.mean, manifest.statistics.std, device)
-
-
 class Augmenter:
-    """Augments and normalizes training images; the draws depend on (seed, epoch, sample) only."""
+    """Training: random windows and colours; the draws depend on (seed, epoch, sample) only."""
 
-    def __init__(self, config: AugmentConfig, seed: int, normalizer: Normalizer) -> None:
+    def __init__(
+        self, config: AugmentConfig, seed: int, manifest: Manifest, normalizer: Normalizer
+    ) -> None:
         self._config = config
         self._seed = seed
         self._normalizer = normalizer
+        self._components = color_components(config.color_components, manifest.statistics)
 
     def __call__(self, images: torch.Tensor, samples: Indices, epoch: int) -> torch.Tensor:
-        """uint8 N×H×W×3 with their sample numbers to float32 N×3×H×W, channels last."""
-        if self._config.shift_pixels or self._config.flip != "none":
-            draws = draw(self._config, self._seed, epoch, samples)
-            images = apply(images, draws, self._config.shift_pixels)
-        return self._normalizer(images)
+        """uint8 N×H×W×3 with their sample numbers to float32 N×3×H'×W', channels last."""
+        config = self._config
+        if config.crop_pixels or config.shift_pixels or config.flip != "none":
+            _, height, width, _ = images.shape
+            windows = draw_windows(config, (height, width), self._seed, epoch, samples)
+            images = cut(images, windows)
+        if not self._adds_color(epoch):
+            return self._normalizer(images)
+        size = config.color_noise
+        shifts = draw_color_shifts(self._components, size, self._seed, epoch, samples)
+        return self._normalizer(
+            images,
+            color_shifts=torch.from_numpy(shifts).float().to(images.device, non_blocking=True),
+            divisor=1 + size,  # the code keeps the scale of training and test images alike so
+        )
+
+    def _adds_color(self, epoch: int) -> bool:
+        end = self._config.color_noise_until_epoch
+        return self._config.color_noise > 0 and (end is None or epoch < end)
+
+
+class Viewer:
+    """Evaluation: the image or the middle of it, or the ten views of 2012 (section 4.1)."""
+
+    def __init__(self, config: AugmentConfig, num_views: int, normalizer: Normalizer) -> None:
+        assert num_views in (1, 10)
+        self._config = config
+        self._is_multi = num_views == 10
+        self._normalizer = normalizer
+
+    def __call__(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
+        """uint8 N×H×W×3 to each view of them, float32 N×3×H'×W', channels last."""
+        extent = (images.shape[1], images.shape[2])
+        height, width = input_size(self._config, extent)
+        bottom, right = extent[0] - height, extent[1] - width
+        places = [(bottom // 2, right // 2)]
+        if self._is_multi:
+            places += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        for top, left in places:
+            view = images[:, top : top + height, left : left + width]
+            yield self._normalizer(view)
+            if self._is_multi:
+                yield self._normalizer(view.flip(2))

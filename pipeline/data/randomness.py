@@ -27,7 +27,8 @@ class Stream(IntEnum):
     SHIFT_DOWN = 1
     SHIFT_RIGHT = 2
     FLIP = 3
-    TORCH = 4
+    DROPOUT = 5
+    COLOR = 6
 
 
 def random_bits(
@@ -51,10 +52,24 @@ def random_below(
     return ((upper * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
 
-def torch_seed(seed: int, *, step: int, micro_batch: int, rank: int) -> int:
-    """Seed of torch's generator (dropout) for one micro-batch of one rank."""
-    place = np.array([(micro_batch << 32) | rank])
-    return int(random_bits(seed, Stream.TORCH, step, place)[0] >> np.uint64(1))
+def random_normals(
+    count: int, seed: int, stream: Stream, epoch: int, samples: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """`count` independent standard normal numbers for each sample number, N×count.
+
+    From pairs of uniform numbers of 53 bits (Box and Muller, 1958).
+    """
+    bits = random_bits(seed, stream, epoch, samples)[:, None]
+    lots = np.arange(count, dtype=np.uint64)[None, :]
+    radius, angle = (
+        ((_mix(bits ^ lot) >> np.uint64(11)) + 0.5) / (1 << 53) for lot in (lots, lots + count)
+    )
+    return np.asarray(np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle))
+
+
+def dropout_keys(seed: int, epoch: int, samples: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """For each sample number the key that decides its dropout masks in an epoch."""
+    return random_bits(seed, Stream.DROPOUT, epoch, samples).view(np.int64)
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

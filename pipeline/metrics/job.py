@@ -76,6 +76,9 @@ class JobMetrics:
         self._learning_rate = families.measurement("learning_rate", "Learning rate")
         self._grad_norm = families.measurement("train_grad_norm", "Norm of the gradients")
         self._grad_scale = families.measurement("grad_scale", "Loss scale of fp16 training")
+        self._not_learning = families.gauge(
+            "not_learning", "1 while the loss is that of guessing long after the start, else 0"
+        )
 
     def _add_evaluation(self, families: Families) -> None:
         losses = _by_split(families, "eval_loss", "Mean loss of the last evaluation")
@@ -159,6 +162,10 @@ class JobMetrics:
         self._learning_rate.set(learning_rate)
         self._grad_norm.set(grad_norm)
         self._grad_scale.set(grad_scale)
+
+    def watched_learning(self, *, is_stuck: bool) -> None:
+        """Whether the network only guesses, though it has seen many samples."""
+        self._not_learning.set(is_stuck)
 
     def evaluated(
         self, split: str, *, top1: float, top5: float, loss: float, seen: int, expected: int

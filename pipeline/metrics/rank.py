@@ -69,9 +69,12 @@ class RankMetrics:
         self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
 
     def record_step(
-        self, num_samples: int, phase_seconds: Mapping[str, float], skipped: bool
+        self, num_samples: float, phase_seconds: Mapping[str, float], skipped: bool
     ) -> None:
-        """Count one step of this rank; the keys of `phase_seconds` are from `PHASES`."""
+        """Count one step of this rank; the keys of `phase_seconds` are from `PHASES`.
+
+        Of two ranks that share a replica each counts half of its samples.
+        """
         self._samples.inc(num_samples)
         self._steps.inc()
         if skipped:

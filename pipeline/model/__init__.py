@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from pipeline.config import ModelConfig
-from pipeline.model.blog import AlexNetCifar
+from pipeline.model.alexnet import AlexNet2012
+from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle
+from pipeline.model.columns import BOTH, Columns, parts_of
+from pipeline.model.network import Network
+from pipeline.model.single_column import AlexNet2014
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
-) -> nn.Module:
-    """The network with fresh weights, from torch's global generator, for H×W×C images.
+    config: ModelConfig, num_classes: int, input_size: tuple[int, int], columns: Columns = BOTH
+) -> Network:
+    """The network with fresh weights, from torch's global generator, for inputs of height × width.
 
-    Raises `ValueError` if the network does not take images of this size.
+    A rank of one column gets its part of the weights that both columns have on one rank. Raises
+    `ValueError` if the network does not take inputs of this size.
     """
-    assert config.name == "alexnet_cifar"
-    height, width, _ = image_shape
-    if (height, width) != (32, 32):
+    network = _build(config, num_classes, BOTH)
+    size = network.image_size
+    if input_size != (size, size):
         raise ValueError(
-            f"alexnet_cifar takes images of 32×32; the shard set's are {height}×{width}: "
-            "convert it with --size 32 or choose another network"
+            f"{config.name} takes images of {size}×{size}, and gets {input_size[0]}×"
+            f"{input_size[1]}: convert the shard set with another --size, set augment.crop_pixels "
+            f"to {size}, or choose another network"
         )
-    return AlexNetCifar(num_classes, config.dropout, config.batch_norm_momentum)
+    if columns.column is None:
+        return network
+    part = _build(config, num_classes, columns)
+    part.load_state_dict(parts_of(network.state_dict(), columns.column))
+    return part
+
+
+def _build(config: ModelConfig, num_classes: int, columns: Columns) -> Network:
+    match config.name:
+        case "alexnet_2012":
+            return AlexNet2012(num_classes, config, columns)
+        case "alexnet_2014":
+            return AlexNet2014(num_classes, config.dropout)
+        case "alexnet_single":
+            return AlexNetSingle(num_classes, config.dropout)
+        case "alexnet_bn":
+            return AlexNetBN(num_classes, config.dropout, config.batch_norm_momentum)
+        case "alexnet_cifar":
+            return AlexNetCifar(num_classes, config.dropout, config.batch_norm_momentum)

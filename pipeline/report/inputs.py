@@ -32,6 +32,7 @@ _EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "train": ("loss", "top1", "learning_rate", "images_per_second", "phase_seconds"),
     "eval": ("split", "top1", "top5", "loss", "correct1", "correct5", "seen", "expected"),
     "checkpoint": ("num_bytes", "seconds", "reason"),
+    "alarm": ("reason", "loss"),
     "signal": ("source",),
     "end": ("outcome",),
 }  # fmt: skip

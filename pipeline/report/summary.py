@@ -173,8 +173,8 @@ def _sum_phases(rows: Sequence[Event]) -> dict[str, float]:
 
 
 def timeline(events: Sequence[Event]) -> list[TimelineRow]:
-    """Starts, stop signals, checkpoints and ends; checkpoints in a row for one reason are one."""
-    noted = [row for row in events if row["kind"] in ("run", "signal", "checkpoint", "end")]
+    """All but log intervals and evaluations; checkpoints in a row for one reason are one."""
+    noted = [row for row in events if row["kind"] not in ("train", "eval")]
     groups = itertools.groupby(noted, key=_timeline_key)
     return [row for _, group in groups for row in _timeline_rows(list(group))]
 
@@ -203,6 +203,8 @@ def _describe(event: Event) -> tuple[str, str]:
         if event["resumed_from"] is None:
             return "started", group
         return f"resumed from step {event['resumed_from']:,}", group
+    if event["kind"] == "alarm":
+        return "not learning", f"the loss of {event['loss']:.4f} is that of guessing"
     if event["kind"] == "signal":
         return "stop requested", f"by {event['source']}"
     if event["kind"] == "checkpoint":

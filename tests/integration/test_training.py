@@ -303,7 +303,7 @@ def test_a_resume_reads_no_more_than_its_steps_need(shards: Path, tmp_path: Path
     plan = BatchPlan(
         num_samples=NUM_TRAIN,
         global_batch_size=GLOBAL_BATCH,
-        world_size=2,
+        num_replicas=2,
         accumulation_steps=1,
         drop_last=True,
     )
@@ -385,7 +385,7 @@ def spoil(shards: Path, path: Path, step: int, rank: int) -> Path:
     plan = BatchPlan(
         num_samples=NUM_TRAIN,
         global_batch_size=GLOBAL_BATCH,
-        world_size=2,
+        num_replicas=2,
         accumulation_steps=1,
         drop_last=True,
     )
@@ -457,7 +457,7 @@ def test_what_cannot_start_says_why(shards: Path, tmp_path: Path) -> None:
     def sentence(size: int = 2, shards: Path = shards, run: Path = run, *options: object) -> str:
         return fail(train(size, shards, run, *options))
 
-    assert "cannot be divided among 2 ranks × 1" in sentence(2, shards, run, *OPTION_ODD)
+    assert "cannot be divided among 2 replicas × 1" in sentence(2, shards, run, *OPTION_ODD)
     assert "more than the split's 200 samples" in sentence(2, shards, run, *OPTION_LARGE)
     assert "train-000003.tar" in sentence(2, small)
     assert "nowhere" in sentence(2, tmp_path / "nowhere")

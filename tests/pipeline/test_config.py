@@ -30,6 +30,9 @@ from pipeline.recipes import RECIPES
 FIELDS = [name for name, _, _ in flatten(Config())]
 
 OPERATIONAL = {
+    "model.columns",
+    "compile",
+    "not_learning_after_samples",
     "data.shards",
     "data.decode_threads",
     "data.prefetch_batches",
@@ -46,7 +49,7 @@ OPERATIONAL = {
     "distributed.save_timeout_seconds",
     "log_every_steps",
 }
-"""How a run is carried out. What is not listed here changes the weights that come out."""
+"""How a run is carried out. What is not listed here is part of what is computed."""
 
 EVERYTHING_SET = Config(
     optim=OptimConfig(name="adamw", clip_norm=1.5),
@@ -72,6 +75,23 @@ def changed(saved: dict[str, Any], name: str) -> dict[str, Any]:
         (DataConfig, {"decode_threads": 0}, "data.decode_threads is 0; expected at least 1"),
         (DataConfig, {"prefetch_batches": 0}, "data.prefetch_batches is 0; expected at least 1"),
         (AugmentConfig, {"shift_pixels": -1}, "augment.shift_pixels is -1; expected 0 or more"),
+        (AugmentConfig, {"crop_pixels": 0}, "augment.crop_pixels is 0; expected at least 1, or"),
+        (
+            AugmentConfig,
+            {"crop_pixels": 224, "shift_pixels": 2},
+            "augment.shift_pixels is 2 beside augment.crop_pixels 224; expected one of the two",
+        ),
+        (AugmentConfig, {"crop_place": "middle"}, "crop_place is middle without augment.crop_pix"),
+        (AugmentConfig, {"color_noise": -0.1}, "augment.color_noise is -0.1; expected 0 or more"),
+        (AugmentConfig, {"color_noise_until_epoch": -1.0}, "until_epoch is -1.0; expected 0 or"),
+        (
+            ModelConfig,
+            {"name": "alexnet_bn", "columns": "split"},
+            "model.columns is split with model.name alexnet_bn; expected fused: only alexnet_2012",
+        ),
+        (ModelConfig, {"initialization": "caffe"}, "model.initialization is caffe with model.name"),
+        (ModelConfig, {"response_norm": "none"}, "model.response_norm is none with model.name ale"),
+        (ModelConfig, {"dropout_form": "original"}, "model.dropout_form is original with model.na"),
         (ModelConfig, {"dropout": 1.0}, "model.dropout is 1.0; expected 0 or more, below 1"),
         (OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate is 0.0; expected above 0"),
         (OptimConfig, {"momentum": 1.0}, "optim.momentum is 1.0; expected 0 or more, below 1"),
@@ -87,6 +107,21 @@ def changed(saved: dict[str, Any], name: str) -> dict[str, Any]:
             "optim.nesterov is true with adam and momentum 0.9; expected sgd with a momentum",
         ),
         (OptimConfig, {"nesterov": True, "momentum": 0.0}, "optim.nesterov is true with sgd and"),
+        (
+            OptimConfig,
+            {"momentum_form": "velocity", "nesterov": True},
+            "optim.momentum_form is velocity with sgd and nesterov; expected velocity with sgd and",
+        ),
+        (
+            OptimConfig,
+            {"momentum_form": "velocity", "name": "adam"},
+            "optim.momentum_form is velocity with adam; expected velocity with sgd",
+        ),
+        (OptimConfig, {"bias_learning_rate_ratio": 0.0}, "bias_learning_rate_ratio is 0.0; expec"),
+        (ScheduleConfig, {"conv1_step_epochs": (3.0, 2.0)}, "conv1_step_epochs is (3.0, 2.0); exp"),
+        (ScheduleConfig, {"conv1_freeze_epoch": -1.0}, "conv1_freeze_epoch is -1.0; expected 0"),
+        (ScheduleConfig, {"num_stairs": 1}, "schedule.num_stairs is 1; expected at least 2"),
+        (ScheduleConfig, {"name": "dexp"}, "schedule.final_ratio is 0.0 with schedule.name dexp"),
         (ScheduleConfig, {"warmup_ratio": -1.0}, "schedule.warmup_ratio is -1.0; expected 0 or"),
         (ScheduleConfig, {"warmup_ratio": 1.0}, "schedule.warmup_ratio is 1.0; expected 0 or"),
         (ScheduleConfig, {"final_ratio": 1.5}, "schedule.final_ratio is 1.5; expected 0 to 1"),
@@ -98,6 +133,13 @@ def changed(saved: dict[str, Any], name: str) -> dict[str, Any]:
         (ScheduleConfig, {"patience_evaluations": 0}, "patience_evaluations is 0; expected at"),
         (EvaluationConfig, {"every_epochs": -1.0}, "evaluation.every_epochs is -1.0; expected 0"),
         (EvaluationConfig, {"block_size": 0}, "evaluation.block_size is 0; expected at least 1"),
+        (EvaluationConfig, {"views": 5}, "evaluation.views is 5; expected 1 or 10"),
+        (
+            Config,
+            {"evaluation": EvaluationConfig(views=10)},
+            "evaluation.views is 10 without augment.crop_pixels; expected 1, or a crop",
+        ),
+        (Config, {"not_learning_after_samples": 0}, "not_learning_after_samples is 0; expected at"),
         (CheckpointConfig, {"every_epochs": -1.0}, "checkpoint.every_epochs is -1.0; expected 0"),
         (CheckpointConfig, {"keep": 0}, "checkpoint.keep is 0; expected at least 1"),
         (MetricsConfig, {"publish_seconds": 0.0}, "metrics.publish_seconds is 0.0; expected above"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, OptimConfig, ScheduleConfig
+from pipeline.config import Config, ModelConfig, OptimConfig, ScheduleConfig
 from pipeline.console import Console, clock_time, resolved_table, train_line
 from pipeline.data.partition import BatchPlan
 from tests.pipeline.fake_run import train_fields
@@ -21,7 +21,7 @@ def plan(**changes: int | bool) -> BatchPlan:
     fields = {
         "num_samples": 1000,
         "global_batch_size": 96,
-        "world_size": 2,
+        "num_replicas": 2,
         "accumulation_steps": 3,
         "drop_last": True,
     }
@@ -34,7 +34,9 @@ def test_the_table_shows_the_arithmetic() -> None:
         optim=OptimConfig(name="adam", learning_rate=0.1),
         schedule=ScheduleConfig(name="cosine", warmup_ratio=0.3),
     )
-    table = resolved_table(config, plan(), num_val_samples=200, target_steps=50, device="cpu")
+    table = resolved_table(
+        config, plan(), num_val_samples=200, target_steps=50, num_ranks=2, device="cpu"
+    )
     assert table == {
         "ranks": "2 on cpu, fp32",
         "global batch": "96 = 2 ranks × 16 local × 3 accumulated",
@@ -42,6 +44,15 @@ def test_the_table_shows_the_arithmetic() -> None:
         "samples": "1,000 train (40 left out in each, others every time), 200 val",
         "optimizer": "adam, learning rate 0.1 at its peak, cosine after 30% warm-up",
     }
+
+
+def test_the_table_of_the_split_layout_counts_pairs() -> None:
+    config = Config(model=ModelConfig(name="alexnet_2012", columns="split"))
+    table = resolved_table(
+        config, plan(), num_val_samples=1, target_steps=1, num_ranks=4, device="cpu"
+    )
+    assert table["ranks"] == "4 on cpu, fp32, one column each"
+    assert table["global batch"] == "96 = 4/2 ranks × 16 local × 3 accumulated"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,7 @@ def test_the_table_says_what_becomes_of_the_rest(
     changes: dict[str, int | bool], expected: str
 ) -> None:
     table = resolved_table(
-        Config(), plan(**changes), num_val_samples=1, target_steps=1, device="cpu"
+        Config(), plan(**changes), num_val_samples=1, target_steps=1, num_ranks=2, device="cpu"
     )
     assert expected in table["samples"]
 

@@ -15,19 +15,23 @@ from torch import nn
 
 from data_prep.manifest import read_manifest
 from pipeline import evaluate as evaluate_module
-from pipeline.data.augment import Normalizer
+from pipeline.config import AugmentConfig
+from pipeline.data.normalize import Normalizer
+from pipeline.data.preprocess import Viewer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import World
 from pipeline.evaluate import Evaluation, InexactEvaluation, evaluate, save_predictions
 from pipeline.run_directory import RunDirectory
 from tests.pipeline.fake_run import make_images, write_shard_set
 from tests.pipeline.ranks import call_on_ranks
-from tests.pipeline.worlds import SINGLE, world_of_equals
+from tests.pipeline.worlds import SINGLE, fused, world_of_equals
 
 NUM_SAMPLES = 101
 NUM_CLASSES = 7
 BLOCK_SIZE = 16
-NORMALIZER = Normalizer((120.0, 110.0, 100.0), (60.0, 50.0, 40.0), torch.device("cpu"))
+NORMALIZER = Normalizer(
+    np.array((120.0, 110.0, 100.0)), np.array((60.0, 50.0, 40.0)), torch.device("cpu")
+)
 
 
 class Net(nn.Module):
@@ -73,9 +77,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     world: World, shards: Path, model: nn.Module, block_size: int = BLOCK_SIZE, depth: int = 2
 ) -> Evaluation:
+    viewer = Viewer(AugmentConfig(), 1, NORMALIZER)
     with TarReader(shards, read_manifest(shards), "val", num_threads=1) as reader:
         return evaluate(
-            model, reader, NORMALIZER, world, split="val", block_size=block_size, depth=depth
+            *(model, reader, viewer, world, fused(world)),
+            split="val",
+            block_size=block_size,
+            depth=depth,
         )
 
 

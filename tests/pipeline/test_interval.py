@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from pipeline.clock import StepTime
+from pipeline.distributed import World
+from pipeline.grid import Grid
 from pipeline.interval import Interval
 from pipeline.metrics import PHASES
-from tests.pipeline.worlds import SINGLE, world_of_equals
+from tests.pipeline.worlds import SINGLE, fused, world_of_equals
 
 LOGITS = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
 LABELS = torch.tensor([0, 0, 0])
+
+
+def interval_of(world: World) -> Interval:
+    return Interval(world, fused(world))
 
 
 def time_of(data_wait: float, forward_backward: float) -> StepTime:
@@ -34,7 +40,7 @@ def filled(interval: Interval) -> Interval:
 
 
 def test_the_fields_of_a_train_event() -> None:
-    interval = filled(Interval(SINGLE))
+    interval = filled(interval_of(SINGLE))
     interval.wait()
     assert interval.reduce() == {
         "loss": 1.5,
@@ -48,13 +54,19 @@ def test_the_fields_of_a_train_event() -> None:
 
 def test_ranks_add_up() -> None:
     """Three that work side by side: three times as fast, and all else as one alone."""
-    alone = filled(Interval(SINGLE)).reduce()
-    together = filled(Interval(world_of_equals(3))).reduce()
+    alone = filled(interval_of(SINGLE)).reduce()
+    together = filled(interval_of(world_of_equals(3))).reduce()
     assert together == alone | {"images_per_second": 9.0}
 
 
+def test_two_ranks_of_one_replica_count_its_samples_once() -> None:
+    world = world_of_equals(2)
+    grid = Grid(replica=0, num_replicas=1, column=0, same_replica=None, same_column=None)
+    assert filled(Interval(world, grid)).reduce() == filled(interval_of(SINGLE)).reduce()
+
+
 def test_without_clipping_there_is_no_norm() -> None:
-    interval = Interval(SINGLE)
+    interval = interval_of(SINGLE)
     interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
     interval.note_norm(None)
@@ -63,7 +75,7 @@ def test_without_clipping_there_is_no_norm() -> None:
 
 def test_many_small_losses_are_not_lost() -> None:
     """In fp32 a sum of 2**24 takes no 1 more."""
-    interval = Interval(SINGLE)
+    interval = interval_of(SINGLE)
     interval.note_predictions(torch.tensor(2.0**24), LOGITS, LABELS)
     for _ in range(3):
         interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
@@ -72,7 +84,7 @@ def test_many_small_losses_are_not_lost() -> None:
 
 
 def test_a_loss_that_is_not_a_number_is_told() -> None:
-    interval = Interval(SINGLE)
+    interval = interval_of(SINGLE)
     interval.note_predictions(torch.tensor(math.nan), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
     assert math.isnan(interval.reduce()["loss"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +14,42 @@ import torch
 from torch import nn
 
 from pipeline.config import OptimConfig
-from pipeline.optim import build_optimizer, cross_entropy_sum, set_learning_rate
+from pipeline.model.network import Network
+from pipeline.optim import (
+    build_optimizer,
+    cross_entropy_sum,
+    load_optimizer_state,
+    optimizer_state,
+    set_rates,
+)
+from pipeline.schedule import Rates
 
 Array = npt.NDArray[np.float64]
 
 NUM_STEPS = 5
 LEARNING_RATE = 0.1
 DECAY = 0.01
+RATES = [field.name for field in dataclasses.fields(Rates)]
+
+
+class Parameters(Network):
+    """Whatever is put into it; the first layer is not one of it."""
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        return nn.Conv2d(1, 1, 1)
+
+
+class Layers(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.dense = nn.Linear(4, 2)
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        return self.convolution
 
 
 def make_gradients(shape: tuple[int, ...]) -> list[Array]:
@@ -28,7 +59,7 @@ def make_gradients(shape: tuple[int, ...]) -> list[Array]:
 
 def train(config: OptimConfig, start: Array) -> Iterator[Array]:
     """The parameter after each step."""
-    model = nn.Module()
+    model = Parameters()
     model.register_parameter("parameter", nn.Parameter(torch.tensor(start, dtype=torch.float32)))
     (parameter,) = model.parameters()
     optimizer = build_optimizer(model, config)
@@ -98,15 +129,91 @@ def test_adam_couples_its_decay_and_adamw_does_not(
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_every_parameter_is_optimized_at_the_rate_that_is_set(name: Any) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    optimizer = build_optimizer(model, OptimConfig(name=name, learning_rate=0.5))
-    optimized = [one for group in optimizer.param_groups for one in group["params"]]
-    assert {id(one) for one in optimized} == {id(one) for one in model.parameters()}
-    assert len(optimized) == len(list(model.parameters()))
+def test_every_parameter_is_optimized_at_the_rate_of_its_group(name: Any) -> None:
+    model = Layers()
+    config = OptimConfig(name=name, learning_rate=0.5)
+    optimizer = build_optimizer(model, config)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
-    set_learning_rate(optimizer, 0.25)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+    rates = Rates(weights=0.4, biases=0.3, conv1_weights=0.2, conv1_biases=0.1)
+    set_rates(optimizer, rates, config)
+    found = {
+        id(parameter): group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    exact = {
+        model.convolution.weight: 0.2,
+        model.convolution.bias: 0.1,
+        model.norm.weight: 0.3,
+        model.norm.bias: 0.3,
+        model.dense.weight: 0.4,
+        model.dense.bias: 0.3,
+    }
+    assert found == {id(parameter): rate for parameter, rate in exact.items()}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
+
+
+def test_velocity_momentum_is_the_update_of_2012() -> None:
+    """v ← 0.9 v − ε (g + 0.01 w), w ← w + v, whatever becomes of the rate ε on the way."""
+    config = OptimConfig(
+        name="sgd", learning_rate=0.1, weight_decay=DECAY, momentum_form="velocity"
+    )
+    model = Parameters()
+    model.register_parameter("weight", nn.Parameter(torch.full((3, 4), 2.0)))
+    (parameter,) = model.parameters()
+    optimizer = build_optimizer(model, config)
+    weight, velocity = np.full((3, 4), 2.0), np.zeros((3, 4))
+    for gradient, rate in zip(make_gradients((3, 4)), (0.1, 0.1, 0.01, 0.01, 0.001), strict=True):
+        velocity = 0.9 * velocity - rate * (gradient + DECAY * weight)
+        weight = weight + velocity
+        parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+        set_rates(optimizer, Rates(**dict.fromkeys(RATES, rate)), config)
+        optimizer.step()
+        np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rate_of_zero_freezes_at_once() -> None:
+    config = OptimConfig(name="sgd", learning_rate=0.1, momentum_form="velocity")
+    model = Layers()
+    optimizer = build_optimizer(model, config)
+    moving = Rates(**dict.fromkeys(RATES, 0.1))
+    frozen = dataclasses.replace(moving, conv1_weights=0.0, conv1_biases=0.0)
+    for rates in (moving, frozen, frozen):
+        before = copy.deepcopy(model.state_dict())
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        set_rates(optimizer, rates, config)
+        optimizer.step()
+        after = model.state_dict()
+        assert torch.equal(after["convolution.weight"], before["convolution.weight"]) == (
+            rates is frozen
+        )
+        assert not torch.equal(after["dense.weight"], before["dense.weight"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_state_is_kept_under_the_names_of_parameters(name: Any) -> None:
+    config = OptimConfig(name=name, learning_rate=0.1)
+    first, second = Layers(), Layers()
+    second.load_state_dict(first.state_dict())
+    optimizers = [build_optimizer(model, config) for model in (first, second)]
+
+    def step(model: Network, optimizer: torch.optim.Optimizer) -> None:
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 1.0 + number)
+        optimizer.step()
+
+    step(first, optimizers[0])
+    state = copy.deepcopy(optimizer_state(first, optimizers[0]))
+    assert set(state["tensors"]) == {name for name, _ in first.named_parameters()}
+    second.load_state_dict(first.state_dict())
+    load_optimizer_state(second, optimizers[1], state)
+    step(first, optimizers[0])
+    step(second, optimizers[1])
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"a state for .*dense\.bias.* which this network lacks"):
+        load_optimizer_state(Parameters(), optimizers[1], state)
 
 
 def smoothed_cross_entropy(logits: Array, labels: npt.NDArray[np.int64], smoothing: float) -> float:

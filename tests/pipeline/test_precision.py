@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, OptimConfig
+from pipeline.model.network import Network
 from pipeline.precision import apply_gradients, autocast, loss_scaler
 from pipeline.progress import Progress
 from pipeline.replica import Replica
-from tests.pipeline.worlds import SINGLE
+from tests.pipeline.worlds import SINGLE, fused
 
 CPU = torch.device("cpu")
 OPTIMIZERS = [
@@ -25,7 +26,7 @@ OPTIMIZERS = [
 IDS = ["momentum", "plain sgd", "adam", "clipped"]
 
 
-class Product(nn.Module):
+class Product(Network):
     """N×4 to N×2 logits; without a bias, to have one parameter."""
 
     def __init__(self) -> None:
@@ -33,22 +34,25 @@ class Product(nn.Module):
         torch.manual_seed(0)
         self.dense = nn.Linear(4, 2, bias=False)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.dense(inputs)
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        return nn.Conv2d(1, 1, 1)  # none of this network's
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        logits: torch.Tensor = self.dense(images)
         return logits
 
 
 def replica_of(optim: OptimConfig, precision: str) -> Replica:
     config = Config(optim=optim, precision=precision)  # type: ignore[arg-type]
-    replica = Replica(Product(), config, SINGLE)
-    replica.set_learning_rate(optim.learning_rate)
-    return replica
+    return Replica(Product(), config, SINGLE, fused(SINGLE))
 
 
 def step(replica: Replica, *, overflow: bool = False) -> tuple[float | None, bool]:
     """One update from the same batch always; `overflow` spoils one element of its gradient."""
     inputs = torch.tensor([[1.0, -2.0, 0.5, 1.0], [0.25, 1.0, -1.0, 2.0]])
-    replica.add_gradients(inputs, torch.tensor([0, 1]), step_samples=2, is_last=True)
+    labels = torch.tensor([0, 1])
+    replica.add_gradients(inputs, labels, labels, step_samples=2, is_last=True)
     weight = next(replica.model.parameters())
     assert weight.grad is not None
     if overflow:
@@ -137,11 +141,11 @@ def test_weights_stay_fp32_and_layers_do_not() -> None:
 
 def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
     parameter = nn.Parameter(torch.ones(3))
-    optimizer, scaler = torch.optim.SGD([parameter], lr=1.0), loss_scaler("fp16", CPU)
+    optimizer, scaler = torch.optim.SGD([parameter], lr=1.0), loss_scaler("fp16", CPU, None)
     scaler.scale(parameter.sum()).backward()
     assert parameter.grad is not None
     parameter.grad[1] = math.inf
-    norm, skipped = apply_gradients(optimizer, scaler, [parameter], 1.0)
+    norm, skipped = apply_gradients(optimizer, scaler, [parameter], 1.0, None)
     assert skipped
     assert norm is not None
     assert math.isinf(norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -14,12 +15,16 @@ from torch.nn import functional as F
 from pipeline.config import Config, DistributedConfig, OptimConfig
 from pipeline.data.partition import BatchPlan
 from pipeline.distributed import World
+from pipeline.model.network import Network
 from pipeline.replica import Replica
+from pipeline.schedule import Rates
 from tests.pipeline.ranks import call_on_ranks
-from tests.pipeline.worlds import SINGLE
+from tests.pipeline.worlds import SINGLE, fused
 
 NUM_SAMPLES = 34
 NUM_CLASSES = 5
+RATES = [field.name for field in dataclasses.fields(Rates)]
+KEYS = torch.arange(NUM_SAMPLES)
 SGD = OptimConfig(
     name="sgd",
     learning_rate=0.1,
@@ -34,7 +39,7 @@ ADAM = OptimConfig(name="adam", learning_rate=0.01, weight_decay=0.01, epsilon=1
 Weights = dict[str, torch.Tensor]
 
 
-class PlainNet(nn.Module):
+class PlainNet(Network):
     """Without BatchNorm, so that a batch is the sum of its parts."""
 
     def __init__(self) -> None:
@@ -42,12 +47,16 @@ class PlainNet(nn.Module):
         self.convolution = nn.Conv2d(3, 4, 3)
         self.dense = nn.Linear(4 * 4 * 4, NUM_CLASSES)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        return self.convolution
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         logits: torch.Tensor = self.dense(self.convolution(images).tanh().flatten(1))
         return logits
 
 
-class NormNet(nn.Module):
+class NormNet(Network):
     """With BatchNorm behind a flat layer."""
 
     def __init__(self) -> None:
@@ -55,7 +64,11 @@ class NormNet(nn.Module):
         self.norm = nn.BatchNorm1d(3 * 6 * 6)
         self.dense = nn.Linear(3 * 6 * 6, NUM_CLASSES)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        return nn.Conv2d(1, 1, 1)  # none of this network's
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         logits: torch.Tensor = self.dense(self.norm(images.flatten(1)))
         return logits
 
@@ -66,17 +79,17 @@ def dataset() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(NUM_CLASSES, (NUM_SAMPLES,), generator=generator)
 
 
-def model_of_seed(kind: type[nn.Module], seed: int = 3) -> nn.Module:
+def model_of_seed(kind: type[Network], seed: int = 3) -> Network:
     torch.manual_seed(seed)
     return kind()
 
 
-def plan_of(world_size: int, accumulation_steps: int) -> BatchPlan:
+def plan_of(num_replicas: int, accumulation_steps: int) -> BatchPlan:
     """Two steps an epoch: 24 samples and a ragged 10."""
     return BatchPlan(
         num_samples=NUM_SAMPLES,
         global_batch_size=24,
-        world_size=world_size,
+        num_replicas=num_replicas,
         accumulation_steps=accumulation_steps,
         drop_last=False,
     )
@@ -84,7 +97,7 @@ def plan_of(world_size: int, accumulation_steps: int) -> BatchPlan:
 
 def train(
     world: World,
-    kind: type[nn.Module],
+    kind: type[Network],
     optim: OptimConfig,
     accumulation_steps: int,
     num_steps: int = 4,
@@ -92,8 +105,8 @@ def train(
     """Weights, summed losses of this rank and gradient norms after some steps in order."""
     # Buckets of a few bytes, so that there are several.
     config = Config(optim=optim, distributed=DistributedConfig(bucket_bytes=64))
-    replica = Replica(model_of_seed(kind), config, world)
-    replica.warm_up(torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.int64))
+    replica = Replica(model_of_seed(kind), config, world, fused(world))
+    replica.warm_up(torch.randn(2, 3, 6, 6), KEYS[:2], torch.zeros(2, dtype=torch.int64))
     plan, (images, labels) = plan_of(world.size, accumulation_steps), dataset()
     losses, norms = [], []
     for step in range(num_steps):
@@ -102,6 +115,7 @@ def train(
             rows = plan.positions(step, micro_batch, world.rank)
             loss, logits = replica.add_gradients(
                 images[rows.start : rows.stop],
+                KEYS[rows.start : rows.stop],
                 labels[rows.start : rows.stop],
                 step_samples=plan.samples_in_step(step),
                 is_last=micro_batch + 1 == accumulation_steps,
@@ -109,7 +123,7 @@ def train(
             assert logits.shape == (len(rows), NUM_CLASSES)
             assert not logits.requires_grad
             loss_of_step += float(loss)
-        replica.set_learning_rate(optim.learning_rate / (1 + step))
+        replica.set_rates(Rates(**dict.fromkeys(RATES, optim.learning_rate / (1 + step))))
         norm, skipped = replica.update()
         assert not skipped
         losses.append(loss_of_step)
@@ -214,8 +228,8 @@ def test_moments_are_the_mean_of_the_ranks_and_the_same_bits() -> None:
 
 
 def test_a_warm_up_leaves_no_trace() -> None:
-    replica = Replica(model_of_seed(NormNet), Config(optim=SGD), SINGLE)
-    replica.warm_up(torch.randn(4, 3, 6, 6), torch.zeros(4, dtype=torch.int64))
+    replica = Replica(model_of_seed(NormNet), Config(optim=SGD), SINGLE, fused(SINGLE))
+    replica.warm_up(torch.randn(4, 3, 6, 6), KEYS[:4], torch.zeros(4, dtype=torch.int64))
     assert_same_bits(replica.model.state_dict(), model_of_seed(NormNet).state_dict())
     gradients = [p.grad for p in replica.model.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
@@ -228,15 +242,15 @@ def test_a_state_goes_on_where_it_was_saved(optim: OptimConfig, precision: Any) 
     images, labels = dataset()
 
     def step(replica: Replica, rows: slice) -> None:
-        replica.add_gradients(images[rows], labels[rows], step_samples=12, is_last=True)
+        replica.add_gradients(images[rows], KEYS[rows], labels[rows], step_samples=12, is_last=True)
         replica.update()
 
-    first = Replica(model_of_seed(PlainNet), config, SINGLE)
+    first = Replica(model_of_seed(PlainNet), config, SINGLE, fused(SINGLE))
     step(first, slice(0, 12))
     saved = copy.deepcopy(first.state_dict())
     assert set(saved["model"]) == set(PlainNet().state_dict()), "the plain model's names"
     step(first, slice(12, 24))
-    second = Replica(model_of_seed(PlainNet, seed=4), config, SINGLE)
+    second = Replica(model_of_seed(PlainNet, seed=4), config, SINGLE, fused(SINGLE))
     second.load_state_dict(saved)
     step(second, slice(12, 24))
     assert_same_bits(second.model.state_dict(), first.model.state_dict())
@@ -244,14 +258,14 @@ def test_a_state_goes_on_where_it_was_saved(optim: OptimConfig, precision: Any) 
 
 
 def test_another_network_s_weights_are_refused() -> None:
-    replica = Replica(model_of_seed(PlainNet), Config(), SINGLE)
-    other = Replica(model_of_seed(NormNet), Config(), SINGLE)
+    replica = Replica(model_of_seed(PlainNet), Config(), SINGLE, fused(SINGLE))
+    other = Replica(model_of_seed(NormNet), Config(), SINGLE, fused(SINGLE))
     with pytest.raises(ValueError, match=r"do not fit this network .*use the recipe"):
         replica.load_state_dict(other.state_dict())
 
 
 def test_weights_that_are_not_numbers_are_found() -> None:
-    replica = Replica(model_of_seed(PlainNet), Config(), SINGLE)
+    replica = Replica(model_of_seed(PlainNet), Config(), SINGLE, fused(SINGLE))
     assert replica.is_finite()
     with torch.no_grad():
         next(replica.model.parameters())[0, 0, 0, 0] = math.nan
@@ -262,11 +276,11 @@ def mark_gradients(world: World) -> list[str]:
     """The order of events of one step in which a parameter's gradient is late."""
     events: list[str] = []
     config = Config(optim=SGD, distributed=DistributedConfig(bucket_bytes=64))
-    replica = Replica(model_of_seed(PlainNet), config, world)
+    replica = Replica(model_of_seed(PlainNet), config, world, fused(world))
     replica.when_gradients_are_ready = lambda: events.append("ready")
     images, labels = dataset()
     for is_last in (False, True):
-        replica.add_gradients(images[:4], labels[:4], step_samples=16, is_last=is_last)
+        replica.add_gradients(images[:4], KEYS[:4], labels[:4], step_samples=16, is_last=is_last)
         events.append("added")
     return events
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from pipeline.distributed import Place, World
+from pipeline.grid import Grid, build_grid
 
 T = TypeVar("T")
 
@@ -27,3 +28,8 @@ def world_of_equals(size: int, rank: int = 0) -> World:
     """A world in which all ranks do the same."""
     place = Place(rank=rank, local_rank=rank, world_size=size, local_world_size=size)
     return _World(place=place, device=torch.device("cpu"), store=None, control=None)
+
+
+def fused(world: World) -> Grid:
+    """Each rank of the world is a replica."""
+    return build_grid(world, "fused", timeout_seconds=60)

@@ -1,4 +1,4 @@
-"""Augmentation against plain NumPy, and its draws as a function of (seed, epoch, sample) only."""
+"""Windows against plain NumPy, and their draws as a function of (seed, epoch, sample) only."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import Draws, Normalizer, apply, draw
+from pipeline.data.augment import Windows, cut, draw_windows, input_size
 
-CPU = torch.device("cpu")
 SHIFT_AND_FLIP = AugmentConfig(shift_pixels=2, flip="random")
 MANY = np.arange(60_000)
 
@@ -26,20 +25,26 @@ def random_images(count: int, height: int, width: int) -> torch.Tensor:
 
 
 def augment_plainly(
-    images: npt.NDArray[np.uint8], draws: Draws, shift_pixels: int
+    images: npt.NDArray[np.uint8], windows: Windows, margin: int
 ) -> npt.NDArray[np.uint8]:
-    """Pad, crop and flip image by image."""
-    _, height, width, _ = images.shape
+    """Pad by `margin`, cut and flip image by image."""
     outputs = []
-    for image, row, column, flip in zip(images, draws.rows, draws.columns, draws.flip, strict=True):
-        padded = np.pad(image, ((shift_pixels,) * 2, (shift_pixels,) * 2, (0, 0)), mode="reflect")
-        crop = padded[row : row + height, column : column + width]
-        outputs.append(crop[:, ::-1] if flip else crop)
+    for image, top, left, flip in zip(
+        images, windows.tops + margin, windows.lefts + margin, windows.flips, strict=True
+    ):
+        padded = np.pad(image, ((margin,) * 2, (margin,) * 2, (0, 0)), mode="reflect")
+        window = padded[top : top + windows.height, left : left + windows.width]
+        outputs.append(window[:, ::-1] if flip else window)
     return np.array(outputs)
 
 
-def as_rows(draws: Draws) -> list[tuple[int, int, bool]]:
-    return list(zip(draws.rows.tolist(), draws.columns.tolist(), draws.flip.tolist(), strict=True))
+def draw(config: AugmentConfig, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Windows:
+    return draw_windows(config, (8, 9), seed, epoch, samples)
+
+
+def as_rows(windows: Windows) -> list[tuple[int, int, bool]]:
+    columns = (windows.tops, windows.lefts, windows.flips)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 @given(
@@ -47,52 +52,86 @@ def as_rows(draws: Draws) -> list[tuple[int, int, bool]]:
     height=st.integers(1, 12),
     width=st.integers(1, 12),
     shift_pixels=st.integers(0, 11),
+    crop_pixels=st.none() | st.integers(1, 12),
     flip=st.sampled_from(["none", "random", "alternating"]),
     epoch=st.integers(0, 5),
 )
-def test_apply_is_pad_crop_and_flip(
+def test_cut_is_pad_crop_and_flip(
     count: int,
     height: int,
     width: int,
     shift_pixels: int,
+    crop_pixels: int | None,
     flip: Literal["none", "random", "alternating"],
     epoch: int,
 ) -> None:
-    shift_pixels = min(shift_pixels, height - 1, width - 1)
-    config = AugmentConfig(shift_pixels=shift_pixels, flip=flip)
+    smallest = min(height, width)
+    if crop_pixels is not None:
+        shift_pixels, crop_pixels = 0, min(crop_pixels, smallest)
+    shift_pixels = min(shift_pixels, smallest - 1)
+    config = AugmentConfig(shift_pixels=shift_pixels, crop_pixels=crop_pixels, flip=flip)
     images = random_images(count, height, width)
-    draws = draw(config, 0, epoch, np.arange(count))
-    outputs = apply(images, draws, shift_pixels)
+    windows = draw_windows(config, (height, width), 0, epoch, np.arange(count))
+    outputs = cut(images, windows)
     assert outputs.dtype == torch.uint8
-    assert np.array_equal(outputs.numpy(), augment_plainly(images.numpy(), draws, shift_pixels))
+    assert outputs.shape == (count, crop_pixels or height, crop_pixels or width, 3)
+    assert np.array_equal(outputs.numpy(), augment_plainly(images.numpy(), windows, shift_pixels))
 
 
-def test_apply_shifts_up_to_both_ends_and_leaves_its_input_alone() -> None:
+def test_cut_reaches_both_ends_and_leaves_its_input_alone() -> None:
     images = random_images(50, 8, 8)
     before = images.clone()
-    draws = Draws(
-        rows=np.repeat(np.arange(5), 10),
-        columns=np.tile(np.arange(5), 10),
-        flip=np.arange(50) % 10 < 5,
+    windows = Windows(
+        height=8,
+        width=8,
+        tops=np.repeat(np.arange(5), 10) - 2,
+        lefts=np.tile(np.arange(5), 10) - 2,
+        flips=np.arange(50) % 10 < 5,
     )
-    outputs = apply(images, draws, 2)
-    assert np.array_equal(outputs.numpy(), augment_plainly(images.numpy(), draws, 2))
+    outputs = cut(images, windows)
+    assert np.array_equal(outputs.numpy(), augment_plainly(images.numpy(), windows, 2))
     assert torch.equal(images, before)
 
 
-def test_images_that_are_not_contiguous_are_augmented_alike() -> None:
-    images = random_images(6, 9, 8)
+def test_images_that_are_not_contiguous_are_cut_alike() -> None:
+    images = random_images(6, 8, 9)
     turned = images.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)
     assert not turned.is_contiguous()
-    draws = draw(SHIFT_AND_FLIP, 0, 0, np.arange(6))
-    assert torch.equal(apply(turned, draws, 2), apply(images, draws, 2))
+    windows = draw(SHIFT_AND_FLIP, 0, 0, np.arange(6))
+    assert torch.equal(cut(turned, windows), cut(images, windows))
 
 
 @pytest.mark.parametrize("shift_pixels", [8, 9])
 def test_a_shift_beyond_the_image_is_refused(shift_pixels: int) -> None:
     config = AugmentConfig(shift_pixels=shift_pixels)
     with pytest.raises(ValueError, match=rf"shift_pixels is {shift_pixels};.* which are 8×12"):
-        apply(random_images(1, 8, 12), draw(config, 0, 0, np.arange(1)), shift_pixels)
+        input_size(config, (8, 12))
+
+
+def test_a_crop_larger_than_the_images_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"crop_pixels is 224, and the images are 256×200: conv"):
+        input_size(AugmentConfig(crop_pixels=224), (256, 200))
+    assert input_size(AugmentConfig(crop_pixels=224), (256, 224)) == (224, 224)
+    assert input_size(AugmentConfig(), (256, 224)) == (256, 224)
+
+
+def test_crops_are_at_all_33_places_of_each_direction_alike() -> None:
+    """Offsets 0 to 32 inclusive, as in the code; the paper counts 32."""
+    config = AugmentConfig(crop_pixels=224, flip="random")
+    windows = draw_windows(config, (256, 256), 0, 0, MANY)
+    for places in (windows.tops, windows.lefts):
+        counts = np.bincount(places, minlength=33)
+        assert len(counts) == 33
+        expected = len(MANY) / 33
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        assert statistic < 32 + 5 * np.sqrt(2 * 32)
+    assert windows.flips.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_crop_of_the_middle_is_always_there() -> None:
+    config = AugmentConfig(crop_pixels=227, crop_place="middle")
+    windows = draw_windows(config, (256, 260), 0, 5, np.arange(4))
+    assert as_rows(windows) == [(14, 16, False)] * 4
 
 
 @given(
@@ -113,8 +152,8 @@ def test_draws_are_the_same_on_any_partition(
 
 
 def test_draws_are_uniform_and_independent_of_each_other() -> None:
-    draws = draw(SHIFT_AND_FLIP, 0, 3, MANY)
-    choices = (draws.rows * 5 + draws.columns) * 2 + draws.flip
+    windows = draw(SHIFT_AND_FLIP, 0, 3, MANY)
+    choices = ((windows.tops + 2) * 5 + windows.lefts + 2) * 2 + windows.flips
     counts = np.bincount(choices, minlength=50)
     assert len(counts) == 50
     expected = len(MANY) / 50
@@ -132,7 +171,7 @@ def test_other_seeds_and_epochs_draw_anew(seed: int, epoch: int) -> None:
 
 def test_alternating_flips_each_image_in_every_second_epoch() -> None:
     config = AugmentConfig(flip="alternating")
-    flips = [draw(config, 0, epoch, MANY).flip for epoch in range(4)]
+    flips = [draw(config, 0, epoch, MANY).flips for epoch in range(4)]
     assert flips[0].mean() == pytest.approx(0.5, abs=0.01)
     assert np.array_equal(flips[1], ~flips[0])
     assert np.array_equal(flips[2], flips[0])
@@ -140,29 +179,5 @@ def test_alternating_flips_each_image_in_every_second_epoch() -> None:
 
 
 def test_without_augmentation_images_stay_as_they_are() -> None:
-    images = random_images(3, 6, 7)
-    draws = draw(AugmentConfig(), 0, 0, np.arange(3))
-    assert torch.equal(apply(images, draws, 0), images)
-
-
-@given(
-    mean=st.tuples(*[st.floats(0, 255)] * 3),
-    std=st.tuples(*[st.floats(0.5, 128)] * 3),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
-)
-def test_normalizer_subtracts_and_divides_by_channel(
-    mean: tuple[float, ...], std: tuple[float, ...], height: int, width: int
-) -> None:
-    images = random_images(2, height, width)
-    outputs = Normalizer(mean, std, CPU)(images)
-    assert outputs.dtype == torch.float32
-    assert outputs.shape == (2, 3, height, width)
-    exact = (images.numpy().astype(np.float64) - np.array(mean)) / np.array(std)
-    # fp32 rounds x·(1/s) and m/s, each up to 255/s
-    assert np.allclose(outputs.numpy(), exact.transpose(0, 3, 1, 2), rtol=0, atol=1e-4 / min(std))
-
-
-def test_normalizer_gives_channels_last_memory() -> None:
-    outputs = Normalizer((0.0,) * 3, (1.0,) * 3, CPU)(random_images(2, 5, 4))
-    assert outputs.is_contiguous(memory_format=torch.channels_last)
+    images = random_images(3, 8, 9)
+    assert torch.equal(cut(images, draw(AugmentConfig(), 0, 0, np.arange(3))), images)

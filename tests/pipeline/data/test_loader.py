@@ -242,7 +242,7 @@ def whole_run(plan: BatchPlan, start_step: int, end_step: int) -> list[list[list
     """What each rank is asked for."""
     return [
         [part.tolist() for part in training_requests(plan, 5, rank, start_step, end_step)]
-        for rank in range(plan.world_size)
+        for rank in range(plan.num_replicas)
     ]
 
 
@@ -253,7 +253,7 @@ def test_a_resumed_run_asks_for_what_is_left(
     plan = BatchPlan(
         num_samples=29,
         global_batch_size=12,
-        world_size=2,
+        num_replicas=2,
         accumulation_steps=2,
         drop_last=drop_last,
     )
@@ -266,7 +266,7 @@ def test_a_resumed_run_asks_for_what_is_left(
 
 def test_training_requests_follow_the_order_of_each_epoch() -> None:
     plan = BatchPlan(
-        num_samples=27, global_batch_size=12, world_size=3, accumulation_steps=1, drop_last=False
+        num_samples=27, global_batch_size=12, num_replicas=3, accumulation_steps=1, drop_last=False
     )
     ranks = whole_run(plan, 0, 2 * plan.steps_per_epoch)
     samples = [sample for step in zip(*ranks, strict=True) for part in step for sample in part]
@@ -274,6 +274,6 @@ def test_training_requests_follow_the_order_of_each_epoch() -> None:
 
 
 def test_evaluation_requests_are_the_valid_samples_of_the_blocks() -> None:
-    blocks = evaluation_blocks(23, 5, world_size=2, rank=0)
+    blocks = evaluation_blocks(23, 5, num_replicas=2, replica=0)
     asked = [samples.tolist() for samples in evaluation_requests(blocks)]
     assert asked == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14], [20, 21, 22]]

@@ -20,7 +20,7 @@ accumulations = st.integers(1, 5)
 
 
 def make_plan(num_samples: int, global_batch_size: int, **changes: Any) -> BatchPlan:
-    settings = {"world_size": 1, "accumulation_steps": 1, "drop_last": False} | changes
+    settings = {"num_replicas": 1, "accumulation_steps": 1, "drop_last": False} | changes
     return BatchPlan(num_samples=num_samples, global_batch_size=global_batch_size, **settings)
 
 
@@ -29,7 +29,7 @@ def micro_batches(plan: BatchPlan, step: int) -> list[range]:
     return [
         plan.positions(step, micro_batch, rank)
         for micro_batch in range(plan.accumulation_steps)
-        for rank in range(plan.world_size)
+        for rank in range(plan.num_replicas)
     ]
 
 
@@ -51,7 +51,7 @@ def plans(draw: st.DrawFn, drop_last: bool) -> BatchPlan:
     return make_plan(
         full_steps * parts * local + last % (parts * local),
         parts * local,
-        world_size=world_size,
+        num_replicas=world_size,
         accumulation_steps=accumulation,
         drop_last=drop_last,
     )
@@ -95,7 +95,7 @@ def test_a_step_has_the_same_samples_on_any_number_of_ranks(drop_last: bool) -> 
         plan = make_plan(
             one.num_samples,
             global_batch_size,
-            world_size=world_size,
+            num_replicas=world_size,
             accumulation_steps=accumulation,
             drop_last=drop_last,
         )
@@ -105,12 +105,12 @@ def test_a_step_has_the_same_samples_on_any_number_of_ranks(drop_last: bool) -> 
 
 def test_micro_batches_come_before_ranks() -> None:
     """A rank's first micro-batch is from the first half of the step, as the module draws it."""
-    plan = make_plan(16, 8, world_size=2, accumulation_steps=2)
+    plan = make_plan(16, 8, num_replicas=2, accumulation_steps=2)
     assert micro_batches(plan, 1) == [range(8, 10), range(10, 12), range(12, 14), range(14, 16)]
 
 
 def test_steps_go_on_into_the_next_epoch() -> None:
-    plan = make_plan(10, 4, world_size=2)
+    plan = make_plan(10, 4, num_replicas=2)
     assert plan.steps_per_epoch == 3
     assert [plan.epoch_of(step) for step in (0, 2, 3, 5, 6)] == [0, 0, 1, 1, 2]
     assert step_positions(plan, 4) == step_positions(plan, 1)
@@ -121,8 +121,8 @@ def test_steps_go_on_into_the_next_epoch() -> None:
     ("changes", "sentence"),
     [
         (
-            {"num_samples": 1000, "global_batch_size": 100, "world_size": 8},
-            "global_batch_size 100 cannot be divided among 8 ranks × 1 accumulation steps; "
+            {"num_samples": 1000, "global_batch_size": 100, "num_replicas": 8},
+            "global_batch_size 100 cannot be divided among 8 replicas × 1 accumulation steps; "
             "use a multiple of 8, such as 96 or 104",
         ),
         (
@@ -130,16 +130,16 @@ def test_steps_go_on_into_the_next_epoch() -> None:
             "use a multiple of 8, such as 8",
         ),
         (
-            {"num_samples": 100, "global_batch_size": 128, "drop_last": True, "world_size": 8},
+            {"num_samples": 100, "global_batch_size": 128, "drop_last": True, "num_replicas": 8},
             "global_batch_size 128 is more than the split's 100 samples; use at most 96",
         ),
         (
-            {"num_samples": 5, "global_batch_size": 8, "drop_last": True, "world_size": 8},
+            {"num_samples": 5, "global_batch_size": 8, "drop_last": True, "num_replicas": 8},
             "the split has 5 samples; expected at least 8",
         ),
         (
-            {"num_samples": 131, "global_batch_size": 128, "world_size": 4},
-            "the epoch's last batch of 3 samples leaves some of 4 ranks",
+            {"num_samples": 131, "global_batch_size": 128, "num_replicas": 4},
+            "the epoch's last batch of 3 samples leaves some of 4 replicas",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_impossible_arithmetic_is_explained(changes: dict[str, Any], sentence: s
 def test_evaluation_sees_each_sample_once_in_the_same_block(
     num_samples: int, block_size: int
 ) -> None:
-    whole = evaluation_blocks(num_samples, block_size, world_size=1, rank=0)
+    whole = evaluation_blocks(num_samples, block_size, num_replicas=1, replica=0)
     seen = [place for block in whole for place in range(block.start, block.start + block.num_valid)]
     assert seen == list(range(num_samples))
     assert all(1 <= block.num_valid <= block_size for block in whole)

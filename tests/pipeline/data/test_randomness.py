@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.randomness import Stream, random_below, random_bits, torch_seed
+from pipeline.data.randomness import Stream, dropout_keys, random_below, random_bits, random_normals
 
 MODULUS = 1 << 64
 MANY = np.arange(100_000)
@@ -103,13 +104,21 @@ def test_the_draws_of_a_run_never_change() -> None:
     assert draws.tolist() == [32, 6, 51, 75, 82, 80]
 
 
-def test_no_two_micro_batches_share_their_dropout() -> None:
-    places = list(itertools.product(range(20), range(4), range(16)))
-    seeds = [
-        torch_seed(0, step=step, micro_batch=micro_batch, rank=rank)
-        for step, micro_batch, rank in places
-    ]
-    assert len(set(seeds)) == len(places)
-    assert all(0 <= seed < 1 << 63 for seed in seeds)
-    assert seeds[5] == torch_seed(0, step=0, micro_batch=0, rank=5)
-    assert seeds[5] != torch_seed(1, step=0, micro_batch=0, rank=5)
+def test_every_sample_and_epoch_has_a_dropout_key_of_its_own() -> None:
+    keys = np.concatenate([dropout_keys(seed, epoch, MANY) for seed in (0, 1) for epoch in (0, 1)])
+    assert keys.dtype == np.int64
+    assert len(np.unique(keys)) == len(keys)
+    assert dropout_keys(0, 0, MANY[7:9]).tolist() == dropout_keys(0, 0, MANY)[7:9].tolist()
+
+
+def test_normals_are_normal_and_independent() -> None:
+    found = random_normals(3, 0, Stream.COLOR, 0, MANY)
+    assert found.shape == (len(MANY), 3)
+    limit = 5 / np.sqrt(len(MANY))
+    assert np.abs(found.mean(axis=0)).max() < limit
+    assert np.abs(np.cov(found.T) - np.eye(3)).max() < np.sqrt(2) * limit
+    normal = NormalDist()
+    for bound in (-2, -1, 0, 0.5, 1.5):
+        shares = (found < bound).mean(axis=0)
+        assert np.abs(shares - normal.cdf(bound)).max() < limit
+    assert np.array_equal(random_normals(3, 0, Stream.COLOR, 0, MANY[5:6]), found[5:6])

@@ -1,0 +1,73 @@
+"""From uint8 pixels to the network's numbers, in one place for every reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from data_prep.manifest import Manifest, read_mean_image
+from pipeline.config import AugmentConfig
+from pipeline.data.augment import input_size
+
+
+class Normalizer:
+    """Subtracts a mean and divides by a deviation, per channel, 0–255 scale."""
+
+    def __init__(
+        self,
+        mean: npt.NDArray[np.floating],
+        std: npt.NDArray[np.floating],
+        device: torch.device,
+    ) -> None:
+        """`mean` is 3, or H×W×3 for inputs of H×W; `std` is 3."""
+        self._shift = torch.from_numpy(-mean / std).float().to(device)
+        self._scale = torch.from_numpy(1 / std).float().to(device)
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        *,
+        color_shifts: torch.Tensor | None = None,
+        divisor: float = 1.0,
+    ) -> torch.Tensor:
+        """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory.
+
+        `color_shifts`, N×3 in the units of the output, are added; all is divided by `divisor`.
+        """
+        count, height, width, channels = images.shape
+        # Rows of whole lines: the CPU's inner loop is then long enough for vectors.
+        lines = images.reshape(count, height, width * channels).float()
+        shift = self._shift.expand(height, width, channels).reshape(height, width * channels)
+        lines = torch.addcmul(shift / divisor, lines, self._scale.repeat(width) / divisor)
+        if color_shifts is not None:
+            lines += (color_shifts / divisor).repeat(1, width)[:, None, :]
+        return lines.view(images.shape).permute(0, 3, 1, 2)
+
+
+def build_normalizer(
+    config: AugmentConfig, manifest: Manifest, shards: Path, device: torch.device
+) -> Normalizer:
+    """The normalization for training and evaluation alike.
+
+    Raises `ShardSetError` if a mean image is wanted and is not there.
+    """
+    ones = np.ones(3)
+    match config.normalize:
+        case "none":
+            return Normalizer(0 * ones, ones, device)
+        case "mean_std":
+            statistics = manifest.statistics
+            return Normalizer(np.array(statistics.mean), np.array(statistics.std), device)
+        case "mean_image":
+            mean = read_mean_image(shards, manifest.statistics)
+            return Normalizer(_middle(mean, config), ones, device)
+
+
+def _middle(mean: npt.NDArray[np.float32], config: AugmentConfig) -> npt.NDArray[np.float32]:
+    """The middle of the mean image, whatever place a crop is from, as in the 2012 code."""
+    height, width = input_size(config, mean.shape[:2])
+    top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
+    return mean[top : top + height, left : left + width]
