@@ -45,7 +45,9 @@ class RankMetrics:
         self._phase_seconds = families.counters(
             "step_seconds_total", "Wall time of the steps by phase", "phase", PHASES
         )
-        self._last_step = families.gauge("last_step_timestamp_seconds", "When the last step ended")
+        self._last_step = families.measurement(
+            "last_step_timestamp_seconds", "When the last step ended"
+        )
         self._gpu_allocated = families.gauge(
             "gpu_memory_allocated_bytes", "GPU memory that tensors hold"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import urllib.error
 import urllib.parse
@@ -14,6 +15,7 @@ import pytest
 
 from tests.integration.training import make_shards, ranks_of, rows, torchrun, training
 from tests.pipeline.monitoring import (
+    REPOSITORY,
     exporter_process,
     finish,
     free_port,
@@ -29,6 +31,14 @@ DATA_WAIT = (
     'sum by (run) (rate(alexnet_step_seconds_total{phase="data_wait"}[8s]))'
     " / sum by (run) (rate(alexnet_step_seconds_total[8s]))"
 )
+
+
+def documented(question: str) -> str:
+    """The PromQL that docs/metrics.md has for a question."""
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    (expression,) = re.findall(rf"^\| {question} \| `(.+)` \|$", page, re.MULTILINE)
+    assert isinstance(expression, str)
+    return expression
 
 
 class Api:
@@ -81,15 +91,20 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         ((target, up),) = api.query('up{job="alexnet_train"}')
         assert (target["run"], up) == ("run", 1)
 
+        dead, stalled = documented("dead ranks"), documented("stalled runs")
+        assert api.query(dead) == api.query(stalled) == []
+
         victim.kill()
         wait_for(
-            lambda: [row[0]["rank"] for row in api.query("alexnet_rank_up == 0")] == ["1"],
+            lambda: [row[0]["rank"] for row in api.query(dead)] == ["1"],
             "the death of rank 1",
         )
         assert [row[0]["rank"] for row in api.query("alexnet_rank_up == 1")] == ["0"]
 
         finish(leader)
-        wait_for(lambda: api.value("alexnet_run_success") == 1, "the last values")
+        wait_for(lambda: len(api.query("alexnet_rank_up == 0")) == 2, "the end of rank 0")
+        assert api.value("alexnet_run_success") == 1
+        assert api.query(dead) == api.query(stalled) == [], "a run that is done has no dead ranks"
 
 
 @pytest.mark.slow

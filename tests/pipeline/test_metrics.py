@@ -83,6 +83,7 @@ def test_counters_begin_at_0_and_measurements_are_absent() -> None:
     names = {name for name, _ in parse(exposition(registry))}
     assert "alexnet_resumes_total" in names
     assert not names & {"alexnet_train_loss", "alexnet_eval_loss", "alexnet_eval_accuracy_ratio"}
+    assert "alexnet_last_step_timestamp_seconds" not in names, "a run that starts is no stalled one"
 
 
 def test_unknown_labels_are_refused() -> None:
