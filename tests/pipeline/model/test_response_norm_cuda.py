@@ -1,0 +1,129 @@
+"""The Triton kernels: interpreted on the CPU, compiled for an H100, and on a GPU where one is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.model.response_norm import (
+    NormConstants,
+    Relu,
+    normalize_and_pool,
+    normalize_and_pool_plain,
+)
+
+triton = pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[3]
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def test_interpreted_they_do_what_the_definition_says() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipeline.model.interpreted_kernels"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def compile_for_h100(kernel: Any, pointers: dict[str, str], constants: dict[str, Any]) -> Any:
+    """As a launch does, with the kernel's other arguments being integers but for alpha and k."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    numbers = dict.fromkeys(kernel.arg_names, "i32") | {"alpha": "fp32", "k": "fp32"}
+    signature = numbers | pointers | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_they_compile_for_an_h100(dtype: torch.dtype) -> None:
+    """The interpreter takes much that the compiler does not."""
+    from pipeline.model import response_norm_cuda
+
+    numbers = f"*{TRITON_NAMES[dtype]}"
+    constants = {
+        "PER_COLUMN": 48,
+        "HALF": 2,
+        "BLOCK": 64,
+        "HALO": 0,
+        "NUM_BLOCKS": 1,
+        "POSITIONS": 16,
+        "RELU_FIRST": True,
+        "PARTS": 2,
+    }
+    forward = compile_for_h100(
+        response_norm_cuda._forward_kernel,
+        {"x": numbers, "pooled": numbers, "places": "*u8"},
+        constants | {"POOLED_ROWS": 7},
+    )
+    backward = compile_for_h100(
+        response_norm_cuda._backward_kernel,
+        {"gradient": numbers, "x": numbers, "places": "*u8", "found": numbers},
+        constants,
+    )
+    assert forward.asm["cubin"]
+    assert backward.asm["cubin"]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("relu", ["before", "after"])
+@pytest.mark.parametrize(
+    ("channels", "num_columns", "size"), [(96, 2, 55), (256, 2, 27), (256, 1, 13), (5, 1, 7)]
+)
+def test_on_a_gpu_they_do_what_the_definition_says(
+    dtype: torch.dtype, relu: Relu, channels: int, num_columns: int, size: int
+) -> None:
+    x = 30 * torch.randn(4, channels, size, size, device="cuda")
+    x = x.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    pooled = normalize_and_pool(x, NormConstants(), num_columns, relu)
+    expected = normalize_and_pool_plain(exact, NormConstants(), num_columns, relu)
+    torch.testing.assert_close(pooled.double(), expected, rtol=ROUNDING[dtype], atol=1e-5)
+
+    gradient = torch.randn_like(pooled)
+    (found,) = torch.autograd.grad(pooled, x, gradient)
+    (exact_gradient,) = torch.autograd.grad(expected, exact, gradient.double())
+    is_off = (found.double() - exact_gradient).abs() > 2e-5 + ROUNDING[dtype] * exact_gradient.abs()
+    # Where two elements of a window are equal but for rounding, the gradient may go to either.
+    assert is_off.double().mean() < 1e-4
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_cuda_graph_can_hold_them() -> None:
+    x = torch.randn(4, 96, 55, 55, device="cuda", dtype=torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = normalize_and_pool(x, NormConstants(), 2, "after")
+        (gradient,) = torch.autograd.grad(pooled, x, torch.ones_like(pooled))
+        return pooled, gradient
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
