@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from pipeline.failure import RankFailure, sentence_of
 
 T = TypeVar("T")
 
-_FAILURE_KEY = "alexnet/failure"
+_FAILURE_KEY = "failure"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class Place:
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    attempt: int = 0
+    """How often torchrun has started all ranks anew (--max-restarts)."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
 
@@ -64,6 +67,7 @@ class Place:
             local_rank=local_rank,
             world_size=world_size,
             local_world_size=local_world_size,
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
             is_launched=True,
         )
 
@@ -162,7 +166,8 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     if not place.is_launched:
         yield World(place=place, device=device, store=None, control=None)
         return
-    store = _join(device, config)
+    with _killable():
+        store = _join(place, device, config)
     deadline = datetime.timedelta(seconds=config.save_timeout_seconds)
     control = dist.new_group(backend="gloo", timeout=deadline)
     world = World(place=place, device=device, store=store, control=control)
@@ -176,14 +181,26 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _join(device: torch.device, config: DistributedConfig) -> Store:
+@contextlib.contextmanager
+def _killable() -> Iterator[None]:
+    """Let SIGTERM end this process at once: while it waits for other ranks no handler is run."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _join(place: Place, device: torch.device, config: DistributedConfig) -> Store:
     timeout = datetime.timedelta(seconds=config.timeout_seconds)
     try:
-        store: Store
-        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        everything, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        # torchrun can keep one store for all attempts: an earlier one's addresses are those of
+        # dead ranks, and its failure is not this one's.
+        store = PrefixStore(f"alexnet/{place.attempt}", everything)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore("alexnet/default", store),
+            store=PrefixStore("default", store),
             rank=rank,
             world_size=world_size,
             timeout=timeout,

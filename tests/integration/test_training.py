@@ -416,6 +416,24 @@ def test_a_rank_that_fails_is_named_by_rank_0(shards: Path, tmp_path: Path) -> N
     assert f"error: {end['error']}" == last
 
 
+@pytest.mark.slow
+def test_a_job_that_torchrun_starts_again_knows_nothing_of_its_last_attempt(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Its ranks find each other, and tell what ended them and not what ended those before."""
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    damaged = spoil(shards, tmp_path / "damaged", step=7, rank=1)
+    options = ["--data.prefetch_batches", 1]
+    with torchrun(2, TRAIN, training(damaged, run, *options), logs, max_restarts=1) as child:
+        wait_for_step(run, 1)
+        os.kill(ranks_of(child)[1], signal.SIGKILL)
+        child.communicate(timeout=DEADLINE_SECONDS)
+    assert "lost another rank" in rank_log(logs, 0, "stderr")
+    *_, last = rank_log(logs, 0, "stderr", attempt=1).splitlines()
+    assert last.startswith("error: rank 1 on ")
+    assert "train-00000" in last
+
+
 def test_a_rank_that_hangs_is_not_waited_for_for_ever(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with train(2, shards, run, *LONG, "--distributed.timeout_seconds", 8) as job:

@@ -93,14 +93,15 @@ def _assert_equal(found: Any, wanted: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def torchrun(
-    size: int, module: str, arguments: list[str], logs: Path
+    size: int, module: str, arguments: list[str], logs: Path, max_restarts: int = 0
 ) -> Iterator[subprocess.Popen[str]]:
     """A job that torchrun starts; no process of it outlives the block.
 
     Its standard output and error are one stream, those of the ranks lie in `logs`.
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={size}"]
-    command += [f"--master_port={free_port()}", "--log_dir", str(logs), "--tee", "3"]
+    command += [f"--master_port={free_port()}", f"--max-restarts={max_restarts}"]
+    command += ["--log_dir", str(logs), "--tee", "3"]
     with subprocess.Popen(
         [*command, "-m", module, *arguments],
         stdout=subprocess.PIPE,
@@ -133,6 +134,6 @@ def ranks_of(child: subprocess.Popen[str]) -> dict[int, int]:
     return found
 
 
-def rank_log(logs: Path, rank: int, stream: str) -> str:
-    (path,) = logs.glob(f"*/attempt_0/{rank}/{stream}.log")
+def rank_log(logs: Path, rank: int, stream: str, attempt: int = 0) -> str:
+    (path,) = logs.glob(f"*/attempt_{attempt}/{rank}/{stream}.log")
     return path.read_text()

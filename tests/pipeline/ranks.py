@@ -34,7 +34,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pipeline.train", "pipeline.evaluate", "torch._dynamo", __name__])
 
 
-def _environment(size: int, rank: int, port: int) -> dict[str, str]:
+def rank_environment(size: int, rank: int, port: int) -> dict[str, str]:
     """What torchrun would say."""
     return {
         "RANK": str(rank),
@@ -52,7 +52,7 @@ def call_on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> l
     ranks = []
     for rank in range(size):
         receiver, sender = _context.Pipe(duplex=False)
-        environment = _environment(size, rank, port)
+        environment = rank_environment(size, rank, port)
         process = _context.Process(target=_call, args=(environment, sender, function, arguments))
         process.start()
         sender.close()
@@ -93,7 +93,7 @@ class Job:
         self._logs = tempfile.TemporaryDirectory()
         port = free_port()
         for rank in range(size):
-            environment = _environment(size, rank, port) if size > 1 else {}
+            environment = rank_environment(size, rank, port) if size > 1 else {}
             words = [str(argument) for argument in arguments]
             process = _context.Process(
                 target=_be_rank, args=(environment, module, words, self._log(rank))

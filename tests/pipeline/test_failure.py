@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,8 @@ from torch.distributed import DistBackendError
 
 from pipeline.distributed import Place, World
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
-from tests.pipeline.ranks import call_on_ranks
+from tests.pipeline.monitoring import free_port, wait_for
+from tests.pipeline.ranks import call_on_ranks, rank_environment
 from tests.pipeline.worlds import SINGLE
 
 
@@ -148,7 +151,7 @@ def test_one_process_names_no_rank() -> None:
 
 def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    for name in names:
+    for name in (*names, "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     assert Place.from_environment() == Place()
     for name, value in zip(names, ("5", "1", "8", "4"), strict=True):
@@ -156,6 +159,8 @@ def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) ->
     assert Place.from_environment() == Place(
         rank=5, local_rank=1, world_size=8, local_world_size=4, is_launched=True
     )
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert Place.from_environment().attempt == 2
     for value in ("", "-1", "two"):
         monkeypatch.setenv("LOCAL_RANK", value)
         with pytest.raises(ValueError, match=r"LOCAL_RANK is .*start with torchrun, or unset"):
@@ -163,6 +168,35 @@ def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(ValueError, match="LOCAL_RANK is None"):
         Place.from_environment()
+
+
+def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to() -> None:
+    program = """
+import os
+from pipeline.config import DistributedConfig
+from pipeline.distributed import Place, connect
+from pipeline.stop import StopSignals
+
+StopSignals()
+print(flush=True)
+with connect(Place.from_environment(), DistributedConfig(device="cpu")):
+    pass
+"""
+    environment = os.environ | rank_environment(2, 0, free_port())
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+
+        def is_gone() -> bool:
+            child.terminate()
+            return child.poll() is not None
+
+        try:
+            wait_for(is_gone, "the end of a rank", 60)
+        finally:
+            child.kill()
+    assert child.returncode == -signal.SIGTERM
 
 
 def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() -> None:
