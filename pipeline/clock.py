@@ -22,10 +22,6 @@ class StepTime:
     skipped: bool
     phase_seconds: dict[str, float]
 
-    @property
-    def seconds(self) -> float:
-        return sum(self.phase_seconds.values())
-
 
 class StepClock:
     """Stamps the ends of phases: `mark` after each, `end_step` after the last.

@@ -69,7 +69,6 @@ class TrainingLoop:
         self._parts = parts
         self._clock = StepClock(parts.world.device)
         self._interval = Interval(parts.world, parts.grid)
-        self._step_seconds = 0.0
         self._saved_step = parts.progress.step
         self._learning_rate = 0.0
         parts.replica.when_gradients_are_ready = lambda: self._clock.mark("forward_backward")
@@ -87,7 +86,7 @@ class TrainingLoop:
             while progress.step < end_step and source is None:
                 self._train_step(batches)
                 self._between_steps()
-                source = stops.agreed(progress.step, self._step_seconds)
+                source = stops.agreed(progress.step)
         if source is not None:
             self._parts.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
@@ -161,7 +160,6 @@ class TrainingLoop:
 
     def _collect_times(self) -> None:
         for time_of_step in self._clock.finished():
-            self._step_seconds = time_of_step.seconds
             self._interval.note_time(time_of_step)
             self._parts.metrics.record_step(
                 time_of_step.num_samples / self._parts.grid.ranks_per_replica,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from data_prep.manifest import Manifest, manifest_sha256, read_manifest
 from pipeline import checkpoint
 from pipeline.command import Command
 from pipeline.config import Config
+from pipeline.console import Console
 from pipeline.data.augment import input_size
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import BatchPlan
@@ -31,6 +33,7 @@ from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, write_settings
+from pipeline.stop import remove_old_request
 
 
 def prepare(
@@ -111,7 +114,8 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
         ) from None
     checkpoint.remove_leftovers(run.checkpoints)
     remove_leftovers(run.predictions("val").parent)
-    run.stop_request.unlink(missing_ok=True)
+    if remove_old_request(run):
+        Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
 
 
 def _reader(

@@ -7,7 +7,7 @@ RUN/
   predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
   metrics/rank-*.prom   see `pipeline.metrics`
   report.html           see `pipeline.report`
-  STOP                  make this file to stop the run at the next step; it is then removed
+  STOP                  make this file to stop the run soon; it is then removed
 """
 
 from __future__ import annotations

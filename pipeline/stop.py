@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import signal
 import time
 from types import FrameType
@@ -11,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.distributed import World
+from pipeline.metrics.rank_file import process_start_ticks
 from pipeline.run_directory import RunDirectory
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -56,6 +59,26 @@ class StopSignals:
             signal.signal(number, signal.SIG_IGN)
 
 
+def remove_old_request(run: RunDirectory) -> bool:
+    """Remove a STOP file from before this process started; returns whether there was one.
+
+    One that is younger asks this job, which may have been importing torch at the time.
+    """
+    try:
+        is_old = run.stop_request.stat().st_mtime < _start_of_this_process()
+    except FileNotFoundError:
+        return False
+    if is_old:
+        run.stop_request.unlink(missing_ok=True)
+    return is_old
+
+
+def _start_of_this_process() -> float:
+    """In Unix seconds."""
+    start_seconds = (process_start_ticks(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds)
+
+
 class StopRequests:
     """Lets the ranks agree on requests to stop.
 
@@ -70,34 +93,53 @@ class StopRequests:
         self._signals = signals
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
         self._next_poll_step: int | None = None
+        self._last_poll: tuple[int, float] | None = None
+        """Its step and time."""
 
-    def agreed(self, step: int, step_seconds: float) -> str | None:
-        """Called after every step: where a request came from that all ranks now know, or None.
-
-        `step_seconds` is how long a step takes, by this rank's own clock.
-        """
+    def agreed(self, step: int) -> str | None:
+        """Called after every step: where a request came from that all ranks now know, or None."""
         if self._next_poll_step is not None and step < self._next_poll_step:
             return None
         source, distance = self._finish()
         if source:
+            if self._world.is_main:
+                with contextlib.suppress(OSError):  # what stays is older than the next start
+                    self._file.unlink(missing_ok=True)
             return _SOURCES[source]
         self._next_poll_step = step + distance
-        self._start(step_seconds)
+        self._start(step)
         return None
 
-    def _start(self, step_seconds: float) -> None:
+    def _start(self, step: int) -> None:
         asked = self._signals.noted
-        if self._world.is_main and not asked and self._file.exists():
+        if self._world.is_main and not asked and self._is_file_there():
             asked = _FILE
-        distance = _POLL_SECONDS / max(step_seconds, 1e-6)
         # The slowest rank decides: the maximum of what is negative is the smallest distance.
-        values = torch.tensor([asked, -min(max(int(distance), 1), _MAX_POLL_STEPS)])
+        values = torch.tensor([asked, -self._distance(step)])
         work = None
         if self._world.control is not None:
             work = dist.all_reduce(
                 values, dist.ReduceOp.MAX, group=self._world.control, async_op=True
             )
         self._pending = work, values
+
+    def _is_file_there(self) -> bool:
+        try:
+            return self._file.exists()
+        except OSError:  # of a network file system, which may answer the next time
+            return False
+
+    def _distance(self, step: int) -> int:
+        """Steps between two looks, judged by those since the last one and all that lay between.
+
+        At most twice as many as those: the first steps may only have been handed to a device.
+        """
+        now = time.monotonic()
+        last_step, last_time = self._last_poll or (step, now)
+        self._last_poll = step, now
+        num_steps = step - last_step
+        due = num_steps * _POLL_SECONDS / max(now - last_time, 1e-6)
+        return max(1, min(int(due), 2 * num_steps, _MAX_POLL_STEPS))
 
     def _finish(self) -> tuple[int, int]:
         """Agreed source (0: none) and distance to the next look, in steps."""

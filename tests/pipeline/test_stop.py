@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -9,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from pipeline.distributed import World
+from pipeline.prepare import _open_run
 from pipeline.run_directory import RunDirectory
 from pipeline.stop import StopRequests, StopSignals
 from tests.pipeline.monitoring import REPOSITORY
@@ -38,76 +42,138 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
-def steps_until_agreed(
-    stops: StopRequests, first_step: int = 1, seconds: float = STEP_SECONDS, patience: int = 300
-) -> tuple[int, str | None]:
-    for step in range(first_step, first_step + patience):
-        source = stops.agreed(step, seconds)
-        if source is not None:
-            return step, source
-    return step, None
+class Steps:
+    """Steps that take as long as they are told, by a clock that nothing else moves."""
+
+    def __init__(self, stops: StopRequests) -> None:
+        self._stops = stops
+        self._step = 0
+        self._now = 100.0
+
+    def _time(self) -> float:
+        return self._now
+
+    def until_agreed(self, patience: int, seconds: float = STEP_SECONDS) -> tuple[int, str | None]:
+        """The step of the agreement, and what was agreed on, if it comes within `patience`."""
+        with mock.patch("pipeline.stop.time.monotonic", self._time):
+            for _ in range(patience):
+                self._step += 1
+                self._now += seconds
+                source = self._stops.agreed(self._step)
+                if source is not None:
+                    return self._step, source
+        return self._step, None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_is_heeded_soon(
     number: signal.Signals, run: RunDirectory, signals: StopSignals
 ) -> None:
-    stops = StopRequests(SINGLE, run, signals)
-    assert steps_until_agreed(stops, patience=20) == (20, None)
+    steps = Steps(StopRequests(SINGLE, run, signals))
+    assert steps.until_agreed(20) == (20, None)
     os.kill(os.getpid(), number)
-    step, source = steps_until_agreed(stops, 21)
+    step, source = steps.until_agreed(100)
     assert source == number.name
     assert step <= 20 + 2 * POLL_STEPS
 
 
-def test_a_file_is_heeded_soon(run: RunDirectory, signals: StopSignals) -> None:
-    stops = StopRequests(SINGLE, run, signals)
-    steps_until_agreed(stops, patience=20)
+def test_a_file_is_heeded_soon_and_once(run: RunDirectory, signals: StopSignals) -> None:
+    steps = Steps(StopRequests(SINGLE, run, signals))
+    steps.until_agreed(20)
     run.stop_request.touch()
-    step, source = steps_until_agreed(stops, 21)
+    step, source = steps.until_agreed(100)
     assert source == "STOP file"
     assert step <= 20 + 2 * POLL_STEPS
+    assert not run.stop_request.exists()
 
 
 def test_a_request_from_before_the_first_step_is_heeded(
     run: RunDirectory, signals: StopSignals
 ) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert steps_until_agreed(StopRequests(SINGLE, run, signals)) == (2, "SIGTERM")
+    assert Steps(StopRequests(SINGLE, run, signals)).until_agreed(9) == (2, "SIGTERM")
 
 
-def test_looking_is_rare_when_steps_are_short_and_never_too_rare(
+def test_only_a_file_from_before_the_start_is_ignored(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is made while a job starts asks that job."""
+    run.stop_request.touch()
+    with contextlib.ExitStack() as resources:
+        _open_run(run, resources)
+    assert run.stop_request.exists()
+    assert capsys.readouterr().out == ""
+    os.utime(run.stop_request, (0, 0))
+    with contextlib.ExitStack() as resources:
+        _open_run(run, resources)
+    assert not run.stop_request.exists()
+    assert capsys.readouterr().out == f"removed {run.stop_request}: it is older than this start\n"
+
+
+def test_a_file_system_that_does_not_answer_asks_for_nothing(
     run: RunDirectory, signals: StopSignals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file system is asked every half second, and after 64 steps at the latest."""
-    looks: list[Path] = []
+    def fail(_: Path) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "exists", fail)
+    assert Steps(StopRequests(SINGLE, run, signals)).until_agreed(20) == (20, None)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every question that the file system is asked."""
+    asked: list[Path] = []
 
     def does_not_exist(path: Path) -> bool:
-        looks.append(path)
+        asked.append(path)
         return False
 
     monkeypatch.setattr(Path, "exists", does_not_exist)
-    for seconds, expected in ((STEP_SECONDS, 200), (0.001, 17), (10.0, 1000)):
-        looks.clear()
-        stops = StopRequests(SINGLE, run, signals)
-        for step in range(1, 1001):
-            assert stops.agreed(step, seconds) is None
-        assert expected - 2 <= len(looks) <= expected + 2
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"), [(STEP_SECONDS, 198, 205), (0.001, 15, 30), (10.0, 998, 1000)]
+)
+def test_looking_is_rare_when_steps_are_short_and_never_too_rare(
+    seconds: float,
+    least: int,
+    most: int,
+    run: RunDirectory,
+    signals: StopSignals,
+    looks: list[Path],
+) -> None:
+    """The file system is asked every half second, and after 64 steps at the latest."""
+    assert Steps(StopRequests(SINGLE, run, signals)).until_agreed(1000, seconds) == (1000, None)
+    assert least <= len(looks) <= most
+
+
+def test_steps_that_become_long_are_noticed_within_two_looks(
+    run: RunDirectory, signals: StopSignals, looks: list[Path]
+) -> None:
+    """As when the first steps were only handed to a device, or each is saved from now on."""
+    steps = Steps(StopRequests(SINGLE, run, signals))
+    steps.until_agreed(3, 0.001)
+    looks.clear()
+    steps.until_agreed(20, 1.0)
+    assert len(looks) >= 18
 
 
 def agree(world: World, directory: Path, asked: dict[int, int]) -> tuple[int, str | None]:
     """Rank `r` gets SIGTERM before step `asked[r]`; steps differ in length among the ranks."""
-    signals = StopSignals()
-    stops = StopRequests(world, RunDirectory(directory), signals)
-    for step in range(1, 200):
-        if asked.get(world.rank) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        source = stops.agreed(step, STEP_SECONDS * (1 + world.rank))
-        if source is not None:
-            stops.close()
-            return step, source
-    stops.close()
-    return step, None
+    stops = StopRequests(world, RunDirectory(directory), StopSignals())
+    steps = Steps(stops)
+    try:
+        for step in range(1, 200):
+            if asked.get(world.rank) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            step, source = steps.until_agreed(1, STEP_SECONDS * (1 + world.rank))
+            if source is not None:
+                return step, source
+        return step, None
+    finally:
+        stops.close()
 
 
 def test_all_ranks_stop_after_the_same_step(tmp_path: Path) -> None:
