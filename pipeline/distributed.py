@@ -15,7 +15,7 @@ import datetime
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -135,6 +135,21 @@ class World:
             who = "" if is_everywhere else f"rank {failed[0]} on {host}: "
             is_told_here = self.rank in (0, failed[0])
             raise RankFailure(f"{who}{text}", is_told_here=is_told_here) from error
+
+    def check_alike(self, values: Mapping[str, object]) -> None:
+        """Raise `RankFailure` on every rank if some rank holds another value of a name than rank 0.
+
+        All ranks call it, with the same names and small picklable values.
+        """
+        first, *others = self.gather(values)
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise RankFailure(
+                        f"{name} is {value} on rank 0 and {other[name]} on rank {rank}: start all "
+                        "ranks with the same command, on the same shard set",
+                        is_told_here=self.rank in (0, rank),
+                    )
 
     def report_failure(self, error: Exception) -> RankFailure:
         """Leave word of what ends this rank, for the other ranks and for torchrun's summary.

@@ -15,7 +15,7 @@ from data_prep.files import remove_leftovers
 from data_prep.manifest import Manifest, manifest_sha256, read_manifest
 from pipeline import checkpoint
 from pipeline.command import Command
-from pipeline.config import Config
+from pipeline.config import Config, flatten
 from pipeline.console import Console
 from pipeline.data.augment import input_size
 from pipeline.data.normalize import build_normalizer
@@ -35,6 +35,9 @@ from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, write_settings
 from pipeline.stop import remove_old_request
 
+_OF_A_HOST = ("data.shards", "data.decode_threads", "data.prefetch_batches", "metrics.")
+"""How the names of fields begin that may differ from host to host."""
+
 
 def prepare(
     command: Command, world: World, resources: contextlib.ExitStack
@@ -45,6 +48,7 @@ def prepare(
     """
     config, run = command.config, command.run
     _set_threads(world)
+    world.check_alike(_of_all_hosts(command))
     with world.together():
         check_layout(config.model.columns, world.size)
         if world.is_main:
@@ -56,6 +60,8 @@ def prepare(
         settings = Settings(
             recipe=command.recipe, config=config, manifest_sha256=manifest_sha256(shards)
         )
+    world.check_alike({"the hash of the manifest": settings.manifest_sha256})
+    with world.together():
         check_same_run(run, settings)
         readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
         plan = _plan(config, readers["train"].num_samples, grid)
@@ -89,6 +95,13 @@ def prepare(
         metrics=RankMetrics(world.rank, world.place.local_rank, registry),
     )
     return parts, path
+
+
+def _of_all_hosts(command: Command) -> dict[str, object]:
+    """What decides what the ranks compute and when they talk: they must agree on it."""
+    fields = {name: value for name, _, value in flatten(command.config)}
+    shared = {name: fields[name] for name in fields if not name.startswith(_OF_A_HOST)}
+    return {"the recipe": command.recipe, "--max-steps": command.max_steps, **shared}
 
 
 def _set_threads(world: World) -> None:

@@ -486,6 +486,34 @@ def test_what_cannot_start_says_why(shards: Path, tmp_path: Path) -> None:
     assert not list(run.glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--optim.momentum", 0.5], "optim.momentum is 0.9 on rank 0 and 0.5 on rank 2"),
+        (["--max-steps", 3], "--max-steps is None on rank 0 and 3 on rank 2"),
+        (["--log_every_steps", 2], "log_every_steps is 1 on rank 0 and 2 on rank 2"),
+        (["--data.shards", "OTHER"], "the hash of the manifest is "),
+    ],
+)
+def test_ranks_that_would_not_do_the_same_do_nothing(
+    words: list[object], sentence: str, shards: Path, tmp_path: Path
+) -> None:
+    other = make_other_shards(shards, tmp_path / "other")
+    words = [other if word == "OTHER" else word for word in words]
+    run = tmp_path / "run"
+    found = fail(Job(3, TRAIN, training(shards, run), words))
+    assert found.startswith(f"error: {sentence}")
+    assert found.endswith("start all ranks with the same command, on the same shard set")
+    assert not list(run.glob("config.json"))
+
+
+def test_what_is_of_a_host_may_differ(shards: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    words = ["--data.shards", moved, "--data.decode_threads", 2, "--metrics.publish_seconds", 1]
+    with Job(2, TRAIN, training(shards, tmp_path / "run", "--max-steps", 2), words) as job:
+        assert job.wait() == [0, 0], job.errors
+
+
 OPTION_ODD = ["--global_batch_size", 25]
 OPTION_LARGE = ["--global_batch_size", 300]
 

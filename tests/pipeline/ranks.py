@@ -82,11 +82,14 @@ def _call(
 class Job:
     """`python -m MODULE ARGUMENTS` on `size` ranks; none of them outlives the block.
 
-    One rank alone runs without a launcher. `outputs` and `errors` are what the ranks have written,
+    One rank alone runs without a launcher; the last one may get more `words` than the others.
+    `outputs` and `errors` are what the ranks have written,
     once the job has been waited for or the block has been left.
     """
 
-    def __init__(self, size: int, module: str, arguments: Sequence[object]) -> None:
+    def __init__(
+        self, size: int, module: str, arguments: Sequence[object], words: Sequence[object] = ()
+    ) -> None:
         self.outputs: list[str] = []
         self.errors: list[str] = []
         self.processes: list[ForkServerProcess] = []
@@ -94,9 +97,10 @@ class Job:
         port = free_port()
         for rank in range(size):
             environment = rank_environment(size, rank, port) if size > 1 else {}
-            words = [str(argument) for argument in arguments]
+            own = (*arguments, *words) if rank == size - 1 else arguments
             process = _context.Process(
-                target=_be_rank, args=(environment, module, words, self._log(rank))
+                target=_be_rank,
+                args=(environment, module, [str(word) for word in own], self._log(rank)),
             )
             process.start()
             self.processes.append(process)
