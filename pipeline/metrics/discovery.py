@@ -66,9 +66,9 @@ class Target:
 
     def announce(self) -> None:
         """Write it, and again whenever it is gone; a failure is logged once."""
-        if self._is_written and self.path.exists():
-            return
         try:
+            if self._is_written and self.path.exists():
+                return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, self._content, durable=False)
             self._is_written = True

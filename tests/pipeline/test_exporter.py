@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 
 from pipeline.exporter import main, next_deadline
 from pipeline.metrics import Publisher, RankMetrics
-from pipeline.metrics.discovery import Claim, location_of
+from pipeline.metrics.discovery import Claim, Target, location_of
 from pipeline.metrics.node import NodeCollector, merge
 from pipeline.metrics.rank_file import RankFile, Writer, read_rank_file, render_rank_file
 from tests.pipeline.monitoring import (
@@ -310,6 +311,21 @@ def test_a_lost_target_is_written_again(run: Path) -> None:
     with exporter_process(run, "--port", 0):
         target_file(run).unlink()
         wait_for(target_file(run).exists, "the target")
+
+
+def test_a_file_system_that_does_not_answer_does_not_end_the_exporter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Path) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    target = Target(tmp_path, address="127.0.0.1:1", run="run", node="node")
+    target.announce()
+    monkeypatch.setattr(Path, "exists", fail)
+    for _ in range(2):
+        target.announce()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Stale file handle; trying on" in caplog.text
 
 
 STARTER = """
