@@ -14,7 +14,10 @@ from pipeline.evaluate import Evaluation
 
 
 class Console:
-    """Writes whole lines to `stream`; one that is closed or full is not written to again."""
+    """Writes whole lines to `stream`; one that is closed or full is not written to again.
+
+    What the stream's encoding lacks becomes a question mark.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -23,7 +26,7 @@ class Console:
         if self._stream is None:
             return
         try:
-            self._stream.write(text + "\n")
+            self._stream.write(_encodable(text, self._stream) + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # a log on a full disk, a pipe whose reader has left
             _discard(self._stream)
@@ -34,6 +37,11 @@ class Console:
         width = max(map(len, rows))
         for name, value in rows.items():
             self.line(f"  {name:<{width}}  {value}")
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    encoding = stream.encoding or "utf-8"  # a StringIO has none
+    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def _discard(stream: TextIO) -> None:

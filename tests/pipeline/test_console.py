@@ -97,6 +97,14 @@ def test_lines_are_whole_and_flushed() -> None:
     Console(None).line("nor is none at all")
 
 
+def test_an_encoding_without_a_character_costs_that_character_only() -> None:
+    content = io.BytesIO()
+    console = Console(io.TextIOWrapper(content, encoding="ascii"))
+    console.line("cifar10 → run")
+    console.line("24 = 2 ranks × 12 local")
+    assert content.getvalue() == b"cifar10 ? run\n24 = 2 ranks ? 12 local\n"
+
+
 @pytest.mark.parametrize("kind", ["full disk", "reader has left"])
 def test_a_process_outlives_its_console(kind: str) -> None:
     """It goes on, and its exit code is its own: not that of Python's last flush."""
