@@ -79,4 +79,4 @@ def help_text(arguments: Sequence[str]) -> str:
         f"  {name:17} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
     title = f"Fields, with the values of {named[0]}:" if named else "Fields, with their defaults:"
-    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}\n"
+    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}"

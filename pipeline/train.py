@@ -20,7 +20,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.command import Command, help_text, parse_command
-from pipeline.console import resolved_table
+from pipeline.console import Console, resolved_table
 from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave
 from pipeline.loop import Parts, TrainingLoop
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     words = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(words):
-        sys.stdout.write(help_text(words))
+        Console(sys.stdout).line(help_text(words))
         return 0
     signals = StopSignals()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,12 +84,25 @@ def test_help_lists_every_recipe_and_every_field(
     arguments = ["--help"] if recipe is None else [recipe, "--help"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert text == help_text(arguments)
+    assert text == f"{help_text(arguments)}\n"
     assert all(f"\n  {name} " in text for name in RECIPES)
     config = Config() if recipe is None else RECIPES[recipe]()
     assert all(f"\n  --{name} " in text for name, _, _ in flatten(config))
     assert f"--global_batch_size {config.global_batch_size}\n" in text
     assert ("values of" in text) is (recipe is not None)
+
+
+def test_help_is_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="ascii"))
+    assert main(["--help"]) == 0
+    assert file.getvalue() == help_text([]).encode("ascii", errors="replace") + b"\n"
+
+
+def test_help_that_nobody_takes_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["--help"]) == 0
 
 
 def test_a_broken_environment_is_one_sentence(
