@@ -15,7 +15,7 @@ import datetime
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -114,6 +114,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Fill tensors on `device` with rank 0's values, on every rank."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

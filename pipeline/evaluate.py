@@ -38,7 +38,7 @@ from pipeline.data.partition import evaluation_blocks
 from pipeline.data.preprocess import Viewer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import Place, World, connect, failure_of_all
-from pipeline.failure import exit_code_of, leave
+from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import Grid, build_grid
 from pipeline.model import build_model
 from pipeline.replica import load_weights
@@ -220,24 +220,25 @@ def _evaluate_run(
     options: argparse.Namespace, run: RunDirectory, settings: Settings, world: World
 ) -> None:
     config = settings.config
+    world.check_alike({"--split": options.split, "--views": options.views})
     with world.together():
         shards: Path = options.shards or Path(config.data.shards)
         manifest = read_manifest(shards)
         check_shard_set(settings.manifest_sha256, manifest_sha256(shards), shards, run.path)
-        path = checkpoint.named(run.checkpoints, options.checkpoint)
-        state = checkpoint.load(path, world.device)
         threads = config.data.decode_threads
         reader = TarReader(shards, manifest, options.split, num_threads=threads)
         height, width, _ = reader.image_shape
         size = input_size(config.augment, (height, width))
         model = build_model(config.model, manifest.num_classes, size)
-        load_weights(model, state["model"], column=None)
         num_views = options.views or config.evaluation.views
         normalizer = build_normalizer(config.augment, manifest, shards, world.device)
         viewer = Viewer(config.augment, num_views, normalizer)
+        chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
+    # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
+    world.spread(model.to(world.device).state_dict().values())
     with reader:
         result = evaluate(
-            model.to(world.device),
+            model,
             reader,
             viewer,
             world,
@@ -246,11 +247,38 @@ def _evaluate_run(
             block_size=config.evaluation.block_size,
             depth=config.data.prefetch_batches,
         )
-    if world.is_main:
-        step = checkpoint.read_facts(path).step
-        row = {"checkpoint": str(path), "step": step, **result.event()}
-        sys.stdout.write(json.dumps(row) + "\n")
+    if chosen is not None:
+        _tell(run, *chosen, result)
+
+
+def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) -> tuple[Path, int]:
+    """Put the weights of the checkpoint `name` into `model`; returns its path and step.
+
+    Raises `ValueError` if it is not there, damaged or of another run.
+    """
+    while True:
+        path = checkpoint.named(run.checkpoints, name)
+        try:
+            state = checkpoint.load(path)
+            break
+        except checkpoint.CheckpointError:
+            if path.exists():
+                raise  # else the run has deleted it since: choose again
+    settings.check_continues(json.loads(state["settings"]), path)
+    load_weights(model, state["model"], column=None)
+    return path, state["progress"]["step"]
+
+
+def _tell(run: RunDirectory, path: Path, step: int, result: Evaluation) -> None:
+    """Print the result, and save the predictions if the checkpoint at `path` is in the run."""
+    row = {"checkpoint": str(path), "step": step, **result.event()}
+    sys.stdout.write(json.dumps(row) + "\n")
+    if path.resolve().parent != run.checkpoints.resolve():
+        return
+    try:
         save_predictions(run, step, result)
+    except OSError as error:
+        sys.stderr.write(f"warning: predictions not saved: {sentence_of(error)}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

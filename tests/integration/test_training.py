@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -11,15 +13,20 @@ import signal
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from data_prep.manifest import read_index, read_manifest
+from pipeline import checkpoint
+from pipeline import evaluate as evaluate_module
 from pipeline.data.partition import BatchPlan, epoch_order
+from pipeline.distributed import World
 from pipeline.events import read_events
 from pipeline.metrics import PHASES
 from pipeline.run_directory import RunDirectory
+from pipeline.settings import read_settings
 from tests.integration.training import (
     GLOBAL_BATCH,
     NUM_TRAIN,
@@ -36,7 +43,8 @@ from tests.integration.training import (
     wait_for_step,
 )
 from tests.pipeline.monitoring import parse
-from tests.pipeline.ranks import DEADLINE_SECONDS, Job
+from tests.pipeline.ranks import DEADLINE_SECONDS, Job, call_on_ranks
+from tests.pipeline.worlds import SINGLE
 
 STOPPED = 75
 TRAIN = "pipeline.train"
@@ -368,6 +376,68 @@ def test_an_evaluation_that_cannot_be_exact_is_an_error(
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     assert "is not a run directory" in fail(evaluate(2, nothing))
+
+
+def test_an_evaluation_is_of_one_checkpoint(trained: Path) -> None:
+    expected = call_on_ranks(1, evaluate_as_rank_sees, trained)[0]
+    found = call_on_ranks(2, evaluate_as_rank_sees, trained)[0]
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def evaluate_as_rank_sees(world: World, run: Path) -> Any:
+    """What is printed where each rank sees another checkpoint as the newest one."""
+
+    def newest(directory: Path) -> Path:
+        return checkpoint.paths(directory)[world.rank]
+
+    directory, output = RunDirectory(run), io.StringIO()
+    options = evaluate_module._parser().parse_args(["--run-dir", str(run)])
+    with (
+        mock.patch.object(checkpoint, "newest_good", newest),
+        contextlib.redirect_stdout(output),
+    ):
+        evaluate_module._evaluate_run(options, directory, read_settings(directory), world)
+    return json.loads(output.getvalue()) if world.is_main else None
+
+
+def test_a_checkpoint_that_the_run_deletes_is_no_error(trained: Path, tmp_path: Path) -> None:
+    run = RunDirectory(shutil.copytree(trained, tmp_path / "run", symlinks=True))
+    newest, older, *_ = checkpoint.paths(run.checkpoints)
+    load = checkpoint.load
+
+    def load_late(path: Path) -> dict[str, Any]:
+        shutil.rmtree(newest, ignore_errors=True)
+        return load(path)
+
+    options = evaluate_module._parser().parse_args(["--run-dir", str(run.path)])
+    with mock.patch.object(checkpoint, "load", load_late):
+        evaluate_module._evaluate_run(options, run, read_settings(run), SINGLE)
+    with np.load(run.predictions("val")) as saved:
+        assert saved["step"] == checkpoint.step_of(older)
+
+
+def test_predictions_are_those_of_the_runs_own_checkpoints(
+    trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    finish(1, shards, other, "--epochs", 2, "--seed", 1, "--max-steps", 2)
+    before = RunDirectory(trained).predictions("val").read_bytes()
+    sentence = fail(evaluate(2, trained, "--checkpoint", other / "checkpoints/step-00000002"))
+    assert "another configuration (seed: was 1, is 0)" in sentence
+    copy = shutil.copytree(trained / "checkpoints/step-00000012", tmp_path / "a copy")
+    with evaluate(1, trained, "--checkpoint", copy) as job:
+        assert job.wait() == [0], job.errors
+    assert RunDirectory(trained).predictions("val").read_bytes() == before
+
+
+def test_an_evaluation_needs_no_room(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    shutil.rmtree(run / "predictions")
+    (run / "predictions").touch()
+    with evaluate(2, run) as job:
+        assert job.wait() == [0, 0], job.errors
+    assert json.loads(job.outputs[0])["seen"] == NUM_VAL
+    assert job.errors[0].startswith("warning: predictions not saved: ")
 
 
 def make_other_shards(shards: Path, path: Path) -> Path:
