@@ -8,6 +8,7 @@ it may differ when a run is resumed, all others must be as they were.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import typing
@@ -26,6 +27,10 @@ _OF_2012 = ("columns", "initialization", "response_norm", "dropout_form")
 """Fields of `ModelConfig` that only the network of 2012 has a use for."""
 
 
+_MAX_SECONDS = 1e6
+"""Longer than a job waits for anything, and short enough for every timer."""
+
+
 def operational(default: Any) -> Any:
     """A field that may change when a run is resumed."""
     return field(default=default, metadata=_OPERATIONAL)
@@ -34,6 +39,11 @@ def operational(default: Any) -> Any:
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def _require_duration(name: str, seconds: float) -> None:
+    expected = f"above 0, at most {_MAX_SECONDS:,.0f}"
+    _require(0 < seconds <= _MAX_SECONDS, name, seconds, expected)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -326,9 +336,7 @@ class MetricsConfig:
     """How long the last values are served after the ranks are gone."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.publish_seconds > 0, "metrics.publish_seconds", self.publish_seconds, "above 0"
-        )
+        _require_duration("metrics.publish_seconds", self.publish_seconds)
         _require(
             0 <= self.exporter_port < 65536,
             "metrics.exporter_port",
@@ -357,8 +365,9 @@ class DistributedConfig:
     """Gradients are averaged in buckets of this size (it decides the order of additions)."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_seconds", "save_timeout_seconds", "bucket_bytes"):
-            _require(getattr(self, name) > 0, f"distributed.{name}", getattr(self, name), "above 0")
+        for name in ("timeout_seconds", "save_timeout_seconds"):
+            _require_duration(f"distributed.{name}", getattr(self, name))
+        _require(self.bucket_bytes > 0, "distributed.bucket_bytes", self.bucket_bytes, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -424,22 +433,45 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(nested: Mapping[str, Any]) -> Config:
-    """The inverse of `to_json`; raises `ValueError` if `nested` is not of this version's fields."""
-    return _from_json(Config, nested)
+    """The inverse of `to_json`.
+
+    Raises `ValueError` if `nested` is not of this version's fields or a value not of its type.
+    """
+    return _from_json(Config, nested, "")
 
 
-def _from_json(kind: type[T], nested: Mapping[str, Any]) -> T:
+def _from_json(kind: type[T], nested: Mapping[str, Any], prefix: str) -> T:
     hints = typing.get_type_hints(kind)
     if set(nested) != set(hints):
         unknown = ", ".join(sorted(set(nested) ^ set(hints)))
         raise ValueError(f"the configuration was saved by another version: {unknown} differ")
     values = {}
     for name, value in nested.items():
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _from_json(hints[name], value)
+        hint = hints[name]
+        is_group = dataclasses.is_dataclass(hint)
+        if not (isinstance(value, dict) if is_group else _is_of(value, hint)):
+            expected = "its fields" if is_group else inspect.formatannotation(hint)
+            raise ValueError(
+                f"the saved configuration is damaged: {prefix}{name} is {value!r}, "
+                f"expected {expected}; restore it from a copy"
+            )
+        if is_group:
+            values[name] = _from_json(hint, value, f"{prefix}{name}.")
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether JSON's `value` can be a field of the type `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, list) and all(_is_of(item, arguments[0]) for item in value)
+    if arguments:  # X | None
+        return any(_is_of(value, option) for option in arguments)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:

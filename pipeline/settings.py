@@ -23,7 +23,7 @@ from pipeline.config import Config, differences, from_json, to_json
 from pipeline.distributed import World
 from pipeline.run_directory import RunDirectory
 
-_FIELDS = {"recipe", "config", "manifest_sha256"}
+_FIELDS = {"recipe": str, "config": dict, "manifest_sha256": str}
 """What `config.json` has at least."""
 
 _log = logging.getLogger(__name__)
@@ -88,8 +88,13 @@ def _read(run: RunDirectory) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
-    if not isinstance(saved, dict) or not saved.keys() >= _FIELDS:
-        raise ValueError(f"{run.config} is damaged (fields are missing): restore it from a copy")
+    if not isinstance(saved, dict) or not all(
+        isinstance(saved.get(name), kind) for name, kind in _FIELDS.items()
+    ):
+        raise ValueError(
+            f"{run.config} is damaged (of {', '.join(_FIELDS)} one is missing or not of its type): "
+            "restore it from a copy"
+        )
     return saved
 
 

@@ -150,6 +150,9 @@ def changed(saved: dict[str, Any], name: str) -> dict[str, Any]:
         ),
         (MetricsConfig, {"exporter_linger_seconds": -1.0}, "exporter_linger_seconds is -1.0; exp"),
         (DistributedConfig, {"timeout_seconds": 0.0}, "distributed.timeout_seconds is 0.0; expec"),
+        (DistributedConfig, {"timeout_seconds": 1e300}, "is 1e+300; expected above 0, at most 1,0"),
+        (DistributedConfig, {"save_timeout_seconds": 1e7}, "is 10000000.0; expected above 0, at m"),
+        (MetricsConfig, {"publish_seconds": 1e300}, "publish_seconds is 1e+300; expected above 0"),
         (DistributedConfig, {"save_timeout_seconds": 0.0}, "distributed.save_timeout_seconds is 0"),
         (DistributedConfig, {"bucket_bytes": 0}, "distributed.bucket_bytes is 0; expected above 0"),
         (Config, {"epochs": 0.0}, "epochs is 0.0; expected above 0"),
@@ -189,6 +192,32 @@ def test_a_config_with_other_fields_is_not_read(group: str) -> None:
     inner["sped_up"] = inner.pop(next(iter(inner)))
     with pytest.raises(ValueError, match=r"saved by another version: .*sped_up"):
         from_json(saved)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "expected"),
+    [
+        ("", "epochs", "ten", "epochs is 'ten', expected float"),
+        ("", "epochs", None, "epochs is None, expected float"),
+        ("", "seed", 1.0, "seed is 1.0, expected int"),
+        ("", "seed", True, "seed is True, expected int"),
+        ("", "optim", 5, "optim is 5, expected its fields"),
+        ("data", "drop_last", 1, "data.drop_last is 1, expected bool"),
+        ("data", "shards", [], "data.shards is [], expected str"),
+        ("optim", "clip_norm", "1", "optim.clip_norm is '1', expected float | None"),
+        ("optim", "name", ["sgd"], "optim.name is ['sgd'], expected Literal['sgd', 'adam'"),
+        ("schedule", "step_epochs", 3, "schedule.step_epochs is 3, expected tuple[float, ...]"),
+        ("schedule", "step_epochs", ["3"], "schedule.step_epochs is ['3'], expected tuple"),
+    ],
+)
+def test_a_saved_value_of_another_type_is_named(
+    group: str, name: str, value: object, expected: str
+) -> None:
+    saved = to_json(Config())
+    (saved[group] if group else saved)[name] = value
+    with pytest.raises(ValueError, match=r"is damaged: .*; restore it from a copy") as error:
+        from_json(saved)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -86,7 +86,13 @@ def test_an_empty_directory_belongs_to_nobody(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b'{"recipe": "cif', b"[]", b"{}", b"3", b'{"recipe": "a", "config": {}}']
+    "content",
+    [
+        *(b"", b'{"recipe": "cif', b"[]", b"{}", b"3", b'{"recipe": "a", "config": {}}'),
+        b'{"recipe": 1, "config": {}, "manifest_sha256": "x"}',
+        b'{"recipe": "a", "config": 5, "manifest_sha256": "x"}',
+        b'{"recipe": "a", "config": {}, "manifest_sha256": 3}',
+    ],
 )
 def test_a_damaged_config_is_named(run: RunDirectory, content: bytes) -> None:
     run.config.write_bytes(content)
