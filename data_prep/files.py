@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -15,6 +16,9 @@ TEMPORARY_PREFIX = ".tmp-"
 
 _HASH_BLOCK_BYTES = 1 << 20
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Only writing fails so; other errors may come from what the block reads meanwhile."""
+
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
@@ -22,7 +26,8 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     With `durable` the bytes and the name have reached the disk when the block is left; without it
     a power cut may lose the new version (a reader still never sees half of one).
-    Raises `OSError` as `open`, `write` and `rename` do; `path` then keeps its old content.
+    Raises `OSError` as `open`, `write` and `rename` do, with a name where the disk is full; `path`
+    then keeps its old content.
     """
     handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{path.name}-", dir=path.parent)
     try:
@@ -33,8 +38,10 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             if durable:
                 os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)
         raise
     if durable:
         sync_directory(path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from data_prep.files import (
     TEMPORARY_PREFIX,
     atomic_writer,
+    describe,
     remove_leftovers,
     sha256_of,
     sync_directory,
@@ -103,6 +105,28 @@ def test_a_failing_rename_leaves_nothing(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_atomically(tmp_path / "nowhere" / "file", b"content")
+
+
+def test_a_full_disk_is_named_by_the_file_that_it_did_not_take(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space") as error:
+        write_atomically(path, b"new")
+    assert describe(error.value) == f"{path}: No space left on device"
+
+
+def fail_to_read(_: BinaryIO) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_an_error_that_reading_may_have_raised_is_left_alone(path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output") as error, atomic_writer(path) as file:
+        fail_to_read(file)
+    assert error.value.filename is None
 
 
 def test_a_killed_writer_leaves_the_old_file_and_a_leftover(path: Path) -> None:
