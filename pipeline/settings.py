@@ -106,13 +106,15 @@ def check_same_run(run: RunDirectory, settings: Settings) -> None:
 
 
 def write_settings(run: RunDirectory, settings: Settings, world: World) -> None:
-    """Write `config.json`, with the versions of everything that computes."""
+    """Write `config.json`, with the versions of everything that computes, if anything is new."""
     content = settings.to_json() | {
         "versions": versions(),
         "git_revision": _git_revision(),
         "hardware": _hardware(world),
     }
-    write_atomically(run.config, json.dumps(content, indent=1).encode() + b"\n")
+    text = json.dumps(content, indent=1).encode() + b"\n"
+    if not run.config.exists() or run.config.read_bytes() != text:
+        write_atomically(run.config, text)
 
 
 def versions() -> dict[str, str]:

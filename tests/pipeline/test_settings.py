@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -53,6 +54,20 @@ def test_what_is_written_is_read(written: RunDirectory) -> None:
         *("recipe", "config", "manifest_sha256", "versions", "git_revision", "hardware")
     }
     assert [path.name for path in written.path.iterdir()] == ["config.json"]
+
+
+def test_what_is_there_already_is_not_written_again(
+    written: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on, though the disk is full."""
+
+    def fail(path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(settings_module, "write_atomically", fail)
+    write_settings(written, SETTINGS, world_of_equals(2))
+    with pytest.raises(OSError, match="No space left"):
+        write_settings(written, changed(log_every_steps=7), world_of_equals(2))
 
 
 def changed(**fields: Any) -> Settings:
