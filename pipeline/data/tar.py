@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from data_prep.manifest import Manifest, ShardSetError, check_shard_sizes, read_
 
 _TAR_BLOCK_BYTES = 512
 _TAR_NAME_BYTES = 100
+_MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z]+")
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ class TarReader:
     def read(self, samples: npt.NDArray[np.int64], images: npt.NDArray[np.uint8]) -> ReadCost:
         """Decode the samples into the first rows of `images`, uint8 N×H×W×3.
 
-        Raises `ShardSetError` naming shard and member of the first sample that does not decode.
+        Raises `ShardSetError` naming shard and place of the first sample that does not decode.
         """
         assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
         chunk_size = max(1, -(-len(samples) // self._num_threads))
@@ -109,17 +111,18 @@ class TarReader:
     def _complaint(self, shard: int, offset: int, error: OSError | ValueError) -> str:
         return (
             f"shard {self._shards / self._split.filenames[shard]}, "
-            f"member {self._member_name(shard, offset)}: {error}; "
+            f"{self._place(shard, offset)}: {error}; "
             "see 'python -m data_prep verify --full', copy the shard again or convert again"
         )
 
-    def _member_name(self, shard: int, offset: int) -> str:
-        """From the header in front of the member's content."""
+    def _place(self, shard: int, offset: int) -> str:
+        """Which member it is, from the header in front of its content if that is whole."""
         try:
             header = os.pread(self._files[shard], _TAR_NAME_BYTES, offset - _TAR_BLOCK_BYTES)
         except OSError:
-            return f"at byte {offset}"
-        return header.split(b"\0", 1)[0].decode(errors="replace")
+            header = b""
+        name = header.split(b"\0", 1)[0]
+        return f"member {name.decode()}" if _MEMBER.fullmatch(name) else f"at byte {offset}"
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

@@ -221,8 +221,14 @@ def test_an_npy_with_bytes_to_spare_is_refused(shards: Path) -> None:
 
 def test_a_shard_cut_while_it_is_open_is_named(shards: Path, reader: TarReader) -> None:
     os.truncate(shards / "val-000002.tar", 0)
-    with pytest.raises(ShardSetError, match=r"val-000002\.tar, member "):
+    with pytest.raises(ShardSetError, match=r"val-000002\.tar, at byte "):
         read(reader, [41])
+
+
+def test_an_overwritten_header_is_not_taken_for_a_name(shards: Path) -> None:
+    damage(shards, 4, b"\x1b[31m\xff" * 128, at=-512)
+    with open_reader(shards) as reader, pytest.raises(ShardSetError, match=r"at byte \d+: "):
+        read(reader, [4])
 
 
 def test_a_failing_disk_is_named_with_the_shard(
@@ -232,7 +238,7 @@ def test_a_failing_disk_is_named_with_the_shard(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(ShardSetError, match=r"val-000000\.tar, member .*: .*Input/output error"):
+    with pytest.raises(ShardSetError, match=r"val-000000\.tar, at byte .*: .*Input/output error"):
         read(reader, [0])
 
 
