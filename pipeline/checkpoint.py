@@ -5,7 +5,8 @@
                     best -> step-00001560           the one with most of `val` right
 
     writing     .tmp-step-…/ is filled, synced and read back ──rename──▶ step-…/
-    loading     newest step-…/ whose hash is right; a damaged one is passed over, with a warning
+    loading     newest step-…/ whose hash is right; a damaged one is passed over, with a warning,
+                and becomes damaged-step-…/ once the run goes on without it
     pruning     the newest `keep` and the best stay
 
 A kill at any moment leaves either the old set of checkpoints or the new one.
@@ -58,12 +59,12 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
     there before is then untouched.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"step-{step:08d}"
+    final = path_of(directory, step)
     aside = directory / f"{TEMPORARY_PREFIX}{final.name}"
     _remove(aside)
     try:
         num_bytes = _write(aside, step, state)
-        if final.exists():  # damaged, or from before a resume from an earlier one
+        if final.exists():
             _remove(final)
         aside.rename(final)
     except BaseException:
@@ -108,6 +109,11 @@ def remove_leftovers(directory: Path) -> None:
     """Delete what a killed `save` or `prune` left."""
     for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is or would be."""
+    return directory / f"step-{step:08d}"
 
 
 def paths(directory: Path) -> list[Path]:
@@ -184,22 +190,35 @@ def _load_state(path: Path, device: torch.device | None = None) -> dict[str, Any
     return state
 
 
-def mark_best(directory: Path, path: Path) -> None:
-    """Let `best` name the checkpoint `path`, at once or not at all."""
+def set_aside_later(directory: Path, step: int) -> None:
+    """Rename the checkpoints after `step`: they are damaged, as the run goes on from that one.
+
+    Under their old names they would be taken for the newest of those it saves from now on.
+    """
+    for path in paths(directory):
+        if step_of(path) > step:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            _log.warning("renamed %s to %s", path, aside.name)
+
+
+def mark_best(directory: Path, step: int) -> bool:
+    """Let `best` name the checkpoint of `step`, at once or not at all; False if it is not there."""
+    path = path_of(directory, step)
+    if not path.is_dir():
+        return False
     link = directory / f"{TEMPORARY_PREFIX}{BEST}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     link.replace(directory / BEST)
+    return True
 
 
-def prune(directory: Path, keep: int, step: int) -> None:
-    """Delete all but the best and the newest `keep` up to `step`, which was saved last.
-
-    Those of later steps are damaged, as the run was resumed from an earlier one: they do not count.
-    """
+def prune(directory: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the best."""
     best = (directory / BEST).resolve().name
-    old = [path for path in paths(directory) if step_of(path) <= step][keep:]
-    for path in old:
+    for path in paths(directory)[keep:]:
         if path.name != best:
             _remove(path)
 
@@ -228,7 +247,7 @@ def _candidates(directory: Path, name: str) -> Iterator[Path]:
     if name == BEST:
         yield directory / BEST
     elif name.isdecimal():
-        yield directory / f"step-{int(name):08d}"
+        yield path_of(directory, int(name))
     else:
         yield Path(name)
 

@@ -179,9 +179,9 @@ class TrainingLoop:
         saves = self._is_due(parts.config.checkpoint.every_epochs)
         if evaluates or saves or step % parts.config.log_every_steps == 0:
             self._log()
-        is_best = evaluates and self._evaluate()
-        if saves or is_best:
-            self._save("periodic" if saves else "best")
+        best_top1 = self._evaluate() if evaluates else None
+        if saves or best_top1 is not None:
+            self._save("periodic" if saves else "best", best_top1)
         if evaluates or saves:
             self._clock.restart()
 
@@ -227,8 +227,8 @@ class TrainingLoop:
             is_stuck = is_guessing(loss, parts.manifest.num_classes)
             parts.journal.watched_learning(step, loss, is_stuck=is_stuck)
 
-    def _evaluate(self) -> bool:
-        """Evaluate `val`; returns whether it is the best so far."""
+    def _evaluate(self) -> float | None:
+        """Evaluate `val`; returns its top-1 if that is above the best checkpoint's."""
         parts, step = self._parts, self._parts.progress.step
         result = evaluate(
             parts.replica.model,
@@ -246,20 +246,26 @@ class TrainingLoop:
             except OSError as error:
                 parts.journal.console.line(f"warning: predictions not saved: {sentence_of(error)}")
         parts.journal.evaluated(step, result)
-        return parts.progress.evaluated(loss=result.loss, top1=result.top1, top5=result.top5)
+        is_best = parts.progress.evaluated(loss=result.loss, top1=result.top1, top5=result.top5)
+        return result.top1 if is_best else None
 
-    def _save(self, reason: str, *, must_succeed: bool = False) -> None:
-        """Rank 0 saves while the others wait for word of it.
+    def _save(
+        self, reason: str, best_top1: float | None = None, *, must_succeed: bool = False
+    ) -> None:
+        """Rank 0 saves while the others wait for word of it; with `best_top1` it is the best.
 
         A disk that does not take it costs this checkpoint only, unless it `must_succeed`, because
         the process ends: then `OSError` is raised.
         """
-        parts, step = self._parts, self._parts.progress.step
+        parts, progress = self._parts, self._parts.progress
+        step, marked = progress.step, progress.marked
         if not all(parts.world.gather(parts.replica.is_finite())):
             raise ValueError(
                 f"a weight is not a number at step {step}: training has diverged, "
                 "nothing is saved; lower optim.learning_rate"
             )
+        if best_top1 is not None:
+            progress.marked = step, best_top1
         state = self._state() if parts.grid.replica == 0 else None
         error = None
         if parts.world.is_main:
@@ -269,6 +275,7 @@ class TrainingLoop:
         if error is None:
             self._saved_step = step
             return
+        progress.marked = marked
         parts.journal.checkpoint_failed(reason, error)
         if must_succeed:
             raise OSError(f"the checkpoint of step {step} could not be saved: {error}")
@@ -279,14 +286,25 @@ class TrainingLoop:
         directory, begin = parts.run.checkpoints, time.perf_counter()
         try:
             path, num_bytes = checkpoint.save(directory, step, state)
-            if parts.progress.best_step == step:
-                checkpoint.mark_best(directory, path)
-            checkpoint.prune(directory, parts.config.checkpoint.keep, step)
         except OSError as error:
             return sentence_of(error)
         seconds = time.perf_counter() - begin
         parts.journal.checkpointed(step, path, num_bytes=num_bytes, seconds=seconds, reason=reason)
+        self._tidy()
         return None
+
+    def _tidy(self) -> None:
+        """Mark the best checkpoint and delete old ones; the next save makes up for what fails."""
+        parts, directory = self._parts, self._parts.run.checkpoints
+        try:
+            if parts.progress.marked is not None:
+                checkpoint.mark_best(directory, parts.progress.marked[0])
+            checkpoint.prune(directory, parts.config.checkpoint.keep)
+        except OSError as error:
+            parts.journal.console.line(
+                f"warning: the best checkpoint not marked or old ones not deleted: "
+                f"{sentence_of(error)}"
+            )
 
     def _state(self) -> dict[str, Any]:
         parts = self._parts

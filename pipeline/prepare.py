@@ -191,12 +191,17 @@ def _resume(
     path = world.broadcast(path)
     if path is None:
         return Progress(), None
+    has_best = False
     with world.together():
         state = checkpoint.load(path, world.device)
         settings.check_continues(json.loads(state["settings"]), path)
         replica.load_state_dict(state)
         progress = Progress.from_state_dict(state["progress"])
-        if world.is_main and progress.best_step == progress.step:
-            checkpoint.mark_best(run.checkpoints, path)  # a kill may have come before it
+        if world.is_main:
+            checkpoint.set_aside_later(run.checkpoints, progress.step)
+            if progress.marked is not None:  # a kill may have come before the mark
+                has_best = checkpoint.mark_best(run.checkpoints, progress.marked[0])
+    if not world.broadcast(has_best):
+        progress.marked = None  # its checkpoint is lost: the next evaluation gives another
     progress.num_resumes += 1
     return progress, path

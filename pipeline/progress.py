@@ -18,8 +18,9 @@ class Progress:
     """Of the evaluations of `val`, oldest first: the plateau schedule looks at them."""
     best_top1: float | None = None
     best_top5: float | None = None
-    best_step: int | None = None
-    """Where the top-1 was best."""
+    """The highest of an evaluation."""
+    marked: tuple[int, float] | None = None
+    """Step and top-1 of the checkpoint that `best` names: a better one may not have been saved."""
     num_resumes: int = 0
 
     @property
@@ -33,13 +34,11 @@ class Progress:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def evaluated(self, *, loss: float, top1: float, top5: float) -> bool:
-        """Note an evaluation; returns whether its top-1 is above all before."""
+        """Note an evaluation; returns whether its top-1 is above that of the `marked` one."""
         self.losses.append(loss)
-        is_best = self.best_top1 is None or top1 > self.best_top1
-        if is_best:
-            self.best_top1, self.best_step = top1, self.step
+        self.best_top1 = top1 if self.best_top1 is None else max(self.best_top1, top1)
         self.best_top5 = top5 if self.best_top5 is None else max(self.best_top5, top5)
-        return is_best
+        return self.marked is None or top1 > self.marked[1]
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

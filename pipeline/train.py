@@ -100,7 +100,7 @@ def _conclude(parts: Parts, *, is_complete: bool) -> None:
     console.line(end if best is None else f"{end}; best val top-1 {best:.2%}")
     console.table(
         {
-            "checkpoint": str(checkpoint.paths(run.checkpoints)[0]),
+            "checkpoint": str(checkpoint.path_of(run.checkpoints, progress.step)),
             "metrics": str(run.metrics),
             "report": f"python -m pipeline.report {run.path}",
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -19,10 +20,11 @@ import numpy as np
 import pytest
 
 from data_prep.manifest import read_index, read_manifest
-from pipeline import checkpoint
+from pipeline import checkpoint, loop
 from pipeline import evaluate as evaluate_module
 from pipeline.data.partition import BatchPlan, epoch_order
 from pipeline.distributed import World
+from pipeline.evaluate import Evaluation
 from pipeline.events import read_events
 from pipeline.metrics import PHASES
 from pipeline.run_directory import RunDirectory
@@ -34,11 +36,13 @@ from tests.integration.training import (
     STEPS_PER_EPOCH,
     assert_same_state,
     make_shards,
+    newest_state,
     newest_step,
     rank_log,
     ranks_of,
     rows,
     torchrun,
+    train_here,
     training,
     wait_for_step,
 )
@@ -644,6 +648,59 @@ def test_a_best_mark_that_a_kill_forestalled_is_made_up_for(shards: Path, tmp_pa
     best.unlink()
     finish(2, shards, run, "--max-steps", STEPS_PER_EPOCH + 1)
     assert best.resolve().name == f"step-{STEPS_PER_EPOCH:08d}"
+
+
+def test_a_damaged_checkpoint_leaves_the_series(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(1, shards, run, "--max-steps", 8)
+    (run / "checkpoints/step-00000008/state.pt").write_bytes(b"")
+    job = finish(1, shards, run, "--max-steps", 6)
+    assert f" {run}/checkpoints/step-00000006\n" in job.outputs[0]
+    kept = {path.name for path in (run / "checkpoints").glob("*step-*")}
+    assert kept == {"step-00000004", "step-00000006", "damaged-step-00000008"}
+    finish(1, shards, run, "--max-steps", 8)
+    assert (run / "checkpoints/best").resolve().name == "step-00000008"
+
+
+def test_the_best_is_the_best_of_those_that_were_saved(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation is the best one, and the disk is full just then."""
+    run, hits = tmp_path / "run", iter((40, 20, 10))
+    save, evaluate = checkpoint.save, evaluate_module.evaluate
+
+    def save_from_16_on(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
+        if step < 16:
+            raise OSError(28, "No space left on device")
+        return save(directory, step, state)
+
+    def evaluate_worse_and_worse(*arguments: Any, **options: Any) -> Evaluation:
+        return dataclasses.replace(evaluate(*arguments, **options), correct1=next(hits))
+
+    monkeypatch.setattr(checkpoint, "save", save_from_16_on)
+    monkeypatch.setattr(loop, "evaluate", evaluate_worse_and_worse)
+    assert train_here(shards, run) == 0
+    assert (run / "checkpoints/best").resolve().name == "step-00000016"
+    progress = newest_state(run)["progress"]
+    assert (progress["marked"], progress["best_top1"]) == ((16, 20 / NUM_VAL), 40 / NUM_VAL)
+
+
+def test_a_checkpoint_is_saved_though_old_ones_cannot_be_deleted(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_directory: Path, _keep: int) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "prune", refuse)
+    run = tmp_path / "run"
+    assert train_here(shards, run, "--max-steps", 8) == 0
+    assert [row["step"] for row in rows(run, "checkpoint")] == [4, 8]
+    output = capsys.readouterr().out
+    assert output.count("old ones not deleted: Permission denied") == 2
+    assert "no checkpoint saved" not in output
 
 
 def test_what_a_killed_job_left_is_cleared_away(shards: Path, tmp_path: Path) -> None:

@@ -10,13 +10,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from pipeline import checkpoint
+from pipeline.command import parse_command
 from pipeline.events import read_events
 from pipeline.run_directory import RunDirectory
+from pipeline.stop import StopSignals
+from pipeline.train import train
 from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
+from tests.pipeline.worlds import SINGLE
 
 NUM_TRAIN = 200
 NUM_VAL = 53
@@ -41,6 +46,12 @@ def training(shards: Path, run: Path, *options: object) -> list[str]:
     words += ["--evaluation.every_epochs", 1, "--evaluation.block_size", 16]
     words += ["--checkpoint.every_epochs", 0.5, "--schedule.warmup_ratio", 0.15]
     return [str(word) for word in (*words, *options)]
+
+
+def train_here(shards: Path, run: Path, *options: object) -> int:
+    """Train in this process, where a test can replace functions; returns the exit code."""
+    command = parse_command(training(shards, run, "--metrics.enabled", "false", *options))
+    return train(command, SINGLE, mock.Mock(spec=StopSignals, noted=0))
 
 
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:

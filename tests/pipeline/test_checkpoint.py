@@ -180,29 +180,34 @@ def test_what_could_not_be_loaded_is_not_saved(directory: Path, three: list[Path
 
 def test_pruning_keeps_the_newest_and_the_best(directory: Path) -> None:
     for step in (10, 20, 30, 40, 50):
-        path, _ = checkpoint.save(directory, step, state_of(step))
+        checkpoint.save(directory, step, state_of(step))
         if step == 20:
-            checkpoint.mark_best(directory, path)
-        checkpoint.prune(directory, keep=2, step=step)
+            assert checkpoint.mark_best(directory, step)
+        checkpoint.prune(directory, keep=2)
     assert [checkpoint.step_of(path) for path in checkpoint.paths(directory)] == [50, 40, 20]
     assert (directory / BEST).resolve().name == "step-00000020"
-    checkpoint.mark_best(directory, directory / "step-00000050")
-    checkpoint.prune(directory, keep=1, step=50)
+    assert not checkpoint.mark_best(directory, 30)
+    assert (directory / BEST).resolve().name == "step-00000020"
+    assert checkpoint.mark_best(directory, 50)
+    checkpoint.prune(directory, keep=1)
     assert [checkpoint.step_of(path) for path in checkpoint.paths(directory)] == [50]
     assert sorted(path.name for path in directory.iterdir()) == [BEST, "step-00000050"]
 
 
-def test_a_damaged_newer_one_does_not_cost_the_one_just_saved(
+def test_damaged_ones_that_a_run_goes_on_without_are_no_spares(
     directory: Path, three: list[Path]
 ) -> None:
+    (directory / "damaged-step-00000030").mkdir()
     damage(three[0], "bit flip")
-    path, _ = checkpoint.save(directory, 25, state_of(25))
-    checkpoint.prune(directory, keep=1, step=25)
-    assert checkpoint.newest_good(directory) == path
+    checkpoint.set_aside_later(directory, 20)
+    checkpoint.save(directory, 25, state_of(25))
+    checkpoint.prune(directory, keep=2)
+    assert [checkpoint.step_of(path) for path in checkpoint.paths(directory)] == [25, 20]
+    assert (directory / "damaged-step-00000030/state.pt").exists()
 
 
 def test_a_checkpoint_is_found_by_every_name(directory: Path, three: list[Path]) -> None:
-    checkpoint.mark_best(directory, three[2])
+    checkpoint.mark_best(directory, 10)
     assert checkpoint.named(directory, "newest") == three[0]
     assert checkpoint.named(directory, "best") == three[2]
     assert checkpoint.named(directory, "20") == three[1]
@@ -224,10 +229,10 @@ def test_a_run_without_checkpoints_has_none_to_name(directory: Path) -> None:
 def save_forever(directory: Path, first_step: int, acknowledge: Connection) -> None:
     """As a run does: save, mark, prune; say after each how far the disk has it."""
     for step in range(first_step, first_step + 1_000_000):
-        path, _ = checkpoint.save(directory, step, state_of(step, 20_000))
+        checkpoint.save(directory, step, state_of(step, 20_000))
         if step % 3 == 0:
-            checkpoint.mark_best(directory, path)
-        checkpoint.prune(directory, keep=2, step=step)
+            checkpoint.mark_best(directory, step)
+        checkpoint.prune(directory, keep=2)
         acknowledge.send(step)
 
 
