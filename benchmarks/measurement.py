@@ -57,9 +57,10 @@ def shard_folder(images: Path, shards: Path) -> Path:
     return shards
 
 
-def shard_synthetic(shards: Path, *, num_train: int, num_val: int) -> Path:
+def shard_synthetic(shards: Path, *, num_train: int, num_val: int, size: int | None = None) -> Path:
     command = ["data_prep", "shard", "synthetic", "--output", shards]
-    _run_module([*command, "--num-train", num_train, "--num-val", num_val])
+    counts = ["--num-train", num_train, "--num-val", num_val]
+    _run_module([*command, *counts, *([] if size is None else ["--size", size])])
     return shards
 
 

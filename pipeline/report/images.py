@@ -43,7 +43,7 @@ class Gallery:
             return None
         image = Image.fromarray(pixels)
         image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
-        return _png_uri(image)
+        return png_uri(image)
 
 
 def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
@@ -81,7 +81,7 @@ def heat_image_uri(matrix: Counts) -> str:
     pixels = np.empty((*right.shape, 4), np.uint8)
     pixels[..., :3] = np.where((right > 0)[..., None], _RIGHT_RGB, _WRONG_RGB)
     pixels[..., 3] = np.rint(255 * np.sqrt(np.where(right > 0, right, wrong)))
-    return _png_uri(Image.fromarray(pixels))
+    return png_uri(Image.fromarray(pixels))
 
 
 def _pool(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -92,7 +92,8 @@ def _pool(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.maximum.reduceat(rows, edges, axis=1))
 
 
-def _png_uri(image: Image.Image) -> str:
+def png_uri(image: Image.Image) -> str:
+    """The image as a PNG inside a data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

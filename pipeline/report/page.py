@@ -13,6 +13,7 @@ import markupsafe
 from pipeline.report import curves
 from pipeline.report.images import Gallery, heat_image_uri
 from pipeline.report.inputs import Inputs, Missing, Predictions, read_inputs
+from pipeline.report.kernels import read_kernels
 from pipeline.report.predictions import (
     choose_examples,
     class_rows,
@@ -43,6 +44,7 @@ _MAX_CONFUSED_PAIRS = 20
 def render(run: RunDirectory) -> str:
     """The page. Raises `ValueError` if `run` is not a run directory or its files are damaged."""
     inputs = read_inputs(run)
+    network = _network(inputs.settings["config"])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -59,7 +61,7 @@ def render(run: RunDirectory) -> str:
     return environment.get_template(_TEMPLATE).render(
         run_name=run.name,
         recipe=inputs.settings.get("recipe"),
-        network=_network(inputs.settings["config"]),
+        network=network,
         hardware=inputs.settings.get("hardware"),
         setting_groups=_setting_groups(inputs.settings),
         shard_set=None if isinstance(inputs.shard_set, Missing) else inputs.shard_set,
@@ -67,6 +69,7 @@ def render(run: RunDirectory) -> str:
         timeline=timeline(inputs.events),
         charts=_charts(inputs),
         phase_names=_PHASE_NAMES,
+        **_kernel_context(run, network),
         **_prediction_context(inputs),
     )
 
@@ -87,6 +90,14 @@ def _charts(inputs: Inputs) -> dict[str, markupsafe.Markup]:
         charts["throughput"] = curves.throughput_curve(steps, events)
         charts["phases"] = curves.phase_areas(steps)
     return {name: markupsafe.Markup(svg) for name, svg in charts.items()}
+
+
+def _kernel_context(run: RunDirectory, network: str | None) -> dict[str, Any]:
+    """Figure 3 of the paper; both None for a network whose first kernels show nothing."""
+    kernels = read_kernels(run, network)
+    if isinstance(kernels, Missing):
+        return {"kernels": None, "kernels_missing": kernels.reason}
+    return {"kernels": kernels, "kernels_missing": None}
 
 
 def _prediction_context(inputs: Inputs) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""The split layout of the 2012 network against the fused one, on ranks of this machine.
+
+Called by `benchmarks.step`. Both layouts train the same run, in fp32 on generated images: one rank
+with both columns, two ranks with one each. Said are the largest relative difference of a loss over
+50 steps and of the weights in the end; what crosses between the columns, per image and direction;
+and how many bytes of gradients each rank averages with the other replicas, in two replicas.
+
+    torchrun --nproc_per_node=4 -m benchmarks.columns split PATH     # used by it, to count
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.measurement import shard_synthetic, torchrun, train
+from pipeline import checkpoint
+from pipeline.config import Config, DistributedConfig, ModelConfig
+from pipeline.distributed import Place, connect
+from pipeline.grid import build_grid
+from pipeline.model import build_model
+from pipeline.replica import Replica
+from pipeline.run_directory import RunDirectory
+
+STEPS, LEARNING_RATE = 50, 1e-3
+NUM_IMAGES = 2
+
+
+def figures() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        counts = {}
+        for layout in ("fused", "split"):
+            path = root / f"{layout}.json"
+            num_ranks = {"fused": 2, "split": 4}[layout]
+            command = torchrun(num_ranks, "benchmarks.columns", layout, path)
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            counts[layout] = json.loads(path.read_text())
+        return {**counts, "against each other": _differences(root)}
+
+
+def _differences(root: Path) -> dict[str, Any]:
+    """Largest relative differences between two runs that should be one."""
+    shards = shard_synthetic(root / "shards", num_train=400, num_val=8, size=256)
+    runs = {"fused": 1, "split": 2}
+    losses, weights = {}, {}
+    for layout, num_ranks in runs.items():
+        run = root / layout
+        options = ["--global_batch_size", 8, "--epochs", 1, "--evaluation.every_epochs", 0]
+        options += ["--optim.learning_rate", LEARNING_RATE, "--log_every_steps", 1]
+        events = train(
+            run,
+            "alexnet_2012",
+            *("--data.shards", shards, "--model.columns", layout, *options),
+            num_ranks=num_ranks,
+        )
+        losses[layout] = [event["loss"] for event in events if event["kind"] == "train"]
+        newest = checkpoint.newest_good(RunDirectory(run).checkpoints)
+        assert newest is not None
+        weights[layout] = checkpoint.load(newest)["model"]
+    assert len(losses["fused"]) == len(losses["split"]) == STEPS
+    return {
+        "steps": STEPS,
+        "first and last loss": [losses["fused"][0], losses["fused"][-1]],
+        "largest relative difference of a loss": max(
+            abs(a - b) / b for a, b in zip(losses["split"], losses["fused"], strict=True)
+        ),
+        "largest difference of a weight relative to its layer's largest": max(
+            float((weights["split"][name] - whole).abs().max() / whole.abs().max())
+            for name, whole in weights["fused"].items()
+        ),
+    }
+
+
+def count(layout: Any, path: Path) -> None:
+    """On each rank of a torchrun: what this rank sends and averages in one step."""
+    config = Config(model=ModelConfig(name="alexnet_2012", columns=layout))
+    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
+        grid = build_grid(world, layout, 60)
+        model = build_model(config.model, 1000, (224, 224), grid.columns)
+        replica = Replica(model, config, world, grid)
+        images = torch.zeros(NUM_IMAGES, 3, 224, 224)
+        zeros = torch.zeros(NUM_IMAGES, dtype=torch.int64)
+        with _counting() as counted:
+            replica.add_gradients(images, zeros, zeros, step_samples=8, is_last=True)
+        found = world.gather(counted)
+        if world.is_main:
+            path.write_text(json.dumps(found[0]))
+        assert all(one["elements"] == found[0]["elements"] for one in found)
+
+
+@contextmanager
+def _counting() -> Iterator[dict[str, Any]]:
+    """Elements sent to the other column per image, in order, and bytes that are averaged."""
+    counted: dict[str, Any] = {"elements": [], "gradient_bytes": 0}
+    gather, swap, average = dist.all_gather, dist.all_to_all_single, dist.all_reduce
+
+    def counted_gather(parts: Any, held: torch.Tensor, group: Any) -> None:
+        counted["elements"].append(held.numel() // NUM_IMAGES)
+        gather(parts, held, group=group)
+
+    def counted_swap(received: torch.Tensor, given: torch.Tensor, group: Any) -> None:
+        counted["elements"].append(given.numel() // 2 // NUM_IMAGES)
+        swap(received, given, group=group)
+
+    def counted_average(tensor: torch.Tensor, group: Any, async_op: bool) -> Any:
+        counted["gradient_bytes"] += tensor.numel() * tensor.element_size()
+        return average(tensor, group=group, async_op=async_op)
+
+    dist.all_gather, dist.all_to_all_single = counted_gather, counted_swap  # type: ignore[assignment]
+    dist.all_reduce = counted_average  # type: ignore[assignment]
+    try:
+        yield counted
+    finally:
+        dist.all_gather, dist.all_to_all_single, dist.all_reduce = gather, swap, average
+
+
+if __name__ == "__main__":
+    count(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,119 @@
+"""The training step of the 2012 network against plain PyTorch, and its split layout.
+
+    python -m benchmarks.step [--rounds 7] [--json PATH]
+
+On a CPU: images a second of batch 64 on all cores, four networks side by side: the blog's PyTorch
+network as written (fp32, NCHW, `nn.LocalResponseNorm`), the same with the groups of 2012, ours
+without its response norm, and ours; both of ours in bf16 and channels-last. Each round takes one
+step of each, and ratios are taken round by round. On a GPU: see `benchmarks.step_gpu`.
+
+Then the split layout against the fused one, `benchmarks.columns`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import columns, step_gpu
+from benchmarks.measurement import parser, report, spread
+from benchmarks.rivals.blog_alexnet import plain_step
+from pipeline.config import Config, DistributedConfig, ModelConfig
+from pipeline.distributed import Place, connect
+from pipeline.grid import build_grid
+from pipeline.model import build_model
+from pipeline.recipes import alexnet_fast
+from pipeline.replica import Replica
+
+LOCAL_BATCH_SIZE = 64
+BLOG, GROUPED = "blog: fp32, NCHW, torch's LRN", "the same, grouped"
+WITHOUT, OURS = "ours without response norm", "ours"
+
+Step = Callable[[], None]
+
+
+def our_step(images: torch.Tensor, labels: torch.Tensor, response_norm: Any) -> Step:
+    """A step of `alexnet_fast` as training takes it, from inputs that are ready."""
+    recipe = alexnet_fast()
+    model_config = ModelConfig(
+        name="alexnet_2012", response_norm=response_norm, dropout_form="original"
+    )
+    config: Config = dataclasses.replace(recipe, model=model_config, global_batch_size=len(images))
+    with connect(Place(), DistributedConfig()) as world:
+        model = build_model(config.model, 1000, (224, 224))
+        replica = Replica(model, config, world, build_grid(world, "fused", 60))
+    images = images.contiguous(memory_format=torch.channels_last)
+    keys = torch.arange(len(images))
+
+    def step() -> None:
+        replica.add_gradients(images, keys, labels, step_samples=len(images), is_last=True)
+        replica.update()
+
+    return step
+
+
+def cpu_steps() -> dict[str, Step]:
+    generator = torch.Generator().manual_seed(0)
+    large = 60 * torch.randn(LOCAL_BATCH_SIZE, 3, 227, 227, generator=generator)
+    labels = torch.randint(1000, (LOCAL_BATCH_SIZE,), generator=generator)
+    images = large[:, :, :224, :224]
+    return {
+        BLOG: plain_step(large, labels, groups=1, precision=None),
+        GROUPED: plain_step(large, labels, groups=2, precision=None),
+        WITHOUT: our_step(images, labels, "none"),
+        OURS: our_step(images, labels, "code"),
+    }
+
+
+def seconds_by_round(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Each step once to warm up, then once a round, in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if number > 0:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def cpu_figures(rounds: int) -> dict[str, Any]:
+    seconds = seconds_by_round(cpu_steps(), rounds)
+    gc.collect()
+
+    def ratios(one: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+
+    return {
+        "local_batch_size": LOCAL_BATCH_SIZE,
+        "threads": torch.get_num_threads(),
+        "images_per_second": {
+            name: spread([LOCAL_BATCH_SIZE / one for one in values], 1)
+            for name, values in seconds.items()
+        },
+        "ours against the blog's": spread(ratios(BLOG, OURS), 2),
+        "cost of the response norm": spread([r - 1 for r in ratios(OURS, WITHOUT)]),
+    }
+
+
+def main() -> None:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--rounds", type=int, default=7)
+    options = options_parser.parse_args()
+    if torch.cuda.is_available():
+        figures: dict[str, Any] = {"gpu": step_gpu.figures(options.rounds)}
+    else:
+        figures = {"cpu": cpu_figures(options.rounds)}
+    claim = (
+        "a step of the 2012 network: at least 3.5 times the blog's, its response norm below 12 %"
+    )
+    report({"claim": claim, **figures, "columns": columns.figures()}, options.json)
+
+
+if __name__ == "__main__":
+    main()
