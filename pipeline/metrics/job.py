@@ -12,7 +12,7 @@ from pipeline.metrics.families import Families, Measurement
 CHECKPOINT_KINDS = ("periodic", "best", "preempt")
 """Why a checkpoint is written."""
 
-EVALUATION_SPLITS = ("train", "val")
+EVALUATION_SPLITS = ("val",)
 
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -92,11 +92,9 @@ class JobMetrics:
         self._eval_samples = _by_split(
             families, "eval_samples", "Samples that the last evaluation counted"
         )
-        self._eval_expected = _by_split(
-            families, "eval_expected_samples", "Samples that it should have counted"
-        )
+        self._eval_expected = _by_split(families, "eval_expected_samples", "Samples of the split")
         self._eval_success = _by_split(
-            families, "eval_last_success_timestamp_seconds", "When one last was exact; 0 before"
+            families, "eval_last_success_timestamp_seconds", "When one last ended; 0 before"
         )
 
     def _add_checkpoints(self, families: Families) -> None:
@@ -170,16 +168,14 @@ class JobMetrics:
     def evaluated(
         self, split: str, *, top1: float, top5: float, loss: float, seen: int, expected: int
     ) -> None:
-        """An evaluation of `split` ended. It is a success, and can be the best, only if exact."""
+        """An evaluation of `split`, from `EVALUATION_SPLITS`, ended."""
         self._eval_loss[split].set(loss)
         self._eval_samples[split].set(seen)
         self._eval_expected[split].set(expected)
         for k, accuracy in ((1, top1), (5, top5)):
             self._eval_accuracy[split, k].set(accuracy)
-            if seen == expected:
-                self._best_accuracy[split, k].raise_to(accuracy)
-        if seen == expected:
-            self._eval_success[split].set(time.time())
+            self._best_accuracy[split, k].raise_to(accuracy)
+        self._eval_success[split].set(time.time())
 
     def checkpointed(self, kind: str, *, seconds: float, num_bytes: int, step: int) -> None:
         """A checkpoint was written; `kind` is from `CHECKPOINT_KINDS`."""

@@ -14,7 +14,6 @@ PHASES = ("data_wait", "h2d", "forward_backward", "sync_wait", "optimizer", "oth
 
 LOADER_PHASES = ("read", "decode")
 LOADER_SOURCES = ("tar", "beton", "cache", "remote")
-SAMPLE_FAILURES = ("unreadable", "undecodable")
 
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -65,9 +64,6 @@ class RankMetrics:
         self._loader_seconds = families.counters(
             "loader_seconds_total", "Reader time, summed over its threads", "phase", LOADER_PHASES
         )
-        self._loader_failures = families.counters(
-            "loader_sample_failures_total", "Samples not loaded", "reason", SAMPLE_FAILURES
-        )
         self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
 
     def record_step(
@@ -101,10 +97,6 @@ class RankMetrics:
         self._loader_bytes[source].inc(num_bytes)
         self._loader_seconds["read"].inc(max(0.0, read_seconds))
         self._loader_seconds["decode"].inc(max(0.0, decode_seconds))
-
-    def record_sample_failure(self, reason: str) -> None:
-        """Count a sample that could not be loaded; `reason` is from `SAMPLE_FAILURES`."""
-        self._loader_failures[reason].inc()
 
     def record_queue(self, num_batches: int) -> None:
         """Note how many batches are ready ahead of need."""
