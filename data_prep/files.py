@@ -68,8 +68,10 @@ def remove_leftovers(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def describe(error: OSError) -> str:
-    """Which file and what is wrong with it, without the number of the error."""
+def describe(error: Exception) -> str:
+    """Its text; of an `OSError` which file and what is wrong with it, without its number."""
+    if not isinstance(error, OSError):
+        return str(error)
     name = f"{error.filename}: " if error.filename else ""
     return f"{name}{error.strerror or error}"
 

@@ -28,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (OSError, ValueError) as error:
-        sentence = describe(error) if isinstance(error, OSError) else error
-        sys.stderr.write(f"error: {sentence}\n")
+        sys.stderr.write(f"error: {describe(error)}\n")
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from data_prep.files import write_atomically
+from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
 DEFAULT_PORT = 9090
@@ -38,13 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start", action="store_true", help=f"then run Prometheus, on {_ADDRESS}, until Ctrl-C"
     )
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="default: %(default)s")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
-    return int(text)
+    parser.add_argument(
+        "--port",
+        type=functools.partial(port_number, lowest=1),
+        default=DEFAULT_PORT,
+        help="default: %(default)s",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

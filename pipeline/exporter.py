@@ -24,13 +24,12 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from data_prep.files import describe
+from pipeline.config import MetricsConfig
 from pipeline.metrics.discovery import Claim, Target, location_of
 from pipeline.metrics.node import NodeCollector
+from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
-
-DEFAULT_PORT = 9753
-DEFAULT_ADDRESS = "127.0.0.1"
-DEFAULT_LINGER_SECONDS = 30.0
 
 _NEIGHBOUR_PORTS = 10
 _FIRST_RANK_SECONDS = 60.0
@@ -39,14 +38,7 @@ _POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-def start_exporter(
-    run: RunDirectory,
-    *,
-    port: int = DEFAULT_PORT,
-    address: str = DEFAULT_ADDRESS,
-    targets: Path | None = None,
-    linger_seconds: float = DEFAULT_LINGER_SECONDS,
-) -> None:
+def start_exporter(run: RunDirectory, *, port: int, address: str, linger_seconds: float) -> None:
     """Start this node's exporter as a process of its own, which outlives the caller.
 
     Call it before CUDA is touched and before any fork, once a node. It never raises: an exporter
@@ -54,8 +46,6 @@ def start_exporter(
     """
     command = [sys.executable, "-m", "pipeline.exporter", "--run-dir", str(run.path.resolve())]
     command += ["--port", str(port), "--address", address, "--linger-seconds", str(linger_seconds)]
-    if targets is not None:
-        command += ["--targets-dir", str(targets.resolve())]
     log_path = run.metrics / f"exporter-{socket.gethostname()}.log"
     try:
         run.metrics.mkdir(parents=True, exist_ok=True)
@@ -68,7 +58,9 @@ def start_exporter(
                 start_new_session=True,
             )
     except OSError as error:
-        _log.warning("cannot start the metrics exporter: %s; training goes on without it", error)
+        _log.warning(
+            "cannot start the metrics exporter: %s; training goes on without it", describe(error)
+        )
 
 
 def listen(address: str, port: int, registry: CollectorRegistry) -> int:
@@ -163,6 +155,7 @@ def serve(
 
 
 def _parser() -> argparse.ArgumentParser:
+    defaults = MetricsConfig()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.exporter",
         description="Serve the metrics of a run's ranks on this node to Prometheus.",
@@ -170,13 +163,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", type=Path, required=True, help="the run's directory")
     parser.add_argument(
         "--port",
-        type=_port,
-        default=DEFAULT_PORT,
+        type=port_number,
+        default=defaults.exporter_port,
         help="the first port to try; default: %(default)s",
     )
     parser.add_argument(
         "--address",
-        default=DEFAULT_ADDRESS,
+        default=defaults.exporter_address,
         help="0.0.0.0 to serve other hosts too; default: %(default)s",
     )
     parser.add_argument(
@@ -187,16 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--linger-seconds",
         type=_seconds,
-        default=DEFAULT_LINGER_SECONDS,
+        default=defaults.exporter_linger_seconds,
         help="how long to serve the last values of ranks that are gone; default: %(default)s",
     )
     return parser
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 0 to 65535")
-    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -225,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             linger_seconds=options.linger_seconds,
         )
     except OSError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {describe(error)}\n")
         return 1
     return 0
 

@@ -35,7 +35,7 @@ class Publisher:
         *,
         rank: int,
         local_rank: int,
-        interval_seconds: float = 2.0,
+        interval_seconds: float,
     ) -> None:
         self._path = directory / rank_file_name(rank)
         self._registry = registry

@@ -54,7 +54,7 @@ def publish(directory: Path, rank: int, num_samples: int = 0) -> Path:
     """The file of a rank that lives in this process."""
     registry = CollectorRegistry()
     RankMetrics(rank, rank, registry).record_step(num_samples, {}, skipped=False)
-    Publisher(directory, registry, rank=rank, local_rank=rank).close()
+    Publisher(directory, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
     return directory / f"rank-{rank:05d}.prom"
 
 
@@ -333,7 +333,7 @@ import sys
 from pathlib import Path
 from pipeline.exporter import start_exporter
 from pipeline.run_directory import RunDirectory
-start_exporter(RunDirectory(Path(sys.argv[1])), port=0, linger_seconds=1)
+start_exporter(RunDirectory(Path(sys.argv[1])), port=0, address="127.0.0.1", linger_seconds=1)
 assert "torch" not in sys.modules
 """
 
@@ -355,13 +355,14 @@ def test_an_exporter_that_cannot_start_does_not_raise(tmp_path: Path) -> None:
         [sys.executable, "-c", STARTER, blocked], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert child.returncode == 0
-    assert "cannot start the metrics exporter" in child.stderr
+    assert f"cannot start the metrics exporter: {blocked}/metrics: Not a" in child.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--run-dir", "missing"], "missing is not a directory"),
+        (["--run-dir", "blocked"], "blocked/metrics: File exists"),
         (["--run-dir", ".", "--address", "192.0.2.1"], "cannot listen on 192.0.2.1:9753"),
     ],
 )
@@ -373,6 +374,8 @@ def test_wrong_input_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked/metrics").touch()
     assert main(options) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")

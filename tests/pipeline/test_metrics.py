@@ -158,7 +158,7 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
 def test_promtool_finds_nothing(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     fill(registry)
-    Publisher(tmp_path, registry, rank=0, local_rank=0).close()
+    Publisher(tmp_path, registry, rank=0, local_rank=0, interval_seconds=2).close()
     content = (tmp_path / "rank-00000.prom").read_bytes()
     assert_clean_exposition(content)
     assert b"_created" not in content
@@ -168,7 +168,7 @@ def test_the_page_lists_every_metric(tmp_path: Path) -> None:
     """docs/metrics.md has exactly the names, types and labels that are published."""
     registry = CollectorRegistry()
     fill(registry)
-    Publisher(tmp_path, registry, rank=0, local_rank=0).close()
+    Publisher(tmp_path, registry, rank=0, local_rank=0, interval_seconds=2).close()
     published = {
         (
             f"{family.name}_total" if family.type == "counter" else family.name,
@@ -211,7 +211,7 @@ def test_leftovers_of_a_killed_predecessor_go(tmp_path: Path) -> None:
     own, other = tmp_path / ".tmp-rank-00001.prom-abc", tmp_path / ".tmp-rank-00002.prom-abc"
     own.touch()
     other.touch()
-    Publisher(tmp_path, CollectorRegistry(), rank=1, local_rank=0).close()
+    Publisher(tmp_path, CollectorRegistry(), rank=1, local_rank=0, interval_seconds=2).close()
     assert not own.exists()
     assert other.exists()
 
@@ -305,7 +305,7 @@ def test_a_hanging_disk_does_not_hold_up_close(
 
     monkeypatch.setattr(publisher_module, "write_atomically", hang)
     monkeypatch.setattr(publisher_module, "CLOSE_SECONDS", 0.05)
-    publisher = Publisher(tmp_path, CollectorRegistry(), rank=0, local_rank=0)
+    publisher = Publisher(tmp_path, CollectorRegistry(), rank=0, local_rank=0, interval_seconds=2)
     assert has_hung.wait(30)
     publisher.close()
     assert "the last metrics may be missing" in caplog.text
