@@ -86,7 +86,8 @@ def render_config(targets: Path, scrape_interval: str) -> str:
     template = resources.files("launch").joinpath("prometheus.yml").read_text()
     return string.Template(template).substitute(
         scrape_interval=scrape_interval,
-        targets=json.dumps(f"{targets}/*.json"),  # a JSON string is one of YAML too
+        # A JSON string is one of YAML too, if it escapes no character as two surrogates.
+        targets=json.dumps(f"{targets}/*.json", ensure_ascii=False),
     )
 
 

@@ -38,10 +38,11 @@ def test_promtool_takes_what_the_command_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     promtool = require_tool("promtool")
-    root = tmp_path / 'a "root": with $odd # characters'
+    root = tmp_path / 'a "root": with $odd # characters, é and 🚀'
     root.mkdir()
     assert prometheus(root, "--scrape-interval", "1s") == 0
     config = root / "prometheus.yml"
+    assert "characters, é and 🚀/prometheus-targets/*.json" in config.read_text()
     check = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr
     assert "SUCCESS" in check.stdout
