@@ -138,7 +138,10 @@ def package_version() -> str:
 
 def _git_revision() -> str | None:
     """The commit of this checkout, with a mark if files were changed; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # installed, perhaps below a checkout of something else
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

@@ -169,6 +169,28 @@ def test_outside_of_a_checkout_there_is_no_revision(monkeypatch: pytest.MonkeyPa
     assert settings_module._git_revision() is None
 
 
+def git(directory: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", directory, *identity, *arguments], check=True, capture_output=True)
+
+
+def test_the_revision_is_that_of_this_checkout_and_of_no_other_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of a project with this package in a virtual environment inside."""
+    for folder in (tmp_path, tmp_path / "site-packages"):
+        source = folder / "pipeline" / "settings.py"
+        source.parent.mkdir(parents=True)
+        source.touch()
+    git(tmp_path, "init")
+    (tmp_path / "pyproject.toml").touch()
+    git(tmp_path, "add", "pyproject.toml", "pipeline")
+    git(tmp_path, "commit", "--message", "a")
+    for folder, expected in ((tmp_path, True), (tmp_path / "site-packages", False)):
+        monkeypatch.setattr(settings_module, "__file__", str(folder / "pipeline" / "settings.py"))
+        assert (settings_module._git_revision() is not None) is expected
+
+
 def test_configs_of_all_recipes_survive_json(run: RunDirectory) -> None:
     plain = dataclasses.replace(SETTINGS, config=Config(), recipe="plain")
     write_settings(run, plain, world_of_equals(1))
