@@ -54,6 +54,15 @@ class EventLog:
         self._file.close()
 
 
+def write_failure(path: Path, error: str) -> None:
+    """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
+    history = read_events(path) if path.is_file() else []
+    step, epoch = (history[-1]["step"], history[-1]["epoch"]) if history else (0, 0.0)
+    log = EventLog(path)
+    log.write("end", step=step, epoch=epoch, outcome="failed", error=error)
+    log.close()
+
+
 def _finite(value: Any) -> Any:
     """NaN and infinities as null: JSON has no name for them."""
     if isinstance(value, float):

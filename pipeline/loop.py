@@ -45,6 +45,9 @@ class Parts:
     manifest: Manifest
     plan: BatchPlan
     target_steps: int
+    """Of the whole run."""
+    end_step: int
+    """Where this command ends."""
     run: RunDirectory
     world: World
     grid: Grid
@@ -63,7 +66,7 @@ class Parts:
 
 
 class TrainingLoop:
-    """Trains from where `parts.progress` is, up to a given step."""
+    """Trains from where `parts.progress` is, up to `parts.end_step`."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -73,17 +76,17 @@ class TrainingLoop:
         self._learning_rate = 0.0
         parts.replica.when_gradients_are_ready = lambda: self._clock.mark("forward_backward")
 
-    def run(self, end_step: int, stops: StopRequests) -> None:
-        """Train until `end_step` steps are done or the ranks agree to stop.
+    def run(self, stops: StopRequests) -> None:
+        """Train until `parts.end_step` steps are done or the ranks agree to stop.
 
         Either way the state is then saved. Raises `ValueError` if training diverges, and what the
         reader and the other ranks' ends raise.
         """
         progress = self._parts.progress
         source = None
-        with self._batches(end_step) as batches:
+        with self._batches() as batches:
             self._clock.restart()
-            while progress.step < end_step and source is None:
+            while progress.step < self._parts.end_step and source is None:
                 self._train_step(batches)
                 self._between_steps()
                 source = stops.agreed(progress.step)
@@ -93,13 +96,16 @@ class TrainingLoop:
             self._save("periodic" if source is None else "preempt", must_succeed=True)
         stops.close()
 
-    def _batches(self, end_step: int) -> Loader:
+    def _batches(self) -> Loader:
         parts = self._parts
-        start_step = parts.progress.step
         return Loader(
             parts.train_reader,
             training_requests(
-                parts.plan, parts.config.seed, parts.grid.replica, start_step, end_step
+                parts.plan,
+                parts.config.seed,
+                parts.grid.replica,
+                parts.progress.step,
+                parts.end_step,
             ),
             batch_size=parts.plan.local_batch_size,
             depth=parts.config.data.prefetch_batches,

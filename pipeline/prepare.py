@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import World
+from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
+from pipeline.failure import RankFailure
 from pipeline.grid import Grid, build_grid, check_layout
 from pipeline.journal import Journal
 from pipeline.loop import Parts
@@ -53,35 +56,71 @@ def prepare(
         check_layout(config.model.columns, world.size)
         if world.is_main:
             _open_run(run, resources)
-    grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
-    with world.together():
-        shards = Path(config.data.shards)
-        manifest = read_manifest(shards)
-        settings = Settings(
-            recipe=command.recipe, config=config, manifest_sha256=manifest_sha256(shards)
-        )
-    world.check_alike({"the hash of the manifest": settings.manifest_sha256})
+    with _failures_told(run, world):
+        with world.together():
+            shards = Path(config.data.shards)
+            manifest = read_manifest(shards)
+            settings = Settings(
+                recipe=command.recipe, config=config, manifest_sha256=manifest_sha256(shards)
+            )
+        world.check_alike({"the hash of the manifest": settings.manifest_sha256})
     with world.together():
         check_same_run(run, settings)
+    with _failures_told(run, world):
+        return _build(command, settings, manifest, world, resources)
+
+
+@contextlib.contextmanager
+def _failures_told(run: RunDirectory, world: World) -> Iterator[None]:
+    """Let what fails in the block be the last event of the run: it has no journal yet."""
+    try:
+        yield
+    except Exception as error:
+        failure = error if isinstance(error, RankFailure) else world.report_failure(error)
+        if world.is_main:
+            with contextlib.suppress(OSError):
+                write_failure(run.events, str(failure))
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def _build(
+    command: Command,
+    settings: Settings,
+    manifest: Manifest,
+    world: World,
+    resources: contextlib.ExitStack,
+) -> tuple[Parts, Path | None]:
+    config, run = settings.config, command.run
+    grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
+    with world.together():
         readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
         plan = _plan(config, readers["train"].num_samples, grid)
+        target_steps = _target_steps(config, plan)
         height, width, _ = readers["train"].image_shape
         size = input_size(config.augment, (height, width))
         torch.manual_seed(config.seed)
         model = build_model(config.model, manifest.num_classes, size, grid.columns)
-        normalizer = build_normalizer(config.augment, manifest, shards, world.device)
-    registry = _publish(config, run, world, resources)
+        normalizer = build_normalizer(
+            config.augment, manifest, Path(config.data.shards), world.device
+        )
     replica = Replica(model, config, world, grid)
     _warm_up(replica, plan, size, world)
     progress, path = _resume(replica, settings, run, world)
     with world.together():
         if world.is_main:
             write_settings(run, settings, world)
+    end_step = min(command.max_steps or target_steps, target_steps)
+    registry = CollectorRegistry()
+    if progress.step < end_step and config.metrics.enabled:
+        _publish(registry, config, run, world, resources)
     parts = Parts(
         settings=settings,
         manifest=manifest,
         plan=plan,
-        target_steps=round(config.epochs * plan.steps_per_epoch),
+        target_steps=target_steps,
+        end_step=end_step,
         run=run,
         world=world,
         grid=grid,
@@ -148,13 +187,26 @@ def _plan(config: Config, num_samples: int, grid: Grid) -> BatchPlan:
     )
 
 
+def _target_steps(config: Config, plan: BatchPlan) -> int:
+    """Steps of the whole run."""
+    steps = round(config.epochs * plan.steps_per_epoch)
+    if steps == 0:
+        raise ValueError(
+            f"epochs is {config.epochs:g}, less than half a step: an epoch has "
+            f"{plan.steps_per_epoch} steps; give at least {1 / plan.steps_per_epoch:.2g}"
+        )
+    return steps
+
+
 def _publish(
-    config: Config, run: RunDirectory, world: World, resources: contextlib.ExitStack
-) -> CollectorRegistry:
-    """Start the node's exporter and this rank's publisher, where metrics are wanted."""
-    registry, place, metrics = CollectorRegistry(), world.place, config.metrics
-    if not metrics.enabled:
-        return registry
+    registry: CollectorRegistry,
+    config: Config,
+    run: RunDirectory,
+    world: World,
+    resources: contextlib.ExitStack,
+) -> None:
+    """Start the node's exporter and this rank's publisher."""
+    place, metrics = world.place, config.metrics
     if metrics.exporter and place.local_rank == 0:
         start_exporter(
             run,
@@ -170,7 +222,6 @@ def _publish(
         interval_seconds=metrics.publish_seconds,
     )
     resources.callback(publisher.close)
-    return registry
 
 
 def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: World) -> None:

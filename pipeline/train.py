@@ -38,14 +38,13 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
     with contextlib.ExitStack() as resources:
         parts, resumed_from = prepare(command, world, resources)
         progress, journal = parts.progress, parts.journal
-        end_step = min(command.max_steps or parts.target_steps, parts.target_steps)
-        if progress.step >= end_step:
+        if progress.step >= parts.end_step:
             journal.console.line(f"nothing to do: {progress.step:,} steps are done")
             return 0
         stops = StopRequests(world, command.run, signals)
         _announce(parts, resumed_from)
         try:
-            TrainingLoop(parts).run(end_step, stops)
+            TrainingLoop(parts).run(stops)
         except Exception as error:
             failure = world.report_failure(error)
             journal.ended(progress.step, "failed", str(failure))
@@ -53,7 +52,7 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         is_complete = progress.step == parts.target_steps
         journal.ended(progress.step, "completed" if is_complete else "stopped")
         _conclude(parts, is_complete=is_complete)
-        return 0 if progress.step == end_step else STOPPED
+        return 0 if progress.step == parts.end_step else STOPPED
 
 
 def _announce(parts: Parts, resumed_from: Path | None) -> None:

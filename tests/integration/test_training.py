@@ -550,6 +550,7 @@ def test_what_cannot_start_says_why(shards: Path, tmp_path: Path) -> None:
         return fail(train(size, shards, run, *options))
 
     assert "cannot be divided among 2 replicas × 1" in sentence(2, shards, run, *OPTION_ODD)
+    assert "epochs is 0.01, less than half a step" in sentence(2, shards, run, "--epochs", 0.01)
     assert "more than the split's 200 samples" in sentence(2, shards, run, *OPTION_LARGE)
     assert "train-000003.tar" in sentence(2, small)
     assert "nowhere" in sentence(2, tmp_path / "nowhere")
@@ -586,6 +587,29 @@ def test_what_is_of_a_host_may_differ(shards: Path, tmp_path: Path) -> None:
     words = ["--data.shards", moved, "--data.decode_threads", 2, "--metrics.publish_seconds", 1]
     with Job(2, TRAIN, training(shards, tmp_path / "run", "--max-steps", 2), words) as job:
         assert job.wait() == [0, 0], job.errors
+
+
+def test_what_could_not_go_on_is_the_last_event(shards: Path, tmp_path: Path) -> None:
+    run, nowhere = tmp_path / "run", tmp_path / "nowhere"
+    for step in (0, 3):
+        sentence = fail(train(2, nowhere, run))
+        end = read_events(RunDirectory(run).events)[-1]
+        assert (end["kind"], end["step"], end["outcome"]) == ("end", step, "failed")
+        assert f"error: {end['error']}" == sentence
+        finish(2, shards, run, "--max-steps", 3)
+    (run / "checkpoints/step-00000003/state.pt").write_bytes(b"")
+    sentence = fail(train(2, shards, run))
+    assert "every checkpoint" in sentence
+    assert f"error: {rows(run, 'end')[-1]['error']}" == sentence
+
+
+def test_a_run_with_nothing_to_do_keeps_its_last_metrics(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(1, shards, run, "--epochs", 1)
+    published = (run / "metrics/rank-00000.prom").read_bytes()
+    finish(1, shards, run, "--epochs", 1)
+    assert (run / "metrics/rank-00000.prom").read_bytes() == published
+    assert b"alexnet_run_success 1.0" in published
 
 
 OPTION_ODD = ["--global_batch_size", 25]
