@@ -52,7 +52,9 @@ class Replica:
         self._world = world
         self.grid = grid
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._moments = [b for b in model.buffers() if b.is_floating_point()]
+        self._buffers = list(model.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._moments = [b for b in self._buffers if b.is_floating_point()]
         self._optimizer = build_optimizer(model, config.optim)
         self._scaler = loss_scaler(config.precision, world.device, grid.same_replica)
         self._ddp = self._distribute()
@@ -139,8 +141,11 @@ class Replica:
             moment.copy_(part.view_as(moment))
 
     def update(self) -> tuple[torch.Tensor | None, bool]:
-        """Apply the gradients and clear them; see `precision.apply_gradients`."""
-        outcome = apply_gradients(
+        """Apply the gradients and clear them; see `precision.apply_gradients`.
+
+        A step that is skipped leaves no trace in BatchNorm's moments either.
+        """
+        norm, skipped = apply_gradients(
             self._optimizer,
             self._scaler,
             self._parameters,
@@ -148,7 +153,11 @@ class Replica:
             self.grid.same_replica,
         )
         self._optimizer.zero_grad(set_to_none=False)
-        return outcome
+        if skipped:
+            _copy(self._buffers_before, self._buffers)
+        elif self._scaler.is_enabled():
+            _copy(self._buffers, self._buffers_before)
+        return norm, skipped
 
     def warm_up(self, inputs: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> None:
         """Run a step that leaves no trace.
@@ -190,6 +199,7 @@ class Replica:
         Raises `ValueError` if it is another network's.
         """
         load_weights(self.model, state["model"], self.grid.column)
+        _copy(self._buffers, self._buffers_before)
         load_optimizer_state(
             self.model, self._optimizer, _part_of_optimizer(state["optimizer"], self.grid.column)
         )
@@ -197,9 +207,14 @@ class Replica:
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether every weight is a number. Waits for the device."""
-        finite = torch.stack([parameter.isfinite().all() for parameter in self._parameters])
-        return bool(finite.all())
+        """Whether every weight and moment is a number. Waits for the device."""
+        values = (*self._parameters, *self._moments)
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+
+def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:

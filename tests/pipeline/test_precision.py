@@ -48,9 +48,14 @@ def replica_of(optim: OptimConfig, precision: str) -> Replica:
     return Replica(Product(), config, SINGLE, fused(SINGLE))
 
 
-def step(replica: Replica, *, overflow: bool = False) -> tuple[float | None, bool]:
-    """One update from the same batch always; `overflow` spoils one element of its gradient."""
-    inputs = torch.tensor([[1.0, -2.0, 0.5, 1.0], [0.25, 1.0, -1.0, 2.0]])
+def step(
+    replica: Replica, *, overflow: bool = False, scale: float = 1.0
+) -> tuple[float | None, bool]:
+    """One update from the same batch always, but for its `scale`.
+
+    `overflow` spoils one element of its gradient.
+    """
+    inputs = torch.tensor([[1.0, -2.0, 0.5, 1.0], [0.25, 1.0, -1.0, 2.0]]) * scale
     labels = torch.tensor([0, 1])
     replica.add_gradients(inputs, labels, labels, step_samples=2, is_last=True)
     weight = next(replica.model.parameters())
@@ -85,6 +90,38 @@ def test_an_overflow_leaves_no_trace_but_a_lower_scale(
         assert step(spoiled, overflow=True)[1]
         torch.testing.assert_close(weights(spoiled), weights(clean), rtol=1e-3, atol=1e-4)
     assert spoiled.loss_scale == 4096
+
+
+class Normalized(Product):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(self.norm(images))
+
+
+def test_an_overflow_on_the_way_forward_leaves_no_trace_in_moments() -> None:
+    config = Config(optim=OPTIMIZERS[0], precision="fp16")
+    first, second = (Replica(Normalized(), config, SINGLE, fused(SINGLE)) for _ in range(2))
+    step(first)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for replica in (first, second):
+        before = {name: value.clone() for name, value in replica.model.state_dict().items()}
+        assert step(replica, scale=math.inf)[1]
+        assert replica.is_finite()
+        for name, value in replica.model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_moments_that_are_no_numbers_are_found() -> None:
+    replica = Replica(Normalized(), Config(), SINGLE, fused(SINGLE))
+    assert replica.is_finite()
+    step(replica, scale=math.inf)
+    with torch.no_grad():
+        for parameter in replica.model.parameters():
+            parameter.zero_()
+    assert not replica.is_finite()
 
 
 def test_skipped_steps_are_counted_and_do_not_move_the_schedule() -> None:
