@@ -101,13 +101,13 @@ def normalize_and_pool_plain(
 
 def _normalize(x: torch.Tensor, constants: NormConstants, num_columns: int) -> torch.Tensor:
     per_column, half = x.shape[1] // num_columns, constants.size // 2
-    squares = F.pad(x.square().unflatten(1, (num_columns, per_column)), (0, 0, 0, 0, half, half))
-    neighbours = (squares.narrow(2, first, per_column) for first in range(constants.size))
-    sums = functools.reduce(torch.add, neighbours).flatten(1, 2)
-    denominators = constants.k + constants.alpha * sums
+    rows = x.movedim(1, -1)
+    squares = F.pad(rows.square().unflatten(-1, (num_columns, per_column)), (half, half))
+    neighbours = (squares.narrow(-1, first, per_column) for first in range(constants.size))
+    sums = functools.reduce(torch.add, neighbours).flatten(-2)
     # s^-0.75 = s^-0.5 · √(s^-0.5), several times as fast as a power, and nothing overflows.
-    roots = denominators.rsqrt()
-    return x * (roots * roots.sqrt())
+    roots = (constants.k + constants.alpha * sums).rsqrt()
+    return (rows * (roots * roots.sqrt())).movedim(-1, 1)
 
 
 def _check(x: torch.Tensor, num_columns: int) -> None:
