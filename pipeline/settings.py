@@ -19,6 +19,7 @@ import torch
 
 from data_prep.files import write_atomically
 from data_prep.manifest import MANIFEST_NAME
+from pipeline import checkpoint
 from pipeline.config import Config, differences, from_json, to_json
 from pipeline.distributed import World
 from pipeline.run_directory import RunDirectory
@@ -99,9 +100,13 @@ def _read(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def check_same_run(run: RunDirectory, settings: Settings) -> None:
-    """Raise `ValueError` if the run directory is that of a run that computes something else."""
+    """Raise `ValueError` if the run directory is that of a run that computes something else.
+
+    One without a checkpoint is that of no run yet: a mistake that ends its first steps can be
+    mended.
+    """
     saved = _read(run)
-    if saved is not None:
+    if saved is not None and checkpoint.paths(run.checkpoints):
         settings.check_continues(saved, run.path)
 
 

@@ -746,6 +746,7 @@ def test_training_that_diverges_ends_with_a_sentence(shards: Path, tmp_path: Pat
     assert "diverged" in sentence
     assert "lower optim.learning_rate" in sentence
     assert newest_step(run) == 0
+    finish(2, shards, run, "--max-steps", 2)
 
 
 def test_options_that_say_how_may_change(shards: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import checkpoint
 from pipeline import settings as settings_module
 from pipeline.config import Config, DataConfig
 from pipeline.recipes import cifar10
@@ -70,28 +71,38 @@ def test_what_is_there_already_is_not_written_again(
         write_settings(written, changed(log_every_steps=7), world_of_equals(2))
 
 
+@pytest.fixture
+def begun(written: RunDirectory) -> RunDirectory:
+    checkpoint.path_of(written.checkpoints, 1).mkdir(parents=True)
+    return written
+
+
 def changed(**fields: Any) -> Settings:
     return dataclasses.replace(SETTINGS, config=dataclasses.replace(SETTINGS.config, **fields))
 
 
-def test_a_run_is_continued_by_the_same_run_only(written: RunDirectory) -> None:
-    check_same_run(written, SETTINGS)
+def test_a_run_is_continued_by_the_same_run_only(begun: RunDirectory) -> None:
+    check_same_run(begun, SETTINGS)
     with pytest.raises(ValueError, match=r"epochs: was 10, is 11; seed: was 0, is 1") as error:
-        check_same_run(written, changed(epochs=11, seed=1))
-    assert str(written.path) in str(error.value)
+        check_same_run(begun, changed(epochs=11, seed=1))
+    assert str(begun.path) in str(error.value)
 
 
-def test_how_a_run_is_carried_out_may_change(written: RunDirectory) -> None:
+def test_a_run_without_a_checkpoint_may_become_another(written: RunDirectory) -> None:
+    check_same_run(written, changed(epochs=11, seed=1))
+
+
+def test_how_a_run_is_carried_out_may_change(begun: RunDirectory) -> None:
     data = DataConfig(shards="/moved", decode_threads=3, prefetch_batches=9)
-    check_same_run(written, changed(data=data, log_every_steps=7))
+    check_same_run(begun, changed(data=data, log_every_steps=7))
 
 
-def test_another_shard_set_is_refused(written: RunDirectory) -> None:
+def test_another_shard_set_is_refused(begun: RunDirectory) -> None:
     other = dataclasses.replace(
         changed(data=DataConfig(shards="/other")), manifest_sha256="fedcba9876543210"
     )
     with pytest.raises(ValueError, match=r"01234567…, that of /other has fedcba98…; use another"):
-        check_same_run(written, other)
+        check_same_run(begun, other)
 
 
 def test_an_empty_directory_belongs_to_nobody(run: RunDirectory) -> None:
