@@ -184,6 +184,7 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     device = _device(place, config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
     if not place.is_launched:
         yield World(place=place, device=device, store=None, control=None)
         return

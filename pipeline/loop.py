@@ -200,9 +200,10 @@ class TrainingLoop:
         return step % max(1, round(every_epochs * self._parts.plan.steps_per_epoch)) == 0
 
     def _log(self) -> None:
-        """Reduce and tell the interval: here, and nowhere else in a step, the device is waited for.
+        """Reduce and tell the interval: here the device is waited for, in steps only in fp16.
 
-        Raises `ValueError` if the loss is not a number.
+        There the loss scale must know whether the gradients are finite. Raises `ValueError` if the
+        loss is not a number.
         """
         parts = self._parts
         self._interval.wait()

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 from torch.distributed import DistBackendError
 
-from pipeline.distributed import Place, World
+from pipeline.config import DistributedConfig
+from pipeline.distributed import Place, World, connect
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
 from tests.pipeline.monitoring import free_port, wait_for
 from tests.pipeline.ranks import call_on_ranks, rank_environment
@@ -168,6 +170,13 @@ def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(ValueError, match="LOCAL_RANK is None"):
         Place.from_environment()
+
+
+def test_fp32_is_never_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with connect(Place(), DistributedConfig(device="cpu")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to() -> None:
