@@ -19,10 +19,12 @@ Every row has `kind`, `step` (optimizer updates done when it was written), `epoc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,13 +84,23 @@ def read_events(path: Path) -> list[Event]:
     kill is left out too.
     """
     history: list[Event] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
+    for row in _rows(path):
         if row["kind"] == "run":
             resumed_from = row["resumed_from"] or 0
             history = [old for old in history if old["step"] <= resumed_from]
         history.append(row)
     return history
+
+
+def count_resumes(path: Path) -> int:
+    """How often the run went on from a checkpoint, in attempts too that left none themselves."""
+    if not path.is_file():
+        return 0
+    return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in _rows(path))
+
+
+def _rows(path: Path) -> Iterator[Event]:
+    """All rows but those broken by a kill."""
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.console import Console, evaluation_line, train_line
 from pipeline.data.partition import BatchPlan
 from pipeline.evaluate import Evaluation
-from pipeline.events import EventLog, Kind
+from pipeline.events import EventLog, Kind, count_resumes
 from pipeline.metrics import JobMetrics, RunFacts
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory
@@ -30,6 +30,7 @@ class Journal:
         self, events: Path, console: Console, metrics: JobMetrics, plan: BatchPlan
     ) -> None:
         self.console = console
+        self._num_resumes = count_resumes(events)
         self._events = EventLog(events)
         self._metrics = metrics
         self._plan = plan
@@ -51,7 +52,7 @@ class Journal:
         self._metrics.started(facts, step=progress.step, epoch=epoch)
         if row["resumed_from"] is not None:
             self._metrics.resumed(
-                progress.num_resumes, best_top1=progress.best_top1, best_top5=progress.best_top5
+                self._num_resumes + 1, best_top1=progress.best_top1, best_top5=progress.best_top5
             )
         self._write("run", progress.step, row)
 

@@ -254,5 +254,4 @@ def _resume(
                 has_best = checkpoint.mark_best(run.checkpoints, progress.marked[0])
     if not world.broadcast(has_best):
         progress.marked = None  # its checkpoint is lost: the next evaluation gives another
-    progress.num_resumes += 1
     return progress, path

@@ -21,7 +21,6 @@ class Progress:
     """The highest of an evaluation."""
     marked: tuple[int, float] | None = None
     """Step and top-1 of the checkpoint that `best` names: a better one may not have been saved."""
-    num_resumes: int = 0
 
     @property
     def updates(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.events import EventLog, read_events
+from pipeline.events import EventLog, count_resumes, read_events
 
 WRITE_FOR_EVER = """
 import sys
@@ -154,3 +154,14 @@ def test_a_full_disk_is_not_kept_secret() -> None:
         log.write("train", step=1, epoch=0.1)
     with pytest.raises(OSError, match="No space left"):
         log.close()
+
+
+def test_each_resumption_counts_whatever_came_of_it(path: Path) -> None:
+    assert count_resumes(path) == 0
+    write_steps(path, None, 1, 2)
+    for resumed_from in (None, 3, 3, 5, 3):
+        write_steps(path, resumed_from, 7)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert count_resumes(path) == 4
+    write_steps(path, 3)
+    assert count_resumes(path) == 5

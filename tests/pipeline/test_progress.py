@@ -40,7 +40,7 @@ def test_a_first_evaluation_with_nothing_right_is_the_best_so_far() -> None:
 
 
 def test_it_survives_a_checkpoint() -> None:
-    progress = Progress(step=7, skipped_steps=2, skipped_in_a_row=1, num_resumes=3)
+    progress = Progress(step=7, skipped_steps=2, skipped_in_a_row=1)
     progress.evaluated(loss=0.1, top1=1 / 3, top5=0.5)
     progress.marked = 7, 1 / 3
     file = io.BytesIO()
