@@ -178,21 +178,27 @@ class World:
 def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     """Join the job's process groups for the length of the block.
 
-    Raises `ValueError` if the device asked for is not there, `RankFailure` if the ranks do not find
-    each other before the deadline.
+    Raises `RankFailure` if some rank lacks the device asked for, or if the ranks do not find each
+    other before the deadline.
     """
-    device = _device(place, config)
+    device, fault = torch.device("cpu"), None
+    try:
+        device = _device(place, config)
+    except ValueError as error:
+        fault = error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
-    if not place.is_launched:
-        yield World(place=place, device=device, store=None, control=None)
-        return
-    with _killable():
-        store = _join(place, device, config)
-    deadline = datetime.timedelta(seconds=config.save_timeout_seconds)
-    control = dist.new_group(backend="gloo", timeout=deadline)
+    store, control = None, None
+    if place.is_launched:
+        with _killable():
+            store, device = _join(place, config, device, is_ready=fault is None)
+        deadline = datetime.timedelta(seconds=config.save_timeout_seconds)
+        control = dist.new_group(backend="gloo", timeout=deadline)
     world = World(place=place, device=device, store=store, control=control)
+    with world.together():
+        if fault is not None:
+            raise fault
     try:
         yield world
     except RankFailure:
@@ -200,7 +206,8 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     except Exception as error:
         # The groups stay as they are: a rank that failed must leave at once, so others notice.
         raise world.report_failure(error) from error
-    dist.destroy_process_group()
+    if place.is_launched:
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -213,13 +220,22 @@ def _killable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _join(place: Place, device: torch.device, config: DistributedConfig) -> Store:
+def _join(
+    place: Place, config: DistributedConfig, device: torch.device, *, is_ready: bool
+) -> tuple[Store, torch.device]:
+    """Meet the other ranks: returns this attempt's store and the device, a CPU if one is not ready.
+
+    Then they can at least tell each other.
+    """
     timeout = datetime.timedelta(seconds=config.timeout_seconds)
     try:
         everything, rank, world_size = next(rendezvous("env://", timeout=timeout))
         # torchrun can keep one store for all attempts: an earlier one's addresses are those of
         # dead ranks, and its failure is not this one's.
         store = PrefixStore(f"alexnet/{place.attempt}", everything)
+        store.set(f"ready/{rank}", str(is_ready))
+        if any(store.get(f"ready/{other}") != b"True" for other in range(world_size)):
+            device = torch.device("cpu")
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=PrefixStore("default", store),
@@ -234,7 +250,7 @@ def _join(place: Place, device: torch.device, config: DistributedConfig) -> Stor
             "start all of them with one torchrun command a node",
             is_told_here=True,
         ) from None
-    return store
+    return store, device
 
 
 def failure_of_all(place: Place, error: ValueError) -> RankFailure:
