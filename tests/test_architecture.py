@@ -78,14 +78,15 @@ def run_python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
+_OF_EXTRAS = ("ffcv", "jinja2", "llvmlite", "matplotlib", "numba", "triton")
+
+
 def importable(package: str) -> list[str]:
     """All modules of a package but those of the extras, which may be missing."""
     return [
         module_name(source)
         for source in sources(package)
-        if not any(
-            name.startswith(("matplotlib", "jinja2", "ffcv")) for name in imported(parse(source))
-        )
+        if not any(name.startswith(_OF_EXTRAS) for name in imported(parse(source)))
     ]
 
 

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, OptimConfig
+from pipeline.distributed import World
+from pipeline.grid import build_grid
 from pipeline.model.network import Network
 from pipeline.precision import apply_gradients, autocast, loss_scaler
 from pipeline.progress import Progress
 from pipeline.replica import Replica
+from tests.pipeline.ranks import call_on_ranks
 from tests.pipeline.worlds import SINGLE, fused
 
 CPU = torch.device("cpu")
@@ -187,3 +190,44 @@ def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
     assert norm is not None
     assert math.isinf(norm)
     assert torch.equal(parameter, torch.ones(3))
+
+
+def spoiled_on_one_rank(world: World) -> list[tuple[bool, float | None]]:
+    """Steps of two ranks that hold parts of one replica; the gradient of one part overflows."""
+    grid = build_grid(world, "split", timeout_seconds=30)
+    optim = OptimConfig(name="sgd", learning_rate=0.1, clip_norm=0.25)
+    replica = Replica(Product(), Config(optim=optim, precision="fp16"), world, grid)
+    start, found = weights(replica), []
+    for spoiled_rank in (None, 1, None):
+        _, skipped = step(replica, overflow=world.rank == spoiled_rank)
+        found.append((skipped, replica.loss_scale))
+        if skipped:
+            assert torch.equal(weights(replica), start)
+        start = weights(replica)
+    return found
+
+
+def test_the_parts_of_a_replica_skip_together() -> None:
+    found = call_on_ranks(2, spoiled_on_one_rank)
+    assert found[0] == found[1] == [(False, 65536), (True, 32768), (False, 32768)]
+
+
+def norms_of_parts(world: World) -> tuple[float | None, float]:
+    """The norm that is clipped to, and this rank's own after it."""
+    grid = build_grid(world, "split", timeout_seconds=30)
+    optim = OptimConfig(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=0.25)
+    replica = Replica(Product(), Config(optim=optim), world, grid)
+    with torch.no_grad():
+        next(replica.model.parameters()).mul_(1 + world.rank)
+    start = weights(replica)
+    norm, _ = step(replica)
+    return norm, float((weights(replica) - start).norm())
+
+
+def test_a_replica_in_parts_is_clipped_by_the_norm_of_all_its_parts() -> None:
+    (norm, first), (norm_there, second) = call_on_ranks(2, norms_of_parts)
+    assert norm == norm_there
+    assert norm is not None
+    assert norm > 0.25
+    assert math.hypot(first, second) == pytest.approx(0.25, rel=1e-4)
+    assert first != pytest.approx(second, rel=1e-2)

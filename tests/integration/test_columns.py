@@ -1,0 +1,149 @@
+"""Training the network of 2012 with a column on each of two ranks, against one rank with both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import checkpoint
+from pipeline.run_directory import RunDirectory
+from tests.integration.training import rows
+from tests.pipeline.monitoring import REPOSITORY
+from tests.pipeline.ranks import Job
+
+NUM_TRAIN, NUM_VAL = 24, 7
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """A checkpoint of this network has 0.5 GB: none is left behind."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def shards(scratch: Path) -> Path:
+    path = scratch / "shards"
+    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--size", "230"]
+    command += ["--num-train", str(NUM_TRAIN), "--num-val", str(NUM_VAL), "--output", str(path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
+    return path
+
+
+def train(num_ranks: int, shards: Path, run: Path, *options: object) -> Job:
+    words: list[object] = ["alexnet_2012", "--data.shards", shards, "--run-dir", run]
+    words += ["--metrics.enabled", "false", "--global_batch_size", 8, "--epochs", 1]
+    words += ["--log_every_steps", 1, "--optim.learning_rate", 1e-4, "--evaluation.block_size", 4]
+    words += ["--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0, *options]
+    return Job(num_ranks, "pipeline.train", words)
+
+
+def finish(job: Job, code: int = 0) -> Job:
+    with job:
+        assert job.wait() == [code] * len(job.processes), job.errors
+    return job
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    path = checkpoint.newest_good(RunDirectory(run).checkpoints)
+    assert path is not None
+    return checkpoint.load(path)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run, "train")]
+
+
+def evaluation(run: Path) -> tuple[int, ...]:
+    (row,) = rows(run, "eval")
+    return tuple(row[name] for name in ("correct1", "correct5", "seen", "expected"))
+
+
+def assert_close(found: dict[str, Any], exact: dict[str, Any], tolerance: float) -> None:
+    assert set(found["model"]) == set(exact["model"])
+    for name, whole in exact["model"].items():
+        error = (found["model"][name] - whole).abs().max() / whole.abs().max().clamp_min(1e-3)
+        assert error < tolerance, f"{name}: {error}"
+    momenta = exact["optimizer"]["tensors"]
+    assert set(found["optimizer"]["tensors"]) == set(momenta)
+    for name, tensors in momenta.items():
+        part = found["optimizer"]["tensors"][name]["momentum_buffer"]
+        assert part.shape == tensors["momentum_buffer"].shape
+
+
+@pytest.fixture(scope="module")
+def fused(scratch: Path, shards: Path) -> Path:
+    """Three steps on one rank."""
+    run = scratch / "fused"
+    finish(train(1, shards, run))
+    return run
+
+
+@pytest.mark.parametrize(("num_ranks", "accumulation"), [(2, 2), (4, 1)])
+def test_a_column_on_each_rank_trains_the_same_network(
+    scratch: Path, shards: Path, fused: Path, num_ranks: int, accumulation: int
+) -> None:
+    run = scratch / f"split-{num_ranks}"
+    split = ("--model.columns", "split", "--accumulation_steps", accumulation)
+    job = finish(train(num_ranks, shards, run, *split))
+    assert f"{num_ranks} on cpu, fp32, one column each" in job.outputs[0]
+    assert losses(run) == pytest.approx(losses(fused), rel=1e-5)
+    assert evaluation(run) == evaluation(fused)
+    assert evaluation(run)[2:] == (NUM_VAL, NUM_VAL)
+    assert_close(state_of(run), state_of(fused), 1e-4)
+
+
+def test_a_run_goes_on_in_the_other_layout(scratch: Path, shards: Path) -> None:
+    """Split, fused, split, each for a step; as good as fused all the way."""
+    split, options = ("--model.columns", "split"), ("--precision", "bf16")
+    run, straight = scratch / "changing", scratch / "straight"
+    finish(train(2, shards, run, *options, *split, "--max-steps", 1))
+    finish(train(1, shards, run, *options, "--max-steps", 2))
+    job = finish(train(2, shards, run, *options, *split))
+    assert "resumed from" in job.outputs[0]
+    finish(train(1, shards, straight, *options))
+    assert losses(run) == pytest.approx(losses(straight), rel=0.05)
+    assert rows(run, "end")[-1]["outcome"] == "completed"
+    found = [evaluate(num_ranks, run) for num_ranks in (1, 3)]
+    assert found[0] == found[1]
+    assert found[0]["seen"] == NUM_VAL
+
+
+def evaluate(num_ranks: int, run: Path) -> dict[str, Any]:
+    job = finish(Job(num_ranks, "pipeline.evaluate", ["--run-dir", run, "--views", 10]))
+    row = json.loads(job.outputs[0].splitlines()[-1])
+    return {name: row[name] for name in ("correct1", "correct5", "seen", "loss")}
+
+
+def test_what_cannot_be_is_told_in_a_sentence(scratch: Path, shards: Path, fused: Path) -> None:
+    def sentence(num_ranks: int, run: Path, *options: object) -> str:
+        with train(num_ranks, shards, run, *options) as job:
+            assert 0 not in job.wait()
+        (line,) = [line for line in job.errors[0].splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in job.errors[0]
+        return line
+
+    new = scratch / "new"
+    split = ("--model.columns", "split")
+    assert "needs two ranks for each replica, and there are 3" in sentence(3, new, *split)
+    assert "and there is 1: give torchrun an even" in sentence(1, new, *split)
+    assert "crop_pixels is 256, and the images are 230×230" in sentence(
+        2, new, *split, "--augment.crop_pixels", 256
+    )
+    assert "alexnet_2012 takes images of 224×224, and gets 200×200" in sentence(
+        2, new, *split, "--augment.crop_pixels", 200
+    )
+    assert "training has diverged; lower optim.learning_rate" in sentence(
+        2, new, *split, "--optim.learning_rate", 1e30
+    )
+    assert "belongs to a run with another configuration (model.name: was alexnet_2012, is" in (
+        sentence(1, fused, "--model.name", "alexnet_2014", "--model.dropout_form", "inverted")
+    )
+    assert not (new / "checkpoints").exists() or not any((new / "checkpoints").iterdir())
