@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
+from pipeline.config import Config, ModelConfig
 from pipeline.distributed import World
 from pipeline.grid import build_grid
 from pipeline.model import build_model
 from pipeline.model.columns import BOTH, Columns, part_of, parts_of, whole_of
+from pipeline.replica import Replica
 from tests.pipeline.ranks import call_on_ranks
 
 NUM_CLASSES = 12
 CONFIG = ModelConfig(name="alexnet_2012", dropout_form="original")
 
 Tensors = dict[str, torch.Tensor]
-
-
-def whole_shapes() -> dict[str, tuple[int, ...]]:
-    model = build_model(CONFIG, NUM_CLASSES, (224, 224))
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def test_parts_make_up_the_whole() -> None:
@@ -160,3 +157,30 @@ def test_a_split_network_begins_with_the_weights_of_the_fused_one() -> None:
     assert set(first) == set(whole) == set(second) | {"fc8.bias"}
     for name, tensor in whole.items():
         assert torch.equal(first[name], tensor), name
+
+
+def averaged_sizes(world: World) -> list[int]:
+    """The sizes of the buckets of gradients of a step, in the order they are averaged in."""
+    grid = build_grid(world, "fused", timeout_seconds=60)
+    model = build_model(CONFIG, 1000, (224, 224))
+    replica = Replica(model, Config(model=CONFIG), world, grid)
+    images, zeros = torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=torch.int64)
+    replica.warm_up(images, zeros, zeros)
+    sizes: list[int] = []
+    average = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, group: Any, async_op: bool) -> Any:
+        sizes.append(tensor.numel())
+        return average(tensor, group=group, async_op=async_op)
+
+    with mock.patch.object(dist, "all_reduce", counted):
+        replica.add_gradients(images, zeros, zeros, step_samples=2, is_last=True)
+    return sizes
+
+
+def test_averaging_begins_with_the_last_layer() -> None:
+    """Most of the bytes are in fc6 to fc8, and most of the backward pass comes after them."""
+    (sizes, others) = call_on_ranks(2, averaged_sizes)
+    assert sizes == others
+    fc8, fc7, fc6, convolutions = 4_097_000, 16_781_312, 37_752_832, 2_334_080
+    assert sizes == [fc8, fc7, fc6, convolutions]
