@@ -361,7 +361,7 @@ class DistributedConfig:
     """Deadline of a collective in training: a rank that waits longer for another one fails."""
     save_timeout_seconds: float = operational(1800.0)
     """Deadline for what rank 0 does alone while the others wait, such as saving."""
-    bucket_bytes: int = 25 << 20
+    bucket_bytes: int = 8 << 20
     """Gradients are averaged in buckets of this size (it decides the order of additions)."""
 
     def __post_init__(self) -> None:
