@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_report(run, output)
     except (ImportError, OSError, ValueError) as error:
-        sentence = describe(error) if isinstance(error, OSError) else error
-        sys.stderr.write(f"error: {sentence}\n")
+        sys.stderr.write(f"error: {describe(error)}\n")
         return 1
     sys.stdout.write(f"{output}\n")
     return 0
