@@ -41,8 +41,8 @@ _log = logging.getLogger(__name__)
 def start_exporter(run: RunDirectory, *, port: int, address: str, linger_seconds: float) -> None:
     """Start this node's exporter as a process of its own, which outlives the caller.
 
-    Call it before CUDA is touched and before any fork, once a node. It never raises: an exporter
-    that cannot start is logged, and the training goes on without it.
+    Call it once a node. It never raises: an exporter that cannot start is logged, and the training
+    goes on without it.
     """
     command = [sys.executable, "-m", "pipeline.exporter", "--run-dir", str(run.path.resolve())]
     command += ["--port", str(port), "--address", address, "--linger-seconds", str(linger_seconds)]
