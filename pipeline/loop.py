@@ -148,7 +148,7 @@ class TrainingLoop:
             step_samples=parts.plan.samples_in_step(step),
             is_last=is_last,
         )
-        is_averaged = is_last and parts.world.size > 1
+        is_averaged = is_last and parts.grid.same_column is not None
         clock.mark("sync_wait" if is_averaged else "forward_backward")
         self._interval.note_predictions(loss, logits, labels)
 

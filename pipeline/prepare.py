@@ -105,16 +105,18 @@ def _build(
         normalizer = build_normalizer(
             config.augment, manifest, Path(config.data.shards), world.device
         )
+    path = _newest_checkpoint(run, world)
+    end_step = min(command.max_steps or target_steps, target_steps)
+    has_work = path is None or checkpoint.step_of(path) < end_step
+    registry = CollectorRegistry()
+    if has_work and config.metrics.enabled:
+        _publish(registry, config, run, world, resources)
     replica = Replica(model, config, world, grid)
     _warm_up(replica, plan, size, world)
-    progress, path = _resume(replica, settings, run, world)
+    progress = Progress() if path is None else _resume(replica, settings, run, world, path)
     with world.together():
         if world.is_main:
             write_settings(run, settings, world)
-    end_step = min(command.max_steps or target_steps, target_steps)
-    registry = CollectorRegistry()
-    if progress.step < end_step and config.metrics.enabled:
-        _publish(registry, config, run, world, resources)
     parts = Parts(
         settings=settings,
         manifest=manifest,
@@ -231,17 +233,19 @@ def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: Wo
     replica.warm_up(images, zeros, zeros)
 
 
-def _resume(
-    replica: Replica, settings: Settings, run: RunDirectory, world: World
-) -> tuple[Progress, Path | None]:
-    """Go on from the newest good checkpoint, if there is one: returns its path too."""
+def _newest_checkpoint(run: RunDirectory, world: World) -> Path | None:
+    """The newest good one as rank 0 sees it, if there is one."""
     path = None
     with world.together():
         if world.is_main:
             path = checkpoint.newest_good(run.checkpoints)
-    path = world.broadcast(path)
-    if path is None:
-        return Progress(), None
+    return world.broadcast(path)
+
+
+def _resume(
+    replica: Replica, settings: Settings, run: RunDirectory, world: World, path: Path
+) -> Progress:
+    """Go on from the checkpoint `path`."""
     has_best = False
     with world.together():
         state = checkpoint.load(path, world.device)
@@ -254,4 +258,4 @@ def _resume(
                 has_best = checkpoint.mark_best(run.checkpoints, progress.marked[0])
     if not world.broadcast(has_best):
         progress.marked = None  # its checkpoint is lost: the next evaluation gives another
-    return progress, path
+    return progress

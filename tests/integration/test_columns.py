@@ -95,6 +95,8 @@ def test_a_column_on_each_rank_trains_the_same_network(
     job = finish(train(num_ranks, shards, run, *split))
     assert f"{num_ranks} on cpu, fp32, one column each" in job.outputs[0]
     assert losses(run) == pytest.approx(losses(fused), rel=1e-5)
+    waits = {row["phase_seconds"]["sync_wait"] > 0 for row in rows(run, "train")}
+    assert waits == {num_ranks > 2}, "a replica alone averages with nobody"
     assert evaluation(run) == evaluation(fused)
     assert evaluation(run)[2:] == (NUM_VAL, NUM_VAL)
     assert_close(state_of(run), state_of(fused), 1e-4)
