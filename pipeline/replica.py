@@ -32,7 +32,7 @@ _SYNC_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
 """DDP's option to copy rank 0's buffers in every forward pass; torch 2.13 has renamed it."""
 
 _MAX_GRAPH_IMAGES = 256
-"""Up to so many images a replica the GPU would wait for launches."""
+"""Up to so many images in a micro-batch the GPU would wait for launches."""
 
 _Buckets = torch.futures.Future[torch.Tensor]
 
@@ -82,8 +82,8 @@ class Replica:
         is_wanted = {"auto": is_cuda and self.grid.column is None, "on": True, "off": False}
         if not is_wanted[self._config.compile]:
             return module
-        plan_size = self._config.global_batch_size // self.grid.num_replicas
-        is_small = is_cuda and plan_size <= _MAX_GRAPH_IMAGES
+        parts = self.grid.num_replicas * self._config.accumulation_steps
+        is_small = is_cuda and self._config.global_batch_size // parts <= _MAX_GRAPH_IMAGES
         compiled: Callable[..., torch.Tensor] = torch.compile(
             module, mode="reduce-overhead" if is_small else "default"
         )
