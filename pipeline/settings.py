@@ -20,9 +20,10 @@ import torch
 from data_prep.files import write_atomically
 from data_prep.manifest import MANIFEST_NAME
 from pipeline import checkpoint
-from pipeline.config import Config, differences, from_json, to_json
+from pipeline.config import Config
 from pipeline.distributed import World
 from pipeline.run_directory import RunDirectory
+from pipeline.saved_config import differences, from_json, to_json
 
 _FIELDS = {"recipe": str, "config": dict, "manifest_sha256": str}
 """What `config.json` has at least."""
