@@ -773,3 +773,13 @@ def test_options_that_say_how_may_change(shards: Path, tmp_path: Path) -> None:
     options = ["--data.decode_threads", 2, "--checkpoint.keep", 1, "--data.prefetch_batches", 1]
     finish(1, shards, run, "--max-steps", 6, *options)
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000006"]
+
+
+def test_a_network_that_does_not_learn_rings_an_alarm(shards: Path, tmp_path: Path) -> None:
+    """From the first log line on by which enough images were seen, and not before."""
+    run, enough = tmp_path / "run", ("--not_learning_after_samples", 3 * GLOBAL_BATCH)
+    with mock.patch.object(loop, "is_guessing", return_value=True):
+        assert train_here(shards, run, *enough, "--max-steps", 5) == 0
+    (alarm,) = rows(run, "alarm")
+    assert alarm["step"] == 3
+    assert alarm["loss"] == rows(run, "train")[2]["loss"]

@@ -50,6 +50,11 @@ def test_outcome_stands_until_the_next_start(outcome: str) -> None:
     assert summarize(events).outcome == "unfinished"
 
 
+def test_an_alarm_is_in_the_timeline() -> None:
+    (row,) = timeline([event("alarm", 10, 1.0, reason="not_learning", loss=2.3026)])
+    assert (row.what, row.detail) == ("not learning", "the loss of 2.3026 is that of guessing")
+
+
 def test_checkpoints_in_a_row_are_one_line() -> None:
     rows = timeline(
         [
