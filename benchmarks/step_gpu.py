@@ -21,6 +21,7 @@ from benchmarks.measurement import spread
 from benchmarks.rivals.blog_alexnet import plain_step
 from pipeline.config import DistributedConfig
 from pipeline.data.augment import cut, draw_windows
+from pipeline.data.batch import to_device
 from pipeline.data.color import ORIGINAL, draw_color_shifts
 from pipeline.data.normalize import Normalizer
 from pipeline.distributed import Place, connect
@@ -51,9 +52,9 @@ def our_step(num_images: int, precision: Literal["bf16", "fp16"]) -> Callable[[]
 
     def step() -> None:
         windows = draw_windows(config.augment, (256, 256), 0, 0, samples)
-        shifts = torch.from_numpy(draw_color_shifts(ORIGINAL, 0.1, 0, 0, samples)).float()
+        shifts = draw_color_shifts(ORIGINAL, 0.1, 0, 0, samples).astype(np.float32)
         inputs = normalizer(
-            cut(images, windows), color_shifts=shifts.to(images.device), divisor=1.1
+            cut(images, windows), color_shifts=to_device(shifts, images.device), divisor=1.1
         )
         replica.add_gradients(inputs, keys, labels, step_samples=num_images, is_last=True)
         replica.update()

@@ -15,7 +15,7 @@ from pipeline import checkpoint
 from pipeline.alarm import is_guessing
 from pipeline.clock import StepClock
 from pipeline.config import Config
-from pipeline.data.batch import HostBatch
+from pipeline.data.batch import HostBatch, to_device
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
@@ -138,12 +138,12 @@ class TrainingLoop:
         parts, clock, step = self._parts, self._clock, self._parts.progress.step
         epoch, samples = parts.plan.epoch_of(step), batch.samples
         images, labels = batch.to(parts.world.device)
-        keys = torch.from_numpy(dropout_keys(parts.config.seed, epoch, samples))
+        keys = to_device(dropout_keys(parts.config.seed, epoch, samples), parts.world.device)
         clock.mark("h2d")
         is_last = micro_batch + 1 == parts.plan.accumulation_steps
         loss, logits = parts.replica.add_gradients(
             parts.augmenter(images, samples, epoch),
-            keys.to(parts.world.device, non_blocking=True),
+            keys,
             labels,
             step_samples=parts.plan.samples_in_step(step),
             is_last=is_last,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config import AugmentConfig
+from pipeline.data.batch import to_device
 from pipeline.data.partition import Indices
 from pipeline.data.randomness import Stream, random_below, random_bits
 
@@ -94,10 +95,7 @@ def cut(images: torch.Tensor, windows: Windows) -> torch.Tensor:
         windows.flips[:, None], np.arange(windows.width)[::-1], np.arange(windows.width)
     )
     columns = _mirrored(windows.lefts[:, None] + steps, width)
-    starts, offsets = (
-        torch.from_numpy(index).to(images.device, non_blocking=True)
-        for index in (lines * width, columns)
-    )
+    starts, offsets = (to_device(index, images.device) for index in (lines * width, columns))
     pixels = starts[:, :, None] + offsets[:, None, :]
     taken = images.reshape(-1, channels).index_select(0, pixels.flatten())
     return taken.view(count, windows.height, windows.width, channels)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from data_prep.manifest import Manifest
 from pipeline.config import AugmentConfig
 from pipeline.data.augment import cut, draw_windows, input_size
+from pipeline.data.batch import to_device
 from pipeline.data.color import color_components, draw_color_shifts
 from pipeline.data.normalize import Normalizer
 from pipeline.data.partition import Indices
@@ -38,7 +40,7 @@ class Augmenter:
         shifts = draw_color_shifts(self._components, size, self._seed, epoch, samples)
         return self._normalizer(
             images,
-            color_shifts=torch.from_numpy(shifts).float().to(images.device, non_blocking=True),
+            color_shifts=to_device(shifts.astype(np.float32), images.device),
             divisor=1 + size,  # the code keeps the scale of training and test images alike so
         )
 
