@@ -50,18 +50,23 @@ def report(figures: dict[str, Any], path: Path | None) -> None:
         path.write_text(text + "\n")
 
 
-def shard_folder(images: Path, shards: Path) -> Path:
-    """Shard a folder of images, without loss by another encoding."""
+def shard_folder(
+    images: Path, shards: Path, *, encoding: str = "rgb", size: int | None = None
+) -> Path:
     command = ["data_prep", "shard", "folder", "--input", images, "--output", shards]
-    _run_module([*command, "--encoding", "rgb"])
+    _run_module([*command, "--encoding", encoding, *_size(size)])
     return shards
 
 
 def shard_synthetic(shards: Path, *, num_train: int, num_val: int, size: int | None = None) -> Path:
     command = ["data_prep", "shard", "synthetic", "--output", shards]
     counts = ["--num-train", num_train, "--num-val", num_val]
-    _run_module([*command, *counts, *([] if size is None else ["--size", size])])
+    _run_module([*command, *counts, *_size(size)])
     return shards
+
+
+def _size(size: int | None) -> list[object]:
+    return [] if size is None else ["--size", size]
 
 
 def _run_module(command: Sequence[object]) -> None:
