@@ -6,8 +6,8 @@ with both columns, two ranks with one each. Said are the largest relative differ
 and how many bytes of gradients each rank averages with the other replicas, in two replicas.
 
 Differences in the last bits grow from step to step, the faster the higher the learning rate, by
-whatever they were made. So a run at the recipe's own rate is compared with a second one as well
-that differs in the order of additions alone: two fused ranks, each with half of the batch.
+whatever they were made. So a run is compared with one more that differs in the order of additions
+alone: two fused ranks, each with half of the batch.
 
     torchrun --nproc_per_node=4 -m benchmarks.columns split PATH     # used by it, to count
 """
@@ -37,7 +37,9 @@ from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 
 STEPS = 50
-LOW_RATE, RECIPE_RATE = 5e-6, 1e-2
+RATES = (5e-6, 1e-4, 1e-2)
+"""Up to the recipe's own."""
+
 NUM_IMAGES = 2
 
 
@@ -61,12 +63,14 @@ def _differences(root: Path) -> dict[str, Any]:
         return _train(root / name, shards, layout, num_ranks, rate)
 
     found = {}
-    for rate in (LOW_RATE, RECIPE_RATE):
+    for rate in RATES:
         fused = run(f"fused-{rate}", "fused", 1, rate)
         split = run(f"split-{rate}", "split", 2, rate)
-        found[f"split against fused, rate {rate:g}"] = _difference(split, fused)
-    halves = run("halves", "fused", 2, RECIPE_RATE)
-    found[f"two fused ranks against one, rate {RECIPE_RATE:g}"] = _difference(halves, fused)
+        halves = run(f"halves-{rate}", "fused", 2, rate)
+        found[f"rate {rate:g}"] = {
+            "split against fused": _difference(split, fused),
+            "two fused ranks against one": _difference(halves, fused),
+        }
     return found
 
 

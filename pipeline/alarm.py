@@ -13,5 +13,7 @@ def is_guessing(loss: float, num_classes: int) -> bool:
     AlexNet begins there, and with an unlucky initialisation stays: Caffe's authors called it a
     flat loss.
     """
+    if num_classes < 2:
+        return False
     chance = math.log(num_classes)
     return abs(loss - chance) <= _TOLERANCE * chance

@@ -188,10 +188,12 @@ class OptimConfig:
             value = getattr(self, name)
             _require(0 <= value < 1, f"optim.{name}", value, "0 or more, below 1")
         _require(
-            self.momentum_form == "gradient" or (self.name == "sgd" and not self.nesterov),
+            self.momentum_form == "gradient"
+            or (self.name == "sgd" and self.momentum > 0 and not self.nesterov),
             "optim.momentum_form",
-            f"velocity with {self.name}{' and nesterov' if self.nesterov else ''}",
-            "velocity with sgd and without nesterov only",
+            f"velocity with {self.name}, momentum {self.momentum}"
+            f"{' and nesterov' if self.nesterov else ''}",
+            "velocity with sgd, a momentum above 0 and no nesterov",
         )
         _require(
             self.bias_learning_rate_ratio > 0,

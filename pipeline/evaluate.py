@@ -147,7 +147,8 @@ def _answer(logits: list[torch.Tensor], labels: torch.Tensor) -> Arrays:
     # Logarithms in float64: as probabilities, or rounded, what is unlikely would lose its order.
     views = torch.stack([view.double().log_softmax(1) for view in logits])
     scores = views.logsumexp(0) - math.log(len(logits))
-    classes = scores.topk(min(TOP_K, scores.shape[1]), dim=1).indices
+    # A stable sort, because topk leaves open which of equal scores comes first.
+    classes = scores.sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
     return {
         "labels": labels.cpu().numpy(),
         "topk_classes": classes.cpu().numpy(),
@@ -232,7 +233,7 @@ def _evaluate_run(
         model = build_model(config.model, manifest.num_classes, size)
         num_views = options.views or config.evaluation.views
         normalizer = build_normalizer(config.augment, manifest, shards, world.device)
-        viewer = Viewer(config.augment, num_views, normalizer)
+        viewer = Viewer(config.augment, num_views, (height, width), normalizer)
         chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
     # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
     world.spread(model.to(world.device).state_dict().values())

@@ -72,8 +72,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, config: OptimConfi
     for group in optimizer.param_groups:
         before, now = group["lr"], getattr(rates, group["name"])
         group["lr"] = now
-        keeps_velocity = config.momentum_form == "velocity" and config.momentum > 0
-        if keeps_velocity and before != now and before * now > 0:
+        if config.momentum_form == "velocity" and before != now and before * now > 0:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"].mul_(before / now)
 
@@ -104,7 +103,20 @@ def load_optimizer_state(
     for group in optimizer.param_groups:
         group["lr"] = state["rates"][group["name"]]
     for name, tensors in state["tensors"].items():
-        optimizer.state[parameters[name]] = dict(tensors)
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            kind: _laid_out_like(parameter, tensor) for kind, tensor in tensors.items()
+        }
+
+
+def _laid_out_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the parameter's shape in the parameter's order of memory.
+
+    torch's fused optimizers go through the memory of both and do not compare their strides.
+    """
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 
 
 def cross_entropy_sum(

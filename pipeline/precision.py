@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from pipeline.config import Precision
 
@@ -21,7 +21,11 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """
     if precision == "fp32":
         return nullcontext()
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise ValueError(
             f"{torch.cuda.get_device_name(device)} cannot compute in bf16: use --precision fp16"
         )
@@ -31,14 +35,35 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def loss_scaler(
     precision: Precision, device: torch.device, same_replica: dist.ProcessGroup | None
 ) -> torch.amp.GradScaler:
-    """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740).
-
-    Ranks that hold parts of one replica skip a step together.
-    """
+    """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740)."""
     is_enabled = precision == "fp16"
     if same_replica is None:
         return torch.amp.GradScaler(device.type, enabled=is_enabled)
-    return ShardedGradScaler(device.type, enabled=is_enabled, process_group=same_replica)
+    return _ReplicaScaler(device.type, is_enabled, same_replica)
+
+
+class _ReplicaScaler(torch.amp.GradScaler):
+    """For ranks that hold parts of one replica: if one part overflows, all skip the step.
+
+    torch's ShardedGradScaler adds up where this takes the maximum, and the fused optimizers do not
+    skip a step in which two have overflowed (seen in torch 2.13).
+    """
+
+    def __init__(self, device: str, is_enabled: bool, same_replica: dist.ProcessGroup) -> None:
+        super().__init__(device, enabled=is_enabled)
+        self._same_replica = same_replica
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """Unscales first, whether that was called or not: only then is known what overflowed."""
+        if self.is_enabled() and not self._found_inf_per_device(optimizer):
+            self.unscale_(optimizer)
+        return super().step(optimizer, *args, **kwargs)
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        if self.is_enabled():
+            for found in self._found_inf_per_device(optimizer).values():
+                dist.all_reduce(found, dist.ReduceOp.MAX, group=self._same_replica)
 
 
 def apply_gradients(

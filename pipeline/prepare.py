@@ -105,6 +105,7 @@ def _build(
         normalizer = build_normalizer(
             config.augment, manifest, Path(config.data.shards), world.device
         )
+        viewer = Viewer(config.augment, config.evaluation.views, (height, width), normalizer)
     path = _newest_checkpoint(run, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     has_work = path is None or checkpoint.step_of(path) < end_step
@@ -128,7 +129,7 @@ def _build(
         grid=grid,
         replica=replica,
         augmenter=Augmenter(config.augment, config.seed, manifest, normalizer),
-        viewer=Viewer(config.augment, config.evaluation.views, normalizer),
+        viewer=viewer,
         train_reader=readers["train"],
         val_reader=readers["val"],
         progress=progress,

@@ -58,9 +58,19 @@ class Replica:
         self._optimizer = build_optimizer(model, config.optim)
         self._scaler = loss_scaler(config.precision, world.device, grid.same_replica)
         self._ddp = self._distribute()
+        if self._ddp is None:  # which else keeps them in its buckets
+            self._make_gradients()
         self._forward = self._compile(self.model if self._ddp is None else self._ddp)
         self.when_gradients_are_ready: Callable[[], None] = lambda: None
         """Called in each step when only the averaging of gradients is left of the backward pass."""
+
+    def _make_gradients(self) -> None:
+        """Make the gradients before the first backward pass does.
+
+        That may be recorded as a CUDA graph, and what is made in it is its own to overwrite.
+        """
+        for parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)
 
     def _distribute(self) -> DistributedDataParallel | None:
         if self.grid.same_column is None:

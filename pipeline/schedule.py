@@ -41,7 +41,7 @@ class Rates:
 
 
 def learning_rates(optim: OptimConfig, schedule: ScheduleConfig, position: Position) -> Rates:
-    """The rates of all groups of parameters (`pipeline.optim.Group`)."""
+    """The rates of all groups of parameters (`pipeline.optim.build_optimizer`)."""
     ratio = learning_rate_ratio(schedule, position)
     biases = optim.learning_rate * optim.bias_learning_rate_ratio * _bias_ratio(schedule, position)
     is_frozen = (

@@ -35,7 +35,7 @@ class Normalizer:
     ) -> torch.Tensor:
         """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory.
 
-        `color_shifts`, N×3 in the units of the output, are added; all is divided by `divisor`.
+        `color_shifts`, N×3 on the 0–255 scale, are added first; all is divided by `divisor` last.
         """
         count, height, width, channels = images.shape
         # Rows of whole lines: the CPU's inner loop is then long enough for vectors.
@@ -43,7 +43,8 @@ class Normalizer:
         shift = self._shift.expand(height, width, channels).reshape(height, width * channels)
         lines = torch.addcmul(shift / divisor, lines, self._scale.repeat(width) / divisor)
         if color_shifts is not None:
-            lines += (color_shifts / divisor).repeat(1, width)[:, None, :]
+            shifts = color_shifts * (self._scale / divisor)
+            lines += shifts.repeat(1, width)[:, None, :]
         return lines.view(images.shape).permute(0, 3, 1, 2)
 
 

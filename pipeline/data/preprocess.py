@@ -52,17 +52,29 @@ class Augmenter:
 class Viewer:
     """Evaluation: the image or the middle of it, or the ten views of 2012 (section 4.1)."""
 
-    def __init__(self, config: AugmentConfig, num_views: int, normalizer: Normalizer) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        num_views: int,
+        image_size: tuple[int, int],
+        normalizer: Normalizer,
+    ) -> None:
+        """For images height × width; raises `ValueError` if ten views of them would be fewer."""
         assert num_views in (1, 10)
-        self._config = config
+        self._size = input_size(config, image_size)
+        if num_views > 1 and min(image_size) == min(self._size):
+            raise ValueError(
+                f"ten views need images larger than the network's input, and they are "
+                f"{image_size[0]}×{image_size[1]}: evaluate one view, or convert the shard set "
+                "with a larger --size and train with augment.crop_pixels"
+            )
         self._is_multi = num_views == 10
         self._normalizer = normalizer
 
     def __call__(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """uint8 N×H×W×3 to each view of them, float32 N×3×H'×W', channels last."""
-        extent = (images.shape[1], images.shape[2])
-        height, width = input_size(self._config, extent)
-        bottom, right = extent[0] - height, extent[1] - width
+        height, width = self._size
+        bottom, right = images.shape[1] - height, images.shape[2] - width
         places = [(bottom // 2, right // 2)]
         if self._is_multi:
             places += [(0, 0), (0, right), (bottom, 0), (bottom, right)]

@@ -106,10 +106,10 @@ def part_of(name: str, whole: torch.Tensor, column: int) -> torch.Tensor | None:
 
     None if the column has no part in it. Scalars belong to both.
     """
-    if whole.ndim == 0:
-        return whole
     if name == _LAST_BIAS:
         return whole if column == 0 else None
+    if whole.ndim == 0:
+        return whole
     return whole.chunk(NUM_COLUMNS, dim=_divided_dimension(name))[column].contiguous()
 
 

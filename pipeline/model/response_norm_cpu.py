@@ -45,7 +45,8 @@ _NOWHERE = np.float32(9)
 def forward(
     x: torch.Tensor, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """N×C×H×W to the pooled elements and, uint8, their places 0 … 8; all three channels-last."""
+    """N×C×H×W to the pooled elements and, uint8, their places, as `_fused` of
+    `pipeline.model.response_norm`; all three channels-last."""
     count, channels, height, width = x.shape
     shape = (count, (height - 1) // 2, (width - 1) // 2, channels)
     pooled, places = x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
@@ -124,10 +125,17 @@ def _compiled(function: Function) -> Function:
     division: LLVM does so in a loop's vectors and not in what is left over at its end, and equal
     pixels would then differ.
     """
-    compile_later = numba.njit(
-        nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"}
-    )
-    return cast(Function, compile_later(function))
+
+    def compiled(*, cache: bool) -> Function:
+        compile_later = numba.njit(
+            nogil=True, cache=cache, error_model="numpy", fastmath={"contract", "nsz"}
+        )
+        return cast(Function, compile_later(function))
+
+    try:
+        return compiled(cache=True)
+    except RuntimeError:  # no place to keep it, neither beside this file nor in the home
+        return compiled(cache=False)
 
 
 def _generated(function: Function) -> Callable[..., Any]:

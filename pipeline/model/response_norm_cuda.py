@@ -24,8 +24,8 @@ _NOWHERE = tl.constexpr(9)
 """The place of a pooled element that the ReLU has set to 0: no gradient goes back from it."""
 
 _POSITIONS = 16
-"""The least the tensor cores take. With it, and the numbers of warps and stages below, an H100's
-registers suffice for 16-bit maps in columns of up to 128 channels."""
+"""The least the tensor cores take. With it, and the numbers of warps and stages below, ptxas
+spills no register of 16-bit maps in columns of up to 128 channels (sm_90)."""
 
 _POOLED_ROWS = 7
 """That one program walks down: 27 and 13 are almost multiples, and each start costs a row."""
@@ -34,7 +34,8 @@ _POOLED_ROWS = 7
 def forward(
     x: torch.Tensor, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """N×C×H×W to the pooled elements and, uint8, their places 0 … 8; all three channels-last."""
+    """N×C×H×W to the pooled elements and, uint8, their places, as `_fused` of
+    `pipeline.model.response_norm`; all three channels-last."""
     count, channels, height, width = x.shape
     pooled_height, pooled_width = (height - 1) // 2, (width - 1) // 2
     shape = (count, pooled_height, pooled_width, channels)

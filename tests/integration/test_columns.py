@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline.run_directory import RunDirectory
-from tests.integration.training import rows
+from tests.integration.training import assert_same_state, rows
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.ranks import Job
 
@@ -75,7 +75,8 @@ def assert_close(found: dict[str, Any], exact: dict[str, Any], tolerance: float)
     assert set(found["optimizer"]["tensors"]) == set(momenta)
     for name, tensors in momenta.items():
         part = found["optimizer"]["tensors"][name]["momentum_buffer"]
-        assert part.shape == tensors["momentum_buffer"].shape
+        whole = tensors["momentum_buffer"]
+        assert float((part - whole).norm() / whole.norm()) < 100 * tolerance, name
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +103,39 @@ def test_a_column_on_each_rank_trains_the_same_network(
     assert_close(state_of(run), state_of(fused), 1e-4)
 
 
-def test_a_run_goes_on_in_the_other_layout(scratch: Path, shards: Path) -> None:
-    """Split, fused, split, each for a step; as good as fused all the way."""
-    split, options = ("--model.columns", "split"), ("--precision", "bf16")
-    run, straight = scratch / "changing", scratch / "straight"
+def test_a_split_run_that_is_stopped_has_the_bits_of_one_that_is_not(
+    scratch: Path, shards: Path
+) -> None:
+    split = ("--model.columns", "split", "--optim.learning_rate", 1e-3, "--precision", "bf16")
+    stopped, straight = scratch / "stopped", scratch / "straight"
+    finish(train(2, shards, stopped, *split, "--max-steps", 2))
+    job = finish(train(2, shards, stopped, *split))
+    assert "resumed from" in job.outputs[0]
+    finish(train(2, shards, straight, *split))
+    assert losses(stopped) == losses(straight)
+    assert_same_state(stopped, straight)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_goes_on_in_the_other_layout(scratch: Path, shards: Path, optimizer: str) -> None:
+    """Split, fused, split, each for a step: what is computed is that of fused all the way."""
+    form = "velocity" if optimizer == "sgd" else "gradient"
+    options = ("--optim.name", optimizer, "--optim.momentum_form", form)
+    split, run = ("--model.columns", "split"), scratch / f"changing-{optimizer}"
+    straight = scratch / f"straight-{optimizer}"
     finish(train(2, shards, run, *options, *split, "--max-steps", 1))
     finish(train(1, shards, run, *options, "--max-steps", 2))
-    job = finish(train(2, shards, run, *options, *split))
-    assert "resumed from" in job.outputs[0]
+    finish(train(2, shards, run, *options, *split))
     finish(train(1, shards, straight, *options))
-    assert losses(run) == pytest.approx(losses(straight), rel=0.05)
-    assert rows(run, "end")[-1]["outcome"] == "completed"
-    found = [evaluate(num_ranks, run) for num_ranks in (1, 3)]
-    assert found[0] == found[1]
-    assert found[0]["seen"] == NUM_VAL
+    assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
+    found, exact = state_of(run), state_of(straight)
+    for name, tensors in exact["optimizer"]["tensors"].items():
+        for kind, whole in tensors.items():
+            part = found["optimizer"]["tensors"][name][kind]
+            assert float((part - whole).norm()) <= 1e-2 * float(whole.norm()), (name, kind)
+    results = [evaluate(num_ranks, run) for num_ranks in (1, 3)]
+    assert results[0] == results[1]
+    assert results[0]["seen"] == NUM_VAL
 
 
 def evaluate(num_ranks: int, run: Path) -> dict[str, Any]:

@@ -17,3 +17,7 @@ def test_within_half_a_percent_of_equal_odds(num_classes: int) -> None:
     assert is_guessing(chance * 0.9951, num_classes)
     assert not is_guessing(chance * 1.0051, num_classes)
     assert not is_guessing(chance * 0.9949, num_classes)
+
+
+def test_one_class_is_no_guess() -> None:
+    assert not is_guessing(0.0, 1)

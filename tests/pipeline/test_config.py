@@ -62,12 +62,17 @@ from pipeline.config import (
         (
             OptimConfig,
             {"momentum_form": "velocity", "nesterov": True},
-            "optim.momentum_form is velocity with sgd and nesterov; expected velocity with sgd and",
+            "optim.momentum_form is velocity with sgd, momentum 0.9 and nesterov; expected",
         ),
         (
             OptimConfig,
             {"momentum_form": "velocity", "name": "adam"},
-            "optim.momentum_form is velocity with adam; expected velocity with sgd",
+            "optim.momentum_form is velocity with adam, momentum 0.9; expected velocity with sgd",
+        ),
+        (
+            OptimConfig,
+            {"momentum_form": "velocity", "momentum": 0.0},
+            "optim.momentum_form is velocity with sgd, momentum 0.0; expected velocity with sgd, a",
         ),
         (OptimConfig, {"bias_learning_rate_ratio": 0.0}, "bias_learning_rate_ratio is 0.0; expec"),
         (ScheduleConfig, {"conv1_step_epochs": (3.0, 2.0)}, "conv1_step_epochs is (3.0, 2.0); exp"),

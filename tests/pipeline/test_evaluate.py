@@ -77,7 +77,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     world: World, shards: Path, model: nn.Module, block_size: int = BLOCK_SIZE, depth: int = 2
 ) -> Evaluation:
-    viewer = Viewer(AugmentConfig(), 1, NORMALIZER)
+    viewer = Viewer(AugmentConfig(), 1, (16, 16), NORMALIZER)
     with TarReader(shards, read_manifest(shards), "val", num_threads=1) as reader:
         return evaluate(
             *(model, reader, viewer, world, fused(world)),

@@ -246,3 +246,35 @@ def test_cross_entropy_of_half_precision_logits_is_computed_in_fp32(kind: torch.
     assert found.dtype == torch.float32
     exact = smoothed_cross_entropy(logits.double().numpy(), labels.numpy(), 0.1)
     assert found.item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_state_in_another_order_of_memory_is_put_into_the_parameters(name: Any) -> None:
+    """As that of a column is, which is cut out of a whole one."""
+    config = OptimConfig(name=name, learning_rate=0.1)
+    first, second = Layers(), Layers()
+    for model in (first, second):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    second.load_state_dict(first.state_dict())
+    optimizers = [build_optimizer(model, config) for model in (first, second)]
+    generator = torch.Generator().manual_seed(0)
+    gradients = {
+        name: torch.randn(parameter.shape, generator=generator)
+        for name, parameter in first.named_parameters()
+    }
+
+    def step(model: Network, optimizer: torch.optim.Optimizer) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(gradients[name])
+        optimizer.step()
+
+    step(first, optimizers[0])
+    state = optimizer_state(first, optimizers[0])
+    for tensors in state["tensors"].values():
+        tensors |= {kind: tensor.clone().contiguous() for kind, tensor in tensors.items()}
+    load_optimizer_state(second, optimizers[1], state)
+    second.load_state_dict(first.state_dict())
+    step(first, optimizers[0])
+    step(second, optimizers[1])
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -192,24 +193,32 @@ def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
     assert torch.equal(parameter, torch.ones(3))
 
 
-def spoiled_on_one_rank(world: World) -> list[tuple[bool, float | None]]:
-    """Steps of two ranks that hold parts of one replica; the gradient of one part overflows."""
+def steps_of_parts(
+    world: World, clip_norm: float | None, overflows: list[tuple[int, ...]]
+) -> list[tuple[bool, float | None]]:
+    """Steps of two ranks that hold parts of one replica.
+
+    In each the gradients of some ranks' parts overflow.
+    """
     grid = build_grid(world, "split", timeout_seconds=30)
-    optim = OptimConfig(name="sgd", learning_rate=0.1, clip_norm=0.25)
+    optim = OptimConfig(name="sgd", learning_rate=0.1, clip_norm=clip_norm)
     replica = Replica(Product(), Config(optim=optim, precision="fp16"), world, grid)
-    start, found = weights(replica), []
-    for spoiled_rank in (None, 1, None):
-        _, skipped = step(replica, overflow=world.rank == spoiled_rank)
-        found.append((skipped, replica.loss_scale))
-        if skipped:
-            assert torch.equal(weights(replica), start)
+    found = []
+    for spoiled_ranks in overflows:
         start = weights(replica)
+        _, skipped = step(replica, overflow=world.rank in spoiled_ranks)
+        found.append((skipped, replica.loss_scale))
+        assert torch.equal(weights(replica), start) == skipped
+        assert weights(replica).isfinite().all()
     return found
 
 
-def test_the_parts_of_a_replica_skip_together() -> None:
-    found = call_on_ranks(2, spoiled_on_one_rank)
-    assert found[0] == found[1] == [(False, 65536), (True, 32768), (False, 32768)]
+@pytest.mark.parametrize("clip_norm", [None, 0.25])
+def test_the_parts_of_a_replica_skip_together(clip_norm: float | None) -> None:
+    overflows: list[tuple[int, ...]] = [(), (0,), (1,), (0, 1), ()]
+    first, second = call_on_ranks(2, steps_of_parts, clip_norm, overflows)
+    scales = (65536, 32768, 16384, 8192, 8192)
+    assert first == second == list(zip((False, True, True, True, False), scales, strict=True))
 
 
 def norms_of_parts(world: World) -> tuple[float | None, float]:
@@ -231,3 +240,17 @@ def test_a_replica_in_parts_is_clipped_by_the_norm_of_all_its_parts() -> None:
     assert norm > 0.25
     assert math.hypot(first, second) == pytest.approx(0.25, rel=1e-4)
     assert first != pytest.approx(second, rel=1e-2)
+
+
+def test_a_gpu_that_only_emulates_bf16_is_told_to_use_fp16() -> None:
+    """torch's own question says yes of old GPUs, which take bf16 apart into fp32."""
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    with (
+        mock.patch.object(torch.cuda, "is_bf16_supported", is_supported),
+        mock.patch.object(torch.cuda, "get_device_name", return_value="Tesla V100"),
+        pytest.raises(ValueError, match="Tesla V100 cannot compute in bf16: use --precision fp16"),
+    ):
+        autocast("bf16", torch.device("cuda"))

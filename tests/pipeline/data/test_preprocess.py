@@ -24,6 +24,7 @@ from tests.pipeline.fake_run import make_images, write_shard_set
 
 CPU = torch.device("cpu")
 MANY = np.arange(60_000)
+ONES = np.ones(3)
 RATIO_OF_2012 = 0.1
 
 
@@ -76,12 +77,13 @@ def test_normalizer_gives_channels_last_memory() -> None:
 
 
 def test_a_mean_image_and_colour_shifts_are_per_pixel_and_per_image() -> None:
+    """In grey levels, whatever the deviation is that pixels are divided by."""
     images, mean = random_images(4, 5, 6), np.random.default_rng(1).uniform(0, 255, (5, 6, 3))
-    shifts = np.random.default_rng(2).normal(0, 10, (4, 3))
-    found = Normalizer(mean, np.ones(3), CPU)(
+    std, shifts = np.array([60.0, 50.0, 40.0]), np.random.default_rng(2).normal(0, 10, (4, 3))
+    found = Normalizer(mean, std, CPU)(
         images, color_shifts=torch.from_numpy(shifts).float(), divisor=1.1
     )
-    exact = (images.numpy() - mean + shifts[:, None, None, :]) / 1.1
+    exact = (images.numpy() - mean + shifts[:, None, None, :]) / std / 1.1
     np.testing.assert_allclose(found.numpy(), exact.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-4)
 
 
@@ -175,7 +177,8 @@ def views_of(images: npt.NDArray[np.uint8], size: int) -> list[npt.NDArray[np.ui
 
 def test_ten_views_are_corners_middle_and_their_mirror_images() -> None:
     images = random_images(3, 12, 10)
-    viewer = Viewer(AugmentConfig(crop_pixels=7), 10, Normalizer(np.zeros(3), np.ones(3), CPU))
+    normalizer = Normalizer(np.zeros(3), np.ones(3), CPU)
+    viewer = Viewer(AugmentConfig(crop_pixels=7), 10, (12, 10), normalizer)
     found = [view.numpy() for view in viewer(images)]
     exact = [view.transpose(0, 3, 1, 2) for view in views_of(images.numpy(), 7)]
     assert len(found) == 10
@@ -183,12 +186,22 @@ def test_ten_views_are_corners_middle_and_their_mirror_images() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("crop_pixels", "size"), [(None, (9, 9)), (9, (9, 9)), (9, (9, 12))])
+def test_ten_views_of_images_without_a_margin_are_refused(
+    crop_pixels: int | None, size: tuple[int, int]
+) -> None:
+    config, normalizer = AugmentConfig(crop_pixels=crop_pixels), Normalizer(ONES, ONES, CPU)
+    with pytest.raises(ValueError, match=r"ten views need images larger .* they are 9×"):
+        Viewer(config, 10, size, normalizer)
+    Viewer(config, 1, size, normalizer)
+
+
 def test_one_view_is_the_middle_or_the_whole() -> None:
     images = random_images(3, 12, 10)
     normalizer = Normalizer(np.zeros(3), np.ones(3), CPU)
-    (middle,) = Viewer(AugmentConfig(crop_pixels=7), 1, normalizer)(images)
+    (middle,) = Viewer(AugmentConfig(crop_pixels=7), 1, (12, 10), normalizer)(images)
     np.testing.assert_array_equal(
         middle.numpy(), views_of(images.numpy(), 7)[0].transpose(0, 3, 1, 2)
     )
-    (whole,) = Viewer(AugmentConfig(), 1, normalizer)(images)
+    (whole,) = Viewer(AugmentConfig(), 1, (12, 10), normalizer)(images)
     np.testing.assert_array_equal(whole.numpy(), images.numpy().transpose(0, 3, 1, 2))

@@ -36,7 +36,9 @@ def test_parts_make_up_the_whole() -> None:
         assert sum(half.numel() for half in halves) == tensor.numel(), name
         dimension = 1 if name == "fc8.weight" else 0
         assert torch.equal(torch.cat(halves, dimension), tensor), name
-    assert part_of("conv1.weight", torch.tensor(3.0), 1) == 3.0, "a scalar of the optimizer"
+    step = torch.tensor(3.0)  # of the optimizer
+    assert part_of("conv1.weight", step, 1) == part_of("fc8.bias", step, 0) == step
+    assert part_of("fc8.bias", step, 1) is None
 
 
 def joined_and_added(world: World, dtype: torch.dtype) -> tuple[Tensors, list[int]]:
