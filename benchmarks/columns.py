@@ -81,7 +81,7 @@ _Outcome = tuple[list[float], dict[str, torch.Tensor]]
 def _train(run: Path, shards: Path, layout: str, num_ranks: int, rate: float) -> _Outcome:
     options = ["--global_batch_size", 8, "--epochs", 1, "--evaluation.every_epochs", 0]
     options += ["--optim.learning_rate", rate, "--log_every_steps", 1]
-    where = ["--data.shards", shards, "--model.columns", layout]
+    where = ["--data.shards", shards, "--model.columns", layout, "--distributed.device", "cpu"]
     events = train(run, "alexnet_2012", *where, *options, num_ranks=num_ranks)
     losses = [event["loss"] for event in events if event["kind"] == "train"]
     assert len(losses) == STEPS

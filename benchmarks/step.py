@@ -63,8 +63,8 @@ def cpu_steps() -> dict[str, Step]:
     labels = torch.randint(1000, (LOCAL_BATCH_SIZE,), generator=generator)
     images = large[:, :, :224, :224]
     return {
-        BLOG: plain_step(large, labels, groups=1, precision=None),
-        GROUPED: plain_step(large, labels, groups=2, precision=None),
+        BLOG: plain_step(large, labels, groups=1),
+        GROUPED: plain_step(large, labels, groups=2),
         WITHOUT: our_step(images, labels, "none"),
         OURS: our_step(images, labels, "code"),
     }
