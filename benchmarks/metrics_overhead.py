@@ -73,7 +73,7 @@ def cpu_seconds(folder: Path) -> tuple[list[float], list[float]]:
     def record() -> None:
         rank.record_loaded(128, 400_000, 0.001, 0.002)
         rank.record_queue(4)
-        rank.record_step(128, phases, skipped=False)
+        rank.record_step(128, phases)
 
     writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=2)
 

@@ -19,7 +19,6 @@ class StepTime:
     """One step of this rank; `phase_seconds` has every phase of `PHASES` and sums to all of it."""
 
     num_samples: int
-    skipped: bool
     phase_seconds: dict[str, float]
 
 
@@ -34,7 +33,7 @@ class StepClock:
         self._is_cuda = device.type == "cuda"
         self._marks: list[tuple[str, _Stamp]] = []
         self._begin = self._now()
-        self._unread: deque[tuple[int, bool, _Stamp, list[tuple[str, _Stamp]]]] = deque()
+        self._unread: deque[tuple[int, _Stamp, list[tuple[str, _Stamp]]]] = deque()
 
     def _now(self) -> _Stamp:
         if not self._is_cuda:
@@ -47,10 +46,10 @@ class StepClock:
         """What came since the last mark was `phase`."""
         self._marks.append((phase, self._now()))
 
-    def end_step(self, num_samples: int, *, skipped: bool) -> None:
+    def end_step(self, num_samples: int) -> None:
         """The step is over; what came since the last mark was `other`."""
         self.mark("other")
-        self._unread.append((num_samples, skipped, self._begin, self._marks))
+        self._unread.append((num_samples, self._begin, self._marks))
         self._begin, self._marks = self._marks[-1][1], []
 
     def restart(self) -> None:
@@ -60,7 +59,7 @@ class StepClock:
     def finished(self) -> Iterator[StepTime]:
         """The steps that the device has done and that were not given out before."""
         while self._unread:
-            num_samples, skipped, begin, marks = self._unread[0]
+            num_samples, begin, marks = self._unread[0]
             if not _has_passed(marks[-1][1]):
                 return
             self._unread.popleft()
@@ -68,7 +67,7 @@ class StepClock:
             for phase, stamp in marks:
                 seconds[phase] += _seconds_between(begin, stamp)
                 begin = stamp
-            yield StepTime(num_samples=num_samples, skipped=skipped, phase_seconds=seconds)
+            yield StepTime(num_samples=num_samples, phase_seconds=seconds)
 
 
 def _has_passed(stamp: _Stamp) -> bool:

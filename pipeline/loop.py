@@ -28,7 +28,7 @@ from pipeline.grid import Grid
 from pipeline.interval import Interval
 from pipeline.journal import Journal
 from pipeline.metrics import RankMetrics
-from pipeline.precision import MAX_SKIPPED_IN_A_ROW
+from pipeline.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
@@ -74,6 +74,7 @@ class TrainingLoop:
         self._interval = Interval(parts.world, parts.grid)
         self._saved_step = parts.progress.step
         self._learning_rate = 0.0
+        self._outcome: Outcome | None = None
         parts.replica.when_gradients_are_ready = lambda: self._clock.mark("forward_backward")
 
     def run(self, stops: StopRequests) -> None:
@@ -121,17 +122,18 @@ class TrainingLoop:
             clock.mark("data_wait")
             self._add_gradients(batch, micro_batch)
             num_samples += batch.num_valid
+        self._settle()
         self._set_rates()
-        norm, skipped = parts.replica.update()
+        norm, self._outcome = parts.replica.update()
         clock.mark("optimizer")
-        parts.progress.did_step(skipped=skipped)
+        parts.progress.did_step()
         self._interval.note_norm(norm)
         cost = batches.take_cost()
         parts.metrics.record_loaded(
             cost.num_samples, cost.num_bytes, cost.read_seconds, cost.decode_seconds
         )
         parts.metrics.record_queue(batches.queued_batches)
-        clock.end_step(num_samples, skipped=skipped)
+        clock.end_step(num_samples)
         self._collect_times()
 
     def _add_gradients(self, batch: HostBatch, micro_batch: int) -> None:
@@ -152,6 +154,27 @@ class TrainingLoop:
         clock.mark("sync_wait" if is_averaged else "forward_backward")
         self._interval.note_predictions(loss, logits, labels)
 
+    def _settle(self) -> None:
+        """Learn whether the last step was skipped.
+
+        In fp16 the device has the next step's passes to go on with meanwhile; in other precisions
+        nothing is asked of it. Raises `ValueError` if no loss scale helps.
+        """
+        parts, outcome = self._parts, self._outcome
+        if outcome is None:
+            return
+        self._outcome = None
+        skipped = outcome.was_skipped()
+        parts.progress.heard_of_step(skipped=skipped)
+        if skipped:
+            parts.metrics.record_skip()
+        if parts.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ValueError(
+                f"the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                f"{parts.progress.step}, were not finite: lower optim.learning_rate, or use "
+                "--precision bf16"
+            )
+
     def _set_rates(self) -> None:
         parts = self._parts
         position = Position(
@@ -170,17 +193,11 @@ class TrainingLoop:
             self._parts.metrics.record_step(
                 time_of_step.num_samples / self._parts.grid.ranks_per_replica,
                 time_of_step.phase_seconds,
-                time_of_step.skipped,
             )
 
     def _between_steps(self) -> None:
         """Whatever is due after the step just done; its time is not the next step's."""
         parts, step = self._parts, self._parts.progress.step
-        if parts.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise ValueError(
-                f"the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {step}, were "
-                "not finite: lower optim.learning_rate, or use --precision bf16"
-            )
         evaluates = self._is_due(parts.config.evaluation.every_epochs)
         saves = self._is_due(parts.config.checkpoint.every_epochs)
         if evaluates or saves or step % parts.config.log_every_steps == 0:
@@ -200,12 +217,12 @@ class TrainingLoop:
         return step % max(1, round(every_epochs * self._parts.plan.steps_per_epoch)) == 0
 
     def _log(self) -> None:
-        """Reduce and tell the interval: here the device is waited for, in steps only in fp16.
+        """Reduce and tell the interval: here the device is waited for, and in no step.
 
-        There the loss scale must know whether the gradients are finite. Raises `ValueError` if the
-        loss is not a number.
+        Raises `ValueError` if the loss is not a number.
         """
         parts = self._parts
+        self._settle()
         self._interval.wait()
         self._collect_times()
         row = self._interval.reduce() | {
@@ -264,6 +281,7 @@ class TrainingLoop:
         A disk that does not take it costs this checkpoint only, unless it `must_succeed`, because
         the process ends: then `OSError` is raised.
         """
+        self._settle()
         parts, progress = self._parts, self._parts.progress
         step, marked = progress.step, progress.marked
         if not all(parts.world.gather(parts.replica.is_finite())):

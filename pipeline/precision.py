@@ -66,13 +66,33 @@ class _ReplicaScaler(torch.amp.GradScaler):
                 dist.all_reduce(found, dist.ReduceOp.MAX, group=self._same_replica)
 
 
+class Outcome:
+    """Whether an update was skipped: on the device, and on the host once somebody asks."""
+
+    def __init__(self, skipped: torch.Tensor | None) -> None:
+        """`skipped` is a bool on the device; None: it was not."""
+        self.skipped = skipped
+        self._on_host = skipped
+        self._copied: torch.cuda.Event | None = None
+        if skipped is not None and skipped.is_cuda:
+            self._on_host = skipped.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event(blocking=True)
+            self._copied.record()
+
+    def was_skipped(self) -> bool:
+        """Waits for the device to have done this update, and for nothing that was asked later."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._on_host is not None and bool(self._on_host)
+
+
 def apply_gradients(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     parameters: list[torch.nn.Parameter],
     clip_norm: float | None,
     same_replica: dist.ProcessGroup | None,
-) -> tuple[torch.Tensor | None, bool]:
+) -> tuple[torch.Tensor | None, Outcome]:
     """Update the weights; returns the gradients' norm, if they are clipped, and whether it skipped.
 
     Gradients are unscaled before they are clipped, by the norm over all ranks of the replica. A
@@ -83,10 +103,14 @@ def apply_gradients(
         scaler.unscale_(optimizer)
         norm = _norm(parameters, same_replica)
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    scale = scaler.get_scale()
+    if not scaler.is_enabled():
+        optimizer.step()
+        return norm, Outcome(None)
+    one = torch.ones((), device=parameters[0].device)
+    scale = scaler.scale(one)
     scaler.step(optimizer)
     scaler.update()
-    return norm, scaler.get_scale() < scale
+    return norm, Outcome(scaler.scale(one) < scale)
 
 
 def _norm(

@@ -24,7 +24,7 @@ from pipeline.optim import (
     optimizer_state,
     set_rates,
 )
-from pipeline.precision import apply_gradients, autocast, loss_scaler
+from pipeline.precision import Outcome, apply_gradients, autocast, loss_scaler
 from pipeline.schedule import Rates
 
 _HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -150,12 +150,12 @@ class Replica:
         for moment, part in zip(self._moments, parts, strict=True):
             moment.copy_(part.view_as(moment))
 
-    def update(self) -> tuple[torch.Tensor | None, bool]:
+    def update(self) -> tuple[torch.Tensor | None, Outcome]:
         """Apply the gradients and clear them; see `precision.apply_gradients`.
 
         A step that is skipped leaves no trace in BatchNorm's moments either.
         """
-        norm, skipped = apply_gradients(
+        norm, outcome = apply_gradients(
             self._optimizer,
             self._scaler,
             self._parameters,
@@ -163,11 +163,11 @@ class Replica:
             self.grid.same_replica,
         )
         self._optimizer.zero_grad(set_to_none=False)
-        if skipped:
-            _copy(self._buffers_before, self._buffers)
-        elif self._scaler.is_enabled():
-            _copy(self._buffers, self._buffers_before)
-        return norm, skipped
+        if outcome.skipped is not None:
+            for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+                buffer.copy_(torch.where(outcome.skipped, before, buffer))
+                before.copy_(buffer)
+        return norm, outcome
 
     def warm_up(self, inputs: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> None:
         """Run a step that leaves no trace.
@@ -209,7 +209,8 @@ class Replica:
         Raises `ValueError` if it is another network's.
         """
         load_weights(self.model, state["model"], self.grid.column)
-        _copy(self._buffers, self._buffers_before)
+        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+            before.copy_(buffer)
         load_optimizer_state(
             self.model, self._optimizer, _part_of_optimizer(state["optimizer"], self.grid.column)
         )
@@ -220,11 +221,6 @@ class Replica:
         """Whether every weight and moment is a number. Waits for the device."""
         values = (*self._parameters, *self._moments)
         return bool(torch.stack([value.isfinite().all() for value in values]).all())
-
-
-def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:

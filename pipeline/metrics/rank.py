@@ -66,23 +66,23 @@ class RankMetrics:
         )
         self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
 
-    def record_step(
-        self, num_samples: float, phase_seconds: Mapping[str, float], skipped: bool
-    ) -> None:
+    def record_step(self, num_samples: float, phase_seconds: Mapping[str, float]) -> None:
         """Count one step of this rank; the keys of `phase_seconds` are from `PHASES`.
 
         Of two ranks that share a replica each counts half of its samples.
         """
         self._samples.inc(num_samples)
         self._steps.inc()
-        if skipped:
-            self._skipped.inc()
         for phase, seconds in phase_seconds.items():
             # A remainder such as "other" can be a hair below 0, and counters refuse to fall.
             self._phase_seconds[phase].inc(max(0.0, seconds))
         if self._step_duration is not None:
             self._step_duration.observe(sum(phase_seconds.values()))
         self._last_step.set(time.time())
+
+    def record_skip(self) -> None:
+        """One of the steps was not applied."""
+        self._skipped.inc()
 
     def record_loaded(
         self,

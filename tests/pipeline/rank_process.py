@@ -46,7 +46,7 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
         due = int((now - begin) * SAMPLES_PER_SECOND)
         waited = (now - last) * DATA_WAIT_RATIO
         phases = {"data_wait": waited, "forward_backward": now - last - waited}
-        rank.record_step(due - num_samples, phases, skipped=False)
+        rank.record_step(due - num_samples, phases)
         num_samples, last, step = due, now, step + 1
         if job is not None:
             job.trained(step=step, epoch=step / 100, loss=LOSS, top1=TOP1, learning_rate=0.1)

@@ -26,7 +26,7 @@ def step(clock: StepClock, slow_phase: str = "") -> None:
         clock.mark(phase)
     if slow_phase == "other":
         nap()
-    clock.end_step(32, skipped=False)
+    clock.end_step(32)
 
 
 def seconds_of(measured: StepTime) -> float:
@@ -83,16 +83,16 @@ def test_time_between_steps_is_the_next_one_s() -> None:
 def test_a_step_is_given_out_once_and_in_order() -> None:
     clock = StepClock(CPU)
     assert list(clock.finished()) == []
-    clock.end_step(1, skipped=True)
-    clock.end_step(2, skipped=False)
-    assert [(m.num_samples, m.skipped) for m in clock.finished()] == [(1, True), (2, False)]
+    clock.end_step(1)
+    clock.end_step(2)
+    assert [measured.num_samples for measured in clock.finished()] == [1, 2]
     assert list(clock.finished()) == []
 
 
 def test_an_unknown_phase_is_refused() -> None:
     clock = StepClock(CPU)
     clock.mark("tea")
-    clock.end_step(1, skipped=False)
+    clock.end_step(1)
     with pytest.raises(KeyError):
         list(clock.finished())
 
@@ -129,13 +129,12 @@ def test_on_a_gpu_nobody_waits_for_an_event(monkeypatch: pytest.MonkeyPatch) -> 
         FakeEvent.now += 250 * number
         clock.mark("forward_backward")
         FakeEvent.now += 500
-        clock.end_step(number, skipped=False)
+        clock.end_step(number)
     assert list(clock.finished()) == []
     FakeEvent.num_passed = 3
     (first,) = clock.finished()
     assert first == StepTime(
         num_samples=1,
-        skipped=False,
         phase_seconds=dict.fromkeys(PHASES, 0.0) | {"forward_backward": 0.25, "other": 0.5},
     )
     FakeEvent.num_passed = 5

@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Path:
 def publish(directory: Path, rank: int, num_samples: int = 0) -> Path:
     """The file of a rank that lives in this process."""
     registry = CollectorRegistry()
-    RankMetrics(rank, rank, registry).record_step(num_samples, {}, skipped=False)
+    RankMetrics(rank, rank, registry).record_step(num_samples, {})
     Publisher(directory, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
     return directory / f"rank-{rank:05d}.prom"
 

@@ -25,7 +25,7 @@ def interval_of(world: World) -> Interval:
 def time_of(data_wait: float, forward_backward: float) -> StepTime:
     phases = dict.fromkeys(PHASES, 0.0)
     phases |= {"data_wait": data_wait, "forward_backward": forward_backward}
-    return StepTime(num_samples=3, skipped=False, phase_seconds=phases)
+    return StepTime(num_samples=3, phase_seconds=phases)
 
 
 def filled(interval: Interval) -> Interval:

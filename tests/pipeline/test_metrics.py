@@ -30,7 +30,8 @@ RANK = {"rank": "3", "local_rank": "1"}
 def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMetrics]:
     """A registry in which everything has a value."""
     metrics, job = RankMetrics(rank, rank, registry), JobMetrics(registry)
-    metrics.record_step(64, dict.fromkeys(PHASES, 0.01), skipped=True)
+    metrics.record_step(64, dict.fromkeys(PHASES, 0.01))
+    metrics.record_skip()
     metrics.record_loaded(64, 4096, 0.1, 0.2)
     job.started(FACTS)
     job.trained(
@@ -43,8 +44,9 @@ def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMe
 def test_a_step_is_counted() -> None:
     registry = CollectorRegistry()
     metrics = RankMetrics(3, 1, registry)
-    metrics.record_step(64, {"data_wait": 0.25, "optimizer": 0.5}, skipped=False)
-    metrics.record_step(32, {"data_wait": 0.25, "other": -1e-9}, skipped=True)
+    metrics.record_step(64, {"data_wait": 0.25, "optimizer": 0.5})
+    metrics.record_step(32, {"data_wait": 0.25, "other": -1e-9})
+    metrics.record_skip()
     value = registry.get_sample_value
     assert value("alexnet_train_samples_total", RANK) == 96
     assert value("alexnet_train_steps_total", RANK) == 2
@@ -59,7 +61,7 @@ def test_phases_sum_to_the_duration_of_the_steps(steps: list[dict[str, float]]) 
     registry = CollectorRegistry()
     metrics = RankMetrics(0, 0, registry)
     for phase_seconds in steps:
-        metrics.record_step(1, phase_seconds, skipped=False)
+        metrics.record_step(1, phase_seconds)
     samples = parse(exposition(registry))
     phases = sum(v for (name, _), v in samples.items() if name == "alexnet_step_seconds_total")
     assert phases == pytest.approx(samples["alexnet_step_duration_seconds_sum", frozenset()])
@@ -89,7 +91,7 @@ def test_unknown_labels_are_refused() -> None:
     registry = CollectorRegistry()
     metrics, job = RankMetrics(0, 0, registry), JobMetrics(registry)
     with pytest.raises(KeyError):
-        metrics.record_step(1, {"lunch": 1.0}, skipped=False)
+        metrics.record_step(1, {"lunch": 1.0})
     with pytest.raises(KeyError):
         metrics.record_loaded(1, 1, 0.1, 0.1, source="hearsay")
     with pytest.raises(KeyError):
@@ -148,7 +150,9 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
     metrics, job = fill(registry)
     before = parse(exposition(registry)).keys()
     for step in range(500):
-        metrics.record_step(64, dict.fromkeys(PHASES, step / 1000), skipped=step % 2 == 0)
+        metrics.record_step(64, dict.fromkeys(PHASES, step / 1000))
+        if step % 2 == 0:
+            metrics.record_skip()
         job.trained(step=step, epoch=step / 5, loss=1 / (step + 1), top1=0.1, learning_rate=0.1)
         job.checkpointed("periodic", seconds=step, num_bytes=step, step=step)
     assert parse(exposition(registry)).keys() == before
@@ -200,7 +204,7 @@ def test_close_publishes_the_last_values(tmp_path: Path) -> None:
     )
     path = tmp_path / "metrics" / "rank-00000.prom"
     wait_for(path.exists, "the first values, at once")
-    metrics.record_step(1, {}, skipped=False)
+    metrics.record_step(1, {})
     publisher.close()
     publisher.close()
     assert published_steps(path) == 1
@@ -285,7 +289,7 @@ def test_a_failing_disk_is_counted_and_outlived(
         )
         wait_for(path.exists, "the first values")
         wait_for(is_failing, "three failures")
-        metrics.record_step(1, {}, skipped=False)
+        metrics.record_step(1, {})
         outage.end()
         wait_for(lambda: path.exists() and published_steps(path) == 1, "new values")
         publisher.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -66,9 +67,9 @@ def step(
     assert weight.grad is not None
     if overflow:
         weight.grad[0, 0] = math.inf
-    norm, skipped = replica.update()
+    norm, outcome = replica.update()
     assert not weight.grad.any(), "gradients are cleared, after a skipped step too"
-    return None if norm is None else float(norm), skipped
+    return None if norm is None else float(norm), outcome.was_skipped()
 
 
 def weights(replica: Replica) -> torch.Tensor:
@@ -131,7 +132,8 @@ def test_moments_that_are_no_numbers_are_found() -> None:
 def test_skipped_steps_are_counted_and_do_not_move_the_schedule() -> None:
     replica, progress = replica_of(OPTIMIZERS[0], "fp16"), Progress()
     for overflow in (True, False, True):
-        progress.did_step(skipped=step(replica, overflow=overflow)[1])
+        progress.did_step()
+        progress.heard_of_step(skipped=step(replica, overflow=overflow)[1])
     assert (progress.step, progress.updates, progress.skipped_steps) == (3, 1, 2)
 
 
@@ -186,8 +188,8 @@ def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
     scaler.scale(parameter.sum()).backward()
     assert parameter.grad is not None
     parameter.grad[1] = math.inf
-    norm, skipped = apply_gradients(optimizer, scaler, [parameter], 1.0, None)
-    assert skipped
+    norm, outcome = apply_gradients(optimizer, scaler, [parameter], 1.0, None)
+    assert outcome.was_skipped()
     assert norm is not None
     assert math.isinf(norm)
     assert torch.equal(parameter, torch.ones(3))
@@ -254,3 +256,25 @@ def test_a_gpu_that_only_emulates_bf16_is_told_to_use_fp16() -> None:
         pytest.raises(ValueError, match="Tesla V100 cannot compute in bf16: use --precision fp16"),
     ):
         autocast("bf16", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_an_update_asks_the_device_for_nothing(
+    clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host learns later whether it was skipped, and does not wait meanwhile."""
+    optim = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9, clip_norm=clip_norm)
+    replica = replica_of(optim, "fp16")
+    step(replica)
+    labels = torch.tensor([0, 1])
+    replica.add_gradients(torch.ones(2, 4), labels, labels, step_samples=2, is_last=True)
+
+    def wait(*_: object) -> NoReturn:
+        raise AssertionError("this waits for the device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.amp.GradScaler, "get_scale", wait)
+        for name in ("item", "__bool__", "__float__", "tolist"):
+            patched.setattr(torch.Tensor, name, wait)
+        _, outcome = replica.update()
+    assert not outcome.was_skipped()

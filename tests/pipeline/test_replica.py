@@ -124,8 +124,8 @@ def train(
             assert not logits.requires_grad
             loss_of_step += float(loss)
         replica.set_rates(Rates(**dict.fromkeys(RATES, optim.learning_rate / (1 + step))))
-        norm, skipped = replica.update()
-        assert not skipped
+        norm, outcome = replica.update()
+        assert not outcome.was_skipped()
         losses.append(loss_of_step)
         norms.append(math.nan if norm is None else float(norm))
     return copy.deepcopy(replica.model.state_dict()), losses, norms
