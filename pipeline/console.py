@@ -69,7 +69,7 @@ def resolved_table(
         rest = "none left out"
     is_split = config.model.columns == "split"
     layout = ", one column each" if is_split else ""
-    holders = f"{num_ranks}/2 ranks" if is_split else f"{num_ranks} ranks"
+    holders = f"{plan.num_replicas} {'replicas' if is_split else 'ranks'}"
     schedule = config.schedule
     warmup = f" after {schedule.warmup_ratio:.0%} warm-up" if schedule.warmup_ratio else ""
     return {

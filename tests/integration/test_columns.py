@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +10,15 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline.run_directory import RunDirectory
-from tests.integration.training import assert_same_state, rows
-from tests.pipeline.monitoring import REPOSITORY
+from tests.integration.training import assert_same_state, make_large_shards, rows
 from tests.pipeline.ranks import Job
 
 NUM_TRAIN, NUM_VAL = 24, 7
 
 
 @pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """A checkpoint of this network has 0.5 GB: none is left behind."""
-    with tempfile.TemporaryDirectory() as path:
-        yield Path(path)
-
-
-@pytest.fixture(scope="module")
 def shards(scratch: Path) -> Path:
-    path = scratch / "shards"
-    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--size", "230"]
-    command += ["--num-train", str(NUM_TRAIN), "--num-val", str(NUM_VAL), "--output", str(path)]
-    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
-    return path
+    return make_large_shards(scratch / "shards", NUM_TRAIN, NUM_VAL)
 
 
 def train(num_ranks: int, shards: Path, run: Path, *options: object) -> Job:

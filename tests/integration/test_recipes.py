@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -15,27 +11,15 @@ from pipeline.command import parse_command
 from pipeline.recipes import RECIPES
 from pipeline.stop import StopSignals
 from pipeline.train import train
-from tests.integration.training import newest_state, rows
-from tests.pipeline.monitoring import REPOSITORY
+from tests.integration.training import make_large_shards, newest_state, rows
 from tests.pipeline.worlds import SINGLE
 
 NUM_TRAIN, NUM_VAL = 8, 3
 
 
 @pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """A checkpoint of these networks has up to 0.5 GB: none is left behind."""
-    with tempfile.TemporaryDirectory() as path:
-        yield Path(path)
-
-
-@pytest.fixture(scope="module")
 def shards(scratch: Path) -> Path:
-    path = scratch / "shards"
-    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--size", "230"]
-    command += ["--num-train", str(NUM_TRAIN), "--num-val", str(NUM_VAL), "--output", str(path)]
-    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
-    return path
+    return make_large_shards(scratch / "shards", NUM_TRAIN, NUM_VAL)
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("cifar")])

@@ -32,9 +32,19 @@ STEPS_PER_EPOCH = NUM_TRAIN // GLOBAL_BATCH
 
 def make_shards(path: Path) -> Path:
     """Through the real conversion: 5 shards of `train`, 2 of `val`."""
-    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--encoding", "jpeg"]
-    command += ["--num-train", str(NUM_TRAIN), "--num-val", str(NUM_VAL), "--workers", "1"]
-    command += ["--samples-per-shard", str(SAMPLES_PER_SHARD), "--output", str(path)]
+    sizes = ("--num-train", NUM_TRAIN, "--num-val", NUM_VAL)
+    options = ("--encoding", "jpeg", "--samples-per-shard", SAMPLES_PER_SHARD, "--workers", 1)
+    return _shard_synthetic(path, *sizes, *options)
+
+
+def make_large_shards(path: Path, num_train: int, num_val: int) -> Path:
+    """Of images large enough for every network."""
+    return _shard_synthetic(path, "--num-train", num_train, "--num-val", num_val, "--size", 230)
+
+
+def _shard_synthetic(path: Path, *options: object) -> Path:
+    command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--output", str(path)]
+    command += [str(option) for option in options]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     return path
 

@@ -52,7 +52,7 @@ def test_the_table_of_the_split_layout_counts_pairs() -> None:
         config, plan(), num_val_samples=1, target_steps=1, num_ranks=4, device="cpu"
     )
     assert table["ranks"] == "4 on cpu, fp32, one column each"
-    assert table["global batch"] == "96 = 4/2 ranks × 16 local × 3 accumulated"
+    assert table["global batch"] == "96 = 2 replicas × 16 local × 3 accumulated"
 
 
 @pytest.mark.parametrize(
