@@ -71,7 +71,14 @@ def cpu_seconds(folder: Path) -> tuple[list[float], list[float]]:
     phases = dict.fromkeys(PHASES, 0.01)
 
     def record() -> None:
-        rank.record_loaded(128, 400_000, 0.001, 0.002)
+        rank.record_loaded(
+            "tar",
+            num_samples=128,
+            num_bytes=400_000,
+            read_seconds=0.001,
+            decode_seconds=0.002,
+            num_replaced=0,
+        )
         rank.record_queue(4)
         rank.record_step(128, phases)
 

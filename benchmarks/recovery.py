@@ -9,6 +9,7 @@ resumed rank reads before its first step is measured with the loader it would us
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -25,8 +26,9 @@ from data_prep.manifest import read_manifest
 from pipeline import checkpoint
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_training_reader
 from pipeline.metrics.rank_file import rank_file_name, read_writer
+from pipeline.recipes import cifar10
 from pipeline.run_directory import RunDirectory
 
 NUM_RANKS, NUM_STEPS, GLOBAL_BATCH_SIZE, NUM_TRAIN = 2, 96, 128, 4096
@@ -80,7 +82,9 @@ def read_before_first_step(shards: Path, step: int) -> tuple[int, float]:
         drop_last=True,
     )
     with (
-        TarReader(shards, read_manifest(shards), "train", num_threads=1) as reader,
+        contextlib.closing(
+            open_training_reader(cifar10(), shards, read_manifest(shards))
+        ) as reader,
         Loader(
             reader,
             training_requests(plan, 0, 0, step, NUM_STEPS),

@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.measurement import spread
 from benchmarks.rivals import eager_alexnet
 from pipeline.config import DistributedConfig
-from pipeline.data.augment import cut, draw_windows
+from pipeline.data.augment import draw_flips, flip
 from pipeline.data.batch import to_device
 from pipeline.data.color import ORIGINAL, draw_color_shifts
 from pipeline.data.normalize import Normalizer
@@ -107,7 +107,7 @@ class OurStep:
             self.replica = Replica(network, config, world, build_grid(world, "fused", 60))
         self._augment = config.augment
         self._samples = np.arange(num_images)
-        shape = (num_images, 256, 256, 3)
+        shape = (num_images, 224, 224, 3)
         self._images = torch.randint(256, shape, dtype=torch.uint8, device=_GPU)
         self._labels = torch.randint(1000, (num_images,), device=_GPU)
         self._normalizer = Normalizer(np.full((224, 224, 3), 120.0), np.ones(3), _GPU)
@@ -115,8 +115,7 @@ class OurStep:
     def inputs(self) -> torch.Tensor:
         """What `pipeline.data.preprocess.Augmenter` does."""
         size = self._augment.color_noise
-        windows = draw_windows(self._augment, (256, 256), 0, 0, self._samples)
-        images = cut(self._images, windows)
+        images = flip(self._images, draw_flips(self._augment, 0, 0, self._samples))
         shifts = draw_color_shifts(ORIGINAL, size, 0, 0, self._samples).astype(np.float32)
         return self._normalizer(images, color_shifts=to_device(shifts, _GPU), divisor=1 + size)
 

@@ -109,6 +109,13 @@ class Manifest:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of every image, or None if they differ in size."""
+        if self.image_height is None or self.image_width is None:
+            return None
+        return self.image_height, self.image_width
+
     def split(self, name: str) -> Split:
         """The split called `name`; raises `ShardSetError` naming the splits there are."""
         if name not in self.splits:
@@ -212,6 +219,23 @@ def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
             f"expected ({split.num_samples},) of {INDEX_DTYPE}: convert the data again"
         )
     return index
+
+
+def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:
+    """Memory-map the CRC-32 of each image of a split, uint32[num_samples].
+
+    Raises `ShardSetError` if they are missing, damaged or not those the manifest names.
+    """
+    if split.checksums_filename is None:
+        raise ShardSetError(f"{shards} has no checksums: convert the data again")
+    path = shards / split.checksums_filename
+    try:
+        if sha256_of(path) != split.checksums_sha256:
+            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
+        checksums: npt.NDArray[np.uint32] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise ShardSetError(f"{path} is missing: convert the data again") from None
+    return checksums
 
 
 def read_mean_image(shards: Path, statistics: Statistics) -> npt.NDArray[np.float32]:

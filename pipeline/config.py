@@ -53,11 +53,20 @@ class DataConfig:
     """Threads of a rank that read and decode."""
     prefetch_batches: int = operational(4)
     """Batches read ahead of the one in use."""
+    max_corrupt_ratio: float = operational(1e-4)
+    """Share of the train split that a rank may find damaged: each such image is replaced by the
+    next good one and counted. Of `val` none may be."""
 
     def __post_init__(self) -> None:
         _require(self.decode_threads > 0, "data.decode_threads", self.decode_threads, "at least 1")
         _require(
             self.prefetch_batches > 0, "data.prefetch_batches", self.prefetch_batches, "at least 1"
+        )
+        _require(
+            0 <= self.max_corrupt_ratio <= 1,
+            "data.max_corrupt_ratio",
+            self.max_corrupt_ratio,
+            "0 to 1",
         )
 
 
@@ -69,8 +78,14 @@ class AugmentConfig:
     """Random shift by up to so many pixels each way, edges mirrored."""
     crop_pixels: int | None = None
     """Train and evaluate on squares of this size; none: on the whole image."""
-    crop_place: Literal["random", "middle"] = "random"
-    """Which square of a training image; in evaluation it is always the middle one."""
+    crop_place: Literal["random", "middle", "random_resized"] = "random"
+    """Which square of a training image, in evaluation always the middle one; or a random area at a
+    random aspect ratio, scaled to a square (Szegedy, arXiv 1409.4842)."""
+    crop_min_area: float = 0.08
+    """Least share of an image's area that `random_resized` takes."""
+    evaluation_pixels: int = 256
+    """Where images differ in size: what the middle square of each is scaled to in evaluation,
+    before its middle `crop_pixels`, or ten views, are taken."""
     flip: Literal["none", "random", "alternating"] = "none"
     """Mirror images at random, or every image in every second epoch (Jordan, arXiv 2404.00498)."""
     normalize: Literal["none", "mean_std", "mean_image"] = "mean_std"
@@ -103,6 +118,18 @@ class AugmentConfig:
             "augment.crop_place",
             f"{self.crop_place} without augment.crop_pixels",
             "random, or a crop smaller than the image",
+        )
+        _require(
+            0 < self.crop_min_area <= 1,
+            "augment.crop_min_area",
+            self.crop_min_area,
+            "above 0, at most 1",
+        )
+        _require(
+            self.evaluation_pixels > 0,
+            "augment.evaluation_pixels",
+            self.evaluation_pixels,
+            "at least 1",
         )
         _require(self.color_noise >= 0, "augment.color_noise", self.color_noise, "0 or more")
         _require(

@@ -31,12 +31,13 @@ from torch.nn import functional as F
 from data_prep.files import atomic_writer
 from data_prep.manifest import manifest_sha256, read_manifest
 from pipeline import checkpoint
-from pipeline.data.augment import input_size
+from pipeline.data.framing import input_size
 from pipeline.data.loader import Loader, evaluation_requests
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import evaluation_blocks
 from pipeline.data.preprocess import Viewer
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_evaluation_reader
+from pipeline.data.reading import Reader
 from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import Grid, build_grid
@@ -87,7 +88,7 @@ class InexactEvaluation(RuntimeError):
 
 def evaluate(
     model: nn.Module,
-    reader: TarReader,
+    reader: Reader,
     viewer: Viewer,
     world: World,
     grid: Grid,
@@ -226,18 +227,16 @@ def _evaluate_run(
         shards: Path = options.shards or Path(config.data.shards)
         manifest = read_manifest(shards)
         check_shard_set(settings.manifest_sha256, manifest_sha256(shards), shards, run.path)
-        threads = config.data.decode_threads
-        reader = TarReader(shards, manifest, options.split, num_threads=threads)
-        height, width, _ = reader.image_shape
-        size = input_size(config.augment, (height, width))
+        reader = open_evaluation_reader(config, shards, manifest, options.split)
+        size = input_size(config.augment, manifest.image_size)
         model = build_model(config.model, manifest.num_classes, size)
         num_views = options.views or config.evaluation.views
         normalizer = build_normalizer(config.augment, manifest, shards, world.device)
-        viewer = Viewer(config.augment, num_views, (height, width), normalizer)
+        viewer = Viewer(config.augment, num_views, reader.image_shape[:2], normalizer)
         chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
     # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
     world.spread(model.to(world.device).state_dict().values())
-    with reader:
+    with contextlib.closing(reader):
         result = evaluate(
             model,
             reader,

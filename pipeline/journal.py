@@ -85,6 +85,11 @@ class Journal:
             self._write("alarm", step, {"reason": "not_learning", "loss": loss})
         self._is_stuck = is_stuck
 
+    def found_damage(self, step: int, complaint: str) -> None:
+        """An image is damaged and another one stands in for it; every rank says so itself."""
+        _log.warning("warning: another image is read instead of a damaged one: %s", complaint)
+        self._write("alarm", step, {"reason": "damaged_image", "what": complaint})
+
     def evaluated(self, step: int, result: Evaluation) -> None:
         names = ("top1", "top5", "loss", "seen", "expected")
         row = result.event()

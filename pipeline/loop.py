@@ -20,7 +20,7 @@ from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
 from pipeline.data.randomness import dropout_keys
-from pipeline.data.tar import TarReader
+from pipeline.data.reading import ReadCost, Reader
 from pipeline.distributed import World
 from pipeline.evaluate import evaluate, save_predictions
 from pipeline.failure import sentence_of
@@ -54,8 +54,8 @@ class Parts:
     replica: Replica
     augmenter: Augmenter
     viewer: Viewer
-    train_reader: TarReader
-    val_reader: TarReader
+    train_reader: Reader
+    val_reader: Reader
     progress: Progress
     journal: Journal
     metrics: RankMetrics
@@ -128,10 +128,7 @@ class TrainingLoop:
         clock.mark("optimizer")
         parts.progress.did_step()
         self._interval.note_norm(norm)
-        cost = batches.take_cost()
-        parts.metrics.record_loaded(
-            cost.num_samples, cost.num_bytes, cost.read_seconds, cost.decode_seconds
-        )
+        self._account(batches.take_cost())
         parts.metrics.record_queue(batches.queued_batches)
         clock.end_step(num_samples)
         self._collect_times()
@@ -153,6 +150,20 @@ class TrainingLoop:
         is_averaged = is_last and parts.grid.same_column is not None
         clock.mark("sync_wait" if is_averaged else "forward_backward")
         self._interval.note_predictions(loss, logits, labels)
+
+    def _account(self, cost: ReadCost) -> None:
+        """Count what reading took, and tell of images that were found damaged."""
+        parts = self._parts
+        parts.metrics.record_loaded(
+            parts.train_reader.source,
+            num_samples=cost.num_samples,
+            num_bytes=cost.num_bytes,
+            read_seconds=cost.read_seconds,
+            decode_seconds=cost.decode_seconds,
+            num_replaced=cost.num_replaced,
+        )
+        for complaint in cost.complaints:
+            parts.journal.found_damage(parts.progress.step, complaint)
 
     def _settle(self) -> None:
         """Learn whether the last step was skipped.

@@ -18,11 +18,12 @@ from pipeline import checkpoint
 from pipeline.command import Command
 from pipeline.config import Config, flatten
 from pipeline.console import Console
-from pipeline.data.augment import input_size
+from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_evaluation_reader, open_training_reader
+from pipeline.data.reading import Reader
 from pipeline.distributed import World
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
@@ -95,17 +96,17 @@ def _build(
     config, run = settings.config, command.run
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
-        readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
-        plan = _plan(config, readers["train"].num_samples, grid)
+        train_reader, val_reader = _readers(config, manifest, resources)
+        plan = _plan(config, train_reader.num_samples, grid)
         target_steps = _target_steps(config, plan)
-        height, width, _ = readers["train"].image_shape
-        size = input_size(config.augment, (height, width))
+        size = input_size(config.augment, manifest.image_size)
         torch.manual_seed(config.seed)
         model = build_model(config.model, manifest.num_classes, size, grid.columns)
         normalizer = build_normalizer(
             config.augment, manifest, Path(config.data.shards), world.device
         )
-        viewer = Viewer(config.augment, config.evaluation.views, (height, width), normalizer)
+        framed = val_reader.image_shape[:2]
+        viewer = Viewer(config.augment, config.evaluation.views, framed, normalizer)
     path = _newest_checkpoint(run, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     has_work = path is None or checkpoint.step_of(path) < end_step
@@ -130,8 +131,8 @@ def _build(
         replica=replica,
         augmenter=Augmenter(config.augment, config.seed, manifest, normalizer),
         viewer=viewer,
-        train_reader=readers["train"],
-        val_reader=readers["val"],
+        train_reader=train_reader,
+        val_reader=val_reader,
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan),
         metrics=RankMetrics(world.rank, world.place.local_rank, registry),
@@ -173,11 +174,16 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
 
 
-def _reader(
-    config: Config, manifest: Manifest, split: str, resources: contextlib.ExitStack
-) -> TarReader:
-    shards, threads = Path(config.data.shards), config.data.decode_threads
-    return resources.enter_context(TarReader(shards, manifest, split, num_threads=threads))
+def _readers(
+    config: Config, manifest: Manifest, resources: contextlib.ExitStack
+) -> tuple[Reader, Reader]:
+    """Of `train` and `val`."""
+    shards = Path(config.data.shards)
+    train_reader = open_training_reader(config, shards, manifest)
+    resources.callback(train_reader.close)
+    val_reader = open_evaluation_reader(config, shards, manifest, "val")
+    resources.callback(val_reader.close)
+    return train_reader, val_reader
 
 
 def _plan(config: Config, num_samples: int, grid: Grid) -> BatchPlan:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipeline.data.batch import HostBatch
@@ -20,22 +19,21 @@ from pipeline.data.partition import (
     Indices,
     epoch_order,
 )
-from pipeline.data.tar import ReadCost
+from pipeline.data.pixels import Pixels
+from pipeline.data.reading import ReadCost, Reader
 
 
-class Reader(Protocol):
-    """Random access to the decoded samples of one split."""
+class Request(NamedTuple):
+    """One batch to read."""
 
-    image_shape: tuple[int, int, int]
-
-    def labels(self, samples: Indices) -> Indices: ...
-
-    def read(self, samples: Indices, images: npt.NDArray[np.uint8]) -> ReadCost: ...
+    samples: Indices
+    epoch: int
+    """Decides the random frames of training; evaluation has none."""
 
 
 def training_requests(
     plan: BatchPlan, seed: int, replica: int, start_step: int, end_step: int
-) -> Iterator[Indices]:
+) -> Iterator[Request]:
     """The samples of each micro-batch of one replica, from `start_step` up to `end_step`."""
     epoch, order = -1, np.empty(0, np.int64)
     for step in range(start_step, end_step):
@@ -44,13 +42,13 @@ def training_requests(
             order = epoch_order(plan.num_samples, seed, epoch)
         for micro_batch in range(plan.accumulation_steps):
             positions = plan.positions(step, micro_batch, replica)
-            yield order[positions.start : positions.stop]
+            yield Request(order[positions.start : positions.stop], epoch)
 
 
-def evaluation_requests(blocks: list[EvaluationBlock]) -> Iterator[Indices]:
+def evaluation_requests(blocks: list[EvaluationBlock]) -> Iterator[Request]:
     """The samples of each block."""
     for block in blocks:
-        yield np.arange(block.start, block.start + block.num_valid)
+        yield Request(np.arange(block.start, block.start + block.num_valid), epoch=0)
 
 
 @dataclass(slots=True)
@@ -58,7 +56,7 @@ class _Slot:
     """One batch of the ring: tensors and, over the same memory, the array the reader fills."""
 
     images: torch.Tensor
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     copied: torch.cuda.Event | None = None
 
 
@@ -73,7 +71,7 @@ class Loader:
     def __init__(
         self,
         reader: Reader,
-        requests: Iterator[Indices],
+        requests: Iterator[Request],
         *,
         batch_size: int,
         depth: int,
@@ -136,26 +134,26 @@ class Loader:
         self._has_ended = True
 
     def _read_ahead(self) -> None:
-        for samples in self._requests:
+        for request in self._requests:
             slot = self._free.get()
             if slot is None or self._closing.is_set():
                 return
             if slot.copied is not None:
                 slot.copied.synchronize()
-            self._ready.put((slot, self._fill(slot, samples)))
+            self._ready.put((slot, self._fill(slot, request)))
 
-    def _fill(self, slot: _Slot, samples: Indices) -> HostBatch:
-        num_valid = len(samples)
-        cost = self._reader.read(samples, slot.pixels)
+    def _fill(self, slot: _Slot, request: Request) -> HostBatch:
+        samples, num_valid = request.samples, len(request.samples)
+        labels, cost = self._reader.read(samples, request.epoch, slot.pixels)
         with self._cost_lock:
             self._cost.add(cost)
         if self._pad:
             missing = len(slot.pixels) - num_valid
             slot.pixels[num_valid:] = 0
-            samples = np.pad(samples, (0, missing), mode="edge")
+            samples, labels = (np.pad(rows, (0, missing), "edge") for rows in (samples, labels))
         return HostBatch(
             images=slot.images[: len(samples)],
-            labels=torch.from_numpy(self._reader.labels(samples)),
+            labels=torch.from_numpy(labels),
             samples=samples,
             num_valid=num_valid,
         )

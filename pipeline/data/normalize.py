@@ -10,7 +10,7 @@ import torch
 
 from data_prep.manifest import Manifest, read_mean_image
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import input_size
+from pipeline.data.framing import input_size
 
 
 class Normalizer:

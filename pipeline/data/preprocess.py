@@ -1,4 +1,4 @@
-"""From stored pixels to the network's input, in training and in evaluation."""
+"""From framed images to the network's input, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 
 from data_prep.manifest import Manifest
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import cut, draw_windows, input_size
+from pipeline.data.augment import draw_flips, draw_shifts, flip, shift_and_flip
 from pipeline.data.batch import to_device
 from pipeline.data.color import color_components, draw_color_shifts
+from pipeline.data.framing import ImageSize, input_size
 from pipeline.data.normalize import Normalizer
 from pipeline.data.partition import Indices
 
 
 class Augmenter:
-    """Training: random windows and colours; the draws depend on (seed, epoch, sample) only."""
+    """Training: random shifts, flips and colours, drawn by (seed, epoch, sample) only."""
 
     def __init__(
         self, config: AugmentConfig, seed: int, manifest: Manifest, normalizer: Normalizer
@@ -28,19 +29,21 @@ class Augmenter:
         self._components = color_components(config.color_components, manifest.statistics)
 
     def __call__(self, images: torch.Tensor, samples: Indices, epoch: int) -> torch.Tensor:
-        """uint8 N×H×W×3 with their sample numbers to float32 N×3×H'×W', channels last."""
+        """uint8 N×H×W×3 with their sample numbers to float32 N×3×H×W, channels last."""
         config = self._config
-        if config.crop_pixels or config.shift_pixels or config.flip != "none":
-            _, height, width, _ = images.shape
-            windows = draw_windows(config, (height, width), self._seed, epoch, samples)
-            images = cut(images, windows)
+        flips = draw_flips(config, self._seed, epoch, samples)
+        if config.shift_pixels:
+            shifts = draw_shifts(config, self._seed, epoch, samples)
+            images = shift_and_flip(images, shifts, flips)
+        else:
+            images = flip(images, flips)
         if not self._adds_color(epoch):
             return self._normalizer(images)
         size = config.color_noise
-        shifts = draw_color_shifts(self._components, size, self._seed, epoch, samples)
+        colors = draw_color_shifts(self._components, size, self._seed, epoch, samples)
         return self._normalizer(
             images,
-            color_shifts=to_device(shifts.astype(np.float32), images.device),
+            color_shifts=to_device(colors.astype(np.float32), images.device),
             divisor=1 + size,  # the code keeps the scale of training and test images alike so
         )
 
@@ -56,10 +59,10 @@ class Viewer:
         self,
         config: AugmentConfig,
         num_views: int,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         normalizer: Normalizer,
     ) -> None:
-        """For images height × width; raises `ValueError` if ten views of them would be fewer."""
+        """For framed images of `image_size`; raises `ValueError` if ten views would be fewer."""
         assert num_views in (1, 10)
         self._size = input_size(config, image_size)
         if num_views > 1 and min(image_size) == min(self._size):

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     FLIP = 3
     DROPOUT = 5
     COLOR = 6
+    CROP_SHAPE = 7
 
 
 def random_bits(
@@ -42,14 +43,18 @@ def random_bits(
 
 
 def random_below(
-    bound: int, seed: int, stream: Stream, epoch: int, samples: npt.NDArray[np.integer]
+    bound: int | npt.NDArray[np.int64],
+    seed: int,
+    stream: Stream,
+    epoch: int,
+    samples: npt.NDArray[np.integer],
 ) -> npt.NDArray[np.int64]:
-    """A uniform integer in [0, bound) for each sample number.
+    """A uniform integer in [0, bound) for each sample number; `bound` may differ by sample.
 
     Taken from the upper 32 bits, so the bias is below bound / 2**32.
     """
     upper = random_bits(seed, stream, epoch, samples) >> np.uint64(32)
-    return ((upper * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+    return ((upper * np.asarray(bound, np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def random_normals(
@@ -57,14 +62,20 @@ def random_normals(
 ) -> npt.NDArray[np.float64]:
     """`count` independent standard normal numbers for each sample number, N×count.
 
-    From pairs of uniform numbers of 53 bits (Box and Muller, 1958).
+    From pairs of uniform numbers (Box and Muller, 1958).
     """
-    bits = random_bits(seed, stream, epoch, samples)[:, None]
-    lots = np.arange(count, dtype=np.uint64)[None, :]
-    radius, angle = (
-        ((_mix(bits ^ lot) >> np.uint64(11)) + 0.5) / (1 << 53) for lot in (lots, lots + count)
-    )
+    uniforms = random_uniforms(2 * count, seed, stream, epoch, samples)
+    radius, angle = uniforms[:, :count], uniforms[:, count:]
     return np.asarray(np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle))
+
+
+def random_uniforms(
+    count: int, seed: int, stream: Stream, epoch: int, samples: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """`count` independent uniform numbers between 0 and 1, of 53 bits, for each sample: N×count."""
+    bits = random_bits(seed, stream, epoch, samples)[:, None]
+    lots = np.arange(count, dtype=np.uint64)
+    return np.asarray(((_mix(bits ^ lots) >> np.uint64(11)) + 0.5) / (1 << 53))
 
 
 def dropout_keys(seed: int, epoch: int, samples: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

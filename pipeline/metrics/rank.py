@@ -13,7 +13,7 @@ PHASES = ("data_wait", "h2d", "forward_backward", "sync_wait", "optimizer", "oth
 """Where the wall time of a step goes; the phases sum to it."""
 
 LOADER_PHASES = ("read", "decode")
-LOADER_SOURCES = ("tar", "beton", "cache", "remote")
+LOADER_SOURCES = ("tar", "remote", "beton", "resident")
 
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -64,6 +64,9 @@ class RankMetrics:
         self._loader_seconds = families.counters(
             "loader_seconds_total", "Reader time, summed over its threads", "phase", LOADER_PHASES
         )
+        self._loader_replaced = families.counter(
+            "loader_sample_failures_total", "Damaged samples that another one stood in for"
+        )
         self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
 
     def record_step(self, num_samples: float, phase_seconds: Mapping[str, float]) -> None:
@@ -86,13 +89,16 @@ class RankMetrics:
 
     def record_loaded(
         self,
+        source: str,
+        *,
         num_samples: int,
         num_bytes: int,
         read_seconds: float,
         decode_seconds: float,
-        source: str = "tar",
+        num_replaced: int,
     ) -> None:
         """Count samples that a reader delivered; `source` is from `LOADER_SOURCES`."""
+        self._loader_replaced.inc(num_replaced)
         self._loader_samples[source].inc(num_samples)
         self._loader_bytes[source].inc(num_bytes)
         self._loader_seconds["read"].inc(max(0.0, read_seconds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def write_shard_set(
         stop = min(start + shard_length, len(labels))
         rows += _write_tar(shards / name, images, labels, range(start, stop), encoding, number)
     np.save(shards / "val.index.npy", np.array(rows, INDEX_DTYPE))
+    checksums = [zlib.crc32(encode(image, encoding)) for image in images]
+    np.save(shards / "val.crc32.npy", np.array(checksums, np.uint32))
     split = Split(
         name="val",
         num_samples=len(labels),
@@ -69,6 +72,8 @@ def write_shard_set(
         shard_sha256=tuple(sha256_of(shards / name) for name in names),
         index_filename="val.index.npy",
         index_sha256=sha256_of(shards / "val.index.npy"),
+        checksums_filename="val.crc32.npy",
+        checksums_sha256=sha256_of(shards / "val.crc32.npy"),
     )
     write_manifest(shards, _manifest(split, images, tuple(class_names), encoding))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -15,10 +16,10 @@ from torch import nn
 
 from data_prep.manifest import read_manifest
 from pipeline import evaluate as evaluate_module
-from pipeline.config import AugmentConfig
+from pipeline.config import AugmentConfig, Config
 from pipeline.data.normalize import Normalizer
 from pipeline.data.preprocess import Viewer
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_evaluation_reader
 from pipeline.distributed import World
 from pipeline.evaluate import Evaluation, InexactEvaluation, evaluate, save_predictions
 from pipeline.run_directory import RunDirectory
@@ -78,7 +79,8 @@ def run(
     world: World, shards: Path, model: nn.Module, block_size: int = BLOCK_SIZE, depth: int = 2
 ) -> Evaluation:
     viewer = Viewer(AugmentConfig(), 1, (16, 16), NORMALIZER)
-    with TarReader(shards, read_manifest(shards), "val", num_threads=1) as reader:
+    reader = open_evaluation_reader(Config(), shards, read_manifest(shards), "val")
+    with contextlib.closing(reader):
         return evaluate(
             *(model, reader, viewer, world, fused(world)),
             split="val",

@@ -32,13 +32,24 @@ def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMe
     metrics, job = RankMetrics(rank, rank, registry), JobMetrics(registry)
     metrics.record_step(64, dict.fromkeys(PHASES, 0.01))
     metrics.record_skip()
-    metrics.record_loaded(64, 4096, 0.1, 0.2)
+    record_loaded(metrics, "tar")
     job.started(FACTS)
     job.trained(
         step=1, epoch=0.1, loss=2.0, top1=0.5, learning_rate=0.1, grad_norm=1.0, grad_scale=1.0
     )
     job.evaluated("val", top1=0.5, top5=0.9, loss=1.0, seen=10, expected=10)
     return metrics, job
+
+
+def record_loaded(metrics: RankMetrics, source: str) -> None:
+    metrics.record_loaded(
+        source,
+        num_samples=64,
+        num_bytes=4096,
+        read_seconds=0.1,
+        decode_seconds=0.2,
+        num_replaced=1,
+    )
 
 
 def test_a_step_is_counted() -> None:
@@ -93,7 +104,7 @@ def test_unknown_labels_are_refused() -> None:
     with pytest.raises(KeyError):
         metrics.record_step(1, {"lunch": 1.0})
     with pytest.raises(KeyError):
-        metrics.record_loaded(1, 1, 0.1, 0.1, source="hearsay")
+        record_loaded(metrics, "hearsay")
     with pytest.raises(KeyError):
         job.checkpoint_failed("weekly")
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.batch import HostBatch
-from pipeline.data.loader import Loader, evaluation_requests, training_requests
+from pipeline.data.loader import Loader, Request, evaluation_requests, training_requests
 from pipeline.data.partition import BatchPlan, Indices, epoch_order, evaluation_blocks
-from pipeline.data.tar import ReadCost
+from pipeline.data.reading import ReadCost
 
 DEADLINE_SECONDS = 30.0
 """After so long a thread is taken to hang."""
@@ -25,7 +25,9 @@ DEADLINE_SECONDS = 30.0
 class FakeReader:
     """Every pixel of an image is its sample number; `gate` holds up reading while it is cleared."""
 
+    num_samples = 100
     image_shape = (2, 2, 3)
+    source = "tar"
 
     def __init__(self, broken_sample: int = -1) -> None:
         self.gate = threading.Event()
@@ -34,17 +36,18 @@ class FakeReader:
         self.has_begun = threading.Event()
         self._broken_sample = broken_sample
 
-    def labels(self, samples: Indices) -> Indices:
-        return samples % 10
-
-    def read(self, samples: Indices, images: npt.NDArray[np.uint8]) -> ReadCost:
+    def read(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[Indices, ReadCost]:
         self.num_reads += 1
         self.has_begun.set()
         assert self.gate.wait(DEADLINE_SECONDS)
         if self._broken_sample in samples:
             raise ValueError(f"sample {self._broken_sample} is broken")
         images[: len(samples)] = samples[:, None, None, None]
-        return ReadCost(len(samples), 10 * len(samples), 0.25, 0.5)
+        return (samples + epoch) % 10, ReadCost(len(samples), 10 * len(samples), 0.25, 0.5)
+
+    def close(self) -> None: ...
 
 
 class FakeEvent:
@@ -59,10 +62,13 @@ class FakeEvent:
         assert self.happens.wait(DEADLINE_SECONDS)
 
 
-def requests(*sizes: int) -> Iterator[Indices]:
+def requests(*sizes: int) -> Iterator[Request]:
     """Consecutive sample numbers in groups of these sizes."""
     starts = itertools.accumulate(sizes, initial=0)
-    return (np.arange(start, start + size) for start, size in zip(starts, sizes, strict=False))
+    return (
+        Request(np.arange(start, start + size), start % 3)
+        for start, size in zip(starts, sizes, strict=False)
+    )
 
 
 def make_loader(
@@ -98,13 +104,13 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 @given(sizes=st.lists(st.integers(1, 4), max_size=12), depth=st.integers(1, 5), pad=st.booleans())
 def test_batches_come_in_the_order_of_the_requests(sizes: list[int], depth: int, pad: bool) -> None:
     with make_loader(FakeReader(), sizes, depth=depth, pad=pad) as loader:
-        for samples, batch in zip(requests(*sizes), loader, strict=True):
+        for (samples, epoch), batch in zip(requests(*sizes), loader, strict=True):
             missing = 4 - len(samples) if pad else 0
             assert batch.num_valid == len(samples)
             assert pixels(batch) == [*samples, *[0] * missing]
             assert batch.images.shape == (len(samples) + missing, 2, 2, 3)
             assert batch.samples.tolist() == [*samples, *[samples[-1]] * missing]
-            assert batch.labels.tolist() == [sample % 10 for sample in batch.samples]
+            assert batch.labels.tolist() == [(sample + epoch) % 10 for sample in batch.samples]
             assert batch.labels.dtype == torch.int64
 
 
@@ -133,8 +139,8 @@ def test_an_error_is_raised_where_the_batch_would_have_been_and_ever_after() -> 
 
 
 def test_an_error_in_the_plan_is_raised_too() -> None:
-    def plan() -> Iterator[Indices]:
-        yield np.arange(4)
+    def plan() -> Iterator[Request]:
+        yield Request(np.arange(4), 0)
         raise RuntimeError("no such step")
 
     with Loader(FakeReader(), plan(), batch_size=4, depth=2) as loader:
@@ -241,7 +247,7 @@ def test_a_loader_leaves_no_thread_behind() -> None:
 def whole_run(plan: BatchPlan, start_step: int, end_step: int) -> list[list[list[int]]]:
     """What each rank is asked for."""
     return [
-        [part.tolist() for part in training_requests(plan, 5, rank, start_step, end_step)]
+        [part.samples.tolist() for part in training_requests(plan, 5, rank, start_step, end_step)]
         for rank in range(plan.num_replicas)
     ]
 
@@ -271,9 +277,11 @@ def test_training_requests_follow_the_order_of_each_epoch() -> None:
     ranks = whole_run(plan, 0, 2 * plan.steps_per_epoch)
     samples = [sample for step in zip(*ranks, strict=True) for part in step for sample in part]
     assert samples == [*epoch_order(27, 5, 0), *epoch_order(27, 5, 1)]
+    asked = training_requests(plan, 5, 0, 0, 2 * plan.steps_per_epoch)
+    assert [request.epoch for request in asked] == [0] * 3 + [1] * 3
 
 
 def test_evaluation_requests_are_the_valid_samples_of_the_blocks() -> None:
     blocks = evaluation_blocks(23, 5, num_replicas=2, replica=0)
-    asked = [samples.tolist() for samples in evaluation_requests(blocks)]
+    asked = [request.samples.tolist() for request in evaluation_requests(blocks)]
     assert asked == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14], [20, 21, 22]]

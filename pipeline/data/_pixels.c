@@ -1,0 +1,460 @@
+/* Takes windows out of stored images: decodes no more of a JPEG than its window needs, scales the
+ * window if that is asked for, and copies windows out of memory-mapped pixels. All of it runs
+ * without the interpreter lock. `pipeline.data.pixels` does the same in Python, byte for byte.
+ *
+ * A window of a JPEG has the bytes that the same window of the whole decoded image has. libjpeg's
+ * chroma upsampling looks one chroma sample to the left and the right, and at the borders of what
+ * is decoded it cannot: so a few columns more are decoded and left out. Rows above the window are
+ * entropy-decoded only, rows below it not at all.
+ *
+ * Scaling is Pillow's BILINEAR, first to the output's height and then to its width: a triangle
+ * filter as wide as the scale, in fixed point, rounded to 8 bits after each of the two.
+ * The weights' rounding cannot lift a result above 255: that would take 32,000 weights.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+#define MARGIN_COLUMNS 8 /* two chroma samples at the coarsest usual subsampling, 4:1:1 */
+#define FRACTION_BITS 22 /* of a filter's weights: 8 bits of pixel and 2 of headroom are left */
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "sse4.1", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+typedef int32_t int32x4 __attribute__((vector_size(16)));
+
+/* ------------------------------------------------------------------ scaling */
+
+typedef struct {
+    int count;        /* how many inputs an output is made of */
+    int *firsts;      /* the first of them, by output */
+    int32_t *weights; /* `count` of them, by output */
+} Taps;
+
+static void free_taps(Taps *taps)
+{
+    free(taps->firsts);
+    free(taps->weights);
+}
+
+static double triangle(double distance) { return fabs(distance) < 1.0 ? 1.0 - fabs(distance) : 0.0; }
+
+/* The taps along one side; 0 without memory. Outputs at the border get weights of 0 beside theirs,
+ * so that all have as many and no branch depends on it. */
+static int make_taps(Taps *taps, int in_size, int out_size)
+{
+    double scale = (double)in_size / out_size;
+    double support = scale < 1.0 ? 1.0 : scale;
+    int count = (int)ceil(2 * support) + 1;
+    taps->count = count = count > in_size ? in_size : count;
+    taps->firsts = malloc(sizeof(int) * out_size);
+    taps->weights = malloc(sizeof(int32_t) * count * out_size);
+    if (taps->firsts == NULL || taps->weights == NULL)
+        return 0;
+    for (int out = 0; out < out_size; out++) {
+        double center = (out + 0.5) * scale, sum = 0.0;
+        int first = (int)(center - support + 0.5);
+        first = first < 0 ? 0 : first;
+        first = first > in_size - count ? in_size - count : first;
+        for (int i = 0; i < count; i++)
+            sum += triangle((first + i - center + 0.5) * (1.0 / support));
+        for (int i = 0; i < count; i++) {
+            double weight = triangle((first + i - center + 0.5) * (1.0 / support)) / sum;
+            taps->weights[out * count + i] = (int32_t)(0.5 + weight * (1 << FRACTION_BITS));
+        }
+        taps->firsts[out] = first;
+    }
+    return 1;
+}
+
+/* Rows of `size` values, one behind the other, to one row. */
+FOR_EACH_PROCESSOR
+static void blend_rows(const uint8_t *rows, size_t size, const int32_t *weights, int count,
+                       int32_t *out)
+{
+    for (size_t x = 0; x < size; x++)
+        out[x] = 1 << (FRACTION_BITS - 1);
+    for (int i = 0; i < count; i++, rows += size)
+        for (size_t x = 0; x < size; x++)
+            out[x] += rows[x] * weights[i];
+    for (size_t x = 0; x < size; x++)
+        out[x] >>= FRACTION_BITS;
+}
+
+/* A row of pixels of 3 values to a narrower or wider one. It works on 4 values at once, reads one
+ * value behind the row and writes `wide`, of 3 · `out_size` + 1 values, on the way. */
+FOR_EACH_PROCESSOR
+static void scale_row(const int32_t *row, const Taps *taps, int out_size, int32_t *wide,
+                      uint8_t *out)
+{
+    const int32_t *weights = taps->weights;
+    for (int x = 0; x < out_size; x++) {
+        const int32_t *place = row + 3 * taps->firsts[x];
+        int32x4 sum = (int32x4){0} + (1 << (FRACTION_BITS - 1));
+        for (int i = 0; i < taps->count; i++, place += 3) {
+            int32x4 values;
+            memcpy(&values, place, sizeof(values));
+            sum += values * *weights++;
+        }
+        memcpy(wide + 3 * x, &sum, sizeof(sum));
+    }
+    for (int x = 0; x < 3 * out_size; x++)
+        out[x] = wide[x] >> FRACTION_BITS;
+}
+
+/* ------------------------------------------------------------------ JPEG */
+
+typedef struct {
+    struct jpeg_error_mgr base;
+    jmp_buf escape;
+    char message[JMSG_LENGTH_MAX];
+} Errors;
+
+typedef struct {
+    int top, left, height, width;
+} Window;
+
+typedef struct {
+    uint8_t *lines; /* decoded rows: one, or all of the window if it is scaled */
+    int32_t *flat;  /* a row of the output's height */
+    int32_t *wide;  /* and of its width */
+    Taps across, down;
+} Scratch;
+
+static void keep_first_message(j_common_ptr decoder)
+{
+    Errors *errors = (Errors *)decoder->err;
+    if (errors->message[0] == '\0')
+        errors->base.format_message(decoder, errors->message);
+}
+
+static void on_error(j_common_ptr decoder)
+{
+    keep_first_message(decoder);
+    longjmp(((Errors *)decoder->err)->escape, 1);
+}
+
+/* A warning means pixels that are not the image's: as bad as an error. */
+static void on_message(j_common_ptr decoder, int level)
+{
+    if (level < 0)
+        on_error(decoder);
+}
+
+static void free_scratch(Scratch *scratch)
+{
+    free(scratch->lines);
+    free(scratch->flat);
+    free(scratch->wide);
+    free_taps(&scratch->across);
+    free_taps(&scratch->down);
+}
+
+/* Decode the next row into `line`. */
+static void read_line(struct jpeg_decompress_struct *decoder, uint8_t *line)
+{
+    JSAMPROW row = line;
+    while (jpeg_read_scanlines(decoder, &row, 1) != 1) {
+    }
+}
+
+/* Start a decoder at the window's first row; returns the window's place in the rows it gives. */
+static int seek_window(struct jpeg_decompress_struct *decoder, const Window *window)
+{
+    int left = window->left > MARGIN_COLUMNS ? window->left - MARGIN_COLUMNS : 0;
+    int right = window->left + window->width + MARGIN_COLUMNS;
+    if (right > (int)decoder->output_width)
+        right = decoder->output_width;
+    JDIMENSION first = left, width = right - left;
+    if (width < decoder->output_width)
+        jpeg_crop_scanline(decoder, &first, &width); /* moves `first` to the left */
+    if (window->top > 0)
+        jpeg_skip_scanlines(decoder, window->top);
+    return window->left - (int)first;
+}
+
+static void decode_as_is(struct jpeg_decompress_struct *decoder, const Window *window,
+                         Scratch *scratch, uint8_t *out)
+{
+    int inset = seek_window(decoder, window);
+    size_t row_bytes = 3 * (size_t)window->width;
+    for (int y = 0; y < window->height; y++) {
+        read_line(decoder, scratch->lines);
+        memcpy(out + y * row_bytes, scratch->lines + 3 * inset, row_bytes);
+    }
+}
+
+/* Scale the window that begins `inset` pixels into `lines`. */
+static void scale_lines(const uint8_t *lines, size_t row_bytes, int inset, const Scratch *scratch,
+                        uint8_t *out, int out_height, int out_width)
+{
+    const Taps *down = &scratch->down;
+    for (int y = 0; y < out_height; y++) {
+        blend_rows(lines + down->firsts[y] * row_bytes, row_bytes, down->weights + y * down->count,
+                   down->count, scratch->flat);
+        scale_row(scratch->flat + 3 * inset, &scratch->across, out_width, scratch->wide,
+                  out + y * 3 * (size_t)out_width);
+    }
+}
+
+static void decode_scaled(struct jpeg_decompress_struct *decoder, const Window *window,
+                          Scratch *scratch, uint8_t *out, int out_height, int out_width)
+{
+    int inset = seek_window(decoder, window);
+    size_t row_bytes = 3 * (size_t)decoder->output_width;
+    for (int y = 0; y < window->height; y++)
+        read_line(decoder, scratch->lines + y * row_bytes);
+    scale_lines(scratch->lines, row_bytes, inset, scratch, out, out_height, out_width);
+}
+
+/* What scaling needs, for rows of `row_bytes`; 0 without memory. */
+static int prepare_scaling(Scratch *scratch, const Window *window, size_t row_bytes,
+                           int out_height, int out_width)
+{
+    scratch->flat = malloc(sizeof(int32_t) * (row_bytes + 1));
+    scratch->wide = malloc(sizeof(int32_t) * (3 * (size_t)out_width + 1));
+    return scratch->flat && scratch->wide &&
+           make_taps(&scratch->across, window->width, out_width) &&
+           make_taps(&scratch->down, window->height, out_height);
+}
+
+/* Returns NULL, or what is wrong; an error of libjpeg leaves by a jump. */
+static const char *run_decoder(struct jpeg_decompress_struct *decoder, const Window *window,
+                               Scratch *scratch, uint8_t *out, int out_height, int out_width)
+{
+    int is_scaled = window->height != out_height || window->width != out_width;
+    jpeg_read_header(decoder, TRUE);
+    if (window->top + window->height > (int)decoder->image_height ||
+        window->left + window->width > (int)decoder->image_width)
+        return "the window reaches beyond the image";
+    size_t row_bytes = 3 * (size_t)decoder->image_width;
+    scratch->lines = malloc(row_bytes * (is_scaled ? window->height : 1));
+    if (scratch->lines == NULL ||
+        (is_scaled && !prepare_scaling(scratch, window, row_bytes, out_height, out_width)))
+        return "out of memory";
+    decoder->out_color_space = JCS_RGB;
+    jpeg_start_decompress(decoder);
+    if (is_scaled)
+        decode_scaled(decoder, window, scratch, out, out_height, out_width);
+    else
+        decode_as_is(decoder, window, scratch, out);
+    return NULL;
+}
+
+/* Returns NULL, or what is wrong: a constant, or the text in `errors`. */
+static const char *decode_window(const uint8_t *content, size_t num_bytes, const Window *window,
+                                 uint8_t *out, int out_height, int out_width, Errors *errors)
+{
+    struct jpeg_decompress_struct decoder;
+    Scratch scratch;
+    memset(&scratch, 0, sizeof(scratch));
+    decoder.err = jpeg_std_error(&errors->base);
+    errors->base.error_exit = on_error;
+    errors->base.emit_message = on_message;
+    errors->message[0] = '\0';
+    jpeg_create_decompress(&decoder);
+    const char *problem = errors->message;
+    if (setjmp(errors->escape) == 0) {
+        jpeg_mem_src(&decoder, content, num_bytes);
+        problem = run_decoder(&decoder, window, &scratch, out, out_height, out_width);
+    }
+    jpeg_destroy_decompress(&decoder);
+    free_scratch(&scratch);
+    return problem;
+}
+
+PyDoc_STRVAR(cut_jpeg_doc,
+"cut_jpeg(content, top, left, height, width, out, out_height, out_width)\n\n"
+"Decode a window of a JPEG into `out`, a writable buffer of uint8 out_height×out_width×3.\n"
+"Raises ValueError if the JPEG is damaged or the window not inside it.");
+
+static PyObject *cut_jpeg(PyObject *module, PyObject *arguments)
+{
+    Py_buffer content, out;
+    Window window;
+    int out_height, out_width;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*iiiiw*ii", &content, &window.top, &window.left,
+                          &window.height, &window.width, &out, &out_height, &out_width))
+        return NULL;
+    PyObject *result = NULL;
+    if (out_height < 1 || out_width < 1 || out.len != (Py_ssize_t)3 * out_height * out_width) {
+        PyErr_SetString(PyExc_ValueError, "the buffer has not the size of the output");
+    } else if (window.top < 0 || window.left < 0 || window.height < 1 || window.width < 1) {
+        PyErr_SetString(PyExc_ValueError, "the window is empty or begins outside the image");
+    } else {
+        Errors errors;
+        const char *problem;
+        Py_BEGIN_ALLOW_THREADS
+        problem = decode_window(content.buf, content.len, &window, out.buf, out_height, out_width,
+                                &errors);
+        Py_END_ALLOW_THREADS
+        if (problem != NULL)
+            PyErr_SetString(PyExc_ValueError, problem);
+        else
+            result = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&content);
+    PyBuffer_Release(&out);
+    return result;
+}
+
+PyDoc_STRVAR(scale_window_doc,
+"scale_window(pixels, image_height, image_width, top, left, height, width, out, out_height,\n"
+"    out_width)\n\n"
+"Scale a window of an image, uint8 image_height×image_width×3, into `out`, a writable buffer of\n"
+"uint8 out_height×out_width×3. Raises ValueError if the window is not inside the image.");
+
+static PyObject *scale_window(PyObject *module, PyObject *arguments)
+{
+    Py_buffer pixels, out;
+    Window window;
+    int image_height, image_width, out_height, out_width;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*iiiiiiw*ii", &pixels, &image_height, &image_width,
+                          &window.top, &window.left, &window.height, &window.width, &out,
+                          &out_height, &out_width))
+        return NULL;
+    size_t row_bytes = 3 * (size_t)image_width;
+    int is_sound = window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
+                   window.top + window.height <= image_height &&
+                   window.left + window.width <= image_width && out_height > 0 && out_width > 0 &&
+                   pixels.len == (Py_ssize_t)row_bytes * image_height &&
+                   out.len == (Py_ssize_t)3 * out_height * out_width;
+    if (is_sound) {
+        Scratch scratch;
+        memset(&scratch, 0, sizeof(scratch));
+        int has_memory;
+        Py_BEGIN_ALLOW_THREADS
+        has_memory = prepare_scaling(&scratch, &window, row_bytes, out_height, out_width);
+        if (has_memory)
+            scale_lines((const uint8_t *)pixels.buf + window.top * row_bytes, row_bytes,
+                        window.left, &scratch, out.buf, out_height, out_width);
+        free_scratch(&scratch);
+        Py_END_ALLOW_THREADS
+        if (!has_memory)
+            PyErr_NoMemory();
+    } else {
+        PyErr_SetString(PyExc_ValueError, "the window or the buffers do not fit the image");
+    }
+    PyBuffer_Release(&pixels);
+    PyBuffer_Release(&out);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+/* ------------------------------------------------------------------ mapped pixels */
+
+/* Reading a mapped file that was cut, or whose disk fails, raises SIGBUS: it would end the process
+ * without a word. In a thread that is copying, the handler goes back to before the copy. */
+
+static _Thread_local sigjmp_buf *volatile copying = NULL; /* volatile: the handler reads it */
+static struct sigaction earlier;
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    (void)info;
+    (void)context;
+    if (copying != NULL)
+        siglongjmp(*copying, 1);
+    sigaction(number, &earlier, NULL); /* not ours: the instruction fails again, for its owner */
+}
+
+static void catch_bus_errors(void)
+{
+    struct sigaction now;
+    sigaction(SIGBUS, NULL, &now);
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_bus_error)
+        return;
+    struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigemptyset(&ours.sa_mask);
+    earlier = now;
+    sigaction(SIGBUS, &ours, NULL);
+}
+
+/* Returns the number of the image that could not be read, or -1. */
+static Py_ssize_t copy_all(const uint64_t *addresses, const int64_t *tops, const int64_t *lefts,
+                           Py_ssize_t count, size_t stride, int height, int width, uint8_t *out)
+{
+    volatile Py_ssize_t image = 0;
+    sigjmp_buf before;
+    if (sigsetjmp(before, 1)) {
+        copying = NULL;
+        return image;
+    }
+    copying = &before;
+    size_t row_bytes = 3 * (size_t)width;
+    for (; image < count; image = image + 1) {
+        const uint8_t *row = (const uint8_t *)(uintptr_t)addresses[image];
+        uint8_t *target = out + image * height * row_bytes;
+        row += tops[image] * stride + 3 * lefts[image];
+        for (int y = 0; y < height; y++, row += stride, target += row_bytes)
+            memcpy(target, row, row_bytes);
+    }
+    copying = NULL;
+    return -1;
+}
+
+PyDoc_STRVAR(copy_windows_doc,
+"copy_windows(addresses, tops, lefts, row_bytes, height, width, out) -> int\n\n"
+"Copy a window of height×width out of each image in memory into `out`, uint8 N×height×width×3.\n"
+"`addresses` (uint64 N) are of the images' first bytes, their rows `row_bytes` apart; `tops` and\n"
+"`lefts` are int64 N. The caller answers for their being inside the images. Returns -1, or the\n"
+"number of the first image that cannot be read because its file was cut or its disk fails.");
+
+static PyObject *copy_windows(PyObject *module, PyObject *arguments)
+{
+    Py_buffer addresses, tops, lefts, out;
+    Py_ssize_t row_bytes;
+    int height, width;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*y*y*niiw*", &addresses, &tops, &lefts, &row_bytes, &height,
+                          &width, &out))
+        return NULL;
+    Py_ssize_t count = addresses.len / (Py_ssize_t)sizeof(uint64_t), failed = -1;
+    int is_sound = tops.len == addresses.len && lefts.len == addresses.len && height > 0 &&
+                   width > 0 && out.len == count * height * width * 3;
+    if (is_sound) {
+        catch_bus_errors();
+        Py_BEGIN_ALLOW_THREADS
+        failed = copy_all(addresses.buf, tops.buf, lefts.buf, count, row_bytes, height, width,
+                          out.buf);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "the arrays and the output differ in length");
+    }
+    PyBuffer_Release(&addresses);
+    PyBuffer_Release(&tops);
+    PyBuffer_Release(&lefts);
+    PyBuffer_Release(&out);
+    return is_sound ? PyLong_FromSsize_t(failed) : NULL;
+}
+
+static PyMethodDef methods[] = {
+    {"cut_jpeg", cut_jpeg, METH_VARARGS, cut_jpeg_doc},
+    {"scale_window", scale_window, METH_VARARGS, scale_window_doc},
+    {"copy_windows", copy_windows, METH_VARARGS, copy_windows_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "pipeline.data._pixels",
+    .m_doc = "Windows of stored images; see pipeline.data.pixels.",
+    .m_size = -1,
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__pixels(void) { return PyModule_Create(&module_definition); }

@@ -1,0 +1,108 @@
+"""Reads JPEGs: decodes of each no more than its frame needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from isal import isal_zlib
+
+from pipeline.data.framing import Framing
+from pipeline.data.partition import Indices
+from pipeline.data.pixels import Window, cut_jpeg, jpeg_size
+from pipeline.data.places import Places
+from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A sample as it lies in its file."""
+
+    sample: int
+    label: int
+    content: bytes
+    height: int
+    width: int
+
+
+class JpegReader:
+    """See `Reader`. Every image is compared with its checksum."""
+
+    def __init__(
+        self, places: Places, framing: Framing, quarantine: Quarantine, *, num_threads: int
+    ) -> None:
+        self._places = places
+        self._framing = framing
+        self._quarantine = quarantine
+        self._threads = Threads(num_threads)
+        self.num_samples = places.num_samples
+        self.image_shape = (*framing.output_size, 3)
+        self.source = places.source
+
+    def read(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[Indices, ReadCost]:
+        assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
+        labels = np.empty(len(samples), np.int64)
+        cost = self._threads.share_out(
+            len(samples),
+            lambda part: self._read(samples[part], epoch, images[part], labels[part]),
+        )
+        cost.num_samples = len(samples)
+        return labels, cost
+
+    def _read(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8], labels: Indices
+    ) -> ReadCost:
+        cost = ReadCost()
+        begin = time.perf_counter()
+        stored = [self._load(sample, cost) for sample in samples.tolist()]
+        cost.read_seconds = time.perf_counter() - begin
+        labels[:] = [item.label for item in stored]
+        numbers = np.array([(item.sample, item.height, item.width) for item in stored]).T
+        boxes = self._framing.boxes(numbers[0], epoch, numbers[1], numbers[2])
+        sides = (boxes.tops, boxes.lefts, boxes.heights, boxes.widths)
+        windows = [Window(*box) for box in np.stack(sides, axis=1).tolist()]
+        for row, (item, window) in enumerate(zip(stored, windows, strict=True)):
+            try:
+                cut_jpeg(item.content, window, images[row])
+            except ValueError as error:
+                other = self._quarantine.replace(item.sample, error, cost)
+                one = slice(row, row + 1)
+                cost.add(self._read(np.array([other]), epoch, images[one], labels[one]))
+        cost.decode_seconds = time.perf_counter() - begin - cost.read_seconds
+        return cost
+
+    def _load(self, sample: int, cost: ReadCost) -> _Stored:
+        """Read a sample, or the next one that can be read."""
+        while True:
+            sample = self._quarantine.stand_in(sample, cost)
+            try:
+                return self._load_exactly(sample, cost)
+            except (CorruptImage, OSError) as error:
+                sample = self._quarantine.replace(sample, error, cost)
+
+    def _load_exactly(self, sample: int, cost: ReadCost) -> _Stored:
+        places = self._places
+        file, offset, num_bytes, label = places.rows(np.array([sample])).tolist()[0]
+        content = os.pread(places.file(file), num_bytes, offset)
+        cost.num_bytes += len(content)
+        if len(content) < num_bytes:
+            raise CorruptImage(f"cut off, {len(content)} of {num_bytes} bytes")
+        if isal_zlib.crc32(content) != int(places.checksums[sample]):
+            raise CorruptImage("not the image that was written (CRC-32)")
+        try:
+            height, width = jpeg_size(content)
+        except ValueError as error:
+            raise CorruptImage(str(error)) from None
+        if places.image_size not in (None, (height, width)):
+            expected = "×".join(map(str, places.image_size or ()))
+            raise CorruptImage(f"the image is {height}×{width}; expected {expected}")
+        return _Stored(sample, label, content, height, width)
+
+    def close(self) -> None:
+        self._threads.close()
+        self._places.close()

@@ -1,0 +1,121 @@
+"""Takes windows out of stored images, in compiled code where it was built.
+
+`_pixels.c` decodes no more of a JPEG than its window needs and copies out of mapped files without
+the interpreter lock. Where no compiler or no libjpeg was there to build it, the same happens here,
+with the same bytes and slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import mmap
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+"""uint8 H×W×3."""
+
+
+class Window(NamedTuple):
+    """A rectangle of an image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _import_compiled() -> ModuleType | None:
+    try:
+        return importlib.import_module("pipeline.data._pixels")
+    except ImportError:
+        return None
+
+
+_pixels = _import_compiled()
+
+
+def is_compiled() -> bool:
+    """Whether the fast code is there."""
+    return _pixels is not None
+
+
+def jpeg_size(content: bytes) -> tuple[int, int]:
+    """Height and width; raises `ValueError` if it is no JPEG."""
+    height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    return height, width
+
+
+def cut_jpeg(content: bytes, window: Window, out: Pixels) -> None:
+    """Decode a window of a JPEG into `out`, scaled if it has another size than the window.
+
+    Scaling is Pillow's BILINEAR (a triangle filter as wide as the scale), first to the height and
+    then to the width. Raises `ValueError` if the JPEG is damaged, as far down as the window goes.
+    """
+    if _pixels is not None:
+        _pixels.cut_jpeg(content, *window, out, out.shape[0], out.shape[1])
+        return
+    _take(simplejpeg.decode_jpeg(content), window, out)
+
+
+def scale_window(pixels: Pixels, window: Window, out: Pixels) -> None:
+    """Scale a window of an image into `out`, as `cut_jpeg` does."""
+    if _pixels is not None:
+        height, width, _ = pixels.shape
+        _pixels.scale_window(pixels, height, width, *window, out, out.shape[0], out.shape[1])
+    else:
+        _take(pixels, window, out)
+
+
+def _take(image: Pixels, window: Window, out: Pixels) -> None:
+    top, left, height, width = window
+    taken = image[top : top + height, left : left + width]
+    if taken.shape != out.shape:
+        scaled = Image.fromarray(taken)
+        for size in ((width, out.shape[0]), (out.shape[1], out.shape[0])):
+            scaled = scaled.resize(size, Image.Resampling.BILINEAR)
+        taken = np.asarray(scaled)
+    out[:] = taken
+
+
+class MappedFile:
+    """A whole file in memory, to copy windows from."""
+
+    def __init__(self, file: int) -> None:
+        """Map the open `file`; raises `OSError`, or `ValueError` if it is empty."""
+        self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        self.num_bytes = len(self._map)
+        array = np.frombuffer(self._map, np.uint8)
+        self.address = int(array.__array_interface__["data"][0])
+
+
+def copy_windows(
+    addresses: npt.NDArray[np.uint64],
+    size: tuple[int, int],
+    tops: npt.NDArray[np.int64],
+    lefts: npt.NDArray[np.int64],
+    out: Pixels,
+) -> int | None:
+    """Copy a window out of each of N images of `size`, whose first bytes are at `addresses`.
+
+    The windows have the size of `out`, uint8 N×H×W×3; the caller answers for their lying inside
+    the images, and these inside their files. Returns None, or the number of the first image that
+    cannot be read any more because its file was cut or its disk fails (uncompiled code dies of it).
+    """
+    count, height, width, _ = out.shape
+    if _pixels is not None:
+        row_bytes = 3 * size[1]
+        failed = _pixels.copy_windows(addresses, tops, lefts, row_bytes, height, width, out)
+        return None if failed < 0 else failed
+    for row in range(count):
+        memory = (ctypes.c_uint8 * (size[0] * size[1] * 3)).from_address(int(addresses[row]))
+        image = np.ctypeslib.as_array(memory).reshape(*size, 3)
+        top, left = tops[row], lefts[row]
+        out[row] = image[top : top + height, left : left + width]
+    return None

@@ -1,0 +1,45 @@
+"""Where the images of a split are: in which file, from which byte on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.manifest import Encoding
+from pipeline.data.framing import ImageSize
+from pipeline.data.partition import Indices
+
+Rows = npt.NDArray[np.void]
+"""`data_prep.manifest.INDEX_DTYPE[n]`; `shard` counts the files of `Places`."""
+
+
+class Places(Protocol):
+    """The images of one split, however they are stored."""
+
+    num_samples: int
+    encoding: Encoding
+    image_size: ImageSize | None
+    """None if the images differ in size."""
+    checksums: npt.NDArray[np.uint32]
+    """CRC-32 of each sample's content, with `prefix` before it."""
+    prefix: bytes
+    """What a place leaves out of the content that the checksum is of."""
+    source: str
+    """What metrics call it: one of `LOADER_SOURCES`."""
+
+    def rows(self, samples: Indices) -> Rows:
+        """The index's rows of these samples."""
+
+    def file(self, number: int) -> int:
+        """A descriptor of the file, open until `close`; may wait until the file is there.
+
+        Raises `ShardSetError` if it cannot be had.
+        """
+
+    def describe(self, file: int, offset: int) -> str:
+        """How to call the image at a place in an error."""
+
+    def close(self) -> None:
+        """Close all files."""

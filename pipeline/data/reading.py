@@ -1,0 +1,128 @@
+"""What all readers have in common: their interface, their cost, and what is done about damage."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.manifest import ShardSetError
+from pipeline.data.partition import Indices
+from pipeline.data.places import Places
+
+_REMEDY = "see 'python -m data_prep verify --full', copy the shard again or convert again"
+
+
+@dataclass(slots=True)
+class ReadCost:
+    """What reading cost so far; the seconds are summed over the reader's threads."""
+
+    num_samples: int = 0
+    num_bytes: int = 0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    num_replaced: int = 0
+    """Samples that another one stood in for."""
+    complaints: list[str] = field(default_factory=list)
+    """What is wrong with those that were not known to be damaged."""
+
+    def add(self, other: ReadCost) -> None:
+        self.num_samples += other.num_samples
+        self.num_bytes += other.num_bytes
+        self.read_seconds += other.read_seconds
+        self.decode_seconds += other.decode_seconds
+        self.num_replaced += other.num_replaced
+        self.complaints += other.complaints
+
+
+class Reader(Protocol):
+    """Random access to the framed images of one split."""
+
+    num_samples: int
+    image_shape: tuple[int, int, int]
+    source: str
+    """What metrics call it: one of `LOADER_SOURCES`."""
+
+    def read(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[Indices, ReadCost]:
+        """Fill the first rows of `images`, uint8 N×H×W×3; returns their labels, `int64`, too.
+
+        `epoch` decides random crops. Raises `ShardSetError` naming file and place of an image that
+        is damaged, once there are more of them than may be.
+        """
+
+    def close(self) -> None:
+        """Close all files; the reader is of no use afterwards."""
+
+
+class CorruptImage(Exception):
+    """The bytes of an image are not those that were written."""
+
+
+class Quarantine:
+    """The damaged samples of a split: up to `max_corrupt` are replaced, more are too many.
+
+    In the place of a damaged sample comes the next good one of the split, whichever rank reads it.
+    """
+
+    def __init__(self, places: Places, max_corrupt: int) -> None:
+        self._places = places
+        self._max_corrupt = max_corrupt
+        self._corrupt: set[int] = set()
+        self._lock = threading.Lock()
+
+    def stand_in(self, sample: int, cost: ReadCost) -> int:
+        """The sample itself, or the one for it if it is known to be damaged."""
+        if sample not in self._corrupt:
+            return sample
+        cost.num_replaced += 1
+        while sample in self._corrupt:
+            sample = self._next(sample)
+        return sample
+
+    def replace(self, sample: int, error: Exception, cost: ReadCost) -> int:
+        """The sample for one that turned out to be damaged; raises `ShardSetError` if too many."""
+        row = self._places.rows(np.array([sample]))[0]
+        complaint = f"{self._places.describe(int(row['shard']), int(row['offset']))}: {error}"
+        with self._lock:
+            is_new = sample not in self._corrupt
+            self._corrupt.add(sample)
+            count = len(self._corrupt)
+        if count > min(self._max_corrupt, self._places.num_samples - 1):
+            total = f"; that makes {count} damaged images, and {self._max_corrupt} may be"
+            raise ShardSetError(f"{complaint}{total if count > 1 else ''}; {_REMEDY}") from None
+        if is_new:
+            cost.complaints.append(complaint)
+        return self.stand_in(sample, cost)
+
+    def _next(self, sample: int) -> int:
+        return (sample + 1) % self._places.num_samples
+
+
+class Threads:
+    """Shares the samples of a batch out among threads."""
+
+    def __init__(self, count: int) -> None:
+        assert count > 0
+        self._count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="read")
+
+    def share_out(self, num_samples: int, work: Callable[[slice], ReadCost]) -> ReadCost:
+        """Call `work` with parts of the batch at the same time; raises what it raises."""
+        parts = min(self._count, num_samples)
+        edges = [num_samples * part // parts for part in range(parts + 1)] if parts else [0]
+        slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+        cost = ReadCost()
+        for part_cost in self._pool.map(work, slices):
+            cost.add(part_cost)
+        return cost
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
