@@ -35,8 +35,8 @@ from benchmarks.measurement import spread
 from benchmarks.rivals import eager_alexnet
 from pipeline.config import DistributedConfig
 from pipeline.data.augment import draw_flips, flip
-from pipeline.data.batch import to_device
 from pipeline.data.color import ORIGINAL, draw_color_shifts
+from pipeline.data.device import to_device
 from pipeline.data.normalize import Normalizer
 from pipeline.data.randomness import dropout_keys
 from pipeline.distributed import Place, connect

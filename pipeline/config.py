@@ -47,6 +47,9 @@ class DataConfig:
 
     shards: str = operational("")
     """Directory of the shard set. It may be moved: its manifest's hash is what is compared."""
+    reader: Literal["tar", "resident"] = operational("tar")
+    """How `train` is read: images from local tars as they are needed, or all of them once, decoded
+    into the memory of the devices."""
     drop_last: bool = True
     """Leave out the epoch's last, smaller batch (other samples in every epoch)."""
     decode_threads: int = operational(1)
@@ -431,6 +434,12 @@ class Config:
             "not_learning_after_samples",
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+        _require(
+            self.data.reader != "resident" or self.augment.crop_place != "random_resized",
+            "data.reader",
+            "resident with augment.crop_place random_resized",
+            "another reader: a resident image can be cropped, but not scaled",
+        )
         _require(
             self.evaluation.views == 1 or self.augment.crop_pixels is not None,
             "evaluation.views",

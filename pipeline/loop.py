@@ -15,12 +15,13 @@ from pipeline import checkpoint
 from pipeline.alarm import is_guessing
 from pipeline.clock import StepClock
 from pipeline.config import Config
-from pipeline.data.batch import HostBatch, to_device
-from pipeline.data.loader import Loader, training_requests
+from pipeline.data.batch import Batch, Batches
+from pipeline.data.device import to_device
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
 from pipeline.data.randomness import dropout_keys
 from pipeline.data.reading import ReadCost, Reader
+from pipeline.data.training import OpenBatches
 from pipeline.distributed import World
 from pipeline.evaluate import evaluate, save_predictions
 from pipeline.failure import sentence_of
@@ -54,7 +55,7 @@ class Parts:
     replica: Replica
     augmenter: Augmenter
     viewer: Viewer
-    train_reader: Reader
+    open_batches: OpenBatches
     val_reader: Reader
     progress: Progress
     journal: Journal
@@ -85,7 +86,7 @@ class TrainingLoop:
         """
         progress = self._parts.progress
         source = None
-        with self._batches() as batches:
+        with self._parts.open_batches(progress.step, self._parts.end_step) as batches:
             self._clock.restart()
             while progress.step < self._parts.end_step and source is None:
                 self._train_step(batches)
@@ -97,23 +98,7 @@ class TrainingLoop:
             self._save("periodic" if source is None else "preempt", must_succeed=True)
         stops.close()
 
-    def _batches(self) -> Loader:
-        parts = self._parts
-        return Loader(
-            parts.train_reader,
-            training_requests(
-                parts.plan,
-                parts.config.seed,
-                parts.grid.replica,
-                parts.progress.step,
-                parts.end_step,
-            ),
-            batch_size=parts.plan.local_batch_size,
-            depth=parts.config.data.prefetch_batches,
-            pin_memory=parts.world.device.type == "cuda",
-        )
-
-    def _train_step(self, batches: Loader) -> None:
+    def _train_step(self, batches: Batches) -> None:
         parts, clock = self._parts, self._clock
         num_samples = 0
         for micro_batch in range(parts.plan.accumulation_steps):
@@ -133,7 +118,7 @@ class TrainingLoop:
         clock.end_step(num_samples)
         self._collect_times()
 
-    def _add_gradients(self, batch: HostBatch, micro_batch: int) -> None:
+    def _add_gradients(self, batch: Batch, micro_batch: int) -> None:
         parts, clock, step = self._parts, self._clock, self._parts.progress.step
         epoch, samples = parts.plan.epoch_of(step), batch.samples
         images, labels = batch.to(parts.world.device)
@@ -141,7 +126,7 @@ class TrainingLoop:
         clock.mark("h2d")
         is_last = micro_batch + 1 == parts.plan.accumulation_steps
         loss, logits = parts.replica.add_gradients(
-            parts.augmenter(images, samples, epoch),
+            parts.augmenter(images, samples, epoch, batch.picks),
             keys,
             labels,
             step_samples=parts.plan.samples_in_step(step),
@@ -155,7 +140,7 @@ class TrainingLoop:
         """Count what reading took, and tell of images that were found damaged."""
         parts = self._parts
         parts.metrics.record_loaded(
-            parts.train_reader.source,
+            parts.config.data.reader,
             num_samples=cost.num_samples,
             num_bytes=cost.num_bytes,
             read_seconds=cost.read_seconds,

@@ -22,8 +22,8 @@ from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
-from pipeline.data.readers import open_evaluation_reader, open_training_reader
-from pipeline.data.reading import Reader
+from pipeline.data.readers import open_evaluation_reader
+from pipeline.data.training import open_batches
 from pipeline.distributed import World
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
@@ -96,8 +96,9 @@ def _build(
     config, run = settings.config, command.run
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
-        train_reader, val_reader = _readers(config, manifest, resources)
-        plan = _plan(config, train_reader.num_samples, grid)
+        plan = _plan(config, manifest.split("train").num_samples, grid)
+        val_reader = open_evaluation_reader(config, Path(config.data.shards), manifest, "val")
+        resources.callback(val_reader.close)
         target_steps = _target_steps(config, plan)
         size = input_size(config.augment, manifest.image_size)
         torch.manual_seed(config.seed)
@@ -110,6 +111,7 @@ def _build(
     path = _newest_checkpoint(run, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     has_work = path is None or checkpoint.step_of(path) < end_step
+    batches = open_batches(config, manifest, plan, world, grid, resources)
     registry = CollectorRegistry()
     if has_work and config.metrics.enabled:
         _publish(registry, config, run, world, resources)
@@ -131,7 +133,7 @@ def _build(
         replica=replica,
         augmenter=Augmenter(config.augment, config.seed, manifest, normalizer),
         viewer=viewer,
-        train_reader=train_reader,
+        open_batches=batches,
         val_reader=val_reader,
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan),
@@ -172,18 +174,6 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
     remove_leftovers(run.predictions("val").parent)
     if remove_old_request(run):
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
-
-
-def _readers(
-    config: Config, manifest: Manifest, resources: contextlib.ExitStack
-) -> tuple[Reader, Reader]:
-    """Of `train` and `val`."""
-    shards = Path(config.data.shards)
-    train_reader = open_training_reader(config, shards, manifest)
-    resources.callback(train_reader.close)
-    val_reader = open_evaluation_reader(config, shards, manifest, "val")
-    resources.callback(val_reader.close)
-    return train_reader, val_reader
 
 
 def _plan(config: Config, num_samples: int, grid: Grid) -> BatchPlan:

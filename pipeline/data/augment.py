@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config import AugmentConfig
-from pipeline.data.batch import to_device
+from pipeline.data.device import to_device
 from pipeline.data.partition import Indices
 from pipeline.data.randomness import Stream, random_below, random_bits
 

@@ -1,23 +1,53 @@
-"""What every reader yields, and the way to the device."""
+"""What every reader's batches have in common, and the batch in host memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from pipeline.data.frames import Picks
+from pipeline.data.partition import Indices
+from pipeline.data.reading import ReadCost
 
-def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """A fresh array as a tensor on `device`, without waiting for the copy.
 
-    A GPU copies by itself from pinned memory only; for any other the host would wait.
-    """
-    tensor = torch.from_numpy(array)
-    if device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+class Batch(Protocol):
+    """What training works on: `num_valid` rows are samples, those behind them padding."""
+
+    samples: Indices
+    """Numbers in the split, int64 N."""
+    num_valid: int
+
+    @property
+    def picks(self) -> Picks | None:
+        """Which frames of the images those of the samples are; None: all, in order."""
+
+    def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images uint8 M×H×W×3 and labels int64 N on `device`, without waiting for them."""
+
+
+class Batches(Protocol):
+    """Iterates over batches; to be left when no more are wanted."""
+
+    @property
+    def queued_batches(self) -> int:
+        """Batches that are ready now."""
+
+    def take_cost(self) -> ReadCost:
+        """What reading cost since the last call."""
+
+    def __next__(self) -> Batch: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,8 +60,9 @@ class HostBatch:
 
     images: torch.Tensor
     labels: torch.Tensor
-    samples: npt.NDArray[np.int64]
+    samples: Indices
     num_valid: int
+    picks: None = None
     copied: torch.cuda.Event | None = None
     """Set while a copy to the device may still be reading; the loader waits for it."""
 

@@ -40,7 +40,6 @@ class JpegReader:
         self._threads = Threads(num_threads)
         self.num_samples = places.num_samples
         self.image_shape = (*framing.output_size, 3)
-        self.source = places.source
 
     def read(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]

@@ -35,14 +35,24 @@ def training_requests(
     plan: BatchPlan, seed: int, replica: int, start_step: int, end_step: int
 ) -> Iterator[Request]:
     """The samples of each micro-batch of one replica, from `start_step` up to `end_step`."""
+    for requests in requests_of_all(plan, seed, start_step, end_step):
+        yield requests[replica]
+
+
+def requests_of_all(
+    plan: BatchPlan, seed: int, start_step: int, end_step: int
+) -> Iterator[list[Request]]:
+    """The same of every replica, in their order."""
     epoch, order = -1, np.empty(0, np.int64)
     for step in range(start_step, end_step):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
             order = epoch_order(plan.num_samples, seed, epoch)
         for micro_batch in range(plan.accumulation_steps):
-            positions = plan.positions(step, micro_batch, replica)
-            yield Request(order[positions.start : positions.stop], epoch)
+            parts = (
+                plan.positions(step, micro_batch, replica) for replica in range(plan.num_replicas)
+            )
+            yield [Request(order[part.start : part.stop], epoch) for part in parts]
 
 
 def evaluation_requests(blocks: list[EvaluationBlock]) -> Iterator[Request]:

@@ -10,6 +10,9 @@ import torch
 
 from data_prep.manifest import Manifest, read_mean_image
 from pipeline.config import AugmentConfig
+from pipeline.data.augment import Flags, flip
+from pipeline.data.device import to_device
+from pipeline.data.frames import Picks, take_frames, whole_images
 from pipeline.data.framing import input_size
 
 
@@ -46,6 +49,36 @@ class Normalizer:
             shifts = color_shifts * (self._scale / divisor)
             lines += shifts.repeat(1, width)[:, None, :]
         return lines.view(images.shape).permute(0, 3, 1, 2)
+
+    def take(
+        self,
+        images: torch.Tensor,
+        picks: Picks | None,
+        flips: Flags,
+        *,
+        color_shifts: torch.Tensor | None = None,
+        divisor: float = 1.0,
+    ) -> torch.Tensor:
+        """Frames of uint8 M×H×W×3, some mirrored, as `__call__` makes them: N×3×h×w.
+
+        On a GPU one kernel does it all.
+        """
+        if images.device.type != "cuda":
+            frames = flip(take_frames(images, picks), flips)
+            return self(frames, color_shifts=color_shifts, divisor=divisor)
+        from pipeline.data import frames_cuda
+
+        picks = picks or whole_images(images)
+        return frames_cuda.normalize_frames(
+            images.contiguous(),
+            *picks.on(images.device),
+            to_device(flips, images.device),
+            picks.size,
+            shift=self._shift,
+            scale=self._scale,
+            color_shifts=color_shifts,
+            divisor=divisor,
+        )
 
 
 def build_normalizer(

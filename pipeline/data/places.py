@@ -26,8 +26,6 @@ class Places(Protocol):
     """CRC-32 of each sample's content, with `prefix` before it."""
     prefix: bytes
     """What a place leaves out of the content that the checksum is of."""
-    source: str
-    """What metrics call it: one of `LOADER_SOURCES`."""
 
     def rows(self, samples: Indices) -> Rows:
         """The index's rows of these samples."""

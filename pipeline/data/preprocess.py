@@ -9,9 +9,10 @@ import torch
 
 from data_prep.manifest import Manifest
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import draw_flips, draw_shifts, flip, shift_and_flip
-from pipeline.data.batch import to_device
+from pipeline.data.augment import draw_flips, draw_shifts, shift_and_flip
 from pipeline.data.color import color_components, draw_color_shifts
+from pipeline.data.device import to_device
+from pipeline.data.frames import Picks, take_frames
 from pipeline.data.framing import ImageSize, input_size
 from pipeline.data.normalize import Normalizer
 from pipeline.data.partition import Indices
@@ -28,22 +29,28 @@ class Augmenter:
         self._normalizer = normalizer
         self._components = color_components(config.color_components, manifest.statistics)
 
-    def __call__(self, images: torch.Tensor, samples: Indices, epoch: int) -> torch.Tensor:
-        """uint8 N×H×W×3 with their sample numbers to float32 N×3×H×W, channels last."""
-        config = self._config
+    def __call__(
+        self, images: torch.Tensor, samples: Indices, epoch: int, picks: Picks | None = None
+    ) -> torch.Tensor:
+        """uint8 M×H×W×3 to float32 N×3×h×w, channels last.
+
+        `picks` says which frames of `images` those of the N `samples` are; None: all, in order.
+        """
+        config, device = self._config, images.device
         flips = draw_flips(config, self._seed, epoch, samples)
         if config.shift_pixels:
             shifts = draw_shifts(config, self._seed, epoch, samples)
-            images = shift_and_flip(images, shifts, flips)
-        else:
-            images = flip(images, flips)
+            images = shift_and_flip(take_frames(images, picks), shifts, flips)
+            picks, flips = None, np.zeros_like(flips)
         if not self._adds_color(epoch):
-            return self._normalizer(images)
+            return self._normalizer.take(images, picks, flips)
         size = config.color_noise
         colors = draw_color_shifts(self._components, size, self._seed, epoch, samples)
-        return self._normalizer(
+        return self._normalizer.take(
             images,
-            color_shifts=to_device(colors.astype(np.float32), images.device),
+            picks,
+            flips,
+            color_shifts=to_device(colors.astype(np.float32), device),
             divisor=1 + size,  # the code keeps the scale of training and test images alike so
         )
 

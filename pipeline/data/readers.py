@@ -21,14 +21,23 @@ def open_training_reader(config: Config, shards: Path, manifest: Manifest) -> Re
     the recipe.
     """
     framing = training_framing(config.augment, manifest.image_size, config.seed)
-    max_corrupt = int(config.data.max_corrupt_ratio * manifest.split("train").num_samples)
-    return _open(config, shards, manifest, "train", framing, max_corrupt)
+    return _open(config, shards, manifest, "train", framing, _max_corrupt(config, manifest))
 
 
 def open_evaluation_reader(config: Config, shards: Path, manifest: Manifest, split: str) -> Reader:
     """The reader of any split for evaluation: every sample of it counts. Raises the same."""
     framing = evaluation_framing(config.augment, manifest.image_size)
     return _open(config, shards, manifest, split, framing, max_corrupt=0)
+
+
+def open_whole_images(config: Config, shards: Path, manifest: Manifest) -> Reader:
+    """The reader of `train` without any frames, for images of one size. Raises the same."""
+    framing = evaluation_framing(config.augment, manifest.image_size)
+    return _open(config, shards, manifest, "train", framing, _max_corrupt(config, manifest))
+
+
+def _max_corrupt(config: Config, manifest: Manifest) -> int:
+    return int(config.data.max_corrupt_ratio * manifest.split("train").num_samples)
 
 
 def _open(

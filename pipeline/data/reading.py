@@ -46,8 +46,6 @@ class Reader(Protocol):
 
     num_samples: int
     image_shape: tuple[int, int, int]
-    source: str
-    """What metrics call it: one of `LOADER_SOURCES`."""
 
     def read(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
@@ -83,9 +81,11 @@ class Quarantine:
         if sample not in self._corrupt:
             return sample
         cost.num_replaced += 1
-        while sample in self._corrupt:
-            sample = self._next(sample)
-        return sample
+        for distance in range(1, self._places.num_samples):
+            other = (sample + distance) % self._places.num_samples
+            if other not in self._corrupt:
+                return other
+        raise ShardSetError(f"every image of the split is damaged; {_REMEDY}")
 
     def replace(self, sample: int, error: Exception, cost: ReadCost) -> int:
         """The sample for one that turned out to be damaged; raises `ShardSetError` if too many."""
@@ -95,15 +95,12 @@ class Quarantine:
             is_new = sample not in self._corrupt
             self._corrupt.add(sample)
             count = len(self._corrupt)
-        if count > min(self._max_corrupt, self._places.num_samples - 1):
+        if count > self._max_corrupt:
             total = f"; that makes {count} damaged images, and {self._max_corrupt} may be"
             raise ShardSetError(f"{complaint}{total if count > 1 else ''}; {_REMEDY}") from None
         if is_new:
             cost.complaints.append(complaint)
         return self.stand_in(sample, cost)
-
-    def _next(self, sample: int) -> int:
-        return (sample + 1) % self._places.num_samples
 
 
 class Threads:

@@ -39,9 +39,7 @@ class TarPlaces:
 
     prefix = b""
 
-    def __init__(
-        self, shards: Path, manifest: Manifest, split: str, files: ShardFiles, source: str
-    ) -> None:
+    def __init__(self, shards: Path, manifest: Manifest, split: str, files: ShardFiles) -> None:
         """`shards` is the folder of the index.
 
         Raises `ShardSetError` if the index is missing or not the manifest's.
@@ -54,7 +52,6 @@ class TarPlaces:
         self.num_samples = self._split.num_samples
         self.encoding = manifest.encoding
         self.image_size = manifest.image_size
-        self.source = source
 
     def rows(self, samples: Indices) -> Rows:
         return self._index[samples]
@@ -98,7 +95,7 @@ def local_places(shards: Path, manifest: Manifest, split: str) -> TarPlaces:
     """The images of a split of a shard set on this host; raises `ShardSetError`."""
     files = LocalFiles(shards, manifest.split(split))
     try:
-        return TarPlaces(shards, manifest, split, files, "tar")
+        return TarPlaces(shards, manifest, split, files)
     except BaseException:
         files.close()
         raise

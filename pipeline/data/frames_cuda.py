@@ -1,0 +1,136 @@
+"""Frames out of images on a GPU as one Triton kernel: gather, crop, flip and, if asked for, colour,
+normalization and the cast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+_BLOCK = 1024
+
+
+def take_frames(
+    images: torch.Tensor,
+    rows: torch.Tensor,
+    tops: torch.Tensor,
+    lefts: torch.Tensor,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """uint8 M×H×W×3, and int64 N three times, to uint8 N×h×w×3."""
+    out = images.new_empty((len(rows), *size, 3))
+    flips = torch.zeros_like(rows, dtype=torch.bool)
+    nothing = torch.empty(0, device=images.device)
+    _launch(images, rows, tops, lefts, flips, out, nothing, nothing, nothing, 1.0)
+    return out
+
+
+def normalize_frames(
+    images: torch.Tensor,
+    rows: torch.Tensor,
+    tops: torch.Tensor,
+    lefts: torch.Tensor,
+    flips: torch.Tensor,
+    size: tuple[int, int],
+    *,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    color_shifts: torch.Tensor | None,
+    divisor: float,
+) -> torch.Tensor:
+    """The same frames x as float32 N×3×h×w, channels-last: ((x + colour) scale + shift) / divisor.
+
+    `scale` is float32 3, `shift` float32 3 or h×w×3, `color_shifts` float32 N×3.
+    """
+    out = torch.empty((len(rows), *size, 3), device=images.device)
+    colors = color_shifts if color_shifts is not None else out.new_zeros((len(rows), 3))
+    _launch(images, rows, tops, lefts, flips, out, shift.contiguous(), scale, colors, 1 / divisor)
+    return out.permute(0, 3, 1, 2)
+
+
+def _launch(
+    images: torch.Tensor,
+    rows: torch.Tensor,
+    tops: torch.Tensor,
+    lefts: torch.Tensor,
+    flips: torch.Tensor,
+    out: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    colors: torch.Tensor,
+    inverse_divisor: float,
+) -> None:
+    count, height, width, channels = out.shape
+    assert images.is_contiguous()
+    if count == 0:
+        return
+    grid = (count, triton.cdiv(height * width * channels, _BLOCK))
+    with torch.cuda.device_of(images):
+        _frame_kernel[grid](
+            images,
+            rows,
+            tops,
+            lefts,
+            flips.to(torch.uint8),
+            out,
+            shift,
+            scale,
+            colors,
+            inverse_divisor,
+            images.shape[1],
+            images.shape[2],
+            height,
+            width,
+            NORMALIZES=out.dtype == torch.float32,
+            SHIFT_IS_IMAGE=shift.dim() == 3,
+            BLOCK=_BLOCK,
+        )
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    return triton.jit(function)
+
+
+@_compiled
+def _frame_kernel(
+    images: tl.tensor,
+    rows: tl.tensor,
+    tops: tl.tensor,
+    lefts: tl.tensor,
+    flips: tl.tensor,
+    out: tl.tensor,
+    shift: tl.tensor,
+    scale: tl.tensor,
+    colors: tl.tensor,
+    inverse_divisor: tl.tensor,
+    image_height: tl.tensor,
+    image_width: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    NORMALIZES: tl.constexpr,
+    SHIFT_IS_IMAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Program (frame, stretch of its numbers)."""
+    frame = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    exists = place < height * width * 3
+    pixel, channel = place // 3, place % 3
+    y, x = pixel // width, pixel % width
+    x = tl.where(tl.load(flips + frame) != 0, width - 1 - x, x)
+    # 64 bits: a resident split has more bytes than 32 can count.
+    line = tl.load(rows + frame) * image_height + tl.load(tops + frame) + y
+    source = (line * image_width + tl.load(lefts + frame) + x) * 3 + channel
+    value = tl.load(images + source, mask=exists, other=0)
+    target = out + frame * height * width * 3 + place
+    if NORMALIZES:
+        color = tl.load(colors + frame * 3 + channel, mask=exists, other=0.0)
+        factor = tl.load(scale + channel, mask=exists, other=0.0)
+        offset = tl.load(shift + (place if SHIFT_IS_IMAGE else channel), mask=exists, other=0.0)
+        normal = (value.to(tl.float32) + color) * factor + offset
+        tl.store(target, normal * inverse_divisor, mask=exists)
+    else:
+        tl.store(target, value, mask=exists)
