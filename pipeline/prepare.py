@@ -131,7 +131,7 @@ def _build(
         world=world,
         grid=grid,
         replica=replica,
-        augmenter=Augmenter(config.augment, config.seed, manifest, normalizer),
+        augmenter=Augmenter(config.augment, config.seed, manifest.statistics, normalizer),
         viewer=viewer,
         open_batches=batches,
         val_reader=val_reader,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data_prep.manifest import Manifest
+from data_prep.manifest import Statistics
 from pipeline.config import AugmentConfig
 from pipeline.data.augment import draw_flips, draw_shifts, shift_and_flip
 from pipeline.data.color import color_components, draw_color_shifts
@@ -22,12 +22,12 @@ class Augmenter:
     """Training: random shifts, flips and colours, drawn by (seed, epoch, sample) only."""
 
     def __init__(
-        self, config: AugmentConfig, seed: int, manifest: Manifest, normalizer: Normalizer
+        self, config: AugmentConfig, seed: int, statistics: Statistics, normalizer: Normalizer
     ) -> None:
         self._config = config
         self._seed = seed
         self._normalizer = normalizer
-        self._components = color_components(config.color_components, manifest.statistics)
+        self._components = color_components(config.color_components, statistics)
 
     def __call__(
         self, images: torch.Tensor, samples: Indices, epoch: int, picks: Picks | None = None

@@ -94,7 +94,7 @@ def test_the_mean_image_s_middle_is_subtracted(shards: Path, manifest: Manifest)
     config = AugmentConfig(crop_pixels=8, normalize="mean_image")
     normalizer = build_normalizer(config, manifest, shards, CPU)
     images = random_images(6, 8, 8)
-    found = Augmenter(config, 0, manifest, normalizer)(images, np.arange(6), 0).numpy()
+    found = Augmenter(config, 0, manifest.statistics, normalizer)(images, np.arange(6), 0).numpy()
     top, left = (height - 8) // 2, (width - 8) // 2
     middle = mean[top : top + 8, left : left + 8]
     for image, output in zip(images.numpy(), found, strict=True):
@@ -150,7 +150,7 @@ def test_a_colour_shift_is_one_an_image_and_epoch() -> None:
 def test_colour_noise_and_its_division_end_together(shards: Path, manifest: Manifest) -> None:
     config = AugmentConfig(normalize="none", color_noise=0.1, color_noise_until_epoch=3)
     normalizer = build_normalizer(config, manifest, shards, CPU)
-    augmenter, samples = Augmenter(config, 0, manifest, normalizer), np.arange(5)
+    augmenter, samples = Augmenter(config, 0, manifest.statistics, normalizer), np.arange(5)
     images = random_images(5, 4, 4)
     plain = images.numpy().astype(np.float64).transpose(0, 3, 1, 2)
     for epoch in (2, 3):

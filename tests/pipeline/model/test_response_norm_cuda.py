@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -17,37 +11,16 @@ from pipeline.model.response_norm import (
     normalize_and_pool,
     normalize_and_pool_plain,
 )
+from tests.pipeline.kernels import compile_for_h100, needs_gpu, run_interpreted
 
 triton = pytest.importorskip("triton")
 
-ROOT = Path(__file__).resolve().parents[3]
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
 
 def test_interpreted_they_do_what_the_definition_says() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.model.interpreted_kernels"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def compile_for_h100(kernel: Any, pointers: dict[str, str], constants: dict[str, Any]) -> Any:
-    """As a launch does, with the kernel's other arguments being integers but for alpha and k."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    numbers = dict.fromkeys(kernel.arg_names, "i32") | {"alpha": "fp32", "k": "fp32"}
-    signature = numbers | pointers | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    run_interpreted("tests.pipeline.model.interpreted_kernels")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -56,6 +29,7 @@ def test_they_compile_for_an_h100(dtype: torch.dtype) -> None:
     from pipeline.model import response_norm_cuda
 
     numbers = f"*{TRITON_NAMES[dtype]}"
+    types = {"x": numbers, "places": "*u8", "alpha": "fp32", "k": "fp32"}
     constants = {
         "PER_COLUMN": 48,
         "HALF": 2,
@@ -68,12 +42,12 @@ def test_they_compile_for_an_h100(dtype: torch.dtype) -> None:
     }
     forward = compile_for_h100(
         response_norm_cuda._forward_kernel,
-        {"x": numbers, "pooled": numbers, "places": "*u8"},
+        types | {"pooled": numbers},
         constants | {"POOLED_ROWS": 7},
     )
     backward = compile_for_h100(
         response_norm_cuda._backward_kernel,
-        {"gradient": numbers, "x": numbers, "places": "*u8", "found": numbers},
+        types | {"gradient": numbers, "found": numbers},
         constants,
     )
     assert forward.asm["cubin"]

@@ -1,0 +1,64 @@
+"""The same run through every reader: the same bits come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.training import assert_same_state, make_large_shards, rows
+from tests.pipeline.ranks import Job
+
+
+@pytest.fixture(scope="module")
+def shards(scratch: Path) -> Path:
+    return make_large_shards(scratch / "shards", 36, 7)
+
+
+def train(num_ranks: int, shards: Path, run: Path, *options: object, code: int = 0) -> Job:
+    """The network of the blog's CIFAR-10 on crops: quick, and with all that augmentation has."""
+    words: list[object] = ["cifar10", "--data.shards", shards, "--run-dir", run]
+    words += ["--metrics.enabled", "false", "--global_batch_size", 12, "--epochs", 2]
+    words += ["--augment.shift_pixels", 0, "--augment.crop_pixels", 32]
+    words += ["--augment.color_noise", 0.1, "--evaluation.every_epochs", 0]
+    words += ["--checkpoint.every_epochs", 0, "--accumulation_steps", 2, *options]
+    job = Job(num_ranks, "pipeline.train", words)
+    with job:
+        assert job.wait() == [code] * num_ranks, job.errors
+    return job
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def num_ranks(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def from_tars(scratch: Path, shards: Path, num_ranks: int) -> Path:
+    run = scratch / f"tar-{num_ranks}"
+    train(num_ranks, shards, run)
+    return run
+
+
+def test_a_resident_split_gives_what_tars_give(
+    scratch: Path, shards: Path, num_ranks: int, from_tars: Path
+) -> None:
+    run = scratch / f"resident-{num_ranks}"
+    train(num_ranks, shards, run, "--data.reader", "resident")
+    assert_same_state(run, from_tars)
+
+
+def test_a_resident_run_goes_on_in_the_middle_of_an_epoch_from_tars(
+    scratch: Path, shards: Path, from_tars: Path, num_ranks: int
+) -> None:
+    run = scratch / f"resumed-{num_ranks}"
+    train(num_ranks, shards, run, "--data.reader", "resident", "--max-steps", 2)
+    train(num_ranks, shards, run)
+    assert_same_state(run, from_tars)
+    assert [row["resumed_from"] for row in rows(run, "run")] == [None, 2]
+
+
+def test_what_a_resident_split_cannot_do_is_told(scratch: Path, shards: Path) -> None:
+    resized = ("--augment.crop_place", "random_resized")
+    job = train(1, shards, scratch / "refused", "--data.reader", "resident", *resized, code=1)
+    assert "a resident image can be cropped, but not scaled" in job.errors[0]
