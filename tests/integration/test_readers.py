@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import assert_same_state, make_large_shards, rows
 from tests.pipeline.ranks import Job
 
@@ -62,3 +63,30 @@ def test_what_a_resident_split_cannot_do_is_told(scratch: Path, shards: Path) ->
     resized = ("--augment.crop_place", "random_resized")
     job = train(1, shards, scratch / "refused", "--data.reader", "resident", *resized, code=1)
     assert "a resident image can be cropped, but not scaled" in job.errors[0]
+
+
+def test_originals_of_many_sizes_are_trained_on_with_scaled_crops(scratch: Path) -> None:
+    """And evaluated on ten views of the middle of each; a resumed run sees the same frames."""
+    images = scratch / "originals"
+    for split, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = images / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed = 100 * label + number
+                content = jpeg(seed, height=40 + 9 * number, width=90 - 7 * number)
+                (folder / f"{split}{number}.jpg").write_bytes(content)
+    shards = scratch / "originals-shards"
+    assert run_cli("shard", "folder", "--input", images, "--output", shards).returncode == 0
+    options: list[object] = ["--augment.crop_place", "random_resized"]
+    options += ["--augment.evaluation_pixels", 36, "--global_batch_size", 4, "--epochs", 3]
+    options += ["--accumulation_steps", 1, "--evaluation.every_epochs", 1]
+    options += ["--evaluation.views", 10]
+    whole, resumed, two = (scratch / f"originals-{name}" for name in ("whole", "resumed", "two"))
+    train(1, shards, whole, *options)
+    train(1, shards, resumed, *options, "--max-steps", 4)
+    train(1, shards, resumed, *options)
+    assert_same_state(resumed, whole)
+    train(2, shards, two, *options)
+    for run in (whole, two):
+        assert [row["seen"] for row in rows(run, "eval")] == [6, 6, 6]
