@@ -1,0 +1,200 @@
+"""Has ffcv's own writer write a `.beton`, and watches it: left alone it can wait for ever.
+
+ffcv waits for its worker processes without looking at them. So a timer interrupts the wait, looks
+whether the worker lives and gets on, and raises if not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
+from typing import Any, TextIO
+
+from data_prep.beton_samples import BetonImage, ShardSamples
+from data_prep.output import ConversionError
+
+_POLL_SECONDS = 0.2
+_PAGE_BYTES = 1 << 23
+"""Of a page, unless an image is larger: ffcv's default."""
+_MAX_PAGE_BYTES = 1 << 30  # the power of two below what Linux writes at once; ffcv writes once
+_INSTALL = (
+    "install it on Debian with 'apt install g++ pkg-config python3-dev libopencv-dev "
+    "libturbojpeg0-dev' and then 'pip install ffcv==1.0.2', or with 'make ffcv'"
+)
+
+
+def write_with_ffcv(
+    samples: ShardSamples, path: Path, show: Callable[[int], None], stall_seconds: float
+) -> None:
+    """Write the samples in their order to `path`; the same samples give the same bytes.
+
+    `show` is told the number of samples done, several times a second. Must run in the main thread.
+    Raises `ConversionError` if ffcv is not there, an image is too large, the worker fails or dies,
+    or nothing is done for `stall_seconds`, and `OSError` if the end of the file cannot be written.
+    What is at `path` then is of no use.
+    """
+    page_bytes = _choose_page_bytes(int(samples.image_bytes.max()))
+    make_writer, image_field, label_field = _import_ffcv()
+    # On the object: when reading, ffcv would not know the type of a subclass.
+    image_field.encode = _encode
+    # One worker copies as fast as disks write; with several the bytes depend on who is faster.
+    fields = {"image": image_field, "label": label_field}
+    writer = make_writer(str(path), fields, page_size=page_bytes, num_workers=1)
+    work = _Work(samples)
+    with tempfile.TemporaryFile("w+") as errors:
+        watch = _Watch(work, errors, show, stall_seconds)
+        try:
+            with contextlib.redirect_stderr(errors), _call_often(watch.look):
+                writer.from_indexed_dataset(work)
+        finally:
+            _clean_up(writer)
+
+
+def _choose_page_bytes(image_bytes: int) -> int:
+    """The size of pages, a power of two, that holds the largest image: ffcv splits none."""
+    page_bytes = max(_PAGE_BYTES, 1 << (image_bytes - 1).bit_length())
+    if page_bytes > _MAX_PAGE_BYTES:
+        raise ConversionError(
+            f"the largest image has {image_bytes} bytes; a .beton holds at most {_MAX_PAGE_BYTES} "
+            "bytes an image: convert the data with --size N"
+        )
+    return page_bytes
+
+
+def _import_ffcv() -> tuple[Callable[..., Any], Any, Any]:
+    """ffcv's writer, and new fields for images and labels."""
+    try:
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.writer import DatasetWriter
+    except ImportError as error:
+        raise ConversionError(
+            f"writing a .beton needs ffcv, which does not load ({error}): {_INSTALL}"
+        ) from None
+    return DatasetWriter, RGBImageField(), IntField()
+
+
+def _encode(row: Any, image: BetonImage, allocate: Callable[[int], tuple[int, Any]]) -> None:
+    """Store the image's bytes as they are; ffcv's own would encode pixels anew."""
+    row["mode"], row["height"], row["width"] = image.mode, image.height, image.width
+    row["data_ptr"], room = allocate(len(image.content))
+    room[:] = memoryview(image.content)
+
+
+class _Work:
+    """The samples as the worker process asks for them, first to last."""
+
+    def __init__(self, samples: ShardSamples) -> None:
+        self._samples = samples
+        self._num_done = RawValue("Q")  # without a lock, which a dying worker could leave locked
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def num_done(self) -> int:
+        return int(self._num_done.value)
+
+    def __getitem__(self, number: int) -> tuple[BetonImage, int]:
+        if number == 0:
+            _end_with_parent()
+        sample = self._samples[int(number)]
+        self._num_done.value += 1
+        return sample
+
+
+def _end_with_parent() -> None:
+    """Let this worker process be stopped by its parent alone, and end when the parent does."""
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class _Watch:
+    """Called by a timer while ffcv waits for its worker: shows progress, raises on trouble."""
+
+    def __init__(
+        self, work: _Work, errors: TextIO, show: Callable[[int], None], stall_seconds: float
+    ) -> None:
+        self._work = work
+        self._errors = errors
+        self._show = show
+        self._stall_seconds = stall_seconds
+        self._num_done = 0
+        self._since = time.monotonic()
+
+    def look(self) -> None:
+        self._check_worker()
+        num_done, now = self._work.num_done, time.monotonic()
+        self._show(num_done)
+        if num_done != self._num_done:
+            self._num_done, self._since = num_done, now
+        elif now - self._since > self._stall_seconds:
+            raise ConversionError(
+                f"ffcv's writer has done nothing for {self._stall_seconds:g} s at sample "
+                f"{num_done} of {len(self._work)}, so it was stopped: see whether the disks hang, "
+                "and run the same command again"
+            )
+
+    def _check_worker(self) -> None:
+        try:  # whichever ended; it stays to be waited for
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # not started yet
+            return
+        if ended is None or ended.si_status == 0:
+            return
+        if ended.si_code == os.CLD_EXITED:
+            raise ConversionError(f"ffcv's writer failed: {self._last_error()}")
+        raise ConversionError(
+            f"the worker process of ffcv's writer died (signal {ended.si_status}); run the same "
+            "command again, and see that there is memory, in /dev/shm too"
+        )
+
+    def _last_error(self) -> str:
+        """What the worker's exception said, from the traceback that it printed."""
+        self._errors.seek(0)
+        found = re.findall(r"^Traceback .*?\n(?! )([^\r\n]+)", self._errors.read(), re.M | re.S)
+        if not found:
+            return "no reason was given"
+        text = str(found[-1]).partition(": ")[2] or str(found[-1])
+        return re.sub(r"^\[Errno \d+\] ", "", text)
+
+
+@contextlib.contextmanager
+def _call_often(look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` several times a second, whatever the main thread does; it may raise there."""
+    before = signal.signal(signal.SIGALRM, lambda *_: look())
+    signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS, _POLL_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _clean_up(writer: Any) -> None:
+    """End the worker, which has nothing left to do, and free the memory shared with it."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    memory = getattr(writer, "metadata_sm", None)
+    if isinstance(memory, SharedMemory):  # ffcv puts a number there before the memory
+        with contextlib.suppress(FileNotFoundError):  # freed already
+            memory.close()
+            memory.unlink()
