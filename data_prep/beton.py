@@ -21,7 +21,7 @@ from data_prep.beton_format import (
     write_record,
 )
 from data_prep.beton_samples import ShardSamples
-from data_prep.beton_writer import write_with_ffcv
+from data_prep.beton_writer import FfcvWriter
 from data_prep.files import TEMPORARY_PREFIX, sync_directory
 from data_prep.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.output import ConversionError
@@ -56,8 +56,9 @@ def write_beton(
         return _find_finished(shards, path, sha256)
     samples = ShardSamples(shards, manifest)
     with contextlib.closing(samples), _claim(path) as temporary:
-        with _progress("writing", len(samples), stream) as show:
-            write_with_ffcv(samples, temporary, show, stall_seconds)
+        writer = FfcvWriter(samples)
+        with _progress("writing", len(samples), stream) as show, _naming(path):
+            writer.write(temporary, show, stall_seconds)
         with _progress("checking", len(samples), stream) as show:
             tables = map_tables(temporary)
             _check_tables(path, tables, samples)
@@ -66,10 +67,9 @@ def write_beton(
             manifest_sha256=sha256,
             encoding=manifest.encoding,
             splits=samples.num_by_split,
-            tables_sha256=tables.sha256(),
         )
-        with temporary.open("r+b") as file:
-            write_record(file, record)
+        with _naming(path), temporary.open("r+b") as file:
+            write_record(file, record, tables)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -116,6 +116,16 @@ def _claim(path: Path) -> Iterator[Path]:
 def _progress(title: str, total: int, stream: TextIO) -> Iterator[Callable[[int], None]]:
     with contextlib.closing(Progress(title, "samples", stream)) as progress:
         yield lambda num_done: progress.show(num_done, total)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """For a block that writes: its `OSError`s name the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _check_tables(path: Path, tables: BetonTables, samples: ShardSamples) -> None:

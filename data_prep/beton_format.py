@@ -52,9 +52,9 @@ _FFCV_VERSION = 2
 _FIELDS = ((2, b"image"), (1, b"label"))
 """Type and name: ffcv's RGBImageField and IntField."""
 _RECORD_VERSION = 1
-_RECORD_OFFSET = HEADER_DTYPE.itemsize + FIELD_DTYPE.fields["arguments"][1]  # type: ignore[index]
+RECORD_OFFSET = HEADER_DTYPE.itemsize + FIELD_DTYPE.fields["arguments"][1]  # type: ignore[index]
 _RECORD_BYTES = 1024
-_ROWS_OFFSET = HEADER_DTYPE.itemsize + len(_FIELDS) * FIELD_DTYPE.itemsize
+ROWS_OFFSET = HEADER_DTYPE.itemsize + len(_FIELDS) * FIELD_DTYPE.itemsize
 
 _AGAIN = "write it again with 'python -m data_prep beton'"
 
@@ -67,8 +67,6 @@ class BetonRecord:
     encoding: Encoding
     splits: Mapping[str, int]
     """Number of samples by name, in the order of the file."""
-    tables_sha256: str
-    """Hash of the header, the rows and the allocation table, in this order."""
     record_version: int = _RECORD_VERSION
 
     def samples_of(self, split: str) -> slice:
@@ -94,8 +92,10 @@ class BetonTables:
     num_bytes: int
     """Length of the file."""
 
-    def sha256(self) -> str:
-        digest = hashlib.sha256(self.header)
+    def sha256(self, record: BetonRecord) -> str:
+        """Hash of the header, the rows, the allocation table and the record."""
+        digest = hashlib.sha256(json.dumps(asdict(record)).encode())
+        digest.update(self.header)
         digest.update(self.rows.view(np.uint8).data)
         digest.update(self.allocations.view(np.uint8).data)
         return digest.hexdigest()
@@ -109,26 +109,26 @@ def map_tables(path: Path) -> BetonTables:
     """
     try:
         with path.open("rb") as file:
-            start, num_bytes = file.read(_ROWS_OFFSET), file.seek(0, 2)
+            start, num_bytes = file.read(ROWS_OFFSET), file.seek(0, 2)
     except FileNotFoundError:
         raise ShardSetError(
             f"{path} is missing: make it with 'python -m data_prep beton SHARDS {path}'"
         ) from None
-    if len(start) < _ROWS_OFFSET or not _is_beton(start):
+    if len(start) < ROWS_OFFSET or not _is_beton(start):
         raise ShardSetError(f"{path} is not a .beton of images and labels, or is damaged: {_AGAIN}")
     header = np.frombuffer(start, HEADER_DTYPE, count=1)[0]
     num_samples, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
     if table == 0:
         raise ShardSetError(f"{path} was not finished, its writer was stopped: {_AGAIN}")
     expected = table + num_samples * ALLOCATION_DTYPE.itemsize
-    if num_bytes != expected or num_samples * ROW_DTYPE.itemsize > table - _ROWS_OFFSET:
+    if num_bytes != expected or num_samples * ROW_DTYPE.itemsize > table - ROWS_OFFSET:
         raise ShardSetError(
             f"{path} has {num_bytes} bytes; expected {expected} by its header: copy it again, or "
             f"{_AGAIN}"
         )
     return BetonTables(
         header=start[: HEADER_DTYPE.itemsize],
-        rows=np.memmap(path, ROW_DTYPE, "r", _ROWS_OFFSET, num_samples),
+        rows=np.memmap(path, ROW_DTYPE, "r", ROWS_OFFSET, num_samples),
         allocations=np.memmap(path, ALLOCATION_DTYPE, "r", table, num_samples),
         num_bytes=num_bytes,
     )
@@ -149,11 +149,11 @@ def _text(padded: npt.NDArray[np.uint8]) -> bytes:
     return padded.tobytes().rstrip(b"\0")
 
 
-def write_record(file: BinaryIO, record: BetonRecord) -> None:
-    """Finish a `.beton`: put the record into its place."""
-    text = json.dumps(asdict(record)).encode()
+def write_record(file: BinaryIO, record: BetonRecord, tables: BetonTables) -> None:
+    """Finish a `.beton`: put the record into its place, with a hash of all but the images."""
+    text = json.dumps({**asdict(record), "sha256": tables.sha256(record)}).encode()
     assert len(text) <= _RECORD_BYTES, text
-    file.seek(_RECORD_OFFSET)
+    file.seek(RECORD_OFFSET)
     file.write(text.ljust(_RECORD_BYTES, b"\0"))
 
 
@@ -164,8 +164,8 @@ def open_beton(path: Path, manifest_sha256: str) -> tuple[BetonRecord, BetonTabl
     Raises `ShardSetError` if the file is missing, cut, damaged, not finished, or of other data.
     """
     tables = map_tables(path)
-    record = _read_record(path)
-    if record.tables_sha256 != tables.sha256():
+    record, sha256 = _read_record(path)
+    if sha256 != tables.sha256(record):
         raise ShardSetError(f"{path} is damaged, its tables do not match their hash: {_AGAIN}")
     if record.manifest_sha256 != manifest_sha256:
         raise ShardSetError(
@@ -176,9 +176,10 @@ def open_beton(path: Path, manifest_sha256: str) -> tuple[BetonRecord, BetonTabl
     return record, tables
 
 
-def _read_record(path: Path) -> BetonRecord:
+def _read_record(path: Path) -> tuple[BetonRecord, str]:
+    """The record and the hash that goes with it."""
     with path.open("rb") as file:
-        file.seek(_RECORD_OFFSET)
+        file.seek(RECORD_OFFSET)
         text = file.read(_RECORD_BYTES).rstrip(b"\0")
     if not text:
         raise ShardSetError(
@@ -186,12 +187,14 @@ def _read_record(path: Path) -> BetonRecord:
             f"program wrote it; {_AGAIN}"
         )
     try:
-        record = BetonRecord(**json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
+        fields = json.loads(text)
+        sha256: str = fields.pop("sha256")
+        version = fields["record_version"]
+        record = BetonRecord(**fields) if version == _RECORD_VERSION else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardSetError(f"{path} has a damaged record ({error}): {_AGAIN}") from None
-    if record.record_version != _RECORD_VERSION:
+    if record is None:
         raise ShardSetError(
-            f"{path} has record version {record.record_version}; expected {_RECORD_VERSION}: "
-            f"{_AGAIN}"
+            f"{path} has record version {version}; expected {_RECORD_VERSION}: {_AGAIN}"
         )
-    return record
+    return record, sha256

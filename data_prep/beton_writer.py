@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.sharedctypes import RawValue
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,34 +34,42 @@ _INSTALL = (
 )
 
 
-def write_with_ffcv(
-    samples: ShardSamples, path: Path, show: Callable[[int], None], stall_seconds: float
-) -> None:
-    """Write the samples in their order to `path`; the same samples give the same bytes.
+class FfcvWriter:
+    """ffcv's writer of the samples, in their order: the same samples give the same bytes.
 
-    `show` is told the number of samples done, several times a second. Must run in the main thread.
-    Raises `ConversionError` if ffcv is not there, an image is too large, the worker fails or dies,
-    or nothing is done for `stall_seconds`, and `OSError` if the end of the file cannot be written.
-    What is at `path` then is of no use.
+    Takes seconds to make. Raises `ConversionError` if ffcv is not there or an image is too large.
     """
-    page_bytes = _choose_page_bytes(int(samples.image_bytes.max()))
-    make_writer, image_field, label_field = _import_ffcv()
-    # On the object: when reading, ffcv would not know the type of a subclass.
-    image_field.encode = _encode
-    # One worker copies as fast as disks write; with several the bytes depend on who is faster.
-    fields = {"image": image_field, "label": label_field}
-    writer = make_writer(str(path), fields, page_size=page_bytes, num_workers=1)
-    work = _Work(samples)
-    with tempfile.TemporaryFile("w+") as errors:
-        watch = _Watch(work, errors, show, stall_seconds)
-        try:
-            with contextlib.redirect_stderr(errors), _call_often(watch.look):
-                writer.from_indexed_dataset(work)
-        finally:
-            _clean_up(writer)
+
+    def __init__(self, samples: ShardSamples) -> None:
+        self._samples = samples
+        self._page_bytes = choose_page_bytes(int(samples.image_bytes.max()))
+        self._make_writer, image_field, label_field = _import_ffcv()
+        # On the object: when reading, ffcv would not know the type of a subclass.
+        image_field.encode = _encode
+        self._fields = {"image": image_field, "label": label_field}
+
+    def write(self, path: Path, show: Callable[[int], None], stall_seconds: float) -> None:
+        """Write to `path`; `show` is told the number of samples done, several times a second.
+
+        Must run in the main thread. Raises `ConversionError` if the worker fails or dies, or
+        nothing is done for `stall_seconds`, and `OSError` if the tables cannot be written. What
+        is at `path` then is of no use.
+        """
+        # One worker copies as fast as disks write; with more the bytes depend on who is faster.
+        writer = self._make_writer(
+            str(path), self._fields, page_size=self._page_bytes, num_workers=1
+        )
+        work = _Work(self._samples)
+        with tempfile.TemporaryFile("w+") as errors:
+            watch = _Watch(work, errors, show, stall_seconds)
+            try:
+                with contextlib.redirect_stderr(errors), _call_often(watch.look):
+                    writer.from_indexed_dataset(work)
+            finally:
+                _clean_up(writer)
 
 
-def _choose_page_bytes(image_bytes: int) -> int:
+def choose_page_bytes(image_bytes: int) -> int:
     """The size of pages, a power of two, that holds the largest image: ffcv splits none."""
     page_bytes = max(_PAGE_BYTES, 1 << (image_bytes - 1).bit_length())
     if page_bytes > _MAX_PAGE_BYTES:
@@ -91,9 +100,10 @@ def _encode(row: Any, image: BetonImage, allocate: Callable[[int], tuple[int, An
 
 
 class _Work:
-    """The samples as the worker process asks for them, first to last."""
+    """The samples as the worker process asks for them."""
 
     def __init__(self, samples: ShardSamples) -> None:
+        register_after_fork(self, _end_with_parent)  # for as long as this object lives
         self._samples = samples
         self._num_done = RawValue("Q")  # without a lock, which a dying worker could leave locked
 
@@ -105,15 +115,16 @@ class _Work:
         return int(self._num_done.value)
 
     def __getitem__(self, number: int) -> tuple[BetonImage, int]:
-        if number == 0:
-            _end_with_parent()
         sample = self._samples[int(number)]
         self._num_done.value += 1
         return sample
 
 
-def _end_with_parent() -> None:
-    """Let this worker process be stopped by its parent alone, and end when the parent does."""
+def _end_with_parent(_: _Work) -> None:
+    """Let this worker process be stopped by its parent alone, and end when the parent does.
+
+    From its very start: before its first sample it waits for work, which no dead parent sends.
+    """
     for stop_signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too
     parent = multiprocessing.parent_process()
@@ -160,7 +171,10 @@ class _Watch:
         if ended is None or ended.si_status == 0:
             return
         if ended.si_code == os.CLD_EXITED:
-            raise ConversionError(f"ffcv's writer failed: {self._last_error()}")
+            raise ConversionError(
+                f"ffcv's writer failed: {self._last_error()}; once that is mended, run the same "
+                "command again"
+            )
         raise ConversionError(
             f"the worker process of ffcv's writer died (signal {ended.si_status}); run the same "
             "command again, and see that there is memory, in /dev/shm too"
