@@ -61,7 +61,7 @@ def write_beton(
             writer.write(temporary, show, stall_seconds)
         with _progress("checking", len(samples), stream) as show:
             tables = map_tables(temporary)
-            _check_tables(path, tables, samples)
+            check_tables(path, tables, samples)
             _check_images(temporary, tables, samples, show)
         record = BetonRecord(
             manifest_sha256=sha256,
@@ -128,7 +128,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _check_tables(path: Path, tables: BetonTables, samples: ShardSamples) -> None:
+def check_tables(path: Path, tables: BetonTables, samples: ShardSamples) -> None:
     """Raise `ConversionError` if ffcv's writer wrote other rows than it was given."""
     rows, allocations = tables.rows, tables.allocations
     is_right = (

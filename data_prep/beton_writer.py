@@ -25,6 +25,7 @@ from data_prep.beton_samples import BetonImage, ShardSamples
 from data_prep.output import ConversionError
 
 _POLL_SECONDS = 0.2
+_KILL_SECONDS = 10.0  # one that waits for a disk cannot be killed
 _PAGE_BYTES = 1 << 23
 """Of a page, unless an image is larger: ffcv's default."""
 _MAX_PAGE_BYTES = 1 << 30  # the power of two below what Linux writes at once; ffcv writes once
@@ -63,7 +64,7 @@ class FfcvWriter:
         with tempfile.TemporaryFile("w+") as errors:
             watch = _Watch(work, errors, show, stall_seconds)
             try:
-                with contextlib.redirect_stderr(errors), _call_often(watch.look):
+                with contextlib.redirect_stderr(errors), _looking(watch):
                     writer.from_indexed_dataset(work)
             finally:
                 _clean_up(writer)
@@ -138,7 +139,11 @@ def _end_with_parent(_: _Work) -> None:
 
 
 class _Watch:
-    """Called by a timer while ffcv waits for its worker: shows progress, raises on trouble."""
+    """Looks after the worker while ffcv waits for it: shows progress, raises on trouble.
+
+    Again at every look: Python and ffcv have places where an exception that comes from a signal's
+    handler is lost.
+    """
 
     def __init__(
         self, work: _Work, errors: TextIO, show: Callable[[int], None], stall_seconds: float
@@ -149,8 +154,12 @@ class _Watch:
         self._stall_seconds = stall_seconds
         self._num_done = 0
         self._since = time.monotonic()
+        self.is_interrupted = False
 
     def look(self) -> None:
+        """Raises `KeyboardInterrupt` if there was one, and `ConversionError`."""
+        if self.is_interrupted:
+            raise KeyboardInterrupt
         self._check_worker()
         num_done, now = self._work.num_done, time.monotonic()
         self._show(num_done)
@@ -191,22 +200,38 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def _call_often(look: Callable[[], None]) -> Iterator[None]:
-    """Call `look` several times a second, whatever the main thread does; it may raise there."""
-    before = signal.signal(signal.SIGALRM, lambda *_: look())
+def _looking(watch: _Watch) -> Iterator[None]:
+    """Let the watch look several times a second, whatever the main thread does."""
+
+    def interrupt(*_: object) -> None:
+        watch.is_interrupted = True
+        raise KeyboardInterrupt
+
+    def look(*_: object) -> None:
+        watch.look()
+
+    handlers: dict[int, Callable[..., object]] = {
+        number: interrupt
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is signal.default_int_handler
+    }
+    handlers[signal.SIGALRM] = look
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS, _POLL_SECONDS)
     try:
         yield
+        watch.look()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _clean_up(writer: Any) -> None:
     """End the worker, which has nothing left to do, and free the memory shared with it."""
     for worker in multiprocessing.active_children():
         worker.kill()
-        worker.join()
+        worker.join(_KILL_SECONDS)
     memory = getattr(writer, "metadata_sm", None)
     if isinstance(memory, SharedMemory):  # ffcv puts a number there before the memory
         with contextlib.suppress(FileNotFoundError):  # freed already

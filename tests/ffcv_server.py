@@ -68,6 +68,8 @@ def run(request: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"],) * 2)
     if "sample_seconds" in request:
         slow_down(request["sample_seconds"])
+    if request.get("loses_interrupt"):
+        lose_an_interrupt()
     if "load" in request:
         load(Path(request["load"]), Path(request["to"]))
         return 0
@@ -88,6 +90,21 @@ def slow_down(seconds: float) -> None:
             return fast(*arguments)
 
         setattr(beton_samples.ShardSamples, name, slow)
+
+
+def lose_an_interrupt() -> None:
+    """Let the first one get lost while ffcv waits, as in a callback of Python's own."""
+    lost: list[KeyboardInterrupt] = []
+
+    def sleep(seconds: float) -> None:
+        try:
+            time.sleep(seconds)
+        except KeyboardInterrupt as interrupt:
+            if lost:
+                raise
+            lost.append(interrupt)
+
+    ffcv.writer.sleep = sleep
 
 
 def load(path: Path, to: Path) -> None:
