@@ -30,8 +30,8 @@ _PAGE_BYTES = 1 << 23
 """Of a page, unless an image is larger: ffcv's default."""
 _MAX_PAGE_BYTES = 1 << 30  # the power of two below what Linux writes at once; ffcv writes once
 _INSTALL = (
-    "install it on Debian with 'apt install g++ pkg-config python3-dev libopencv-dev "
-    "libturbojpeg0-dev' and then 'pip install ffcv==1.0.2', or with 'make ffcv'"
+    "'make ffcv' installs it, as does on Debian 'apt install g++ pkg-config python3-dev "
+    "libopencv-dev libturbojpeg0-dev', then 'pip install ffcv==1.0.2'"
 )
 
 
