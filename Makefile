@@ -6,22 +6,29 @@ RUNS ?= build
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+FFCV := .venv/.ffcv
 
-# $(call ensure,PROGRAMS,PACKAGES): as root on Debian install what is missing, else only say so.
-define ensure
-missing=$$(for program in $(1); do command -v $$program >/dev/null || echo $$program; done); \
+# $(call provide,PACKAGES): as root on Debian install them if $$missing names any, else say so.
+define provide
 if [ -z "$$missing" ]; then :; \
 elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
-else echo "not installed:" $$missing "(Debian: apt install $(2))"; fi
+		apt-get install -y -qq --no-install-recommends $(1) >/dev/null; \
+else echo "not installed:" $$missing "(Debian: apt install $(1))"; fi
 endef
 
-.PHONY: help system demo cifar10 test lint clean
+# $(call ensure,PROGRAMS,PACKAGES): the same where a program is missing.
+define ensure
+missing=$$(for program in $(1); do command -v $$program >/dev/null || echo $$program; done); \
+$(call provide,$(2))
+endef
+
+.PHONY: help system ffcv demo cifar10 test lint clean
 
 help:
 	@echo "make demo               train on generated images and write a report, about 3 minutes"
 	@echo "make cifar10 DATA=PATH  the same on CIFAR-10: its archive, or a folder with train/ and test/"
+	@echo "make ffcv               install ffcv, which writes .beton files"
 	@echo "make test               the tests"
 	@echo "make lint               ruff and mypy"
 	@echo "make clean              remove what these made"
@@ -40,6 +47,35 @@ $(INSTALLED): pyproject.toml constraints.txt
 system:
 	@$(call ensure,git chromium prometheus promtool,git chromium fonts-dejavu-core prometheus)
 
+# ffcv is compiled against two modules of OpenCV. Debian has them alone, 14 packages instead of
+# nearly 200, but then without an opencv4.pc, and with an opencv.hpp that wants all modules.
+# Of the Python packages that it names, ffcv loads only these; the others bring the newest torch.
+FFCV_REQUIRES := numba opencv-python-headless tqdm
+FFCV_PACKAGES := g++ pkg-config python3-dev libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev
+FFCV_NEEDS = missing=$$( \
+	for program in g++ pkg-config; do command -v $$program >/dev/null || echo $$program; done; \
+	[ -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] \
+		|| echo Python.h; \
+	pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg; \
+	pkg-config --exists opencv4 2>/dev/null || [ -e /usr/include/opencv4/opencv2/imgproc.hpp ] \
+		|| echo opencv)
+
+ffcv: $(FFCV)
+
+# Where that cannot be had, the tests that need ffcv skip (with CI=true they fail).
+$(FFCV): $(INSTALLED)
+	@$(FFCV_NEEDS); $(call provide,$(FFCV_PACKAGES))
+	@mkdir -p build/opencv/opencv2
+	@printf '#include <opencv2/%s.hpp>\n' core imgproc > build/opencv/opencv2/opencv.hpp
+	@printf '%s\n' 'Name: opencv4' 'Description: what ffcv needs of it' 'Version: 4' \
+		'Cflags: -I$(CURDIR)/build/opencv -I/usr/include/opencv4' \
+		'Libs: -lopencv_imgproc -lopencv_core' > build/opencv/opencv4.pc
+	@$(FFCV_NEEDS); if [ -n "$$missing" ]; then echo "ffcv is left out: without" $$missing; exit; fi; \
+	pkg-config --exists opencv4 || export PKG_CONFIG_PATH="$(CURDIR)/build/opencv"; \
+	{ $(BIN)/python -m pip install --quiet --constraint constraints.txt $(FFCV_REQUIRES) && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps ffcv && \
+		touch $@; } || echo "ffcv is left out: it could not be installed, see above"
+
 demo: $(INSTALLED)
 	$(BIN)/python -m data_prep shard synthetic --output $(RUNS)/demo-shards
 	@rm -rf $(RUNS)/demo
@@ -57,7 +93,7 @@ is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit
 		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10
 	$(BIN)/python -m pipeline.report $(RUNS)/cifar10
 
-test: $(INSTALLED) system
+test: $(INSTALLED) system $(FFCV)
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)

@@ -2,6 +2,7 @@
 
 python -m data_prep shard SOURCE [--input PATH] --output SHARDS [options]
 python -m data_prep verify SHARDS [--full]
+python -m data_prep beton SHARDS OUT.beton
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.beton import write_beton
 from data_prep.cifar import open_cifar10, open_cifar100
 from data_prep.conversion import Options, convert
 from data_prep.manifest import ENCODINGS, Manifest, ShardSetError
@@ -83,7 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--full", action="store_true", help="read every byte and decode every image, too"
     )
+    _add_beton(commands)
     return parser
+
+
+def _add_beton(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    beton = commands.add_parser("beton", help="write a shard set into one file of ffcv's format")
+    beton.set_defaults(run=_beton)
+    beton.add_argument("shards", type=Path, metavar="SHARDS")
+    beton.add_argument("path", type=Path, metavar="OUT.beton")
 
 
 def _add_source(
@@ -201,6 +211,21 @@ def _verify(options: argparse.Namespace) -> int:
         )
     depth = "every byte" if options.full else "structure only; --full reads every byte"
     sys.stdout.write(f"{shards}: no damage found ({depth})\n")
+    return 0
+
+
+def _beton(options: argparse.Namespace) -> int:
+    try:
+        beton = write_beton(options.shards, options.path, sys.stderr)
+    except KeyboardInterrupt:
+        _fail(f"stopped; {options.path} was not written, the same command begins anew")
+        return _INTERRUPTED
+    samples = " + ".join(f"{count:,} {name}" for name, count in beton.record.splits.items())
+    made = "" if beton.is_new else " (complete already)"
+    sys.stdout.write(
+        f"{options.path}: {samples} samples of encoding {beton.record.encoding} in "
+        f"{beton.num_bytes:,} bytes{made}\n"
+    )
     return 0
 
 

@@ -206,19 +206,35 @@ def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
 
     Raises `ShardSetError` if it is missing, damaged or not the one the manifest names.
     """
-    path = shards / split.index_filename
+    return _map_rows(shards / split.index_filename, split.index_sha256, INDEX_DTYPE, split)
+
+
+def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32] | None:
+    """Memory-map the CRC-32 of a split's image members, uint32[num_samples], if it has them.
+
+    Raises `ShardSetError` if they are missing, damaged or not the ones the manifest names.
+    """
+    if split.checksums_filename is None:
+        return None
+    path = shards / split.checksums_filename
+    return _map_rows(path, split.checksums_sha256, np.dtype(np.uint32), split)
+
+
+def _map_rows(
+    path: Path, sha256: str | None, dtype: np.dtype[Any], split: Split
+) -> npt.NDArray[Any]:
     try:
-        if sha256_of(path) != split.index_sha256:
+        if sha256_of(path) != sha256:
             raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
-        index: npt.NDArray[np.void] = np.load(path, mmap_mode="r")
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise ShardSetError(f"{path} is missing: convert the data again") from None
-    if index.dtype != INDEX_DTYPE or index.shape != (split.num_samples,):
+    if rows.dtype != dtype or rows.shape != (split.num_samples,):
         raise ShardSetError(
-            f"{path} holds {index.shape} rows of {index.dtype}; "
-            f"expected ({split.num_samples},) of {INDEX_DTYPE}: convert the data again"
+            f"{path} holds {rows.shape} rows of {rows.dtype}; "
+            f"expected ({split.num_samples},) of {dtype}: convert the data again"
         )
-    return index
+    return rows
 
 
 def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:

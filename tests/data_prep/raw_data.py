@@ -94,6 +94,14 @@ def start_cli(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def hash_tree(folder: Path) -> dict[str, str]:
     """sha256 of every file, by name; whatever lies about counts."""
     return {

@@ -36,6 +36,7 @@ from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
         ),
         (["shard", "synthetic", "--output", "x", "--encoding", "png"], "choose from .*jpeg.*rgb"),
         (["verify"], "required: SHARDS"),
+        (["beton", "x"], "required: OUT.beton"),
         ([], "required: COMMAND"),
     ],
 )

@@ -22,6 +22,7 @@ from tests.data_prep.conftest import SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import (
     copy_tree,
     hash_tree,
+    is_running,
     jpeg,
     run_cli,
     start_cli,
@@ -62,13 +63,6 @@ def children_of(pid: int) -> list[int]:
         if parent == pid and b"spawn_main" in command:
             children.append(int(path.name))
     return children
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])
