@@ -16,7 +16,8 @@ import pytest
 from data_prep.conversion import Options, convert
 from data_prep.manifest import read_manifest
 from data_prep.output import ConversionError
-from data_prep.sources import Sample, open_folder
+from data_prep.samples import Sample
+from data_prep.sources import open_folder
 from tests.data_prep.cifar_archive import cifar10_files, write_unpacked
 from tests.data_prep.conftest import SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import (
@@ -171,6 +172,7 @@ def test_want_of_memory_is_one_sentence(tmp_path: Path) -> None:
     options = Options(
         encoding="jpeg",
         size=None,
+        jpeg_quality=95,
         samples_per_shard=4,
         seed=0,
         num_workers=1,
@@ -186,7 +188,7 @@ def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:
     wait_for_shards(output, 1)
     second = run_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS)
     assert second.returncode == 1
-    assert f"another conversion is writing to --output {output}" in second.stderr
+    assert f"another conversion is writing to {output}" in second.stderr
     first.communicate(timeout=60)
     assert first.returncode == 0
 
