@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from data_prep.assignment import KEY_PATTERN
 from data_prep.imagenet_labels import DEVKIT_NAME, SOLUTION_NAME, Devkit, read_devkit, read_truth
 from data_prep.samples import Sample, SampleTable
@@ -38,7 +36,7 @@ _WNID = re.compile(r"n\d{8}")
 _IN_ARCHIVE = re.compile(r"(.+\.tar):(\d+)\+(\d+):[^:]+")
 """Locator of a packed image: archive, offset and length of its content, its name."""
 
-_NUM_WALKERS = 16
+_NUM_WALKERS = 8
 """Threads that walk through inner archives: on network file systems each header is a round trip."""
 
 
@@ -203,8 +201,11 @@ def _list_classes(root: Path, places: Mapping[str, _Place], *, is_train: bool) -
             Sample(key, label, locator) for key, locator in _list(root, places[wnid], prefix)
         )
 
+    samples = SampleTable()
     with ThreadPoolExecutor(_NUM_WALKERS) as walkers:
-        return SampleTable.join(list(walkers.map(list_class, places, range(len(places)))))
+        for part in walkers.map(list_class, places, range(len(places))):
+            samples.extend(part)
+    return samples
 
 
 def _list(root: Path, place: _Place, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -247,7 +248,7 @@ def _check_train(path: Path, wnids: tuple[str, ...], samples: SampleTable, devki
             f"the classes of {path} and of the devkit differ: {name_some(different)} in only one "
             "of them; give files of one release"
         )
-    counts = dict(zip(wnids, np.bincount(samples.labels).tolist(), strict=True))
+    counts = dict(zip(wnids, samples.count_labels(len(wnids)), strict=True))
     wrong = [
         f"{wnid} has {counts[wnid]} of {expected}"
         for wnid, expected in devkit.num_train_images.items()

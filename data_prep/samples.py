@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from array import array
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+
+_CHUNK_LENGTH = 128
+"""Samples in one chunk: only so many are objects while a table is made, and none is copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,47 +27,54 @@ class Sample:
     """Tells the reader which image it is, and people where to look."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Strings:
     """Strings one behind the other: an object of its own for each would take 60 bytes more."""
 
-    content: bytes
-    ends: npt.NDArray[np.int64]
+    __slots__ = ("_content", "_ends")
 
-    @classmethod
-    def join(cls, parts: Sequence[_Strings]) -> Self:
-        starts = np.cumsum([0, *(len(part.content) for part in parts)])
-        ends = [part.ends + start for part, start in zip(parts, starts[:-1], strict=True)]
-        content = b"".join(part.content for part in parts)
-        return cls(content, np.concatenate([np.empty(0, np.int64), *ends]))
+    def __init__(self, texts: Iterable[str]) -> None:
+        # Names of files need not be UTF-8.
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._content = b"".join(encoded)
+        self._ends = array("I", itertools.accumulate(map(len, encoded)))
 
     def __getitem__(self, row: int) -> str:
-        start = int(self.ends[row - 1]) if row else 0
-        return _decode(self.content[start : int(self.ends[row])])
+        start = self._ends[row - 1] if row else 0
+        return self._content[start : self._ends[row]].decode("utf-8", "surrogatepass")
+
+
+class _Chunk:
+    """Some samples as columns."""
+
+    __slots__ = ("keys", "labels", "locators")
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.keys = _Strings(sample.key for sample in samples)
+        self.labels = array("I", (sample.label for sample in samples))
+        self.locators = _Strings(sample.locator for sample in samples)
+
+    def __getitem__(self, row: int) -> Sample:
+        return Sample(self.keys[row], self.labels[row], self.locators[row])
 
 
 class SampleTable(Sequence[Sample]):
-    """Samples as columns; it makes the objects when asked for them."""
+    """Samples that are objects only when asked for."""
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        keys, locators = bytearray(), bytearray()
-        row = np.dtype((np.int64, 3))
-        rows: npt.NDArray[Any] = np.fromiter(_append(samples, keys, locators), row)
-        self._keys = _Strings(bytes(keys), rows[:, 0].copy())
-        self._locators = _Strings(bytes(locators), rows[:, 1].copy())
-        self.labels = rows[:, 2].astype(np.uint32)
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        self._chunks: list[_Chunk] = []
+        self._starts = [0]
+        """Rows at which the chunks start, and the number of all."""
+        rest = iter(samples)
+        while some := list(itertools.islice(rest, _CHUNK_LENGTH)):
+            self._append(_Chunk(some))
 
-    @classmethod
-    def join(cls, tables: Sequence[SampleTable]) -> Self:
-        """All samples of `tables`, one table behind the other."""
-        joined = cls(())
-        joined._keys = _Strings.join([table._keys for table in tables])
-        joined._locators = _Strings.join([table._locators for table in tables])
-        joined.labels = np.concatenate([joined.labels, *(table.labels for table in tables)])
-        return joined
+    def extend(self, other: SampleTable) -> None:
+        """Append all samples of `other`."""
+        for chunk in other._chunks:
+            self._append(chunk)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._starts[-1]
 
     @overload
     def __getitem__(self, row: int) -> Sample: ...
@@ -72,11 +86,19 @@ class SampleTable(Sequence[Sample]):
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a table of {len(self)} samples")
         row %= len(self)
-        return Sample(self._keys[row], int(self.labels[row]), self._locators[row])
+        number = bisect_right(self._starts, row) - 1
+        return self._chunks[number][row - self._starts[number]]
 
     def keys(self) -> Iterator[str]:
         """Keys of all samples, in their order."""
-        return (self._keys[row] for row in range(len(self)))
+        for chunk in self._chunks:
+            for row in range(len(chunk.labels)):
+                yield chunk.keys[row]
+
+    def count_labels(self, num_classes: int) -> list[int]:
+        """The number of samples of each class."""
+        counts = Counter(itertools.chain.from_iterable(chunk.labels for chunk in self._chunks))
+        return [counts[label] for label in range(num_classes)]
 
     def rows_by_key(self) -> npt.NDArray[np.intp]:
         """Rows in the order of their keys, which are ASCII."""
@@ -87,24 +109,10 @@ class SampleTable(Sequence[Sample]):
         keys = np.sort(self._key_array())
         return [key.decode() for key in np.unique(keys[1:][keys[1:] == keys[:-1]])]
 
+    def _append(self, chunk: _Chunk) -> None:
+        self._chunks.append(chunk)
+        self._starts.append(len(self) + len(chunk.labels))
+
     def _key_array(self) -> npt.NDArray[np.bytes_]:
-        width = int(np.diff(self._keys.ends, prepend=0).max(initial=1))
+        width = max(map(len, self.keys()), default=1)
         return np.fromiter((key.encode() for key in self.keys()), f"S{width}", len(self))
-
-
-def _append(
-    samples: Iterable[Sample], keys: bytearray, locators: bytearray
-) -> Iterator[tuple[int, int, int]]:
-    """Append each sample's strings; yields where they end, and the label."""
-    for sample in samples:
-        keys += _encode(sample.key)
-        locators += _encode(sample.locator)
-        yield len(keys), len(locators), sample.label
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # names of files need not be UTF-8
-
-
-def _decode(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")

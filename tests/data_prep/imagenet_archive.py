@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.io import savemat
@@ -81,7 +82,7 @@ def make_meta(low_level: Iterable[tuple[str, int]]) -> bytes:
         ("num_train_images", "O"),
     ]  # fmt: skip
     leaves = list(low_level)
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (float(number), wnid, "thing, object", "it is", 0.0, np.empty((0, 0)), 0.0, float(count))
         for number, (wnid, count) in enumerate(leaves, 1)
     ]

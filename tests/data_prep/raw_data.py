@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def start_cli(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_for_shards(output: Path, count: int) -> None:
+    """Wait until a conversion has written that many."""
+    deadline = time.monotonic() + 40
+    while len(list(output.glob("*.tar"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def hash_tree(folder: Path) -> dict[str, str]:

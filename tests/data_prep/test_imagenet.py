@@ -36,8 +36,15 @@ from tests.data_prep.imagenet_archive import (
     write_train_tree,
     write_val_tree,
 )
-from tests.data_prep.raw_data import REPOSITORY, encode, hash_tree, jpeg, run_cli, start_cli
-from tests.data_prep.test_conversion import wait_for_shards
+from tests.data_prep.raw_data import (
+    REPOSITORY,
+    encode,
+    hash_tree,
+    jpeg,
+    run_cli,
+    start_cli,
+    wait_for_shards,
+)
 from tests.data_prep.test_images import PICTURE, cmyk_jpeg, rotated_jpeg
 
 DATA = make_imagenet()
@@ -466,9 +473,9 @@ def test_wrong_number_of_classes_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_kill_in_the_middle_of_the_outer_archive(tmp_path: Path) -> None:
-    data = make_imagenet(num_train=150, num_val=50)
+    data = make_imagenet(num_train=60, num_val=40)
     root = write_archives(tmp_path / "raw", data)
-    options = ("--size", 200, "--samples-per-shard", 25)
+    options = ("--size", 200, "--samples-per-shard", 10)
     whole = shard(root, tmp_path / "whole", *options)
     output = tmp_path / "out"
     command = ("shard", "imagenet", "--input", root, "--output", output, *CLASSES, *options)
