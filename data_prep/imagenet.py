@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_prep.assignment import KEY_PATTERN
 from data_prep.imagenet_labels import DEVKIT_NAME, SOLUTION_NAME, Devkit, read_devkit, read_truth
@@ -151,7 +151,7 @@ def _entries(root: Path, name: str) -> Iterator[tuple[str, _Place]]:
     if (root / name).is_file():
         for member in _members(root, _whole(root, name)):
             stop = member.offset + member.num_bytes
-            yield PurePosixPath(member.name).name, _Packed(name, member.offset, stop)
+            yield _last(member.name), _Packed(name, member.offset, stop)
         return
     with os.scandir(root / name) as entries:
         for entry in entries:
@@ -178,7 +178,7 @@ def _members(root: Path, place: _Packed) -> Iterator[Member]:
 
 def _is_file(member: Member, handle: int, path: Path) -> bool:
     if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        return not PurePosixPath(member.name).name.startswith(".")
+        return not _last(member.name).startswith(".")
     if member.type == tarfile.XHDTYPE:
         fields = os.pread(handle, member.num_bytes, member.offset)
         is_harmless = b" path=" not in fields and b" size=" not in fields
@@ -231,8 +231,13 @@ def _files(root: Path, place: _Place) -> Iterator[tuple[str, str]]:
             yield name, f"{place}/{name}"
         return
     for member in _members(root, place):
-        name = PurePosixPath(member.name).name
+        name = _last(member.name)
         yield name, f"{place.name}:{member.offset}+{member.num_bytes}:{name}"
+
+
+def _last(path: str) -> str:
+    """The name at the end of a member's path."""
+    return path.rpartition("/")[2]
 
 
 def _describe(root: Path, place: _Place) -> str:
