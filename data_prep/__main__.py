@@ -1,6 +1,7 @@
 """Make a shard set from raw images, or check one.
 
 python -m data_prep shard SOURCE [--input PATH] --output SHARDS [options]
+python -m data_prep merge SHARDS
 python -m data_prep verify SHARDS [--full]
 python -m data_prep beton SHARDS OUT.beton
 """
@@ -19,10 +20,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.assignment import Task
 from data_prep.beton import write_beton
 from data_prep.cifar import open_cifar10, open_cifar100
-from data_prep.conversion import Options, convert
+from data_prep.conversion import Options, convert, convert_part
+from data_prep.imagenet import NUM_CLASSES, open_imagenet
+from data_prep.images import JPEG_QUALITY
 from data_prep.manifest import ENCODINGS, Manifest, ShardSetError
+from data_prep.merge import merge
 from data_prep.output import ConversionError
 from data_prep.progress import Progress
 from data_prep.sources import Source, SourceError, open_folder
@@ -33,6 +38,7 @@ _INTERRUPTED = 130
 _MAX_COUNT = 10_000_000
 _MAX_SIZE = 8192  # a square of more would be more pixels than Pillow deems safe
 _MAX_WORKERS = 512
+_MAX_TASKS = 10_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,11 +80,28 @@ def _parser() -> argparse.ArgumentParser:
     archive = "the official Python archive, or the folder unpacked from it"
     _add_source(sources, "cifar10", archive, lambda options: open_cifar10(options.input))
     _add_source(sources, "cifar100", archive, lambda options: open_cifar100(options.input))
+    imagenet = _add_source(
+        sources,
+        "imagenet",
+        "the folder of ILSVRC2012's archives, packed or unpacked",
+        lambda options: open_imagenet(options.input, num_classes=options.num_classes),
+    )
+    imagenet.add_argument(
+        "--num-classes",
+        type=_between(1, _MAX_COUNT),
+        default=NUM_CLASSES,
+        metavar="N",
+        help="that the input must have (%(default)s)",
+    )
     synthetic = _add_source(
         sources, "synthetic", "drawn shapes of 10 classes", _make_synthetic, has_input=False
     )
     synthetic.add_argument("--num-train", type=_between(1, _MAX_COUNT), default=10_000, metavar="N")
     synthetic.add_argument("--num-val", type=_between(1, _MAX_COUNT), default=2_000, metavar="N")
+    join = commands.add_parser("merge", help="publish what all tasks of a conversion have made")
+    join.set_defaults(run=_merge)
+    join.add_argument("shards", type=Path, metavar="SHARDS")
+    _add_max_reject_ratio(join)
     check = commands.add_parser("verify", help="find all that is wrong with a shard set")
     check.set_defaults(run=_verify)
     check.add_argument("shards", type=Path, metavar="SHARDS")
@@ -126,6 +149,12 @@ def _add_source(
         help="scale the short side to N, crop the middle N×N",
     )
     parser.add_argument(
+        "--jpeg-quality",
+        type=_between(1, 100),
+        metavar="Q",
+        help=f"of images that must be encoded anew ({JPEG_QUALITY})",
+    )
+    parser.add_argument(
         "--samples-per-shard",
         type=_between(1, _MAX_COUNT),
         default=1000,
@@ -146,6 +175,20 @@ def _add_source(
         metavar="N",
         help="processes; they do not change the result (%(default)s)",
     )
+    _add_max_reject_ratio(parser)
+    parser.add_argument(
+        "--num-tasks",
+        type=_between(1, _MAX_TASKS),
+        metavar="N",
+        help="write an N-th of the shards only; 'merge' publishes them when all are there",
+    )
+    parser.add_argument(
+        "--task", type=_between(0, _MAX_TASKS - 1), metavar="I", help="which: from 0 to N-1"
+    )
+    return parser
+
+
+def _add_max_reject_ratio(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-reject-ratio",
         type=_between(0, 1, float),
@@ -153,7 +196,6 @@ def _add_source(
         metavar="R",
         help="stop if more than this share of the images cannot be used (%(default)s)",
     )
-    return parser
 
 
 def _make_synthetic(options: argparse.Namespace) -> Source:
@@ -179,21 +221,54 @@ def _between(low: float, high: float, kind: type[int] | type[float] = int) -> Ca
 
 def _shard(options: argparse.Namespace) -> int:
     begin = time.monotonic()
+    task = _task(options)
     source: Source = options.open_source(options)
-    manifest, num_read = convert(
-        source,
-        options.shards,
-        Options(
-            encoding=options.encoding or source.default_encoding,
-            size=options.size,
-            samples_per_shard=options.samples_per_shard,
-            seed=options.seed,
-            num_workers=options.workers,
-            max_reject_ratio=options.max_reject_ratio,
-        ),
-        sys.stderr,
+    how = _conversion_options(options, source)
+    if task is not None:
+        num_shards, num_read = convert_part(source, options.shards, how, task, sys.stderr)
+        sys.stdout.write(
+            f"{options.shards}: {num_shards} shards of {task} are there "
+            f"({_rate(num_read, begin)}); after the last task run "
+            f"'python -m data_prep merge {options.shards}'\n"
+        )
+        return 0
+    manifest, num_read = convert(source, options.shards, how, sys.stderr)
+    sys.stdout.write(_summary(manifest, _rate(num_read, begin), options.shards))
+    return 0
+
+
+def _task(options: argparse.Namespace) -> Task | None:
+    if options.num_tasks is None and options.task is None:
+        return None
+    if options.num_tasks is None or options.task is None:
+        raise ConversionError("--num-tasks N and --task I go together: give both or none")
+    if options.task >= options.num_tasks:
+        raise ConversionError(
+            f"--task {options.task} is not below --num-tasks {options.num_tasks}: "
+            "tasks are counted from 0"
+        )
+    return Task(options.task, options.num_tasks)
+
+
+def _conversion_options(options: argparse.Namespace, source: Source) -> Options:
+    encoding = options.encoding or source.default_encoding
+    is_rgb = encoding == "rgb"
+    if is_rgb and options.jpeg_quality is not None:
+        raise ConversionError("--jpeg-quality says nothing of --encoding rgb: leave it out")
+    return Options(
+        encoding=encoding,
+        size=options.size or (source.default_rgb_size if is_rgb else None),
+        jpeg_quality=None if is_rgb else options.jpeg_quality or JPEG_QUALITY,
+        samples_per_shard=options.samples_per_shard,
+        seed=options.seed,
+        num_workers=options.workers,
+        max_reject_ratio=options.max_reject_ratio,
     )
-    sys.stdout.write(_summary(manifest, num_read, time.monotonic() - begin, options.shards))
+
+
+def _merge(options: argparse.Namespace) -> int:
+    manifest = merge(options.shards, max_reject_ratio=options.max_reject_ratio)
+    sys.stdout.write(_summary(manifest, "merged", options.shards))
     return 0
 
 
@@ -234,10 +309,14 @@ def _num_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _summary(manifest: Manifest, num_read: int, seconds: float, shards: Path) -> str:
+def _rate(num_read: int, begin: float) -> str:
+    seconds = time.monotonic() - begin
+    return f"{num_read / seconds:,.0f} samples a second" if num_read else "complete already"
+
+
+def _summary(manifest: Manifest, made: str, shards: Path) -> str:
     splits = manifest.splits.values()
     samples = " + ".join(f"{split.num_samples:,} {split.name}" for split in splits)
-    made = f"{num_read / seconds:,.0f} samples a second" if num_read else "complete already"
     return (
         f"{shards}: {samples} samples of {manifest.num_classes} classes in "
         f"{sum(len(split.filenames) for split in splits)} shards ({made}); "

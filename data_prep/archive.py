@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from data_prep.assignment import KEY_PATTERN
-from data_prep.shards import BLOCK_BYTES, LABEL_SUFFIX
+from data_prep.shards import LABEL_SUFFIX
+from data_prep.tar_walk import DamagedTarError, Member, walk_tar
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +25,6 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """One file in the archive."""
-
-    name: str
-    offset: int
-    """Of its content."""
-    num_bytes: int
-
-    @property
-    def key(self) -> str:
-        return self.name.partition(".")[0]
-
-    @property
-    def suffix(self) -> str:
-        return self.name.partition(".")[2]
-
-
-@dataclass(frozen=True, slots=True)
 class ArchivedSample:
     """A sample that is whole: an image and, right behind it, its label."""
 
@@ -54,39 +35,15 @@ class ArchivedSample:
 
 def read_members(path: Path) -> tuple[list[Member], list[Damage]]:
     """Walk through the headers of a shard, as far as they can be followed."""
-    damages: list[Damage] = []
+    members: list[Member] = []
     with path.open("rb") as file:
-        members = list(_walk(file, path, damages))
-    return members, damages
-
-
-def _walk(file: BinaryIO, path: Path, damages: list[Damage]) -> Iterator[Member]:
-    """Yield the members that are whole; tell `damages` of what ends the walk too early."""
-    file_bytes = path.stat().st_size
-    position, before = 0, "the start"
-    while True:
-        file.seek(position)
-        header = file.read(BLOCK_BYTES)
-        if header == bytes(BLOCK_BYTES):
-            return
-        if len(header) < BLOCK_BYTES:
-            damages.append(Damage(path.name, f"cut off after {before}: it has no end mark"))
-            return
         try:
-            info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
-        except tarfile.HeaderError as error:
-            key = header.split(b".")[0].decode("ascii", "replace")
-            what = f"damaged tar header after {before} ({error}): what follows cannot be read"
-            damages.append(Damage(path.name, what, key if KEY_PATTERN.fullmatch(key) else None))
-            return
-        member = Member(info.name, position + BLOCK_BYTES, info.size)
-        if member.offset + member.num_bytes > file_bytes:
-            what = f"cut off in {member.name}, {file_bytes - member.offset} of {info.size} bytes"
-            damages.append(Damage(path.name, what, member.key))
-            return
-        yield member
-        before = member.name
-        position = member.offset + -(-member.num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+            members.extend(walk_tar(file.fileno(), 0, path.stat().st_size))
+        except DamagedTarError as error:
+            key = (error.member_name or "").partition(".")[0]
+            known = key if KEY_PATTERN.fullmatch(key) else None
+            return members, [Damage(path.name, str(error), known)]
+    return members, []
 
 
 def pair_members(

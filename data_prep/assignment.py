@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 """What a whole key matches; a dot would end the key and start the member's field name."""
@@ -13,6 +17,42 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_STEM_LENGTH = 72
 """Leaves room for the number and the suffix in the 100 bytes of a ustar member name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardName:
+    """One of a split's shards, by its number."""
+
+    split: str
+    number: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.split}-{self.number:06d}"
+
+    @property
+    def filename(self) -> str:
+        return f"{self.stem}.tar"
+
+    @property
+    def record_filename(self) -> str:
+        return f"{self.stem}.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One of several processes, on any hosts, that make one shard set."""
+
+    number: int
+    """From 0."""
+    num_tasks: int
+
+    def __str__(self) -> str:
+        return f"task {self.number} of {self.num_tasks}"
+
+    def pick(self, shards: Sequence[ShardName]) -> Sequence[ShardName]:
+        """Its own among all shards: every `num_tasks`-th."""
+        return shards[self.number :: self.num_tasks]
 
 
 def make_keys(names: Sequence[str]) -> list[str]:
@@ -36,15 +76,15 @@ def make_keys(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def assign(keys: Sequence[str], *, seed: int, samples_per_shard: int) -> list[list[int]]:
+def assign(keys: Iterable[str], *, seed: int, samples_per_shard: int) -> list[npt.NDArray[np.intp]]:
     """Shuffle the unique `keys` by `seed` and cut them into shards: rows of `keys`, by shard.
 
     Every shard but the last has `samples_per_shard` samples. The order is by a hash of seed and
     key, so it depends on nothing else: not on the order of `keys`, not on a random generator.
     """
-    order = sorted(range(len(keys)), key=lambda row: _rank(keys[row], seed))
+    hashes = bytearray()
+    for key in keys:
+        hashes += hashlib.sha256(f"{seed}/{key}".encode()).digest()
+    words = np.frombuffer(hashes, ">u8").reshape(-1, 4)  # in their order the hashes are in theirs
+    order = np.lexsort(words.T[::-1])
     return [order[i : i + samples_per_shard] for i in range(0, len(order), samples_per_shard)]
-
-
-def _rank(key: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}/{key}".encode()).digest()

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.assignment import make_keys
-from data_prep.sources import Pixels, Sample, Source, SourceError
+from data_prep.samples import Sample, SampleTable
+from data_prep.sources import Pixels, Source, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _open(layout: _Layout, path: Path) -> Source:
         images[split] = np.concatenate([batch.images for batch in batches])
         labels = [label for batch in batches for label in batch.labels]
         keys = make_keys([name for batch in batches for name in batch.names])
-        splits[split] = tuple(
+        splits[split] = SampleTable(
             Sample(key, label, f"{split}/{row}")
             for row, (key, label) in enumerate(zip(keys, labels, strict=True))
         )

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,10 +62,15 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Delete unfinished files that a killed writer left in `directory`."""
+def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> None:
+    """Delete unfinished files that a killed writer left in `directory`.
+
+    With `names` only those that were to get one of these names.
+    """
     for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        path.unlink(missing_ok=True)
+        name = path.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
+        if names is None or name in names:
+            path.unlink(missing_ok=True)
 
 
 def describe(error: Exception) -> str:

@@ -22,7 +22,7 @@ from data_prep.manifest import Encoding
 from data_prep.sources import Pixels, RawImage
 
 JPEG_QUALITY = 95
-"""Of images that must be encoded anew; their colours are not subsampled (4:4:4)."""
+"""Of images that must be encoded anew, unless another is asked for; 4:4:4, no colour is lost."""
 
 RewriteReason = Literal[
     "cmyk",  # CMYK or YCCK: converted to RGB
@@ -78,21 +78,29 @@ class StoredImage:
     """Why the image is not what the source has, or None."""
 
 
-def store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
+def store(
+    raw: RawImage,
+    encoding: Encoding,
+    size: int | None,
+    jpeg_quality: int | None = JPEG_QUALITY,
+) -> StoredImage:
     """Make the member's content: a JPEG, or the .npy of the pixels.
 
     With `size` the middle square is scaled to size×size; without it the image keeps its size.
+    `jpeg_quality` (1-100; None with encoding rgb) is that of images that are encoded anew.
     Raises `RejectedImage`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of strange metadata, which say nothing of the picture
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _store(raw, encoding, size)
+        return _store(raw, encoding, size, jpeg_quality)
 
 
-def _store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
+def _store(
+    raw: RawImage, encoding: Encoding, size: int | None, jpeg_quality: int | None
+) -> StoredImage:
     if not isinstance(raw, bytes):
-        return _encode(Image.fromarray(raw), None, encoding, size)
+        return _encode(Image.fromarray(raw), None, encoding, size, jpeg_quality)
     header = _open(raw)
     flaw = _find_flaw(header)
     if header.format in _JPEG_FORMATS and flaw != "cmyk":
@@ -106,7 +114,7 @@ def _store(raw: RawImage, encoding: Encoding, size: int | None) -> StoredImage:
         flaw = flaw or ("not_jpeg" if encoding == "jpeg" else None)
     if (turn := _turn(header)) is not None:
         image = image.transpose(turn)
-    return _encode(image, flaw, encoding, size)
+    return _encode(image, flaw, encoding, size, jpeg_quality)
 
 
 def decode_jpeg(content: bytes) -> Pixels:
@@ -207,18 +215,20 @@ def _rejection(error: Exception) -> RejectedImage:
 
 
 def _encode(
-    image: Image.Image, flaw: RewriteReason | None, encoding: Encoding, size: int | None
+    image: Image.Image,
+    flaw: RewriteReason | None,
+    encoding: Encoding,
+    size: int | None,
+    jpeg_quality: int | None,
 ) -> StoredImage:
     if not _fits(image, size):
         assert size is not None
         image = _crop_and_scale(image, size)
         flaw = flaw or "resized"
+    pixels = np.asarray(image)
     if encoding == "rgb":
-        pixels = np.asarray(image)
         return StoredImage(encode_npy(pixels), pixels, flaw)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
-    content = buffer.getvalue()
+    content = simplejpeg.encode_jpeg(pixels, quality=jpeg_quality, colorsubsampling="444")
     return StoredImage(content, decode_jpeg(content), flaw)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from data_prep.assignment import ShardName
 from data_prep.manifest import Encoding
 from data_prep.output import ConversionError
 from data_prep.shards import ShardPlan, write_shard
@@ -20,6 +22,8 @@ from data_prep.sources import Reader
 
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
+_PLANS_PER_WORKER = 2
+"""That are made ahead: all at once would be an object for every sample there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,34 +35,36 @@ class ShardJob:
     records: Path
     encoding: Encoding
     size: int | None
-
-    def record_path(self, plan: ShardPlan) -> Path:
-        """Where the record of a finished shard is: its presence says the shard is finished."""
-        return self.records / f"{plan.stem}.npz"
+    jpeg_quality: int | None
 
     def run(self, plan: ShardPlan, count_sample: Callable[[], None]) -> None:
-        """Write one shard, then its record."""
-        path = self.shards / plan.filename
+        """Write one shard, then its record, whose presence says that the shard is finished."""
+        path = self.shards / plan.name.filename
         record = write_shard(
             plan,
             path,
             self.reader,
             encoding=self.encoding,
             size=self.size,
+            jpeg_quality=self.jpeg_quality,
             count_sample=count_sample,
         )
-        record.save(self.record_path(plan))
+        record.save(self.records / plan.name.record_filename)
 
 
 def write_shards(
-    plans: Sequence[ShardPlan], job: ShardJob, num_workers: int, show: Callable[[int], None]
-) -> Generator[ShardPlan, None, None]:
-    """Write all shards; yields each plan when its shard and record are on disk.
+    names: Sequence[ShardName],
+    make_plan: Callable[[ShardName], ShardPlan],
+    job: ShardJob,
+    num_workers: int,
+    show: Callable[[int], None],
+) -> Generator[ShardName, None, None]:
+    """Write all shards; yields each name when its shard and record are on disk.
 
     `show` is told the number of samples done, several times a second. Close the generator to stop.
     Raises `ConversionError` if a worker dies or lacks memory, and what else the workers raise.
     """
-    if not plans:
+    if not names:
         return
     # Spawned, not forked: safe with threads, and no worker inherits an end of another's pipe.
     context = multiprocessing.get_context("spawn")
@@ -66,22 +72,27 @@ def write_shards(
     counter, counter_writer = context.Pipe(duplex=False)
     os.set_blocking(counter.fileno(), False)
     executor = ProcessPoolExecutor(
-        min(num_workers, len(plans)),
+        min(num_workers, len(names)),
         mp_context=context,
         initializer=_start_worker,
         initargs=(job, stop_reader, counter_writer),
     )
     num_done = 0
+    waiting = iter(names)
+    pending: dict[Future[None], ShardName] = {}
     try:
-        pending = {executor.submit(_run, plan): plan for plan in plans}
-        while pending:
+        while True:
+            for name in itertools.islice(waiting, _PLANS_PER_WORKER * num_workers - len(pending)):
+                pending[executor.submit(_run, make_plan(name))] = name
+            if not pending:
+                break
             done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             num_done += _count(counter)
             show(num_done)
             for future in done:
-                plan = pending.pop(future)
+                name = pending.pop(future)
                 future.result()
-                yield plan
+                yield name
         executor.shutdown()
     except (BrokenProcessPool, MemoryError):
         raise ConversionError(

@@ -1,17 +1,27 @@
-"""Writes the files that say what is in the shards, all but the manifest."""
+"""Writes the files that say what is in the shards and, last, the manifest."""
 
 from __future__ import annotations
 
 import io
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.files import sha256_of, write_atomically
-from data_prep.manifest import Split, Statistics
-from data_prep.output import ConversionError
+from data_prep.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    Split,
+    Statistics,
+    hash_class_names,
+    write_manifest,
+)
+from data_prep.output import ConversionError, Outline
 from data_prep.shards import ShardRecord
 from data_prep.statistics import (
     PixelSums,
@@ -20,11 +30,53 @@ from data_prep.statistics import (
     mean_image,
     principal_components,
 )
+from data_prep.tally import Tally, name_rejected
+
+logger = logging.getLogger(__name__)
 
 _MEAN_IMAGE_NAME = "train.mean.npy"
 
 
-def publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -> Split:
+def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
+    """Write the indexes, the mean image and, last, the manifest; `tally` has all shards.
+
+    Raises `ConversionError` if no image of a split can be used.
+    """
+    contents = tally.contents
+    has_one_size = len(contents.sizes) == 1
+    height, width = next(iter(contents.sizes)) if has_one_size else (None, None)
+    if contents.rejected:
+        logger.warning("left out: %s", name_rejected(contents.rejected))
+    names = outline.shard_names()
+    splits = {
+        split: _publish_split(
+            shards,
+            split,
+            {name.filename: tally.records[name] for name in names if name.split == split},
+        )
+        for split in outline.num_samples
+    }
+    settings: Mapping[str, Any] = outline.settings
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        encoding=outline.encoding,
+        image_height=height,
+        image_width=width,
+        class_names=outline.class_names,
+        class_names_sha256=hash_class_names(outline.class_names),
+        splits=splits,
+        statistics=_publish_statistics(shards, contents.pixels, has_one_size=has_one_size),
+        source=settings["source"],
+        options=outline.manifest_options,
+        seed=settings["seed"],
+        rewritten=dict(contents.rewritten),
+        rejected=dict(Counter(reason for _, reason in contents.rejected)),
+    )
+    write_manifest(shards, manifest)
+    return manifest
+
+
+def _publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -> Split:
     """Write a split's index and checksums.
 
     `records` are by file name, in shard order. Raises `ConversionError` if they hold no sample.
@@ -48,7 +100,7 @@ def publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -
     )
 
 
-def publish_statistics(shards: Path, pixels: PixelSums, *, has_one_size: bool) -> Statistics:
+def _publish_statistics(shards: Path, pixels: PixelSums, *, has_one_size: bool) -> Statistics:
     """Write the mean image, if all images have one size; returns all statistics."""
     stds, vectors = principal_components(pixels)
     image = mean_image(pixels) if has_one_size else None

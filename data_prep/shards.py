@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -15,35 +16,28 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.assignment import ShardName
 from data_prep.files import atomic_writer, sha256_of_rest
 from data_prep.images import RejectedImage, StoredImage, store
 from data_prep.manifest import INDEX_DTYPE, MEMBER_SUFFIX, Encoding
 from data_prep.output import ConversionError
-from data_prep.sources import Reader, Sample
+from data_prep.samples import Sample
+from data_prep.sources import Reader
 from data_prep.statistics import PixelSums
+from data_prep.tar_walk import BLOCK_BYTES
 
-BLOCK_BYTES = tarfile.BLOCKSIZE
 LABEL_SUFFIX = "cls"
 _FILE_MODE = 0o644
 _MAX_SIZES = 2  # enough to know that they differ
 _END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ShardPlan:
     """What goes into one shard: decided before any image is read."""
 
-    split: str
-    number: int
-    samples: tuple[Sample, ...]
-
-    @property
-    def stem(self) -> str:
-        return f"{self.split}-{self.number:06d}"
-
-    @property
-    def filename(self) -> str:
-        return f"{self.stem}.tar"
+    name: ShardName
+    samples: Sequence[Sample]
 
 
 @dataclass(slots=True)
@@ -108,8 +102,8 @@ class ShardRecord:
             "sums": pixels.sums,
             "products": pixels.products,
         }
-        if pixels.image_sum is not None:
-            arrays["image_sum"] = pixels.image_sum
+        if pixels.image_sum is not None:  # no shard has the 16 million images that need more
+            arrays["image_sum"] = pixels.image_sum.astype(np.uint32)
         with atomic_writer(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
@@ -146,6 +140,7 @@ def write_shard(
     *,
     encoding: Encoding,
     size: int | None,
+    jpeg_quality: int | None,
     count_sample: Callable[[], None],
 ) -> ShardRecord:
     """Write the shard to `path`, atomically, and tell what became of it.
@@ -160,15 +155,15 @@ def write_shard(
         tar = _TarWriter(file)
         for sample in plan.samples:
             try:
-                image = store(reader.read(sample), encoding, size)
+                image = store(reader.read(sample), encoding, size, jpeg_quality)
             except RejectedImage as rejection:
                 contents.rejected.append((sample.locator, rejection.reason))
             else:
                 offset = tar.add(f"{sample.key}.{MEMBER_SUFFIX[encoding]}", image.content)
                 tar.add(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())
-                rows.append((plan.number, offset, len(image.content), sample.label))
+                rows.append((plan.name.number, offset, len(image.content), sample.label))
                 checksums.append(zlib.crc32(image.content))
-                contents.add(image, is_train=plan.split == "train")
+                contents.add(image, is_train=plan.name.split == "train")
                 check_sizes(contents.sizes, encoding)
             count_sample()
         num_bytes, sha256 = tar.finish()
@@ -180,6 +175,16 @@ def write_shard(
         checksums=np.array(checksums, np.uint32),
         contents=contents,
     )
+
+
+def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | None:
+    """The record of a finished shard; None if either is missing or damaged."""
+    try:
+        record = ShardRecord.load(records / name.record_filename)
+        is_whole = (shards / name.filename).stat().st_size == record.num_bytes
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+    return record if is_whole else None
 
 
 def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:

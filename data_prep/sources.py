@@ -7,6 +7,7 @@ To add one, write such a function and give it its command in `__main__`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from data_prep.assignment import make_keys
 from data_prep.manifest import Encoding
+from data_prep.samples import Sample, SampleTable
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +36,6 @@ class SourceError(ValueError):
     """The input is missing, incomplete, or not what the source expects."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image of a split, before it is read."""
-
-    key: str
-    label: int
-    locator: str
-    """Tells the reader which image it is, and people where to look."""
-
-
 class Reader(Protocol):
     """Reads samples in a worker process: it must be picklable, and small or quick to pickle."""
 
@@ -58,10 +50,12 @@ class Source:
     name: str
     class_names: tuple[str, ...]
     """In label order."""
-    splits: Mapping[str, tuple[Sample, ...]]
+    splits: Mapping[str, SampleTable]
     """`train` and `val`; neither is empty."""
     reader: Reader
     default_encoding: Encoding
+    default_rgb_size: int | None = None
+    """Height and width under encoding rgb, where the images have many sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,29 +130,39 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[Sample, ...]:
+def _list(root: Path, folder: Path, class_names: tuple[str, ...]) -> SampleTable:
     """The samples of one split's folder."""
-    labels: dict[Path, int] = {}
+    names: list[str] = []
+    labels: list[int] = []
     for label, class_name in enumerate(class_names):
-        paths = [path.relative_to(folder) for path in _visible(folder / class_name)]
-        if not paths:
-            raise SourceError(
-                f"the class folder {folder / class_name} is empty: add images, or remove the "
-                "class from both splits"
-            )
-        labels.update(dict.fromkeys(paths, label))
-    others = [str(folder / path) for path in labels if not (folder / path).is_file()]
+        files = list_files(folder / class_name)
+        names += [f"{class_name}/{name}" for name in files]
+        labels += [label] * len(files)
+    prefix = folder.relative_to(root)
+    return SampleTable(
+        Sample(key, label, f"{prefix}/{name}")
+        for key, label, name in zip(make_keys(names), labels, names, strict=True)
+    )
+
+
+def list_files(folder: Path) -> list[str]:
+    """Names of a class folder's files, sorted, without the hidden ones.
+
+    Raises `SourceError` if there are none, or other things than files.
+    """
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        others = [entry.path for entry in visible if not entry.is_file()]
+    if not visible:
+        raise SourceError(
+            f"the class folder {folder} is empty: add images, or remove the class from both splits"
+        )
     if others:
         raise SourceError(
             f"there are folders, broken links or other things that are no files among the images "
             f"({name_some(others)}): move images up into the class folder, and remove the rest"
         )
-    keys = make_keys([path.as_posix() for path in labels])
-    prefix = folder.relative_to(root)
-    return tuple(
-        Sample(key, label, str(prefix / path))
-        for key, (path, label) in zip(keys, labels.items(), strict=True)
-    )
+    return sorted(entry.name for entry in visible)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -13,9 +13,9 @@ from data_prep.sources import Pixels
 _DECIMALS = 9
 """Of what comes from an eigenvalue solver, whose last bits differ between machines."""
 
-_CHUNK_PIXELS = 1 << 14
+_CHUNK_PIXELS = 1 << 13
 """Pixels that are summed at once, as float64: it holds these sums exactly, and multiplies many
-times faster than integers. Few enough for the cache, and for one thread a worker."""
+times faster than integers. Few enough for the cache, and for BLAS to use one thread a worker."""
 
 
 @dataclass(slots=True)
@@ -37,9 +37,9 @@ class PixelSums:
         self.num_pixels += pixels.size // 3
         rows = pixels.reshape(-1, 3)
         for start in range(0, len(rows), _CHUNK_PIXELS):
-            values = rows[start : start + _CHUNK_PIXELS].astype(np.float64)
-            self.sums += (np.ones(len(values)) @ values).astype(np.int64)
-            self.products += (values.T @ values).astype(np.int64)
+            channels = rows[start : start + _CHUNK_PIXELS].T.astype(np.float64, order="C")
+            self.sums += channels.sum(axis=1).astype(np.int64)
+            self._add_products(channels)
         self._add_image(pixels)
 
     def merge(self, other: PixelSums) -> None:
@@ -50,6 +50,14 @@ class PixelSums:
         self.products += other.products
         if other.image_sum is not None:
             self._add_image(other.image_sum)
+
+    def _add_products(self, channels: npt.NDArray[np.float64]) -> None:
+        """Six products of vectors, which take half the time of one of such narrow matrices."""
+        for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)):
+            product = int(channels[i] @ channels[j])
+            self.products[i, j] += product
+            if i != j:
+                self.products[j, i] += product
 
     def _add_image(self, image: npt.NDArray[np.uint8] | npt.NDArray[np.int64]) -> None:
         if self.image_sum is None:

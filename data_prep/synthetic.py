@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.sources import Pixels, Sample, Source
+from data_prep.samples import Sample, SampleTable
+from data_prep.sources import Pixels, Source
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,9 +112,9 @@ def make_synthetic(*, seed: int, size: int, num_train: int, num_val: int) -> Sou
     )
 
 
-def _samples(split: str, count: int) -> tuple[Sample, ...]:
-    labels = [number % len(CLASS_NAMES) for number in range(count)]
-    return tuple(
+def _samples(split: str, count: int) -> SampleTable:
+    labels = (number % len(CLASS_NAMES) for number in range(count))
+    return SampleTable(
         Sample(f"{CLASS_NAMES[label]}-{number:06d}", label, f"{split}/{number}")
         for number, label in enumerate(labels)
     )

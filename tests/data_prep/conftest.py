@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.raw_data import REPOSITORY, run_cli
+from tests.data_prep.raw_data import REPOSITORY, hash_tree, run_cli
 
 CIFAR10_IMAGES = REPOSITORY.parent / "shared/data/cifar10-images.tar.xz"
 
@@ -23,6 +23,23 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SYNTHETIC_OPTIONS = ("--num-train", 60, "--num-val", 25, "--samples-per-shard", 20)
+
+
+SLOW_OPTIONS = ("--num-train", 1900, "--num-val", 100, "--samples-per-shard", 100)
+"""Enough work to be caught at it, twenty shards."""
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of `synthetic` with `SLOW_OPTIONS`."""
+    return shard_synthetic(tmp_path_factory.mktemp("undisturbed") / "shards", *SLOW_OPTIONS)
+
+
+def shard_synthetic(output: Path, *options: object) -> dict[str, str]:
+    """Make a shard set; returns the hashes of its files."""
+    result = run_cli("shard", "synthetic", "--output", output, *options)
+    assert result.returncode == 0, result.stderr
+    return hash_tree(output)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def wait_for_shards(output: Path, count: int) -> None:
+    """Wait until a conversion has written that many."""
+    deadline = time.monotonic() + 40
+    while len(list(output.glob("*.tar"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def hash_tree(folder: Path) -> dict[str, str]:

@@ -16,9 +16,10 @@ import pytest
 from data_prep.conversion import Options, convert
 from data_prep.manifest import read_manifest
 from data_prep.output import ConversionError
-from data_prep.sources import Sample, open_folder
+from data_prep.samples import Sample
+from data_prep.sources import open_folder
 from tests.data_prep.cifar_archive import cifar10_files, write_unpacked
-from tests.data_prep.conftest import SYNTHETIC_OPTIONS
+from tests.data_prep.conftest import SLOW_OPTIONS, SYNTHETIC_OPTIONS, shard_synthetic
 from tests.data_prep.raw_data import (
     copy_tree,
     hash_tree,
@@ -26,29 +27,9 @@ from tests.data_prep.raw_data import (
     jpeg,
     run_cli,
     start_cli,
+    wait_for_shards,
     write_folder,
 )
-
-SLOW_OPTIONS = ("--num-train", 1900, "--num-val", 100, "--samples-per-shard", 100)
-"""Enough work to be caught at it, twenty shards."""
-
-
-def shard_synthetic(output: Path, *options: object) -> dict[str, str]:
-    result = run_cli("shard", "synthetic", "--output", output, *options)
-    assert result.returncode == 0, result.stderr
-    return hash_tree(output)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return shard_synthetic(tmp_path_factory.mktemp("undisturbed") / "shards", *SLOW_OPTIONS)
-
-
-def wait_for_shards(output: Path, count: int) -> None:
-    deadline = time.monotonic() + 40
-    while len(list(output.glob("*.tar"))) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def children_of(pid: int) -> list[int]:
@@ -165,6 +146,7 @@ def test_want_of_memory_is_one_sentence(tmp_path: Path) -> None:
     options = Options(
         encoding="jpeg",
         size=None,
+        jpeg_quality=95,
         samples_per_shard=4,
         seed=0,
         num_workers=1,
@@ -180,7 +162,7 @@ def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:
     wait_for_shards(output, 1)
     second = run_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS)
     assert second.returncode == 1
-    assert f"another conversion is writing to --output {output}" in second.stderr
+    assert f"another conversion is writing to {output}" in second.stderr
     first.communicate(timeout=60)
     assert first.returncode == 0
 

@@ -1,0 +1,91 @@
+"""Walks through the headers of a tar, also of one that lies inside another, and trusts none."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+_NAME, _SIZE, _CHECKSUM, _TYPE = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157)
+_PREFIX = 345
+"""Where the first part of a long name begins, if there is one."""
+
+
+class DamagedTarError(ValueError):
+    """The walk cannot go on."""
+
+    def __init__(self, what: str, member_name: str | None = None) -> None:
+        super().__init__(what)
+        self.member_name = member_name
+        """Of the member that is damaged, as far as it can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a tar."""
+
+    name: str
+    offset: int
+    """Of its content, in the file that is read."""
+    num_bytes: int
+    type: bytes = tarfile.REGTYPE
+
+    @property
+    def key(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def suffix(self) -> str:
+        return self.name.partition(".")[2]
+
+
+def walk_tar(handle: int, start: int, stop: int) -> Iterator[Member]:
+    """Yield the members of the tar in the bytes from `start` to `stop` of an open file.
+
+    Reads headers only, by position. Raises `DamagedTarError` where the tar is cut off, even
+    between two members, or damaged.
+    """
+    position, before = start, "the start"
+    while True:
+        header = os.pread(handle, max(0, min(BLOCK_BYTES, stop - position)), position)
+        if header == bytes(BLOCK_BYTES):
+            return
+        if len(header) < BLOCK_BYTES:
+            raise DamagedTarError(f"cut off after {before}: it has no end mark")
+        member = _parse(header, position + BLOCK_BYTES, before)
+        if (num_there := stop - member.offset) < member.num_bytes:
+            what = f"cut off in {member.name}, {num_there} of {member.num_bytes} bytes"
+            raise DamagedTarError(what, member.name)
+        yield member
+        before = member.name
+        position = member.offset + -(-member.num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _parse(header: bytes, offset: int, before: str) -> Member:
+    if (plain := _parse_plain(header)) is not None:
+        return Member(plain[0], offset, plain[1], header[_TYPE])
+    try:
+        info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
+    except tarfile.HeaderError as error:
+        name = header.split(b"\0")[0].decode("ascii", "replace")
+        what = f"damaged tar header after {before} ({error}): what follows cannot be read"
+        raise DamagedTarError(what, name) from None
+    return Member(info.name, offset, info.size, info.type)
+
+
+def _parse_plain(header: bytes) -> tuple[str, int] | None:
+    """Name and size of an intact header that holds nothing unusual; else None.
+
+    `TarInfo.frombuf` takes four times as long, which counts with a million members.
+    """
+    checksum, size = header[_CHECKSUM], header[_SIZE]
+    try:
+        is_intact = int(checksum.strip(b"\0 "), 8) == sum(header) - sum(checksum) + 8 * ord(" ")
+        num_bytes = int(size.strip(b"\0 "), 8)
+        name = header[_NAME].partition(b"\0")[0].decode("ascii")
+    except ValueError:
+        return None
+    is_usual = num_bytes >= 0 and not header[_PREFIX] and not name.endswith("/")
+    return (name, num_bytes) if is_intact and is_usual else None
