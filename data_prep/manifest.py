@@ -142,7 +142,7 @@ def read_manifest(shards: Path) -> Manifest:
     """
     path = shards / MANIFEST_NAME
     try:
-        fields = json.loads(path.read_bytes())
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ShardSetError(
             f"{shards} is not a shard set: it has no {MANIFEST_NAME}; "
@@ -150,12 +150,18 @@ def read_manifest(shards: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise ShardSetError(f"{shards} is a file; expected the folder of a shard set") from None
+
+
+def parse_manifest(content: bytes, path: str) -> Manifest:
+    """The manifest in `content`, which errors call `path`; raises `ShardSetError`, see above."""
+    try:
+        fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
     return _parse(path, fields)
 
 
-def _parse(path: Path, fields: Any) -> Manifest:
+def _parse(path: str, fields: Any) -> Manifest:
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
         raise ShardSetError(

@@ -46,15 +46,44 @@ class DataConfig:
     """Where samples come from and how they are read."""
 
     shards: str = operational("")
-    """Directory of the shard set. It may be moved: its manifest's hash is what is compared."""
+    """Directory of the shard set, or its URL: see "Remote shards" in docs/operations.md. It may be
+    moved: its manifest's hash is what is compared."""
+    shuffle_shards: int | None = None
+    """None: shuffle all samples at once; N: shuffle the shards, then the samples of N shards at a
+    time, so that a cache of the shards may be smaller than they are."""
     drop_last: bool = True
     """Leave out the epoch's last, smaller batch (other samples in every epoch)."""
     decode_threads: int = operational(1)
     """Threads of a rank that read and decode."""
     prefetch_batches: int = operational(4)
     """Batches read ahead of the one in use."""
+    cache_dir: str = operational("")
+    """Directory, on a local disk of each host, that shards from a URL are staged into. Jobs of a
+    host may share it."""
+    cache_bytes: int | None = operational(None)
+    """Most that the shards in it may take, of all jobs together; none: what the disk has."""
+    fetch_timeout_seconds: float = operational(60.0)
+    """After so long without a byte of a file an attempt to fetch it has failed."""
+    fetch_attempts: int = operational(5)
+    """Attempts to fetch a file before the run ends; the pauses between them double."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `shards` is a URL."""
+        return "://" in self.shards or self.shards.startswith("pipe:")
 
     def __post_init__(self) -> None:
+        for name in ("shuffle_shards", "cache_bytes"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"data.{name}", value, "at least 1, or none")
+        _require(
+            not self.is_remote or self.cache_dir != "",
+            "data.shards",
+            f"the URL {self.shards} without data.cache_dir",
+            "a directory on a local disk to stage the shards into",
+        )
+        _require_duration("data.fetch_timeout_seconds", self.fetch_timeout_seconds)
+        _require(self.fetch_attempts > 0, "data.fetch_attempts", self.fetch_attempts, "at least 1")
         _require(self.decode_threads > 0, "data.decode_threads", self.decode_threads, "at least 1")
         _require(
             self.prefetch_batches > 0, "data.prefetch_batches", self.prefetch_batches, "at least 1"

@@ -13,14 +13,14 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from data_prep.files import remove_leftovers
-from data_prep.manifest import Manifest, manifest_sha256, read_manifest
+from data_prep.manifest import Manifest, Split, manifest_sha256, read_manifest
 from pipeline import checkpoint
 from pipeline.command import Command
 from pipeline.config import Config, flatten
 from pipeline.console import Console
 from pipeline.data.augment import input_size
 from pipeline.data.normalize import build_normalizer
-from pipeline.data.partition import BatchPlan
+from pipeline.data.partition import BatchPlan, ShardShuffle
 from pipeline.data.preprocess import Augmenter, Viewer
 from pipeline.data.tar import TarReader
 from pipeline.distributed import World
@@ -38,7 +38,10 @@ from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, write_settings
 from pipeline.stop import remove_old_request
 
-_OF_A_HOST = ("data.shards", "data.decode_threads", "data.prefetch_batches", "metrics.")
+_OF_A_HOST = (
+    *("data.shards", "data.cache_", "data.fetch_", "data.decode_threads", "data.prefetch_batches"),
+    "metrics.",
+)
 """How the names of fields begin that may differ from host to host."""
 
 
@@ -96,7 +99,7 @@ def _build(
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
         readers = {name: _reader(config, manifest, name, resources) for name in ("train", "val")}
-        plan = _plan(config, readers["train"].num_samples, grid)
+        plan = _plan(config, manifest.split("train"), grid)
         target_steps = _target_steps(config, plan)
         height, width, _ = readers["train"].image_shape
         size = input_size(config.augment, (height, width))
@@ -180,13 +183,15 @@ def _reader(
     return resources.enter_context(TarReader(shards, manifest, split, num_threads=threads))
 
 
-def _plan(config: Config, num_samples: int, grid: Grid) -> BatchPlan:
+def _plan(config: Config, split: Split, grid: Grid) -> BatchPlan:
+    width = config.data.shuffle_shards
     return BatchPlan(
-        num_samples=num_samples,
+        num_samples=split.num_samples,
         global_batch_size=config.global_batch_size,
         num_replicas=grid.num_replicas,
         accumulation_steps=config.accumulation_steps,
         drop_last=config.data.drop_last,
+        shuffle=None if width is None else ShardShuffle(split.shard_lengths, width),
     )
 
 

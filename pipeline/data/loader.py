@@ -14,12 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.data.batch import HostBatch
-from pipeline.data.partition import (
-    BatchPlan,
-    EvaluationBlock,
-    Indices,
-    epoch_order,
-)
+from pipeline.data.partition import BatchPlan, EvaluationBlock, Indices
 from pipeline.data.tar import ReadCost
 
 
@@ -41,7 +36,7 @@ def training_requests(
     for step in range(start_step, end_step):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
-            order = epoch_order(plan.num_samples, seed, epoch)
+            order = plan.order(seed, epoch)
         for micro_batch in range(plan.accumulation_steps):
             positions = plan.positions(step, micro_batch, replica)
             yield order[positions.start : positions.stop]

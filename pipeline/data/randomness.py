@@ -29,6 +29,7 @@ class Stream(IntEnum):
     FLIP = 3
     DROPOUT = 5
     COLOR = 6
+    SHARDS = 7
 
 
 def random_bits(
