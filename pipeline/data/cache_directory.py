@@ -84,6 +84,15 @@ def staged_parts(path: Path) -> list[Path]:
     return [part for part in parts if _final_name(part) == path.name]
 
 
+def has_room(path: Path, num_bytes: int) -> bool:
+    """Whether room has been made for `path`, which is being staged or has been."""
+    for part in [path, *staged_parts(path)]:
+        with contextlib.suppress(FileNotFoundError):
+            if part.stat().st_size == num_bytes:
+                return True
+    return False
+
+
 def clear(path: Path) -> None:
     """Remove what a killed process has staged of `path`, and a damaged file of that name.
 
@@ -157,17 +166,21 @@ def _disk_full(cache: Path, num_bytes: int, used_bytes: int) -> str:
 
 def _survey(cache: Path) -> _Occupancy:
     """What is in the cache, less what killed processes left half staged, which is deleted."""
-    found = _Occupancy([], 0)
+    staged: dict[int, int] = {}
+    # First: what gets its final name meanwhile is then seen twice and not never.
+    for leftover in cache.glob(f"*/{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):
+            number = leftover.stat().st_ino
+            staged[number] = _bytes_of_live(leftover)
+    whole: list[tuple[Path, os.stat_result]] = []
     for lock in cache.glob(f"*/{_LOCK_PREFIX}*"):
         path = lock.with_name(lock.name.removeprefix(_LOCK_PREFIX))
         with contextlib.suppress(FileNotFoundError):
-            found.whole.append((path, path.stat()))
-    for leftover in cache.glob(f"*/{TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
-            found.num_bytes += _bytes_of_live(leftover)
-    found.num_bytes += sum(stat.st_size for _, stat in found.whole)
-    found.whole.sort(key=lambda entry: entry[1].st_mtime_ns)
-    return found
+            whole.append((path, path.stat()))
+    for _, found in whole:
+        staged.pop(found.st_ino, None)
+    whole.sort(key=lambda entry: entry[1].st_mtime_ns)
+    return _Occupancy(whole, sum(staged.values()) + sum(found.st_size for _, found in whole))
 
 
 def _bytes_of_live(leftover: Path) -> int:

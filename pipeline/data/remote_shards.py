@@ -47,7 +47,13 @@ class RemoteShards:
             self._position = 0
             self._changed.notify_all()
             plan = self._plan
-        self._cache.expect(self._hand_on(needs, plan))
+        self._cache.expect(
+            self._hand_on(needs, plan), lambda _split, shard: self._is_wanted(shard, plan)
+        )
+
+    def _is_wanted(self, shard: int, plan: int) -> bool:
+        with self._changed:
+            return plan == self._plan and self._last_needed.get(shard, -1) >= self._position
 
     def _hand_on(self, needs: Iterable[ShardNeed], plan: int) -> Iterator[tuple[str, int]]:
         """The shards of `needs` that are not over yet, at most a whole split's number ahead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import logging
@@ -24,6 +25,7 @@ from pipeline.config import DataConfig
 from pipeline.data.cache_directory import (
     CacheFullError,
     clear,
+    has_room,
     is_room_wanted,
     open_in_use,
     reserve,
@@ -44,6 +46,8 @@ from pipeline.data.remote import (
 
 _LOOK_SECONDS = 0.05
 """Between two looks at what another process does."""
+_STREAMS = 4
+"""Shards that are staged ahead at the same time: one connection rarely fills a line."""
 _AGAIN_SECONDS = 5.0
 """Between two tries to stage ahead what could not be."""
 _ROOM_SECONDS = 0.5
@@ -92,8 +96,8 @@ class ShardCache:
         self._patience = Patience(timeout_seconds=timeout_seconds, attempts=attempts)
         self._set: tuple[Path, Manifest] | None = None
         self._in_use: dict[tuple[str, int], int] = {}
-        self._ahead: list[tuple[str, int]] = []
-        """Of those in use the ones nobody has asked for yet, in the order they were staged."""
+        self._ahead: dict[tuple[str, int], int] = {}
+        """Of those in use the ones nobody has asked for yet, with their places in the plan."""
         self._cost = CacheCost()
         self._lock = threading.Lock()  # of the three above
         self._threads: list[threading.Thread] = []
@@ -212,29 +216,29 @@ class ShardCache:
         folder, manifest = self._set
         return folder / manifest.split(split).filenames[number]
 
-    def _use(self, split: str, number: int, *, is_ahead: bool = False) -> int:
+    def _use(self, split: str, number: int, ahead: _Ahead | None = None) -> int:
         shard = split, number
-        found = self._find_in_use(shard, is_ahead=is_ahead)
+        found = self._find_in_use(shard, is_asked_for=ahead is None)
         if found is not None:
             return found
-        handle = self._open(split, number)
+        handle = self._open(split, number, ahead)
         with self._lock:
             if not self._stop.is_set() and shard not in self._in_use:
                 self._in_use[shard] = handle
-                if is_ahead:
-                    self._ahead.append(shard)
+                if ahead is not None:
+                    self._ahead[shard] = ahead.place
                 return handle
         os.close(handle)
         self._pause(0)
-        return self._use(split, number, is_ahead=is_ahead)  # another thread was faster
+        return self._use(split, number, ahead)  # another thread was faster
 
-    def _find_in_use(self, shard: tuple[str, int], *, is_ahead: bool) -> int | None:
+    def _find_in_use(self, shard: tuple[str, int], *, is_asked_for: bool) -> int | None:
         with self._lock:
-            if not is_ahead and shard in self._ahead:
-                self._ahead.remove(shard)
+            if is_asked_for:
+                self._ahead.pop(shard, None)
             return self._in_use.get(shard)
 
-    def _open(self, split: str, number: int) -> int:
+    def _open(self, split: str, number: int, ahead: _Ahead | None) -> int:
         """Open the shard as one in use, staged by this process or another one."""
         path, expected = self._path(split, number), self._content(split, number)
         assert expected.num_bytes is not None
@@ -243,14 +247,18 @@ class ShardCache:
             handle = open_in_use(path, expected.num_bytes)
             if handle is not None:
                 return handle
+            if ahead is not None and not ahead.is_wanted():
+                raise FetchStopped(f"{path.name} is not needed any more")
             with staging(path) as is_ours:
                 if is_ours:
                     # Another process may have staged it since, and is out of the way only now.
                     handle = open_in_use(path, expected.num_bytes)
                     if handle is not None:
                         return handle
-                    self._stage(path, expected)
+                    self._stage(path, expected, ahead)
                     continue
+            if ahead is not None and has_room(path, expected.num_bytes):
+                ahead.end_turn()
             watch.look()
             self._pause(_LOOK_SECONDS)
 
@@ -259,39 +267,60 @@ class ShardCache:
         found = self._set[1].split(split)
         return Content(num_bytes=found.shard_bytes[number], sha256=found.shard_sha256[number])
 
-    def _stage(self, path: Path, content: Content) -> None:
+    def _stage(self, path: Path, content: Content, ahead: _Ahead | None) -> None:
         assert content.num_bytes is not None
         clear(path)
         with atomic_writer(path) as file:
             evicted = reserve(self._directory, file, content.num_bytes, self._max_bytes)
             with self._lock:
                 self._cost.num_evicted_shards += evicted
+            if ahead is not None:
+                ahead.end_turn()
             self._fetch(path.name, file, content)
         with self._lock:
             self._cost.num_staged_shards += 1
 
-    def expect(self, shards: Iterable[tuple[str, int]]) -> None:
-        """Stage these shards in this order, in a thread, as far ahead as there is room.
+    def expect(
+        self,
+        shards: Iterable[tuple[str, int]],
+        is_wanted: Callable[[str, int], bool] = lambda _split, _number: True,
+    ) -> None:
+        """Stage these shards in this order, some at a time, as far ahead as there is room.
 
-        Each is in use once it is staged. One that cannot be is tried again and again, for those
-        behind it are wanted later; whoever needs it meanwhile meets the error by its own attempts.
+        Each is in use once it is staged. One that cannot be is tried again and again, as long as it
+        `is_wanted`; whoever needs it meanwhile meets the error by its own attempts.
         """
-        thread = threading.Thread(
-            target=self._stage_ahead, args=(iter(shards),), name="stage", daemon=True
-        )
-        self._threads = [other for other in self._threads if other.is_alive()] + [thread]
-        thread.start()
+        plan, turn = enumerate(shards), threading.Lock()
+        threads = [
+            threading.Thread(
+                target=self._stage_ahead, args=(plan, turn, is_wanted), name="stage", daemon=True
+            )
+            for _ in range(_STREAMS)
+        ]
+        self._threads = [other for other in self._threads if other.is_alive()] + threads
+        for thread in threads:
+            thread.start()
 
-    def _stage_ahead(self, shards: Iterator[tuple[str, int]]) -> None:
-        with contextlib.suppress(FetchStopped):
-            for split, number in shards:
-                while not self._is_staged_ahead(split, number):
+    def _stage_ahead(
+        self,
+        plan: Iterator[tuple[int, tuple[str, int]]],
+        turn: threading.Lock,
+        is_wanted: Callable[[str, int], bool],
+    ) -> None:
+        while not self._stop.is_set():
+            with _Ahead(turn) as ahead, contextlib.suppress(FetchStopped):
+                entry = next(plan, None)
+                if entry is None:
+                    return
+                ahead.place, shard = entry
+                ahead.is_wanted = functools.partial(is_wanted, *shard)
+                while not self._is_staged_ahead(*shard, ahead):
                     pass
 
-    def _is_staged_ahead(self, split: str, number: int) -> bool:
+    def _is_staged_ahead(self, split: str, number: int, ahead: _Ahead) -> bool:
         try:
             if not self.give_way():
-                self._use(split, number, is_ahead=True)
+                self._use(split, number, ahead)
                 return True
         except CacheFullError:
             pass
@@ -317,7 +346,9 @@ class ShardCache:
     def _give_way(self) -> None:
         with self._lock:
             if self._ahead:
-                handle = self._in_use.pop(self._ahead.pop())
+                farthest = max(self._ahead, key=self._ahead.__getitem__)
+                del self._ahead[farthest]
+                handle = self._in_use.pop(farthest)
                 os.utime(handle, (0, 0))  # the first to go: all others are wanted sooner
                 os.close(handle)
 
@@ -325,8 +356,7 @@ class ShardCache:
         """The shard is not in use any more: its file may go when room is needed."""
         shard = split, number
         with self._lock:
-            if shard in self._ahead:
-                self._ahead.remove(shard)
+            self._ahead.pop(shard, None)
             if shard in self._in_use:
                 os.close(self._in_use.pop(shard))
         self._room.set()
@@ -362,6 +392,34 @@ class ShardCache:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Ahead:
+    """A shard that is staged ahead, and the turn to take room, which goes by the plan's order."""
+
+    def __init__(self, turn: threading.Lock) -> None:
+        self.place = 0
+        self.is_wanted: Callable[[], bool] = lambda: True
+        self._turn = turn
+        self._has_turn = False
+
+    def end_turn(self) -> None:
+        """There is room for this one: the next may look for its own."""
+        if self._has_turn:
+            self._has_turn = False
+            self._turn.release()
+
+    def __enter__(self) -> Self:
+        self._has_turn = self._turn.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end_turn()
 
 
 class _Watch:

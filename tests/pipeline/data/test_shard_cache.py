@@ -34,7 +34,7 @@ from pipeline.data.shard_cache import ShardCache
 from tests.pipeline.data.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.fake_run import make_images, write_shard_set
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 20.0
 NUM_SHARDS = 6
 LABELS = np.arange(NUM_SHARDS * 20) % 10
 NAMES = [f"val-{number:06d}.tar" for number in range(NUM_SHARDS)]
@@ -394,6 +394,34 @@ def test_what_is_in_use_stays(
         os.close(file)
 
 
+def test_a_file_that_gets_its_name_during_the_count_is_counted(
+    server: FlakyServer, directory: Path, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is looked for first, and once only."""
+    glob = Path.glob
+    with open_cache(server, directory, 2 * shard_bytes) as cache:
+        server.faults[NAMES[0]] = ["stall"]
+        thread, _ = in_thread(lambda: cache.get("val", 0))
+        assert server.has_stalled.wait(DEADLINE_SECONDS)
+
+        def glob_and_let_it_end(path: Path, pattern: str) -> list[Path]:
+            found = list(glob(path, pattern))
+            if path == directory:
+                server.goes_on.set()
+                thread.join(DEADLINE_SECONDS)
+                assert not thread.is_alive()
+            return found
+
+        monkeypatch.setattr(Path, "glob", glob_and_let_it_end)
+        cache.get("val", 1)
+        monkeypatch.undo()
+        assert cached(directory) == [0, 1]
+        assert used_bytes(directory) == 2 * shard_bytes
+    with open_cache(server, directory, 2 * shard_bytes) as cache:
+        cache.get("val", 2)
+        assert used_bytes(directory) == 2 * shard_bytes
+
+
 def test_no_room_is_told_with_numbers(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
@@ -518,10 +546,10 @@ def test_what_could_not_be_staged_ahead_is_told_to_who_needs_it(
     missing.unlink()
     with open_cache(server, directory) as cache:
         cache.expect([("val", 0), ("val", 1), ("val", 2)])
-        wait_until(lambda: server.requests[NAMES[1]] > 3)
+        wait_until(lambda: server.requests[NAMES[1]] > 3 and cached(directory) == [0, 2])
         with pytest.raises(FetchError, match=f"{NAMES[1]} could not be fetched in 3 attempts"):
             cache.get("val", 1)
-        assert cached(directory) == [0]
+        assert cached(directory) == [0, 2]
         missing.write_bytes(content)
         wait_until(lambda: cached(directory) == [0, 1, 2])
         assert is_same(cache.get("val", 1), folder)
