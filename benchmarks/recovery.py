@@ -27,6 +27,7 @@ from pipeline import checkpoint
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
 from pipeline.data.readers import open_training_reader
+from pipeline.data.shard_set import ShardSet
 from pipeline.metrics.rank_file import rank_file_name, read_writer
 from pipeline.recipes import cifar10
 from pipeline.run_directory import RunDirectory
@@ -83,7 +84,7 @@ def read_before_first_step(shards: Path, step: int) -> tuple[int, float]:
     )
     with (
         contextlib.closing(
-            open_training_reader(cifar10(), shards, read_manifest(shards))
+            open_training_reader(cifar10(), ShardSet(shards, read_manifest(shards), None))
         ) as reader,
         Loader(
             reader,

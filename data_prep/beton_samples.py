@@ -48,7 +48,7 @@ class ShardSamples:
         self.encoding = manifest.encoding
         self._paths = [shards / name for split in splits for name in split.filenames]
         self._index = _join_indexes(shards, splits)
-        self._checksums = _join_checksums(shards, splits)
+        self._checksums = np.concatenate([read_checksums(shards, split) for split in splits])
         self._shape = (manifest.image_height or 0, manifest.image_width or 0, 3)
         """Of every image with encoding `rgb`."""
         self._header = b""
@@ -102,15 +102,10 @@ class ShardSamples:
     def check(self, number: int, stored: bytes) -> None:
         """Compare a stored `BetonImage.content` with what was written into the shard.
 
-        By the shard set's checksums; an old one without them is read once more.
-        Raises `ShardSetError` if it is something else.
+        By the shard set's checksums. Raises `ShardSetError` if it is something else.
         """
         found = zlib.crc32(stored, zlib.crc32(self._header))
-        if self._checksums is None:
-            expected = zlib.crc32(self._read(number))
-        else:
-            expected = int(self._checksums[number])
-        if found != expected:
+        if found != int(self._checksums[number]):
             raise self._complaint(number, "its image is not the one that was written (CRC-32)")
 
     def _complaint(self, number: int, what: str) -> ShardSetError:
@@ -136,9 +131,3 @@ def _join_indexes(shards: Path, splits: list[Split]) -> npt.NDArray[np.void]:
         num_shards += len(split.filenames)
         parts.append(part)
     return np.concatenate(parts)
-
-
-def _join_checksums(shards: Path, splits: list[Split]) -> npt.NDArray[np.uint32] | None:
-    parts = [read_checksums(shards, split) for split in splits]
-    whole = [part for part in parts if part is not None]
-    return np.concatenate(whole) if len(whole) == len(parts) else None

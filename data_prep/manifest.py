@@ -149,7 +149,7 @@ def read_manifest(shards: Path) -> Manifest:
     """
     path = shards / MANIFEST_NAME
     try:
-        fields = json.loads(path.read_bytes())
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ShardSetError(
             f"{shards} is not a shard set: it has no {MANIFEST_NAME}; "
@@ -157,12 +157,18 @@ def read_manifest(shards: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise ShardSetError(f"{shards} is a file; expected the folder of a shard set") from None
+
+
+def parse_manifest(content: bytes, path: str) -> Manifest:
+    """The manifest in `content`, which errors call `path`; raises `ShardSetError`, see above."""
+    try:
+        fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
     return _parse(path, fields)
 
 
-def _parse(path: Path, fields: Any) -> Manifest:
+def _parse(path: str, fields: Any) -> Manifest:
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
         raise ShardSetError(
@@ -209,13 +215,13 @@ def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
     return _map_rows(shards / split.index_filename, split.index_sha256, INDEX_DTYPE, split)
 
 
-def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32] | None:
-    """Memory-map the CRC-32 of a split's image members, uint32[num_samples], if it has them.
+def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:
+    """Memory-map the CRC-32 of a split's image members, uint32[num_samples].
 
     Raises `ShardSetError` if they are missing, damaged or not the ones the manifest names.
     """
     if split.checksums_filename is None:
-        return None
+        raise ShardSetError(f"{shards} has no checksums: convert the data again")
     path = shards / split.checksums_filename
     return _map_rows(path, split.checksums_sha256, np.dtype(np.uint32), split)
 
@@ -235,23 +241,6 @@ def _map_rows(
             f"expected ({split.num_samples},) of {dtype}: convert the data again"
         )
     return rows
-
-
-def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:
-    """Memory-map the CRC-32 of each image of a split, uint32[num_samples].
-
-    Raises `ShardSetError` if they are missing, damaged or not those the manifest names.
-    """
-    if split.checksums_filename is None:
-        raise ShardSetError(f"{shards} has no checksums: convert the data again")
-    path = shards / split.checksums_filename
-    try:
-        if sha256_of(path) != split.checksums_sha256:
-            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
-        checksums: npt.NDArray[np.uint32] = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise ShardSetError(f"{path} is missing: convert the data again") from None
-    return checksums
 
 
 def read_mean_image(shards: Path, statistics: Statistics) -> npt.NDArray[np.float32]:

@@ -41,7 +41,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     if not run_dir:
         raise ValueError("--run-dir is missing; give the directory that this run's files go to")
     if not config.data.shards:
-        raise ValueError("--data.shards is missing; give the directory of the shard set")
+        raise ValueError("--data.shards is missing; give the directory or URL of the shard set")
     return Command(
         recipe=recipe,
         config=config,

@@ -41,15 +41,26 @@ def _require_duration(name: str, seconds: float) -> None:
     _require(0 < seconds <= _MAX_SECONDS, name, seconds, expected)
 
 
+def is_url(shards: str) -> bool:
+    """Whether a shard set is to be fetched, and not a directory of this host."""
+    return "://" in shards or shards.startswith("pipe:")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where samples come from and how they are read."""
 
     shards: str = operational("")
-    """Directory of the shard set. It may be moved: its manifest's hash is what is compared."""
-    reader: Literal["tar", "resident"] = operational("tar")
-    """How `train` is read: images from local tars as they are needed, or all of them once, decoded
-    into the memory of the devices."""
+    """Directory of the shard set, or its URL: see "Remote shards" in docs/operations.md. It may be
+    moved: its manifest's hash is what is compared."""
+    reader: Literal["tar", "remote", "beton", "resident"] = operational("tar")
+    """How `train` is read: images from local tars as they are needed, from tars staged from a URL,
+    from one .beton file, or all of them once, decoded, into the memory of the devices."""
+    beton: str = operational("")
+    """The .beton file of the shard set, for the reader of that name."""
+    shuffle_shards: int | None = None
+    """None: shuffle all samples at once; N: shuffle the shards, then the samples of N shards at a
+    time, so that a cache of the shards may be smaller than they are."""
     drop_last: bool = True
     """Leave out the epoch's last, smaller batch (other samples in every epoch)."""
     decode_threads: int = operational(1)
@@ -59,8 +70,28 @@ class DataConfig:
     max_corrupt_ratio: float = operational(1e-4)
     """Share of the train split that a rank may find damaged: each such image is replaced by the
     next good one and counted. Of `val` none may be."""
+    cache_dir: str = operational("")
+    """Directory, on a local disk of each host, that shards from a URL are staged into. Jobs of a
+    host may share it."""
+    cache_bytes: int | None = operational(None)
+    """Most that the shards in it may take, of all jobs together; none: what the disk has."""
+    fetch_timeout_seconds: float = operational(60.0)
+    """After so long without a byte of a file an attempt to fetch it has failed."""
+    fetch_attempts: int = operational(5)
+    """Attempts to fetch a file before the run ends; the pauses between them double."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `shards` is a URL."""
+        return is_url(self.shards)
 
     def __post_init__(self) -> None:
+        self._check_reader()
+        for name in ("shuffle_shards", "cache_bytes"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"data.{name}", value, "at least 1, or none")
+        _require_duration("data.fetch_timeout_seconds", self.fetch_timeout_seconds)
+        _require(self.fetch_attempts > 0, "data.fetch_attempts", self.fetch_attempts, "at least 1")
         _require(self.decode_threads > 0, "data.decode_threads", self.decode_threads, "at least 1")
         _require(
             self.prefetch_batches > 0, "data.prefetch_batches", self.prefetch_batches, "at least 1"
@@ -70,6 +101,28 @@ class DataConfig:
             "data.max_corrupt_ratio",
             self.max_corrupt_ratio,
             "0 to 1",
+        )
+
+    def _check_reader(self) -> None:
+        _require(
+            not self.is_remote or self.cache_dir != "",
+            "data.shards",
+            f"the URL {self.shards} without data.cache_dir",
+            "a directory on a local disk to stage the shards into",
+        )
+        allowed = ("remote", "resident") if self.is_remote else ("tar", "beton", "resident")
+        _require(
+            self.shards == "" or self.reader in allowed,
+            "data.reader",
+            f"{self.reader} with data.shards {self.shards}",
+            f"{', '.join(allowed[:-1])} or {allowed[-1]} where shards are "
+            f"{'at a URL' if self.is_remote else 'on this host'}",
+        )
+        _require(
+            (self.reader == "beton") == (self.beton != ""),
+            "data.beton",
+            f"{self.beton or 'empty'} with data.reader {self.reader}",
+            "the file that 'python -m data_prep beton' made, with data.reader beton",
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -29,15 +30,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_prep.files import atomic_writer
-from data_prep.manifest import manifest_sha256, read_manifest
+from data_prep.manifest import manifest_sha256
 from pipeline import checkpoint
+from pipeline.config import Config, is_url
 from pipeline.data.framing import input_size
 from pipeline.data.loader import Loader, evaluation_requests
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import evaluation_blocks
 from pipeline.data.preprocess import Viewer
-from pipeline.data.readers import open_evaluation_reader
 from pipeline.data.reading import Reader
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.staging import staged_reader
 from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import Grid, build_grid
@@ -214,39 +217,54 @@ def _parser() -> argparse.ArgumentParser:
         choices=(1, 10),
         help="1: the middle of each image, 10: the ten views of 2012; default: as in training",
     )
-    parser.add_argument("--shards", type=Path, help="where the shard set is now, if it was moved")
+    parser.add_argument("--shards", help="where the shard set is now, if it was moved")
     return parser
 
 
+def _with_shards(config: Config, shards: str | None) -> Config:
+    """The configuration for a shard set that was moved, if it was."""
+    if shards is None:
+        return config
+    data = dataclasses.replace(
+        config.data, shards=shards, reader="remote" if is_url(shards) else "tar", beton=""
+    )
+    return dataclasses.replace(config, data=data)
+
+
 def _evaluate_run(
-    options: argparse.Namespace, run: RunDirectory, settings: Settings, world: World
+    options: argparse.Namespace,
+    run: RunDirectory,
+    settings: Settings,
+    world: World,
+    resources: contextlib.ExitStack,
 ) -> None:
     config = settings.config
     world.check_alike({"--split": options.split, "--views": options.views})
     with world.together():
-        shards: Path = options.shards or Path(config.data.shards)
-        manifest = read_manifest(shards)
-        check_shard_set(settings.manifest_sha256, manifest_sha256(shards), shards, run.path)
-        reader = open_evaluation_reader(config, shards, manifest, options.split)
+        config = _with_shards(config, options.shards)
+        shards = ShardSet.opened(config.data, resources)
+        manifest, found = shards.manifest, manifest_sha256(shards.folder)
+        check_shard_set(settings.manifest_sha256, found, config.data.shards, run.path)
+        reader = staged_reader(config, shards, options.split)
+        resources.callback(reader.close)
         size = input_size(config.augment, manifest.image_size)
         model = build_model(config.model, manifest.num_classes, size)
         num_views = options.views or config.evaluation.views
-        normalizer = build_normalizer(config.augment, manifest, shards, world.device)
+        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
         viewer = Viewer(config.augment, num_views, reader.image_shape[:2], normalizer)
         chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
     # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
     world.spread(model.to(world.device).state_dict().values())
-    with contextlib.closing(reader):
-        result = evaluate(
-            model,
-            reader,
-            viewer,
-            world,
-            build_grid(world, "fused", config.distributed.timeout_seconds),
-            split=options.split,
-            block_size=config.evaluation.block_size,
-            depth=config.data.prefetch_batches,
-        )
+    result = evaluate(
+        model,
+        reader,
+        viewer,
+        world,
+        build_grid(world, "fused", config.distributed.timeout_seconds),
+        split=options.split,
+        block_size=config.evaluation.block_size,
+        depth=config.data.prefetch_batches,
+    )
     if chosen is not None:
         _tell(run, *chosen, result)
 
@@ -292,8 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = read_settings(run)
         except ValueError as error:
             raise failure_of_all(place, error) from None
-        with connect(place, settings.config.distributed) as world:
-            _evaluate_run(options, run, settings, world)
+        with (
+            connect(place, settings.config.distributed) as world,
+            contextlib.ExitStack() as resources,
+        ):
+            _evaluate_run(options, run, settings, world, resources)
         return 0
 
     return exit_code_of(body)

@@ -13,16 +13,18 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from data_prep.files import remove_leftovers
-from data_prep.manifest import Manifest, manifest_sha256, read_manifest
+from data_prep.manifest import Split, manifest_sha256
 from pipeline import checkpoint
 from pipeline.command import Command
 from pipeline.config import Config, flatten
 from pipeline.console import Console
 from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
-from pipeline.data.partition import BatchPlan
+from pipeline.data.partition import BatchPlan, ShardShuffle
 from pipeline.data.preprocess import Augmenter, Viewer
-from pipeline.data.readers import open_evaluation_reader
+from pipeline.data.shard_needs import check_cache_bytes
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.staging import staged_reader
 from pipeline.data.training import open_batches
 from pipeline.distributed import World
 from pipeline.events import write_failure
@@ -39,7 +41,17 @@ from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, write_settings
 from pipeline.stop import remove_old_request
 
-_OF_A_HOST = ("data.shards", "data.decode_threads", "data.prefetch_batches", "metrics.")
+_OF_A_HOST = (
+    *(
+        "data.shards",
+        "data.beton",
+        "data.cache_",
+        "data.fetch_",
+        "data.decode_threads",
+        "data.prefetch_batches",
+    ),
+    "metrics.",
+)
 """How the names of fields begin that may differ from host to host."""
 
 
@@ -59,16 +71,17 @@ def prepare(
             _open_run(run, resources)
     with _failures_told(run, world):
         with world.together():
-            shards = Path(config.data.shards)
-            manifest = read_manifest(shards)
+            shards = ShardSet.opened(config.data, resources)
             settings = Settings(
-                recipe=command.recipe, config=config, manifest_sha256=manifest_sha256(shards)
+                recipe=command.recipe,
+                config=config,
+                manifest_sha256=manifest_sha256(shards.folder),
             )
         world.check_alike({"the hash of the manifest": settings.manifest_sha256})
     with world.together():
         check_same_run(run, settings)
     with _failures_told(run, world):
-        return _build(command, settings, manifest, world, resources)
+        return _build(command, settings, shards, world, resources)
 
 
 @contextlib.contextmanager
@@ -89,29 +102,28 @@ def _failures_told(run: RunDirectory, world: World) -> Iterator[None]:
 def _build(
     command: Command,
     settings: Settings,
-    manifest: Manifest,
+    shards: ShardSet,
     world: World,
     resources: contextlib.ExitStack,
 ) -> tuple[Parts, Path | None]:
-    config, run = settings.config, command.run
+    config, run, manifest = settings.config, command.run, shards.manifest
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
-        plan = _plan(config, manifest.split("train").num_samples, grid)
-        val_reader = open_evaluation_reader(config, Path(config.data.shards), manifest, "val")
+        plan = _plan(config, manifest.split("train"), grid)
+        _check_cache(config, shards, plan)
+        val_reader = staged_reader(config, shards, "val")
         resources.callback(val_reader.close)
         target_steps = _target_steps(config, plan)
         size = input_size(config.augment, manifest.image_size)
         torch.manual_seed(config.seed)
         model = build_model(config.model, manifest.num_classes, size, grid.columns)
-        normalizer = build_normalizer(
-            config.augment, manifest, Path(config.data.shards), world.device
-        )
+        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
         framed = val_reader.image_shape[:2]
         viewer = Viewer(config.augment, config.evaluation.views, framed, normalizer)
     path = _newest_checkpoint(run, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     has_work = path is None or checkpoint.step_of(path) < end_step
-    batches = open_batches(config, manifest, plan, world, grid, resources)
+    batches = open_batches(config, shards, plan, world, grid, resources)
     registry = CollectorRegistry()
     if has_work and config.metrics.enabled:
         _publish(registry, config, run, world, resources)
@@ -176,13 +188,32 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
 
 
-def _plan(config: Config, num_samples: int, grid: Grid) -> BatchPlan:
+def _plan(config: Config, split: Split, grid: Grid) -> BatchPlan:
+    width = config.data.shuffle_shards
     return BatchPlan(
-        num_samples=num_samples,
+        num_samples=split.num_samples,
         global_batch_size=config.global_batch_size,
         num_replicas=grid.num_replicas,
         accumulation_steps=config.accumulation_steps,
         drop_last=config.data.drop_last,
+        shuffle=None if width is None else ShardShuffle(split.shard_lengths, width),
+    )
+
+
+def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan) -> None:
+    """Raise `ValueError` if the cache of remote shards is too small for the order of samples."""
+    data, splits = config.data, shards.manifest
+    if shards.cache is None or data.cache_bytes is None:
+        return
+    batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
+    steps_ahead = -(-batches_ahead // plan.accumulation_steps) + 1
+    check_cache_bytes(
+        data.cache_bytes,
+        plan,
+        splits.split("train"),
+        splits.split("val"),
+        train_ahead=steps_ahead * plan.global_batch_size,
+        val_ahead=batches_ahead * config.evaluation.block_size * plan.num_replicas,
     )
 
 

@@ -54,11 +54,11 @@ class Settings:
                 "use another --run-dir, or the same options as before"
             )
         check_shard_set(
-            saved["manifest_sha256"], self.manifest_sha256, Path(self.config.data.shards), where
+            saved["manifest_sha256"], self.manifest_sha256, self.config.data.shards, where
         )
 
 
-def check_shard_set(saved_sha256: str, found_sha256: str, shards: Path, where: Path) -> None:
+def check_shard_set(saved_sha256: str, found_sha256: str, shards: str, where: Path) -> None:
     """Raise `ValueError` if `where` belongs to a run on another shard set than `shards`."""
     if found_sha256 != saved_sha256:
         raise ValueError(

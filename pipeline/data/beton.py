@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from data_prep.beton_format import open_beton
-from data_prep.manifest import Encoding, manifest_sha256
+from data_prep.manifest import INDEX_DTYPE, Manifest, manifest_sha256, read_checksums
+from pipeline.data.framing import ImageSize
+from pipeline.data.partition import Indices
+from pipeline.data.places import Rows
+from pipeline.data.stored_pixels import npy_header
 
-_PLACE_DTYPE = np.dtype([("offset", "<u8"), ("num_bytes", "<u4")])
 
+class BetonPlaces:
+    """The images of one split in the `.beton` of a shard set; see `Places`.
 
-class BetonFile:
-    """The samples of one split in the `.beton` of a shard set.
-
-    Sample numbers are those of the split's index, so both give the same image for a number.
-    Nothing of ffcv is loaded or needed. Raises `ShardSetError` if the file is missing, cut, damaged
-    in its tables, not finished, or of another shard set.
+    Sample numbers are those of the split's index. Nothing of ffcv is loaded or needed. Raises
+    `ShardSetError` if the file is missing, cut, damaged in its tables, not finished, or of another
+    shard set.
     """
 
-    def __init__(self, path: Path, shards: Path, split: str) -> None:
-        self.path = path
+    are_lasting = True
+
+    def __init__(self, path: Path, shards: Path, manifest: Manifest, split: str) -> None:
+        self._path = path
         record, self._tables = open_beton(path, manifest_sha256(shards))
-        self.encoding: Encoding = record.encoding
-        """`jpeg`: an image's bytes are a JPEG; `rgb`: its pixels, uint8 H×W×3 row by row."""
+        assert record.encoding == manifest.encoding, "the manifest is the one it was made from"
+        self.encoding = manifest.encoding
+        self.image_size = manifest.image_size
+        self.prefix = b"" if self.encoding == "jpeg" else npy_header((*self._size(), 3))
+        self.checksums = read_checksums(shards, manifest.split(split))
         self._samples = record.samples_of(split)
         self.num_samples = self._samples.stop - self._samples.start
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def labels(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Labels of the sample numbers, `int64`."""
-        return self._tables.rows["label"][self._samples][samples].astype(np.int64)
+    def _size(self) -> ImageSize:
+        assert self.image_size is not None, "stored pixels have one size"
+        return self.image_size
 
-    def places(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-        """Where the images of the sample numbers are in the file: `offset` u8, `num_bytes` u4."""
+    def rows(self, samples: Indices) -> Rows:
         allocations = self._tables.allocations[self._samples][samples]
-        places = np.empty(len(samples), _PLACE_DTYPE)
-        places["offset"], places["num_bytes"] = allocations["ptr"], allocations["size"]
-        return places
+        rows = np.zeros(len(samples), INDEX_DTYPE)
+        rows["offset"], rows["num_bytes"] = allocations["ptr"], allocations["size"]
+        rows["label"] = self._tables.rows["label"][self._samples][samples]
+        return rows
+
+    def reading(self, _file: int) -> AbstractContextManager[int]:
+        return contextlib.nullcontext(self._file)
+
+    def describe(self, _file: int, offset: int) -> str:
+        return f"{self._path}, at byte {offset}"
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1

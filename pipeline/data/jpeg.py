@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from pipeline.data.framing import Framing
 from pipeline.data.partition import Indices
 from pipeline.data.pixels import Window, cut_jpeg, jpeg_size
 from pipeline.data.places import Places
-from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads
+from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +80,13 @@ class JpegReader:
             sample = self._quarantine.stand_in(sample, cost)
             try:
                 return self._load_exactly(sample, cost)
-            except (CorruptImage, OSError) as error:
+            except CorruptImage as error:
                 sample = self._quarantine.replace(sample, error, cost)
 
     def _load_exactly(self, sample: int, cost: ReadCost) -> _Stored:
         places = self._places
         file, offset, num_bytes, label = places.rows(np.array([sample])).tolist()[0]
-        content = os.pread(places.file(file), num_bytes, offset)
-        cost.num_bytes += len(content)
-        if len(content) < num_bytes:
-            raise CorruptImage(f"cut off, {len(content)} of {num_bytes} bytes")
+        content = read_content(places, file, offset, num_bytes, cost)
         if isal_zlib.crc32(content) != int(places.checksums[sample]):
             raise CorruptImage("not the image that was written (CRC-32)")
         try:

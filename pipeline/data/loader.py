@@ -17,7 +17,6 @@ from pipeline.data.partition import (
     BatchPlan,
     EvaluationBlock,
     Indices,
-    epoch_order,
 )
 from pipeline.data.pixels import Pixels
 from pipeline.data.reading import ReadCost, Reader
@@ -47,7 +46,7 @@ def requests_of_all(
     for step in range(start_step, end_step):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
-            order = epoch_order(plan.num_samples, seed, epoch)
+            order = plan.order(seed, epoch)
         for micro_batch in range(plan.accumulation_steps):
             parts = (
                 plan.positions(step, micro_batch, replica) for replica in range(plan.num_replicas)

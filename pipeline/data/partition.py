@@ -23,6 +23,21 @@ from pipeline.data.randomness import Stream, random_bits
 
 Indices = npt.NDArray[np.int64]
 
+_BLOCK_SAMPLES = 1 << 16
+"""Samples that are worked on at a time: what is held beside the results stays small."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardShuffle:
+    """Shuffle the shards, then the samples of `num_shards` of them at a time."""
+
+    shard_lengths: tuple[int, ...]
+    """Samples in each shard."""
+    num_shards: int
+
+    def __post_init__(self) -> None:
+        assert self.num_shards > 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
@@ -34,6 +49,8 @@ class BatchPlan:
     accumulation_steps: int
     drop_last: bool
     """Leave out the epoch's last, smaller batch. Otherwise it is trained on as it is."""
+    shuffle: ShardShuffle | None = None
+    """None: all samples are shuffled at once."""
 
     def __post_init__(self) -> None:
         parts = self.num_replicas * self.accumulation_steps
@@ -88,6 +105,10 @@ class BatchPlan:
         start = step % self.steps_per_epoch * self.global_batch_size
         return min(self.global_batch_size, self.num_samples - start)
 
+    def order(self, seed: int, epoch: int) -> Indices:
+        """The epoch's permutation of the sample numbers, `int64[num_samples]`."""
+        return epoch_order(self.num_samples, seed, epoch, self.shuffle)
+
     def positions(self, step: int, micro_batch: int, replica: int) -> range:
         """Which positions of the epoch's order one replica's micro-batch takes."""
         start = step % self.steps_per_epoch * self.global_batch_size
@@ -97,10 +118,38 @@ class BatchPlan:
         return range(start + size * part // parts, start + size * (part + 1) // parts)
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> Indices:
-    """The epoch's permutation of the sample numbers, `int64[num_samples]`."""
-    bits = random_bits(seed, Stream.ORDER, epoch, np.arange(num_samples))
-    return np.argsort(bits, kind="stable")
+def epoch_order(
+    num_samples: int, seed: int, epoch: int, shuffle: ShardShuffle | None = None
+) -> Indices:
+    """The epoch's permutation of the sample numbers, `int64[num_samples]`.
+
+    With `shuffle` it is cut into windows, each the shuffled samples of some shards, so that a cache
+    of the shards can be smaller than the split. One window of all shards is as no `shuffle`.
+    """
+    if shuffle is None:
+        return _shuffled(np.arange(num_samples), seed, epoch)
+    lengths = shuffle.shard_lengths
+    assert sum(lengths) == num_samples, f"{sum(lengths)} samples in shards, {num_samples} in all"
+    ends = np.cumsum(lengths).tolist()
+    shards = np.argsort(random_bits(seed, Stream.SHARDS, epoch, np.arange(len(lengths))))
+    order, filled = np.empty(num_samples, np.int64), 0
+    for at in range(0, len(shards), shuffle.num_shards):
+        window = np.sort(shards[at : at + shuffle.num_shards]).tolist()
+        samples = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in window])
+        order[filled : filled + len(samples)] = _shuffled(samples, seed, epoch)
+        filled += len(samples)
+    return order
+
+
+def _shuffled(samples: Indices, seed: int, epoch: int) -> Indices:
+    """The rising sample numbers in the order of their random bits."""
+    bits = np.empty(len(samples), np.uint64)
+    for at in range(0, len(samples), _BLOCK_SAMPLES):
+        block = slice(at, at + _BLOCK_SAMPLES)
+        bits[block] = random_bits(seed, Stream.ORDER, epoch, samples[block])
+    places = np.argsort(bits, kind="stable")
+    del bits
+    return samples[places]
 
 
 @dataclass(frozen=True, slots=True)

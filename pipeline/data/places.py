@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -24,19 +25,21 @@ class Places(Protocol):
     """None if the images differ in size."""
     checksums: npt.NDArray[np.uint32]
     """CRC-32 of each sample's content, with `prefix` before it."""
+    are_lasting: bool
+    """Whether files are there from the first to the last, so that they can be kept in memory."""
     prefix: bytes
     """What a place leaves out of the content that the checksum is of."""
 
     def rows(self, samples: Indices) -> Rows:
         """The index's rows of these samples."""
 
-    def file(self, number: int) -> int:
-        """A descriptor of the file, open until `close`; may wait until the file is there.
+    def reading(self, file: int, /) -> AbstractContextManager[int]:
+        """The file as a descriptor while a block runs; may wait until it is there.
 
         Raises `ShardSetError` if it cannot be had.
         """
 
-    def describe(self, file: int, offset: int) -> str:
+    def describe(self, file: int, offset: int, /) -> str:
         """How to call the image at a place in an error."""
 
     def close(self) -> None:

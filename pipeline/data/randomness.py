@@ -30,6 +30,7 @@ class Stream(IntEnum):
     DROPOUT = 5
     COLOR = 6
     CROP_SHAPE = 7
+    SHARDS = 8
 
 
 def random_bits(

@@ -4,46 +4,68 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.manifest import Manifest
 from pipeline.config import Config
+from pipeline.data.beton import BetonPlaces
 from pipeline.data.framing import Framing, evaluation_framing, training_framing
 from pipeline.data.jpeg import JpegReader
 from pipeline.data.places import Places
 from pipeline.data.reading import Quarantine, Reader
+from pipeline.data.shard_set import ShardSet
 from pipeline.data.stored_pixels import PixelReader
-from pipeline.data.tar import local_places
+from pipeline.data.tar import LocalFiles, ShardFiles, TarPlaces
 
 
-def open_training_reader(config: Config, shards: Path, manifest: Manifest) -> Reader:
-    """The reader of `train`, with random frames.
+def open_training_reader(
+    config: Config, shards: ShardSet, files: ShardFiles | None = None
+) -> Reader:
+    """The reader of `train`, with random frames; `files` are its shards, if they are not local.
 
     Raises `ShardSetError` if the shard set is not whole, and `ValueError` if its images do not suit
     the recipe.
     """
-    framing = training_framing(config.augment, manifest.image_size, config.seed)
-    return _open(config, shards, manifest, "train", framing, _max_corrupt(config, manifest))
+    framing = training_framing(config.augment, shards.manifest.image_size, config.seed)
+    return _open(config, shards, "train", framing, _max_corrupt(config, shards), files)
 
 
-def open_evaluation_reader(config: Config, shards: Path, manifest: Manifest, split: str) -> Reader:
-    """The reader of any split for evaluation: every sample of it counts. Raises the same."""
-    framing = evaluation_framing(config.augment, manifest.image_size)
-    return _open(config, shards, manifest, split, framing, max_corrupt=0)
-
-
-def open_whole_images(config: Config, shards: Path, manifest: Manifest) -> Reader:
+def open_whole_images(config: Config, shards: ShardSet, files: ShardFiles | None = None) -> Reader:
     """The reader of `train` without any frames, for images of one size. Raises the same."""
-    framing = evaluation_framing(config.augment, manifest.image_size)
-    return _open(config, shards, manifest, "train", framing, _max_corrupt(config, manifest))
+    framing = evaluation_framing(config.augment, shards.manifest.image_size)
+    return _open(config, shards, "train", framing, _max_corrupt(config, shards), files)
 
 
-def _max_corrupt(config: Config, manifest: Manifest) -> int:
-    return int(config.data.max_corrupt_ratio * manifest.split("train").num_samples)
+def open_evaluation_reader(
+    config: Config, shards: ShardSet, split: str, files: ShardFiles | None = None
+) -> Reader:
+    """The reader of any split for evaluation: every sample of it counts. Raises the same."""
+    framing = evaluation_framing(config.augment, shards.manifest.image_size)
+    return _open(config, shards, split, framing, 0, files)
+
+
+def _max_corrupt(config: Config, shards: ShardSet) -> int:
+    return int(config.data.max_corrupt_ratio * shards.manifest.split("train").num_samples)
 
 
 def _open(
-    config: Config, shards: Path, manifest: Manifest, split: str, framing: Framing, max_corrupt: int
+    config: Config,
+    shards: ShardSet,
+    split: str,
+    framing: Framing,
+    max_corrupt: int,
+    files: ShardFiles | None,
 ) -> Reader:
-    places: Places = local_places(shards, manifest, split)
+    places = _places(config, shards, split, files)
     quarantine = Quarantine(places, max_corrupt)
     kind = PixelReader if places.encoding == "rgb" else JpegReader
     return kind(places, framing, quarantine, num_threads=config.data.decode_threads)
+
+
+def _places(config: Config, shards: ShardSet, split: str, files: ShardFiles | None) -> Places:
+    manifest = shards.manifest
+    if config.data.reader == "beton":
+        return BetonPlaces(Path(config.data.beton), shards.folder, manifest, split)
+    files = files or LocalFiles(shards.folder, manifest.split(split))
+    try:
+        return TarPlaces(shards.folder, manifest, split, files)
+    except BaseException:
+        files.close()
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,19 @@ class Reader(Protocol):
 
 class CorruptImage(Exception):
     """The bytes of an image are not those that were written."""
+
+
+def read_content(places: Places, file: int, offset: int, num_bytes: int, cost: ReadCost) -> bytes:
+    """The bytes at a place; raises `CorruptImage` if the disk does not give them all."""
+    with places.reading(file) as handle:
+        try:
+            content = os.pread(handle, num_bytes, offset)
+        except OSError as error:
+            raise CorruptImage(str(error)) from None
+    cost.num_bytes += len(content)
+    if len(content) < num_bytes:
+        raise CorruptImage(f"cut off, {len(content)} of {num_bytes} bytes")
+    return content
 
 
 class Quarantine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 import time
 
@@ -15,13 +14,13 @@ from pipeline.data.framing import Boxes, Framing
 from pipeline.data.partition import Indices
 from pipeline.data.pixels import MappedFile, Window, copy_windows, scale_window
 from pipeline.data.places import Places
-from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads
+from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
 
 
 class PixelReader:
     """See `Reader`. An image is compared with its checksum when this reader first needs it.
 
-    Files stay mapped; one that is cut meanwhile is damage like any other.
+    Files that last stay mapped; one that is cut meanwhile is damage like any other.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class PixelReader:
         assert places.image_size is not None
         self._places = places
         self._size = places.image_size
-        self._header = _npy_header((*self._size, 3))
+        self._header = npy_header((*self._size, 3))
         self._num_bytes = 3 * self._size[0] * self._size[1]
         self._framing = framing
         self._quarantine = quarantine
@@ -52,7 +51,8 @@ class PixelReader:
         sides = (np.full(len(samples), side) for side in self._size)
         boxes = self._framing.boxes(samples, epoch, *sides)
         is_as_is = (boxes.heights == self.image_shape[0]) & (boxes.widths == self.image_shape[1])
-        take = self._copy if is_as_is.all() else self._scale
+        is_copied = self._places.are_lasting and bool(is_as_is.all())
+        take = self._copy if is_copied else self._cut
         cost.add(
             self._threads.share_out(len(samples), lambda part: take(part, samples, boxes, images))
         )
@@ -70,7 +70,7 @@ class PixelReader:
                 try:
                     self._check_one(sample, cost)
                     self._is_sound[sample] = True
-                except (CorruptImage, OSError) as error:
+                except CorruptImage as error:
                     sample = self._quarantine.replace(sample, error, cost)
             samples[row] = sample
         cost.read_seconds = time.perf_counter() - begin
@@ -79,10 +79,9 @@ class PixelReader:
     def _check_one(self, sample: int, cost: ReadCost) -> None:
         places = self._places
         number, offset, num_bytes, _ = places.rows(np.array([sample])).tolist()[0]
-        content = os.pread(places.file(number), num_bytes, offset)
-        cost.num_bytes += len(content)
-        if len(content) < num_bytes or offset + num_bytes > self._map(number).num_bytes:
-            raise CorruptImage(f"cut off, {len(content)} of {num_bytes} bytes")
+        content = read_content(places, number, offset, num_bytes, cost)
+        if places.are_lasting and offset + num_bytes > self._map(number).num_bytes:
+            raise CorruptImage("its file was cut")
         header = places.prefix + content[: max(0, num_bytes - self._num_bytes)]
         if header != self._header:
             height, width = self._size
@@ -112,32 +111,41 @@ class PixelReader:
             if failed is None:
                 break
             start += failed
-            sample = int(samples[start])
-            self._is_sound[sample] = False
             error = CorruptImage("its file was cut, or its disk fails")
-            samples[start] = self._quarantine.replace(sample, error, cost)
-            cost.add(self._check(samples[start : start + 1]))
+            self._replace(samples, start, error, cost)
         cost.read_seconds = time.perf_counter() - begin
         return cost
 
-    def _scale(
+    def _cut(
         self, part: slice, samples: Indices, boxes: Boxes, images: npt.NDArray[np.uint8]
     ) -> ReadCost:
         """Frames of any size, out of images that are read whole."""
         cost = ReadCost()
         begin = time.perf_counter()
         sides = (boxes.tops, boxes.lefts, boxes.heights, boxes.widths)
-        windows = np.stack(sides, axis=1)[part].tolist()
-        rows = self._places.rows(samples[part]).tolist()
-        for (number, offset, num_bytes, _), window, image in zip(
-            rows, windows, images[part], strict=True
-        ):
-            content = os.pread(self._places.file(number), num_bytes, offset)
+        windows = np.stack(sides, axis=1).tolist()
+        for row in range(part.start, part.stop):
+            content = self._read(samples, row, cost)
             pixels = np.frombuffer(content, np.uint8)[-self._num_bytes :].reshape(*self._size, 3)
-            scale_window(pixels, Window(*window), image)
-            cost.num_bytes += num_bytes
+            scale_window(pixels, Window(*windows[row]), images[row])
         cost.decode_seconds = time.perf_counter() - begin
         return cost
+
+    def _read(self, samples: Indices, row: int, cost: ReadCost) -> bytes:
+        """The content of a sound sample, or of another one that is put in its place."""
+        while True:
+            number, offset, num_bytes, _ = self._places.rows(samples[row : row + 1]).tolist()[0]
+            try:
+                return read_content(self._places, number, offset, num_bytes, cost)
+            except CorruptImage as error:
+                self._replace(samples, row, error, cost)
+
+    def _replace(self, samples: Indices, row: int, error: CorruptImage, cost: ReadCost) -> None:
+        """Put a good sample in the place of one that was good so far."""
+        sample = int(samples[row])
+        self._is_sound[sample] = False
+        samples[row] = self._quarantine.replace(sample, error, cost)
+        cost.add(self._check(samples[row : row + 1]))
 
     def _addresses(self, samples: Indices) -> npt.NDArray[np.uint64]:
         """Where the first pixels of sound samples are in memory."""
@@ -150,7 +158,8 @@ class PixelReader:
     def _map(self, number: int) -> MappedFile:
         with self._mapping:
             if number not in self._maps:
-                self._maps[number] = MappedFile(self._places.file(number))
+                with self._places.reading(number) as file:
+                    self._maps[number] = MappedFile(file)
             return self._maps[number]
 
     def close(self) -> None:
@@ -159,7 +168,7 @@ class PixelReader:
         self._places.close()
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
+def npy_header(shape: tuple[int, ...]) -> bytes:
     """What precedes the pixels in the .npy file of a uint8 image."""
     file = io.BytesIO()
     fields = {"descr": "|u1", "fortran_order": False, "shape": shape}

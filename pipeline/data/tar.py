@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -25,13 +27,13 @@ _MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z]+")
 
 
 class ShardFiles(Protocol):
-    """Gives out open shards, by number."""
+    """Gives out open shards, by number; see `Places`."""
 
-    def open(self, number: int) -> int:
-        """A descriptor that stays open until `close`; raises `ShardSetError`."""
+    are_lasting: bool
 
-    def close(self) -> None:
-        """Close all that were opened."""
+    def reading(self, shard: int) -> AbstractContextManager[int]: ...
+
+    def close(self) -> None: ...
 
 
 class TarPlaces:
@@ -52,18 +54,20 @@ class TarPlaces:
         self.num_samples = self._split.num_samples
         self.encoding = manifest.encoding
         self.image_size = manifest.image_size
+        self.are_lasting = files.are_lasting
 
     def rows(self, samples: Indices) -> Rows:
         return self._index[samples]
 
-    def file(self, number: int) -> int:
-        return self._files.open(number)
+    def reading(self, file: int) -> AbstractContextManager[int]:
+        return self._files.reading(file)
 
     def describe(self, file: int, offset: int) -> str:
         """Shard and member, the latter from the header before its content if that is whole."""
         path = self._shards / self._split.filenames[file]
         try:
-            header = os.pread(self.file(file), _TAR_NAME_BYTES, offset - _TAR_BLOCK_BYTES)
+            with self.reading(file) as handle:
+                header = os.pread(handle, _TAR_NAME_BYTES, offset - _TAR_BLOCK_BYTES)
         except OSError:
             header = b""
         name = header.split(b"\0", 1)[0]
@@ -77,28 +81,20 @@ class TarPlaces:
 class LocalFiles:
     """The shards of one split in a folder, all opened at once."""
 
+    are_lasting = True
+
     def __init__(self, shards: Path, split: Split) -> None:
         """Raises `ShardSetError` if a shard is missing or not as long as the manifest says."""
         check_shard_sizes(shards, split)
         self._files = _open_all([shards / name for name in split.filenames])
 
-    def open(self, number: int) -> int:
-        return self._files[number]
+    def reading(self, shard: int) -> AbstractContextManager[int]:
+        return contextlib.nullcontext(self._files[shard])
 
     def close(self) -> None:
         for file in self._files:
             os.close(file)
         self._files = []
-
-
-def local_places(shards: Path, manifest: Manifest, split: str) -> TarPlaces:
-    """The images of a split of a shard set on this host; raises `ShardSetError`."""
-    files = LocalFiles(shards, manifest.split(split))
-    try:
-        return TarPlaces(shards, manifest, split, files)
-    except BaseException:
-        files.close()
-        raise
 
 
 def _open_all(paths: list[Path]) -> list[int]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from data_prep.manifest import Manifest
 from pipeline.config import Config
 from pipeline.data import resident
 from pipeline.data.batch import Batches
 from pipeline.data.framing import training_framing
-from pipeline.data.loader import Loader, requests_of_all, training_requests
+from pipeline.data.loader import Loader, Request, requests_of_all, training_requests
 from pipeline.data.partition import BatchPlan
 from pipeline.data.readers import open_training_reader, open_whole_images
+from pipeline.data.remote_shards import RemoteShards
+from pipeline.data.shard_needs import run_position, training_needs
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.staging import StagedReader, remote_files
 from pipeline.distributed import World
 from pipeline.grid import Grid
 
@@ -23,7 +25,7 @@ OpenBatches = Callable[[int, int], Batches]
 
 def open_batches(
     config: Config,
-    manifest: Manifest,
+    shards: ShardSet,
     plan: BatchPlan,
     world: World,
     grid: Grid,
@@ -34,15 +36,19 @@ def open_batches(
     Raises what the readers raise, and `ValueError` if a resident split has no room.
     """
     if config.data.reader == "resident":
-        return _resident_batches(config, manifest, plan, world, grid)
+        return _resident_batches(config, shards, plan, world, grid)
     with world.together():
-        reader = open_training_reader(config, Path(config.data.shards), manifest)
+        files = remote_files(shards, "train")
+        reader = open_training_reader(config, shards, files)
         resources.callback(reader.close)
 
     def open_loader(start_step: int, end_step: int) -> Batches:
+        requests = training_requests(plan, config.seed, grid.replica, start_step, end_step)
+        if files is not None:
+            requests = _staged(requests, files, plan, config.seed, start_step, end_step)
         return Loader(
             reader,
-            training_requests(plan, config.seed, grid.replica, start_step, end_step),
+            requests,
             batch_size=plan.local_batch_size,
             depth=config.data.prefetch_batches,
             pin_memory=world.device.type == "cuda",
@@ -51,14 +57,32 @@ def open_batches(
     return open_loader
 
 
+def _staged(
+    requests: Iterator[Request],
+    files: RemoteShards,
+    plan: BatchPlan,
+    seed: int,
+    start_step: int,
+    end_step: int,
+) -> Iterator[Request]:
+    """The requests, while their shards are staged ahead and given up behind them."""
+    lengths = files.shard_lengths
+    files.expect(training_needs(plan, lengths, seed, start_step, end_step))
+    for step in range(start_step, end_step):
+        files.passed(run_position(plan, step))  # the loader has read all before it asks for more
+        for _ in range(plan.accumulation_steps):
+            yield next(requests)
+
+
 def _resident_batches(
-    config: Config, manifest: Manifest, plan: BatchPlan, world: World, grid: Grid
+    config: Config, shards: ShardSet, plan: BatchPlan, world: World, grid: Grid
 ) -> OpenBatches:
     with world.together():
-        reader = open_whole_images(config, Path(config.data.shards), manifest)
-        framing = training_framing(config.augment, manifest.image_size, config.seed)
-    with contextlib.closing(reader):
-        split = resident.load(reader, world)
+        files = remote_files(shards, "train")
+        reader = open_whole_images(config, shards, files)
+        framing = training_framing(config.augment, shards.manifest.image_size, config.seed)
+    with contextlib.closing(reader if files is None else StagedReader(reader, files)) as whole:
+        split = resident.load(whole, world)
     replicas = world.gather(grid.replica)
 
     def open_resident(start_step: int, end_step: int) -> Batches:

@@ -399,8 +399,10 @@ def evaluate_as_rank_sees(world: World, run: Path) -> Any:
     with (
         mock.patch.object(checkpoint, "newest_good", newest),
         contextlib.redirect_stdout(output),
+        contextlib.ExitStack() as resources,
     ):
-        evaluate_module._evaluate_run(options, directory, read_settings(directory), world)
+        settings = read_settings(directory)
+        evaluate_module._evaluate_run(options, directory, settings, world, resources)
     return json.loads(output.getvalue()) if world.is_main else None
 
 
@@ -414,8 +416,8 @@ def test_a_checkpoint_that_the_run_deletes_is_no_error(trained: Path, tmp_path: 
         return load(path)
 
     options = evaluate_module._parser().parse_args(["--run-dir", str(run.path)])
-    with mock.patch.object(checkpoint, "load", load_late):
-        evaluate_module._evaluate_run(options, run, read_settings(run), SINGLE)
+    with mock.patch.object(checkpoint, "load", load_late), contextlib.ExitStack() as resources:
+        evaluate_module._evaluate_run(options, run, read_settings(run), SINGLE, resources)
     with np.load(run.predictions("val")) as saved:
         assert saved["step"] == checkpoint.step_of(older)
 

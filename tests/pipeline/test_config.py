@@ -26,6 +26,19 @@ from pipeline.config import (
     [
         (DataConfig, {"decode_threads": 0}, "data.decode_threads is 0; expected at least 1"),
         (DataConfig, {"prefetch_batches": 0}, "data.prefetch_batches is 0; expected at least 1"),
+        (
+            DataConfig,
+            {"shuffle_shards": 0},
+            "data.shuffle_shards is 0; expected at least 1, or none",
+        ),
+        (DataConfig, {"cache_bytes": 0}, "data.cache_bytes is 0; expected at least 1, or none"),
+        (DataConfig, {"fetch_attempts": 0}, "data.fetch_attempts is 0; expected at least 1"),
+        (DataConfig, {"fetch_timeout_seconds": 0.0}, "data.fetch_timeout_seconds is 0.0; expected"),
+        (
+            DataConfig,
+            {"shards": "s3://bucket/set"},
+            "data.shards is the URL s3://bucket/set without data.cache_dir; expected a directory",
+        ),
         (AugmentConfig, {"shift_pixels": -1}, "augment.shift_pixels is -1; expected 0 or more"),
         (AugmentConfig, {"crop_pixels": 0}, "augment.crop_pixels is 0; expected at least 1, or"),
         (
@@ -131,3 +144,19 @@ def test_impossible_values_are_refused(group: Any, settings: dict[str, Any], sen
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("shards", "is_remote"),
+    [
+        ("", False),
+        ("shards", False),
+        ("/data/a:b", False),
+        ("https://host/set", True),
+        ("s3://bucket/set", True),
+        ("file:///nfs/set", True),
+        ("pipe:ssh host cat /data/{}", True),
+    ],
+)
+def test_shards_are_a_directory_or_a_url(shards: str, is_remote: bool) -> None:
+    assert DataConfig(shards=shards, cache_dir="cache").is_remote == is_remote

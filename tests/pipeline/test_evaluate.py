@@ -20,6 +20,7 @@ from pipeline.config import AugmentConfig, Config
 from pipeline.data.normalize import Normalizer
 from pipeline.data.preprocess import Viewer
 from pipeline.data.readers import open_evaluation_reader
+from pipeline.data.shard_set import ShardSet
 from pipeline.distributed import World
 from pipeline.evaluate import Evaluation, InexactEvaluation, evaluate, save_predictions
 from pipeline.run_directory import RunDirectory
@@ -79,7 +80,7 @@ def run(
     world: World, shards: Path, model: nn.Module, block_size: int = BLOCK_SIZE, depth: int = 2
 ) -> Evaluation:
     viewer = Viewer(AugmentConfig(), 1, (16, 16), NORMALIZER)
-    reader = open_evaluation_reader(Config(), shards, read_manifest(shards), "val")
+    reader = open_evaluation_reader(Config(), ShardSet(shards, read_manifest(shards), None), "val")
     with contextlib.closing(reader):
         return evaluate(
             *(model, reader, viewer, world, fused(world)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from data_prep.manifest import (
     read_manifest,
 )
 from data_prep.sources import open_folder
-from pipeline.data.beton import BetonFile
+from pipeline.data.beton import BetonPlaces
 from tests.ffcv_process import FfcvProcess
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -41,8 +42,12 @@ class Pair:
     shards: Path
     path: Path
 
-    def open(self, split: str = "val") -> BetonFile:
-        return BetonFile(self.path, self.shards, split)
+    def open(self, split: str = "val") -> contextlib.closing[BetonPlaces]:
+        return contextlib.closing(open_places(self.path, self.shards, split))
+
+
+def open_places(path: Path, shards: Path, split: str) -> BetonPlaces:
+    return BetonPlaces(path, shards, read_manifest(shards), split)
 
 
 @pytest.fixture(scope="module", params=ENCODINGS)
@@ -80,6 +85,7 @@ def imagenet(ffcv: FfcvProcess, tmp_path_factory: pytest.TempPathFactory) -> Pai
         seed=3,
         num_workers=1,
         max_reject_ratio=0,
+        jpeg_quality=95,
     )
     with (folder / "log").open("w") as log:
         convert(open_folder(folder / "raw"), folder / "shards", options, log)
@@ -92,15 +98,14 @@ def assert_same_bytes(pair: Pair, split_name: str) -> None:
     manifest = read_manifest(pair.shards)
     split = manifest.split(split_name)
     index = read_index(pair.shards, split)
-    beton = pair.open(split_name)
     samples = np.random.default_rng(0).permutation(split.num_samples)
-    places, labels = beton.places(samples), beton.labels(samples)
-    assert beton.num_samples == split.num_samples
-    assert beton.encoding == manifest.encoding
-    assert labels.dtype == np.int64
-    assert np.array_equal(labels, index["label"][samples])
+    with pair.open(split_name) as beton:
+        rows = beton.rows(samples)
+        assert beton.num_samples == split.num_samples
+        assert beton.encoding == manifest.encoding
+        assert np.array_equal(rows["label"], index["label"][samples])
     content = pair.path.read_bytes()
-    for sample, (offset, num_bytes) in zip(samples, places.tolist(), strict=True):
+    for sample, (_, offset, num_bytes, _) in zip(samples, rows.tolist(), strict=True):
         shard, at, length, _ = index[sample].tolist()
         with (pair.shards / split.filenames[shard]).open("rb") as file:
             member = os.pread(file.fileno(), length, at)
@@ -122,7 +127,8 @@ def test_every_place_holds_the_bytes_of_the_tar_of_real_images(imagenet: Pair, s
 
 def test_no_samples_have_no_places(pair: Pair) -> None:
     none = np.empty(0, np.int64)
-    assert len(pair.open().places(none)) == len(pair.open().labels(none)) == 0
+    with pair.open() as beton:
+        assert len(beton.rows(none)) == 0
 
 
 def test_unknown_split_is_named(pair: Pair) -> None:
@@ -134,7 +140,7 @@ def test_missing_file_says_how_to_make_it(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "none.beton"
     sentence = f"{path} is missing: make it with 'python -m data_prep beton SHARDS {path}'"
     with pytest.raises(ShardSetError, match=sentence):
-        BetonFile(path, pair.shards, "val")
+        open_places(path, pair.shards, "val")
 
 
 def test_file_of_another_shard_set_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -142,12 +148,12 @@ def test_file_of_another_shard_set_is_refused(pair: Pair, tmp_path: Path) -> Non
     write_shard_set(tmp_path / "other", 255 - make_images(LABELS), LABELS, names, "rgb", 20)
     sentence = f"is of another shard set: .* sha256 {manifest_sha256(pair.shards)}, expected"
     with pytest.raises(ShardSetError, match=sentence):
-        BetonFile(pair.path, tmp_path / "other", "val")
+        open_places(pair.path, tmp_path / "other", "val")
 
 
 def test_folder_is_refused(pair: Pair) -> None:
     with pytest.raises(IsADirectoryError):
-        BetonFile(pair.shards, pair.shards, "val")
+        open_places(pair.shards, pair.shards, "val")
 
 
 def cut(size: int) -> Callable[[bytes], bytes]:
@@ -191,7 +197,7 @@ def test_damaged_file_is_refused(
     path = tmp_path / "damaged.beton"
     path.write_bytes(damage(pair.path.read_bytes()))
     with pytest.raises(ShardSetError, match=sentence) as error:
-        BetonFile(path, pair.shards, "val")
+        open_places(path, pair.shards, "val")
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -216,4 +222,5 @@ def test_any_wrong_byte_outside_the_images_is_refused(pair: Pair, data: st.DataO
                 pair.open()
         finally:
             os.pwrite(file.fileno(), before, at)
-    pair.open()
+    with pair.open():
+        pass

@@ -16,7 +16,7 @@ from pipeline.data.framing import evaluation_framing
 from pipeline.data.jpeg import JpegReader
 from pipeline.data.reading import Quarantine, ReadCost
 from pipeline.data.stored_pixels import PixelReader
-from pipeline.data.tar import local_places
+from pipeline.data.tar import LocalFiles, TarPlaces
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 NUM_SAMPLES = 30
@@ -34,7 +34,7 @@ def shards(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def open_reader(shards: Path, max_corrupt: int) -> contextlib.closing[JpegReader | PixelReader]:
     manifest = read_manifest(shards)
-    places = local_places(shards, manifest, "val")
+    places = TarPlaces(shards, manifest, "val", LocalFiles(shards, manifest.split("val")))
     framing = evaluation_framing(AugmentConfig(), manifest.image_size)
     kind = PixelReader if manifest.encoding == "rgb" else JpegReader
     quarantine = Quarantine(places, max_corrupt)

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from pipeline.data.batch import HostBatch
 from pipeline.data.loader import Loader, Request, evaluation_requests, training_requests
-from pipeline.data.partition import BatchPlan, Indices, epoch_order, evaluation_blocks
+from pipeline.data.partition import (
+    BatchPlan,
+    Indices,
+    ShardShuffle,
+    epoch_order,
+    evaluation_blocks,
+)
 from pipeline.data.reading import ReadCost
 
 DEADLINE_SECONDS = 30.0
@@ -279,6 +285,21 @@ def test_training_requests_follow_the_order_of_each_epoch() -> None:
     assert samples == [*epoch_order(27, 5, 0), *epoch_order(27, 5, 1)]
     asked = training_requests(plan, 5, 0, 0, 2 * plan.steps_per_epoch)
     assert [request.epoch for request in asked] == [0] * 3 + [1] * 3
+
+
+def test_training_requests_follow_the_order_of_shards() -> None:
+    shuffle = ShardShuffle((9,) * 3, 1)
+    plan = BatchPlan(
+        num_samples=27,
+        global_batch_size=9,
+        num_replicas=3,
+        accumulation_steps=1,
+        drop_last=True,
+        shuffle=shuffle,
+    )
+    ranks = whole_run(plan, 0, 2 * plan.steps_per_epoch)
+    samples = [sample for step in zip(*ranks, strict=True) for part in step for sample in part]
+    assert samples == [*epoch_order(27, 5, 0, shuffle), *epoch_order(27, 5, 1, shuffle)]
 
 
 def test_evaluation_requests_are_the_valid_samples_of_the_blocks() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.partition import BatchPlan, epoch_order, evaluation_blocks
+from pipeline.data.partition import BatchPlan, ShardShuffle, epoch_order, evaluation_blocks
 
 WORLD_SIZES = range(1, 65)
+
+IMAGENET_SAMPLES = 1_281_167
 
 numbers_of_ranks = st.integers(1, 64)
 accumulations = st.integers(1, 5)
@@ -213,3 +217,105 @@ def test_neighbours_are_torn_apart() -> None:
     distance = np.abs(np.diff(order)).mean() / num_samples
     assert distance == pytest.approx(1 / 3, abs=0.01)  # of two uniform numbers
     assert abs(np.corrcoef(order, np.arange(num_samples))[0, 1]) < 5 / np.sqrt(num_samples)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "seed", "epoch", "sha256"),
+    [
+        (
+            IMAGENET_SAMPLES,
+            3,
+            5,
+            "be738e560617b36612dca51c8ce975085e1e1457393c666871a8faf134cb3502",
+        ),
+        (50_000, 0, 7, "4d3fd535cd4b750e1952d44b0b4ef39ff829f8dcb9f6761884ecf6aa7e35c67f"),
+    ],
+)
+def test_the_order_of_large_splits_never_changes(
+    num_samples: int, seed: int, epoch: int, sha256: str
+) -> None:
+    order = epoch_order(num_samples, seed, epoch)
+    assert hashlib.sha256(order.tobytes()).hexdigest() == sha256
+
+
+shuffles = st.builds(
+    ShardShuffle,
+    st.lists(st.integers(1, 9), min_size=1, max_size=12).map(tuple),
+    st.integers(1, 13),
+)
+
+
+def windows(order: list[int], shuffle: ShardShuffle) -> list[list[int]]:
+    """The shards of each window of the order, after a check that it has all of their samples."""
+    owners = np.repeat(np.arange(len(shuffle.shard_lengths)), shuffle.shard_lengths)
+    found: list[list[int]] = []
+    rest = order
+    for _ in range(-(-len(shuffle.shard_lengths) // shuffle.num_shards)):
+        seen = list(dict.fromkeys(owners[rest].tolist()))[: shuffle.num_shards]
+        size = sum(shuffle.shard_lengths[shard] for shard in seen)
+        assert set(owners[rest[:size]].tolist()) == set(seen)
+        found.append(sorted(seen))
+        rest = rest[size:]
+    assert rest == []
+    return found
+
+
+@given(shuffle=shuffles, seed=st.integers(0, 99), epoch=st.integers(0, 99))
+def test_some_shards_at_a_time_are_read_completely(
+    shuffle: ShardShuffle, seed: int, epoch: int
+) -> None:
+    num_samples = sum(shuffle.shard_lengths)
+    order = epoch_order(num_samples, seed, epoch, shuffle)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(num_samples))
+    assert np.array_equal(order, epoch_order(num_samples, seed, epoch, shuffle))
+    in_windows = windows(order.tolist(), shuffle)
+    assert sorted(itertools.chain.from_iterable(in_windows)) == list(
+        range(len(shuffle.shard_lengths))
+    )
+    assert all(len(window) == shuffle.num_shards for window in in_windows[:-1])
+
+
+@given(shuffle=shuffles, seed=st.integers(0, 99), epoch=st.integers(0, 99))
+def test_all_shards_at_a_time_are_all_samples_at_once(
+    shuffle: ShardShuffle, seed: int, epoch: int
+) -> None:
+    lengths = shuffle.shard_lengths
+    whole = ShardShuffle(lengths, len(lengths) + shuffle.num_shards - 1)
+    order = epoch_order(sum(lengths), seed, epoch, whole)
+    assert np.array_equal(order, epoch_order(sum(lengths), seed, epoch))
+
+
+def test_all_orders_of_shards_and_of_their_samples_are_equally_likely() -> None:
+    """Two shards of two samples each, one at a time: 2 · 2 · 2 orders."""
+    shuffle = ShardShuffle((2, 2), 1)
+    counts = Counter(tuple(epoch_order(4, 0, epoch, shuffle).tolist()) for epoch in range(3200))
+    assert len(counts) == 8
+    deviations = (np.array(list(counts.values())) - 400) / np.sqrt(400)
+    assert np.sum(deviations**2) < 29  # chi-squared with 7 degrees of freedom: p = 1e-4
+
+
+def test_every_epoch_groups_the_shards_anew() -> None:
+    shuffle = ShardShuffle((5,) * 40, 4)
+    groups = [
+        {tuple(window) for window in windows(epoch_order(200, 0, epoch, shuffle).tolist(), shuffle)}
+        for epoch in range(5)
+    ]
+    for first, second in itertools.combinations(groups, 2):
+        assert len(first & second) <= 1
+
+
+def test_the_order_of_shards_never_changes() -> None:
+    order = epoch_order(10, seed=1, epoch=2, shuffle=ShardShuffle((3, 3, 3, 1), 2))
+    assert order.tolist() == [1, 0, 4, 2, 5, 3, 9, 6, 7, 8]
+
+
+@pytest.mark.parametrize("num_shards", [None, 16])
+def test_an_order_takes_little_more_memory_than_its_result(num_shards: int | None) -> None:
+    lengths = (*[1250] * 1024, IMAGENET_SAMPLES - 1250 * 1024)
+    shuffle = None if num_shards is None else ShardShuffle(lengths, num_shards)
+    tracemalloc.start()
+    order = epoch_order(IMAGENET_SAMPLES, 0, 0, shuffle)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - order.nbytes < 30e6

@@ -22,6 +22,7 @@ from data_prep.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, rea
 from pipeline.config import Config
 from pipeline.data.readers import open_evaluation_reader, open_training_reader
 from pipeline.data.reading import Reader
+from pipeline.data.shard_set import ShardSet
 from pipeline.recipes import cifar10
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 
@@ -54,7 +55,8 @@ def open_reader(
     shards: Path, num_threads: int = 2, manifest: Manifest | None = None, split: str = "val"
 ) -> Reader:
     config = replace_field(cifar10(), "data", decode_threads=num_threads)
-    return open_evaluation_reader(config, shards, manifest or read_manifest(shards), split)
+    shard_set = ShardSet(shards, manifest or read_manifest(shards), None)
+    return open_evaluation_reader(config, shard_set, split)
 
 
 def opened_reader(shards: Path, num_threads: int = 2) -> contextlib.closing[Reader]:
@@ -185,7 +187,7 @@ def test_a_split_that_is_not_there_is_named(shards: Path) -> None:
 def test_images_of_several_sizes_are_refused_unless_they_are_scaled(shards: Path) -> None:
     manifest = dataclasses.replace(read_manifest(shards), image_width=None)
     with pytest.raises(ValueError, match=r"differ in size: train with .*random_resized"):
-        open_training_reader(cifar10(), shards, manifest)
+        open_training_reader(cifar10(), ShardSet(shards, manifest, None))
 
 
 def test_a_flipped_bit_is_blamed_on_shard_and_member(shards: Path, encoding: Encoding) -> None:
