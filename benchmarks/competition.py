@@ -1,0 +1,225 @@
+"""Runs competitors in turn on the same cores, each a process that is ready before round one.
+
+What a competitor's process has to say is in `benchmarks.rivals.rounds`. One that hangs, dies or is
+not installed is ended by its own process group, left out of the rounds after, and named with the
+reason; nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Self
+
+from benchmarks.measurement import spread
+
+_ROOT = Path(__file__).parents[1]
+_LEAVE_SECONDS = 10.0
+_SETTLE_SECONDS = 0.3
+"""Between two competitors, for what the one before has still under way."""
+
+
+class CompetitorError(Exception):
+    """A competitor has no figures; says why."""
+
+
+class MissingError(CompetitorError):
+    """It is not installed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Competitor:
+    """What is run in `num_ranks` processes at once; each reads its part of `num_images` a round."""
+
+    name: str
+    module: str
+    num_images: int
+    options: tuple[object, ...] = ()
+    num_ranks: int = 1
+    python: str = sys.executable
+
+
+class Process:
+    """A child that answers a line of JSON to each line, within a deadline or not at all."""
+
+    def __init__(self, command: Sequence[object]) -> None:
+        self._child = subprocess.Popen(
+            list(map(str, command)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
+            start_new_session=True,  # its own workers end with it
+        )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._requests: IO[str] = self._child.stdin
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._collect, args=(self._child.stdout,), daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def _collect(self, answers: IO[str]) -> None:
+        with answers:
+            for line in answers:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def request(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # what is wrong shows in the answer
+            self._requests.write("\n")
+            self._requests.flush()
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The next answer; raises `CompetitorError` after that time or if the process has left."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            raise CompetitorError(f"no answer within {seconds:g} s") from None
+        if not line:
+            raise CompetitorError(f"left with exit code {self._child.wait()} instead of an answer")
+        answer: dict[str, Any] = json.loads(line)
+        if "missing" in answer:
+            raise MissingError(answer["missing"])
+        return answer
+
+    def close(self) -> None:
+        """Let it leave, or end it and all that it has started."""
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(_LEAVE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class Result:
+    """What the rounds gave, by the competitors' names."""
+
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    """Images a second, one figure a round; only of those that took part to the end."""
+    missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def figures(self, ours: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """With ratios, round by round, of each of `ours` to those that it is measured by."""
+        ratios = {
+            f"{name} / {other}": spread(self.ratios(name, other), 3)
+            for name, others in ours.items()
+            for other in others
+            if name in self.rates and other in self.rates
+        }
+        return {
+            "images_per_second": {name: spread(rates, 0) for name, rates in self.rates.items()},
+            "ratios": ratios,
+            "missing": self.missing,
+            "failed": self.failed,
+            "versions": self.versions,
+        }
+
+    def ratios(self, name: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(self.rates[name], self.rates[other], strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """What all competitors of a contest share."""
+
+    images: Path
+    setting: str
+    scratch: Path
+    ready_seconds: float = 900.0
+    """Until a competitor has written its data format, compiled and warmed up."""
+    round_seconds: float = 120.0
+
+    def commands(self, competitor: Competitor) -> Iterator[list[object]]:
+        """One a rank; `num_images` is divided among them."""
+        for rank in range(competitor.num_ranks):
+            scratch = self.scratch / re.sub(r"\W+", "-", competitor.name) / f"{rank}"
+            yield [
+                *(competitor.python, "-m", competitor.module),
+                *("--images", self.images, "--setting", self.setting, "--scratch", scratch),
+                *("--num-images", competitor.num_images // competitor.num_ranks),
+                *("--rank", rank, "--num-ranks", competitor.num_ranks, *competitor.options),
+            ]
+
+
+def compete(competitors: Sequence[Competitor], course: Course, rounds: int) -> Result:
+    """Get all ready, one after the other, then have each run once a round, in turn."""
+    result = Result()
+    running: dict[str, list[Process]] = {}
+    with contextlib.ExitStack() as stack:
+        for competitor in competitors:
+            with _noting(result, competitor.name):
+                running[competitor.name] = _get_ready(competitor, course, result, stack)
+        for number in range(rounds):
+            for name, processes in list(running.items()):
+                time.sleep(_SETTLE_SECONDS)
+                rate = 0.0
+                with _noting(result, name):
+                    rate = _run_round(processes, course.round_seconds)
+                    result.rates.setdefault(name, []).append(rate)
+                _say(f"round {number + 1}: {name}: {rate:,.0f} images/s")
+                if name in result.failed:
+                    result.rates.pop(name, None)
+                    for process in running.pop(name):
+                        process.close()
+    return result
+
+
+def _get_ready(
+    competitor: Competitor, course: Course, result: Result, stack: contextlib.ExitStack
+) -> list[Process]:
+    _say(f"getting ready: {competitor.name}")
+    processes = [stack.enter_context(Process(command)) for command in course.commands(competitor)]
+    for process in processes:
+        result.versions[competitor.name] = process.answer(course.ready_seconds)["ready"]
+    return processes
+
+
+def _run_round(processes: Sequence[Process], seconds: float) -> float:
+    """Images a second of all of them together, by the slowest one's time."""
+    for process in processes:
+        process.request()
+    answers = [process.answer(seconds) for process in processes]
+    num_images = sum(answer["images"] for answer in answers)
+    return float(num_images / max(answer["seconds"] for answer in answers))
+
+
+@contextlib.contextmanager
+def _noting(result: Result, name: str) -> Iterator[None]:
+    """Note why a competitor has no figures."""
+    try:
+        yield
+    except MissingError as error:
+        result.missing[name] = str(error)
+        _say(f"{name} is left out: {error}")
+    except CompetitorError as error:
+        result.failed[name] = str(error)
+        _say(f"{name} has failed: {error}")
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
