@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def link_images(images: list[Path], root: Path, num_images: int) -> Path:
+def link_images(images: Sequence[Path], root: Path, num_images: int) -> Path:
     """Arrange as many as `train/CLASS/*`, over and over under other names; returns `root`.
 
     They are dealt out to `NUM_CLASSES` classes. `val/CLASS/*` has one of each, as it must not be
@@ -41,7 +42,7 @@ def link_images(images: list[Path], root: Path, num_images: int) -> Path:
     return root
 
 
-def shrink_images(images: list[Path], folder: Path) -> list[Path]:
+def shrink_images(images: Sequence[Path], folder: Path) -> list[Path]:
     """Their middle squares as JPEGs of 256×256, quality 95, as a script with Pillow makes them."""
     folder.mkdir(parents=True)
     shrunk = [folder / f"{number:06d}.jpg" for number in range(len(images))]
