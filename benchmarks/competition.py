@@ -26,6 +26,7 @@ from benchmarks.measurement import spread
 
 _ROOT = Path(__file__).parents[1]
 _LEAVE_SECONDS = 10.0
+_POLL_SECONDS = 0.02
 _SETTLE_SECONDS = 0.3
 """Between two competitors, for what the one before has still under way."""
 
@@ -84,27 +85,39 @@ class Process:
             self._requests.flush()
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """The next answer; raises `CompetitorError` after that time or if the process has left."""
+        """The next answer; without one after that time the process is ended.
+
+        Raises `CompetitorError` then, or if the process has left.
+        """
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
+            self.close(leave_seconds=0)
             raise CompetitorError(f"no answer within {seconds:g} s") from None
         if not line:
-            raise CompetitorError(f"left with exit code {self._child.wait()} instead of an answer")
+            self.close()
+            raise CompetitorError(f"left with exit code {self._child.returncode}, not an answer")
         answer: dict[str, Any] = json.loads(line)
         if "missing" in answer:
             raise MissingError(answer["missing"])
         return answer
 
-    def close(self) -> None:
-        """Let it leave, or end it and all that it has started."""
+    def close(self, leave_seconds: float = _LEAVE_SECONDS) -> None:
+        """Let it leave, then end it and all that it has started."""
+        if self._child.returncode is not None:
+            return
         with contextlib.suppress(BrokenPipeError):
             self._requests.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(_LEAVE_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+        deadline = time.monotonic() + leave_seconds
+        while not self._has_left() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
+
+    def _has_left(self) -> bool:
+        """Without collecting it: until then no other process can get its number."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._child.pid, flags) is not None
 
     def __enter__(self) -> Self:
         return self
@@ -169,34 +182,26 @@ class Course:
 def compete(competitors: Sequence[Competitor], course: Course, rounds: int) -> Result:
     """Get all ready, one after the other, then have each run once a round, in turn."""
     result = Result()
-    running: dict[str, list[Process]] = {}
     with contextlib.ExitStack() as stack:
+        running: dict[str, list[Process]] = {}
         for competitor in competitors:
-            with _noting(result, competitor.name):
-                running[competitor.name] = _get_ready(competitor, course, result, stack)
+            _say(f"getting ready: {competitor.name}")
+            commands = course.commands(competitor)
+            processes = [stack.enter_context(Process(command)) for command in commands]
+            with _noting(result, competitor.name, processes):
+                answers = [process.answer(course.ready_seconds) for process in processes]
+                result.versions[competitor.name] = answers[0]["ready"]
+                running[competitor.name] = processes
         for number in range(rounds):
             for name, processes in list(running.items()):
                 time.sleep(_SETTLE_SECONDS)
-                rate = 0.0
-                with _noting(result, name):
+                with _noting(result, name, processes):
                     rate = _run_round(processes, course.round_seconds)
                     result.rates.setdefault(name, []).append(rate)
-                _say(f"round {number + 1}: {name}: {rate:,.0f} images/s")
+                    _say(f"round {number + 1}: {name}: {rate:,.0f} images/s")
                 if name in result.failed:
-                    result.rates.pop(name, None)
-                    for process in running.pop(name):
-                        process.close()
+                    del running[name]
     return result
-
-
-def _get_ready(
-    competitor: Competitor, course: Course, result: Result, stack: contextlib.ExitStack
-) -> list[Process]:
-    _say(f"getting ready: {competitor.name}")
-    processes = [stack.enter_context(Process(command)) for command in course.commands(competitor)]
-    for process in processes:
-        result.versions[competitor.name] = process.answer(course.ready_seconds)["ready"]
-    return processes
 
 
 def _run_round(processes: Sequence[Process], seconds: float) -> float:
@@ -209,16 +214,17 @@ def _run_round(processes: Sequence[Process], seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def _noting(result: Result, name: str) -> Iterator[None]:
-    """Note why a competitor has no figures."""
+def _noting(result: Result, name: str, processes: Sequence[Process]) -> Iterator[None]:
+    """If a competitor has no figures: note why, and end what is left of it."""
     try:
         yield
-    except MissingError as error:
-        result.missing[name] = str(error)
-        _say(f"{name} is left out: {error}")
     except CompetitorError as error:
-        result.failed[name] = str(error)
-        _say(f"{name} has failed: {error}")
+        reasons = result.missing if isinstance(error, MissingError) else result.failed
+        reasons[name] = str(error)
+        result.rates.pop(name, None)
+        _say(f"{name} is left out: {error}")
+        for process in processes:
+            process.close(leave_seconds=0)
 
 
 def _say(sentence: str) -> None:
