@@ -8,8 +8,8 @@ included; by its parts alone, decoding, scaling and encoding in a loop on each c
 with webdataset's ShardWriter; and by ffcv's DatasetWriter, each in 2 processes. Each round has
 everyone convert them once, in turn; ratios are taken round by round.
 
-Then our command converts 1,000 and 20,000 images: the most memory that it and its workers have at a
-time, shared pages counted once, should not depend on the number.
+Then our command converts 1,000 and 20,000 images, to shards of 250: the most memory that it and its
+workers have at a time, shared pages counted once, should not depend on the number.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from data_prep.manifest import Encoding
 
 NUM_IMAGES = 4_000
 MEMORY_IMAGES = (1_000, 20_000)
+SAMPLES_PER_SHARD = 250
+"""Where memory is measured: so that the fewer images too keep all workers busy."""
 
 _ENCODINGS: dict[Setting, Encoding] = {"jpeg256": "jpeg", "raw256": "rgb"}
 
@@ -78,9 +80,14 @@ def memory(
         folder = link_images(images, scratch / f"images-{count}", count)
         for encoding in _ENCODINGS.values():
             shards = scratch / f"{encoding}-{count}"
-            peak, seconds = peak_bytes(
-                shard_folder_command(folder, shards, encoding=encoding, size=STORED_PIXELS)
+            command = shard_folder_command(
+                folder,
+                shards,
+                *("--samples-per-shard", SAMPLES_PER_SHARD),
+                encoding=encoding,
+                size=STORED_PIXELS,
             )
+            peak, seconds = peak_bytes(command)
             shutil.rmtree(shards)
             found.setdefault(encoding, {})[f"{count} images"] = {
                 "peak_bytes": peak,

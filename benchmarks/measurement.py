@@ -58,10 +58,12 @@ def shard_folder(
 
 
 def shard_folder_command(
-    images: Path, shards: Path, *, encoding: str, size: int | None
+    images: Path, shards: Path, *options: object, encoding: str, size: int | None
 ) -> list[str]:
-    options = ["--input", images, "--output", shards, "--encoding", encoding, *_size(size)]
-    return _module("data_prep", "shard", "folder", *options)
+    paths = ["--input", images, "--output", shards]
+    return _module(
+        "data_prep", "shard", "folder", *paths, "--encoding", encoding, *_size(size), *options
+    )
 
 
 def shard_synthetic(shards: Path, *, num_train: int, num_val: int, size: int | None = None) -> Path:
