@@ -53,15 +53,23 @@ def report(figures: dict[str, Any], path: Path | None) -> None:
 def shard_folder(
     images: Path, shards: Path, *, encoding: str = "rgb", size: int | None = None
 ) -> Path:
-    command = ["data_prep", "shard", "folder", "--input", images, "--output", shards]
-    _run_module([*command, "--encoding", encoding, *_size(size)])
+    subprocess.run(shard_folder_command(images, shards, encoding=encoding, size=size), check=True)
     return shards
 
 
+def shard_folder_command(
+    images: Path, shards: Path, *options: object, encoding: str, size: int | None
+) -> list[str]:
+    paths = ["--input", images, "--output", shards]
+    return _module(
+        "data_prep", "shard", "folder", *paths, "--encoding", encoding, *_size(size), *options
+    )
+
+
 def shard_synthetic(shards: Path, *, num_train: int, num_val: int, size: int | None = None) -> Path:
-    command = ["data_prep", "shard", "synthetic", "--output", shards]
     counts = ["--num-train", num_train, "--num-val", num_val]
-    _run_module([*command, *counts, *_size(size)])
+    options = ["--output", shards, *counts, *_size(size)]
+    subprocess.run(_module("data_prep", "shard", "synthetic", *options), check=True)
     return shards
 
 
@@ -69,8 +77,8 @@ def _size(size: int | None) -> list[object]:
     return [] if size is None else ["--size", size]
 
 
-def _run_module(command: Sequence[object]) -> None:
-    subprocess.run([sys.executable, "-m", *map(str, command)], check=True)
+def _module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", name, *map(str, arguments)]
 
 
 def torchrun(num_ranks: int, module: str, *arguments: object) -> list[str]:
