@@ -5,7 +5,8 @@
 
 DIR has JPEGs, such as the 1,000 of the ImageNet sample. Three settings: `original`, the JPEGs as
 they are with random-resized-crop to 224 and flip; `jpeg256`, JPEGs of 256×256 with random crop to
-224 and flip; `raw256`, pixels of 256×256 likewise. Everyone reads the same JPEGs from the page
+224 and flip; `raw256`, pixels of 256×256 likewise, but that the copying limit and ours leave the
+flip to the device, as training does. Everyone reads the same JPEGs from the page
 cache and delivers uint8 batches of 128 with labels, on 2 threads or worker processes unless it
 says otherwise. Each round has everyone read once, in turn; ratios are taken round by round.
 
@@ -77,14 +78,14 @@ def make_contest(setting: Setting, originals: Path, pythons: Mapping[str, str]) 
 
 
 def _ours(setting: Setting, originals: Path) -> list[Competitor]:
-    if setting == "original":
-        return []
     ours = Competitor(
         name=OURS,
         module="benchmarks.ours_loader",
         num_images=_NUM_IMAGES[setting],
         options=("--num-workers", NUM_WORKERS),
     )
+    if setting == "original":
+        return [ours]
     # What our own conversion makes of the originals has colours that are not subsampled.
     converted = dataclasses.replace(
         ours, name=f"{OURS}, 4:4:4", options=(*ours.options, "--images", originals)
@@ -120,13 +121,14 @@ def _copying() -> tuple[list[Competitor], dict[str, list[str]]]:
     for ranks, threads in RANKS_AND_THREADS:
         names = [_in_threads(name, ranks, threads) for name in (LIMIT, f"{LIMIT}, ring", OURS)]
         modules = ("rivals.limit_copy", "rivals.limit_copy", "ours_loader")
-        for name, module, num_buffers in zip(names, modules, (1, _NUM_BUFFERS, 1), strict=True):
+        buffers = (("--num-buffers", 1), ("--num-buffers", _NUM_BUFFERS), ("--no-flip",))
+        for name, module, own in zip(names, modules, buffers, strict=True):
             rows.append(
                 Competitor(
                     name=name,
                     module=f"benchmarks.{module}",
                     num_images=_NUM_COPIED,
-                    options=("--num-workers", threads, "--num-buffers", num_buffers),
+                    options=("--num-workers", threads, *own),
                     num_ranks=ranks,
                 )
             )

@@ -1,12 +1,15 @@
 """Our own data path, run as the rivals are: `benchmarks.rivals.rounds` says how.
 
 Shards made by `python -m data_prep shard folder` of the same JPEGs, which go in byte for byte
-(`jpeg256`), or of their pixels (`raw256`). `--rank` and `--num-ranks` divide each batch plan as the
-ranks of a training run do.
+(`original`, `jpeg256`), or of their pixels (`raw256`). `--rank` and `--num-ranks` divide each batch
+plan as the ranks of a training run do. With `--no-flip` images are mirrored later, as training does
+on its device, where that is a part of what is done there anyway.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -21,12 +24,12 @@ from benchmarks.rivals.rounds import (
     check_batch,
     serve,
 )
-from data_prep.manifest import read_manifest
-from pipeline.config import AugmentConfig
-from pipeline.data.augment import cut, draw_windows
+from pipeline.config import AugmentConfig, Config, DataConfig
+from pipeline.data.augment import draw_flips, flip
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_training_reader
+from pipeline.data.shard_set import ShardSet
 
 DEPTH = 4
 SEED = 0
@@ -34,14 +37,15 @@ SEED = 0
 
 def open_epoch(task: Task) -> Epoch:
     torch.set_num_threads(task.num_workers)
-    shards = shard_folder(
+    folder = shard_folder(
         task.images,
         task.scratch / "shards",
         encoding="rgb" if task.setting == "raw256" else "jpeg",
-        size=STORED_PIXELS,
+        size=None if task.setting == "original" else STORED_PIXELS,
     )
-    reader = TarReader(shards, read_manifest(shards), "train", num_threads=task.num_workers)
-    augment = AugmentConfig(crop_pixels=CROP_PIXELS, flip="random")
+    config = config_of(task, str(folder))
+    shards = ShardSet.opened(config.data, contextlib.ExitStack())
+    reader = open_training_reader(config, shards)
     plan = BatchPlan(
         num_samples=reader.num_samples,
         global_batch_size=min(BATCH_SIZE * task.num_ranks, reader.num_samples),
@@ -55,12 +59,20 @@ def open_epoch(task: Task) -> Epoch:
         requests = training_requests(plan, SEED, task.rank, 0, num_steps)
         with Loader(reader, requests, batch_size=plan.local_batch_size, depth=DEPTH) as loader:
             for batch in loader:
-                size = reader.image_shape[:2]
-                windows = draw_windows(augment, size, SEED, 0, batch.samples)
-                yield check_batch(cut(batch.images, windows), batch.labels)
+                flips = draw_flips(config.augment, SEED, 0, batch.samples)
+                yield check_batch(flip(batch.images, flips), batch.labels)
 
     return lambda: sum(batches())
 
 
+def config_of(task: Task, shards: str) -> Config:
+    augment = AugmentConfig(crop_pixels=CROP_PIXELS, flip="random" if task.flip else "none")
+    if task.setting == "original":
+        augment = dataclasses.replace(augment, crop_place="random_resized")
+    return Config(
+        data=DataConfig(shards=shards, decode_threads=task.num_workers), augment=augment, seed=SEED
+    )
+
+
 if __name__ == "__main__":
-    serve(__doc__, open_epoch, ["numpy", "simplejpeg", "torch"], ["jpeg256", "raw256"])
+    serve(__doc__, open_epoch, ["numpy", "simplejpeg", "torch"])

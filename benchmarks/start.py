@@ -31,10 +31,12 @@ from benchmarks.measurement import parser, report, shard_folder, spread
 from benchmarks.memory import private_bytes
 from benchmarks.rivals.rounds import BATCH_SIZE, STORED_PIXELS
 from data_prep.files import sha256_of
-from data_prep.manifest import Split, read_index, read_manifest, write_manifest
+from data_prep.manifest import Split, read_checksums, read_index, read_manifest, write_manifest
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_training_reader
+from pipeline.data.shard_set import ShardSet
+from pipeline.recipes import alexnet_2012
 
 NUM_SAMPLES = 1_281_167
 NUM_RANKS = 2
@@ -57,6 +59,9 @@ def enlarge(shards: Path, large: Path, num_samples: int = NUM_SAMPLES) -> Path:
     rows = np.resize(index, num_samples)
     rows["shard"] = np.arange(num_samples) // len(index)
     np.save(large / split.index_filename, rows)
+    assert split.checksums_filename is not None
+    checksums = np.resize(read_checksums(shards, split), num_samples)
+    np.save(large / split.checksums_filename, checksums)
     train = Split(
         name="train",
         num_samples=num_samples,
@@ -66,6 +71,8 @@ def enlarge(shards: Path, large: Path, num_samples: int = NUM_SAMPLES) -> Path:
         shard_sha256=split.shard_sha256 * num_shards,
         index_filename=split.index_filename,
         index_sha256=sha256_of(large / split.index_filename),
+        checksums_filename=split.checksums_filename,
+        checksums_sha256=sha256_of(large / split.checksums_filename),
     )
     write_manifest(large, dataclasses.replace(manifest, splits={"train": train}))
     return large
@@ -77,8 +84,11 @@ def be_rank(shards: Path, start_step: int, rank: int) -> None:
     manifest = read_manifest(shards)
     plan = plan_of(manifest.split("train").num_samples)
     requests = training_requests(plan, 0, rank, start_step, start_step + 1000)
+    recipe = alexnet_2012()
     with (
-        TarReader(shards, manifest, "train", num_threads=1) as reader,
+        contextlib.closing(
+            open_training_reader(recipe, ShardSet(shards, manifest, None))
+        ) as reader,
         Loader(reader, requests, batch_size=plan.local_batch_size, depth=DEPTH) as loader,
     ):
         next(loader)

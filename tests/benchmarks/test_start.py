@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from benchmarks.image_folder import find_images, link_images
 from benchmarks.measurement import shard_folder
 from benchmarks.start import enlarge, figures
 from data_prep.manifest import read_manifest
-from pipeline.data.tar import TarReader
+from pipeline.data.readers import open_evaluation_reader
+from pipeline.data.shard_set import ShardSet
+from pipeline.recipes import alexnet_2012
 
 NUM_SAMPLES = 300
 """More than the batches of one epoch: 1 of 256; in 13 shards of 24 samples."""
@@ -20,14 +23,17 @@ def test_a_large_index_on_one_shard(images: Path, tmp_path: Path) -> None:
     folder = link_images(find_images(images), tmp_path / "images", 24)
     shards = shard_folder(folder, tmp_path / "shards", encoding="jpeg", size=256)
     large = enlarge(shards, tmp_path / "large", NUM_SAMPLES)
-    with (
-        TarReader(shards, read_manifest(shards), "train", num_threads=1) as reader,
-        TarReader(large, read_manifest(large), "train", num_threads=1) as large_reader,
-    ):
+    readers = [
+        open_evaluation_reader(
+            alexnet_2012(), ShardSet(folder, read_manifest(folder), None), "train"
+        )
+        for folder in (shards, large)
+    ]
+    with contextlib.closing(readers[0]) as reader, contextlib.closing(readers[1]) as large_reader:
         assert large_reader.num_samples == NUM_SAMPLES
         one, other = np.zeros((2, 2, 256, 256, 3), np.uint8)
-        reader.read(np.array([3, 11]), one)
-        large_reader.read(np.array([3 + 24, 11 + 12 * 24]), other)
+        reader.read(np.array([3, 11]), 0, one)
+        large_reader.read(np.array([3 + 24, 11 + 12 * 24]), 0, other)
         np.testing.assert_array_equal(one, other)
     found = figures(enlarge(shards, tmp_path / "small", NUM_SAMPLES), large, rounds=1)
     assert found["samples"] == NUM_SAMPLES

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.data_prep.raw_data import jpeg, run_cli
+from tests.ffcv_process import FfcvProcess
 from tests.integration.training import assert_same_state, make_large_shards, rows
+from tests.pipeline.data.flaky_server import serving
 from tests.pipeline.ranks import Job
 
 
@@ -16,7 +18,7 @@ def shards(scratch: Path) -> Path:
     return make_large_shards(scratch / "shards", 36, 7)
 
 
-def train(num_ranks: int, shards: Path, run: Path, *options: object, code: int = 0) -> Job:
+def train(num_ranks: int, shards: Path | str, run: Path, *options: object, code: int = 0) -> Job:
     """The network of the blog's CIFAR-10 on crops: quick, and with all that augmentation has."""
     words: list[object] = ["cifar10", "--data.shards", shards, "--run-dir", run]
     words += ["--metrics.enabled", "false", "--global_batch_size", 12, "--epochs", 2]
@@ -57,6 +59,57 @@ def test_a_resident_run_goes_on_in_the_middle_of_an_epoch_from_tars(
     train(num_ranks, shards, run)
     assert_same_state(run, from_tars)
     assert [row["resumed_from"] for row in rows(run, "run")] == [None, 2]
+
+
+@pytest.mark.ffcv
+def test_a_beton_gives_what_tars_give(
+    scratch: Path, shards: Path, num_ranks: int, from_tars: Path, beton: Path
+) -> None:
+    run = scratch / f"beton-{num_ranks}"
+    train(num_ranks, shards, run, "--data.reader", "beton", "--data.beton", beton)
+    assert_same_state(run, from_tars)
+
+
+@pytest.fixture(scope="module")
+def beton(scratch: Path, shards: Path, ffcv: FfcvProcess) -> Path:
+    return ffcv.write_beton(shards, scratch / "shards.beton")
+
+
+def test_a_url_gives_what_tars_give(
+    scratch: Path, shards: Path, num_ranks: int, from_tars: Path
+) -> None:
+    """With faults on the way, in a cache that all ranks share."""
+    run = scratch / f"remote-{num_ranks}"
+    with serving(shards) as server:
+        for path in shards.glob("*.tar"):
+            server.faults[path.name] = ["drop", "503", "flip"]
+        cache = ("--data.cache_dir", scratch / f"cache-{num_ranks}")
+        train(num_ranks, server.url, run, "--data.reader", "remote", *cache)
+        train_requests = server.requests["train-000000.tar"]
+    assert_same_state(run, from_tars)
+    assert train_requests == 4, "three faults, and one that all ranks share"
+
+
+def test_shards_of_a_url_pass_through_a_small_cache(scratch: Path) -> None:
+    """With shards shuffled, the cache holds a part of them; resumed, the run has the same bits."""
+    shards = make_large_shards(scratch / "many", 60, 7, samples_per_shard=3)
+    sizes = [path.stat().st_size for path in shards.glob("*.tar")]
+    whole, resumed = scratch / "whole", scratch / "through-a-cache"
+    order: list[object] = ["--data.shuffle_shards", 2, "--data.prefetch_batches", 1]
+    order += ["--global_batch_size", 4, "--evaluation.block_size", 1]
+    train(2, shards, whole, *order)
+    with serving(shards) as server:
+        cache: list[object] = ["--data.cache_dir", scratch / "small-cache"]
+        cache += ["--data.reader", "remote", "--data.cache_bytes"]
+        job = train(2, server.url, resumed, *order, *cache, 5 * max(sizes), code=1)
+        assert "shards of train are needed at one time" in job.errors[0]
+        enough = int(
+            job.errors[0].partition("set --data.cache_bytes to ")[2].split()[0].replace(",", "")
+        )
+        assert enough < sum(sizes)
+        train(2, server.url, resumed, *order, *cache, enough, "--max-steps", 20)
+        train(2, server.url, resumed, *order, *cache, enough)
+    assert_same_state(resumed, whole)
 
 
 def test_what_a_resident_split_cannot_do_is_told(scratch: Path, shards: Path) -> None:

@@ -37,9 +37,12 @@ def make_shards(path: Path) -> Path:
     return _shard_synthetic(path, *sizes, *options)
 
 
-def make_large_shards(path: Path, num_train: int, num_val: int) -> Path:
+def make_large_shards(
+    path: Path, num_train: int, num_val: int, samples_per_shard: int = 1000
+) -> Path:
     """Of images large enough for every network."""
-    return _shard_synthetic(path, "--num-train", num_train, "--num-val", num_val, "--size", 230)
+    sizes = ("--num-train", num_train, "--num-val", num_val, "--size", 230)
+    return _shard_synthetic(path, *sizes, "--samples-per-shard", samples_per_shard)
 
 
 def _shard_synthetic(path: Path, *options: object) -> Path:

@@ -201,7 +201,9 @@ def test_a_staged_set_is_read_as_a_local_one(
 
 
 def test_a_config_makes_the_cache(server: FlakyServer, folder: Path, directory: Path) -> None:
-    config = DataConfig(shards=server.url, cache_dir=str(directory), cache_bytes=10**6)
+    config = DataConfig(
+        shards=server.url, reader="remote", cache_dir=str(directory), cache_bytes=10**6
+    )
     with ShardCache.configured(config) as cache:
         assert read_manifest(cache.stage_manifest()) == read_manifest(folder)
 
