@@ -96,7 +96,7 @@ def test_shards_of_a_url_pass_through_a_small_cache(scratch: Path) -> None:
     sizes = [path.stat().st_size for path in shards.glob("*.tar")]
     whole, resumed = scratch / "whole", scratch / "through-a-cache"
     order: list[object] = ["--data.shuffle_shards", 2, "--data.prefetch_batches", 1]
-    order += ["--global_batch_size", 4, "--evaluation.block_size", 1]
+    order += ["--global_batch_size", 4, "--evaluation.block_size", 1, "--accumulation_steps", 1]
     train(2, shards, whole, *order)
     with serving(shards) as server:
         cache: list[object] = ["--data.cache_dir", scratch / "small-cache"]
