@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.assignment import make_keys
+from data_prep.pixels import Pixels
 from data_prep.samples import Sample, SampleTable
-from data_prep.sources import Pixels, Source, SourceError
+from data_prep.sources import Source, SourceError
 
 logger = logging.getLogger(__name__)
 

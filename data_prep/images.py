@@ -19,7 +19,8 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from data_prep.manifest import Encoding
-from data_prep.sources import Pixels, RawImage
+from data_prep.pixels import LANCZOS, Pixels, Window, scale_window
+from data_prep.sources import RawImage
 
 JPEG_QUALITY = 95
 """Of images that must be encoded anew, unless another is asked for; 4:4:4, no colour is lost."""
@@ -221,20 +222,22 @@ def _encode(
     size: int | None,
     jpeg_quality: int | None,
 ) -> StoredImage:
+    pixels = np.asarray(image)
     if not _fits(image, size):
         assert size is not None
-        image = _crop_and_scale(image, size)
+        pixels = _crop_and_scale(pixels, size)
         flaw = flaw or "resized"
-    pixels = np.asarray(image)
     if encoding == "rgb":
         return StoredImage(encode_npy(pixels), pixels, flaw)
     content = simplejpeg.encode_jpeg(pixels, quality=jpeg_quality, colorsubsampling="444")
     return StoredImage(content, decode_jpeg(content), flaw)
 
 
-def _crop_and_scale(image: Image.Image, size: int) -> Image.Image:
+def _crop_and_scale(image: Pixels, size: int) -> Pixels:
     """Scale the middle square to size×size: the same as short side to `size`, then centre crop."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    height, width, _ = image.shape
+    side = min(height, width)
+    scaled = np.empty((size, size, 3), np.uint8)
+    window = Window((height - side) // 2, (width - side) // 2, side, side)
+    scale_window(image, window, scaled, LANCZOS)
+    return scaled

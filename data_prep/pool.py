@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from data_prep.output import ConversionError
 from data_prep.shards import ShardPlan, write_shard
 from data_prep.sources import Reader
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
 _PLANS_PER_WORKER = 2
@@ -82,8 +84,10 @@ def write_shards(
     pending: dict[Future[None], ShardName] = {}
     try:
         while True:
-            for name in itertools.islice(waiting, _PLANS_PER_WORKER * num_workers - len(pending)):
-                pending[executor.submit(_run, make_plan(name))] = name
+            room = _PLANS_PER_WORKER * num_workers - len(pending)
+            with _stops_held():
+                for name in itertools.islice(waiting, room):
+                    pending[executor.submit(_run, make_plan(name))] = name
             if not pending:
                 break
             done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -106,6 +110,19 @@ def write_shards(
             end.close()
 
 
+@contextlib.contextmanager
+def _stops_held() -> Iterator[None]:
+    """Signals to stop wait until the block ends; in processes that it starts, for ever.
+
+    A worker that got one before it could ignore it would die with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _count(counter: Connection) -> int:
     """How many samples were done since the last call: a byte each."""
     try:
@@ -120,7 +137,7 @@ _run_in_worker: Callable[[ShardPlan], None]
 
 def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
     global _run_in_worker
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+    for stop_signal in _STOPS:
         signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too, and stops us
     threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
 

@@ -13,17 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from data_prep.assignment import make_keys
 from data_prep.manifest import Encoding
+from data_prep.pixels import Pixels
 from data_prep.samples import Sample, SampleTable
 
 logger = logging.getLogger(__name__)
-
-Pixels = npt.NDArray[np.uint8]
-"""An image, uint8 H×W×3, RGB."""
 
 RawImage = bytes | Pixels
 """The content of an image file of any format, or pixels."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.sources import Pixels
+from data_prep.pixels import Pixels
 
 _DECIMALS = 9
 """Of what comes from an eigenvalue solver, whose last bits differ between machines."""

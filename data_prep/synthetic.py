@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.pixels import Pixels
 from data_prep.samples import Sample, SampleTable
-from data_prep.sources import Pixels, Source
+from data_prep.sources import Source
 
 Floats = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from data_prep.archive import ArchivedSample, Damage, pair_members, read_members
 from data_prep.files import sha256_of
 from data_prep.images import decode_jpeg
 from data_prep.manifest import MEMBER_SUFFIX, Manifest
-from data_prep.sources import Pixels
+from data_prep.pixels import Pixels
 
 Array = npt.NDArray[Any]
 

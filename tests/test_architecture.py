@@ -27,7 +27,13 @@ LAUNCHER_VARIABLES = {
 
 MAY_IMPORT = {
     "data_prep": {"data_prep"},
-    "pipeline": {"pipeline", "data_prep.manifest", "data_prep.files", "data_prep.beton_format"},
+    "pipeline": {
+        "pipeline",
+        "data_prep.manifest",
+        "data_prep.files",
+        "data_prep.beton_format",
+        "data_prep.pixels",
+    },
     "launch": {"launch", "pipeline", "data_prep"},
 }
 """Names below which a package may import from ours; `launch` is held to modules without torch."""

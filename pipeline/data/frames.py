@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_prep.pixels import copy_windows
 from pipeline.data.device import to_device
 from pipeline.data.framing import ImageSize
 from pipeline.data.partition import Indices
-from pipeline.data.pixels import copy_windows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

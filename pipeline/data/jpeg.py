@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
+from data_prep.pixels import Window, cut_jpeg, jpeg_size
 from pipeline.data.framing import Framing
 from pipeline.data.partition import Indices
-from pipeline.data.pixels import Window, cut_jpeg, jpeg_size
 from pipeline.data.places import Places
 from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
 

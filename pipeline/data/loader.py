@@ -12,13 +12,13 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
+from data_prep.pixels import Pixels
 from pipeline.data.batch import HostBatch
 from pipeline.data.partition import (
     BatchPlan,
     EvaluationBlock,
     Indices,
 )
-from pipeline.data.pixels import Pixels
 from pipeline.data.reading import ReadCost, Reader
 
 

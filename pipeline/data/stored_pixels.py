@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
+from data_prep.pixels import MappedFile, Window, copy_windows, scale_window
 from pipeline.data.framing import Boxes, Framing
 from pipeline.data.partition import Indices
-from pipeline.data.pixels import MappedFile, Window, copy_windows, scale_window
 from pipeline.data.places import Places
 from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.sources import Pixels
+from data_prep.pixels import Pixels
 
 REPOSITORY = Path(__file__).parents[2]
 HEIGHT, WIDTH = 40, 60

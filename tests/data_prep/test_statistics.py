@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.sources import Pixels
+from data_prep.pixels import Pixels
 from data_prep.statistics import (
     PixelSums,
     colour_covariance,

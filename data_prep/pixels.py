@@ -22,6 +22,9 @@ Pixels = npt.NDArray[np.uint8]
 """uint8 H×W×3."""
 
 
+BILINEAR, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
+
+
 class Window(NamedTuple):
     """A rectangle of an image."""
 
@@ -33,7 +36,7 @@ class Window(NamedTuple):
 
 def _import_compiled() -> ModuleType | None:
     try:
-        return importlib.import_module("pipeline.data._pixels")
+        return importlib.import_module("data_prep._pixels")
     except ImportError:
         return None
 
@@ -61,25 +64,28 @@ def cut_jpeg(content: bytes, window: Window, out: Pixels) -> None:
     if _pixels is not None:
         _pixels.cut_jpeg(content, *window, out, out.shape[0], out.shape[1])
         return
-    _take(simplejpeg.decode_jpeg(content), window, out)
+    _take(simplejpeg.decode_jpeg(content), window, out, BILINEAR)
 
 
-def scale_window(pixels: Pixels, window: Window, out: Pixels) -> None:
-    """Scale a window of an image into `out`, as `cut_jpeg` does."""
-    if _pixels is not None:
-        height, width, _ = pixels.shape
-        _pixels.scale_window(pixels, height, width, *window, out, out.shape[0], out.shape[1])
-    else:
-        _take(pixels, window, out)
+def scale_window(
+    pixels: Pixels, window: Window, out: Pixels, resampling: Image.Resampling = BILINEAR
+) -> None:
+    """Scale a window of an image into `out`, as `cut_jpeg` does; LANCZOS is the other filter."""
+    if _pixels is None:
+        _take(pixels, window, out, resampling)
+        return
+    height, width, _ = pixels.shape
+    number = (BILINEAR, LANCZOS).index(resampling)
+    _pixels.scale_window(number, pixels, height, width, *window, out, out.shape[0], out.shape[1])
 
 
-def _take(image: Pixels, window: Window, out: Pixels) -> None:
+def _take(image: Pixels, window: Window, out: Pixels, resampling: Image.Resampling) -> None:
     top, left, height, width = window
     taken = image[top : top + height, left : left + width]
     if taken.shape != out.shape:
         scaled = Image.fromarray(taken)
         for size in ((width, out.shape[0]), (out.shape[1], out.shape[0])):
-            scaled = scaled.resize(size, Image.Resampling.BILINEAR)
+            scaled = scaled.resize(size, resampling)
         taken = np.asarray(scaled)
     out[:] = taken
 

@@ -1,15 +1,14 @@
 /* Takes windows out of stored images: decodes no more of a JPEG than its window needs, scales the
  * window if that is asked for, and copies windows out of memory-mapped pixels. All of it runs
- * without the interpreter lock. `pipeline.data.pixels` does the same in Python, byte for byte.
+ * without the interpreter lock. `data_prep.pixels` does the same in Python, byte for byte.
  *
  * A window of a JPEG has the bytes that the same window of the whole decoded image has. libjpeg's
  * chroma upsampling looks one chroma sample to the left and the right, and at the borders of what
  * is decoded it cannot: so a few columns more are decoded and left out. Rows above the window are
  * entropy-decoded only, rows below it not at all.
  *
- * Scaling is Pillow's BILINEAR, first to the output's height and then to its width: a triangle
+ * Scaling is Pillow's BILINEAR or LANCZOS, first to the output's height and then to its width: a
  * filter as wide as the scale, in fixed point, rounded to 8 bits after each of the two.
- * The weights' rounding cannot lift a result above 255: that would take 32,000 weights.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -50,14 +49,27 @@ static void free_taps(Taps *taps)
     free(taps->weights);
 }
 
+typedef struct {
+    double support; /* of upscaling; it grows with the scale */
+    double (*weight)(double distance);
+} Filter;
+
 static double triangle(double distance) { return fabs(distance) < 1.0 ? 1.0 - fabs(distance) : 0.0; }
+
+static double sinc(double x) { return x == 0.0 ? 1.0 : sin(x * M_PI) / (x * M_PI); }
+
+static double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0; }
+
+static const Filter FILTERS[] = {{1.0, triangle}, {3.0, lanczos}};
+enum { BILINEAR, LANCZOS, NUM_FILTERS };
 
 /* The taps along one side; 0 without memory. Outputs at the border get weights of 0 beside theirs,
  * so that all have as many and no branch depends on it. */
-static int make_taps(Taps *taps, int in_size, int out_size)
+static int make_taps(Taps *taps, const Filter *filter, int in_size, int out_size)
 {
     double scale = (double)in_size / out_size;
-    double support = scale < 1.0 ? 1.0 : scale;
+    double stretch = scale < 1.0 ? 1.0 : scale;
+    double support = filter->support * stretch;
     int count = (int)ceil(2 * support) + 1;
     taps->count = count = count > in_size ? in_size : count;
     taps->firsts = malloc(sizeof(int) * out_size);
@@ -70,14 +82,22 @@ static int make_taps(Taps *taps, int in_size, int out_size)
         first = first < 0 ? 0 : first;
         first = first > in_size - count ? in_size - count : first;
         for (int i = 0; i < count; i++)
-            sum += triangle((first + i - center + 0.5) * (1.0 / support));
+            sum += filter->weight((first + i - center + 0.5) * (1.0 / stretch));
         for (int i = 0; i < count; i++) {
-            double weight = triangle((first + i - center + 0.5) * (1.0 / support)) / sum;
-            taps->weights[out * count + i] = (int32_t)(0.5 + weight * (1 << FRACTION_BITS));
+            double weight = filter->weight((first + i - center + 0.5) * (1.0 / stretch)) / sum;
+            weight *= 1 << FRACTION_BITS;
+            taps->weights[out * count + i] = (int32_t)(weight < 0 ? weight - 0.5 : weight + 0.5);
         }
         taps->firsts[out] = first;
     }
     return 1;
+}
+
+static inline int32_t rounded(int32_t sum)
+{
+    int32_t value = sum >> FRACTION_BITS;
+    value = value < 0 ? 0 : value;
+    return value > 255 ? 255 : value;
 }
 
 /* Rows of `size` values, one behind the other, to one row. */
@@ -91,7 +111,7 @@ static void blend_rows(const uint8_t *rows, size_t size, const int32_t *weights,
         for (size_t x = 0; x < size; x++)
             out[x] += rows[x] * weights[i];
     for (size_t x = 0; x < size; x++)
-        out[x] >>= FRACTION_BITS;
+        out[x] = rounded(out[x]);
 }
 
 /* A row of pixels of 3 values to a narrower or wider one. It works on 4 values at once, reads one
@@ -112,7 +132,7 @@ static void scale_row(const int32_t *row, const Taps *taps, int out_size, int32_
         memcpy(wide + 3 * x, &sum, sizeof(sum));
     }
     for (int x = 0; x < 3 * out_size; x++)
-        out[x] = wide[x] >> FRACTION_BITS;
+        out[x] = rounded(wide[x]);
 }
 
 /* ------------------------------------------------------------------ JPEG */
@@ -221,14 +241,14 @@ static void decode_scaled(struct jpeg_decompress_struct *decoder, const Window *
 }
 
 /* What scaling needs, for rows of `row_bytes`; 0 without memory. */
-static int prepare_scaling(Scratch *scratch, const Window *window, size_t row_bytes,
-                           int out_height, int out_width)
+static int prepare_scaling(Scratch *scratch, const Filter *filter, const Window *window,
+                           size_t row_bytes, int out_height, int out_width)
 {
     scratch->flat = malloc(sizeof(int32_t) * (row_bytes + 1));
     scratch->wide = malloc(sizeof(int32_t) * (3 * (size_t)out_width + 1));
     return scratch->flat && scratch->wide &&
-           make_taps(&scratch->across, window->width, out_width) &&
-           make_taps(&scratch->down, window->height, out_height);
+           make_taps(&scratch->across, filter, window->width, out_width) &&
+           make_taps(&scratch->down, filter, window->height, out_height);
 }
 
 /* Returns NULL, or what is wrong; an error of libjpeg leaves by a jump. */
@@ -243,7 +263,8 @@ static const char *run_decoder(struct jpeg_decompress_struct *decoder, const Win
     size_t row_bytes = 3 * (size_t)decoder->image_width;
     scratch->lines = malloc(row_bytes * (is_scaled ? window->height : 1));
     if (scratch->lines == NULL ||
-        (is_scaled && !prepare_scaling(scratch, window, row_bytes, out_height, out_width)))
+        (is_scaled && !prepare_scaling(scratch, &FILTERS[BILINEAR], window, row_bytes, out_height,
+                                       out_width)))
         return "out of memory";
     decoder->out_color_space = JCS_RGB;
     jpeg_start_decompress(decoder);
@@ -313,33 +334,36 @@ static PyObject *cut_jpeg(PyObject *module, PyObject *arguments)
 }
 
 PyDoc_STRVAR(scale_window_doc,
-"scale_window(pixels, image_height, image_width, top, left, height, width, out, out_height,\n"
-"    out_width)\n\n"
+"scale_window(filter, pixels, image_height, image_width, top, left, height, width, out,\n"
+"    out_height, out_width)\n\n"
 "Scale a window of an image, uint8 image_height×image_width×3, into `out`, a writable buffer of\n"
-"uint8 out_height×out_width×3. Raises ValueError if the window is not inside the image.");
+"uint8 out_height×out_width×3; filter 0 is BILINEAR, 1 is LANCZOS.\n"
+"Raises ValueError if the window is not inside the image.");
 
 static PyObject *scale_window(PyObject *module, PyObject *arguments)
 {
     Py_buffer pixels, out;
     Window window;
-    int image_height, image_width, out_height, out_width;
+    int filter, image_height, image_width, out_height, out_width;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*iiiiiiw*ii", &pixels, &image_height, &image_width,
-                          &window.top, &window.left, &window.height, &window.width, &out,
-                          &out_height, &out_width))
+    if (!PyArg_ParseTuple(arguments, "iy*iiiiiiw*ii", &filter, &pixels, &image_height,
+                          &image_width, &window.top, &window.left, &window.height, &window.width,
+                          &out, &out_height, &out_width))
         return NULL;
     size_t row_bytes = 3 * (size_t)image_width;
     int is_sound = window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
                    window.top + window.height <= image_height &&
                    window.left + window.width <= image_width && out_height > 0 && out_width > 0 &&
-                   pixels.len == (Py_ssize_t)row_bytes * image_height &&
+                   pixels.len == (Py_ssize_t)row_bytes * image_height && filter >= 0 &&
+                   filter < NUM_FILTERS &&
                    out.len == (Py_ssize_t)3 * out_height * out_width;
     if (is_sound) {
         Scratch scratch;
         memset(&scratch, 0, sizeof(scratch));
         int has_memory;
         Py_BEGIN_ALLOW_THREADS
-        has_memory = prepare_scaling(&scratch, &window, row_bytes, out_height, out_width);
+        has_memory = prepare_scaling(&scratch, &FILTERS[filter], &window, row_bytes, out_height,
+                                     out_width);
         if (has_memory)
             scale_lines((const uint8_t *)pixels.buf + window.top * row_bytes, row_bytes,
                         window.left, &scratch, out.buf, out_height, out_width);
@@ -451,8 +475,8 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "pipeline.data._pixels",
-    .m_doc = "Windows of stored images; see pipeline.data.pixels.",
+    .m_name = "data_prep._pixels",
+    .m_doc = "Windows of stored images; see data_prep.pixels.",
     .m_size = -1,
     .m_methods = methods,
 };

@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import pixels as pixels_module
-from pipeline.data.pixels import (
+from data_prep import pixels as pixels_module
+from data_prep.pixels import (
+    BILINEAR,
+    LANCZOS,
     MappedFile,
     Pixels,
     Window,
@@ -54,10 +56,12 @@ def jpeg(image: Pixels, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def scaled(image: Pixels, height: int, width: int) -> Pixels:
+def scaled(
+    image: Pixels, height: int, width: int, resampling: Image.Resampling = BILINEAR
+) -> Pixels:
     """By Pillow, first to the height and then to the width."""
-    taller = Image.fromarray(image).resize((image.shape[1], height), Image.Resampling.BILINEAR)
-    return np.asarray(taller.resize((width, height), Image.Resampling.BILINEAR))
+    taller = Image.fromarray(image).resize((image.shape[1], height), resampling)
+    return np.asarray(taller.resize((width, height), resampling))
 
 
 def cut(content: bytes, window: Window, height: int, width: int) -> Pixels:
@@ -112,9 +116,10 @@ def test_a_scaled_window_is_what_pillow_makes_of_it(
     whole = simplejpeg.decode_jpeg(content)
     expected = scaled(taken(whole, window), *size)
     assert np.array_equal(cut(content, window, *size), expected)
-    out = np.empty((*size, 3), np.uint8)
-    scale_window(whole, window, out)
-    assert np.array_equal(out, expected)
+    for resampling in (BILINEAR, LANCZOS):
+        out = np.empty((*size, 3), np.uint8)
+        scale_window(whole, window, out, resampling)
+        assert np.array_equal(out, scaled(taken(whole, window), *size, resampling))
 
 
 @pytest.mark.usefixtures("way")
@@ -197,7 +202,7 @@ def test_a_file_that_is_cut_under_the_copy_ends_the_copy_and_nothing_else(tmp_pa
     program = """
 import faulthandler, os, sys
 import numpy as np
-from pipeline.data.pixels import MappedFile, copy_windows
+from data_prep.pixels import MappedFile, copy_windows
 faulthandler.enable()
 path = sys.argv[1]
 size = 1 << 16
