@@ -101,21 +101,21 @@ def _store(
     raw: RawImage, encoding: Encoding, size: int | None, jpeg_quality: int | None
 ) -> StoredImage:
     if not isinstance(raw, bytes):
-        return _encode(Image.fromarray(raw), None, encoding, size, jpeg_quality)
+        return _encode(raw, None, encoding, size, jpeg_quality)
     header = _open(raw)
     flaw = _find_flaw(header)
     if header.format in _JPEG_FORMATS and flaw != "cmyk":
         pixels, is_sound = _decode_tolerantly(raw)
-        if encoding == "jpeg" and is_sound and flaw in (None, "grayscale") and _fits(header, size):
+        fits = size is None or header.size == (size, size)
+        if encoding == "jpeg" and is_sound and flaw in (None, "grayscale") and fits:
             return StoredImage(raw, pixels, None)
-        image = Image.fromarray(pixels)
         flaw = flaw or (None if is_sound else "repaired")
     else:
-        image = _to_rgb(raw, header)
+        pixels = np.asarray(_to_rgb(raw, header))
         flaw = flaw or ("not_jpeg" if encoding == "jpeg" else None)
     if (turn := _turn(header)) is not None:
-        image = image.transpose(turn)
-    return _encode(image, flaw, encoding, size, jpeg_quality)
+        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    return _encode(pixels, flaw, encoding, size, jpeg_quality)
 
 
 def decode_jpeg(content: bytes) -> Pixels:
@@ -169,10 +169,6 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return None
 
 
-def _fits(image: Image.Image, size: int | None) -> bool:
-    return size is None or image.size == (size, size)
-
-
 def _decode_tolerantly(content: bytes) -> tuple[Pixels, bool]:
     """Decode an RGB or grayscale JPEG; also tells whether there was nothing at all to complain of.
 
@@ -216,15 +212,13 @@ def _rejection(error: Exception) -> RejectedImage:
 
 
 def _encode(
-    image: Image.Image,
+    pixels: Pixels,
     flaw: RewriteReason | None,
     encoding: Encoding,
     size: int | None,
     jpeg_quality: int | None,
 ) -> StoredImage:
-    pixels = np.asarray(image)
-    if not _fits(image, size):
-        assert size is not None
+    if size is not None and pixels.shape[:2] != (size, size):
         pixels = _crop_and_scale(pixels, size)
         flaw = flaw or "resized"
     if encoding == "rgb":
