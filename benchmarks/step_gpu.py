@@ -34,9 +34,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.measurement import spread
 from benchmarks.rivals import eager_alexnet
 from pipeline.config import DistributedConfig
-from pipeline.data.augment import draw_flips, flip
+from pipeline.data.augment import draw_flips
 from pipeline.data.color import ORIGINAL, draw_color_shifts
 from pipeline.data.device import to_device
+from pipeline.data.frames import Picks
+from pipeline.data.framing import training_framing
 from pipeline.data.normalize import Normalizer
 from pipeline.data.randomness import dropout_keys
 from pipeline.distributed import Place, connect
@@ -107,17 +109,26 @@ class OurStep:
             self.replica = Replica(network, config, world, build_grid(world, "fused", 60))
         self._augment = config.augment
         self._samples = np.arange(num_images)
-        shape = (num_images, 224, 224, 3)
+        self._framing = training_framing(config.augment, (256, 256), 0)
+        shape = (num_images, 256, 256, 3)
         self._images = torch.randint(256, shape, dtype=torch.uint8, device=_GPU)
         self._labels = torch.randint(1000, (num_images,), device=_GPU)
         self._normalizer = Normalizer(np.full((224, 224, 3), 120.0), np.ones(3), _GPU)
 
     def inputs(self) -> torch.Tensor:
-        """What `pipeline.data.preprocess.Augmenter` does."""
+        """What `pipeline.data.preprocess.Augmenter` does with images that are resident."""
         size = self._augment.color_noise
-        images = flip(self._images, draw_flips(self._augment, 0, 0, self._samples))
+        sides = (np.full(len(self._samples), side) for side in self._images.shape[1:3])
+        boxes = self._framing.boxes(self._samples, 0, *sides)
+        picks = Picks(rows=self._samples, tops=boxes.tops, lefts=boxes.lefts, size=(224, 224))
         shifts = draw_color_shifts(ORIGINAL, size, 0, 0, self._samples).astype(np.float32)
-        return self._normalizer(images, color_shifts=to_device(shifts, _GPU), divisor=1 + size)
+        return self._normalizer.take(
+            self._images,
+            picks,
+            draw_flips(self._augment, 0, 0, self._samples),
+            color_shifts=to_device(shifts, _GPU),
+            divisor=1 + size,
+        )
 
     def keys(self) -> torch.Tensor:
         return to_device(dropout_keys(0, 0, self._samples), _GPU)
