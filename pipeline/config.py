@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 Precision = Literal["fp32", "bf16", "fp16"]
+ReaderName = Literal["tar", "remote", "beton", "resident"]
 
 _OPERATIONAL = {"operational": True}
 

@@ -13,24 +13,24 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from data_prep.files import remove_leftovers
-from data_prep.manifest import Split, manifest_sha256
+from data_prep.manifest import manifest_sha256
 from pipeline import checkpoint
 from pipeline.command import Command
 from pipeline.config import Config, flatten
 from pipeline.console import Console
 from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
-from pipeline.data.partition import BatchPlan, ShardShuffle
+from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
 from pipeline.data.shard_needs import check_cache_bytes
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.staging import staged_reader
-from pipeline.data.training import open_batches
+from pipeline.data.training import make_plan, open_batches
 from pipeline.distributed import World
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
 from pipeline.failure import RankFailure
-from pipeline.grid import Grid, build_grid, check_layout
+from pipeline.grid import build_grid, check_layout
 from pipeline.journal import Journal
 from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
@@ -109,7 +109,7 @@ def _build(
     config, run, manifest = settings.config, command.run, shards.manifest
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
-        plan = _plan(config, manifest.split("train"), grid)
+        plan = make_plan(config, manifest.split("train"), grid.num_replicas)
         _check_cache(config, shards, plan)
         val_reader = staged_reader(config, shards, "val")
         resources.callback(val_reader.close)
@@ -186,18 +186,6 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
     remove_leftovers(run.predictions("val").parent)
     if remove_old_request(run):
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
-
-
-def _plan(config: Config, split: Split, grid: Grid) -> BatchPlan:
-    width = config.data.shuffle_shards
-    return BatchPlan(
-        num_samples=split.num_samples,
-        global_batch_size=config.global_batch_size,
-        num_replicas=grid.num_replicas,
-        accumulation_steps=config.accumulation_steps,
-        drop_last=config.data.drop_last,
-        shuffle=None if width is None else ShardShuffle(split.shard_lengths, width),
-    )
 
 
 def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from data_prep.manifest import Split
 from pipeline.config import Config
 from pipeline.data import resident
 from pipeline.data.batch import Batches
 from pipeline.data.framing import training_framing
 from pipeline.data.loader import Loader, Request, requests_of_all, training_requests
-from pipeline.data.partition import BatchPlan
+from pipeline.data.partition import BatchPlan, ShardShuffle
 from pipeline.data.readers import open_training_reader, open_whole_images
 from pipeline.data.remote_shards import RemoteShards
 from pipeline.data.shard_needs import run_position, training_needs
@@ -21,6 +22,19 @@ from pipeline.grid import Grid
 
 OpenBatches = Callable[[int, int], Batches]
 """Gives this rank's batches from one step up to another."""
+
+
+def make_plan(config: Config, split: Split, num_replicas: int) -> BatchPlan:
+    """The batch arithmetic of training on `split`; raises `ValueError` if it does not come out."""
+    width = config.data.shuffle_shards
+    return BatchPlan(
+        num_samples=split.num_samples,
+        global_batch_size=config.global_batch_size,
+        num_replicas=num_replicas,
+        accumulation_steps=config.accumulation_steps,
+        drop_last=config.data.drop_last,
+        shuffle=None if width is None else ShardShuffle(split.shard_lengths, width),
+    )
 
 
 def open_batches(

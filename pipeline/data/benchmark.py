@@ -1,0 +1,247 @@
+"""Measures the readers that are possible for a shard set on this host, and says which to choose.
+
+    python -m pipeline.data.benchmark SHARDS [--recipe alexnet_2012] [--beton FILE]
+        [--cache-dir DIR] [--seconds 5] [--step-rate IMAGES_PER_SECOND]
+
+Each reader is opened as training opens it, in a process of its own, with one thread and with as
+many as this process may use. One pass over the data comes first, or as much of it as the time
+allows: what is measured is reading from the page cache, not from the disk. The step rate is that of
+the recipe's network on one device of this host, on images that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from data_prep.manifest import Manifest
+from data_prep.pixels import is_compiled
+from pipeline.config import Config, DistributedConfig, ReaderName, is_url
+from pipeline.data.batch import Batches
+from pipeline.data.choice import Measurement, choose, table
+from pipeline.data.frames import take_frames
+from pipeline.data.framing import input_size
+from pipeline.data.normalize import build_normalizer
+from pipeline.data.preprocess import Augmenter
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.training import make_plan, open_batches
+from pipeline.distributed import Place, connect
+from pipeline.failure import exit_code_of, leave, sentence_of
+from pipeline.grid import build_grid
+from pipeline.model import build_model
+from pipeline.recipes import RECIPES, recipe_config
+from pipeline.replica import Replica
+
+_ENDLESS = 1 << 40
+_WARM_UP_STEPS = 2
+
+
+def measure(config: Config, seconds: float) -> Measurement:
+    """Read with one reader, after a pass of at most as long; in a fresh process."""
+    before = _private_bytes()
+    with _opened(config) as (batches, num_samples, device):
+        _read(batches, device, num_samples, seconds)
+        begin, cpu = time.perf_counter(), time.process_time()
+        num_read = _read(batches, device, None, seconds)
+        passed, used = time.perf_counter() - begin, time.process_time() - cpu
+        return Measurement(
+            reader=config.data.reader,
+            num_threads=config.data.decode_threads,
+            images_per_second=num_read / passed,
+            cores=used / passed,
+            private_bytes=max(0, _private_bytes() - before),
+        )
+
+
+@contextlib.contextmanager
+def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
+    """Batches without an end, as one rank trains on them, the split's size and the device."""
+    with (
+        contextlib.ExitStack() as resources,
+        connect(Place(), config.distributed) as world,
+    ):
+        shards = ShardSet.opened(config.data, resources)
+        grid = build_grid(world, "fused", config.distributed.timeout_seconds)
+        plan = make_plan(config, shards.manifest.split("train"), grid.num_replicas)
+        source = open_batches(config, shards, plan, world, grid, resources)
+        yield resources.enter_context(source(0, _ENDLESS)), plan.num_samples, world.device
+
+
+def _read(batches: Batches, device: torch.device, at_most: int | None, seconds: float) -> int:
+    """Take frames for so long, or until so many have come; returns their number."""
+    num_read, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end and (at_most is None or num_read < at_most):
+        batch = next(batches)
+        images, _ = batch.to(device)
+        take_frames(images, batch.picks)
+        num_read += batch.num_valid
+    _wait(device)
+    return num_read
+
+
+def _private_bytes() -> int:
+    """Without files in memory, which the page cache has anyway."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty:"))
+
+
+def step_rate(config: Config, shards: ShardSet, seconds: float) -> tuple[float, str]:
+    """Images a second of training on one batch that is there already; and on what device."""
+    with connect(Place(), config.distributed) as world:
+        manifest = shards.manifest
+        size = input_size(config.augment, manifest.image_size)
+        network = build_model(config.model, manifest.num_classes, size)
+        grid = build_grid(world, "fused", config.distributed.timeout_seconds)
+        replica = Replica(network, config, world, grid)
+        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
+        augmenter = Augmenter(config.augment, config.seed, manifest.statistics, normalizer)
+        count = config.global_batch_size
+        images = torch.zeros((count, *size, 3), dtype=torch.uint8, device=world.device)
+        zeros = torch.zeros(count, dtype=torch.int64, device=world.device)
+        samples = zeros.cpu().numpy()
+
+        def step() -> None:
+            inputs = augmenter(images, samples, 0)
+            replica.add_gradients(inputs, zeros, zeros, step_samples=count, is_last=True)
+            replica.update()
+
+        for _ in range(_WARM_UP_STEPS):
+            step()
+        _wait(world.device)
+        num_steps, begin = 0, time.perf_counter()
+        while num_steps == 0 or time.perf_counter() - begin < seconds:
+            step()
+            _wait(world.device)
+            num_steps += 1
+        name = torch.cuda.get_device_name() if world.device.type == "cuda" else "this CPU"
+        return num_steps * count / (time.perf_counter() - begin), name
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def candidates(config: Config, manifest: Manifest, beton: str) -> Iterator[Config | str]:
+    """The configurations to measure, and sentences about what is left out."""
+    cores = len(os.sched_getaffinity(0))
+    readers: list[ReaderName] = ["remote"] if config.data.is_remote else ["tar"]
+    if beton:
+        readers.append("beton")
+    else:
+        yield "beton is left out: no --beton FILE (made by 'python -m data_prep beton')"
+    if manifest.image_size is None:
+        yield "resident is left out: the images differ in size"
+    else:
+        readers.append("resident")
+    for reader in readers:
+        # Those of a resident split only fill the memory.
+        for num_threads in {1, cores} if reader != "resident" else {cores}:
+            data = dataclasses.replace(
+                config.data,
+                reader=reader,
+                beton=beton if reader == "beton" else "",
+                decode_threads=num_threads,
+            )
+            yield dataclasses.replace(config, data=data)
+
+
+def configured(options: argparse.Namespace) -> Config:
+    """The recipe on the shard set; raises `ValueError` if that cannot be."""
+    config = recipe_config(options.recipe)
+    reader = "remote" if is_url(options.shards) else "tar"
+    data = dataclasses.replace(
+        config.data, shards=options.shards, cache_dir=options.cache_dir, reader=reader
+    )
+    # One rank alone, on the host's memory or one device: what ranks share is not measured here.
+    return dataclasses.replace(config, data=data, distributed=DistributedConfig())
+
+
+def with_scaled_crops(config: Config) -> Config:
+    """For originals of many sizes, which no other crop suits and which have no mean image."""
+    augment = dataclasses.replace(config.augment, crop_place="random_resized", normalize="mean_std")
+    return dataclasses.replace(config, augment=augment)
+
+
+def run(options: argparse.Namespace) -> int:
+    config, say = configured(options), sys.stdout.write
+    with contextlib.ExitStack() as resources:
+        shards = ShardSet.opened(config.data, resources)
+        if shards.manifest.image_size is None:
+            config = with_scaled_crops(config)
+            say("the images differ in size: --augment.crop_place random_resized is measured\n")
+        input_size(config.augment, shards.manifest.image_size)
+        if not is_compiled():
+            say("data_prep._pixels was not compiled: JPEGs and pixels are read more slowly\n")
+        rate, device = options.step_rate, "at the rate given"
+        if rate is None:
+            rate, device = step_rate(config, shards, options.seconds)
+        say(f"training takes {rate:,.0f} images a second ({device}), {options.recipe}\n")
+        found = list(_measure_all(config, shards.manifest, options))
+    say(f"{table(found, rate, device)}\n")
+    say(f"{choose(found, rate, max(1, torch.cuda.device_count()))}\n")
+    return 0
+
+
+def _measure_all(
+    config: Config, manifest: Manifest, options: argparse.Namespace
+) -> Iterator[Measurement]:
+    """Measure what can be; one that cannot is named with the reason."""
+    for candidate in candidates(config, manifest, options.beton):
+        if isinstance(candidate, str):
+            sys.stdout.write(f"{candidate}\n")
+            continue
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            try:
+                yield process.submit(measure, candidate, options.seconds).result()
+            except (OSError, ValueError, RuntimeError) as error:
+                if candidate.data.reader in ("tar", "remote"):
+                    raise
+                reason = sentence_of(error)
+                sys.stdout.write(f"{candidate.data.reader} is left out: {reason}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.data.benchmark",
+        description="Measure the readers that are possible here and say which to choose.",
+    )
+    parser.add_argument("shards", metavar="SHARDS", help="directory or URL of the shard set")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="alexnet_2012")
+    parser.add_argument("--beton", default="", metavar="FILE", help="the shard set's .beton")
+    parser.add_argument("--cache-dir", default="", metavar="DIR", help="where a URL is staged")
+    parser.add_argument("--seconds", type=_positive, default=5.0, help="for each; %(default)s")
+    parser.add_argument(
+        "--step-rate",
+        type=_positive,
+        metavar="N",
+        help="images a second that one device trains on; it is measured if not given",
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    return exit_code_of(lambda: run(options))
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,68 @@
+"""Which reader to take, of those that were measured: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ORDER = ("tar", "remote", "beton", "resident")
+"""From the one that asks for least: no copy of the data, no network, no memory."""
+
+_MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """A reader with a number of threads, in a process of its own."""
+
+    reader: str
+    num_threads: int
+    images_per_second: float
+    cores: float
+    """CPU seconds by seconds."""
+    private_bytes: int
+    """Memory that it takes and shares with no other process."""
+
+
+def table(measurements: Sequence[Measurement], step_rate: float, device: str) -> str:
+    """What was measured, a line each, and how many devices each would feed."""
+    heads = ("reader", "threads", "images/s", "cores", "memory, MB", f"feeds so many ({device})")
+    rows = [
+        (
+            one.reader,
+            f"{one.num_threads}",
+            f"{one.images_per_second:,.0f}",
+            f"{one.cores:.2f}",
+            f"{one.private_bytes / _MEGABYTE:,.0f}",
+            f"{one.images_per_second / step_rate:.1f}",
+        )
+        for one in measurements
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (heads, *rows)
+    )
+
+
+def choose(measurements: Sequence[Measurement], step_rate: float, num_devices: int) -> str:
+    """The first of `ORDER` that feeds all devices of this host, or the fastest; in a sentence."""
+    needed = step_rate * num_devices
+    devices = "the device" if num_devices == 1 else f"all {num_devices} devices"
+    by_order = sorted(measurements, key=lambda one: (ORDER.index(one.reader), one.num_threads))
+    for one in by_order:
+        if one.images_per_second >= needed:
+            return (
+                f"choose --data.reader {one.reader} --data.decode_threads {one.num_threads}: it is "
+                f"the simplest that feeds {devices} of this host ({needed:,.0f} images a second)"
+            )
+    best = max(measurements, key=lambda one: one.images_per_second)
+    return (
+        f"none feeds {devices} of this host ({needed:,.0f} images a second): the fastest is "
+        f"--data.reader {best.reader} --data.decode_threads {best.num_threads}, with "
+        f"{best.images_per_second:,.0f}; pixels instead of JPEGs (data_prep shard … --encoding rgb "
+        "--size 256) and --data.reader resident take the least work for an image"
+    )
