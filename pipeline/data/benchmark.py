@@ -146,7 +146,7 @@ def candidates(config: Config, manifest: Manifest, beton: str) -> Iterator[Confi
         readers.append("resident")
     for reader in readers:
         # Those of a resident split only fill the memory.
-        for num_threads in {1, cores} if reader != "resident" else {cores}:
+        for num_threads in sorted({1, cores}) if reader != "resident" else [cores]:
             data = dataclasses.replace(
                 config.data,
                 reader=reader,
@@ -159,9 +159,11 @@ def candidates(config: Config, manifest: Manifest, beton: str) -> Iterator[Confi
 def configured(options: argparse.Namespace) -> Config:
     """The recipe on the shard set; raises `ValueError` if that cannot be."""
     config = recipe_config(options.recipe)
-    reader = "remote" if is_url(options.shards) else "tar"
     data = dataclasses.replace(
-        config.data, shards=options.shards, cache_dir=options.cache_dir, reader=reader
+        config.data,
+        shards=options.shards,
+        cache_dir=options.cache_dir,
+        reader="remote" if is_url(options.shards) else "tar",
     )
     # One rank alone, on the host's memory or one device: what ranks share is not measured here.
     return dataclasses.replace(config, data=data, distributed=DistributedConfig())
