@@ -157,7 +157,7 @@ def test_however_a_batch_is_divided_it_is_the_same_batch(shards: Path, tmp_path:
             run,
             *options,
             "--optim.learning_rate",
-            0.01,
+            0.001,
             "--schedule.warmup_ratio",
             0,
         )

@@ -18,6 +18,7 @@ from pipeline.config import (
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
+    is_url,
 )
 
 
@@ -159,4 +160,20 @@ def test_a_config_cannot_be_changed() -> None:
     ],
 )
 def test_shards_are_a_directory_or_a_url(shards: str, is_remote: bool) -> None:
-    assert DataConfig(shards=shards, cache_dir="cache").is_remote == is_remote
+    config = DataConfig(shards=shards, cache_dir="cache", reader="resident")
+    assert config.is_remote == is_remote
+    assert is_url(shards) == is_remote
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"shards": "http://h/s", "cache_dir": "c"}, "data.reader is tar with data.shards http"),
+        ({"shards": "there", "reader": "remote"}, "expected tar, beton or resident where shards"),
+        ({"shards": "there", "reader": "beton"}, "data.beton is empty with data.reader beton"),
+        ({"shards": "there", "beton": "x"}, "data.beton is x with data.reader tar; expected"),
+    ],
+)
+def test_readers_need_what_they_read(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        DataConfig(**changes)
