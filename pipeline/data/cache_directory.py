@@ -67,6 +67,16 @@ def open_in_use(path: Path, num_bytes: int) -> int | None:
     return None
 
 
+def open_staged(file: BinaryIO) -> int:
+    """Open what has been staged, before it gets its final name, as `open_in_use` does after.
+
+    In between nobody would be using it, and it could be evicted.
+    """
+    handle = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
 @contextlib.contextmanager
 def staging(path: Path) -> Iterator[bool]:
     """Claim the right to stage `path` for the block; False if another has it."""

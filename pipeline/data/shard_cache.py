@@ -28,6 +28,7 @@ from pipeline.data.cache_directory import (
     has_room,
     is_room_wanted,
     open_in_use,
+    open_staged,
     reserve,
     staged_parts,
     staging,
@@ -253,10 +254,7 @@ class ShardCache:
                 if is_ours:
                     # Another process may have staged it since, and is out of the way only now.
                     handle = open_in_use(path, expected.num_bytes)
-                    if handle is not None:
-                        return handle
-                    self._stage(path, expected, ahead)
-                    continue
+                    return self._stage(path, expected, ahead) if handle is None else handle
             if ahead is not None and has_room(path, expected.num_bytes):
                 ahead.end_turn()
             watch.look()
@@ -267,18 +265,24 @@ class ShardCache:
         found = self._set[1].split(split)
         return Content(num_bytes=found.shard_bytes[number], sha256=found.shard_sha256[number])
 
-    def _stage(self, path: Path, content: Content, ahead: _Ahead | None) -> None:
+    def _stage(self, path: Path, content: Content, ahead: _Ahead | None) -> int:
+        """Fetch the shard; returns it as an open file in use."""
         assert content.num_bytes is not None
         clear(path)
-        with atomic_writer(path) as file:
-            evicted = reserve(self._directory, file, content.num_bytes, self._max_bytes)
-            with self._lock:
-                self._cost.num_evicted_shards += evicted
-            if ahead is not None:
-                ahead.end_turn()
-            self._fetch(path.name, file, content)
+        with contextlib.ExitStack() as failing:
+            with atomic_writer(path) as file:
+                evicted = reserve(self._directory, file, content.num_bytes, self._max_bytes)
+                with self._lock:
+                    self._cost.num_evicted_shards += evicted
+                if ahead is not None:
+                    ahead.end_turn()
+                self._fetch(path.name, file, content)
+                handle = open_staged(file)
+                failing.callback(os.close, handle)
+            failing.pop_all()
         with self._lock:
             self._cost.num_staged_shards += 1
+        return handle
 
     def expect(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -12,11 +14,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
-from data_prep.files import sha256_of
+from data_prep.files import atomic_writer, sha256_of
 from data_prep.manifest import (
     MANIFEST_NAME,
     ShardSetError,
@@ -121,6 +124,13 @@ def cached(directory: Path) -> list[int]:
 
 
 def used_bytes(directory: Path) -> int:
+    """What shards take, those that are being staged too, at a time when no room is being made."""
+    with (directory / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return count_bytes(directory)
+
+
+def count_bytes(directory: Path) -> int:
     total = 0
     for path in [*directory.glob("*/val-*.tar"), *directory.glob("*/.tmp-*")]:
         try:
@@ -424,6 +434,32 @@ def test_a_file_that_gets_its_name_during_the_count_is_counted(
         assert used_bytes(directory) == 2 * shard_bytes
 
 
+def test_a_shard_is_in_use_before_it_has_its_name(
+    server: FlakyServer, directory: Path, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it could be evicted before who has staged it opens it."""
+    outcome: list[object] = []
+    with (
+        open_cache(server, directory, shard_bytes) as cache,
+        open_cache(server, directory, shard_bytes, timeout_seconds=0.1) as other,
+    ):
+
+        @contextlib.contextmanager
+        def write_and_be_robbed(path: Path) -> Iterator[BinaryIO]:
+            with atomic_writer(path) as file:
+                yield file
+            monkeypatch.undo()
+            thread, found = in_thread(lambda: other.get("val", 1))
+            thread.join(DEADLINE_SECONDS)
+            outcome.extend(found)
+
+        monkeypatch.setattr(shard_cache, "atomic_writer", write_and_be_robbed)
+        cache.get("val", 0)
+        assert [type(error) for error in outcome] == [CacheFullError]
+        assert cached(directory) == [0]
+        assert server.requests[NAMES[0]] == 1
+
+
 def test_no_room_is_told_with_numbers(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
@@ -465,7 +501,7 @@ def test_on_a_full_disk_shards_go_first(
     allocate = os.posix_fallocate
 
     def allocate_on_small_disk(file: int, offset: int, size: int) -> None:
-        if used_bytes(directory) + size > 2 * shard_bytes:
+        if count_bytes(directory) + size > 2 * shard_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
         allocate(file, offset, size)
 
@@ -601,6 +637,7 @@ def test_jobs_share_a_cache_smaller_than_the_set(
     orders = [[0, 1, 2, 3, 4, 5] * 4, [5, 3, 1, 0, 2, 4] * 4]
     jobs = [start_job(server, directory, max_bytes, order) for order in orders]
     most = 0
+    wait_until(directory.is_dir)
     while any(job.poll() is None for job in jobs):
         most = max(most, used_bytes(directory))
     for job, order in zip(jobs, orders, strict=True):
