@@ -5,8 +5,9 @@
 
 DIR has JPEGs, such as the 1,000 of the ImageNet sample. Three settings: `original`, the JPEGs as
 they are with random-resized-crop to 224 and flip; `jpeg256`, JPEGs of 256×256 with random crop to
-224 and flip; `raw256`, pixels of 256×256 likewise, but that the copying limit and ours leave the
-flip to the device, as training does. Everyone reads the same JPEGs from the page
+224 and flip; `raw256`, pixels of 256×256 likewise. Ours leaves the flip to the device, as training
+does, where it is a part of normalization; `ours, flip too` mirrors on the host, in a pass of its
+own. Everyone reads the same JPEGs from the page
 cache and delivers uint8 batches of 128 with labels, on 2 threads or worker processes unless it
 says otherwise. Each round has everyone read once, in turn; ratios are taken round by round.
 
@@ -82,15 +83,18 @@ def _ours(setting: Setting, originals: Path) -> list[Competitor]:
         name=OURS,
         module="benchmarks.ours_loader",
         num_images=_NUM_IMAGES[setting],
-        options=("--num-workers", NUM_WORKERS),
+        options=("--num-workers", NUM_WORKERS, "--no-flip"),
+    )
+    flipped = dataclasses.replace(
+        ours, name=f"{OURS}, flip too", options=("--num-workers", NUM_WORKERS)
     )
     if setting == "original":
-        return [ours]
+        return [ours, flipped]
     # What our own conversion makes of the originals has colours that are not subsampled.
     converted = dataclasses.replace(
         ours, name=f"{OURS}, 4:4:4", options=(*ours.options, "--images", originals)
     )
-    return [ours, converted]
+    return [ours, flipped, converted]
 
 
 def _rivals(setting: Setting, pythons: Mapping[str, str]) -> list[Competitor]:

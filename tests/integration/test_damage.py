@@ -1,0 +1,93 @@
+"""Images that go bad under a run: what training gets over, and what evaluation never does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.manifest import read_index, read_manifest
+from tests.integration.training import NUM_TRAIN, make_shards, rows, training, wait_for_step
+from tests.pipeline.ranks import Job
+
+TWO_OF_TRAIN = ("--data.max_corrupt_ratio", 2.4 / NUM_TRAIN)
+
+
+@pytest.fixture(scope="module")
+def whole(scratch: Path) -> Path:
+    return make_shards(scratch / "whole")
+
+
+@pytest.fixture
+def shards(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "shards")
+
+
+def flip_bit(shards: Path, split_name: str, sample: int) -> str:
+    """In the middle of an image; returns the member's name."""
+    split = read_manifest(shards).split(split_name)
+    row = read_index(shards, split)[sample]
+    with (shards / split.filenames[row["shard"]]).open("r+b") as file:
+        file.seek(int(row["offset"]) - 512)
+        name: str = file.read(100).rstrip(b"\0").decode()
+        file.seek(int(row["offset"]) + int(row["num_bytes"]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 4]))
+    return name
+
+
+def train(shards: Path, run: Path, *options: object) -> tuple[list[int | None], Job]:
+    """One epoch on two ranks."""
+    words = training(shards, run, "--metrics.enabled", "false", "--epochs", 1, *options)
+    with Job(2, "pipeline.train", words) as job:
+        return job.wait(), job
+
+
+def test_a_few_damaged_images_of_train_are_told_and_replaced(shards: Path, tmp_path: Path) -> None:
+    names = [flip_bit(shards, "train", sample) for sample in (3, 190)]
+    codes, job = train(shards, tmp_path / "run", *TWO_OF_TRAIN, "--data.drop_last", "false")
+    assert codes == [0, 0], job.errors
+    told = "".join(job.errors)
+    for name in names:
+        assert told.count(f"member {name}: not the image that was written (CRC-32)") == 1
+    (evaluation,) = rows(tmp_path / "run", "eval")
+    assert evaluation["seen"] == evaluation["expected"]
+    for alarm in rows(tmp_path / "run", "alarm"):
+        assert alarm["reason"] == "damaged_image"
+
+
+@pytest.mark.parametrize("options", [(), TWO_OF_TRAIN])
+def test_too_many_damaged_images_of_train_end_the_run(
+    shards: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    for sample in range(0, NUM_TRAIN, 10):
+        flip_bit(shards, "train", sample)
+    codes, job = train(shards, tmp_path / "run", *options)
+    assert codes == [1, 1]
+    assert "CRC-32" in job.errors[0]
+    assert ("that makes 3 damaged images, and 2 may be" in job.errors[0]) == bool(options)
+    (end,) = rows(tmp_path / "run", "end")
+    assert end["outcome"] == "failed"
+
+
+def test_a_damaged_image_of_val_ends_the_evaluation(shards: Path, tmp_path: Path) -> None:
+    name = flip_bit(shards, "val", 7)
+    codes, job = train(shards, tmp_path / "run", "--data.max_corrupt_ratio", 1)
+    assert codes == [1, 1]
+    assert f"member {name}: not the image that was written (CRC-32)" in job.errors[0]
+    assert rows(tmp_path / "run", "eval") == []
+
+
+def test_a_shard_that_is_cut_under_a_run_ends_it(shards: Path, tmp_path: Path) -> None:
+    split = read_manifest(shards).split("train")
+    path = shards / split.filenames[2]
+    content = path.read_bytes()
+    words = training(shards, tmp_path / "run", "--metrics.enabled", "false", "--epochs", 200)
+    with Job(2, "pipeline.train", words) as job:
+        wait_for_step(tmp_path / "run", 3)
+        path.write_bytes(content[:1000])
+        assert job.wait() == [1, 1]
+    assert f"{path.name}" in job.errors[0]
+    assert "cut off" in job.errors[0] or "CRC-32" in job.errors[0]
