@@ -98,6 +98,9 @@ class JpegReader:
             raise CorruptImage(f"the image is {height}×{width}; expected {expected}")
         return _Stored(sample, label, content, height, width)
 
+    def give_up(self) -> None:
+        self._places.give_up()
+
     def close(self) -> None:
         self._threads.close()
         self._places.close()

@@ -74,7 +74,8 @@ class Loader:
 
     A batch shorter than `batch_size` is padded with black images when `pad` is set and yielded as
     it is otherwise. An error of the reader is raised by the `next` that would have given the batch,
-    and by every later one. A closed loader is exhausted.
+    and by every later one. A closed loader is exhausted; one that is closed before its end has its
+    reader give up.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Loader:
         self._taken: tuple[_Slot, HostBatch] | None = None
         self._closing = threading.Event()
         self._has_ended = False
+        self._is_exhausted = False
         self._failure: BaseException | None = None
         self._cost = ReadCost()
         self._cost_lock = threading.Lock()
@@ -124,6 +126,7 @@ class Loader:
         self._taken = self._ready.get()
         if self._taken is not None:
             return self._taken[1]
+        self._is_exhausted = True
         self._ready.put(None)  # an exhausted or failed loader stays so
         raise self._failure or StopIteration
 
@@ -168,8 +171,10 @@ class Loader:
         )
 
     def close(self) -> None:
-        """Stop reading ahead; waits for the read in progress and for nothing else."""
+        """Stop reading ahead; waits for the read in progress, but not for a shard from a URL."""
         self._closing.set()
+        if not self._is_exhausted:
+            self._reader.give_up()
         self._free.put(None)  # wakes a thread that waits for a free slot
         self._thread.join()
         self._taken = self._failure = None

@@ -42,5 +42,8 @@ class Places(Protocol):
     def describe(self, file: int, offset: int, /) -> str:
         """How to call the image at a place in an error."""
 
+    def give_up(self) -> None:
+        """Let whoever waits in `reading` fail now, and later ones too."""
+
     def close(self) -> None:
         """Close all files."""

@@ -57,6 +57,12 @@ class Reader(Protocol):
         is damaged, once there are more of them than may be.
         """
 
+    def give_up(self) -> None:
+        """Let a read that waits for a shard from a URL fail now, and all later ones.
+
+        May be called while another thread reads.
+        """
+
     def close(self) -> None:
         """Close all files; the reader is of no use afterwards."""
 

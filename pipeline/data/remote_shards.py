@@ -99,6 +99,10 @@ class RemoteShards:
                     self._cache.release(self._split, shard)
             self._changed.notify_all()
 
+    def give_up(self) -> None:
+        """Let whoever waits for a shard of the cache fail now; it stages nothing any more."""
+        self._cache.give_up()
+
     def close(self) -> None:
         """Stop staging ahead and release all shards that are not being read; not the cache."""
         with self._changed:

@@ -374,10 +374,14 @@ class ShardCache:
         if self._stop.wait(seconds):
             raise FetchStopped("the cache is closed")
 
-    def close(self) -> None:
-        """Stop staging and release everything; no descriptor may be in use any more."""
+    def give_up(self) -> None:
+        """Stop staging: whoever waits for a shard gets `FetchStopped`. What is in use stays so."""
         self._stop.set()
         self._room.set()
+
+    def close(self) -> None:
+        """Stop staging and release everything; no descriptor may be in use any more."""
+        self.give_up()
         for thread in self._threads:
             thread.join()
         with self._lock:

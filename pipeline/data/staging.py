@@ -51,5 +51,8 @@ class StagedReader:
         self._next = first + 1
         return self._reader.read(samples, epoch, images)
 
+    def give_up(self) -> None:
+        self._reader.give_up()
+
     def close(self) -> None:
         self._reader.close()

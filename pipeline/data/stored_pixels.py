@@ -162,6 +162,9 @@ class PixelReader:
                     self._maps[number] = MappedFile(file)
             return self._maps[number]
 
+    def give_up(self) -> None:
+        self._places.give_up()
+
     def close(self) -> None:
         self._threads.close()
         self._maps.clear()

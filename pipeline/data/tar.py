@@ -33,6 +33,8 @@ class ShardFiles(Protocol):
 
     def reading(self, shard: int) -> AbstractContextManager[int]: ...
 
+    def give_up(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -74,6 +76,9 @@ class TarPlaces:
         place = f"member {name.decode()}" if _MEMBER.fullmatch(name) else f"at byte {offset}"
         return f"shard {path}, {place}"
 
+    def give_up(self) -> None:
+        self._files.give_up()
+
     def close(self) -> None:
         self._files.close()
 
@@ -90,6 +95,9 @@ class LocalFiles:
 
     def reading(self, shard: int) -> AbstractContextManager[int]:
         return contextlib.nullcontext(self._files[shard])
+
+    def give_up(self) -> None:
+        """Nobody ever waits."""
 
     def close(self) -> None:
         for file in self._files:

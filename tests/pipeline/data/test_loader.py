@@ -53,6 +53,8 @@ class FakeReader:
         images[: len(samples)] = samples[:, None, None, None]
         return (samples + epoch) % 10, ReadCost(len(samples), 10 * len(samples), 0.25, 0.5)
 
+    def give_up(self) -> None: ...
+
     def close(self) -> None: ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from data_prep.manifest import Split, read_index, read_manifest
+from pipeline.config import Config, DataConfig
 from pipeline.data import remote_shards, shard_cache
-from pipeline.data.loader import training_requests
+from pipeline.data.loader import Loader, Request, training_requests
 from pipeline.data.partition import BatchPlan, ShardShuffle
 from pipeline.data.remote_shards import RemoteShards
 from pipeline.data.shard_cache import ShardCache
@@ -24,6 +26,8 @@ from pipeline.data.shard_needs import (
     run_position,
     training_needs,
 )
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.staging import staged_reader
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 
 DEADLINE_SECONDS = 20.0
@@ -262,3 +266,26 @@ def test_a_cache_is_closed_whoever_still_waits(
     closing.join(DEADLINE_SECONDS)
     assert not closing.is_alive()
     shards.close()
+
+
+def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path: Path) -> None:
+    """What a stalled server owes does not hold up a stop."""
+    waits = tmp_path / "waits"
+    data = DataConfig(
+        shards=f"pipe:case {{}} in *.tar) touch {waits}; sleep 1000;; esac; cat {folder}/{{}}",
+        reader="remote",
+        cache_dir=str(tmp_path / "cache"),
+        fetch_timeout_seconds=1000,
+    )
+    with contextlib.ExitStack() as resources:
+        shards = ShardSet.opened(data, resources)
+        reader = staged_reader(Config(data=data), shards, "val")
+        resources.callback(reader.close)
+        loader = Loader(reader, iter([Request(np.arange(4), 0)]), batch_size=4, depth=1)
+        wait_until(waits.exists)
+        closing = threading.Thread(target=loader.close, daemon=True)
+        closing.start()
+        closing.join(DEADLINE_SECONDS)
+        is_closed = not closing.is_alive()
+        reader.give_up()
+    assert is_closed

@@ -42,6 +42,8 @@ class FakeReader:
         images[: len(samples)] = image_of(samples)
         return samples * 3 % 10, ReadCost(len(samples))
 
+    def give_up(self) -> None: ...
+
     def close(self) -> None: ...
 
 
