@@ -147,6 +147,13 @@ typedef struct {
     int top, left, height, width;
 } Window;
 
+/* The window has no negative number; a sum of two could overflow. */
+static int is_inside(const Window *window, int image_height, int image_width)
+{
+    return window->height <= image_height - window->top &&
+           window->width <= image_width - window->left;
+}
+
 typedef struct {
     uint8_t *lines; /* decoded rows: one, or all of the window if it is scaled */
     int32_t *flat;  /* a row of the output's height */
@@ -257,8 +264,7 @@ static const char *run_decoder(struct jpeg_decompress_struct *decoder, const Win
 {
     int is_scaled = window->height != out_height || window->width != out_width;
     jpeg_read_header(decoder, TRUE);
-    if (window->top + window->height > (int)decoder->image_height ||
-        window->left + window->width > (int)decoder->image_width)
+    if (!is_inside(window, (int)decoder->image_height, (int)decoder->image_width))
         return "the window reaches beyond the image";
     size_t row_bytes = 3 * (size_t)decoder->image_width;
     scratch->lines = malloc(row_bytes * (is_scaled ? window->height : 1));
@@ -282,13 +288,14 @@ static const char *decode_window(const uint8_t *content, size_t num_bytes, const
     struct jpeg_decompress_struct decoder;
     Scratch scratch;
     memset(&scratch, 0, sizeof(scratch));
+    memset(&decoder, 0, sizeof(decoder)); /* it may be destroyed before it is created */
     decoder.err = jpeg_std_error(&errors->base);
     errors->base.error_exit = on_error;
     errors->base.emit_message = on_message;
     errors->message[0] = '\0';
-    jpeg_create_decompress(&decoder);
     const char *problem = errors->message;
     if (setjmp(errors->escape) == 0) {
+        jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
         jpeg_mem_src(&decoder, content, num_bytes);
         problem = run_decoder(&decoder, window, &scratch, out, out_height, out_width);
     }
@@ -351,9 +358,9 @@ static PyObject *scale_window(PyObject *module, PyObject *arguments)
                           &out, &out_height, &out_width))
         return NULL;
     size_t row_bytes = 3 * (size_t)image_width;
-    int is_sound = window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
-                   window.top + window.height <= image_height &&
-                   window.left + window.width <= image_width && out_height > 0 && out_width > 0 &&
+    int is_sound = image_height > 0 && image_width > 0 && window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
+                   is_inside(&window, image_height, image_width) && out_height > 0 &&
+                   out_width > 0 &&
                    pixels.len == (Py_ssize_t)row_bytes * image_height && filter >= 0 &&
                    filter < NUM_FILTERS &&
                    out.len == (Py_ssize_t)3 * out_height * out_width;

@@ -171,7 +171,10 @@ def test_rows_below_the_window_are_not_decoded() -> None:
 
 @pytest.mark.parametrize(
     "window",
-    [(0, 0, 65, 64), (1, 0, 64, 64), (0, 1, 64, 64), (-1, 0, 4, 4), (0, -1, 4, 4), (0, 0, 0, 4)],
+    [
+        *((0, 0, 65, 64), (1, 0, 64, 64), (0, 1, 64, 64), (-1, 0, 4, 4), (0, -1, 4, 4)),
+        *((0, 0, 0, 4), (1, 0, 2**31 - 1, 4), (0, 1, 4, 2**31 - 1)),
+    ],
 )
 def test_a_window_beyond_the_image_is_refused(window: tuple[int, int, int, int]) -> None:
     image = picture(64, 64)
