@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.beton_format import open_beton
+from data_prep.beton_format import BetonTables, open_beton
 from data_prep.manifest import INDEX_DTYPE, Manifest, manifest_sha256, read_checksums
 from pipeline.data.framing import ImageSize
 from pipeline.data.partition import Indices
@@ -29,14 +29,14 @@ class BetonPlaces:
 
     def __init__(self, path: Path, shards: Path, manifest: Manifest, split: str) -> None:
         self._path = path
-        record, self._tables = open_beton(path, manifest_sha256(shards))
+        record, tables = open_beton(path, manifest_sha256(shards))
         assert record.encoding == manifest.encoding, "the manifest is the one it was made from"
         self.encoding = manifest.encoding
         self.image_size = manifest.image_size
         self.prefix = b"" if self.encoding == "jpeg" else npy_header((*self._size(), 3))
         self.checksums = read_checksums(shards, manifest.split(split))
-        self._samples = record.samples_of(split)
-        self.num_samples = self._samples.stop - self._samples.start
+        self._rows = _rows_of(tables, record.samples_of(split))
+        self.num_samples = len(self._rows)
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _size(self) -> ImageSize:
@@ -44,11 +44,7 @@ class BetonPlaces:
         return self.image_size
 
     def rows(self, samples: Indices) -> Rows:
-        allocations = self._tables.allocations[self._samples][samples]
-        rows = np.zeros(len(samples), INDEX_DTYPE)
-        rows["offset"], rows["num_bytes"] = allocations["ptr"], allocations["size"]
-        rows["label"] = self._tables.rows["label"][self._samples][samples]
-        return rows
+        return self._rows[samples]
 
     def reading(self, _file: int) -> AbstractContextManager[int]:
         return contextlib.nullcontext(self._file)
@@ -63,3 +59,12 @@ class BetonPlaces:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
+
+
+def _rows_of(tables: BetonTables, samples: slice) -> Rows:
+    """A copy: tables that are mapped would end the process if the file is cut while it is read."""
+    allocations = tables.allocations[samples]
+    rows = np.zeros(len(allocations), INDEX_DTYPE)
+    rows["offset"], rows["num_bytes"] = allocations["ptr"], allocations["size"]
+    rows["label"] = tables.rows["label"][samples]
+    return rows

@@ -131,6 +131,18 @@ def test_no_samples_have_no_places(pair: Pair) -> None:
         assert len(beton.rows(none)) == 0
 
 
+def test_places_are_known_though_the_file_is_cut(pair: Pair, tmp_path: Path) -> None:
+    """Images are then missing, which is damage; the table behind them is not needed any more."""
+    path = tmp_path / "cut.beton"
+    path.write_bytes(pair.path.read_bytes())
+    samples = np.arange(len(LABELS))
+    with contextlib.closing(open_places(path, pair.shards, "val")) as beton:
+        expected = beton.rows(samples)
+        os.truncate(path, 4096)
+        assert np.array_equal(beton.rows(samples), expected)
+        assert beton.rows(samples)["label"].tolist() == LABELS.tolist()
+
+
 def test_unknown_split_is_named(pair: Pair) -> None:
     with pytest.raises(ShardSetError, match="no split 'train': it has val"):
         pair.open("train")
