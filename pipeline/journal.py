@@ -87,7 +87,7 @@ class Journal:
 
     def found_damage(self, step: int, complaint: str) -> None:
         """An image is damaged and another one stands in for it; every rank says so itself."""
-        _log.warning("warning: another image is read instead of a damaged one: %s", complaint)
+        _log.warning("another image is read instead of a damaged one: %s", complaint)
         self._write("alarm", step, {"reason": "damaged_image", "what": complaint})
 
     def evaluated(self, step: int, result: Evaluation) -> None:

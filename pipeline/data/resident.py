@@ -74,9 +74,7 @@ def load(reader: Reader, world: World) -> ResidentSplit:
             labels[part], cost = reader.read(samples, 0, pixels)
             images[part] = torch.from_numpy(pixels).to(world.device)
             for complaint in cost.complaints:
-                _log.warning(
-                    "warning: another image is read instead of a damaged one: %s", complaint
-                )
+                _log.warning("another image is read instead of a damaged one: %s", complaint)
     all_labels = np.concatenate(world.gather(labels))
     return ResidentSplit(images=images, edges=edges, labels=all_labels)
 
