@@ -76,8 +76,9 @@ class DataConfig:
     host may share it."""
     cache_bytes: int | None = operational(None)
     """Most that the shards in it may take, of all jobs together; none: what the disk has."""
-    fetch_timeout_seconds: float = operational(60.0)
-    """After so long without a byte of a file an attempt to fetch it has failed."""
+    fetch_timeout_seconds: float = operational(30.0)
+    """After so long without a byte of a file an attempt to fetch it has failed. All attempts should
+    end within distributed.timeout_seconds, or ranks that wait for this one give up first."""
     fetch_attempts: int = operational(5)
     """Attempts to fetch a file before the run ends; the pauses between them double."""
 

@@ -20,6 +20,7 @@ from pipeline.config import (
     ScheduleConfig,
     is_url,
 )
+from pipeline.data.remote import LONGEST_PAUSE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,14 @@ def test_impossible_values_are_refused(group: Any, settings: dict[str, Any], sen
     with pytest.raises(ValueError, match="expected") as error:
         group(**settings)
     assert sentence in str(error.value)
+
+
+def test_a_fetch_fails_before_other_ranks_give_this_one_up() -> None:
+    """Then the run ends with what is wrong, and not with a lost rank."""
+    data = DataConfig()
+    seconds = data.fetch_attempts * data.fetch_timeout_seconds
+    seconds += (data.fetch_attempts - 1) * LONGEST_PAUSE_SECONDS
+    assert seconds < DistributedConfig().timeout_seconds
 
 
 def test_a_config_cannot_be_changed() -> None:
