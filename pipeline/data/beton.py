@@ -26,6 +26,7 @@ class BetonPlaces:
     """
 
     are_lasting = True
+    remedy = "copy it again, or write it again with 'python -m data_prep beton'"
 
     def __init__(self, path: Path, shards: Path, manifest: Manifest, split: str) -> None:
         self._path = path

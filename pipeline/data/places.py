@@ -30,6 +30,10 @@ class Places(Protocol):
     prefix: bytes
     """What a place leaves out of the content that the checksum is of."""
 
+    @property
+    def remedy(self) -> str:
+        """What to do about damage, for the end of an error."""
+
     def rows(self, samples: Indices) -> Rows:
         """The index's rows of these samples."""
 

@@ -17,8 +17,6 @@ from data_prep.manifest import ShardSetError
 from pipeline.data.partition import Indices
 from pipeline.data.places import Places
 
-_REMEDY = "see 'python -m data_prep verify --full', copy the shard again or convert again"
-
 
 @dataclass(slots=True)
 class ReadCost:
@@ -105,7 +103,7 @@ class Quarantine:
             other = (sample + distance) % self._places.num_samples
             if other not in self._corrupt:
                 return other
-        raise ShardSetError(f"every image of the split is damaged; {_REMEDY}")
+        raise ShardSetError(f"every image of the split is damaged; {self._places.remedy}")
 
     def replace(self, sample: int, error: Exception, cost: ReadCost) -> int:
         """The sample for one that turned out to be damaged; raises `ShardSetError` if too many."""
@@ -117,7 +115,8 @@ class Quarantine:
             count = len(self._corrupt)
         if count > self._max_corrupt:
             total = f"; that makes {count} damaged images, and {self._max_corrupt} may be"
-            raise ShardSetError(f"{complaint}{total if count > 1 else ''}; {_REMEDY}") from None
+            told = f"{complaint}{total if count > 1 else ''}"
+            raise ShardSetError(f"{told}; {self._places.remedy}") from None
         if is_new:
             cost.complaints.append(complaint)
         return self.stand_in(sample, cost)

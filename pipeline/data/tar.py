@@ -58,6 +58,12 @@ class TarPlaces:
         self.image_size = manifest.image_size
         self.are_lasting = files.are_lasting
 
+    @property
+    def remedy(self) -> str:
+        if not self._files.are_lasting:
+            return "delete it from the cache, and the next run fetches it again"
+        return "see 'python -m data_prep verify --full', copy the shard again or convert again"
+
     def rows(self, samples: Indices) -> Rows:
         return self._index[samples]
 

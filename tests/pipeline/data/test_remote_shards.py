@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.manifest import Split, read_index, read_manifest
+from data_prep.manifest import ShardSetError, Split, read_index, read_manifest
 from pipeline.config import Config, DataConfig
 from pipeline.data import remote_shards, shard_cache
 from pipeline.data.loader import Loader, Request, training_requests
@@ -289,3 +289,19 @@ def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path:
         is_closed = not closing.is_alive()
         reader.give_up()
     assert is_closed
+
+
+def test_damage_in_the_cache_is_mended_by_deleting_it(folder: Path, tmp_path: Path) -> None:
+    data = DataConfig(shards=folder.as_uri(), reader="remote", cache_dir=str(tmp_path / "cache"))
+    with contextlib.ExitStack() as resources:
+        shards = ShardSet.opened(data, resources)
+        assert shards.cache is not None
+        path = shards.cache.get("val", 0)
+        content = bytearray(path.read_bytes())
+        content[int(read_index(folder, read_manifest(folder).split("val"))[0]["offset"])] ^= 1
+        path.write_bytes(content)
+        reader = staged_reader(Config(data=data), shards, "val")
+        resources.callback(reader.close)
+        images = np.empty((4, *reader.image_shape), np.uint8)
+        with pytest.raises(ShardSetError, match=rf"{path}.*; delete it from the cache"):
+            reader.read(np.arange(4), 0, images)
