@@ -150,7 +150,8 @@ typedef struct {
 /* The window has no negative number; a sum of two could overflow. */
 static int is_inside(const Window *window, int image_height, int image_width)
 {
-    return window->height <= image_height - window->top &&
+    return window->top >= 0 && window->left >= 0 && window->height > 0 && window->width > 0 &&
+           window->height <= image_height - window->top &&
            window->width <= image_width - window->left;
 }
 
@@ -304,38 +305,55 @@ static const char *decode_window(const uint8_t *content, size_t num_bytes, const
     return problem;
 }
 
-PyDoc_STRVAR(cut_jpeg_doc,
-"cut_jpeg(content, top, left, height, width, out, out_height, out_width)\n\n"
-"Decode a window of a JPEG into `out`, a writable buffer of uint8 out_height×out_width×3.\n"
-"Raises ValueError if the JPEG is damaged or the window not inside it.");
+PyDoc_STRVAR(cut_jpegs_doc,
+"cut_jpegs(contents, windows, out, out_height, out_width)\n\n"
+"Decode a window of each of N JPEGs, a list of bytes, into `out`, a writable buffer of uint8\n"
+"N×out_height×out_width×3; `windows` is int32 N×4: top, left, height and width. Returns None, or\n"
+"the number of the first one that is damaged, or whose window is not inside it, and what is wrong.");
 
-static PyObject *cut_jpeg(PyObject *module, PyObject *arguments)
+static PyObject *cut_jpegs(PyObject *module, PyObject *arguments)
 {
-    Py_buffer content, out;
-    Window window;
+    PyObject *contents, *result = NULL;
+    Py_buffer windows, out;
     int out_height, out_width;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*iiiiw*ii", &content, &window.top, &window.left,
-                          &window.height, &window.width, &out, &out_height, &out_width))
+    if (!PyArg_ParseTuple(arguments, "O!y*w*ii", &PyList_Type, &contents, &windows, &out,
+                          &out_height, &out_width))
         return NULL;
-    PyObject *result = NULL;
-    if (out_height < 1 || out_width < 1 || out.len != (Py_ssize_t)3 * out_height * out_width) {
-        PyErr_SetString(PyExc_ValueError, "the buffer has not the size of the output");
-    } else if (window.top < 0 || window.left < 0 || window.height < 1 || window.width < 1) {
-        PyErr_SetString(PyExc_ValueError, "the window is empty or begins outside the image");
-    } else {
-        Errors errors;
-        const char *problem;
-        Py_BEGIN_ALLOW_THREADS
-        problem = decode_window(content.buf, content.len, &window, out.buf, out_height, out_width,
-                                &errors);
-        Py_END_ALLOW_THREADS
-        if (problem != NULL)
-            PyErr_SetString(PyExc_ValueError, problem);
-        else
-            result = Py_NewRef(Py_None);
+    Py_ssize_t count = PyList_GET_SIZE(contents), image_bytes = (Py_ssize_t)3 * out_height * out_width;
+    const uint8_t **starts = PyMem_Calloc(count + 1, sizeof(*starts));
+    size_t *lengths = PyMem_Calloc(count + 1, sizeof(*lengths));
+    int is_sound = starts != NULL && lengths != NULL && out_height > 0 && out_width > 0 &&
+                   windows.len == (Py_ssize_t)sizeof(Window) * count &&
+                   out.len == image_bytes * count;
+    for (Py_ssize_t i = 0; is_sound && i < count; i++) {
+        PyObject *content = PyList_GET_ITEM(contents, i);
+        is_sound = PyBytes_Check(content);
+        if (is_sound) {
+            starts[i] = (const uint8_t *)PyBytes_AS_STRING(content);
+            lengths[i] = PyBytes_GET_SIZE(content);
+        }
     }
-    PyBuffer_Release(&content);
+    if (is_sound) {
+        Errors errors;
+        const char *problem = NULL;
+        Py_ssize_t i;
+        Py_BEGIN_ALLOW_THREADS
+        for (i = 0; i < count; i++) {
+            problem = decode_window(starts[i], lengths[i], (const Window *)windows.buf + i,
+                                    (uint8_t *)out.buf + i * image_bytes, out_height, out_width,
+                                    &errors);
+            if (problem != NULL)
+                break;
+        }
+        Py_END_ALLOW_THREADS
+        result = problem == NULL ? Py_NewRef(Py_None) : Py_BuildValue("ns", i, problem);
+    } else {
+        PyErr_SetString(PyExc_ValueError, "the contents, windows and output differ in number");
+    }
+    PyMem_Free(starts);
+    PyMem_Free(lengths);
+    PyBuffer_Release(&windows);
     PyBuffer_Release(&out);
     return result;
 }
@@ -358,7 +376,7 @@ static PyObject *scale_window(PyObject *module, PyObject *arguments)
                           &out, &out_height, &out_width))
         return NULL;
     size_t row_bytes = 3 * (size_t)image_width;
-    int is_sound = image_height > 0 && image_width > 0 && window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
+    int is_sound = image_height > 0 && image_width > 0 &&
                    is_inside(&window, image_height, image_width) && out_height > 0 &&
                    out_width > 0 &&
                    pixels.len == (Py_ssize_t)row_bytes * image_height && filter >= 0 &&
@@ -474,7 +492,7 @@ static PyObject *copy_windows(PyObject *module, PyObject *arguments)
 }
 
 static PyMethodDef methods[] = {
-    {"cut_jpeg", cut_jpeg, METH_VARARGS, cut_jpeg_doc},
+    {"cut_jpegs", cut_jpegs, METH_VARARGS, cut_jpegs_doc},
     {"scale_window", scale_window, METH_VARARGS, scale_window_doc},
     {"copy_windows", copy_windows, METH_VARARGS, copy_windows_doc},
     {NULL, NULL, 0, NULL},

@@ -55,22 +55,32 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
     return height, width
 
 
-def cut_jpeg(content: bytes, window: Window, out: Pixels) -> None:
-    """Decode a window of a JPEG into `out`, scaled if it has another size than the window.
+def cut_jpegs(
+    contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
+) -> tuple[int, str] | None:
+    """Decode a window of each of N JPEGs into `out`, uint8 N×H×W×3, scaled if sizes differ.
 
-    Scaling is Pillow's BILINEAR (a triangle filter as wide as the scale), first to the height and
-    then to the width. Raises `ValueError` if the JPEG is damaged, as far down as the window goes.
+    `windows` is N×4: top, left, height and width. Scaling is Pillow's BILINEAR (a triangle filter
+    as wide as the scale), first to the height and then to the width. Returns None, or the number of
+    the first one that is damaged, as far down as its window goes, and what is wrong with it.
     """
     if _pixels is not None:
-        _pixels.cut_jpeg(content, *window, out, out.shape[0], out.shape[1])
-        return
-    _take(simplejpeg.decode_jpeg(content), window, out, BILINEAR)
+        answer: tuple[int, str] | None = _pixels.cut_jpegs(
+            contents, np.ascontiguousarray(windows, np.int32), out, out.shape[1], out.shape[2]
+        )
+        return answer
+    for number, (content, window) in enumerate(zip(contents, windows.tolist(), strict=True)):
+        try:
+            _take(simplejpeg.decode_jpeg(content), Window(*window), out[number], BILINEAR)
+        except ValueError as error:
+            return number, str(error)
+    return None
 
 
 def scale_window(
     pixels: Pixels, window: Window, out: Pixels, resampling: Image.Resampling = BILINEAR
 ) -> None:
-    """Scale a window of an image into `out`, as `cut_jpeg` does; LANCZOS is the other filter."""
+    """Scale a window of an image into `out`, as `cut_jpegs` does; LANCZOS is the other filter."""
     if _pixels is None:
         _take(pixels, window, out, resampling)
         return

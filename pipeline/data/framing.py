@@ -28,6 +28,11 @@ class Boxes:
     heights: Indices
     widths: Indices
 
+    def as_rows(self) -> npt.NDArray[np.int32]:
+        """N×4: top, left, height and width."""
+        sides = (self.tops, self.lefts, self.heights, self.widths)
+        return np.stack(sides, axis=1).astype(np.int32)
+
 
 class Framing(Protocol):
     """The rule of one split."""

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from data_prep.pixels import Window, cut_jpeg, jpeg_size
+from data_prep.pixels import cut_jpegs, jpeg_size
 from pipeline.data.framing import Framing
 from pipeline.data.partition import Indices
 from pipeline.data.places import Places
 from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
+
+_Row = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +59,40 @@ class JpegReader:
     ) -> ReadCost:
         cost = ReadCost()
         begin = time.perf_counter()
-        stored = [self._load(sample, cost) for sample in samples.tolist()]
+        rows = self._places.rows(samples).tolist()
+        stored = [
+            self._load(sample, row, cost)
+            for sample, row in zip(samples.tolist(), rows, strict=True)
+        ]
         cost.read_seconds = time.perf_counter() - begin
         labels[:] = [item.label for item in stored]
         numbers = np.array([(item.sample, item.height, item.width) for item in stored]).T
         boxes = self._framing.boxes(numbers[0], epoch, numbers[1], numbers[2])
-        sides = (boxes.tops, boxes.lefts, boxes.heights, boxes.widths)
-        windows = [Window(*box) for box in np.stack(sides, axis=1).tolist()]
-        for row, (item, window) in enumerate(zip(stored, windows, strict=True)):
-            try:
-                cut_jpeg(item.content, window, images[row])
-            except ValueError as error:
-                other = self._quarantine.replace(item.sample, error, cost)
-                one = slice(row, row + 1)
-                cost.add(self._read(np.array([other]), epoch, images[one], labels[one]))
+        windows = boxes.as_rows()
+        contents, start = [item.content for item in stored], 0
+        while failure := cut_jpegs(contents[start:], windows[start:], images[start:]):
+            row = start + failure[0]
+            other = self._quarantine.replace(stored[row].sample, CorruptImage(failure[1]), cost)
+            one = slice(row, row + 1)
+            cost.add(self._read(np.array([other]), epoch, images[one], labels[one]))
+            start = row + 1
         cost.decode_seconds = time.perf_counter() - begin - cost.read_seconds
         return cost
 
-    def _load(self, sample: int, cost: ReadCost) -> _Stored:
-        """Read a sample, or the next one that can be read."""
+    def _load(self, sample: int, row: _Row, cost: ReadCost) -> _Stored:
+        """Read a sample with its row of the index, or the next one that can be read."""
         while True:
-            sample = self._quarantine.stand_in(sample, cost)
+            other = self._quarantine.stand_in(sample, cost)
             try:
-                return self._load_exactly(sample, cost)
+                if other != sample:
+                    row = self._places.rows(np.array([other])).tolist()[0]
+                return self._load_exactly(other, row, cost)
             except CorruptImage as error:
-                sample = self._quarantine.replace(sample, error, cost)
+                self._quarantine.replace(other, error, cost)
 
-    def _load_exactly(self, sample: int, cost: ReadCost) -> _Stored:
+    def _load_exactly(self, sample: int, row: _Row, cost: ReadCost) -> _Stored:
         places = self._places
-        file, offset, num_bytes, label = places.rows(np.array([sample])).tolist()[0]
+        file, offset, num_bytes, label = row
         content = read_content(places, file, offset, num_bytes, cost)
         if isal_zlib.crc32(content) != int(places.checksums[sample]):
             raise CorruptImage("not the image that was written (CRC-32)")

@@ -122,8 +122,7 @@ class PixelReader:
         """Frames of any size, out of images that are read whole."""
         cost = ReadCost()
         begin = time.perf_counter()
-        sides = (boxes.tops, boxes.lefts, boxes.heights, boxes.widths)
-        windows = np.stack(sides, axis=1).tolist()
+        windows = boxes.as_rows().tolist()
         for row in range(part.start, part.stop):
             content = self._read(samples, row, cost)
             pixels = np.frombuffer(content, np.uint8)[-self._num_bytes :].reshape(*self._size, 3)

@@ -24,7 +24,7 @@ from data_prep.pixels import (
     Pixels,
     Window,
     copy_windows,
-    cut_jpeg,
+    cut_jpegs,
     is_compiled,
     jpeg_size,
     scale_window,
@@ -65,9 +65,12 @@ def scaled(
 
 
 def cut(content: bytes, window: Window, height: int, width: int) -> Pixels:
-    out = np.full((height, width, 3), 7, np.uint8)
-    cut_jpeg(content, window, out)
-    return out
+    out = np.full((1, height, width, 3), 7, np.uint8)
+    failure = cut_jpegs([content], np.array([window]), out)
+    if failure is not None:
+        raise ValueError(failure[1])
+    found: Pixels = out[0]
+    return found
 
 
 def taken(image: Pixels, window: Window) -> Pixels:
@@ -159,6 +162,22 @@ def test_a_damaged_jpeg_is_refused() -> None:
             cut(damaged, whole, 64, 64)
     with pytest.raises(ValueError, match=r"."):
         jpeg_size(b"no JPEG at all")
+
+
+@pytest.mark.usefixtures("way")
+def test_the_first_damaged_one_of_many_is_told() -> None:
+    image = picture(40, 50)
+    good = jpeg(image, quality=90)
+    window = np.array([[0, 0, 40, 50]] * 4)
+    out = np.zeros((4, 40, 50, 3), np.uint8)
+    failure = cut_jpegs([good, good[:500], good, b""], window, out)
+    assert failure is not None
+    assert failure[0] == 1
+    assert failure[1]
+    assert np.array_equal(out[0], np.asarray(Image.open(io.BytesIO(good))))
+    assert cut_jpegs([good] * 4, window, out) is None
+    assert np.array_equal(out[3], out[0])
+    assert cut_jpegs([], window[:0], out[:0]) is None
 
 
 def test_rows_below_the_window_are_not_decoded() -> None:
