@@ -218,16 +218,18 @@ def _parser() -> argparse.ArgumentParser:
         help="1: the middle of each image, 10: the ten views of 2012; default: as in training",
     )
     parser.add_argument("--shards", help="where the shard set is now, if it was moved")
+    parser.add_argument("--cache-dir", help="where shards at a URL are staged on this host")
     return parser
 
 
-def _with_shards(config: Config, shards: str | None) -> Config:
-    """The configuration for a shard set that was moved, if it was."""
-    if shards is None:
-        return config
-    data = dataclasses.replace(
-        config.data, shards=shards, reader="remote" if is_url(shards) else "tar", beton=""
-    )
+def _with_shards(config: Config, shards: str | None, cache_dir: str | None) -> Config:
+    """The configuration for a shard set, or a cache of it, that was moved, if it was."""
+    cache_dir = config.data.cache_dir if cache_dir is None else cache_dir
+    data = dataclasses.replace(config.data, cache_dir=cache_dir)
+    if shards is not None:
+        data = dataclasses.replace(
+            data, shards=shards, reader="remote" if is_url(shards) else "tar", beton=""
+        )
     return dataclasses.replace(config, data=data)
 
 
@@ -241,7 +243,7 @@ def _evaluate_run(
     config = settings.config
     world.check_alike({"--split": options.split, "--views": options.views})
     with world.together():
-        config = _with_shards(config, options.shards)
+        config = _with_shards(config, options.shards, options.cache_dir)
         shards = ShardSet.opened(config.data, resources)
         manifest, found = shards.manifest, manifest_sha256(shards.folder)
         check_shard_set(settings.manifest_sha256, found, config.data.shards, run.path)

@@ -22,7 +22,8 @@ from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
-from pipeline.data.shard_needs import check_cache_bytes
+from pipeline.data.resident import CHUNK_SAMPLES
+from pipeline.data.shard_needs import check_cache_bytes, check_resident_cache_bytes
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.staging import staged_reader
 from pipeline.data.training import make_plan, open_batches
@@ -110,7 +111,7 @@ def _build(
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
         plan = make_plan(config, manifest.split("train"), grid.num_replicas)
-        _check_cache(config, shards, plan)
+        _check_cache(config, shards, plan, world)
         val_reader = staged_reader(config, shards, "val")
         resources.callback(val_reader.close)
         target_steps = _target_steps(config, plan)
@@ -188,20 +189,32 @@ def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
 
 
-def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan) -> None:
+def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan, world: World) -> None:
     """Raise `ValueError` if the cache of remote shards is too small for the order of samples."""
     data, splits = config.data, shards.manifest
     if shards.cache is None or data.cache_bytes is None:
         return
+    train, val = splits.split("train"), splits.split("val")
     batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
+    val_ahead = batches_ahead * config.evaluation.block_size * plan.num_replicas
+    if data.reader == "resident":
+        check_resident_cache_bytes(
+            data.cache_bytes,
+            train,
+            val,
+            ranks_of_host=world.place.local_world_size,
+            read_at_once=CHUNK_SAMPLES,
+            val_ahead=val_ahead,
+        )
+        return
     steps_ahead = -(-batches_ahead // plan.accumulation_steps) + 1
     check_cache_bytes(
         data.cache_bytes,
         plan,
-        splits.split("train"),
-        splits.split("val"),
+        train,
+        val,
         train_ahead=steps_ahead * plan.global_batch_size,
-        val_ahead=batches_ahead * config.evaluation.block_size * plan.num_replicas,
+        val_ahead=val_ahead,
     )
 
 

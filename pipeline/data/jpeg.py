@@ -15,6 +15,9 @@ from pipeline.data.partition import Indices
 from pipeline.data.places import Places
 from pipeline.data.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
 
+_PARTS_EACH = 4
+"""JPEGs of one batch differ much in size."""
+
 _Row = tuple[int, int, int, int]
 
 
@@ -38,7 +41,7 @@ class JpegReader:
         self._places = places
         self._framing = framing
         self._quarantine = quarantine
-        self._threads = Threads(num_threads)
+        self._threads = Threads(num_threads, parts_each=_PARTS_EACH)
         self.num_samples = places.num_samples
         self.image_shape = (*framing.output_size, 3)
 

@@ -125,14 +125,16 @@ class Quarantine:
 class Threads:
     """Shares the samples of a batch out among threads."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, parts_each: int = 1) -> None:
+        """With more parts than threads none waits long for one whose samples take longer."""
         assert count > 0
-        self._count = count
+        assert parts_each > 0
+        self._num_parts = count * parts_each
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="read")
 
     def share_out(self, num_samples: int, work: Callable[[slice], ReadCost]) -> ReadCost:
         """Call `work` with parts of the batch at the same time; raises what it raises."""
-        parts = min(self._count, num_samples)
+        parts = min(self._num_parts, num_samples)
         edges = [num_samples * part // parts for part in range(parts + 1)] if parts else [0]
         slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
         cost = ReadCost()

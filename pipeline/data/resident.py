@@ -29,7 +29,7 @@ from pipeline.distributed import World
 
 _log = logging.getLogger(__name__)
 
-_CHUNK_SAMPLES = 256
+CHUNK_SAMPLES = 256
 _MOST_OF_FREE = 0.8
 """Of the memory that is free before training has any."""
 
@@ -58,7 +58,7 @@ def load(reader: Reader, world: World) -> ResidentSplit:
     `reader` must give whole images. Raises `ValueError` with the arithmetic if the device has no
     room for it, and what the reader raises.
     """
-    edges = np.array([reader.num_samples * rank // world.size for rank in range(world.size + 1)])
+    edges = _edges(reader.num_samples, world)
     start, stop = edges[world.rank : world.rank + 2].tolist()
     with world.together():
         check_room(reader.num_samples, reader.image_shape, world, free_bytes(world))
@@ -67,8 +67,8 @@ def load(reader: Reader, world: World) -> ResidentSplit:
     )
     labels = np.empty(stop - start, np.int64)
     with world.together():
-        for first in range(start, stop, _CHUNK_SAMPLES):
-            samples = np.arange(first, min(first + _CHUNK_SAMPLES, stop))
+        for first in range(start, stop, CHUNK_SAMPLES):
+            samples = np.arange(first, min(first + CHUNK_SAMPLES, stop))
             pixels = np.empty((len(samples), *reader.image_shape), np.uint8)
             part = slice(first - start, first - start + len(samples))
             labels[part], cost = reader.read(samples, 0, pixels)
@@ -77,6 +77,16 @@ def load(reader: Reader, world: World) -> ResidentSplit:
                 _log.warning("another image is read instead of a damaged one: %s", complaint)
     all_labels = np.concatenate(world.gather(labels))
     return ResidentSplit(images=images, edges=edges, labels=all_labels)
+
+
+def stretch(num_samples: int, world: World) -> range:
+    """The samples that this rank holds."""
+    start, stop = _edges(num_samples, world)[world.rank : world.rank + 2].tolist()
+    return range(start, stop)
+
+
+def _edges(num_samples: int, world: World) -> Indices:
+    return np.array([num_samples * rank // world.size for rank in range(world.size + 1)])
 
 
 def check_room(

@@ -66,9 +66,13 @@ def training_needs(
         step = stop
 
 
-def evaluation_needs(shard_lengths: Sequence[int]) -> Iterator[ShardNeed]:
-    """What reading a split from its first sample to its last needs; positions are samples."""
-    yield from shard_needs(np.arange(sum(shard_lengths)), shard_lengths)
+def evaluation_needs(
+    shard_lengths: Sequence[int], samples: range | None = None
+) -> Iterator[ShardNeed]:
+    """What reading a split, or a stretch of it, from first to last needs; positions are samples."""
+    samples = range(sum(shard_lengths)) if samples is None else samples
+    for need in shard_needs(np.arange(samples.start, samples.stop), shard_lengths):
+        yield ShardNeed(need.shard, samples.start + need.first, samples.start + need.last)
 
 
 def shards_at_once(plan: BatchPlan, num_positions: int) -> int:
@@ -105,6 +109,25 @@ def check_cache_bytes(
             f"bytes (data.shuffle_shards is {width}), beside {val_bytes:,} bytes of val; set "
             f"--data.cache_bytes to {train_bytes + val_bytes:,} or more, or "
             f"{'set' if plan.shuffle is None else 'lower'} --data.shuffle_shards"
+        )
+
+
+def check_resident_cache_bytes(
+    max_bytes: int,
+    train: Split,
+    val: Split,
+    *,
+    ranks_of_host: int,
+    read_at_once: int,
+    val_ahead: int,
+) -> None:
+    """The same for a resident split: each rank of a host reads a stretch of it once, in order."""
+    train_bytes = ranks_of_host * _neighbouring_bytes(train, read_at_once)
+    needed = max(train_bytes, _neighbouring_bytes(val, val_ahead))
+    if needed > max_bytes:
+        raise ValueError(
+            f"data.cache_bytes is {max_bytes:,}, but the {ranks_of_host} ranks of a host need "
+            f"{needed:,} bytes of shards at one time; set --data.cache_bytes to that or more"
         )
 
 

@@ -25,18 +25,19 @@ def staged_reader(config: Config, shards: ShardSet, split: str) -> Reader:
     """The reader of a split for evaluation, wherever the shards are."""
     files = remote_files(shards, split)
     reader = open_evaluation_reader(config, shards, split, files)
-    return reader if files is None else StagedReader(reader, files)
+    return reader if files is None else StagedReader(reader, files, range(reader.num_samples))
 
 
 class StagedReader:
-    """A reader that is asked for rising sample numbers, over and over.
+    """A reader that is asked for rising numbers of `samples`, over and over.
 
     What comes next is staged meanwhile, and what is over is given up.
     """
 
-    def __init__(self, reader: Reader, files: RemoteShards) -> None:
+    def __init__(self, reader: Reader, files: RemoteShards, samples: range) -> None:
         self._reader = reader
         self._files = files
+        self._samples = samples
         self._next = np.iinfo(np.int64).max
         self.num_samples = reader.num_samples
         self.image_shape = reader.image_shape
@@ -46,7 +47,7 @@ class StagedReader:
     ) -> tuple[Indices, ReadCost]:
         first = int(samples[0])
         if first < self._next:
-            self._files.expect(evaluation_needs(self._files.shard_lengths))
+            self._files.expect(evaluation_needs(self._files.shard_lengths, self._samples))
         self._files.passed(first)
         self._next = first + 1
         return self._reader.read(samples, epoch, images)

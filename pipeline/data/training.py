@@ -95,8 +95,10 @@ def _resident_batches(
         files = remote_files(shards, "train")
         reader = open_whole_images(config, shards, files)
         framing = training_framing(config.augment, shards.manifest.image_size, config.seed)
-    with contextlib.closing(reader if files is None else StagedReader(reader, files)) as whole:
-        split = resident.load(whole, world)
+    if files is not None:
+        reader = StagedReader(reader, files, resident.stretch(reader.num_samples, world))
+    with contextlib.closing(reader):
+        split = resident.load(reader, world)
     replicas = world.gather(grid.replica)
 
     def open_resident(start_step: int, end_step: int) -> Batches:

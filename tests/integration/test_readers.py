@@ -18,6 +18,11 @@ def shards(scratch: Path) -> Path:
     return make_large_shards(scratch / "shards", 36, 7)
 
 
+@pytest.fixture(scope="module")
+def shards_of_three(scratch: Path) -> Path:
+    return make_large_shards(scratch / "shards-of-three", 36, 7, samples_per_shard=3)
+
+
 def train(num_ranks: int, shards: Path | str, run: Path, *options: object, code: int = 0) -> Job:
     """The network of the blog's CIFAR-10 on crops: quick, and with all that augmentation has."""
     words: list[object] = ["cifar10", "--data.shards", shards, "--run-dir", run]
@@ -90,6 +95,11 @@ def test_a_url_gives_what_tars_give(
     assert train_requests == 4, "three faults, and one that all ranks share"
 
 
+def told_bytes(job: Job, before: str = "set --data.cache_bytes to ") -> int:
+    """How large a cache must be, by the error of one that was too small."""
+    return int(job.errors[0].partition(before)[2].split()[0].replace(",", ""))
+
+
 def test_shards_of_a_url_pass_through_a_small_cache(scratch: Path) -> None:
     """With shards shuffled, the cache holds a part of them; resumed, the run has the same bits."""
     shards = make_large_shards(scratch / "many", 60, 7, samples_per_shard=3)
@@ -103,13 +113,31 @@ def test_shards_of_a_url_pass_through_a_small_cache(scratch: Path) -> None:
         cache += ["--data.reader", "remote", "--data.cache_bytes"]
         job = train(2, server.url, resumed, *order, *cache, 5 * max(sizes), code=1)
         assert "shards of train are needed at one time" in job.errors[0]
-        enough = int(
-            job.errors[0].partition("set --data.cache_bytes to ")[2].split()[0].replace(",", "")
-        )
+        enough = told_bytes(job)
         assert enough < sum(sizes)
         train(2, server.url, resumed, *order, *cache, enough, "--max-steps", 20)
         train(2, server.url, resumed, *order, *cache, enough)
     assert_same_state(resumed, whole)
+
+
+def test_a_resident_split_comes_from_a_url(scratch: Path, shards_of_three: Path) -> None:
+    """Each rank stages its own stretch; evaluation then goes to the URL as well."""
+    whole, run = scratch / "resident-whole", scratch / "resident-from-a-url"
+    train(2, shards_of_three, whole)
+    sizes = [path.stat().st_size for path in shards_of_three.glob("*.tar")]
+    with serving(shards_of_three) as server:
+        cache: list[object] = ["--data.cache_dir", scratch / "resident-cache"]
+        cache += ["--data.reader", "resident", "--data.cache_bytes"]
+        job = train(2, server.url, run, *cache, max(sizes), code=1)
+        assert "the 2 ranks of a host need " in job.errors[0]
+        train(2, server.url, run, *cache, told_bytes(job, "need "))
+        requests = dict(server.requests)
+        evaluating = ["--run-dir", whole, "--shards", server.url]
+        evaluating += ["--cache-dir", scratch / "resident-cache"]
+        with Job(1, "pipeline.evaluate", evaluating) as evaluation:
+            assert evaluation.wait() == [0], evaluation.errors
+    assert_same_state(run, whole)
+    assert {requests[f"train-{number:06d}.tar"] for number in range(12)} <= {1, 2}
 
 
 def test_what_a_resident_split_cannot_do_is_told(scratch: Path, shards: Path) -> None:
