@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import select
 import signal
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from data_prep.beton_samples import BetonImage, ShardSamples
 from data_prep.output import ConversionError
 
 _POLL_SECONDS = 0.2
+_RAISE_AGAIN_SECONDS = 1.0  # long enough for what was raised to get out of ffcv
 _KILL_SECONDS = 10.0  # one that waits for a disk cannot be killed
 _PAGE_BYTES = 1 << 23
 """Of a page, unless an image is larger: ffcv's default."""
@@ -67,7 +69,8 @@ class FfcvWriter:
                 with contextlib.redirect_stderr(errors), _looking(watch):
                     writer.from_indexed_dataset(work)
             finally:
-                _clean_up(writer)
+                work.end_worker()
+                _free_memory(writer)
 
 
 def choose_page_bytes(image_bytes: int) -> int:
@@ -104,9 +107,12 @@ class _Work:
     """The samples as the worker process asks for them."""
 
     def __init__(self, samples: ShardSamples) -> None:
-        register_after_fork(self, _end_with_parent)  # for as long as this object lives
+        register_after_fork(self, _begin_worker)  # for as long as this object lives
         self._samples = samples
-        self._num_done = RawValue("Q")  # without a lock, which a dying worker could leave locked
+        # Without locks, which a dying worker could leave locked.
+        self._num_done = RawValue("Q")
+        self._worker_pid = RawValue("q")
+        self._is_over = RawValue("b")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -120,22 +126,51 @@ class _Work:
         self._num_done.value += 1
         return sample
 
+    def begin_worker(self) -> None:
+        """Let this worker process be stopped by its parent alone, and end when the parent does.
 
-def _end_with_parent(_: _Work) -> None:
-    """Let this worker process be stopped by its parent alone, and end when the parent does.
+        From its very start: before its first sample it waits for work, which no dead parent sends.
+        """
+        for stop_signal in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too
+        self._worker_pid.value = os.getpid()
+        if self._is_over.value:
+            os._exit(1)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    From its very start: before its first sample it waits for work, which no dead parent sends.
-    """
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too
+    def end_worker(self) -> None:
+        """Kill the worker, which has nothing left to do.
+
+        One that the parent was stopped in the middle of starting is unknown to `multiprocessing`:
+        it gave its number, or reads that all is over before it touches the file.
+        """
+        self._is_over.value = 1
+        if pid := self._worker_pid.value:
+            _kill(pid)
+            multiprocessing.active_children()  # which waits for those that ended
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
+    parent.join()
+    os._exit(1)
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _kill(pid: int) -> None:
+    """End a process that nobody waited for yet."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [], _KILL_SECONDS)
+    finally:
+        os.close(process)
+
+
+def _begin_worker(work: _Work) -> None:
+    work.begin_worker()
 
 
 class _Watch:
@@ -202,13 +237,19 @@ class _Watch:
 @contextlib.contextmanager
 def _looking(watch: _Watch) -> Iterator[None]:
     """Let the watch look several times a second, whatever the main thread does."""
+    parent = os.getpid()
 
     def interrupt(*_: object) -> None:
+        if os.getpid() != parent:  # a worker that is about to ignore it
+            return
+        signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_SECONDS)
         watch.is_interrupted = True
         raise KeyboardInterrupt
 
     def look(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_SECONDS)
         watch.look()
+        signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS)
 
     handlers: dict[int, Callable[..., object]] = {
         number: interrupt
@@ -217,7 +258,7 @@ def _looking(watch: _Watch) -> Iterator[None]:
     }
     handlers[signal.SIGALRM] = look
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS, _POLL_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS)
     try:
         yield
         watch.look()
@@ -227,11 +268,8 @@ def _looking(watch: _Watch) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _clean_up(writer: Any) -> None:
-    """End the worker, which has nothing left to do, and free the memory shared with it."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join(_KILL_SECONDS)
+def _free_memory(writer: Any) -> None:
+    """Free the memory that was shared with the worker."""
     memory = getattr(writer, "metadata_sm", None)
     if isinstance(memory, SharedMemory):  # ffcv puts a number there before the memory
         with contextlib.suppress(FileNotFoundError):  # freed already

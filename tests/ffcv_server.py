@@ -70,6 +70,8 @@ def run(request: dict[str, Any]) -> int:
         slow_down(request["sample_seconds"])
     if request.get("loses_interrupt"):
         lose_an_interrupt()
+    if "fork_seconds" in request:
+        slow_down_fork(request["fork_seconds"])
     if "load" in request:
         load(Path(request["load"]), Path(request["to"]))
         return 0
@@ -90,6 +92,19 @@ def slow_down(seconds: float) -> None:
             return fast(*arguments)
 
         setattr(beton_samples.ShardSamples, name, slow)
+
+
+def slow_down_fork(seconds: float) -> None:
+    """Let the worker be at work long before this process has noted that it started one."""
+    fork = os.fork
+
+    def slow() -> int:
+        pid = fork()
+        if pid:
+            time.sleep(seconds)
+        return pid
+
+    os.fork = slow
 
 
 def lose_an_interrupt() -> None:

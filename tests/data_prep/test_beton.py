@@ -304,6 +304,20 @@ def test_interrupt_is_one_sentence(
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_worker_is_starting_ends_the_worker(
+    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, stop: signal.Signals
+) -> None:
+    path = tmp_path / "out.beton"
+    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW, fork_seconds=30)
+    wait_until(lambda: any(ignores(worker, stop) for worker in workers_of(job)), job)
+    worker = workers_of(job)[0]
+    os.kill(job.pid, stop)
+    assert job.wait().code == 130
+    assert not is_running(worker)
+    assert names_in(tmp_path) == []
+
+
 def test_an_interrupt_cannot_get_lost(ffcv: FfcvProcess, tmp_path: Path, synthetic: Path) -> None:
     path = tmp_path / "out.beton"
     job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW, loses_interrupt=True)
