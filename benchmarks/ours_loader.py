@@ -25,7 +25,8 @@ from benchmarks.rivals.rounds import (
     serve,
 )
 from pipeline.config import AugmentConfig, Config, DataConfig
-from pipeline.data.augment import draw_flips, flip
+from pipeline.data.augment import draw_flips
+from pipeline.data.frames import take_frames
 from pipeline.data.loader import Loader, training_requests
 from pipeline.data.partition import BatchPlan
 from pipeline.data.readers import open_training_reader
@@ -60,7 +61,7 @@ def open_epoch(task: Task) -> Epoch:
         with Loader(reader, requests, batch_size=plan.local_batch_size, depth=DEPTH) as loader:
             for batch in loader:
                 flips = draw_flips(config.augment, SEED, 0, batch.samples)
-                yield check_batch(flip(batch.images, flips), batch.labels)
+                yield check_batch(take_frames(batch.images, None, flips), batch.labels)
 
     return lambda: sum(batches())
 

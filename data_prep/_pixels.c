@@ -433,9 +433,23 @@ static void catch_bus_errors(void)
     sigaction(SIGBUS, &ours, NULL);
 }
 
+/* The last pixel first. Four bytes at a time: the fourth is the next pixel's, or another's that is
+ * written over next; not so at the ends of the row. */
+static void mirror_row(uint8_t *target, const uint8_t *row, int width)
+{
+    const uint8_t *source = row + 3 * ((size_t)width - 1);
+    memcpy(target, source, 3);
+    for (int x = 1; x < width; x++) {
+        source -= 3;
+        target += 3;
+        memcpy(target, source, x < width - 1 ? 4 : 3);
+    }
+}
+
 /* Returns the number of the image that could not be read, or -1. */
 static Py_ssize_t copy_all(const uint64_t *addresses, const int64_t *tops, const int64_t *lefts,
-                           Py_ssize_t count, size_t stride, int height, int width, uint8_t *out)
+                           const uint8_t *flips, Py_ssize_t count, size_t stride, int height,
+                           int width, uint8_t *out)
 {
     volatile Py_ssize_t image = 0;
     sigjmp_buf before;
@@ -449,37 +463,41 @@ static Py_ssize_t copy_all(const uint64_t *addresses, const int64_t *tops, const
         const uint8_t *row = (const uint8_t *)(uintptr_t)addresses[image];
         uint8_t *target = out + image * height * row_bytes;
         row += tops[image] * stride + 3 * lefts[image];
-        for (int y = 0; y < height; y++, row += stride, target += row_bytes)
-            memcpy(target, row, row_bytes);
+        for (int y = 0; y < height; y++, row += stride, target += row_bytes) {
+            if (flips[image])
+                mirror_row(target, row, width);
+            else
+                memcpy(target, row, row_bytes);
+        }
     }
     copying = NULL;
     return -1;
 }
 
 PyDoc_STRVAR(copy_windows_doc,
-"copy_windows(addresses, tops, lefts, row_bytes, height, width, out) -> int\n\n"
+"copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out) -> int\n\n"
 "Copy a window of height×width out of each image in memory into `out`, uint8 N×height×width×3.\n"
 "`addresses` (uint64 N) are of the images' first bytes, their rows `row_bytes` apart; `tops` and\n"
-"`lefts` are int64 N. The caller answers for their being inside the images. Returns -1, or the\n"
+"`lefts` are int64 N, `flips` bool N: what is mirrored left to right. The caller answers for their being inside the images. Returns -1, or the\n"
 "number of the first image that cannot be read because its file was cut or its disk fails.");
 
 static PyObject *copy_windows(PyObject *module, PyObject *arguments)
 {
-    Py_buffer addresses, tops, lefts, out;
+    Py_buffer addresses, tops, lefts, flips, out;
     Py_ssize_t row_bytes;
     int height, width;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*y*y*niiw*", &addresses, &tops, &lefts, &row_bytes, &height,
-                          &width, &out))
+    if (!PyArg_ParseTuple(arguments, "y*y*y*y*niiw*", &addresses, &tops, &lefts, &flips, &row_bytes,
+                          &height, &width, &out))
         return NULL;
     Py_ssize_t count = addresses.len / (Py_ssize_t)sizeof(uint64_t), failed = -1;
-    int is_sound = tops.len == addresses.len && lefts.len == addresses.len && height > 0 &&
-                   width > 0 && out.len == count * height * width * 3;
+    int is_sound = tops.len == addresses.len && lefts.len == addresses.len &&
+                   flips.len == count && height > 0 && width > 0 && out.len == count * height * width * 3;
     if (is_sound) {
         catch_bus_errors();
         Py_BEGIN_ALLOW_THREADS
-        failed = copy_all(addresses.buf, tops.buf, lefts.buf, count, row_bytes, height, width,
-                          out.buf);
+        failed = copy_all(addresses.buf, tops.buf, lefts.buf, flips.buf, count, row_bytes, height,
+                          width, out.buf);
         Py_END_ALLOW_THREADS
     } else {
         PyErr_SetString(PyExc_ValueError, "the arrays and the output differ in length");
@@ -487,6 +505,7 @@ static PyObject *copy_windows(PyObject *module, PyObject *arguments)
     PyBuffer_Release(&addresses);
     PyBuffer_Release(&tops);
     PyBuffer_Release(&lefts);
+    PyBuffer_Release(&flips);
     PyBuffer_Release(&out);
     return is_sound ? PyLong_FromSsize_t(failed) : NULL;
 }

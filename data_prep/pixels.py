@@ -117,21 +117,26 @@ def copy_windows(
     tops: npt.NDArray[np.int64],
     lefts: npt.NDArray[np.int64],
     out: Pixels,
+    flips: npt.NDArray[np.bool_] | None = None,
 ) -> int | None:
     """Copy a window out of each of N images of `size`, whose first bytes are at `addresses`.
 
-    The windows have the size of `out`, uint8 N×H×W×3; the caller answers for their lying inside
-    the images, and these inside their files. Returns None, or the number of the first image that
-    cannot be read any more because its file was cut or its disk fails (uncompiled code dies of it).
+    Those of `flips` are mirrored left to right. The windows have the size of `out`, uint8 N×H×W×3;
+    the caller answers for their lying inside the images, and these inside their files. Returns
+    None, or the number of the first image that cannot be read any more because its file was cut or
+    its disk fails (uncompiled code dies of it).
     """
     count, height, width, _ = out.shape
+    if flips is None:
+        flips = np.zeros(count, np.bool_)
     if _pixels is not None:
         row_bytes = 3 * size[1]
-        failed = _pixels.copy_windows(addresses, tops, lefts, row_bytes, height, width, out)
+        failed = _pixels.copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out)
         return None if failed < 0 else failed
     for row in range(count):
         memory = (ctypes.c_uint8 * (size[0] * size[1] * 3)).from_address(int(addresses[row]))
         image = np.ctypeslib.as_array(memory).reshape(*size, 3)
         top, left = tops[row], lefts[row]
-        out[row] = image[top : top + height, left : left + width]
+        window = image[top : top + height, left : left + width]
+        out[row] = window[:, ::-1] if flips[row] else window
     return None

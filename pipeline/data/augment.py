@@ -50,14 +50,6 @@ def _coins(seed: int, epoch: int, samples: Indices) -> Flags:
     return np.asarray(random_bits(seed, Stream.FLIP, epoch, samples) >> np.uint64(63), np.bool_)
 
 
-def flip(images: torch.Tensor, flips: Flags) -> torch.Tensor:
-    """Mirror the chosen ones of N×H×W×3 images left to right; the input stays as it is."""
-    if not flips.any():
-        return images
-    rows = to_device(np.flatnonzero(flips), images.device)
-    return images.index_copy(0, rows, images.index_select(0, rows).flip(2))
-
-
 def shift_and_flip(images: torch.Tensor, shifts: Shifts, flips: Flags) -> torch.Tensor:
     """Move, then mirror: uint8 N×H×W×3 in and out; what comes in at an edge is its mirror image.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data_prep.pixels import copy_windows
+from pipeline.data.augment import Flags
 from pipeline.data.device import to_device
 from pipeline.data.framing import ImageSize
 from pipeline.data.partition import Indices
@@ -36,19 +37,29 @@ def whole_images(images: torch.Tensor) -> Picks:
     return Picks(rows=np.arange(count), tops=zeros, lefts=zeros, size=(height, width))
 
 
-def take_frames(images: torch.Tensor, picks: Picks | None) -> torch.Tensor:
-    """Frames of images in memory, uint8 M×H×W×3 in, N×h×w×3 out; None takes them as they are."""
-    if picks is None:
-        return images
+def take_frames(
+    images: torch.Tensor, picks: Picks | None, flips: Flags | None = None
+) -> torch.Tensor:
+    """Frames of images in memory, uint8 M×H×W×3 in, N×h×w×3 out; None takes them as they are.
+
+    Those of `flips` are mirrored left to right. The images stay as they are.
+    """
+    if flips is None or not flips.any():
+        if picks is None:
+            return images
+        flips = np.zeros(len(picks.rows), np.bool_)
+    picks = picks or whole_images(images)
     if images.device.type == "cuda":
         from pipeline.data import frames_cuda
 
-        return frames_cuda.take_frames(images, *picks.on(images.device), picks.size)
+        places = picks.on(images.device)
+        return frames_cuda.take_frames(images, *places, to_device(flips, images.device), picks.size)
+    images = images.contiguous()
     frames = np.empty((len(picks.rows), *picks.size, 3), np.uint8)
     _, height, width, channels = images.shape
     addresses = np.uint64(images.data_ptr()) + picks.rows.astype(np.uint64) * np.uint64(
         height * width * channels
     )
-    failed = copy_windows(addresses, (height, width), picks.tops, picks.lefts, frames)
+    failed = copy_windows(addresses, (height, width), picks.tops, picks.lefts, frames, flips)
     assert failed is None, "memory of this process"
     return torch.from_numpy(frames)

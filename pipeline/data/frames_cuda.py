@@ -18,11 +18,11 @@ def take_frames(
     rows: torch.Tensor,
     tops: torch.Tensor,
     lefts: torch.Tensor,
+    flips: torch.Tensor,
     size: tuple[int, int],
 ) -> torch.Tensor:
-    """uint8 M×H×W×3, and int64 N three times, to uint8 N×h×w×3."""
+    """uint8 M×H×W×3, int64 N three times and bool N to uint8 N×h×w×3."""
     out = images.new_empty((len(rows), *size, 3))
-    flips = torch.zeros_like(rows, dtype=torch.bool)
     nothing = torch.empty(0, device=images.device)
     _launch(images, rows, tops, lefts, flips, out, nothing, nothing, nothing, 1.0)
     return out

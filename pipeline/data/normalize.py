@@ -10,7 +10,7 @@ import torch
 
 from data_prep.manifest import Manifest, read_mean_image
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import Flags, flip
+from pipeline.data.augment import Flags
 from pipeline.data.device import to_device
 from pipeline.data.frames import Picks, take_frames, whole_images
 from pipeline.data.framing import input_size
@@ -64,7 +64,7 @@ class Normalizer:
         On a GPU one kernel does it all.
         """
         if images.device.type != "cuda":
-            frames = flip(take_frames(images, picks), flips)
+            frames = take_frames(images, picks, flips)
             return self(frames, color_shifts=color_shifts, divisor=divisor)
         from pipeline.data import frames_cuda
 

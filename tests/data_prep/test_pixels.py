@@ -215,8 +215,17 @@ def test_windows_are_copied_out_of_a_file(tmp_path: Path) -> None:
     addresses = np.uint64(mapped.address + 6) + order.astype(np.uint64) * np.uint64(20 * 30 * 3)
     out = np.empty((4, 7, 8, 3), np.uint8)
     assert copy_windows(addresses, (20, 30), tops, lefts, out) is None
-    for row, (number, top, left) in enumerate(zip(order, tops, lefts, strict=True)):
-        assert np.array_equal(out[row], images[number][top : top + 7, left : left + 8])
+    windows = [
+        images[number][top : top + 7, left : left + 8]
+        for number, top, left in zip(order, tops, lefts, strict=True)
+    ]
+    assert np.array_equal(out, windows)
+    flips = np.array([True, False, True, True])
+    assert copy_windows(addresses, (20, 30), tops, lefts, out, flips) is None
+    mirrored = [
+        window[:, ::-1] if flip else window for window, flip in zip(windows, flips, strict=True)
+    ]
+    assert np.array_equal(out, mirrored)
 
 
 def test_a_file_that_is_cut_under_the_copy_ends_the_copy_and_nothing_else(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from pipeline.data import frames_cuda
-from pipeline.data.augment import flip
 from pipeline.data.frames import Picks, take_frames
 from pipeline.data.normalize import Normalizer
 
@@ -28,19 +27,21 @@ def main() -> None:
     )
     flips = rng.random(count) < 0.5
     places = picks.on(CPU)
-    assert torch.equal(frames_cuda.take_frames(images, *places, size), take_frames(images, picks))
+    on_device = torch.from_numpy(flips)
+    found = frames_cuda.take_frames(images, *places, on_device, size)
+    assert torch.equal(found, take_frames(images, picks, flips))
     colors = torch.from_numpy(rng.normal(0, 10, (count, 3))).float()
     std = np.array([60.0, 50.0, 40.0])
     for mean in (np.array([120.0, 110.0, 100.0]), rng.uniform(90, 140, (*size, 3))):
         normalizer = Normalizer(mean, std, CPU)
         for shifts in (None, colors):
             expected = normalizer(
-                flip(take_frames(images, picks), flips), color_shifts=shifts, divisor=1.1
+                take_frames(images, picks, flips), color_shifts=shifts, divisor=1.1
             )
             found = frames_cuda.normalize_frames(
                 images,
                 *places,
-                torch.from_numpy(flips),
+                on_device,
                 size,
                 shift=torch.from_numpy(-mean / std).float(),
                 scale=torch.from_numpy(1 / std).float(),
@@ -50,7 +51,8 @@ def main() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
             assert found.is_contiguous(memory_format=torch.channels_last)
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert frames_cuda.take_frames(images, nothing, nothing, nothing, size).shape == (0, *size, 3)
+    empty = frames_cuda.take_frames(images, nothing, nothing, nothing, on_device[:0], size)
+    assert empty.shape == (0, *size, 3)
 
 
 if __name__ == "__main__":

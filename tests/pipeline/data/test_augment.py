@@ -18,7 +18,6 @@ from pipeline.data.augment import (
     Shifts,
     draw_flips,
     draw_shifts,
-    flip,
     shift_and_flip,
 )
 
@@ -103,16 +102,6 @@ def test_images_that_are_not_contiguous_are_moved_alike() -> None:
     assert torch.equal(shift_and_flip(turned, *drawn), shift_and_flip(images, *drawn))
 
 
-@given(flips=st.lists(st.booleans(), min_size=1, max_size=8))
-def test_flip_mirrors_the_chosen_images_and_leaves_its_input_alone(flips: list[bool]) -> None:
-    images = random_images(len(flips), 3, 5)
-    before = images.clone()
-    outputs = flip(images, np.array(flips))
-    for output, image, is_flipped in zip(outputs, before, flips, strict=True):
-        assert torch.equal(output, image.flip(1) if is_flipped else image)
-    assert torch.equal(images, before)
-
-
 @given(
     samples=st.lists(st.integers(0, 1_300_000), min_size=1, max_size=64),
     num_ranks=st.integers(1, 8),
@@ -161,4 +150,4 @@ def test_without_augmentation_images_stay_as_they_are() -> None:
     images = random_images(3, 8, 9)
     drawn = draw(AugmentConfig(), 0, 0, np.arange(3))
     assert torch.equal(shift_and_flip(images, *drawn), images)
-    assert torch.equal(flip(images, drawn[1]), images)
+    assert not drawn[1].any()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.manifest import Statistics
 from pipeline.config import AugmentConfig
@@ -34,6 +36,16 @@ def test_frames_are_windows_of_the_chosen_images() -> None:
     for frame, row, top, left in zip(found, PICKS.rows, PICKS.tops, PICKS.lefts, strict=True):
         assert torch.equal(frame, IMAGES[row, top : top + 16, left : left + 16])
     assert take_frames(IMAGES, None) is IMAGES
+
+
+@given(flips=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_chosen_frames_are_mirrored_and_the_images_stay_as_they_are(flips: list[bool]) -> None:
+    before = IMAGES.clone()
+    for images in (IMAGES, IMAGES.flip(2), IMAGES[:, :, :1]):
+        frames = take_frames(images, None, np.array(flips))
+        for frame, image, is_flipped in zip(frames, images, flips, strict=True):
+            assert torch.equal(frame, image.flip(1) if is_flipped else image)
+    assert torch.equal(IMAGES, before)
 
 
 def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
