@@ -43,7 +43,7 @@ _MAX_TASKS = 10_000
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that it cannot encode
@@ -59,6 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from here")
         return _INTERRUPTED
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """What the command line asks for; exits with the usage if it is not as `--help` says."""
+    return _parser().parse_args(arguments)
 
 
 def _fail(sentence: str) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.files import describe
-from launch import prometheus
+from launch import outcome, prometheus, submit
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,6 +20,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     prometheus.add_arguments(command)
     command.set_defaults(run=prometheus.run)
+    command = commands.add_parser(
+        "slurm",
+        help="submit jobs to SLURM",
+        description="Render jobs for SLURM, have it check them, and submit them.",
+    )
+    submit.add_arguments(command)
+    command = commands.add_parser(
+        "outcome",
+        help="say in one word how a job left a run",
+        description="Print completed, interrupted, stopped, stuck or failed.",
+    )
+    outcome.add_arguments(command)
+    command.set_defaults(run=outcome.run)
     return parser
 
 

@@ -7,6 +7,7 @@ RUN/
   predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
   metrics/rank-*.prom   see `pipeline.metrics`
   report.html           see `pipeline.report`
+  logs/*.log            what jobs started by `launch` wrote, one file each
   STOP                  make this file to stop the run soon; it is then removed
 """
 
@@ -41,6 +42,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
 
     @property
     def targets(self) -> Path:

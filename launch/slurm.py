@@ -1,0 +1,115 @@
+"""The scripts that sbatch gets: pure functions of a spec and a command.
+
+Without a command a script takes it from the environment of whoever submits it by hand; those of
+the default specs are `slurm/train.sbatch` and `slurm/prepare.sbatch`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import string
+from collections.abc import Sequence
+from importlib import resources
+
+from launch.spec import JobSpec, PrepareSpec, TrainSpec
+
+
+class _Template(string.Template):
+    """With the shell's own sign left to the shell."""
+
+    delimiter = "@@"
+
+
+def render_train(spec: TrainSpec, arguments: Sequence[str] | None = None, run_dir: str = "") -> str:
+    """A training job; `arguments` are those of `pipeline.train`, `run_dir` is the run among them.
+
+    Without them RECIPE, SHARDS and RUN name what to train.
+    """
+    if arguments is None:
+        by_hand = (
+            "; by hand:\n#     RECIPE=alexnet_fast SHARDS=shards RUN=runs/first sbatch [OPTIONS] "
+            "slurm/train.sbatch [TRAINING OPTIONS]"
+        )
+        training = (
+            "run=${RUN:-runs/$SLURM_JOB_NAME}\n"
+            'training=("${RECIPE:-alexnet_2012}" --data.shards "${SHARDS:-shards}" '
+            '--run-dir "$run" "$@")'
+        )
+    else:
+        by_hand = "."
+        training = f"run={shlex.quote(run_dir)}\ntraining=({shlex.join(arguments)})"
+    ranks = spec.ranks_per_node
+    return _fill(
+        "train.sbatch.in",
+        directives=_directives(spec),
+        by_hand=by_hand,
+        training=training,
+        environment=_environment(spec, is_by_hand=arguments is None),
+        ranks="$SLURM_GPUS_ON_NODE" if ranks is None else str(ranks),
+        shutdown_seconds=str(spec.shutdown_seconds),
+        max_restarts=str(spec.max_restarts),
+        max_requeues=str(spec.max_requeues),
+    )
+
+
+def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) -> str:
+    """A conversion; `arguments` are those of `data_prep shard`, without them SOURCE, INPUT, SHARDS
+    name what to convert."""
+    if arguments is None:
+        by_hand = (
+            "; by hand:\n#     SOURCE=imagenet INPUT=ilsvrc2012 SHARDS=shards sbatch [OPTIONS] "
+            "slurm/prepare.sbatch [SHARDING OPTIONS]"
+        )
+        conversion = (
+            'conversion=("${SOURCE:-imagenet}" --input "${INPUT:-ilsvrc2012}" '
+            '--output "${SHARDS:-shards}" "$@")'
+        )
+    else:
+        by_hand = "."
+        conversion = f"conversion=({shlex.join(arguments)})"
+    return _fill(
+        "prepare.sbatch.in",
+        directives=_directives(spec),
+        by_hand=by_hand,
+        conversion=conversion,
+        environment=_environment(spec, is_by_hand=arguments is None),
+    )
+
+
+def render_merge(spec: JobSpec, shards: str) -> str:
+    """The job that publishes the shard set at `shards` once all parts are there."""
+    return _fill(
+        "merge.sbatch.in",
+        directives=_directives(spec),
+        shards=shlex.quote(shards),
+        environment=_environment(spec, is_by_hand=False),
+    )
+
+
+def _directives(spec: JobSpec) -> str:
+    return "\n".join(f"#SBATCH {option}" for option in spec.directives())
+
+
+def _environment(spec: JobSpec, *, is_by_hand: bool) -> str:
+    """What runs Python: arrays `python`, `container` (options of srun) and `aside` (for this host).
+
+    pyxis gives srun's tasks the container, so that a command for this host alone needs srun too.
+    """
+    python, container, aside = shlex.quote(spec.interpreter), "", ""
+    if is_by_hand:
+        python = f'"${{PYTHON:-{spec.interpreter}}}"'
+    if spec.container is not None:
+        image = shlex.quote(spec.container)
+        if spec.container.endswith(".sif"):
+            python = f"apptainer exec --nv {image} {python}"
+        else:
+            container = (
+                f'--container-image={image} --container-mounts="$PWD" --container-workdir="$PWD"'
+            )
+            aside = f"srun --nodes=1 --ntasks=1 {container}"
+    return f"python=({python}) container=({container}) aside=({aside})"
+
+
+def _fill(name: str, **values: str) -> str:
+    template = resources.files("launch").joinpath(name).read_text()
+    return _Template(template).substitute(values)

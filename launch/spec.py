@@ -1,0 +1,178 @@
+"""What a SLURM job asks for, checked before anything is submitted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_WORD = re.compile(r"\S+")
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
+_MAX_COUNT = 100_000
+
+_SHUTDOWN_MARGIN_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """What the jobs of every kind ask for. Raises `ValueError` for what SLURM could not mean."""
+
+    job_name: str = "alexnet"
+    cpus_per_task: int = 16
+    """Cores of a node's one task: of all its ranks together."""
+    time_limit: str = "24:00:00"
+    """[DAYS-]HOURS:MINUTES:SECONDS."""
+    partition: str | None = None
+    account: str | None = None
+    python: str | None = None
+    """The interpreter that has the project, on every node; None: python3 of the container, or else
+    of `.venv`."""
+    container: str | None = None
+    """An image that has it instead: apptainer runs a .sif, pyxis (srun) any other."""
+    output: str = "%x-%j.log"
+    """Where a job's output goes, in sbatch's notation."""
+    sbatch_options: tuple[str, ...] = ()
+    """Further options of sbatch, each as --NAME=VALUE."""
+
+    def __post_init__(self) -> None:
+        _require(bool(_NAME.fullmatch(self.job_name)), "--job-name", self.job_name, _A_NAME)
+        _require_count("--cpus-per-task", self.cpus_per_task, lowest=1)
+        seconds_of(self.time_limit)
+        for name in ("partition", "account", "container", "output"):
+            value = getattr(self, name)
+            is_word = value is None or bool(_WORD.fullmatch(value))
+            _require(is_word, f"--{name}", value, "one word without spaces")
+        _require(self.python != "", "--python", self.python, "an interpreter")
+        for option in self.sbatch_options:
+            is_option = option.startswith("--") and bool(_WORD.fullmatch(option))
+            _require(is_option, "--sbatch-option", option, "an option such as --qos=high")
+
+    @property
+    def interpreter(self) -> str:
+        return self.python or ("python3" if self.container else ".venv/bin/python")
+
+    def directives(self) -> list[str]:
+        """The options of sbatch."""
+        named = {"partition": self.partition, "account": self.account}
+        return [
+            f"--job-name={self.job_name}",
+            *self._own_directives(),
+            "--ntasks-per-node=1",
+            f"--cpus-per-task={self.cpus_per_task}",
+            f"--time={self.time_limit}",
+            *(f"--{name}={value}" for name, value in named.items() if value is not None),
+            f"--output={self.output}",
+            "--open-mode=append",
+            *self.sbatch_options,
+        ]
+
+    def _own_directives(self) -> list[str]:
+        return ["--nodes=1", "--requeue"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSpec(JobSpec):
+    """A training job: one torchrun a node."""
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    """0: train on CPUs."""
+    ranks_per_node: int | None = None
+    """None: one a GPU."""
+    signal_lead_seconds: int = 300
+    """So long before its time limit a job is asked to save and leave."""
+    requeue: bool = True
+    """Whether a job that ran out of time, or lost its node, is queued again."""
+    max_requeues: int = 50
+    max_restarts: int = 3
+    """How often torchrun starts the ranks again when one fails."""
+
+    def __post_init__(self) -> None:
+        JobSpec.__post_init__(self)
+        _require_count("--nodes", self.nodes, lowest=1)
+        _require_count("--gpus-per-node", self.gpus_per_node, lowest=0)
+        if self.ranks_per_node is not None:
+            _require_count("--ranks-per-node", self.ranks_per_node, lowest=1)
+        elif self.gpus_per_node == 0:
+            raise ValueError(
+                "--gpus-per-node is 0, and --ranks-per-node is missing: give the number of ranks"
+            )
+        for name in ("max_requeues", "max_restarts"):
+            _require_count(f"--{name.replace('_', '-')}", getattr(self, name), lowest=0)
+        self._check_lead()
+
+    def _check_lead(self) -> None:
+        lowest, limit = 2 * _SHUTDOWN_MARGIN_SECONDS, seconds_of(self.time_limit)
+        if not lowest <= self.signal_lead_seconds < limit:
+            raise ValueError(
+                f"--signal-lead is {self.signal_lead_seconds}; expected at least {lowest} seconds, "
+                f"and less than the time limit, which is {limit}"
+            )
+
+    @property
+    def num_ranks_per_node(self) -> int:
+        return self.gpus_per_node if self.ranks_per_node is None else self.ranks_per_node
+
+    @property
+    def shutdown_seconds(self) -> int:
+        """What torchrun gives its ranks, which save, before it kills them."""
+        return self.signal_lead_seconds - _SHUTDOWN_MARGIN_SECONDS
+
+    def _own_directives(self) -> list[str]:
+        return [
+            f"--nodes={self.nodes}",
+            *([f"--gpus-per-node={self.gpus_per_node}"] if self.gpus_per_node else []),
+            f"--signal=B:USR1@{self.signal_lead_seconds}",
+            "--requeue" if self.requeue else "--no-requeue",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareSpec(JobSpec):
+    """An array of jobs that convert a data set together."""
+
+    job_name: str = "alexnet-prepare"
+    output: str = "%x-%A_%a.log"
+    array_size: int = 16
+    """The number of tasks."""
+
+    def __post_init__(self) -> None:
+        JobSpec.__post_init__(self)
+        _require_count("--array-size", self.array_size, lowest=1)
+
+    def _own_directives(self) -> list[str]:
+        return [f"--array=0-{self.array_size - 1}", *JobSpec._own_directives(self)]
+
+
+def spec_from(kind: type[Any], values: dict[str, Any]) -> Any:
+    """A spec of the values given for its fields; None stands for the default."""
+    names = {field.name for field in fields(kind)}
+    return kind(
+        **{name: value for name, value in values.items() if name in names and value is not None}
+    )
+
+
+def seconds_of(time_limit: str) -> int:
+    """Raises `ValueError` if it is not [DAYS-]HOURS:MINUTES:SECONDS or no time at all."""
+    match = _TIME.fullmatch(time_limit)
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        if total and minutes < 60 and seconds < 60:
+            return total
+    raise ValueError(
+        f"--time is '{time_limit}'; expected [DAYS-]HOURS:MINUTES:SECONDS, such as 24:00:00"
+    )
+
+
+_A_NAME = "letters, digits, '.', '_' and '-', the first a letter or digit"
+
+
+def _require_count(name: str, value: int, *, lowest: int) -> None:
+    _require(lowest <= value <= _MAX_COUNT, name, value, f"{lowest} to {_MAX_COUNT}")
+
+
+def _require(is_right: bool, name: str, value: object, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"{name} is '{value}'; expected {expected}")

@@ -1,0 +1,173 @@
+"""`python -m launch slurm KIND …`: renders jobs, has SLURM check them, and submits them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from data_prep.__main__ import parse as parse_sharding
+from launch.slurm import render_merge, render_prepare, render_train
+from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
+from pipeline.command import parse_command
+from pipeline.run_directory import RunDirectory
+
+_LOG = "slurm-{}.log"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """A script for sbatch."""
+
+    title: str
+    script: str
+    is_next: bool = False
+    """Whether it waits for the one before it."""
+    run: RunDirectory | None = None
+    """The run it trains."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    for name, plan, spec, command, text in (
+        ("train", _plan_training, TrainSpec, "RECIPE …", "train a recipe"),
+        ("prepare", _plan_conversion, PrepareSpec, "SOURCE …", "make a shard set by an array"),
+        ("chain", _plan_chain, None, "SOURCE … -- RECIPE …", "prepare, then train on the result"),
+    ):
+        kind = kinds.add_parser(
+            name,
+            help=text,
+            usage=f"python -m launch slurm {name} [OPTIONS] {command}",
+            description=f"Submit jobs that {text}. Options come before the command, whose own "
+            "options follow it.",
+        )
+        _add_options(kind, (spec,) if spec else (PrepareSpec, TrainSpec))
+        kind.add_argument("command", nargs=argparse.REMAINDER, metavar=command)
+        kind.set_defaults(run=run, plan=plan)
+
+
+def _add_options(parser: argparse.ArgumentParser, specs: Sequence[type[Any]]) -> None:
+    """An option for each field of the specs; what is not given is None."""
+    for field in {
+        field.name: field for spec in specs for field in dataclasses.fields(spec)
+    }.values():
+        option = _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}")
+        if field.name == "sbatch_options":
+            parser.add_argument(option, dest=field.name, action="append", metavar="--NAME=VALUE")
+        elif field.name == "requeue":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            kind = int if "int" in str(field.type) else str
+            default = "" if field.default is None else f"default: {field.default}"
+            parser.add_argument(option, dest=field.name, type=kind, help=default.replace("%", "%%"))
+    if len(specs) > 1:
+        for name in _OF_PREPARING:
+            parser.add_argument(_OPTIONS[f"prepare_{name}"], dest=f"prepare_{name}")
+    parser.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
+
+
+_OPTIONS = {
+    "time_limit": "--time",
+    "signal_lead_seconds": "--signal-lead",
+    "sbatch_options": "--sbatch-option",
+    "prepare_time_limit": "--prepare-time",
+    "prepare_partition": "--prepare-partition",
+}
+_OF_PREPARING = ("time_limit", "partition")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises `ValueError` before anything is submitted if a part of it cannot work."""
+    values = vars(options)
+    if values["sbatch_options"] is not None:
+        values["sbatch_options"] = tuple(values["sbatch_options"])
+    jobs: list[Job] = options.plan(options, options.command)
+    if options.dry_run:
+        sys.stdout.write("\n".join(job.script for job in jobs))
+        return
+    for job in jobs:
+        _sbatch(job, "--test-only")
+    submit(jobs)
+
+
+def submit(jobs: Sequence[Job]) -> None:
+    """Submit jobs in order and say their numbers; one that waits does so for the one before it."""
+    last = ""
+    for job in jobs:
+        waits = [f"--dependency=afterok:{last}", "--kill-on-invalid-dep=yes"] if job.is_next else []
+        last = _sbatch(job, "--parsable", *waits).strip().partition(";")[0]
+        text = f"{job.title}: job {last}"
+        if job.run is not None:
+            log = job.run.logs / _LOG.format(last)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+            text += f", {log}"
+        sys.stdout.write(f"{text}\n")
+
+
+def _sbatch(job: Job, *options: str) -> str:
+    """What sbatch prints; raises `ValueError` if it refuses."""
+    if shutil.which("sbatch") is None:
+        raise FileNotFoundError(
+            "sbatch is not installed here: call this where SLURM takes jobs, or with --dry-run"
+        )
+    if job.run is not None:
+        job.run.logs.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["sbatch", *options], input=job.script, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ValueError(f"sbatch refuses the job '{job.title}': {done.stderr.strip()}")
+    return done.stdout
+
+
+def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
+    command = parse_command(arguments)
+    values = vars(options) | {"output": options.output or str(command.run.logs / _LOG.format("%j"))}
+    spec = spec_from(TrainSpec, values)
+    script = render_train(spec, arguments, str(command.run.path))
+    return [Job(f"train {command.recipe}", script, run=command.run)]
+
+
+def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
+    sharding = parse_sharding(["shard", *arguments])
+    spec: PrepareSpec = spec_from(PrepareSpec, vars(options))
+    for word in arguments:
+        if word.partition("=")[0] in ("--num-tasks", "--task", "--workers"):
+            raise ValueError(
+                f"{word} is given by the script, for each job of the array: leave it out"
+            )
+    merging = JobSpec(
+        **{
+            field.name: getattr(spec, field.name)
+            for field in dataclasses.fields(JobSpec)
+            if field.name not in ("job_name", "output", "cpus_per_task")
+        },
+        job_name=f"{spec.job_name}-merge",
+        cpus_per_task=1,
+    )
+    return [
+        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments)),
+        Job("merge", render_merge(merging, str(sharding.shards)), is_next=True),
+    ]
+
+
+def _plan_chain(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
+    if "--" not in arguments:
+        raise ValueError("expected SOURCE, its options, --, RECIPE and its options")
+    divide = arguments.index("--")
+    sharding, training = arguments[:divide], arguments[divide + 1 :]
+    shards = parse_sharding(["shard", *sharding]).shards
+    if not any(word.partition("=")[0] == "--data.shards" for word in training):
+        training += ["--data.shards", str(shards)]
+    preparing = argparse.Namespace(**vars(options))
+    for name in _OF_PREPARING:
+        setattr(preparing, name, getattr(options, f"prepare_{name}") or getattr(options, name))
+    preparing.job_name = f"{options.job_name}-prepare" if options.job_name else None
+    preparing.output = None
+    jobs = _plan_conversion(preparing, sharding) + _plan_training(options, training)
+    return [*jobs[:-1], dataclasses.replace(jobs[-1], is_next=True)]
