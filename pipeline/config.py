@@ -440,9 +440,9 @@ class DistributedConfig:
     device: Literal["auto", "cpu", "cuda"] = operational("auto")
     """auto: CUDA where there is a GPU for every rank of the node."""
     timeout_seconds: float = operational(300.0)
-    """Deadline of a collective in training: a rank that waits longer for another one fails."""
+    """How long a rank may stand still in training: then the job ends, and says which and where."""
     save_timeout_seconds: float = operational(1800.0)
-    """Deadline for what rank 0 does alone while the others wait, such as saving."""
+    """The same for what rank 0 does alone while the others wait, such as saving."""
     bucket_bytes: int = 8 << 20
     """Gradients are averaged in buckets of this size (it decides the order of additions)."""
 

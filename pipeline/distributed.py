@@ -42,7 +42,9 @@ class Place:
     world_size: int = 1
     local_world_size: int = 1
     attempt: int = 0
-    """How often torchrun has started all ranks anew (--max-restarts)."""
+    """How often torchrun has started all ranks anew."""
+    max_attempts: int = 0
+    """How often it does so when a rank fails (--max-restarts)."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
 
@@ -68,6 +70,7 @@ class Place:
             world_size=world_size,
             local_world_size=local_world_size,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
             is_launched=True,
         )
 
@@ -193,7 +196,7 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     if place.is_launched:
         with _killable():
             store, device = _join(place, config, device, is_ready=fault is None)
-        deadline = datetime.timedelta(seconds=config.save_timeout_seconds)
+        deadline = collective_deadline(config.save_timeout_seconds)
         control = dist.new_group(backend="gloo", timeout=deadline)
     world = World(place=place, device=device, store=store, control=control)
     with world.together():
@@ -208,6 +211,14 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
         raise world.report_failure(error) from error
     if place.is_launched:
         dist.destroy_process_group()
+
+
+def collective_deadline(limit_seconds: float) -> datetime.timedelta:
+    """For a process group in whose collectives a rank may wait so long: see `pipeline.watchdog`.
+
+    Later, so that a hang is told by the watchdog, which can name the rank.
+    """
+    return datetime.timedelta(seconds=1.5 * limit_seconds + 5)
 
 
 @contextlib.contextmanager
@@ -241,7 +252,7 @@ def _join(
             store=PrefixStore("default", store),
             rank=rank,
             world_size=world_size,
-            timeout=timeout,
+            timeout=collective_deadline(config.timeout_seconds),
             device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as error:

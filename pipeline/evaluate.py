@@ -17,7 +17,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -48,6 +48,7 @@ from pipeline.model import build_model
 from pipeline.replica import load_weights
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_shard_set, read_settings
+from pipeline.watchdog import Phase
 
 TOP_K = 5
 
@@ -99,11 +100,13 @@ def evaluate(
     split: str,
     block_size: int,
     depth: int,
+    enter: Callable[[Phase], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate the plain `model` (no DDP around it) on all samples of `reader`, on every rank.
 
-    Each sample's answer is the mean of the softmax probabilities of its views. Raises
-    `InexactEvaluation` if the ranks' samples do not make up the split, and what the reader raises.
+    Each sample's answer is the mean of the softmax probabilities of its views. `enter` is told what
+    this rank is at. Raises `InexactEvaluation` if the ranks' samples do not make up the split, and
+    what the reader raises.
     """
     begin = time.perf_counter()
     blocks = evaluation_blocks(reader.num_samples, block_size, grid.num_replicas, grid.replica)
@@ -118,11 +121,13 @@ def evaluate(
     with loader, _evaluating(model, world.device):
         parts = []
         for batch in loader:
+            enter(Phase.EVALUATING)
             images, labels = batch.to(world.device)
             answers = _answer([model(view) for view in viewer(images)], labels)
             part = {"samples": batch.samples[: batch.num_valid]}
             part |= {name: value[: batch.num_valid] for name, value in answers.items()}
             parts.append(part)
+    enter(Phase.GATHERING)
     answers_of_ranks = world.gather(parts if grid.reports else [])
     rows = _concatenate([part for parts in answers_of_ranks for part in parts])
     return _summarize(split, rows, reader.num_samples, time.perf_counter() - begin)

@@ -11,14 +11,13 @@ and its fast links, are one replica.
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipeline.distributed import World
+from pipeline.distributed import World, collective_deadline
 from pipeline.model.columns import NUM_COLUMNS, Columns
 
 
@@ -81,7 +80,7 @@ def build_grid(world: World, columns: str, timeout_seconds: float) -> Grid:
 def _mesh(world: World, timeout_seconds: float) -> DeviceMesh:
     """Replicas × columns, of groups with our deadline; torch would give them half an hour."""
     ranks = torch.arange(world.size).view(-1, NUM_COLUMNS)
-    deadline = datetime.timedelta(seconds=timeout_seconds)
+    deadline = collective_deadline(timeout_seconds)
     groups = [
         dist.new_subgroups_by_enumeration(lines.tolist(), timeout=deadline)[0]
         for lines in (ranks.T, ranks)

@@ -36,6 +36,7 @@ from pipeline.run_directory import RunDirectory
 from pipeline.schedule import Position, learning_rates
 from pipeline.settings import Settings
 from pipeline.stop import StopRequests
+from pipeline.watchdog import Phase, Watchdog
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,7 @@ class Parts:
     progress: Progress
     journal: Journal
     metrics: RankMetrics
+    watchdog: Watchdog
 
     @property
     def config(self) -> Config:
@@ -76,7 +78,7 @@ class TrainingLoop:
         self._saved_step = parts.progress.step
         self._learning_rate = 0.0
         self._outcome: Outcome | None = None
-        parts.replica.when_gradients_are_ready = lambda: self._clock.mark("forward_backward")
+        parts.replica.when_gradients_are_ready = self._gradients_are_ready
 
     def run(self, stops: StopRequests) -> None:
         """Train until `parts.end_step` steps are done or the ranks agree to stop.
@@ -91,6 +93,7 @@ class TrainingLoop:
             while progress.step < self._parts.end_step and source is None:
                 self._train_step(batches)
                 self._between_steps()
+                self._enter(Phase.AGREEING)
                 source = stops.agreed(progress.step)
         if source is not None:
             self._parts.journal.stop_requested(progress.step, source)
@@ -98,15 +101,25 @@ class TrainingLoop:
             self._save("periodic" if source is None else "preempt", must_succeed=True)
         stops.close()
 
+    def _enter(self, phase: Phase) -> None:
+        self._parts.watchdog.enter(phase, self._parts.progress.step)
+
+    def _gradients_are_ready(self) -> None:
+        self._clock.mark("forward_backward")
+        self._enter(Phase.AVERAGING)
+
     def _train_step(self, batches: Batches) -> None:
         parts, clock = self._parts, self._clock
         num_samples = 0
         for micro_batch in range(parts.plan.accumulation_steps):
             clock.mark("other")
+            self._enter(Phase.READING)
             batch = next(batches)
             clock.mark("data_wait")
+            self._enter(Phase.COMPUTING)
             self._add_gradients(batch, micro_batch)
             num_samples += batch.num_valid
+        self._enter(Phase.UPDATING)
         self._settle()
         self._set_rates()
         norm, self._outcome = parts.replica.update()
@@ -218,6 +231,7 @@ class TrainingLoop:
         Raises `ValueError` if the loss is not a number.
         """
         parts = self._parts
+        self._enter(Phase.LOGGING)
         self._settle()
         self._interval.wait()
         self._collect_times()
@@ -259,6 +273,7 @@ class TrainingLoop:
             split="val",
             block_size=parts.config.evaluation.block_size,
             depth=parts.config.data.prefetch_batches,
+            enter=self._enter,
         )
         if parts.world.is_main:
             try:
@@ -277,6 +292,7 @@ class TrainingLoop:
         A disk that does not take it costs this checkpoint only, unless it `must_succeed`, because
         the process ends: then `OSError` is raised.
         """
+        self._enter(Phase.SAVING)
         self._settle()
         parts, progress = self._parts, self._parts.progress
         step, marked = progress.step, progress.marked

@@ -41,6 +41,7 @@ from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, write_settings
 from pipeline.stop import remove_old_request
+from pipeline.watchdog import Watchdog
 
 _OF_A_HOST = (
     *(
@@ -151,6 +152,9 @@ def _build(
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan),
         metrics=RankMetrics(world.rank, world.place.local_rank, registry),
+        watchdog=Watchdog(
+            world, run, config.distributed, computing_waits=grid.same_replica is not None
+        ),
     )
     return parts, path
 

@@ -8,6 +8,7 @@ RUN/
   metrics/rank-*.prom   see `pipeline.metrics`
   report.html           see `pipeline.report`
   logs/*.log            what jobs started by `launch` wrote, one file each
+  hangs/rank-*.txt      the stacks of a job that hung: see `pipeline.watchdog`
   STOP                  make this file to stop the run soon; it is then removed
 """
 
@@ -46,6 +47,10 @@ class RunDirectory:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def hangs(self) -> Path:
+        return self.path / "hangs"
 
     @property
     def targets(self) -> Path:

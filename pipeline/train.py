@@ -5,7 +5,8 @@
 
 The same command again goes on from the newest good checkpoint of RUN. It exits with 0 when all that
 was asked for is done, with 75 when it was stopped before (SIGTERM, SIGINT, SIGUSR1, SIGUSR2 or a
-file RUN/STOP) and can go on, and with 1 when it failed.
+file RUN/STOP) and can go on, and with 1 when it failed. Under torchrun's --max-restarts it exits
+with 0 when it was stopped, too: torchrun would undo the stop.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         stops = StopRequests(world, command.run, signals)
         _announce(parts, resumed_from)
         try:
-            TrainingLoop(parts).run(stops)
+            with parts.watchdog:
+                TrainingLoop(parts).run(stops)
         except Exception as error:
             failure = world.report_failure(error)
             journal.ended(progress.step, "failed", str(failure))
@@ -52,7 +54,8 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         is_complete = progress.step == parts.target_steps
         journal.ended(progress.step, "completed" if is_complete else "stopped")
         _conclude(parts, is_complete=is_complete)
-        return 0 if progress.step == parts.end_step else STOPPED
+        is_done = progress.step == parts.end_step
+        return 0 if is_done or world.place.max_attempts else STOPPED
 
 
 def _announce(parts: Parts, resumed_from: Path | None) -> None:

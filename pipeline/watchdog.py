@@ -1,0 +1,274 @@
+"""Ends a job in which a rank hangs, and says which one, where, and what it was at.
+
+    main thread   enter(phase) ── enter(phase) ── …
+    watchdog      a pulse into the job's store, every few seconds: phase, step, since when
+                  too long in one phase? ─▶ compare all pulses ─▶ a verdict into the store
+                  a verdict? ─▶ stacks into RUN/hangs, one sentence, and out
+
+A rank that waits for others is never the one to blame while they are at work. A rank whose pulse
+stops is: its process is stopped, or hangs without giving Python a turn, or its host is gone.
+Collectives have a later deadline of their own, for when even this fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import faulthandler
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch.distributed.distributed_c10d import Store
+
+from pipeline.config import DistributedConfig
+from pipeline.distributed import World
+from pipeline.events import write_failure
+from pipeline.failure import FAILED
+from pipeline.run_directory import RunDirectory
+
+T = TypeVar("T")
+
+_PULSES_PER_LIMIT = 10
+_MAX_PERIOD_SECONDS = 10.0
+_VERDICT = "hang"
+
+
+class Phase(enum.StrEnum):
+    """What a rank is at."""
+
+    READING = "reading a batch"
+    COMPUTING = "computing gradients"
+    AVERAGING = "averaging gradients"
+    UPDATING = "updating the weights"
+    LOGGING = "adding up the log interval"
+    EVALUATING = "evaluating"
+    GATHERING = "gathering the evaluation's answers"
+    SAVING = "saving"
+    AGREEING = "agreeing on whether to stop"
+
+
+_WAITING = frozenset(
+    {Phase.AVERAGING, Phase.UPDATING, Phase.LOGGING, Phase.GATHERING, Phase.AGREEING}
+)
+"""In these a rank may stand still because another one does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """What a rank last said of itself."""
+
+    count: int
+    """Of its pulses: another number is a sign of life."""
+    host: str
+    phase: Phase
+    step: int
+    seconds: float
+    """In this phase."""
+    is_waiting: bool
+    limit_seconds: float
+
+    @property
+    def is_overdue(self) -> bool:
+        return self.seconds > self.limit_seconds
+
+
+def judge(before: Sequence[Pulse | None], now: Sequence[Pulse | None]) -> str | None:
+    """Who hangs, by the pulses of all ranks at two times more than a pulse apart; None: nobody.
+
+    A pulse is None before a rank's first.
+    """
+    ranks = list(enumerate(zip(before, now, strict=True)))
+    silent = [
+        f"rank {rank}{f' on {new.host}' if new else ''} gives no sign of life{_at(new)}"
+        for rank, (old, new) in ranks
+        if new is None or (old is not None and old.count == new.count)
+    ]
+    if silent:
+        reasons = "its process is stopped, or hangs in native code, or its host is gone"
+        return f"{', '.join(silent)}: {reasons}"
+    overdue = [(rank, new) for rank, (_, new) in ranks if new is not None and new.is_overdue]
+    busy = [(rank, pulse) for rank, pulse in overdue if not pulse.is_waiting]
+    if busy:
+        return ", ".join(f"rank {rank} on {pulse.host} hangs{_at(pulse)}" for rank, pulse in busy)
+    if len(overdue) < len(now):  # somebody is at work, and the others wait for that
+        return None
+    first = min(pulse.step for _, pulse in overdue)
+    behind = [f"rank {rank}{_at(pulse)}" for rank, pulse in overdue if pulse.step == first]
+    return f"all ranks wait for each other: {', '.join(behind)}"
+
+
+def _at(pulse: Pulse | None) -> str:
+    if pulse is None:
+        return ""
+    return f", {pulse.phase} of step {pulse.step + 1} for {pulse.seconds:.0f} s"
+
+
+class Watchdog:
+    """Watches one rank for the length of a `with` block, together with those of the others."""
+
+    def __init__(
+        self, world: World, run: RunDirectory, config: DistributedConfig, *, computing_waits: bool
+    ) -> None:
+        """`computing_waits`: the passes too wait for other ranks, as with columns on two."""
+        self._world = world
+        self._run = run
+        self._config = config
+        self._waiting = _WAITING | ({Phase.COMPUTING} if computing_waits else frozenset())
+        if not world.is_main:
+            self._waiting |= {Phase.SAVING}
+        shortest = min(config.timeout_seconds, config.save_timeout_seconds)
+        self._period = min(shortest / _PULSES_PER_LIMIT, _MAX_PERIOD_SECONDS)
+        self._board = _Board(world.store, world.size, self._period)
+        self._count = 0
+        self._at = Phase.READING, 0, time.monotonic()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def enter(self, phase: Phase, step: int) -> None:
+        """The main thread is at `phase` from now on, after `step` steps."""
+        self._at = phase, step, time.monotonic()
+
+    def _pulse(self) -> Pulse:
+        phase, step, since = self._at
+        config = self._config
+        is_saving = phase is Phase.SAVING
+        return Pulse(
+            count=self._count,
+            host=socket.gethostname(),
+            phase=phase,
+            step=step,
+            seconds=time.monotonic() - since,
+            is_waiting=phase in self._waiting,
+            limit_seconds=config.save_timeout_seconds if is_saving else config.timeout_seconds,
+        )
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(self._period):
+            self._count += 1
+            pulse = self._pulse()
+            try:
+                self._board.post(self._world.rank, pulse)
+                verdict = self._board.verdict()
+                if verdict is None and pulse.is_overdue:
+                    verdict = self._judge()
+            except (RuntimeError, TimeoutError):
+                verdict = None
+                if pulse.is_overdue:
+                    verdict = (
+                        "rank 0 gives no sign of life: the store that it keeps does not answer"
+                    )
+            if verdict is not None:
+                self._end_job(verdict)
+
+    def _judge(self) -> str | None:
+        before = self._board.pulses()
+        if self._is_over.wait(2 * self._period):
+            return None
+        self._count += 1
+        self._board.post(self._world.rank, self._pulse())
+        text = judge(before, self._board.pulses())
+        return None if text is None else self._board.agree(text)
+
+    def _end_job(self, verdict: str) -> None:
+        """Tell, and end this process: its main thread may never come back."""
+        folder = self._run.hangs
+        sentence = f"{verdict}; the stacks of all ranks are in {folder}"
+        with contextlib.suppress(OSError):
+            self._dump(folder, sentence)
+        if self._world.is_main:
+            with contextlib.suppress(OSError):
+                write_failure(self._run.events, sentence)
+        if self._world.is_main or "rank 0 " in verdict:
+            os.write(2, f"error: {sentence}\n".encode())  # its stream may be locked
+        os._exit(FAILED)
+
+    def _dump(self, folder: Path, sentence: str) -> None:
+        folder.mkdir(exist_ok=True)
+        pulse, name = self._pulse(), f"rank-{self._world.rank:05d}"
+        with (folder / f"{name}.txt").open("w") as file:
+            file.write(f"{sentence}\n\nrank {self._world.rank} on {pulse.host}{_at(pulse)}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        record = flight_record()
+        if record:
+            (folder / f"{name}.collectives.json").write_bytes(record)
+
+
+def flight_record() -> bytes:
+    """The last collectives of this process, as torch's flight recorder has them (JSON)."""
+    names = ("_dump_fr_trace_json", "_dump_nccl_trace_json")  # before and since torch 2.12
+    dump: Callable[[], bytes] | None = None
+    for name in names:
+        dump = dump or getattr(torch._C._distributed_c10d, name, None)
+    return b"" if dump is None else dump()
+
+
+class _Board:
+    """Pulses and the verdict, in the job's store, or here if there is none.
+
+    A store whose keeper is stopped does not answer, whatever deadline it is given: it is asked in
+    a thread of its own. Raises `TimeoutError` then, and `RuntimeError` if the keeper is gone.
+    """
+
+    def __init__(self, store: Store | None, num_ranks: int, patience_seconds: float) -> None:
+        unknown: Any = store  # torch does not type `clone`
+        self._store = None if store is None else unknown.clone()
+        self._num_ranks = num_ranks
+        self._patience = max(patience_seconds, 1.0)
+        self._asking = ThreadPoolExecutor(1, "watchdog-store")
+        self._local: dict[str, bytes] = {}
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        return self._asking.submit(question).result(self._patience)
+
+    def post(self, rank: int, pulse: Pulse) -> None:
+        self._ask(partial(self._set, f"pulse/{rank}", json.dumps(asdict(pulse))))
+
+    def pulses(self) -> list[Pulse | None]:
+        """The last of each rank."""
+        texts = [self._ask(partial(self._get, f"pulse/{rank}")) for rank in range(self._num_ranks)]
+        return [None if text is None else _pulse_of(text) for text in texts]
+
+    def verdict(self) -> str | None:
+        text = self._ask(partial(self._get, _VERDICT))
+        return None if text is None else text.decode()
+
+    def agree(self, verdict: str) -> str:
+        """Post the verdict, unless there is one; returns the one that holds."""
+        if self._store is None:
+            return verdict
+        return str(self._ask(partial(self._store.compare_set, _VERDICT, "", verdict)), "utf-8")
+
+    def _set(self, key: str, text: str) -> None:
+        if self._store is None:
+            self._local[key] = text.encode()
+        else:
+            self._store.set(key, text)
+
+    def _get(self, key: str) -> bytes | None:
+        if self._store is None:
+            return self._local.get(key)
+        return bytes(self._store.get(key)) if self._store.check([key]) else None
+
+
+def _pulse_of(text: bytes) -> Pulse:
+    pulse = Pulse(**json.loads(text))
+    return replace(pulse, phase=Phase(pulse.phase))

@@ -1,0 +1,94 @@
+"""Ranks that stand still: the job ends, says which and where, and torchrun starts it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.run_directory import RunDirectory
+from tests.integration.training import (
+    assert_same_state,
+    make_shards,
+    rank_log,
+    ranks_of,
+    torchrun,
+    training,
+    wait_for_step,
+)
+from tests.pipeline.ranks import DEADLINE_SECONDS
+
+pytestmark = pytest.mark.slow
+
+HOST = socket.gethostname()
+OPTIONS = ("--distributed.timeout_seconds", 3, "--metrics.enabled", "false")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("hangs") / "shards")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = training(shards, folder / "run", *OPTIONS)
+    with torchrun(2, "pipeline.train", arguments, folder / "logs") as child:
+        assert child.wait(DEADLINE_SECONDS) == 0
+    return folder / "run"
+
+
+def all_rows(run: Path) -> list[dict[str, Any]]:
+    """All events, those too that a resume has made void."""
+    return [json.loads(line) for line in RunDirectory(run).events.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("rank", "where", "phase"),
+    [(0, "reading", "reading a batch"), (1, "computing", "computing gradients")],
+)
+def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
+    rank: int, where: str, phase: str, shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    arguments = [str(tmp_path / "slept"), str(rank), where, "9", *training(shards, run, *OPTIONS)]
+    module = "tests.integration.sleepy_train"
+    with torchrun(2, module, arguments, logs, max_restarts=1) as child:
+        output, _ = child.communicate(timeout=DEADLINE_SECONDS)
+        assert child.returncode == 0, output
+    hang, end = (row for row in all_rows(run) if row["kind"] == "end")
+    sentence = f"rank {rank} on {HOST} hangs, {phase} of step "
+    assert hang["error"].startswith(sentence)
+    *_, told = rank_log(logs, 0, "stderr").splitlines()
+    assert told == f"error: {hang['error']}"
+    for other in (0, 1):
+        text = (RunDirectory(run).hangs / f"rank-{other:05d}.txt").read_text()
+        assert text.startswith(sentence)
+        assert "most recent call first" in text
+        assert (" in sleepy\n" in text) == (other == rank)
+    assert end["outcome"] == "completed"
+    assert_same_state(run, undisturbed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_is_named(rank: int, shards: Path, tmp_path: Path) -> None:
+    """Rank 0 keeps the store that the others have their pulses in."""
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    arguments = training(shards, run, *OPTIONS, "--epochs", 1000)
+    with torchrun(2, "pipeline.train", arguments, logs) as child:
+        wait_for_step(run, 3)
+        victim = ranks_of(child)[rank]
+        os.kill(victim, signal.SIGSTOP)
+        other = 1 - rank
+        while "error: " not in rank_log(logs, other, "stderr"):
+            assert child.poll() is None
+        os.kill(victim, signal.SIGKILL)
+        child.communicate(timeout=DEADLINE_SECONDS)
+    *_, told = rank_log(logs, other, "stderr").splitlines()
+    assert re.match(rf"error: rank {rank} (on {HOST} )?gives no sign of life", told), told

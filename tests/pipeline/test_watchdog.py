@@ -1,0 +1,74 @@
+"""Who is to blame for a hang, by what the ranks last said of themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.watchdog import Phase, Pulse, flight_record, judge
+
+OVERDUE, AT_WORK = 61.0, 3.0
+
+
+def pulse(
+    phase: Phase,
+    seconds: float,
+    *,
+    is_waiting: bool = False,
+    step: int = 6,
+    count: int = 1,
+    host: str = "n1",
+) -> Pulse:
+    return Pulse(
+        count=count,
+        host=host,
+        phase=phase,
+        step=step,
+        seconds=seconds,
+        is_waiting=is_waiting,
+        limit_seconds=60.0,
+    )
+
+
+WAITS = pulse(Phase.AVERAGING, OVERDUE, is_waiting=True)
+READS = pulse(Phase.READING, OVERDUE, host="n2")
+WORKS = pulse(Phase.EVALUATING, AT_WORK)
+
+
+def alive(*pulses: Pulse | None) -> str | None:
+    """The verdict on ranks whose pulses go on."""
+    later = [None if one is None else dataclasses.replace(one, count=2) for one in pulses]
+    return judge(pulses, later)
+
+
+def test_one_that_stands_still_is_named_and_those_that_wait_for_it_are_not() -> None:
+    assert alive(WAITS, READS, WAITS) == "rank 1 on n2 hangs, reading a batch of step 7 for 61 s"
+
+
+def test_those_that_wait_for_one_at_work_wait_on() -> None:
+    assert alive(WAITS, WORKS, WAITS) is None
+    assert alive(WORKS, WORKS) is None
+
+
+def test_one_whose_pulse_stops_is_named_before_others() -> None:
+    verdict = judge([WAITS, READS, READS], [dataclasses.replace(WAITS, count=2), READS, None])
+    assert verdict == (
+        "rank 1 on n2 gives no sign of life, reading a batch of step 7 for 61 s, "
+        "rank 2 gives no sign of life: "
+        "its process is stopped, or hangs in native code, or its host is gone"
+    )
+
+
+def test_a_deadlock_names_those_that_are_behind() -> None:
+    ahead = dataclasses.replace(WAITS, step=7)
+    assert alive(ahead, WAITS) == (
+        "all ranks wait for each other: rank 1, averaging gradients of step 7 for 61 s"
+    )
+
+
+def test_a_first_pulse_is_a_sign_of_life() -> None:
+    new = pulse(Phase.COMPUTING, AT_WORK)
+    assert judge([WAITS, None], [dataclasses.replace(WAITS, count=2), new]) is None
+
+
+def test_the_flight_recorder_is_one_that_torch_has() -> None:
+    assert flight_record().startswith(b"{")
