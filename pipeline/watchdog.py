@@ -110,7 +110,7 @@ def judge(before: Sequence[Pulse | None], now: Sequence[Pulse | None]) -> str | 
 def _at(pulse: Pulse | None) -> str:
     if pulse is None:
         return ""
-    return f", {pulse.phase} of step {pulse.step + 1} for {pulse.seconds:.0f} s"
+    return f", {pulse.phase} after step {pulse.step} for {pulse.seconds:.0f} s"
 
 
 class Watchdog:

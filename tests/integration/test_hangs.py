@@ -57,13 +57,13 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
     rank: int, where: str, phase: str, shards: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
-    arguments = [str(tmp_path / "slept"), str(rank), where, "9", *training(shards, run, *OPTIONS)]
+    arguments = [str(tmp_path / "slept"), str(rank), where, "5", *training(shards, run, *OPTIONS)]
     module = "tests.integration.sleepy_train"
     with torchrun(2, module, arguments, logs, max_restarts=1) as child:
         output, _ = child.communicate(timeout=DEADLINE_SECONDS)
         assert child.returncode == 0, output
     hang, end = (row for row in all_rows(run) if row["kind"] == "end")
-    sentence = f"rank {rank} on {HOST} hangs, {phase} of step "
+    sentence = f"rank {rank} on {HOST} hangs, {phase} after step "
     assert hang["error"].startswith(sentence)
     *_, told = rank_log(logs, 0, "stderr").splitlines()
     assert told == f"error: {hang['error']}"

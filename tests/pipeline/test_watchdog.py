@@ -41,7 +41,7 @@ def alive(*pulses: Pulse | None) -> str | None:
 
 
 def test_one_that_stands_still_is_named_and_those_that_wait_for_it_are_not() -> None:
-    assert alive(WAITS, READS, WAITS) == "rank 1 on n2 hangs, reading a batch of step 7 for 61 s"
+    assert alive(WAITS, READS, WAITS) == "rank 1 on n2 hangs, reading a batch after step 6 for 61 s"
 
 
 def test_those_that_wait_for_one_at_work_wait_on() -> None:
@@ -52,7 +52,7 @@ def test_those_that_wait_for_one_at_work_wait_on() -> None:
 def test_one_whose_pulse_stops_is_named_before_others() -> None:
     verdict = judge([WAITS, READS, READS], [dataclasses.replace(WAITS, count=2), READS, None])
     assert verdict == (
-        "rank 1 on n2 gives no sign of life, reading a batch of step 7 for 61 s, "
+        "rank 1 on n2 gives no sign of life, reading a batch after step 6 for 61 s, "
         "rank 2 gives no sign of life: "
         "its process is stopped, or hangs in native code, or its host is gone"
     )
@@ -61,7 +61,7 @@ def test_one_whose_pulse_stops_is_named_before_others() -> None:
 def test_a_deadlock_names_those_that_are_behind() -> None:
     ahead = dataclasses.replace(WAITS, step=7)
     assert alive(ahead, WAITS) == (
-        "all ranks wait for each other: rank 1, averaging gradients of step 7 for 61 s"
+        "all ranks wait for each other: rank 1, averaging gradients after step 6 for 61 s"
     )
 
 
