@@ -7,43 +7,61 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.files import describe
-from launch import outcome, prometheus, submit
+from launch import local, outcome, prometheus, runs, submit
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch", description="Start things.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser(
-        "prometheus",
-        help="configure, and start, a Prometheus that watches all runs",
-        description="Write a Prometheus configuration that finds every run under RUN_ROOT.",
+
+    def add(name: str, text: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=description)
+
+    command = add(
+        "local", "train on this machine", "Train a recipe under torchrun. Options come before it."
     )
-    prometheus.add_arguments(command)
-    command.set_defaults(run=prometheus.run)
-    command = commands.add_parser(
+    local.add_arguments(command)
+    command.set_defaults(run=local.run)
+    command = add(
         "slurm",
-        help="submit jobs to SLURM",
-        description="Render jobs for SLURM, have it check them, and submit them.",
+        "submit jobs to SLURM",
+        "Render jobs for SLURM, have it check them, and submit them.",
     )
     submit.add_arguments(command)
-    command = commands.add_parser(
+    for name, look, text in (
+        ("status", runs.status, "say how far a run is"),
+        ("stop", runs.stop, "ask a run to save and leave"),
+    ):
+        command = add(name, text, f"{text.capitalize()}, from its files.")
+        runs.add_arguments(command)
+        command.set_defaults(run=look)
+    command = add("logs", "show what a run's last job wrote", "Show a run's newest log.")
+    runs.add_log_arguments(command)
+    command.set_defaults(run=runs.logs)
+    command = add(
         "outcome",
-        help="say in one word how a job left a run",
-        description="Print completed, interrupted, stopped, stuck or failed.",
+        "say in one word how a job left a run",
+        "Print completed, interrupted, stopped, stuck or failed.",
     )
     outcome.add_arguments(command)
     command.set_defaults(run=outcome.run)
+    command = add(
+        "prometheus",
+        "configure, and start, a Prometheus that watches all runs",
+        "Write a Prometheus configuration that finds every run under RUN_ROOT.",
+    )
+    prometheus.add_arguments(command)
+    command.set_defaults(run=prometheus.run)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_prep.__main__ import parse as parse_sharding
 from launch.slurm import render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
 from pipeline.command import parse_command
-from pipeline.run_directory import RunDirectory
 
-_LOG = "slurm-{}.log"
+_TRAIN_LOG = "slurm-%j.log"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,10 +25,11 @@ class Job:
 
     title: str
     script: str
+    logs: Path
+    """The folder for its output, which SLURM does not make."""
     is_next: bool = False
     """Whether it waits for the one before it."""
-    run: RunDirectory | None = None
-    """The run it trains."""
+    is_training: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,8 @@ def _add_options(parser: argparse.ArgumentParser, specs: Sequence[type[Any]]) ->
         field.name: field for spec in specs for field in dataclasses.fields(spec)
     }.values():
         option = _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}")
+        if field.name == "output":  # the logs have their place
+            continue
         if field.name == "sbatch_options":
             parser.add_argument(option, dest=field.name, action="append", metavar="--NAME=VALUE")
         elif field.name == "requeue":
@@ -98,15 +101,12 @@ def submit(jobs: Sequence[Job]) -> None:
     """Submit jobs in order and say their numbers; one that waits does so for the one before it."""
     last = ""
     for job in jobs:
+        job.logs.mkdir(parents=True, exist_ok=True)  # SLURM makes no folders
         waits = [f"--dependency=afterok:{last}", "--kill-on-invalid-dep=yes"] if job.is_next else []
         last = _sbatch(job, "--parsable", *waits).strip().partition(";")[0]
-        text = f"{job.title}: job {last}"
-        if job.run is not None:
-            log = job.run.logs / _LOG.format(last)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.touch()
-            text += f", {log}"
-        sys.stdout.write(f"{text}\n")
+        if job.is_training:
+            (job.logs / _TRAIN_LOG.replace("%j", last)).touch()
+        sys.stdout.write(f"{job.title}: job {last}, log in {job.logs}\n")
 
 
 def _sbatch(job: Job, *options: str) -> str:
@@ -115,8 +115,6 @@ def _sbatch(job: Job, *options: str) -> str:
         raise FileNotFoundError(
             "sbatch is not installed here: call this where SLURM takes jobs, or with --dry-run"
         )
-    if job.run is not None:
-        job.run.logs.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         ["sbatch", *options], input=job.script, capture_output=True, text=True, check=False
     )
@@ -127,32 +125,27 @@ def _sbatch(job: Job, *options: str) -> str:
 
 def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     command = parse_command(arguments)
-    values = vars(options) | {"output": options.output or str(command.run.logs / _LOG.format("%j"))}
-    spec = spec_from(TrainSpec, values)
+    logs = command.run.logs
+    spec = spec_from(TrainSpec, vars(options) | {"output": f"{logs}/{_TRAIN_LOG}"})
     script = render_train(spec, arguments, str(command.run.path))
-    return [Job(f"train {command.recipe}", script, run=command.run)]
+    return [Job(f"train {command.recipe}", script, logs, is_training=True)]
 
 
 def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
-    sharding = parse_sharding(["shard", *arguments])
-    spec: PrepareSpec = spec_from(PrepareSpec, vars(options))
+    shards: Path = parse_sharding(["shard", *arguments]).shards
     for word in arguments:
         if word.partition("=")[0] in ("--num-tasks", "--task", "--workers"):
             raise ValueError(
-                f"{word} is given by the script, for each job of the array: leave it out"
+                f"{word} is for the script to give, to each job of the array: leave it out"
             )
-    merging = JobSpec(
-        **{
-            field.name: getattr(spec, field.name)
-            for field in dataclasses.fields(JobSpec)
-            if field.name not in ("job_name", "output", "cpus_per_task")
-        },
-        job_name=f"{spec.job_name}-merge",
-        cpus_per_task=1,
-    )
+    logs = shards.with_name(f"{shards.name}-logs")
+    values = vars(options) | {"output": f"{logs}/prepare-%a.log"}
+    spec: PrepareSpec = spec_from(PrepareSpec, values)
+    values |= {"job_name": f"{spec.job_name}-merge", "output": f"{logs}/merge.log"}
+    merging: JobSpec = spec_from(JobSpec, values | {"cpus_per_task": 1})
     return [
-        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments)),
-        Job("merge", render_merge(merging, str(sharding.shards)), is_next=True),
+        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs),
+        Job("merge", render_merge(merging, str(shards)), logs, is_next=True),
     ]
 
 
@@ -167,7 +160,8 @@ def _plan_chain(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     preparing = argparse.Namespace(**vars(options))
     for name in _OF_PREPARING:
         setattr(preparing, name, getattr(options, f"prepare_{name}") or getattr(options, name))
-    preparing.job_name = f"{options.job_name}-prepare" if options.job_name else None
-    preparing.output = None
-    jobs = _plan_conversion(preparing, sharding) + _plan_training(options, training)
-    return [*jobs[:-1], dataclasses.replace(jobs[-1], is_next=True)]
+    if options.job_name:
+        preparing.job_name = f"{options.job_name}-prepare"
+    first, merging = _plan_conversion(preparing, sharding)
+    (last,) = _plan_training(options, training)
+    return [first, merging, dataclasses.replace(last, is_next=True)]
