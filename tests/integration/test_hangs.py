@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.run_directory import RunDirectory
 from tests.integration.training import (
+    all_rows,
     assert_same_state,
     make_shards,
     rank_log,
@@ -42,11 +41,6 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torchrun(2, "pipeline.train", arguments, folder / "logs") as child:
         assert child.wait(DEADLINE_SECONDS) == 0
     return folder / "run"
-
-
-def all_rows(run: Path) -> list[dict[str, Any]]:
-    """All events, those too that a resume has made void."""
-    return [json.loads(line) for line in RunDirectory(run).events.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

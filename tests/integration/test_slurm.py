@@ -9,15 +9,32 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.run_directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
 from tests.integration.training import (
+    all_rows,
+    assert_same_state,
+    make_shards,
     rows,
+    training,
 )
+from tests.pipeline.monitoring import wait_for
 
 pytestmark = pytest.mark.slow
 
-RANKS = ("--gpus-per-node", 0, "--ranks-per-node", 2, "--cpus-per-task", 2)
-ENVIRONMENT = ("--python", sys.executable)
+SPEC = (
+    *("--gpus-per-node", 0, "--ranks-per-node", 2, "--cpus-per-task", 2),
+    *("--python", sys.executable, "--time", "0:20:00", "--signal-lead", 60),
+)
+"""Ranks on CPUs; two such jobs fit on a node."""
+
+LONG = (
+    *("--epochs", 150, "--evaluation.every_epochs", 50, "--checkpoint.every_epochs", 10),
+    *("--distributed.timeout_seconds", 60),
+)
+"""A run of 1,200 steps, with so long between two saves that each interruption costs steps."""
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +51,170 @@ def cluster(machine: Cluster) -> Iterator[Cluster]:
     machine.cancel_all()
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("slurm") / "shards")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(machine: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `LONG` on two nodes."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    job = train(machine, shards, run, *LONG)
+    assert machine.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
+    return run
+
+
+def train(cluster: Cluster, shards: Path, run: Path, *options: object, nodes: int = 2) -> str:
+    """Submit a training; returns the number of its job."""
+    spec = ("--nodes", nodes, *SPEC)
+    return jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *options)))[0]
+
+
 def jobs_of(output: str) -> list[str]:
     """The numbers of the jobs that `launch slurm` says it has submitted."""
     return re.findall(r": job (\d+)", output)
+
+
+def log_of(run: Path, job: str) -> str:
+    return (RunDirectory(run).logs / f"slurm-{job}.log").read_text()
+
+
+def pids_on(cluster: Cluster, node: str, words: str) -> list[str]:
+    """Processes of a node whose command line has `words`, by their numbers there."""
+    return cluster.run("pgrep", "--full", words, node=node).split()
+
+
+def has_trained(run: Path, start: int, num_steps: int = 15) -> bool:
+    """Whether the ranks have done some steps since they began for the `start`-th time."""
+    kinds = [row["kind"] for row in all_rows(run)]
+    begins = [place for place, kind in enumerate(kinds) if kind == "run"]
+    return len(begins) >= start and kinds[begins[start - 1] :].count("train") >= num_steps
 
 
 def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) -> None:
     shards, run = tmp_path / "shards", tmp_path / "runs/first"
     sizes = ("--num-train", 200, "--num-val", 53, "--samples-per-shard", 40)
     output = cluster.launch(
-        *("slurm", "chain", "--nodes", 2, "--array-size", 4, "--time", "0:05:00", *RANKS),
-        *("--signal-lead", 60, *ENVIRONMENT),
+        *("slurm", "chain", "--nodes", 2, "--array-size", 4, *SPEC),
         *("synthetic", "--output", shards, *sizes),
         *("--", "cifar10", "--run-dir", run, "--global_batch_size", 24, "--epochs", 1),
     )
-    preparing, merging, training_job = jobs_of(output)
-    assert cluster.wait_for_state(training_job, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED"
+    preparing, merging, last = jobs_of(output)
+    assert cluster.wait_for_state(last, *ENDED) == "COMPLETED", log_of(run, last)
     assert cluster.state(preparing) == cluster.state(merging) == "COMPLETED"
-    assert rows(run, "end")[-1]["outcome"] == "completed"
     assert rows(run, "run")[0]["world_size"] == 4
+    assert f"{run}: completed" in log_of(run, last)
+    assert "completed" in cluster.launch("status", run)
+
+
+def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
+    cluster: Cluster, shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """One after the other, on one run: each is answered with a start, and no step is lost."""
+    run = tmp_path / "run"
+    job = train(cluster, shards, run, *LONG)
+
+    def wait_for_start(number: int) -> None:
+        wait_for(lambda: has_trained(run, number), f"start {number}", 120)
+
+    wait_for_start(1)
+    cluster.run("scancel", "--signal=USR1", "--batch", job)  # as --signal=B:USR1@60 does
+    wait_for_start(2)
+    cluster.run("scontrol", "requeue", job)
+    wait_for_start(3)
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
+    cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    wait_for_start(4)
+    cluster.run("kill", "-9", pids_on(cluster, "n2", "pipeline.train")[-1], node="n2")
+    wait_for_start(5)
+    cluster.crash("n2")
+    cluster.wait_for_state(job, "PENDING")
+    cluster.boot("n2")
+    assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
+    assert_same_state(run, undisturbed)
+
+
+def test_a_cancelled_run_is_saved_and_stays_cancelled(
+    cluster: Cluster, shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Until somebody submits it again."""
+    run = tmp_path / "run"
+    job = train(cluster, shards, run, *LONG)
+    wait_for(lambda: has_trained(run, 1), "training", 120)
+    cluster.run("scancel", job)
+    assert cluster.wait_for_state(job, *ENDED) == "CANCELLED"
+    wait_for(lambda: bool(rows(run, "end")), "the end", 60)
+    (signal,), (save,) = rows(run, "signal"), rows(run, "checkpoint")[-1:]
+    assert (signal["source"], save["reason"]) == ("SIGTERM", "preempt")
+    assert signal["step"] == save["step"]
+    again = train(cluster, shards, run, *LONG)
+    assert cluster.wait_for_state(again, *ENDED) == "COMPLETED", log_of(run, again)
+    assert rows(run, "run")[-1]["resumed_from"] == save["step"]
+    assert_same_state(run, undisturbed)
+
+
+def test_two_jobs_on_the_same_nodes_do_not_meet(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """On one node each, and on both at a time."""
+    short = ("--epochs", 2)
+    for nodes in (1, 2):
+        runs = [tmp_path / f"{name}-{nodes}" for name in ("one", "other")]
+        jobs = [train(cluster, shards, run, *short, nodes=nodes) for run in runs]
+        for run, job in zip(runs, jobs, strict=True):
+            assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
+            assert rows(run, "run")[0]["world_size"] == 2 * nodes
+        begins, ends = ([rows(run, kind)[0]["time"] for run in runs] for kind in ("run", "end"))
+        assert max(begins) < min(ends), "they were there together"
+
+
+def test_a_stop_that_was_asked_for_is_not_undone(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = train(cluster, shards, run, *LONG, nodes=1)
+    wait_for(lambda: has_trained(run, 1), "training", 120)
+    assert "RUNNING" in cluster.launch("status", run)
+    cluster.launch("stop", run)
+    assert cluster.wait_for_state(job, *ENDED) == "FAILED"
+    assert f"{run}: stopped" in log_of(run, job)
+    assert cluster.num_starts(job) == 1
+    assert rows(run, "signal")[0]["source"] == "STOP file"
+
+
+def test_a_run_that_fails_is_not_queued_again(cluster: Cluster, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = train(cluster, tmp_path / "no-shards", run, nodes=1)
+    assert cluster.wait_for_state(job, *ENDED) == "FAILED"
+    assert cluster.num_starts(job) == 1
+    assert "no-shards" in log_of(run, job)
+    assert cluster.launch("logs", run)
+
+
+def test_a_run_out_of_time_goes_on_by_itself(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """SLURM's own signal, a minute before the limit of two."""
+    run = tmp_path / "run"
+    options = training(shards, run, "--epochs", 100_000, "--log_every_steps", 50)
+    output = cluster.launch("slurm", "train", "--nodes", 2, *SPEC, "--time", "0:02:00", *options)
+    (job,) = jobs_of(output)
+    wait_for(lambda: has_trained(run, 2, 2), "the second start", 180)
+    first, second = rows(run, "run")
+    (signal,) = rows(run, "signal")
+    assert signal["source"] == "SIGUSR1"
+    assert second["resumed_from"] == signal["step"] > 0
+    assert first["resumed_from"] is None
+    assert cluster.num_starts(job) == 2
+
+
+def test_what_slurm_cannot_give_is_refused_before_anything_is_submitted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    command = ("slurm", "chain", *SPEC, "--nodes", 40, "synthetic", "--output", shards)
+    with pytest.raises(AssertionError, match="error: sbatch refuses the job 'train cifar10': "):
+        cluster.launch(*command, "--", "cifar10", "--run-dir", run)
+    assert not cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -71,6 +72,12 @@ def rows(run: Path, kind: str) -> list[dict[str, Any]]:
     """The events of a kind in the run's one history."""
     path = RunDirectory(run).events
     return [row for row in read_events(path) if row["kind"] == kind] if path.exists() else []
+
+
+def all_rows(run: Path) -> list[dict[str, Any]]:
+    """All events, those too that a resume has made void."""
+    path = RunDirectory(run).events
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:
