@@ -344,6 +344,25 @@ def long_names_of_another_form(root: Path) -> None:
     (root / VAL_NAME).write_bytes(tar({name: jpeg()}, form=tarfile.PAX_FORMAT))
 
 
+def colon_in_a_name(root: Path) -> None:
+    write_archives(root, replace(DATA, val={**DATA.val, "ILSVRC2012_val_1.a:b.JPEG": jpeg()}))
+
+
+def name_too_long_for_a_shard(root: Path) -> None:
+    unpacked(root)
+    (root / f"train/n11111111/n11111111_{'1' * 87}.JPEG").write_bytes(jpeg())
+
+
+def pipe_among_the_classes(root: Path) -> None:
+    unpacked(root)
+    os.mkfifo(root / "train/n55555555.tar")
+
+
+def broken_link_among_the_classes(root: Path) -> None:
+    unpacked(root)
+    (root / "val/n55555555").symlink_to("nowhere")
+
+
 def odd_name(root: Path) -> None:
     write_archives(root, DATA)
     (root / VAL_NAME).write_bytes(tar({"a picture.JPEG": jpeg()}))
@@ -382,6 +401,10 @@ def odd_name(root: Path) -> None:
         (long_names, r"holds \././@LongLink, which is no plain file \(type b'L'\)"),
         (long_names_of_another_form, r"which is no plain file \(type b'x'\)"),
         (odd_name, "holds 'a picture.JPEG'; expected names like ILSVRC2012_val_00000001.JPEG"),
+        (colon_in_a_name, "holds 'ILSVRC2012_val_1.a:b.JPEG'; expected names like"),
+        (name_too_long_for_a_shard, "holds 'n11111111_1+.JPEG'; expected names like"),
+        (pipe_among_the_classes, "n55555555.tar is a broken link or another thing"),
+        (broken_link_among_the_classes, "n55555555 is a broken link or another thing"),
         (Path.touch, "is not a folder; expected one that holds ILSVRC2012_img_train.tar"),
     ],
 )
@@ -439,6 +462,26 @@ def test_lines_may_end_in_any_way(tmp_path: Path, ending: bytes) -> None:
     table = (root / SOLUTION_NAME).read_bytes().replace(b"\n", ending)
     (root / SOLUTION_NAME).write_bytes(b"\xef\xbb\xbf" + table)  # as spreadsheets save it
     assert contents(open_small(root)) == expected_contents(DATA)
+
+
+@pytest.mark.parametrize("stop", [0, 1400])
+def test_inner_archive_that_is_cut_is_told_by_its_place(tmp_path: Path, stop: int) -> None:
+    write_archives(tmp_path, DATA)
+    inner = {f"{wnid}.tar": tar(files) for wnid, files in DATA.train.items()}
+    first = min(inner)
+    (tmp_path / TRAIN_NAME).write_bytes(tar({**inner, first: inner[first][:stop]}))
+    where = rf"{TRAIN_NAME}, bytes 512 to {512 + stop}, is damaged, cut off"
+    with pytest.raises(SourceError, match=where):
+        open_small(tmp_path)
+
+
+def test_longest_name_that_a_shard_can_hold(tmp_path: Path) -> None:
+    key = f"n11111111_{'1' * 86}"
+    unpacked(root := tmp_path / "raw")
+    (root / f"train/n11111111/{key}.JPEG").write_bytes(jpeg())
+    shard(root, tmp_path / "out")
+    with tarfile.open(tmp_path / "out/train-000000.tar") as archive:
+        assert f"{key}.jpg" in archive.getnames()
 
 
 def test_damaged_header_is_refused(tmp_path: Path) -> None:
