@@ -230,6 +230,7 @@ static void scale_lines(const uint8_t *lines, size_t row_bytes, int inset, const
                         uint8_t *out, int out_height, int out_width)
 {
     const Taps *down = &scratch->down;
+    scratch->flat[row_bytes] = 0; /* scale_row multiplies it, if only to drop it */
     for (int y = 0; y < out_height; y++) {
         blend_rows(lines + down->firsts[y] * row_bytes, row_bytes, down->weights + y * down->count,
                    down->count, scratch->flat);

@@ -14,9 +14,12 @@ import numpy.typing as npt
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 """What a whole key matches; a dot would end the key and start the member's field name."""
 
+MAX_KEY_LENGTH = 96
+"""Leaves room for the suffix in the 100 bytes of a ustar member name."""
+
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_STEM_LENGTH = 72
-"""Leaves room for the number and the suffix in the 100 bytes of a ustar member name."""
+"""Leaves room for the number in a key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 
 from data_prep.beton_format import MODES
 from data_prep.images import encode_npy
@@ -21,6 +20,7 @@ from data_prep.manifest import (
     read_checksums,
     read_index,
 )
+from data_prep.pixels import jpeg_size
 
 _ORDER = ("train", "val")
 
@@ -92,8 +92,7 @@ class ShardSamples:
     def _size_of(self, content: bytes) -> tuple[int, int]:
         """Height and width; raises `ValueError` if it is not what the encoding says."""
         if self.encoding == "jpeg":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(content)
-            return height, width
+            return jpeg_size(content)
         is_whole = len(content) == len(self._header) + np.prod(self._shape)
         if not is_whole or not content.startswith(self._header):
             raise ValueError(f"not an .npy of uint8{list(self._shape)}")

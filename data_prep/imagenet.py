@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.assignment import KEY_PATTERN
+from data_prep.assignment import KEY_PATTERN, MAX_KEY_LENGTH
 from data_prep.imagenet_labels import DEVKIT_NAME, SOLUTION_NAME, Devkit, read_devkit, read_truth
 from data_prep.samples import Sample, SampleTable
 from data_prep.sources import RawImage, Source, SourceError, list_files, name_some
@@ -156,8 +156,14 @@ def _entries(root: Path, name: str) -> Iterator[tuple[str, _Place]]:
     with os.scandir(root / name) as entries:
         for entry in entries:
             inside = f"{name}/{entry.name}"
-            if not entry.name.startswith("."):
-                yield entry.name, inside if entry.is_dir() else _whole(root, inside)
+            if entry.name.startswith("."):
+                continue
+            if not (entry.is_dir() or entry.is_file()):  # reading a pipe would wait for ever
+                raise SourceError(
+                    f"{entry.path} is a broken link or another thing that is neither a folder nor "
+                    "a file: remove it, or put there what it stands for"
+                )
+            yield entry.name, inside if entry.is_dir() else _whole(root, inside)
 
 
 def _whole(root: Path, name: str) -> _Packed:
@@ -173,7 +179,9 @@ def _members(root: Path, place: _Packed) -> Iterator[Member]:
                 if _is_file(member, file.fileno(), path):
                     yield member
         except DamagedTarError as error:
-            raise SourceError(f"{path} is damaged, {error}: download it again") from None
+            raise SourceError(
+                f"{_describe(root, place)} is damaged, {error}: download it again"
+            ) from None
 
 
 def _is_file(member: Member, handle: int, path: Path) -> bool:
@@ -213,7 +221,8 @@ def _list(root: Path, place: _Place, prefix: str = "") -> Iterator[tuple[str, st
     is_empty = True
     for name, locator in _files(root, place):
         key = name.partition(".")[0]
-        if not (KEY_PATTERN.fullmatch(key) and key.startswith(prefix)):
+        is_key = KEY_PATTERN.fullmatch(key) and len(key) <= MAX_KEY_LENGTH
+        if not (is_key and key.startswith(prefix)) or ":" in name:  # which locators are cut at
             raise SourceError(
                 f"{_describe(root, place)} holds {name!a}; expected names like "
                 f"{prefix or 'ILSVRC2012_val_'}00000001.JPEG"
@@ -243,6 +252,8 @@ def _last(path: str) -> str:
 def _describe(root: Path, place: _Place) -> str:
     if isinstance(place, str):
         return str(root / place)
+    if place == _whole(root, place.name):
+        return str(root / place.name)
     return f"{root / place.name}, bytes {place.start} to {place.stop},"
 
 

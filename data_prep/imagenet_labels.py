@@ -7,6 +7,7 @@ number is; a label here is the place of the WNID among all, sorted, from 0.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import tarfile
 import zlib
@@ -23,6 +24,8 @@ DEVKIT_NAME = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH_NAME = "ILSVRC2012_validation_ground_truth.txt"
 SOLUTION_NAME = "LOC_val_solution.csv"
 _META_NAME = "meta.mat"
+_MAX_SHOWN = 20
+"""Characters of a wrong line that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +87,35 @@ def _read_solution(root: Path) -> Mapping[str, str] | None:
     path = root / SOLUTION_NAME
     if not path.exists():
         return None
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-    except (KeyError, IndexError, AttributeError) as error:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = [
+                (row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)
+            ]
+    except (csv.Error, KeyError, IndexError, AttributeError) as error:
         raise SourceError(
             f"{path} is not Kaggle's table with ImageId and PredictionString ({error!r}): "
             "download it again"
         ) from None
+    solution = dict(rows)
+    if wrong := {name for name, wnid in rows if solution[name] != wnid}:
+        raise SourceError(
+            f"{path} has several rows with different classes for one image ({name_some(wrong)}): "
+            "download it again"
+        )
+    return solution
 
 
 def _read_packed(path: Path) -> Mapping[str, bytes]:
     wanted = (_META_NAME, GROUND_TRUTH_NAME)
     files = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        content = gzip.decompress(path.read_bytes())  # to its end, where the checksum is
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             for member in archive:
-                name, content = PurePosixPath(member.name).name, archive.extractfile(member)
-                if name in wanted and content is not None:
-                    files[name] = content.read()
+                name = PurePosixPath(member.name).name
+                if name in wanted and member.isreg():
+                    files[name] = content[member.offset_data :][: member.size]
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise SourceError(f"{path} cannot be unpacked ({error}): download it again") from None
     return files
@@ -125,7 +137,7 @@ def _parse_meta(content: bytes) -> tuple[Mapping[int, str], Mapping[str, int]]:
             for row in np.atleast_1d(synsets)
             if not int(row["num_children"])
         ]
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise SourceError(
             f"{_META_NAME} of the devkit lists no synsets ({error}): download it again"
         ) from None
@@ -157,15 +169,16 @@ def _load_synsets(content: bytes) -> Any:
 
 
 def _parse_ground_truth(content: bytes, num_classes: int) -> list[int]:
-    lines = content.split()
+    lines = [line.strip() for line in content.rstrip().splitlines()]
+    numbers = {b"%d" % number: number for number in range(1, num_classes + 1)}
     wrong = [
-        f"{line.decode('ascii', 'replace')!r} in line {number}"
-        for number, line in enumerate(lines, 1)
-        if not line.isdigit() or not 1 <= int(line) <= num_classes
+        f"{line[:_MAX_SHOWN].decode('ascii', 'replace')!r} in line {row}"
+        for row, line in enumerate(lines, 1)
+        if line not in numbers
     ]
     if wrong:
         raise SourceError(
             f"{GROUND_TRUTH_NAME} holds {name_some(wrong)}; expected numbers from 1 to "
             f"{num_classes}: download the devkit again"
         )
-    return [int(line) for line in lines]
+    return [numbers[line] for line in lines]

@@ -14,7 +14,7 @@ from typing import cast
 from data_prep.assignment import ShardName, Task
 from data_prep.files import remove_leftovers, write_atomically
 from data_prep.locks import is_locked, locked
-from data_prep.manifest import MANIFEST_NAME, Encoding, Manifest, read_manifest
+from data_prep.manifest import MANIFEST_NAME, Encoding, Manifest, hash_class_names, read_manifest
 
 Settings = Mapping[str, str | int | float | None]
 """All that decides the bytes of a shard set, by name."""
@@ -169,7 +169,10 @@ def _agree(shards: Path, outline: Outline) -> None:
 def _load(path: Path) -> Outline:
     try:
         fields = json.loads(path.read_bytes())
-        return Outline(**{**fields, "class_names": tuple(fields["class_names"])})
+        outline = Outline(**{**fields, "class_names": tuple(fields["class_names"])})
+        if hash_class_names(outline.class_names) != outline.settings["class_names_sha256"]:
+            raise ValueError("class_names do not match their hash")
+        return outline
     except (ValueError, TypeError, KeyError) as error:
         raise ConversionError(
             f"{path} is damaged ({error}): empty the --output folder and run the command again"

@@ -51,7 +51,10 @@ def is_compiled() -> bool:
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
     """Height and width; raises `ValueError` if it is no JPEG."""
-    height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    except KeyError:  # 4:4:1, which simplejpeg decodes but has no name for
+        height, width, _ = simplejpeg.decode_jpeg(content).shape
     return height, width
 
 

@@ -127,7 +127,7 @@ class ShardRecord:
                         num_pixels=num_pixels,
                         sums=arrays["sums"],
                         products=arrays["products"],
-                        image_sum=arrays.get("image_sum"),
+                        image_sum=arrays["image_sum"] if num_images else None,
                     ),
                 ),
             )
@@ -182,7 +182,7 @@ def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | N
     try:
         record = ShardRecord.load(records / name.record_filename)
         is_whole = (shards / name.filename).stat().st_size == record.num_bytes
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     return record if is_whole else None
 

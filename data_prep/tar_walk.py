@@ -11,6 +11,7 @@ BLOCK_BYTES = tarfile.BLOCKSIZE
 _NAME, _SIZE, _CHECKSUM, _TYPE = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157)
 _PREFIX = 345
 """Where the first part of a long name begins, if there is one."""
+_READ_BYTES = 1 << 20
 
 
 class DamagedTarError(ValueError):
@@ -45,12 +46,15 @@ def walk_tar(handle: int, start: int, stop: int) -> Iterator[Member]:
     """Yield the members of the tar in the bytes from `start` to `stop` of an open file.
 
     Reads headers only, by position. Raises `DamagedTarError` where the tar is cut off, even
-    between two members, or damaged.
+    between two members, or damaged; a header that became zeros looks like the end mark, but an
+    end mark has nothing but zeros behind it.
     """
     position, before = start, "the start"
     while True:
         header = os.pread(handle, max(0, min(BLOCK_BYTES, stop - position)), position)
         if header == bytes(BLOCK_BYTES):
+            if not _is_zero(handle, position + BLOCK_BYTES, stop):
+                raise DamagedTarError(f"it has an end mark after {before}, but more behind it")
             return
         if len(header) < BLOCK_BYTES:
             raise DamagedTarError(f"cut off after {before}: it has no end mark")
@@ -63,11 +67,20 @@ def walk_tar(handle: int, start: int, stop: int) -> Iterator[Member]:
         position = member.offset + -(-member.num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
+def _is_zero(handle: int, start: int, stop: int) -> bool:
+    for position in range(start, stop, _READ_BYTES):
+        if os.pread(handle, min(_READ_BYTES, stop - position), position).strip(b"\0"):
+            return False
+    return True
+
+
 def _parse(header: bytes, offset: int, before: str) -> Member:
     if (plain := _parse_plain(header)) is not None:
         return Member(plain[0], offset, plain[1], header[_TYPE])
     try:
         info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
+        if info.size < 0:  # the walk would go back
+            raise tarfile.HeaderError("negative size")
     except tarfile.HeaderError as error:
         name = header.split(b"\0")[0].decode("ascii", "replace")
         what = f"damaged tar header after {before} ({error}): what follows cannot be read"

@@ -74,7 +74,7 @@ def val_name(number: int) -> str:
     return f"ILSVRC2012_val_{number:08d}.JPEG"
 
 
-def make_meta(low_level: Iterable[tuple[str, int]]) -> bytes:
+def make_meta(low_level: Iterable[tuple[str, float]]) -> bytes:
     """A `meta.mat` with those WNIDs and numbers of images, and a class above them all."""
     fields = [
         ("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"),

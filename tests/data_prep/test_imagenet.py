@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import math
 import os
 import random
 import signal
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 
 from data_prep.imagenet import open_imagenet
+from data_prep.imagenet_labels import SOLUTION_NAME, read_devkit
 from data_prep.manifest import read_index, read_manifest
 from data_prep.sources import Source, SourceError
 from tests.data_prep.imagenet_archive import (
@@ -206,10 +210,22 @@ def repeat_an_image(root: Path) -> None:
 
 
 def count_from_zero(root: Path) -> None:
-    write_archives(root, DATA)
     lines = [str(DATA.order.index(wnid)) for wnid in DATA.val_wnids]
-    devkit = {**DATA.devkit, f"{DEVKIT_NAME}/data/{GROUND_TRUTH_NAME}": "\n".join(lines).encode()}
+    write_ground_truth(root, "\n".join(lines).encode())
+
+
+def write_ground_truth(root: Path, content: bytes) -> None:
+    write_archives(root, DATA)
+    devkit = {**DATA.devkit, f"{DEVKIT_NAME}/data/{GROUND_TRUTH_NAME}": content}
     (root / f"{DEVKIT_NAME}.tar.gz").write_bytes(tar(devkit, "w:gz"))
+
+
+def blank_line_in_the_ground_truth(root: Path) -> None:
+    write_ground_truth(root, DATA.ground_truth.replace(b"\n", b"\n\n", 2))
+
+
+def endless_number_in_the_ground_truth(root: Path) -> None:
+    write_ground_truth(root, DATA.ground_truth + b"1" * 5000)
 
 
 def cut_the_ground_truth(root: Path) -> None:
@@ -259,6 +275,13 @@ def number_a_class_twice(root: Path) -> None:
     (root / f"{DEVKIT_NAME}.tar.gz").write_bytes(tar(devkit, "w:gz"))
 
 
+def count_without_end(root: Path) -> None:
+    write_archives(root, DATA)
+    meta = make_meta([(wnid, math.inf) for wnid in DATA.order])
+    devkit = {**DATA.devkit, f"{DEVKIT_NAME}/data/meta.mat": meta}
+    (root / f"{DEVKIT_NAME}.tar.gz").write_bytes(tar(devkit, "w:gz"))
+
+
 def garble_the_meta(root: Path) -> None:
     write_archives(root, DATA)
     devkit = {**DATA.devkit, f"{DEVKIT_NAME}/data/meta.mat": b"MATLAB 5.0" * 50}
@@ -280,6 +303,19 @@ def cut_the_devkit(root: Path) -> None:
 def garble_the_table(root: Path) -> None:
     kaggle(root)
     (root / "LOC_val_solution.csv").write_text("<html>404</html>\nnot found\n")
+
+
+def endless_field_in_the_table(root: Path) -> None:
+    kaggle(root)
+    with (root / SOLUTION_NAME).open("a") as file:
+        file.write("x" * 200_000)
+
+
+def repeat_a_row_of_the_table(root: Path) -> None:
+    kaggle(root)
+    with (root / SOLUTION_NAME).open("a") as file:
+        for wnid in list(DATA.train)[:2]:
+            file.write(f"\nILSVRC2012_val_00000001,{wnid} 1 1 2 2")
 
 
 def contradict_the_table(root: Path) -> None:
@@ -308,6 +344,25 @@ def long_names_of_another_form(root: Path) -> None:
     (root / VAL_NAME).write_bytes(tar({name: jpeg()}, form=tarfile.PAX_FORMAT))
 
 
+def colon_in_a_name(root: Path) -> None:
+    write_archives(root, replace(DATA, val={**DATA.val, "ILSVRC2012_val_1.a:b.JPEG": jpeg()}))
+
+
+def name_too_long_for_a_shard(root: Path) -> None:
+    unpacked(root)
+    (root / f"train/n11111111/n11111111_{'1' * 87}.JPEG").write_bytes(jpeg())
+
+
+def pipe_among_the_classes(root: Path) -> None:
+    unpacked(root)
+    os.mkfifo(root / "train/n55555555.tar")
+
+
+def broken_link_among_the_classes(root: Path) -> None:
+    unpacked(root)
+    (root / "val/n55555555").symlink_to("nowhere")
+
+
 def odd_name(root: Path) -> None:
     write_archives(root, DATA)
     (root / VAL_NAME).write_bytes(tar({"a picture.JPEG": jpeg()}))
@@ -323,6 +378,8 @@ def odd_name(root: Path) -> None:
         (misplace_an_image, "holds 'n22222222_999.JPEG'; expected names like n11111111_"),
         (repeat_an_image, r"several images of one name \(ILSVRC2012_val_00000001\)"),
         (count_from_zero, r"holds '0' in line 3.*; expected numbers from 1 to 4"),
+        (blank_line_in_the_ground_truth, "holds '' in line 2.*; expected numbers from 1 to 4"),
+        (endless_number_in_the_ground_truth, "holds '11111111111111111111' in line 10; expected"),
         (cut_the_ground_truth, "has 9 images and the ground truth has 8: ILSVRC2012_val_00000009"),
         (lose_a_val_image, "has 8 images and the ground truth has 9: ILSVRC2012_val_00000003"),
         (lose_the_devkit, f"does not tell classes: put {DEVKIT_NAME}.tar.gz"),
@@ -331,16 +388,23 @@ def odd_name(root: Path) -> None:
         (swap_val_folders, "folders of other classes than the ground truth says"),
         (lose_a_val_folder, "differ: n11111111 in only one of them"),
         (number_a_class_twice, "numbers its 4 classes in another way"),
+        (count_without_end, "meta.mat of the devkit lists no synsets"),
         (garble_the_meta, "meta.mat of the devkit cannot be read"),
         (lose_the_meta, "the devkit in .* has no meta.mat"),
         (cut_the_devkit, f"{DEVKIT_NAME}.tar.gz cannot be unpacked"),
         (garble_the_table, "LOC_val_solution.csv is not Kaggle's table"),
+        (endless_field_in_the_table, "LOC_val_solution.csv is not Kaggle's table .*field larger"),
+        (repeat_a_row_of_the_table, r"different classes for one image \(ILSVRC2012_val_00000001\)"),
         (contradict_the_table, "LOC_val_solution.csv and the devkit differ"),
         (no_train, f"has neither {TRAIN_NAME} nor a folder train/"),
         (other_files_among_the_classes, "train holds extra among its classes"),
         (long_names, r"holds \././@LongLink, which is no plain file \(type b'L'\)"),
         (long_names_of_another_form, r"which is no plain file \(type b'x'\)"),
         (odd_name, "holds 'a picture.JPEG'; expected names like ILSVRC2012_val_00000001.JPEG"),
+        (colon_in_a_name, "holds 'ILSVRC2012_val_1.a:b.JPEG'; expected names like"),
+        (name_too_long_for_a_shard, "holds 'n11111111_1+.JPEG'; expected names like"),
+        (pipe_among_the_classes, "n55555555.tar is a broken link or another thing"),
+        (broken_link_among_the_classes, "n55555555 is a broken link or another thing"),
         (Path.touch, "is not a folder; expected one that holds ILSVRC2012_img_train.tar"),
     ],
 )
@@ -363,6 +427,61 @@ def test_archive_that_is_cut_anywhere_is_refused(tmp_path: Path, name: str) -> N
         (root / name).write_bytes(content[:stop])
         with pytest.raises(SourceError, match="is damaged, cut off"):
             open_small(root)
+
+
+def test_any_damage_of_the_devkit_is_noticed(tmp_path: Path) -> None:
+    path = write_archives(tmp_path, DATA) / f"{DEVKIT_NAME}.tar.gz"
+    content, devkit = path.read_bytes(), read_devkit(tmp_path)
+    for place, change in itertools.product(range(len(content)), (1, 16)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
+        try:
+            found = read_devkit(tmp_path)
+        except SourceError:
+            continue
+        assert found == devkit, place  # a bit of the time or the like
+
+
+def test_links_in_the_devkit_do_no_harm(tmp_path: Path) -> None:
+    path = write_archives(tmp_path, DATA) / f"{DEVKIT_NAME}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "nowhere"
+        archive.addfile(link)
+        for name, content in DATA.devkit.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert contents(open_small(tmp_path)) == expected_contents(DATA)
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+def test_lines_may_end_in_any_way(tmp_path: Path, ending: bytes) -> None:
+    write_ground_truth(tmp_path / "devkit", DATA.ground_truth.replace(b"\n", ending))
+    assert contents(open_small(tmp_path / "devkit")) == expected_contents(DATA)
+    kaggle(root := tmp_path / "kaggle")
+    table = (root / SOLUTION_NAME).read_bytes().replace(b"\n", ending)
+    (root / SOLUTION_NAME).write_bytes(b"\xef\xbb\xbf" + table)  # as spreadsheets save it
+    assert contents(open_small(root)) == expected_contents(DATA)
+
+
+@pytest.mark.parametrize("stop", [0, 1400])
+def test_inner_archive_that_is_cut_is_told_by_its_place(tmp_path: Path, stop: int) -> None:
+    write_archives(tmp_path, DATA)
+    inner = {f"{wnid}.tar": tar(files) for wnid, files in DATA.train.items()}
+    first = min(inner)
+    (tmp_path / TRAIN_NAME).write_bytes(tar({**inner, first: inner[first][:stop]}))
+    where = rf"{TRAIN_NAME}, bytes 512 to {512 + stop}, is damaged, cut off"
+    with pytest.raises(SourceError, match=where):
+        open_small(tmp_path)
+
+
+def test_longest_name_that_a_shard_can_hold(tmp_path: Path) -> None:
+    key = f"n11111111_{'1' * 86}"
+    unpacked(root := tmp_path / "raw")
+    (root / f"train/n11111111/{key}.JPEG").write_bytes(jpeg())
+    shard(root, tmp_path / "out")
+    with tarfile.open(tmp_path / "out/train-000000.tar") as archive:
+        assert f"{key}.jpg" in archive.getnames()
 
 
 def test_damaged_header_is_refused(tmp_path: Path) -> None:

@@ -153,6 +153,21 @@ def test_real_images_are_cut_as_whole_ones_are() -> None:
 
 
 @pytest.mark.usefixtures("way")
+def test_a_subsampling_without_a_name() -> None:
+    """4:4:1 has as many blocks a unit as 4:2:0: here only the header tells them apart."""
+    content = bytearray(jpeg(picture(64, 64), subsampling="4:2:0"))
+    place = content.index(b"\xff\xc0") + 11
+    assert content[place] == 0x22
+    content[place] = 0x14
+    assert jpeg_size(bytes(content)) == (64, 64)
+    whole = np.asarray(Image.open(io.BytesIO(content)))
+    window = Window(9, 30, 40, 17)
+    assert np.array_equal(cut(bytes(content), window, 40, 17), taken(whole, window))
+    with pytest.raises(ValueError, match=r"truncated|Premature"):
+        jpeg_size(bytes(content[:-100]))
+
+
+@pytest.mark.usefixtures("way")
 def test_a_damaged_jpeg_is_refused() -> None:
     content = jpeg(picture(64, 64), quality=90)
     assert jpeg_size(content) == (64, 64)
@@ -188,6 +203,7 @@ def test_rows_below_the_window_are_not_decoded() -> None:
     assert np.array_equal(cut(half, window, 16, 64), cut(content, window, 16, 64))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     "window",
     [

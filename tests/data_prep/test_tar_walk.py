@@ -61,3 +61,22 @@ def test_any_changed_byte_of_a_header_is_noticed(
     except DamagedTarError:
         return
     assert members == [Member("n01440764_1.JPEG", BLOCK_BYTES, 5)]  # padding of the checksum
+
+
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"\xff" * 10 + b"\xfe\0"])
+def test_member_of_negative_size_does_not_lead_back(tmp_path: Path, size: bytes) -> None:
+    header = bytearray(make_header("n01440764_1.JPEG", tarfile.REGTYPE, 0, 0))
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    assert tarfile.TarInfo.frombuf(header, "ascii", "strict").size == -BLOCK_BYTES
+    with pytest.raises(DamagedTarError, match=r"after the start \(negative size\)"):
+        walk(bytes(header) + bytes(1024), tmp_path / "c.tar")
+
+
+def test_header_that_became_zeros_is_not_the_end(tmp_path: Path) -> None:
+    members = [make_header(f"x{number}", tarfile.REGTYPE, 0, 0) for number in range(3)]
+    whole = b"".join(members)
+    assert len(walk(whole + bytes(10240), tmp_path / "d.tar")) == 3
+    hole = members[0] + bytes(3 * BLOCK_BYTES) + members[2] + bytes(1024)
+    with pytest.raises(DamagedTarError, match="an end mark after x0, but more behind it"):
+        walk(hole, tmp_path / "d.tar")

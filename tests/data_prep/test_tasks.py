@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.assignment import ShardName
 from data_prep.files import remove_leftovers
 from data_prep.manifest import read_manifest
 from data_prep.merge import merge
 from data_prep.output import ConversionError
+from data_prep.shards import find_record
 from tests.data_prep.conftest import SLOW_OPTIONS, SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import (
     copy_tree,
@@ -109,6 +111,27 @@ def test_merge_notices_what_was_lost_since(parts: Path, synthetic: Path) -> None
     assert run_cli(*command(parts, 0, *SYNTHETIC_OPTIONS)).returncode == 0
     merge(parts, max_reject_ratio=0)
     assert hash_tree(parts) == hash_tree(synthetic)
+
+
+def test_any_damage_of_a_record_is_noticed(parts: Path) -> None:
+    records, name = parts / ".conversion", ShardName("train", 0)
+    path = records / name.record_filename
+    content, record = path.read_bytes(), find_record(parts, records, name)
+    for place in range(content.index(b"PK\1\2"), len(content)):  # what no checksum covers
+        for change in (1, 8, 64):
+            changed = bytes([content[place] ^ change])
+            path.write_bytes(content[:place] + changed + content[place + 1 :])
+            found = find_record(parts, records, name)
+            assert found is None or repr(found) == repr(record), place
+
+
+def test_damaged_settings_are_one_sentence(parts: Path) -> None:
+    path = parts / ".conversion/settings.json"
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content.replace(b'"star"', b'"stor"'), b'{"settings": 3}'):
+        path.write_bytes(damaged)
+        with pytest.raises(ConversionError, match=r"settings\.json is damaged \(.*empty the --out"):
+            merge(parts, max_reject_ratio=0)
 
 
 def test_conversion_without_tasks_finishes_what_tasks_began(parts: Path, synthetic: Path) -> None:
