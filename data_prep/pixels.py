@@ -94,6 +94,9 @@ def scale_window(
 
 def _take(image: Pixels, window: Window, out: Pixels, resampling: Image.Resampling) -> None:
     top, left, height, width = window
+    is_inside = 0 <= top <= image.shape[0] - height and 0 <= left <= image.shape[1] - width
+    if not is_inside or min(height, width) < 1:
+        raise ValueError("the window is not inside the image")
     taken = image[top : top + height, left : left + width]
     if taken.shape != out.shape:
         scaled = Image.fromarray(taken)
