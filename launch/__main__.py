@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.files import describe
-from launch import local, outcome, prometheus, runs, submit
+from launch import doctor, local, outcome, prometheus, runs, submit
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,6 +28,11 @@ def _parser() -> argparse.ArgumentParser:
         "Render jobs for SLURM, have it check them, and submit them.",
     )
     submit.add_arguments(command)
+    command = add(
+        "doctor", "check what ruins runs", "Check this machine for training: a line for each check."
+    )
+    doctor.add_arguments(command)
+    command.set_defaults(run=doctor.run)
     for name, look, text in (
         ("status", runs.status, "say how far a run is"),
         ("stop", runs.stop, "ask a run to save and leave"),

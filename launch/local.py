@@ -47,7 +47,8 @@ def run(options: argparse.Namespace) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"{num_ranks} ranks; log: {log}\n")
     sys.stdout.flush()
-    _run_torchrun(torchrun_command(num_ranks, options.max_restarts, options.command), log)
+    words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
+    _run_torchrun(words, log)
     events = command.run.events
     outcome = outcome_of(read_events(events) if events.is_file() else [], begin)
     return _EXIT_CODES.get(outcome, 1)
@@ -75,12 +76,15 @@ def num_gpus() -> int:
     return len(done.stdout.splitlines()) if done.returncode == 0 else 0
 
 
-def torchrun_command(num_ranks: int, max_restarts: int, arguments: Sequence[str]) -> list[str]:
+def torchrun_command(
+    num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
+) -> list[str]:
+    """On this machine alone, at a free port."""
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
         "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
-        *("-m", "pipeline.train", *arguments),
+        *("-m", module, *arguments),
     ]
 
 

@@ -9,9 +9,22 @@ from __future__ import annotations
 import shlex
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingCommand:
+    """What a job is to train."""
+
+    arguments: Sequence[str]
+    """Those of `pipeline.train`."""
+    run_dir: str
+    """The one among them."""
+    doctor_arguments: Sequence[str]
+    """Those of `pipeline.doctor` for it."""
 
 
 class _Template(string.Template):
@@ -20,12 +33,9 @@ class _Template(string.Template):
     delimiter = "@@"
 
 
-def render_train(spec: TrainSpec, arguments: Sequence[str] | None = None, run_dir: str = "") -> str:
-    """A training job; `arguments` are those of `pipeline.train`, `run_dir` is the run among them.
-
-    Without them RECIPE, SHARDS and RUN name what to train.
-    """
-    if arguments is None:
+def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str:
+    """A training job; without a command RECIPE, SHARDS and RUN name what to train."""
+    if command is None:
         by_hand = (
             "; by hand:\n#     RECIPE=alexnet_fast SHARDS=shards RUN=runs/first sbatch [OPTIONS] "
             "slurm/train.sbatch [TRAINING OPTIONS]"
@@ -37,19 +47,31 @@ def render_train(spec: TrainSpec, arguments: Sequence[str] | None = None, run_di
         )
     else:
         by_hand = "."
-        training = f"run={shlex.quote(run_dir)}\ntraining=({shlex.join(arguments)})"
+        run, arguments = shlex.quote(command.run_dir), shlex.join(command.arguments)
+        training = f"run={run}\ntraining=({arguments})"
     ranks = spec.ranks_per_node
     return _fill(
         "train.sbatch.in",
         directives=_directives(spec),
         by_hand=by_hand,
         training=training,
-        environment=_environment(spec, is_by_hand=arguments is None),
+        environment=_environment(spec, is_by_hand=command is None),
+        doctor=_doctor(spec, command),
         ranks="$SLURM_GPUS_ON_NODE" if ranks is None else str(ranks),
         shutdown_seconds=str(spec.shutdown_seconds),
         max_restarts=str(spec.max_restarts),
-        max_requeues=str(spec.max_requeues),
+        max_requeues=str(spec.max_requeues if spec.requeue else 0),
     )
+
+
+def _doctor(spec: TrainSpec, command: TrainingCommand | None) -> str:
+    """The line that checks the nodes, if it is wanted."""
+    if not spec.doctor:
+        return ""
+    words = '--shards "${SHARDS:-shards}" --run-dir "$run"'
+    if command is not None:
+        words = shlex.join(command.doctor_arguments)
+    return f'"${{torchrun[@]}}" -m pipeline.doctor {words} || exit 1\n'
 
 
 def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) -> str:

@@ -87,6 +87,8 @@ class TrainSpec(JobSpec):
     max_requeues: int = 50
     max_restarts: int = 3
     """How often torchrun starts the ranks again when one fails."""
+    doctor: bool = False
+    """Whether the nodes are checked first."""
 
     def __post_init__(self) -> None:
         JobSpec.__post_init__(self)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.__main__ import parse as parse_sharding
-from launch.slurm import render_merge, render_prepare, render_train
+from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
-from pipeline.command import parse_command
+from pipeline.command import Command, parse_command
 
 _TRAIN_LOG = "slurm-%j.log"
 
@@ -61,7 +61,7 @@ def _add_options(parser: argparse.ArgumentParser, specs: Sequence[type[Any]]) ->
             continue
         if field.name == "sbatch_options":
             parser.add_argument(option, dest=field.name, action="append", metavar="--NAME=VALUE")
-        elif field.name == "requeue":
+        elif field.type == "bool":
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
         else:
             kind = int if "int" in str(field.type) else str
@@ -127,8 +127,21 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     command = parse_command(arguments)
     logs = command.run.logs
     spec = spec_from(TrainSpec, vars(options) | {"output": f"{logs}/{_TRAIN_LOG}"})
-    script = render_train(spec, arguments, str(command.run.path))
+    script = render_train(spec, _training_command(command, arguments))
     return [Job(f"train {command.recipe}", script, logs, is_training=True)]
+
+
+def _training_command(command: Command, arguments: list[str]) -> TrainingCommand:
+    config, run_dir = command.config, str(command.run.path)
+    return TrainingCommand(
+        arguments=arguments,
+        run_dir=run_dir,
+        doctor_arguments=[
+            *("--shards", config.data.shards, "--run-dir", run_dir),
+            *("--decode-threads", str(config.data.decode_threads)),
+            *("--device", config.distributed.device),
+        ],
+    )
 
 
 def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[Job]:

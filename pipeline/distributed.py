@@ -45,6 +45,8 @@ class Place:
     """How often torchrun has started all ranks anew."""
     max_attempts: int = 0
     """How often it does so when a rank fails (--max-restarts)."""
+    meeting: str = ""
+    """Address and port where the ranks meet."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
 
@@ -71,6 +73,7 @@ class Place:
             local_world_size=local_world_size,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
             max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
+            meeting=":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")),
             is_launched=True,
         )
 

@@ -158,7 +158,7 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(
     cluster: Cluster, shards: Path, tmp_path: Path
 ) -> None:
     """On one node each, and on both at a time."""
-    short = ("--epochs", 2)
+    short = ("--epochs", 40, "--evaluation.every_epochs", 0)
     for nodes in (1, 2):
         runs = [tmp_path / f"{name}-{nodes}" for name in ("one", "other")]
         jobs = [train(cluster, shards, run, *short, nodes=nodes) for run in runs]

@@ -1,0 +1,258 @@
+"""Interrupt jobs of a real SLURM at random, in every way there is, and compare what they train.
+
+    python -m benchmarks.interruptions [--interruptions 100] [--runs 4] [--json PATH]
+
+Some runs train side by side on two nodes of a SLURM made of namespaces (it needs root and Debian's
+slurmctld, slurmd, slurm-client and munge). Each is interrupted again and again, after a random
+number of steps: SIGUSR1 as before the time limit, `scontrol requeue`, preemption, `scancel` and a
+new submission, a file STOP and a new submission, kill -9 of a rank, a rank that is stopped, and the
+loss of the node. A preemption and a lost node hit the run beside it too. Then all are left alone,
+and must end with every step logged once and with the weights of a run that was never interrupted,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measurement import parser, report, shard_synthetic, spread
+from pipeline import checkpoint
+from pipeline.events import Event, read_events
+from pipeline.run_directory import RunDirectory
+from tests.integration.slurm_cluster import Cluster, run_cluster
+
+NUM_TRAIN, GLOBAL_BATCH_SIZE, EPOCHS = 4096, 64, 40
+NUM_STEPS = NUM_TRAIN // GLOBAL_BATCH_SIZE * EPOCHS
+MOST_STEPS = 60
+"""After a start, before the next interruption."""
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+_DEADLINE_SECONDS = 400.0
+
+
+@dataclass
+class Run:
+    """A run, and the job that trains it now."""
+
+    cluster: Cluster
+    directory: RunDirectory
+    shards: Path
+    job: str = ""
+    stop_seconds: list[float] = field(default_factory=list)
+    """From the request to the end of training."""
+    start_seconds: list[float] = field(default_factory=list)
+    """From SLURM's start of the job to the first step."""
+
+    def submit(self) -> None:
+        words: list[object] = ["--gpus-per-node", 0, "--ranks-per-node", 2, "--cpus-per-task", 2]
+        words += ["--python", sys.executable, "--time", "4:00:00", "--max-requeues", 1000]
+        words += ["--max-restarts", 100, "cifar10", "--data.shards", self.shards]
+        words += ["--run-dir", self.directory.path, "--global_batch_size", GLOBAL_BATCH_SIZE]
+        words += ["--epochs", EPOCHS, "--log_every_steps", 1, "--evaluation.every_epochs", EPOCHS]
+        words += ["--checkpoint.every_epochs", 1, "--metrics.enabled", "false"]
+        words += ["--distributed.timeout_seconds", 15]
+        output = self.cluster.launch("slurm", "train", *words)
+        self.job = output.split(": job ")[1].split(",")[0]
+
+    def rows(self) -> list[Event]:
+        """All events, those of steps that were done again too."""
+        if not self.directory.events.exists():
+            return []
+        return [json.loads(line) for line in self.directory.events.read_text().split("\n")[:-1]]
+
+    def last_start(self) -> list[Event]:
+        """The events since the ranks last began."""
+        rows = self.rows()
+        begins = [place for place, row in enumerate(rows) if row["kind"] == "run"]
+        return rows[begins[-1] :] if begins else []
+
+    def num_starts(self) -> int:
+        return sum(row["kind"] == "run" for row in self.rows())
+
+    def has_trained(self, num_steps: int) -> bool:
+        """Whether it is at work, and so many steps are done since it last began."""
+        kinds = [row["kind"] for row in self.last_start()]
+        is_on = "end" not in kinds and kinds.count("train") >= num_steps
+        return is_on and self.cluster.state(self.job) == "RUNNING"
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _DEADLINE_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.directory.path}, job {self.job}: not {what}")
+            time.sleep(0.2)
+
+    def wait_until_over(self) -> None:
+        self.wait_until(lambda: self.cluster.state(self.job) in ENDED, "over")
+
+    def node(self) -> str:
+        command = ("squeue", "--noheader", f"--jobs={self.job}", "--format=%N")
+        return self.cluster.run(*command).strip()
+
+    def signal_a_rank(self, name: str, dice: random.Random) -> None:
+        """Ranks are the youngest of the processes that name the run."""
+        words = f"python.* -m pipeline.train .*{self.directory.path}"
+        pids = self.cluster.run("pgrep", "--full", words, node=self.node()).split()[-2:]
+        self.cluster.run("kill", f"-{name}", dice.choice(pids), node=self.node())
+
+
+def lose_time(run: Run, _: random.Random) -> None:
+    run.cluster.run("scancel", "--signal=USR1", "--batch", run.job)
+
+
+def requeue(run: Run, _: random.Random) -> None:
+    run.cluster.run("scontrol", "requeue", run.job)
+
+
+def preempt(run: Run, _: random.Random) -> None:
+    urgent = ("--partition=urgent", f"--nodelist={run.node()}", "--exclusive")
+    run.cluster.run("sbatch", *urgent, "--output=/dev/null", "--wrap=sleep 0.5")
+
+
+def cancel(run: Run, _: random.Random) -> None:
+    run.cluster.run("scancel", run.job)
+    run.wait_until_over()
+    run.submit()
+
+
+def stop(run: Run, _: random.Random) -> None:
+    run.cluster.launch("stop", run.directory.path)
+    run.wait_until_over()
+    run.submit()
+
+
+def kill(run: Run, dice: random.Random) -> None:
+    run.signal_a_rank("KILL", dice)
+
+
+def freeze(run: Run, dice: random.Random) -> None:
+    run.signal_a_rank("STOP", dice)
+
+
+def lose_node(run: Run, _: random.Random) -> None:
+    node = run.node()
+    run.cluster.crash(node)
+    run.wait_until(lambda: run.cluster.state(run.job) == "PENDING", "queued again")
+    run.cluster.boot(node)
+
+
+GRACEFUL = (lose_time, requeue, preempt, cancel, stop)
+WAYS = (*GRACEFUL, kill, freeze, lose_node)
+
+
+def disturb(
+    run: Run, ways: list[Callable[..., None]], dice: random.Random, turn: threading.Lock
+) -> None:
+    """Interrupt the run in these ways, one after the other, and wait until it is done."""
+    run.submit()
+    for way in ways:
+        num_steps = dice.randrange(1, MOST_STEPS)
+        while True:
+            run.wait_until(lambda: run.has_trained(num_steps), f"at step {num_steps}")  # noqa: B023
+            with turn:
+                if not run.has_trained(num_steps):  # another one's interruption came first
+                    continue
+                starts, begin = run.num_starts(), time.time()
+                way(run, dice)
+            break
+        run.wait_until(lambda: run.num_starts() > starts, f"back after {way.__name__}")  # noqa: B023
+        measure(run, way, begin)
+        sys.stderr.write(f"{run.directory.name}: {way.__name__}, start {run.num_starts()}\n")
+    run.wait_until_over()
+
+
+def measure(run: Run, way: Callable[..., None], begin: float) -> None:
+    """Note how long it took to stop, where that was asked for, and to begin again."""
+    if way in GRACEFUL:
+        ends = [row["time"] for row in run.rows() if row["kind"] == "end" and row["time"] > begin]
+        run.stop_seconds += [time_of_end - begin for time_of_end in ends[:1]]
+    run.wait_until(lambda: any(row["kind"] == "train" for row in run.last_start()), "at work")
+    shown = run.cluster.run("scontrol", "show", "job", run.job)
+    started = datetime.fromisoformat(shown.split(" StartTime=")[1].split()[0]).timestamp()
+    first = next((row["time"] for row in run.last_start() if row["kind"] == "train"), None)
+    if first is not None and way not in (kill, freeze):  # there torchrun starts the ranks anew
+        run.start_seconds.append(first - started)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    path = checkpoint.named(run.directory.checkpoints, "newest")
+    model: dict[str, torch.Tensor] = checkpoint.load(path)["model"]
+    return model
+
+
+def is_whole(run: Run) -> bool:
+    """Whether the job completed, and its history has every step once."""
+    steps = [row["step"] for row in read_events(run.directory.events) if row["kind"] == "train"]
+    is_completed = run.cluster.state(run.job) == "COMPLETED"
+    return is_completed and steps == list(range(1, NUM_STEPS + 1))
+
+
+def figures(cluster: Cluster, root: Path, num_interruptions: int, num_runs: int) -> dict[str, Any]:
+    dice, turn = random.Random(2012), threading.Lock()
+    shards = shard_synthetic(root / "shards", num_train=NUM_TRAIN, num_val=256)
+    all_ways = [
+        way for way, _ in zip(itertools.cycle(WAYS), range(num_interruptions), strict=False)
+    ]
+    dice.shuffle(all_ways)
+    runs = [Run(cluster, RunDirectory(root / f"run-{n}"), shards) for n in range(num_runs + 1)]
+    plans: list[list[Callable[..., None]]] = [[], *(all_ways[n::num_runs] for n in range(num_runs))]
+    disturb(runs[0], plans[0], dice, turn)
+    with ThreadPoolExecutor(num_runs) as threads:
+        jobs = [
+            threads.submit(disturb, run, ways, random.Random(dice.random()), turn)
+            for run, ways in zip(runs[1:], plans[1:], strict=True)
+        ]
+        for job in jobs:
+            job.result()
+    expected = weights(runs[0])
+    equal = [
+        all(torch.equal(found, expected[name]) for name, found in weights(run).items())
+        for run in runs[1:]
+    ]
+    saves = [row for row in read_events(runs[0].directory.events) if row["kind"] == "checkpoint"]
+    begin, end = runs[0].rows()[0]["time"], runs[0].rows()[-1]["time"]
+    return {
+        "claim": "however often a job is interrupted, its run loses nothing",
+        "interruptions": dict(collections.Counter(way.__name__ for way in all_ways)),
+        "starts": [run.num_starts() for run in runs],
+        "runs": num_runs,
+        "runs_whole": sum(is_whole(run) for run in runs[1:]),
+        "runs_with_equal_weights": sum(equal),
+        "steps_of_a_run": NUM_STEPS,
+        "seconds_from_request_to_end": spread([x for run in runs for x in run.stop_seconds]),
+        "seconds_from_start_of_job_to_first_step": spread(
+            [seconds for run in runs for seconds in run.start_seconds]
+        ),
+        "share_of_undisturbed_run_spent_saving": round(
+            sum(row["seconds"] for row in saves) / (end - begin), 5
+        ),
+    }
+
+
+def main() -> None:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--interruptions", type=int, default=100)
+    options_parser.add_argument("--runs", type=int, default=4, help="two fit on each node")
+    options = options_parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, run_cluster(2) as cluster:
+        found = figures(cluster, Path(scratch), options.interruptions, options.runs)
+    report(found, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Training on this machine, and looking at it, as a user does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.local import choose_num_ranks, num_gpus
+from pipeline.command import parse_command
+from tests.integration.training import make_shards, rows, training, wait_for_step
+from tests.pipeline.monitoring import REPOSITORY
+
+LONG = ("--epochs", 1000)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("local") / "shards")
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launch", "local", *map(str, words)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def launch(*words: object) -> int:
+    return main([*map(str, words)])
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_watched_stopped_and_finished(
+    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with start("--nproc", 2, "--max-restarts", 1, *training(shards, run, *LONG)) as job:
+        wait_for_step(run, 3)
+        assert launch("status", run) == 0
+        assert "state        training" in capfd.readouterr().out
+        assert launch("stop", run) == 0
+        output, _ = job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert len(rows(run, "run")) == 1, "torchrun has not started it again"
+    (log,) = (run / "logs").glob("local-*.log")
+    assert log.read_text() in output
+    assert "asked by STOP file" in output
+    capfd.readouterr()
+    assert launch("status", run) == 0
+    assert "state        stopped" in capfd.readouterr().out
+    assert launch("stop", run) == 1
+    assert "is not being trained: it stopped" in capfd.readouterr().err
+    step = rows(run, "end")[-1]["step"]
+    with start("--nproc", 2, *training(shards, run, *LONG), "--max-steps", step + 3) as job:
+        job.communicate(timeout=60)
+    assert job.returncode == 0
+    shown = subprocess.run(
+        [sys.executable, "-m", "launch", "logs", run, "--lines", "400"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"resumed from {run}" in shown.stdout, "the newest log"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "is_to_group"),
+    [(signal.SIGTERM, False), (signal.SIGUSR1, False), (signal.SIGINT, True)],
+)
+def test_signals_are_passed_on(
+    number: signal.Signals, is_to_group: bool, shards: Path, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to all of its processes."""
+    run = tmp_path / "run"
+    with start("--nproc", 2, *training(shards, run, *LONG)) as job:
+        wait_for_step(run, 3)
+        if is_to_group:
+            os.killpg(job.pid, number)
+        else:
+            job.send_signal(number)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert rows(run, "signal")[0]["source"] == number.name
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
+    with start(*training(tmp_path / "no-shards", tmp_path / "run")) as job:
+        output, _ = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "no-shards" in output
+
+
+def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("local", "cifar10", "--run-dir", tmp_path / "run", "--epochs", "x") == 1
+    assert "--epochs is 'x'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("0,1,2", 3), ("", 0), ("-1", 0), ("3,-1,4", 1), ("GPU-af3c", 1)]
+)
+def test_gpus_are_those_that_are_visible(
+    visible: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert num_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    "tool", ["#!/bin/sh\nprintf 'GPU 0: a\\nGPU 1: b\\n'", "#!/bin/sh\nexit 9"]
+)
+def test_gpus_are_counted_by_their_driver(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidia-smi").write_text(tool)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert num_gpus() == (2 if "printf" in tool else 0)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "options", "expected"),
+    [
+        (8, (), 8),
+        (8, ("--distributed.device", "cpu"), 1),
+        (0, (), 1),
+        (0, ("--model.columns", "split"), 2),
+    ],
+)
+def test_the_number_of_ranks(num_gpus: int, options: tuple[str, ...], expected: int) -> None:
+    words = ["alexnet_2012", "--data.shards", "s", "--run-dir", "r", *options]
+    assert choose_num_ranks(parse_command(words), num_gpus) == expected
+
+
+def test_a_folder_that_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("status", "stop", "logs"):
+        assert launch(command, tmp_path) == 1
+        assert f"{tmp_path} is not a run directory" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""What the events say of how a job ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.__main__ import main
+from launch.outcome import outcome_of
+from pipeline.events import EventLog
+
+Row = dict[str, Any]
+
+
+def rows(*parts: Row) -> list[Row]:
+    """One second after the other."""
+    return [{"time": float(second), **part} for second, part in enumerate(parts)]
+
+
+def begin(step: int) -> Row:
+    return {"kind": "run", "step": step}
+
+
+def signal(source: str) -> Row:
+    return {"kind": "signal", "step": 0, "source": source}
+
+
+def end(outcome: str, step: int) -> Row:
+    return {"kind": "end", "step": step, "outcome": outcome}
+
+
+@pytest.mark.parametrize(
+    ("expected", "history"),
+    [
+        ("failed", []),
+        ("completed", rows(begin(0), end("completed", 9))),
+        ("completed", rows(begin(0), end("stopped", 5))),  # where --max-steps said
+        ("failed", rows(begin(0), end("failed", 5))),
+        ("failed", rows(begin(0), {"kind": "train", "step": 5})),  # killed
+        ("interrupted", rows(begin(0), signal("SIGUSR1"), end("stopped", 5))),
+        ("interrupted", rows(begin(0), begin(4), signal("SIGTERM"), end("stopped", 4))),
+        ("stuck", rows(begin(4), signal("SIGTERM"), end("stopped", 4))),
+        ("stopped", rows(begin(0), signal("STOP file"), end("stopped", 5))),
+        ("completed", rows(begin(0), signal("SIGTERM"), begin(5), end("completed", 9))),
+    ],
+)
+def test_of_a_whole_history(expected: str, history: list[Row]) -> None:
+    assert outcome_of(history) == expected
+
+
+def test_of_the_last_job_alone() -> None:
+    first = rows(begin(0), signal("SIGUSR1"), end("stopped", 5))
+    assert outcome_of(first, since=10) == "failed", "the job has left nothing"
+    done = rows(begin(0), end("completed", 9))
+    assert outcome_of(done, since=10) == "completed", "it had nothing to do"
+    second = [
+        *first,
+        *({**row, "time": 11.0} for row in (begin(5), signal("SIGUSR1"), end("stopped", 5))),
+    ]
+    assert outcome_of(second, since=10) == "stuck"
+
+
+def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["outcome", str(tmp_path)]) == 0
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("run", step=0, epoch=0.0, resumed_from=None)
+    log.write("end", step=9, epoch=1.0, outcome="completed")
+    log.close()
+    assert main(["outcome", str(tmp_path), "--since", "0"]) == 0
+    assert capsys.readouterr().out == "failed\ncompleted\n"

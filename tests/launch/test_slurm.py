@@ -1,0 +1,96 @@
+"""The scripts: the committed ones are those of the default specs, and all are sound shell."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
+from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from tests.pipeline.monitoring import REPOSITORY
+
+HARD = 'it\'s a "run" of $HOME'
+COMMAND = TrainingCommand(
+    arguments=["cifar10", "--data.shards", "shards", "--run-dir", HARD],
+    run_dir=HARD,
+    doctor_arguments=["--shards", "shards", "--run-dir", HARD],
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [("train", render_train(TrainSpec())), ("prepare", render_prepare(PrepareSpec()))],
+)
+def test_the_committed_scripts_are_those_of_the_default_specs(name: str, script: str) -> None:
+    path = REPOSITORY / "slurm" / f"{name}.sbatch"
+    assert path.read_text() == script, f"write it anew: {script}"
+
+
+def test_a_small_training() -> None:
+    spec = TrainSpec(
+        nodes=2,
+        gpus_per_node=0,
+        ranks_per_node=2,
+        cpus_per_task=4,
+        time_limit="1:00:00",
+        partition="gpu",
+        account="lab",
+        signal_lead_seconds=120,
+        requeue=True,
+        max_requeues=3,
+        max_restarts=1,
+        doctor=True,
+        python="/opt/my env/bin/python",
+        output="logs/%j.log",
+        sbatch_options=("--qos=high",),
+    )
+    expected = Path(__file__).with_name("train.golden.sbatch").read_text()
+    assert render_train(spec, COMMAND) == expected
+
+
+SCRIPTS = {
+    "training": render_train(TrainSpec(), COMMAND),
+    "checked training by hand": render_train(TrainSpec(doctor=True)),
+    "training in pyxis": render_train(TrainSpec(container="nvcr.io#nvidia/pytorch:26.10"), COMMAND),
+    "training in apptainer": render_train(
+        TrainSpec(container="my image.sif".replace(" ", "_")), COMMAND
+    ),
+    "conversion": render_prepare(PrepareSpec(), ["imagenet", "--input", HARD, "--output", HARD]),
+    "merge": render_merge(JobSpec(), HARD),
+}
+each_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+
+
+@each_script
+def test_bash_reads_every_script(script: str) -> None:
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert "@@" not in script
+
+
+@each_script
+def test_directives_come_first(script: str) -> None:
+    """SLURM reads none behind the first command."""
+    lines = script.splitlines()
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert directives == list(range(1, len(directives) + 1))
+
+
+def test_a_command_keeps_its_words() -> None:
+    assignments = [
+        line for line in SCRIPTS["training"].splitlines() if line.startswith(("run=", "training="))
+    ]
+    show = 'printf "%s\\n" "$run" "${training[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", "\n".join([*assignments, show])], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [HARD, *COMMAND.arguments]
+
+
+def test_containers_run_python() -> None:
+    pyxis = SCRIPTS["training in pyxis"]
+    assert "python=(python3) container=(--container-image='nvcr.io#nvidia/pytorch:26.10' " in pyxis
+    assert "aside=(srun --nodes=1 --ntasks=1 --container-image=" in pyxis
+    apptainer = "python=(apptainer exec --nv my_image.sif python3) container=() aside=()"
+    assert apptainer in SCRIPTS["training in apptainer"]

@@ -1,0 +1,64 @@
+"""What a job may ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of, spec_from
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "sentence"),
+    [
+        (JobSpec, {"job_name": "a b"}, r"--job-name is 'a b'; expected letters, digits"),
+        (JobSpec, {"cpus_per_task": 0}, r"--cpus-per-task is '0'; expected 1 to 100000"),
+        (JobSpec, {"time_limit": "90"}, r"--time is '90'; expected \[DAYS-\]HOURS:MINUTES:SECONDS"),
+        (JobSpec, {"time_limit": "1:60:00"}, r"--time is '1:60:00'; expected"),
+        (JobSpec, {"time_limit": "0:00:00"}, r"--time is '0:00:00'; expected"),
+        (JobSpec, {"partition": "a\nb"}, r"--partition is 'a\nb'; expected one word"),
+        (JobSpec, {"account": ""}, r"--account is ''; expected one word"),
+        (JobSpec, {"python": ""}, r"--python is ''; expected an interpreter"),
+        (JobSpec, {"sbatch_options": ("qos=high",)}, r"'qos=high'; expected an option such as"),
+        (JobSpec, {"sbatch_options": ("--qos=a\n#",)}, r"--sbatch-option is '--qos=a"),
+        (TrainSpec, {"nodes": 0}, r"--nodes is '0'; expected 1 to 100000"),
+        (TrainSpec, {"gpus_per_node": -1}, r"--gpus-per-node is '-1'; expected 0 to 100000"),
+        (TrainSpec, {"gpus_per_node": 0}, r"--gpus-per-node is 0, and --ranks-per-node is missing"),
+        (TrainSpec, {"ranks_per_node": 0}, r"--ranks-per-node is '0'; expected 1 to"),
+        (TrainSpec, {"max_requeues": -1}, r"--max-requeues is '-1'; expected 0 to"),
+        (TrainSpec, {"signal_lead_seconds": 59}, r"--signal-lead is 59; expected at least 60 sec"),
+        (TrainSpec, {"time_limit": "0:05:00"}, r"less than the time limit, which is 300"),
+        (PrepareSpec, {"array_size": 0}, r"--array-size is '0'; expected 1 to 100000"),
+    ],
+)
+def test_what_slurm_could_not_mean_is_refused(
+    kind: type[JobSpec], values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        kind(**values)
+
+
+@given(
+    days=st.integers(0, 30),
+    hours=st.integers(0, 23),
+    minutes=st.integers(0, 59),
+    seconds=st.integers(1, 59),
+)
+def test_time_limits(days: int, hours: int, minutes: int, seconds: int) -> None:
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert seconds_of(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == total
+    assert seconds_of(f"{24 * days + hours}:{minutes:02}:{seconds:02}") == total
+
+
+def test_what_is_not_given_keeps_its_default() -> None:
+    spec = spec_from(TrainSpec, {"nodes": 2, "partition": None, "array_size": 4})
+    assert spec == TrainSpec(nodes=2)
+
+
+def test_ranks_are_one_a_gpu_unless_told() -> None:
+    assert TrainSpec(gpus_per_node=4).interpreter == ".venv/bin/python"
+    assert TrainSpec(container="image.sif").interpreter == "python3"
+    assert TrainSpec(container="image.sif", python="/opt/python").interpreter == "/opt/python"

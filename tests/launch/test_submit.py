@@ -1,0 +1,72 @@
+"""Jobs are planned whole, and refused before anything is submitted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+
+CPU = ("--gpus-per-node", 0, "--ranks-per-node", 2)
+
+
+def slurm(*words: object) -> int:
+    return main(["slurm", *map(str, words)])
+
+
+def test_a_dry_run_prints_what_a_chain_would_submit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ("--dry-run", "--array-size", 4, "--nodes", 2, *CPU, "--partition", "gpu")
+    preparing = ("--prepare-partition", "cpu", "--prepare-time", "2:00:00", "--job-name", "first")
+    source = ("synthetic", "--output", tmp_path / "shards")
+    training = ("cifar10", "--run-dir", tmp_path / "run")
+    assert slurm("chain", *spec, *preparing, *source, "--", *training) == 0
+    scripts = capsys.readouterr().out.split("#!/bin/bash\n")[1:]
+    names = [re.findall(r"--job-name=(\S+)", script)[0] for script in scripts]
+    assert names == ["first-prepare", "first-prepare-merge", "first"]
+    partitions = [re.findall(r"--partition=(\S+)", script)[0] for script in scripts]
+    assert partitions == ["cpu", "cpu", "gpu"]
+    assert [re.findall(r"--time=(\S+)", script)[0] for script in scripts] == [
+        *("2:00:00", "2:00:00", "24:00:00")
+    ]
+    assert f"--data.shards {tmp_path}/shards)" in scripts[2], "it trains on what was prepared"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("train", "cifar10"), "--run-dir is missing"),
+        (("train", "no-such", "--run-dir", "r", "--data.shards", "s"), "no-such"),
+        (("train", "cifar10", "--run-dir", "r", "--data.shards", "s", "--epochs", "x"), "--epochs"),
+        (("train", "--nodes", 0, "cifar10", "--run-dir", "r", "--data.shards", "s"), "--nodes is"),
+        (("prepare", "synthetic", "--output", "s", "--task=3"), "--task=3 is for the script"),
+        (("chain", "synthetic", "--output", "s"), "expected SOURCE, its options, --, RECIPE"),
+    ],
+)
+def test_a_command_that_cannot_work_is_refused(
+    words: tuple[object, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert slurm(*words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert sentence in error
+
+
+def test_a_conversion_that_cannot_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        slurm("prepare", "imagenet", "--output", "s", "--size", "many")
+    assert "--size" in capsys.readouterr().err
+
+
+def test_without_slurm_only_a_dry_run_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = ("cifar10", "--run-dir", tmp_path / "run", "--data.shards", "s")
+    assert slurm("train", *CPU, *command) == 1
+    assert "sbatch is not installed here" in capsys.readouterr().err
+    assert slurm("train", "--dry-run", *CPU, *command) == 0
