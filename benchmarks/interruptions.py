@@ -36,7 +36,7 @@ from pipeline.events import Event, read_events
 from pipeline.run_directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, run_cluster
 
-NUM_TRAIN, GLOBAL_BATCH_SIZE, EPOCHS = 4096, 64, 40
+NUM_TRAIN, GLOBAL_BATCH_SIZE, EPOCHS = 4096, 64, 20
 NUM_STEPS = NUM_TRAIN // GLOBAL_BATCH_SIZE * EPOCHS
 MOST_STEPS = 60
 """After a start, before the next interruption."""
@@ -64,7 +64,7 @@ class Run:
         words += ["--max-restarts", 100, "cifar10", "--data.shards", self.shards]
         words += ["--run-dir", self.directory.path, "--global_batch_size", GLOBAL_BATCH_SIZE]
         words += ["--epochs", EPOCHS, "--log_every_steps", 1, "--evaluation.every_epochs", EPOCHS]
-        words += ["--checkpoint.every_epochs", 1, "--metrics.enabled", "false"]
+        words += ["--checkpoint.every_epochs", 0.25, "--metrics.enabled", "false"]
         words += ["--distributed.timeout_seconds", 15]
         output = self.cluster.launch("slurm", "train", *words)
         self.job = output.split(": job ")[1].split(",")[0]

@@ -22,7 +22,17 @@ import pytest
 
 from tests.pipeline.monitoring import REPOSITORY, wait_for
 
-_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "ip", "unshare", "nsenter")
+_PROGRAMS = (
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "munged",
+    "mungekey",
+    "ip",
+    "unshare",
+    "nsenter",
+    "setpriv",
+)
 _NETWORK = "10.77.0"
 _HEAD = "head"
 _CPUS = 4  # claimed: more than there may be, so that two jobs fit on a node
@@ -168,6 +178,7 @@ class Cluster:
         script = _FIRST_PROCESS.format(name=name, folder=self._folder, services=services)
         process = subprocess.Popen(
             [
+                *("setpriv", "--pdeathsig", "KILL"),  # whatever ends this process
                 *("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc"),
                 *("--kill-child", "bash", "-c", script),
             ],
