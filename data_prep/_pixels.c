@@ -479,8 +479,9 @@ PyDoc_STRVAR(copy_windows_doc,
 "copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out) -> int\n\n"
 "Copy a window of height×width out of each image in memory into `out`, uint8 N×height×width×3.\n"
 "`addresses` (uint64 N) are of the images' first bytes, their rows `row_bytes` apart; `tops` and\n"
-"`lefts` are int64 N, `flips` bool N: what is mirrored left to right. The caller answers for their being inside the images. Returns -1, or the\n"
-"number of the first image that cannot be read because its file was cut or its disk fails.");
+"`lefts` are int64 N, `flips` bool N: what is mirrored left to right. The caller answers for their\n"
+"being inside the images. Returns -1, or the number of the first image that cannot be read because\n"
+"its file was cut or its disk fails.");
 
 static PyObject *copy_windows(PyObject *module, PyObject *arguments)
 {
@@ -493,7 +494,8 @@ static PyObject *copy_windows(PyObject *module, PyObject *arguments)
         return NULL;
     Py_ssize_t count = addresses.len / (Py_ssize_t)sizeof(uint64_t), failed = -1;
     int is_sound = tops.len == addresses.len && lefts.len == addresses.len &&
-                   flips.len == count && height > 0 && width > 0 && out.len == count * height * width * 3;
+                   flips.len == count && height > 0 && width > 0 &&
+                   out.len == count * height * width * 3;
     if (is_sound) {
         catch_bus_errors();
         Py_BEGIN_ALLOW_THREADS
