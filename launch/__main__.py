@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
+    except KeyboardInterrupt:
+        return 130
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
         return 1

@@ -8,26 +8,30 @@ import sys
 
 from launch.local import num_gpus, torchrun_command
 
-_OPTIONS = {
-    "--shards": "the shard set that is to be trained on",
-    "--run-dir": "where the run is to go",
-    "--decode-threads": "data.decode_threads of the run",
-    "--device": "distributed.device of the run",
-}
+_OPTIONS = ("shards", "run_dir", "decode_threads", "device")
 """Those of `pipeline.doctor`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, help="ranks; default: one a GPU, on CPUs one")
-    for option, text in _OPTIONS.items():
-        parser.add_argument(option, dest=option, help=text)
+    parser.add_argument("--shards", help="the shard set that is to be trained on")
+    parser.add_argument("--run-dir", help="where the run is to go")
+    parser.add_argument("--decode-threads", type=int, help="data.decode_threads of the run")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), help="distributed.device of the run"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Returns 0 if all is well."""
-    given = {option: getattr(options, option) for option in _OPTIONS}
-    words = [word for option in given.items() if option[1] is not None for word in option]
-    num_ranks = options.nproc or num_gpus() or 1
+    """Returns 0 if all is well. Raises `ValueError` if the number of ranks is none."""
+    words = []
+    for name in _OPTIONS:
+        value = getattr(options, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    num_ranks = options.nproc if options.nproc is not None else num_gpus() or 1
+    if num_ranks < 1:
+        raise ValueError(f"--nproc is {num_ranks}; expected at least 1")
     command = torchrun_command(num_ranks, 0, "pipeline.doctor", words)
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -38,4 +42,4 @@ def run(options: argparse.Namespace) -> int:
 def _of_ranks(text: str) -> str:
     """What the ranks wrote; torchrun adds a page to every exit that is not 0."""
     lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if line.startswith(("error: ", "usage: ")))
+    return "".join(line for line in lines if line.startswith("error: ")) or text

@@ -41,16 +41,24 @@ def run(options: argparse.Namespace) -> int:
     Raises `ValueError` if the command is not one of `pipeline.train`.
     """
     command = parse_command(options.command)
-    num_ranks = options.nproc or choose_num_ranks(command, num_gpus())
+    num_ranks = options.nproc
+    if num_ranks is None:
+        num_ranks = choose_num_ranks(command, num_gpus())
+    for name, value, lowest in (
+        ("--nproc", num_ranks, 1),
+        ("--max-restarts", options.max_restarts, 0),
+    ):
+        if value < lowest:
+            raise ValueError(f"{name} is {value}; expected at least {lowest}")
     begin = time.time()
     log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"{num_ranks} ranks; log: {log}\n")
     sys.stdout.flush()
     words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
-    _run_torchrun(words, log)
+    code = _run_torchrun(words, log)
     events = command.run.events
-    outcome = outcome_of(read_events(events) if events.is_file() else [], begin)
+    outcome = outcome_of(read_events(events) if events.is_file() else [], begin, code)
     return _EXIT_CODES.get(outcome, 1)
 
 
@@ -88,8 +96,8 @@ def torchrun_command(
     ]
 
 
-def _run_torchrun(command: list[str], log: Path) -> None:
-    """Until it ends; what it writes goes on to standard output and into `log`.
+def _run_torchrun(command: list[str], log: Path) -> int:
+    """Its exit code; what it writes goes on to standard output and into `log`.
 
     Signals are passed on, but not Ctrl-C: the terminal sends that to torchrun too.
     """
@@ -112,6 +120,7 @@ def _run_torchrun(command: list[str], log: Path) -> None:
             signal.signal(number, pass_on)
         assert child.stdout is not None
         _copy(child.stdout, file)
+    return child.returncode
 
 
 def _copy(output: IO[bytes], file: IO[bytes]) -> None:

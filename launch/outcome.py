@@ -22,16 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="of Unix time, when the job began; default: the whole history",
     )
+    parser.add_argument(
+        "--code", type=int, default=0, help="that torchrun ended with (default: %(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     path = RunDirectory(options.run_dir).events
     rows = read_events(path) if path.is_file() else []
-    sys.stdout.write(f"{outcome_of(rows, options.since)}\n")
+    sys.stdout.write(f"{outcome_of(rows, options.since, options.code)}\n")
 
 
-def outcome_of(history: list[Event], since: float = 0.0) -> Outcome:
+def outcome_of(history: list[Event], since: float = 0.0, code: int = 0) -> Outcome:
     """What the job that began at `since` (Unix seconds) has left of a run.
+
+    One that left nothing had nothing to do if torchrun's exit code says that all went well.
 
     completed    all steps asked for are done, or were before
     interrupted  a signal ended it early: it can go on
@@ -47,7 +52,8 @@ def outcome_of(history: list[Event], since: float = 0.0) -> Outcome:
     last_attempt = history[history.index(begins[-1]) :] if begins else []
     sources = [row["source"] for row in last_attempt if row["kind"] == "signal"]
     if end["outcome"] == "completed" or (end["outcome"] == "stopped" and not sources):
-        return "completed"  # without a signal it stopped where --max-steps said
+        # Without a signal it stopped where --max-steps said.
+        return "completed" if begins_now or code == 0 else "failed"
     if end["outcome"] == "failed" or not begins_now:
         return "failed"
     if not sources[-1].startswith("SIG"):

@@ -126,9 +126,21 @@ def _sbatch(job: Job, *options: str) -> str:
 def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     command = parse_command(arguments)
     logs = command.run.logs
-    spec = spec_from(TrainSpec, vars(options) | {"output": f"{logs}/{_TRAIN_LOG}"})
+    output = f"{_as_pattern('--run-dir', logs)}/{_TRAIN_LOG}"
+    spec = spec_from(TrainSpec, vars(options) | {"output": output})
     script = render_train(spec, _training_command(command, arguments))
     return [Job(f"train {command.recipe}", script, logs, is_training=True)]
+
+
+def _as_pattern(option: str, folder: Path) -> str:
+    """The folder in sbatch's notation for file names; raises `ValueError` if it has none for it."""
+    text = str(folder)
+    if set(text) & set("\\'\"#") or text.split() != [text]:
+        raise ValueError(
+            f"the logs would be in '{folder}', and SLURM takes no path with spaces or one of "
+            f"\\ ' \" # for them: give another {option}"
+        )
+    return text.replace("%", "%%")
 
 
 def _training_command(command: Command, arguments: list[str]) -> TrainingCommand:
@@ -152,9 +164,10 @@ def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[
                 f"{word} is for the script to give, to each job of the array: leave it out"
             )
     logs = shards.with_name(f"{shards.name}-logs")
-    values = vars(options) | {"output": f"{logs}/prepare-%a.log"}
+    pattern = _as_pattern("--output", logs)
+    values = vars(options) | {"output": f"{pattern}/prepare-%a.log"}
     spec: PrepareSpec = spec_from(PrepareSpec, values)
-    values |= {"job_name": f"{spec.job_name}-merge", "output": f"{logs}/merge.log"}
+    values |= {"job_name": f"{spec.job_name}-merge", "output": f"{pattern}/merge.log"}
     merging: JobSpec = spec_from(JobSpec, values | {"cpus_per_task": 1})
     return [
         Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs),

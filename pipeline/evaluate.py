@@ -109,6 +109,7 @@ def evaluate(
     what the reader raises.
     """
     begin = time.perf_counter()
+    enter(Phase.EVALUATING)
     blocks = evaluation_blocks(reader.num_samples, block_size, grid.num_replicas, grid.replica)
     loader = Loader(
         reader,

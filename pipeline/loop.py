@@ -292,7 +292,7 @@ class TrainingLoop:
         A disk that does not take it costs this checkpoint only, unless it `must_succeed`, because
         the process ends: then `OSError` is raised.
         """
-        self._enter(Phase.SAVING)
+        self._enter(Phase.AGREEING)
         self._settle()
         parts, progress = self._parts, self._parts.progress
         step, marked = progress.step, progress.marked
@@ -304,6 +304,7 @@ class TrainingLoop:
         if best_top1 is not None:
             progress.marked = step, best_top1
         state = self._state() if parts.grid.replica == 0 else None
+        self._enter(Phase.SAVING)
         error = None
         if parts.world.is_main:
             assert state is not None

@@ -31,7 +31,7 @@ from pipeline.distributed import World
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
 from pipeline.failure import RankFailure
-from pipeline.grid import build_grid, check_layout
+from pipeline.grid import Grid, build_grid, check_layout
 from pipeline.journal import Journal
 from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
@@ -41,7 +41,7 @@ from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_same_run, lock_run, write_settings
 from pipeline.stop import remove_old_request
-from pipeline.watchdog import Watchdog
+from pipeline.watchdog import Phase, Watchdog
 
 _OF_A_HOST = (
     *(
@@ -152,11 +152,19 @@ def _build(
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan),
         metrics=RankMetrics(world.rank, world.place.local_rank, registry),
-        watchdog=Watchdog(
-            world, run, config.distributed, computing_waits=grid.same_replica is not None
-        ),
+        watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, grid)),
     )
     return parts, path
+
+
+def _waiting_phases(config: Config, grid: Grid) -> frozenset[Phase]:
+    """Where ranks wait for each other because of the network's layout or the reader."""
+    phases = set()
+    if grid.same_replica is not None:
+        phases |= {Phase.COMPUTING, Phase.EVALUATING}
+    if config.data.reader == "resident":
+        phases |= {Phase.READING}
+    return frozenset(phases)
 
 
 def _of_all_hosts(command: Command) -> dict[str, object]:

@@ -53,6 +53,7 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
             raise failure from error
         is_complete = progress.step == parts.target_steps
         journal.ended(progress.step, "completed" if is_complete else "stopped")
+        world.gather(None)  # the first rank to leave ends all: rank 0 shall have had its last word
         _conclude(parts, is_complete=is_complete)
         is_done = progress.step == parts.end_step
         return 0 if is_done or world.place.max_attempts else STOPPED

@@ -40,7 +40,10 @@ T = TypeVar("T")
 
 _PULSES_PER_LIMIT = 10
 _MAX_PERIOD_SECONDS = 10.0
+_DUMP_SECONDS = 20.0
 _VERDICT = "hang"
+_SILENT = "rank 0 gives no sign of life"
+_SILENT_STORE = f"{_SILENT}: the store that it keeps does not answer"
 
 
 class Phase(enum.StrEnum):
@@ -117,13 +120,18 @@ class Watchdog:
     """Watches one rank for the length of a `with` block, together with those of the others."""
 
     def __init__(
-        self, world: World, run: RunDirectory, config: DistributedConfig, *, computing_waits: bool
+        self,
+        world: World,
+        run: RunDirectory,
+        config: DistributedConfig,
+        *,
+        waiting: frozenset[Phase] = frozenset(),
     ) -> None:
-        """`computing_waits`: the passes too wait for other ranks, as with columns on two."""
+        """`waiting`: the phases in which this run's ranks, unlike others, wait for each other."""
         self._world = world
         self._run = run
         self._config = config
-        self._waiting = _WAITING | ({Phase.COMPUTING} if computing_waits else frozenset())
+        self._waiting = _WAITING | waiting
         if not world.is_main:
             self._waiting |= {Phase.SAVING}
         shortest = min(config.timeout_seconds, config.save_timeout_seconds)
@@ -169,41 +177,50 @@ class Watchdog:
                 verdict = self._board.verdict()
                 if verdict is None and pulse.is_overdue:
                     verdict = self._judge()
-            except (RuntimeError, TimeoutError):
-                verdict = None
-                if pulse.is_overdue:
-                    verdict = (
-                        "rank 0 gives no sign of life: the store that it keeps does not answer"
-                    )
+            except Exception:  # of the store's connection, in whatever form
+                verdict = _SILENT_STORE if pulse.is_overdue else None
             if verdict is not None:
                 self._end_job(verdict)
 
     def _judge(self) -> str | None:
+        """Compare all pulses before and after a time in which every rank has some, this one too."""
         before = self._board.pulses()
-        if self._is_over.wait(2 * self._period):
-            return None
-        self._count += 1
-        self._board.post(self._world.rank, self._pulse())
+        for _ in range(3):
+            if self._is_over.wait(self._period):
+                return None
+            self._count += 1
+            self._board.post(self._world.rank, self._pulse())
         text = judge(before, self._board.pulses())
         return None if text is None else self._board.agree(text)
 
     def _end_job(self, verdict: str) -> None:
-        """Tell, and end this process: its main thread may never come back."""
-        folder = self._run.hangs
-        sentence = f"{verdict}; the stacks of all ranks are in {folder}"
-        with contextlib.suppress(OSError):
-            self._dump(folder, sentence)
+        """Tell, and end this process: its main thread may never come back.
+
+        What hangs may be the file system of the run, so nothing waits long for that.
+        """
+        sentence = f"{verdict}; the stacks of all ranks are in {self._run.hangs}"
+        try:
+            if self._world.is_main or verdict.startswith(_SILENT):
+                os.write(2, f"error: {sentence}\n".encode(errors="replace"))
+            dump = threading.Thread(target=self._leave_traces, args=(sentence,), daemon=True)
+            dump.start()
+            dump.join(_DUMP_SECONDS)
+            if self._world.is_main and self._world.store is not None:
+                time.sleep(2 * self._period)  # it may keep the store, where others find the verdict
+        finally:
+            os._exit(FAILED)
+
+    def _leave_traces(self, sentence: str) -> None:
+        with contextlib.suppress(Exception):
+            self._dump(self._run.hangs, sentence)
         if self._world.is_main:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 write_failure(self._run.events, sentence)
-        if self._world.is_main or "rank 0 " in verdict:
-            os.write(2, f"error: {sentence}\n".encode())  # its stream may be locked
-        os._exit(FAILED)
 
     def _dump(self, folder: Path, sentence: str) -> None:
         folder.mkdir(exist_ok=True)
         pulse, name = self._pulse(), f"rank-{self._world.rank:05d}"
-        with (folder / f"{name}.txt").open("w") as file:
+        with (folder / f"{name}.txt").open("w", errors="replace") as file:
             file.write(f"{sentence}\n\nrank {self._world.rank} on {pulse.host}{_at(pulse)}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)

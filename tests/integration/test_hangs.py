@@ -21,6 +21,7 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
+from tests.pipeline.monitoring import wait_for
 from tests.pipeline.ranks import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -80,8 +81,7 @@ def test_a_rank_that_is_stopped_is_named(rank: int, shards: Path, tmp_path: Path
         victim = ranks_of(child)[rank]
         os.kill(victim, signal.SIGSTOP)
         other = 1 - rank
-        while "error: " not in rank_log(logs, other, "stderr"):
-            assert child.poll() is None
+        wait_for(lambda: "error: " in rank_log(logs, other, "stderr"), "the verdict", 60)
         os.kill(victim, signal.SIGKILL)
         child.communicate(timeout=DEADLINE_SECONDS)
     *_, told = rank_log(logs, other, "stderr").splitlines()

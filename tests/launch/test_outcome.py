@@ -55,6 +55,9 @@ def test_of_the_last_job_alone() -> None:
     assert outcome_of(first, since=10) == "failed", "the job has left nothing"
     done = rows(begin(0), end("completed", 9))
     assert outcome_of(done, since=10) == "completed", "it had nothing to do"
+    assert outcome_of(done, since=10, code=1) == "failed", "it was refused"
+    paused = rows(begin(0), end("stopped", 5))
+    assert outcome_of(paused, since=10, code=1) == "failed"
     second = [
         *first,
         *({**row, "time": 11.0} for row in (begin(5), signal("SIGUSR1"), end("stopped", 5))),

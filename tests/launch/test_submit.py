@@ -45,6 +45,8 @@ def test_a_dry_run_prints_what_a_chain_would_submit(
         (("train", "--nodes", 0, "cifar10", "--run-dir", "r", "--data.shards", "s"), "--nodes is"),
         (("prepare", "synthetic", "--output", "s", "--task=3"), "--task=3 is for the script"),
         (("chain", "synthetic", "--output", "s"), "expected SOURCE, its options, --, RECIPE"),
+        (("train", "cifar10", "--run-dir", "a b", "--data.shards", "s"), "give another --run-dir"),
+        (("prepare", "synthetic", "--output", "it's"), "give another --output"),
     ],
 )
 def test_a_command_that_cannot_work_is_refused(
