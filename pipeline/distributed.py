@@ -73,7 +73,9 @@ class Place:
             local_world_size=local_world_size,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
             max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
-            meeting=":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")),
+            meeting=":".join(
+                os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
+            ),
             is_launched=True,
         )
 

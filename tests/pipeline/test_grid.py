@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed import World
+from pipeline.distributed import World, collective_deadline
 from pipeline.grid import build_grid, check_layout
 from tests.pipeline.ranks import call_on_ranks
 from tests.pipeline.worlds import SINGLE
@@ -39,7 +39,7 @@ def test_four_ranks_are_two_replicas_of_two_columns() -> None:
     assert [one["same_column"] for one in found] == [0b0101, 0b1010, 0b0101, 0b1010]
     assert [one["reports"] for one in found] == [True, False, True, False]
     deadlines = {one[f"same_{name} deadline"].total_seconds() for one in found for name in GROUPS}
-    assert deadlines == {30}
+    assert deadlines == {collective_deadline(30).total_seconds()}
 
 
 GROUPS = ("replica", "column")
