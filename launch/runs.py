@@ -75,7 +75,7 @@ def describe(events: list[Event], now: float) -> dict[str, str]:
 
 
 def stop(options: argparse.Namespace) -> None:
-    """Raises `ValueError` if no job of the run is at work."""
+    """Raises `ValueError` if the run's last job has ended, or has not begun."""
     run = _existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
     job = slurm_job(run)

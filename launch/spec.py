@@ -113,10 +113,6 @@ class TrainSpec(JobSpec):
             )
 
     @property
-    def num_ranks_per_node(self) -> int:
-        return self.gpus_per_node if self.ranks_per_node is None else self.ranks_per_node
-
-    @property
     def shutdown_seconds(self) -> int:
         """What torchrun gives its ranks, which save, before it kills them."""
         return self.signal_lead_seconds - _SHUTDOWN_MARGIN_SECONDS

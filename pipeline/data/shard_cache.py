@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import resource
 import threading
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from pipeline.data.cache_directory import (
     staging,
     wanting_room,
 )
+from pipeline.data.open_files import raise_file_limit
 from pipeline.data.remote import (
     Content,
     FetchCost,
@@ -104,7 +104,7 @@ class ShardCache:
         self._threads: list[threading.Thread] = []
         self._room = threading.Event()
         self._stop = threading.Event()
-        _raise_file_limit()
+        raise_file_limit()
 
     @classmethod
     def configured(cls, config: DataConfig) -> Self:
@@ -489,10 +489,3 @@ def _is_complete(folder: Path, manifest: Manifest) -> bool:
         )
     except FileNotFoundError:
         return False
-
-
-def _raise_file_limit() -> None:
-    """Every shard in use is an open file: allow as many as may be allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

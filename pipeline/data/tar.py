@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +17,7 @@ from data_prep.manifest import (
     read_checksums,
     read_index,
 )
+from pipeline.data.open_files import raise_file_limit
 from pipeline.data.partition import Indices
 from pipeline.data.places import Rows
 
@@ -113,9 +113,7 @@ class LocalFiles:
 
 def _open_all(paths: list[Path]) -> list[int]:
     """Open every shard once; the soft limit on open files is raised as far as is allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = raise_file_limit()
     files: list[int] = []
     try:
         files.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
@@ -124,6 +122,6 @@ def _open_all(paths: list[Path]) -> list[int]:
             os.close(file)
         raise ShardSetError(
             f"cannot open shard {error.filename}: {error.strerror} ({len(paths)} shards, limit of "
-            f"open files {hard}); raise the limit with 'ulimit -Hn' or use larger shards"
+            f"open files {limit}); raise the limit with 'ulimit -Hn' or use larger shards"
         ) from None
     return files

@@ -58,7 +58,7 @@ def test_what_is_not_given_keeps_its_default() -> None:
     assert spec == TrainSpec(nodes=2)
 
 
-def test_ranks_are_one_a_gpu_unless_told() -> None:
-    assert TrainSpec(gpus_per_node=4).interpreter == ".venv/bin/python"
+def test_a_container_brings_its_own_python_unless_told() -> None:
+    assert TrainSpec().interpreter == ".venv/bin/python"
     assert TrainSpec(container="image.sif").interpreter == "python3"
     assert TrainSpec(container="image.sif", python="/opt/python").interpreter == "/opt/python"
