@@ -25,37 +25,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--code", type=int, default=0, help="that torchrun ended with (default: %(default)s)"
     )
+    parser.add_argument("--asked", default="", metavar="SIGNAL", help="that the job got, if any")
 
 
 def run(options: argparse.Namespace) -> None:
     path = RunDirectory(options.run_dir).events
     rows = read_events(path) if path.is_file() else []
-    sys.stdout.write(f"{outcome_of(rows, options.since, options.code)}\n")
+    outcome = outcome_of(rows, options.since, options.code, options.asked)
+    sys.stdout.write(f"{outcome}\n")
 
 
-def outcome_of(history: list[Event], since: float = 0.0, code: int = 0) -> Outcome:
+def outcome_of(
+    history: list[Event], since: float = 0.0, code: int = 0, asked: str = ""
+) -> Outcome:
     """What the job that began at `since` (Unix seconds) has left of a run.
 
-    One that left nothing had nothing to do if torchrun's exit code says that all went well.
+    One that left nothing had nothing to do if torchrun's exit code says that all went well. One
+    that was `asked` to leave by a signal, and left no last word, was still starting, or was not
+    given the time to save.
 
     completed    all steps asked for are done, or were before
     interrupted  a signal ended it early: it can go on
     stopped      somebody asked for it with a file STOP: it can go on, but shall not by itself
-    stuck        a signal ended it before it had done a single step: it would be so again
+    stuck        its time ran out (SIGUSR1) before any step it did was saved: it would again
     failed       anything else, a death without a last word too
     """
-    if not history or history[-1]["kind"] != "end":
+    rows = [row for row in history if row["time"] >= since]
+    if rows and rows[-1]["kind"] == "end":
+        return _outcome_of_end(rows, asked)
+    if asked:
+        return _outcome_of_signal(rows, asked)
+    if rows or code or not history or history[-1]["kind"] != "end":
         return "failed"
-    end = history[-1]
-    begins = [row for row in history if row["kind"] == "run"]
-    begins_now = [row for row in begins if row["time"] >= since]
-    last_attempt = history[history.index(begins[-1]) :] if begins else []
-    sources = [row["source"] for row in last_attempt if row["kind"] == "signal"]
-    if end["outcome"] == "completed" or (end["outcome"] == "stopped" and not sources):
-        # Without a signal it stopped where --max-steps said.
-        return "completed" if begins_now or code == 0 else "failed"
-    if end["outcome"] == "failed" or not begins_now:
-        return "failed"
-    if not sources[-1].startswith("SIG"):
-        return "stopped"
-    return "interrupted" if end["step"] > begins_now[0]["step"] else "stuck"
+    return "completed" if _outcome_of_end(history) == "completed" else "failed"
+
+
+def _outcome_of_end(rows: list[Event], asked: str = "") -> Outcome:
+    """By the last word, and the signals since torchrun last started the ranks."""
+    outcome = rows[-1]["outcome"]
+    if outcome != "stopped":
+        return "completed" if outcome == "completed" else "failed"
+    begin = max((place for place, row in enumerate(rows) if row["kind"] == "run"), default=0)
+    sources = [row["source"] for row in rows[begin:] if row["kind"] == "signal"]
+    if not sources:  # it stopped where --max-steps said
+        return "completed"
+    name = sources[-1].removeprefix("SIG")
+    return "stopped" if name == sources[-1] else _outcome_of_signal(rows, asked or name)
+
+
+def _outcome_of_signal(rows: list[Event], name: str) -> Outcome:
+    begins = [row["step"] for row in rows if row["kind"] == "run"]
+    saved = [row["step"] for row in rows if row["kind"] == "checkpoint" or _is_stopped(row)]
+    is_further = bool(begins and saved) and max(saved) > begins[0]
+    return "stuck" if name == "USR1" and not is_further else "interrupted"
+
+
+def _is_stopped(row: Event) -> bool:
+    return row["kind"] == "end" and row["outcome"] == "stopped"

@@ -71,7 +71,8 @@ def _doctor(spec: TrainSpec, command: TrainingCommand | None) -> str:
     words = '--shards "${SHARDS:-shards}" --run-dir "$run"'
     if command is not None:
         words = shlex.join(command.doctor_arguments)
-    return f'"${{torchrun[@]}}" -m pipeline.doctor {words} || exit 1\n'
+    check = f'attend "${{torchrun[@]}}" -m pipeline.doctor {words}'
+    return f'{check}\n[ "$code" -eq 0 ] || [ -n "$asked$is_cancelled" ] || exit 1\n'
 
 
 def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) -> str:

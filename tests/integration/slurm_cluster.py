@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -73,6 +74,7 @@ AccountingStorageType=accounting_storage/none
 GresTypes=gpu
 NodeName=n[1-{num_nodes}] CPUs={cpus} RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=graceful Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -236,6 +238,12 @@ class Cluster:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def pids(self, node: str, words: str) -> list[str]:
+        """Processes of a node whose command line has `words`, by their numbers there."""
+        pattern = f"[{words[0]}]{words[1:]}"  # which is not in the shell's own
+        command = f"pgrep --full -- {shlex.quote(pattern)} || [ $? = 1 ]"
+        return self.run("sh", "-c", command, node=node).split()
 
     def launch(self, *arguments: object) -> str:
         """`python -m launch …` on the head."""

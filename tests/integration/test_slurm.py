@@ -80,16 +80,17 @@ def log_of(run: Path, job: str) -> str:
     return (RunDirectory(run).logs / f"slurm-{job}.log").read_text()
 
 
-def pids_on(cluster: Cluster, node: str, words: str) -> list[str]:
-    """Processes of a node whose command line has `words`, by their numbers there."""
-    return cluster.run("pgrep", "--full", words, node=node).split()
-
-
 def has_trained(run: Path, start: int, num_steps: int = 15) -> bool:
     """Whether the ranks have done some steps since they began for the `start`-th time."""
     kinds = [row["kind"] for row in all_rows(run)]
     begins = [place for place, kind in enumerate(kinds) if kind == "run"]
     return len(begins) >= start and kinds[begins[start - 1] :].count("train") >= num_steps
+
+
+def preempt(cluster: Cluster, nodes: int) -> None:
+    """By a job that is soon done."""
+    urgent = ("--partition=urgent", f"--nodes={nodes}", "--exclusive", "--output=/dev/null")
+    cluster.run("sbatch", *urgent, "--wrap=sleep 1")
 
 
 def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) -> None:
@@ -123,16 +124,44 @@ def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
     wait_for_start(2)
     cluster.run("scontrol", "requeue", job)
     wait_for_start(3)
-    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
-    cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    preempt(cluster, nodes=2)
     wait_for_start(4)
-    cluster.run("kill", "-9", pids_on(cluster, "n2", "pipeline.train")[-1], node="n2")
+    cluster.run("kill", "-9", cluster.pids("n2", "pipeline.train")[-1], node="n2")
     wait_for_start(5)
     cluster.crash("n2")
     cluster.wait_for_state(job, "PENDING")
     cluster.boot("n2")
     assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
     assert_same_state(run, undisturbed)
+
+
+def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """In the doctor, too, and in a preemption of which SLURM tells the ranks alone."""
+    run = tmp_path / "run"
+    spec = ("--nodes", 2, *SPEC, "--doctor", "--partition", "graceful")
+    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run)))
+
+    def wait_for_process(words: str) -> None:
+        wait_for(lambda: bool(cluster.pids("n1", words)), words, 120)
+
+    def wait_for_start(number: int) -> None:
+        begin = f"job {job}, start {number},"
+        wait_for(lambda: begin in log_of(run, job), begin, 120)
+
+    wait_for_start(1)
+    wait_for_process("pipeline.doctor")
+    cluster.run("scancel", "--signal=USR2", "--batch", job)
+    wait_for_start(2)
+    wait_for_process("pipeline.train")
+    cluster.run("scancel", "--signal=USR2", "--batch", job)
+    wait_for_start(3)
+    wait_for_process("pipeline.train")
+    preempt(cluster, nodes=2)
+    assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
+    assert cluster.num_starts(job) == 4
+    assert [row["resumed_from"] for row in rows(run, "run")] == [None]
 
 
 def test_a_cancelled_run_is_saved_and_stays_cancelled(

@@ -27,6 +27,10 @@ def signal(source: str) -> Row:
     return {"kind": "signal", "step": 0, "source": source}
 
 
+def save(step: int) -> Row:
+    return {"kind": "checkpoint", "step": step}
+
+
 def end(outcome: str, step: int) -> Row:
     return {"kind": "end", "step": step, "outcome": outcome}
 
@@ -41,7 +45,9 @@ def end(outcome: str, step: int) -> Row:
         ("failed", rows(begin(0), {"kind": "train", "step": 5})),  # killed
         ("interrupted", rows(begin(0), signal("SIGUSR1"), end("stopped", 5))),
         ("interrupted", rows(begin(0), begin(4), signal("SIGTERM"), end("stopped", 4))),
-        ("stuck", rows(begin(4), signal("SIGTERM"), end("stopped", 4))),
+        ("stuck", rows(begin(4), signal("SIGUSR1"), end("stopped", 4))),
+        ("interrupted", rows(begin(4), signal("SIGUSR2"), end("stopped", 4))),
+        ("interrupted", rows(begin(4), signal("SIGTERM"), end("stopped", 4))),
         ("stopped", rows(begin(0), signal("STOP file"), end("stopped", 5))),
         ("completed", rows(begin(0), signal("SIGTERM"), begin(5), end("completed", 9))),
     ],
@@ -63,6 +69,30 @@ def test_of_the_last_job_alone() -> None:
         *({**row, "time": 11.0} for row in (begin(5), signal("SIGUSR1"), end("stopped", 5))),
     ]
     assert outcome_of(second, since=10) == "stuck"
+
+
+@pytest.mark.parametrize(
+    ("expected", "asked", "history"),
+    [
+        ("stuck", "USR1", []),
+        ("interrupted", "USR2", []),
+        ("interrupted", "TERM", []),
+        ("stuck", "USR1", rows(begin(4), {"kind": "train", "step": 5})),
+        ("interrupted", "USR1", rows(begin(4), save(5), {"kind": "train", "step": 6})),
+        ("interrupted", "USR1", rows(begin(4), save(5), end("failed", 5), begin(5))),
+        ("stuck", "USR1", rows(begin(4), end("failed", 5), begin(4))),
+        ("interrupted", "TERM", rows(begin(4), {"kind": "train", "step": 5})),
+        ("failed", "TERM", rows(begin(4), end("failed", 5))),
+        ("failed", "TERM", rows(end("failed", 0))),
+        ("stopped", "USR2", rows(begin(4), signal("STOP file"), end("stopped", 5))),
+        ("completed", "USR1", rows(begin(4), end("completed", 5))),
+    ],
+)
+def test_of_a_job_that_was_asked_to_leave(expected: str, asked: str, history: list[Row]) -> None:
+    assert outcome_of(history, code=1, asked=asked) == expected
+    before = rows(begin(0), signal("SIGUSR1"), end("stopped", 4))
+    later = [{**row, "time": row["time"] + 10} for row in history]
+    assert outcome_of(before + later, since=10, code=1, asked=asked) == expected
 
 
 def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
