@@ -56,9 +56,9 @@ def run(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{num_ranks} ranks; log: {log}\n")
     sys.stdout.flush()
     words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
-    code = _run_torchrun(words, log)
+    code, asked = _run_torchrun(words, log)
     events = command.run.events
-    outcome = outcome_of(read_events(events) if events.is_file() else [], begin, code)
+    outcome = outcome_of(read_events(events) if events.is_file() else [], begin, code, asked)
     return _EXIT_CODES.get(outcome, 1)
 
 
@@ -96,11 +96,12 @@ def torchrun_command(
     ]
 
 
-def _run_torchrun(command: list[str], log: Path) -> int:
-    """Its exit code; what it writes goes on to standard output and into `log`.
+def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
+    """Its exit code, and the last signal that came; what it writes goes on, and into `log`.
 
     Signals are passed on, but not Ctrl-C: the terminal sends that to torchrun too.
     """
+    asked = ""
     environment = os.environ | {
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are started again do not meet
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
@@ -113,6 +114,8 @@ def _run_torchrun(command: list[str], log: Path) -> int:
     ):
 
         def pass_on(number: int, _: FrameType | None) -> None:
+            nonlocal asked
+            asked = signal.Signals(number).name.removeprefix("SIG")
             if number != signal.SIGINT:
                 child.send_signal(number)
 
@@ -120,7 +123,7 @@ def _run_torchrun(command: list[str], log: Path) -> int:
             signal.signal(number, pass_on)
         assert child.stdout is not None
         _copy(child.stdout, file)
-    return child.returncode
+    return child.returncode, asked
 
 
 def _copy(output: IO[bytes], file: IO[bytes]) -> None:

@@ -35,9 +35,7 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{outcome}\n")
 
 
-def outcome_of(
-    history: list[Event], since: float = 0.0, code: int = 0, asked: str = ""
-) -> Outcome:
+def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: str = "") -> Outcome:
     """What the job that began at `since` (Unix seconds) has left of a run.
 
     One that left nothing had nothing to do if torchrun's exit code says that all went well. One
@@ -81,4 +79,4 @@ def _outcome_of_signal(rows: list[Event], name: str) -> Outcome:
 
 
 def _is_stopped(row: Event) -> bool:
-    return row["kind"] == "end" and row["outcome"] == "stopped"
+    return bool(row["kind"] == "end" and row["outcome"] == "stopped")

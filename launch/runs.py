@@ -13,6 +13,9 @@ from typing import Any
 
 from pipeline.events import Event, read_events
 from pipeline.run_directory import RunDirectory
+from pipeline.run_lock import is_locked
+
+_AT_WORK = ("starting", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,7 @@ def status(options: argparse.Namespace) -> None:
     """Print how far the run is. Raises `ValueError` if there is none."""
     run = _existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
-    for name, value in describe(events, time.time()).items():
+    for name, value in describe(events, time.time(), is_at_work=is_locked(run)).items():
         sys.stdout.write(f"{name:12} {value}\n")
     job = slurm_job(run)
     if job is not None:
@@ -38,16 +41,14 @@ def status(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{'hangs':12} stacks of one that hung are in {run.hangs}\n")
 
 
-def describe(events: list[Event], now: float) -> dict[str, str]:
+def describe(events: list[Event], now: float, *, is_at_work: bool) -> dict[str, str]:
     """What the events say of a run, a line each; `now` is in Unix seconds."""
+    state = _state(events, is_at_work=is_at_work)
     if not events:
-        return {"state": "has not started"}
+        return {"state": state}
     last: dict[str, Any] = {row["kind"]: row for row in events}
-    state = "training"
-    if events[-1]["kind"] == "end":
-        state = events[-1]["outcome"]
-        if "error" in events[-1]:
-            state += f": {events[-1]['error']}"
+    if "error" in events[-1]:
+        state += f": {events[-1]['error']}"
     found = {"state": state, "last event": f"{now - events[-1]['time']:.0f} s ago"}
     if "run" in last:
         target = last["run"]["target_steps"]
@@ -79,17 +80,22 @@ def stop(options: argparse.Namespace) -> None:
     run = _existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
     job = slurm_job(run)
-    state = None if job is None else _state_in_slurm(job)
-    if state is not None and state.startswith("PENDING"):
+    in_slurm = "" if job is None else _state_in_slurm(job)
+    if in_slurm.startswith("PENDING"):
         raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
-    if (
-        events
-        and events[-1]["kind"] == "end"
-        and (state is None or not state.startswith("RUNNING"))
-    ):
-        raise ValueError(f"{run.path} is not being trained: it {events[-1]['outcome']}")
+    found = _state(events, is_at_work=is_locked(run))
+    if not in_slurm.startswith("RUNNING") and found not in _AT_WORK:
+        raise ValueError(f"{run.path} is not being trained: it {found}")
     run.stop_request.touch()
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
+
+
+def _state(events: list[Event], *, is_at_work: bool) -> str:
+    if events and events[-1]["kind"] == "end":
+        return str(events[-1]["outcome"])
+    if is_at_work:
+        return _AT_WORK[bool(events)]
+    return "was killed" if events else "has not started"
 
 
 def logs(options: argparse.Namespace) -> None:

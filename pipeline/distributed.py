@@ -27,8 +27,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import DistributedConfig
 from pipeline.failure import RankFailure, sentence_of
+from pipeline.run_lock import JobStart
 
 T = TypeVar("T")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""They ask a job to leave."""
 
 _FAILURE_KEY = "failure"
 
@@ -47,6 +51,8 @@ class Place:
     """How often it does so when a rank fails (--max-restarts)."""
     meeting: str = ""
     """Address and port where the ranks meet."""
+    start: JobStart | None = None
+    """Which start of a SLURM job this is, if it is one."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
 
@@ -76,8 +82,16 @@ class Place:
             meeting=":".join(
                 os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
             ),
+            start=_start_of_job(),
             is_launched=True,
         )
+
+
+def _start_of_job() -> JobStart | None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    return JobStart(job=job, number=int(os.environ.get("SLURM_RESTART_COUNT", 0)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,12 +242,13 @@ def collective_deadline(limit_seconds: float) -> datetime.timedelta:
 
 @contextlib.contextmanager
 def _killable() -> Iterator[None]:
-    """Let SIGTERM end this process at once: while it waits for other ranks no handler is run."""
-    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Let signals end this process at once: while it waits for other ranks no handler is run."""
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _join(

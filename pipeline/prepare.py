@@ -27,7 +27,7 @@ from pipeline.data.shard_needs import check_cache_bytes, check_resident_cache_by
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.staging import staged_reader
 from pipeline.data.training import make_plan, open_batches
-from pipeline.distributed import World
+from pipeline.distributed import Place, World
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
 from pipeline.failure import RankFailure
@@ -39,7 +39,8 @@ from pipeline.model import build_model
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
-from pipeline.settings import Settings, check_same_run, lock_run, write_settings
+from pipeline.run_lock import lock_run
+from pipeline.settings import Settings, check_same_run, write_settings
 from pipeline.stop import remove_old_request
 from pipeline.watchdog import Phase, Watchdog
 
@@ -70,7 +71,7 @@ def prepare(
     with world.together():
         check_layout(config.model.columns, world.size)
         if world.is_main:
-            _open_run(run, resources)
+            _open_run(run, world.place, config.distributed.save_timeout_seconds, resources)
     with _failures_told(run, world):
         with world.together():
             shards = ShardSet.opened(config.data, resources)
@@ -181,11 +182,13 @@ def _set_threads(world: World) -> None:
         torch.set_num_threads(max(1, cores // world.place.local_world_size))
 
 
-def _open_run(run: RunDirectory, resources: contextlib.ExitStack) -> None:
+def _open_run(
+    run: RunDirectory, place: Place, patience_seconds: float, resources: contextlib.ExitStack
+) -> None:
     """Make the run directory, claim it, and clear away what a killed job left."""
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        resources.callback(os.close, lock_run(run))
+        resources.callback(os.close, lock_run(run, place.start, patience_seconds))
     except (FileExistsError, NotADirectoryError):
         raise ValueError(
             f"--run-dir {run.path} cannot be made: a file of that name is in the way; "

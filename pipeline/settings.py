@@ -1,10 +1,8 @@
-"""`RUN/config.json`: what a run computes and with what, and the guard that keeps it one run."""
+"""`RUN/config.json`: what a run computes and with what, and the check that it goes on with that."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -27,8 +25,6 @@ from pipeline.saved_config import differences, from_json, to_json
 
 _FIELDS = {"recipe": str, "config": dict, "manifest_sha256": str}
 """What `config.json` has at least."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,21 +163,3 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def lock_run(run: RunDirectory) -> int:
-    """Claim the run directory until this process ends; returns the open file that holds the lock.
-
-    Raises `ValueError` if another job has it.
-    """
-    handle = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(
-            f"{run.path} is in use by another job: wait for its end, or give another --run-dir"
-        ) from None
-    except OSError as error:  # a file system without locks, such as Lustre without -o flock
-        _log.warning("cannot lock %s: %s; going on without", run.path, error.strerror)
-    return handle

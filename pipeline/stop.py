@@ -12,12 +12,11 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed import World
+from pipeline.distributed import STOP_SIGNALS, World
 from pipeline.metrics.rank_file import process_start_ticks
 from pipeline.run_directory import RunDirectory
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_SOURCES = ("", *(number.name for number in _SIGNALS), "STOP file")
+_SOURCES = ("", *(number.name for number in STOP_SIGNALS), "STOP file")
 _FILE = len(_SOURCES) - 1
 
 _IMPATIENT_SECONDS = 2.0
@@ -39,7 +38,7 @@ class StopSignals:
         self.noted = 0
         """Place in `_SOURCES` of the last one; 0: none came."""
         self._impatient_from = math.inf
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
@@ -55,7 +54,7 @@ class StopSignals:
 
         torchrun sends SIGTERM to those that leave after the first.
         """
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -135,6 +135,26 @@ def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
     assert_same_state(run, undisturbed)
 
 
+def test_a_job_whose_former_ranks_are_still_at_work_takes_over_from_them(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """A node's slurmd dies alone: SLURM takes the node for down, and its ranks train on."""
+    run = tmp_path / "run"
+    job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
+    wait_for(lambda: has_trained(run, 1), "training", 120)
+    node = cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
+    try:
+        cluster.run("pkill", "--signal=KILL", "--exact", "slurmd", node=node)
+        wait_for(lambda: has_trained(run, 2), "training on the other node", 180)
+    finally:
+        cluster.crash(node)
+        cluster.boot(node)
+    (signal,), (first, second) = rows(run, "signal"), rows(run, "run")
+    assert signal["source"] == "STOP file"
+    assert second["resumed_from"] == signal["step"] > first["step"]
+    assert cluster.state(job) == "RUNNING", "it is not the one that was to stop"
+
+
 def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
     cluster: Cluster, shards: Path, tmp_path: Path
 ) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch.distributed import DistBackendError
 
 from pipeline.config import DistributedConfig
-from pipeline.distributed import Place, World, connect
+from pipeline.distributed import STOP_SIGNALS, Place, World, connect
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
+from pipeline.run_lock import JobStart
 from tests.pipeline.monitoring import free_port, wait_for
 from tests.pipeline.ranks import call_on_ranks, rank_environment
 from tests.pipeline.worlds import SINGLE
@@ -153,7 +154,7 @@ def test_one_process_names_no_rank() -> None:
 
 def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    for name in (*names, "TORCHELASTIC_RESTART_COUNT"):
+    for name in (*names, "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     assert Place.from_environment() == Place()
     for name, value in zip(names, ("5", "1", "8", "4"), strict=True):
@@ -163,6 +164,10 @@ def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert Place.from_environment().attempt == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert Place.from_environment().start == JobStart(job="12", number=0)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert Place.from_environment().start == JobStart(job="12", number=3)
     for value in ("", "-1", "two"):
         monkeypatch.setenv("LOCAL_RANK", value)
         with pytest.raises(ValueError, match=r"LOCAL_RANK is .*start with torchrun, or unset"):
@@ -179,7 +184,8 @@ def test_fp32_is_never_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to() -> None:
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to(number: signal.Signals) -> None:
     program = """
 import os
 from pipeline.config import DistributedConfig
@@ -198,14 +204,14 @@ with connect(Place.from_environment(), DistributedConfig(device="cpu")):
         child.stdout.readline()
 
         def is_gone() -> bool:
-            child.terminate()
+            child.send_signal(number)
             return child.poll() is not None
 
         try:
             wait_for(is_gone, "the end of a rank", 60)
         finally:
             child.kill()
-    assert child.returncode == -signal.SIGTERM
+    assert child.returncode == -number
 
 
 def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,10 @@ from pipeline.run_directory import RunDirectory
 from pipeline.settings import (
     Settings,
     check_same_run,
-    lock_run,
     read_settings,
     versions,
     write_settings,
 )
-from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.worlds import world_of_equals
 
 SETTINGS = Settings(recipe="cifar10", config=cifar10(), manifest_sha256="0123456789abcdef")
@@ -133,43 +129,6 @@ def test_a_config_of_another_version_is_named(written: RunDirectory) -> None:
     written.config.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="another version: lookahead"):
         read_settings(written)
-
-
-def held_elsewhere(run: RunDirectory) -> subprocess.Popen[bytes]:
-    program = (
-        "import sys; from pathlib import Path; from pipeline.run_directory import RunDirectory;"
-        "from pipeline.settings import lock_run; lock_run(RunDirectory(Path(sys.argv[1])));"
-        "print(flush=True); sys.stdin.read()"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, run.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=REPOSITORY,
-    )
-    assert child.stdout is not None
-    child.stdout.readline()
-    return child
-
-
-def test_two_jobs_do_not_share_a_run(run: RunDirectory) -> None:
-    with held_elsewhere(run) as child:
-        with pytest.raises(ValueError, match="in use by another job: wait for its end, or give"):
-            lock_run(run)
-        child.kill()  # a kill gives the run free
-        child.wait()
-        os.close(lock_run(run))
-
-
-def test_a_file_system_without_locks_is_no_reason_to_stop(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(_handle: int, _operation: int) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    os.close(lock_run(run))
-    assert "cannot lock" in caplog.text
 
 
 def test_outside_of_a_checkout_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline.distributed import World
+from pipeline.distributed import Place, World
 from pipeline.prepare import _open_run
 from pipeline.run_directory import RunDirectory
 from pipeline.stop import StopRequests, StopSignals
@@ -100,12 +100,12 @@ def test_only_a_file_from_before_the_start_is_ignored(
     """One that is made while a job starts asks that job."""
     run.stop_request.touch()
     with contextlib.ExitStack() as resources:
-        _open_run(run, resources)
+        _open_run(run, Place(), 0, resources)
     assert run.stop_request.exists()
     assert capsys.readouterr().out == ""
     os.utime(run.stop_request, (0, 0))
     with contextlib.ExitStack() as resources:
-        _open_run(run, resources)
+        _open_run(run, Place(), 0, resources)
     assert not run.stop_request.exists()
     assert capsys.readouterr().out == f"removed {run.stop_request}: it is older than this start\n"
 
