@@ -51,9 +51,7 @@ def test_two_jobs_do_not_share_a_run(run: RunDirectory) -> None:
     assert not is_locked(run)
     with held_elsewhere(run) as child:
         assert is_locked(run)
-        with pytest.raises(
-            ValueError, match=r"in use by another job on .*: wait for its end"
-        ):
+        with pytest.raises(ValueError, match=r"in use by another job on .*: wait for its end"):
             claim(run)
         child.kill()  # a kill gives the run free
         child.wait()
