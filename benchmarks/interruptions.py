@@ -1,19 +1,18 @@
 """Interrupt jobs of a real SLURM at random, in every way there is, and compare what they train.
 
-    python -m benchmarks.interruptions [--interruptions 100] [--runs 4] [--json PATH]
+    python -m benchmarks.interruptions [--interruptions 100] [--jobs 4] [--json PATH]
 
-Some runs train side by side on two nodes of a SLURM made of namespaces (it needs root and Debian's
-slurmctld, slurmd, slurm-client and munge). Each is interrupted again and again, after a random
-number of steps: SIGUSR1 as before the time limit, `scontrol requeue`, preemption, `scancel` and a
-new submission, a file STOP and a new submission, kill -9 of a rank, a rank that is stopped, and the
-loss of the node. A preemption and a lost node hit the run beside it too. Then all are left alone,
-and must end with every step logged once and with the weights of a run that was never interrupted,
-bit for bit.
+Some jobs train side by side on two nodes of a SLURM made of namespaces (it needs root and Debian's
+slurmctld, slurmd, slurm-client and munge). Each run is interrupted again and again, after a random
+number of steps, until it is nearly done; then the next one begins. The ways: SIGUSR1 as before the
+time limit, `scontrol requeue`, preemption, `scancel` and a new submission, a file STOP and a new
+submission, kill -9 of a rank, a rank that is stopped, and the loss of the node. A preemption and a
+lost node hit the run beside it too. Every run must end with every step logged once and with the
+weights of a run that was never interrupted, bit for bit.
 """
 
 from __future__ import annotations
 
-import collections
 import itertools
 import json
 import random
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ NUM_TRAIN, GLOBAL_BATCH_SIZE, EPOCHS = 4096, 64, 20
 NUM_STEPS = NUM_TRAIN // GLOBAL_BATCH_SIZE * EPOCHS
 MOST_STEPS = 60
 """After a start, before the next interruption."""
+LAST_STEPS = 200
+"""In these a run is left alone."""
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 _DEADLINE_SECONDS = 400.0
@@ -83,6 +85,11 @@ class Run:
 
     def num_starts(self) -> int:
         return sum(row["kind"] == "run" for row in self.rows())
+
+    def is_late(self) -> bool:
+        """Whether it may be done before an interruption has come."""
+        rows = self.last_start()
+        return bool(rows) and rows[-1]["step"] > NUM_STEPS - LAST_STEPS
 
     def has_trained(self, num_steps: int) -> bool:
         """Whether it is at work, and so many steps are done since it last began."""
@@ -156,20 +163,25 @@ WAYS = (*GRACEFUL, kill, freeze, lose_node)
 
 
 def disturb(
-    run: Run, ways: list[Callable[..., None]], dice: random.Random, turn: threading.Lock
+    run: Run, ways: deque[Callable[..., None]], dice: random.Random, turn: threading.Lock
 ) -> None:
-    """Interrupt the run in these ways, one after the other, and wait until it is done."""
+    """Interrupt the run in the next of these ways while it is at work, and wait until it is done.
+
+    A preemption and the loss of a node hit others too, so one comes at a time.
+    """
     run.submit()
-    for way in ways:
+    while ways and not run.is_late():
         num_steps = dice.randrange(1, MOST_STEPS)
-        while True:
-            run.wait_until(lambda: run.has_trained(num_steps), f"at step {num_steps}")  # noqa: B023
-            with turn:
-                if not run.has_trained(num_steps):  # another one's interruption came first
-                    continue
-                starts, begin = run.num_starts(), time.time()
-                way(run, dice)
-            break
+        run.wait_until(
+            lambda: run.has_trained(num_steps) or run.is_late(),  # noqa: B023
+            f"at step {num_steps}",
+        )
+        with turn:
+            if not ways or run.is_late() or not run.has_trained(num_steps):
+                continue
+            way = ways.popleft()
+            starts, begin = run.num_starts(), time.time()
+            way(run, dice)
         run.wait_until(lambda: run.num_starts() > starts, f"back after {way.__name__}")  # noqa: B023
         measure(run, way, begin)
         sys.stderr.write(f"{run.directory.name}: {way.__name__}, start {run.num_starts()}\n")
@@ -202,20 +214,24 @@ def is_whole(run: Run) -> bool:
     return is_completed and steps == list(range(1, NUM_STEPS + 1))
 
 
-def figures(cluster: Cluster, root: Path, num_interruptions: int, num_runs: int) -> dict[str, Any]:
+def figures(cluster: Cluster, root: Path, num_interruptions: int, num_jobs: int) -> dict[str, Any]:
     dice, turn = random.Random(2012), threading.Lock()
     shards = shard_synthetic(root / "shards", num_train=NUM_TRAIN, num_val=256)
-    all_ways = [
-        way for way, _ in zip(itertools.cycle(WAYS), range(num_interruptions), strict=False)
-    ]
+    all_ways = list(itertools.islice(itertools.cycle(WAYS), num_interruptions))
     dice.shuffle(all_ways)
-    runs = [Run(cluster, RunDirectory(root / f"run-{n}"), shards) for n in range(num_runs + 1)]
-    plans: list[list[Callable[..., None]]] = [[], *(all_ways[n::num_runs] for n in range(num_runs))]
-    disturb(runs[0], plans[0], dice, turn)
-    with ThreadPoolExecutor(num_runs) as threads:
+    ways, runs = deque(all_ways), [Run(cluster, RunDirectory(root / "run-0"), shards)]
+    disturb(runs[0], deque(), dice, turn)
+
+    def keep_disturbing(dice: random.Random) -> None:
+        while ways:
+            with turn:
+                run = Run(cluster, RunDirectory(root / f"run-{len(runs)}"), shards)
+                runs.append(run)
+            disturb(run, ways, dice, turn)
+
+    with ThreadPoolExecutor(num_jobs) as threads:
         jobs = [
-            threads.submit(disturb, run, ways, random.Random(dice.random()), turn)
-            for run, ways in zip(runs[1:], plans[1:], strict=True)
+            threads.submit(keep_disturbing, random.Random(dice.random())) for _ in range(num_jobs)
         ]
         for job in jobs:
             job.result()
@@ -228,9 +244,9 @@ def figures(cluster: Cluster, root: Path, num_interruptions: int, num_runs: int)
     begin, end = runs[0].rows()[0]["time"], runs[0].rows()[-1]["time"]
     return {
         "claim": "however often a job is interrupted, its run loses nothing",
-        "interruptions": dict(collections.Counter(way.__name__ for way in all_ways)),
+        "interruptions": dict(Counter(way.__name__ for way in all_ways)),
         "starts": [run.num_starts() for run in runs],
-        "runs": num_runs,
+        "runs": len(runs) - 1,
         "runs_whole": sum(is_whole(run) for run in runs[1:]),
         "runs_with_equal_weights": sum(equal),
         "steps_of_a_run": NUM_STEPS,
@@ -247,10 +263,10 @@ def figures(cluster: Cluster, root: Path, num_interruptions: int, num_runs: int)
 def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--interruptions", type=int, default=100)
-    options_parser.add_argument("--runs", type=int, default=4, help="two fit on each node")
+    options_parser.add_argument("--jobs", type=int, default=4, help="two fit on each node")
     options = options_parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, run_cluster(2) as cluster:
-        found = figures(cluster, Path(scratch), options.interruptions, options.runs)
+        found = figures(cluster, Path(scratch), options.interruptions, options.jobs)
     report(found, options.json)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -14,26 +14,30 @@ _MAX_COUNT = 100_000
 _SHUTDOWN_MARGIN_SECONDS = 30
 
 
+def _option(default: Any, text: str) -> Any:
+    """A field; `text` is its help on the command line."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobSpec:
     """What the jobs of every kind ask for. Raises `ValueError` for what SLURM could not mean."""
 
     job_name: str = "alexnet"
-    cpus_per_task: int = 16
-    """Cores of a node's one task: of all its ranks together."""
-    time_limit: str = "24:00:00"
-    """[DAYS-]HOURS:MINUTES:SECONDS."""
+    cpus_per_task: int = _option(16, "cores of a node's one task: of all its ranks together")
+    time_limit: str = _option("24:00:00", "[DAYS-]HOURS:MINUTES:SECONDS")
     partition: str | None = None
     account: str | None = None
-    python: str | None = None
-    """The interpreter that has the project, on every node; None: python3 of the container, or else
-    of `.venv`."""
-    container: str | None = None
-    """An image that has it instead: apptainer runs a .sif, pyxis (srun) any other."""
-    output: str = "%x-%j.log"
-    """Where a job's output goes, in sbatch's notation."""
-    sbatch_options: tuple[str, ...] = ()
-    """Further options of sbatch, each as --NAME=VALUE."""
+    python: str | None = _option(
+        None,
+        "the interpreter that has the project, on every node; "
+        "by default python3 of the container, or else of .venv",
+    )
+    container: str | None = _option(
+        None, "an image that has it instead: apptainer runs a .sif, pyxis (srun) any other"
+    )
+    output: str = _option("%x-%j.log", "where a job's output goes, in sbatch's notation")
+    sbatch_options: tuple[str, ...] = _option((), "a further option of sbatch; may be given again")
 
     def __post_init__(self) -> None:
         _require(bool(_NAME.fullmatch(self.job_name)), "--job-name", self.job_name, _A_NAME)
@@ -76,19 +80,17 @@ class TrainSpec(JobSpec):
     """A training job: one torchrun a node."""
 
     nodes: int = 1
-    gpus_per_node: int = 8
-    """0: train on CPUs."""
-    ranks_per_node: int | None = None
-    """None: one a GPU."""
-    signal_lead_seconds: int = 300
-    """So long before its time limit a job is asked to save and leave."""
-    requeue: bool = True
-    """Whether a job that ran out of time, or lost its node, is queued again."""
-    max_requeues: int = 50
-    max_restarts: int = 3
-    """How often torchrun starts the ranks again when one fails."""
-    doctor: bool = False
-    """Whether the nodes are checked first."""
+    gpus_per_node: int = _option(8, "0: train on CPUs")
+    ranks_per_node: int | None = _option(None, "by default one a GPU")
+    signal_lead_seconds: int = _option(
+        300, "so long before its time limit a job is asked to save and leave"
+    )
+    requeue: bool = _option(
+        True, "whether a job that ran out of time, or lost its node, is queued again"
+    )
+    max_requeues: int = _option(50, "how often at most")
+    max_restarts: int = _option(3, "how often torchrun starts the ranks again when one fails")
+    doctor: bool = _option(False, "whether the nodes are checked first")
 
     def __post_init__(self) -> None:
         JobSpec.__post_init__(self)
@@ -131,9 +133,8 @@ class PrepareSpec(JobSpec):
     """An array of jobs that convert a data set together."""
 
     job_name: str = "alexnet-prepare"
-    output: str = "%x-%A_%a.log"
-    array_size: int = 16
-    """The number of tasks."""
+    output: str = _option("%x-%A_%a.log", "where a job's output goes, in sbatch's notation")
+    array_size: int = _option(16, "the number of jobs that convert")
 
     def __post_init__(self) -> None:
         JobSpec.__post_init__(self)

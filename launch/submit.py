@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from data_prep.__main__ import parse as parse_sharding
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
@@ -53,24 +53,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser, specs: Sequence[type[Any]]) -> None:
     """An option for each field of the specs; what is not given is None."""
+    types = {name: type_ for spec in specs for name, type_ in get_type_hints(spec).items()}
     for field in {
         field.name: field for spec in specs for field in dataclasses.fields(spec)
     }.values():
         option = _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}")
         if field.name == "output":  # the logs have their place
             continue
+        named: dict[str, Any] = {"dest": field.name, "help": _help(field)}
         if field.name == "sbatch_options":
-            parser.add_argument(option, dest=field.name, action="append", metavar="--NAME=VALUE")
-        elif field.type == "bool":
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+            parser.add_argument(option, action="append", metavar="--NAME=VALUE", **named)
+        elif types[field.name] is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, **named)
+        elif types[field.name] in (int, int | None):
+            parser.add_argument(option, type=int, metavar="N", **named)
         else:
-            kind = int if "int" in str(field.type) else str
-            default = "" if field.default is None else f"default: {field.default}"
-            parser.add_argument(option, dest=field.name, type=kind, help=default.replace("%", "%%"))
+            parser.add_argument(option, metavar=option.strip("-").upper(), **named)
     if len(specs) > 1:
         for name in _OF_PREPARING:
             parser.add_argument(_OPTIONS[f"prepare_{name}"], dest=f"prepare_{name}")
     parser.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    known = [field.metadata["help"]] if "help" in field.metadata else []
+    if field.default not in (None, ()):
+        is_switch = isinstance(field.default, bool)
+        default = ("no", "yes")[field.default] if is_switch else field.default
+        known.append(f"default: {default}")
+    return "; ".join(known).replace("%", "%%")
 
 
 _OPTIONS = {

@@ -469,7 +469,7 @@ class Config:
     """Length of the run; the schedule spans it."""
     global_batch_size: int = 128
     """Samples of one step, over all ranks and micro-batches."""
-    accumulation_steps: int = 1
+    accumulation_steps: int = operational(1)
     """Micro-batches a rank adds up in one step."""
     precision: Precision = "fp32"
     """Type of the network's arithmetic; weights and the optimizer's state are fp32 always."""

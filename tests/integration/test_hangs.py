@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.run_directory import RunDirectory
 from tests.integration.training import (
+    Keeper,
     all_rows,
     assert_same_state,
     make_shards,
@@ -45,16 +46,25 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rank", "where", "phase"),
-    [(0, "reading", "reading a batch"), (1, "computing", "computing gradients")],
+    ("rank", "where", "phase", "keeper"),
+    [
+        (0, "reading", "reading a batch", "rank 0"),
+        (1, "computing", "computing gradients", "torchrun"),
+    ],
 )
 def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
-    rank: int, where: str, phase: str, shards: Path, undisturbed: Path, tmp_path: Path
+    rank: int,
+    where: str,
+    phase: str,
+    keeper: Keeper,
+    shards: Path,
+    undisturbed: Path,
+    tmp_path: Path,
 ) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
     arguments = [str(tmp_path / "slept"), str(rank), where, "5", *training(shards, run, *OPTIONS)]
     module = "tests.integration.sleepy_train"
-    with torchrun(2, module, arguments, logs, max_restarts=1) as child:
+    with torchrun(2, module, arguments, logs, max_restarts=1, keeper=keeper) as child:
         output, _ = child.communicate(timeout=DEADLINE_SECONDS)
         assert child.returncode == 0, output
     hang, end = (row for row in all_rows(run) if row["kind"] == "end")
@@ -71,12 +81,16 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
     assert_same_state(run, undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_stopped_is_named(rank: int, shards: Path, tmp_path: Path) -> None:
-    """Rank 0 keeps the store that the others have their pulses in."""
+@pytest.mark.parametrize(
+    ("rank", "keeper"), [(0, "torchrun"), (1, "torchrun"), (0, "rank 0"), (1, "rank 0")]
+)
+def test_a_rank_that_is_stopped_is_named(
+    rank: int, keeper: Keeper, shards: Path, tmp_path: Path
+) -> None:
+    """Though it may be the one that keeps the store that the others have their pulses in."""
     run, logs = tmp_path / "run", tmp_path / "logs"
     arguments = training(shards, run, *OPTIONS, "--epochs", 1000)
-    with torchrun(2, "pipeline.train", arguments, logs) as child:
+    with torchrun(2, "pipeline.train", arguments, logs, keeper=keeper) as child:
         wait_for_step(run, 3)
         victim = ranks_of(child)[rank]
         os.kill(victim, signal.SIGSTOP)

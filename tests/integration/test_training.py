@@ -306,6 +306,26 @@ def test_a_checkpoint_is_not_bound_to_a_number_of_ranks(shards: Path, tmp_path: 
     assert rows(run, "end")[-1]["outcome"] == "completed"
 
 
+def test_a_run_on_other_numbers_of_ranks_is_the_same_run(shards: Path, tmp_path: Path) -> None:
+    """8, then 4, then 16; BatchNorm looks at a part of a batch, so the parts stay as they are."""
+    options = ("--global_batch_size", 48, "--precision", "fp32", "--optim.learning_rate", 0.001)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    finish(4, shards, whole, *options, "--accumulation_steps", 4)
+    for size, accumulation_steps, max_steps in ((8, 2, 3), (4, 4, 7), (16, 1, 100)):
+        parts = ("--accumulation_steps", accumulation_steps, "--max-steps", max_steps)
+        finish(size, shards, moved, *options, *parts)
+    assert [row["world_size"] for row in rows(moved, "run")] == [8, 4, 16]
+    assert {row["global_batch_size"] for row in rows(moved, "run")} == {48}
+    assert rows(moved, "run")[-1]["target_steps"] == rows(whole, "run")[0]["target_steps"] == 12
+    found, expected = rows(moved, "train"), rows(whole, "train")
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    rates = [[row["learning_rate"] for row in some] for some in (found, expected)]
+    assert rates[0] == rates[1]
+    assert losses(moved)[:5] == pytest.approx(losses(whole)[:5], rel=1e-5)
+    # Then rounding has moved some maximum of a pooling window, and its gradient, elsewhere.
+    assert losses(moved) == pytest.approx(losses(whole), rel=0.02)
+
+
 def test_a_resume_reads_no_more_than_its_steps_need(shards: Path, tmp_path: Path) -> None:
     """By the reader's own count of all it has read, ahead of the first step too."""
     run = tmp_path / "run"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -29,6 +29,8 @@ NUM_VAL = 53
 SAMPLES_PER_SHARD = 40
 GLOBAL_BATCH = 24
 STEPS_PER_EPOCH = NUM_TRAIN // GLOBAL_BATCH
+
+Keeper = Literal["torchrun", "rank 0"]
 
 
 def make_shards(path: Path) -> Path:
@@ -124,21 +126,29 @@ def _assert_equal(found: Any, wanted: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def torchrun(
-    size: int, module: str, arguments: list[str], logs: Path, max_restarts: int = 0
+    size: int,
+    module: str,
+    arguments: list[str],
+    logs: Path,
+    max_restarts: int = 0,
+    *,
+    keeper: Keeper = "torchrun",
 ) -> Iterator[subprocess.Popen[str]]:
     """A job that torchrun starts; no process of it outlives the block.
 
-    Its standard output and error are one stream, those of the ranks lie in `logs`.
+    Its standard output and error are one stream, those of the ranks lie in `logs`. `keeper` keeps
+    the job's store: torchrun by default, rank 0 in the jobs of `python -m launch`.
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={size}"]
-    command += [f"--master_port={free_port()}", f"--max-restarts={max_restarts}"]
-    command += ["--log_dir", str(logs), "--tee", "3"]
+    meeting = "--standalone" if keeper == "rank 0" else f"--master_port={free_port()}"
+    command += [meeting, f"--max-restarts={max_restarts}", "--log_dir", str(logs), "--tee", "3"]
     with subprocess.Popen(
         [*command, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=REPOSITORY,
+        env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": str(int(keeper == "rank 0"))},
         start_new_session=True,
     ) as child:
         try:
