@@ -77,9 +77,10 @@ def _add_options(parser: argparse.ArgumentParser, specs: Sequence[type[Any]]) ->
 
 def _help(field: dataclasses.Field[Any]) -> str:
     known = [field.metadata["help"]] if "help" in field.metadata else []
-    if field.default not in (None, ()):
-        is_switch = isinstance(field.default, bool)
-        default = ("no", "yes")[field.default] if is_switch else field.default
+    default: Any = field.default
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    if default not in (None, ()):
         known.append(f"default: {default}")
     return "; ".join(known).replace("%", "%%")
 
