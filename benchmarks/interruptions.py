@@ -266,8 +266,7 @@ def main() -> None:
     options_parser.add_argument("--jobs", type=int, default=4, help="two fit on each node")
     options = options_parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, run_cluster(2) as cluster:
-        found = figures(cluster, Path(scratch), options.interruptions, options.jobs)
-    report(found, options.json)
+        report(figures(cluster, Path(scratch), options.interruptions, options.jobs), options.json)
 
 
 if __name__ == "__main__":

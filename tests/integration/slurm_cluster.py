@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,7 @@ class Cluster:
     def __init__(self, folder: Path, num_nodes: int) -> None:
         self._folder = folder
         self._first_processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._starter = ThreadPoolExecutor(1)  # a parent's death, to the kernel, is its thread's
         self.nodes = [f"n{number + 1}" for number in range(num_nodes)]
 
     def start(self) -> None:
@@ -178,7 +180,8 @@ class Cluster:
     def _start(self, name: str, services: str) -> None:
         """Make namespaces; their first process then waits for `_go_on`."""
         script = _FIRST_PROCESS.format(name=name, folder=self._folder, services=services)
-        process = subprocess.Popen(
+        process = self._starter.submit(
+            subprocess.Popen,
             [
                 *("setpriv", "--pdeathsig", "KILL"),  # whatever ends this process
                 *("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc"),
@@ -188,7 +191,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=(self._folder / f"{name}.err").open("ab"),
             start_new_session=True,
-        )
+        ).result()
         self._first_processes[name] = process
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n", (self._folder / f"{name}.err").read_text()
@@ -292,6 +295,7 @@ class Cluster:
     def close(self) -> None:
         for name in list(self._first_processes):
             self.crash(name)
+        self._starter.shutdown()
         for path in _FREEZER.glob("slurm_n*"):
             for folder in sorted(path.rglob("*/"), reverse=True):
                 with contextlib.suppress(OSError):

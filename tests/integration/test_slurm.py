@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.run_directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
@@ -107,6 +108,38 @@ def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) ->
     assert rows(run, "run")[0]["world_size"] == 4
     assert f"{run}: completed" in log_of(run, last)
     assert "completed" in cluster.launch("status", run)
+
+
+def make_folder(path: Path) -> None:
+    """Images of two classes in two splits."""
+    for number in range(80):
+        split = "val" if number % 5 == 0 else "train"
+        image = path / split / f"class-{number % 2}" / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 32), (number, 100, 200)).save(image)
+
+
+def test_the_committed_scripts_work_by_hand(cluster: Cluster, tmp_path: Path) -> None:
+    """On the GPUs that the job gets, which here are none: the recipe says so."""
+    images, shards, run = (tmp_path / name for name in ("images", "shards", "run"))
+    make_folder(images)
+    named = {"PYTHON": sys.executable, "SHARDS": str(shards), "RUN": str(run)}
+    output = (f"--output={tmp_path}/%A.log", "--cpus-per-task=2", "--parsable")
+    preparing = cluster.run(
+        *("sbatch", *output, "--array=0-1", "slurm/prepare.sbatch", "--size", 32),
+        **named | {"SOURCE": "folder", "INPUT": str(images)},
+    ).strip()
+    assert cluster.wait_for_state(preparing, *ENDED) == "COMPLETED"
+    cluster.run(sys.executable, "-m", "data_prep", "merge", shards)
+    training = cluster.run(
+        *("sbatch", *output, "--gpus-per-node=2", "slurm/train.sbatch"),
+        *("--global_batch_size", 16, "--epochs", 1, "--distributed.device", "cpu"),
+        **named | {"RECIPE": "cifar10"},
+    ).strip()
+    log = tmp_path / f"{training}.log"
+    assert cluster.wait_for_state(training, *ENDED) == "COMPLETED", log.read_text()
+    assert f"{run}: completed" in log.read_text()
+    assert [row["world_size"] for row in rows(run, "run")] == [2]
 
 
 def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
