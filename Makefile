@@ -94,8 +94,10 @@ is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit
 		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10
 	$(BIN)/python -m pipeline.report $(RUNS)/cifar10
 
+# Files side by side: many tests only wait. Those with a SLURM take longest, and are among the first.
 test: $(INSTALLED) system $(FFCV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ FIELDS = [name for name, _, _ in flatten(Config())]
 
 OPERATIONAL = {
     "model.columns",
+    "accumulation_steps",
     "compile",
     "not_learning_after_samples",
     "data.shards",
