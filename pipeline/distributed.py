@@ -46,7 +46,9 @@ class Place:
     world_size: int = 1
     local_world_size: int = 1
     attempt: int = 0
-    """How often torchrun has started all ranks anew."""
+    """How often torchrun has started all ranks anew because one of this host had failed."""
+    is_store_kept: bool = False
+    """Whether the store where the ranks meet is torchrun's own, the same for all attempts."""
     max_attempts: int = 0
     """How often it does so when a rank fails (--max-restarts)."""
     meeting: str = ""
@@ -78,6 +80,7 @@ class Place:
             world_size=world_size,
             local_world_size=local_world_size,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            is_store_kept=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
             meeting=":".join(
                 os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
@@ -261,9 +264,10 @@ def _join(
     timeout = datetime.timedelta(seconds=config.timeout_seconds)
     try:
         everything, rank, world_size = next(rendezvous("env://", timeout=timeout))
-        # torchrun can keep one store for all attempts: an earlier one's addresses are those of
-        # dead ranks, and its failure is not this one's.
-        store = PrefixStore(f"alexnet/{place.attempt}", everything)
+        # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
+        # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
+        attempt = place.attempt if place.is_store_kept else "new"
+        store = PrefixStore(f"alexnet/{attempt}", everything)
         store.set(f"ready/{rank}", str(is_ready))
         if any(store.get(f"ready/{other}") != b"True" for other in range(world_size)):
             device = torch.device("cpu")

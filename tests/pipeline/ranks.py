@@ -13,7 +13,7 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -46,13 +46,22 @@ def rank_environment(size: int, rank: int, port: int) -> dict[str, str]:
     }
 
 
-def call_on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(world, *arguments)` returns on each of `size` connected ranks."""
+def call_on_ranks(
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> list[Any]:
+    """What `function(world, *arguments)` returns on each of `size` connected ranks.
+
+    `environments`: further variables of each rank.
+    """
     port = free_port()
     ranks = []
     for rank in range(size):
         receiver, sender = _context.Pipe(duplex=False)
         environment = rank_environment(size, rank, port)
+        environment |= environments[rank] if environments else {}
         process = _context.Process(target=_call, args=(environment, sender, function, arguments))
         process.start()
         sender.close()
