@@ -56,6 +56,21 @@ def call_on_ranks(
 
     `environments`: further variables of each rank.
     """
+    return call_in_processes(size, _connected, function, arguments, environments=environments)
+
+
+def _connected(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
+        return function(world, *arguments)
+
+
+def call_in_processes(
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> list[Any]:
+    """The same of `function(*arguments)` and ranks that have not connected."""
     port = free_port()
     ranks = []
     for rank in range(size):
@@ -83,9 +98,8 @@ def _call(
 ) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
-    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
-        # Pickled here: a connection sends tensors as handles to memory that ends with the rank.
-        results.send_bytes(pickle.dumps(function(world, *arguments)))
+    # Pickled here: a connection sends tensors as handles to memory that ends with the rank.
+    results.send_bytes(pickle.dumps(function(*arguments)))
 
 
 class Job:

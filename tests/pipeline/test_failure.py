@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pipeline.distributed import STOP_SIGNALS, Place, World, connect
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
 from pipeline.run_lock import JobStart
 from tests.pipeline.monitoring import free_port, wait_for
-from tests.pipeline.ranks import call_on_ranks, rank_environment
+from tests.pipeline.ranks import call_in_processes, call_on_ranks, rank_environment
 from tests.pipeline.worlds import SINGLE
 
 
@@ -154,6 +155,27 @@ def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:
 
 def ranks_of(world: World) -> list[int]:
     return world.gather(world.rank)
+
+
+def connect_with_devices(kinds: Sequence[str]) -> str:
+    """What ends a rank when the ranks find these kinds of device."""
+    place = Place.from_environment()
+    with (
+        mock.patch("pipeline.distributed._device", return_value=torch.device(kinds[place.rank])),
+        mock.patch("torch.cuda.set_device"),
+    ):
+        try:
+            with connect(place, DistributedConfig(timeout_seconds=20)):
+                return "nothing"
+        except RankFailure as failure:
+            return str(failure)
+
+
+def test_a_host_without_a_gpu_among_others_is_named() -> None:
+    """Its driver is broken: left to itself it takes its CPU, which cannot meet the others' GPUs."""
+    (sentence,) = set(call_in_processes(3, connect_with_devices, ["cuda", "cuda", "cpu"]))
+    assert sentence.startswith("rank 2 on ")
+    assert "finds no GPU, and other ranks have one each: " in sentence
 
 
 def test_one_process_names_no_rank() -> None:
