@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import choose_num_ranks, num_gpus
+from launch.local import choose_num_ranks, num_gpus, torchrun_command
 from pipeline.command import parse_command
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.pipeline.monitoring import REPOSITORY
@@ -103,6 +103,26 @@ def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert launch("local", "cifar10", "--run-dir", tmp_path / "run", "--epochs", "x") == 1
     assert "--epochs is 'x'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
+    """torchrun would heed what it is told to handle, though it was ignored before."""
+    statements = ("print('on', flush=True)", "import time; time.sleep(2)")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        with subprocess.Popen(
+            torchrun_command(1, 0, "timeit", ["-n1", "-r1", *statements]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"on\n"
+            child.send_signal(signal.SIGHUP)
+            child.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (child.returncode == 0) is is_ignored
 
 
 @pytest.mark.parametrize(
