@@ -13,6 +13,8 @@ import pytest
 from launch.__main__ import main
 from launch.local import choose_num_ranks, num_gpus, torchrun_command
 from pipeline.command import parse_command
+from pipeline.run_directory import RunDirectory
+from pipeline.run_lock import lock_run
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.pipeline.monitoring import REPOSITORY
 
@@ -168,3 +170,24 @@ def test_a_folder_that_is_no_run_is_named(
     for command in ("status", "stop", "logs"):
         assert launch(command, tmp_path) == 1
         assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
+
+
+def test_a_run_is_stopped_while_its_next_job_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one does that was submitted with --dependency=afterany."""
+    run = RunDirectory(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    for job in (9, 10):
+        (run.logs / f"slurm-{job}.log").touch()
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho PENDING Dependency")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert launch("stop", run.path) == 1
+    assert "has not begun: end it with 'scancel 10'" in capsys.readouterr().err
+    lock = lock_run(run, None, 0)
+    try:
+        assert launch("stop", run.path) == 0
+    finally:
+        os.close(lock)
+    assert run.stop_request.exists()
