@@ -87,11 +87,14 @@ def num_gpus() -> int:
 def torchrun_command(
     num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
 ) -> list[str]:
-    """On this machine alone, at a free port."""
+    """On this machine alone, at a free port. A hangup that nohup has warded off stays that."""
+    signals = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2"]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append("SIGHUP")
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
-        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
+        f"--signals-to-handle={','.join(signals)}",
         *("-m", module, *arguments),
     ]
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline.events import Event, read_events
+from pipeline.events import LOST_RANK, Event, read_events
 from pipeline.run_directory import RunDirectory
 
 Outcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
@@ -40,7 +40,7 @@ def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: s
 
     One that left nothing had nothing to do if torchrun's exit code says that all went well. One
     that was `asked` to leave by a signal, and left no last word, was still starting, or was not
-    given the time to save.
+    given the time to save: its ranks were killed, and one may have told that another was gone.
 
     completed    all steps asked for are done, or were before
     interrupted  a signal ended it early: it can go on
@@ -49,16 +49,23 @@ def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: s
     failed       anything else, a death without a last word too
     """
     rows = [row for row in history if row["time"] >= since]
+    if asked and not _has_last_word(rows):
+        return _outcome_of_signal(rows, asked)
     if rows and rows[-1]["kind"] == "end":
         return _outcome_of_end(rows, asked)
-    if asked:
-        return _outcome_of_signal(rows, asked)
-    if rows or code or not history or history[-1]["kind"] != "end":
-        return "failed"
-    return "completed" if _outcome_of_end(history) == "completed" else "failed"
+    return "failed" if rows or code or not history else "completed"
 
 
-def _outcome_of_end(rows: list[Event], asked: str = "") -> Outcome:
+def _has_last_word(rows: list[Event]) -> bool:
+    """Whether the job itself has said how it ended."""
+    if not rows or rows[-1]["kind"] != "end":
+        return False
+    if rows[-1]["outcome"] == "stopped":  # or an earlier start of the job has, to make room
+        return any(row["kind"] == "run" for row in rows)
+    return LOST_RANK not in rows[-1].get("error", "")
+
+
+def _outcome_of_end(rows: list[Event], asked: str) -> Outcome:
     """By the last word, and the signals since torchrun last started the ranks."""
     outcome = rows[-1]["outcome"]
     if outcome != "stopped":
@@ -72,9 +79,9 @@ def _outcome_of_end(rows: list[Event], asked: str = "") -> Outcome:
 
 
 def _outcome_of_signal(rows: list[Event], name: str) -> Outcome:
-    begins = [row["step"] for row in rows if row["kind"] == "run"]
+    """By whether a step was saved since the first row: a late clock may hide the beginning."""
     saved = [row["step"] for row in rows if row["kind"] == "checkpoint" or _is_stopped(row)]
-    is_further = bool(begins and saved) and max(saved) > begins[0]
+    is_further = bool(saved) and max(saved) > rows[0]["step"]
     return "stuck" if name == "USR1" and not is_further else "interrupted"
 
 

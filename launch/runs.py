@@ -81,10 +81,10 @@ def stop(options: argparse.Namespace) -> None:
     events = read_events(run.events) if run.events.is_file() else []
     job = slurm_job(run)
     in_slurm = "" if job is None else _state_in_slurm(job)
-    if in_slurm.startswith("PENDING"):
-        raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
     found = _state(events, is_at_work=is_locked(run))
-    if not in_slurm.startswith("RUNNING") and found not in _AT_WORK:
+    if found not in _AT_WORK and in_slurm.startswith("PENDING"):
+        raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
+    if found not in _AT_WORK and not in_slurm.startswith("RUNNING"):
         raise ValueError(f"{run.path} is not being trained: it {found}")
     run.stop_request.touch()
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")

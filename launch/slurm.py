@@ -27,6 +27,9 @@ class TrainingCommand:
     """Those of `pipeline.doctor` for it."""
 
 
+_RANKS_BY_GPUS = "${SLURM_GPUS_ON_NODE:?the job has no GPUs: give sbatch --gpus-per-node}"
+
+
 class _Template(string.Template):
     """With the shell's own sign left to the shell."""
 
@@ -57,7 +60,7 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
         training=training,
         environment=_environment(spec, is_by_hand=command is None),
         doctor=_doctor(spec, command),
-        ranks="$SLURM_GPUS_ON_NODE" if ranks is None else str(ranks),
+        ranks=_RANKS_BY_GPUS if ranks is None else str(ranks),
         shutdown_seconds=str(spec.shutdown_seconds),
         max_restarts=str(spec.max_restarts),
         max_requeues=str(spec.max_requeues if spec.requeue else 0),
@@ -114,7 +117,8 @@ def _directives(spec: JobSpec) -> str:
 
 
 def _environment(spec: JobSpec, *, is_by_hand: bool) -> str:
-    """What runs Python: arrays `python`, `container` (options of srun) and `aside` (for this host).
+    """What runs Python: arrays `python`, `container` (options of srun) and `aside` (for this host),
+    with the environment of the script.
 
     pyxis gives srun's tasks the container, so that a command for this host alone needs srun too.
     """
@@ -130,7 +134,10 @@ def _environment(spec: JobSpec, *, is_by_hand: bool) -> str:
                 f'--container-image={image} --container-mounts="$PWD" --container-workdir="$PWD"'
             )
             aside = f"srun --nodes=1 --ntasks=1 {container}"
-    return f"python=({python}) container=({container}) aside=({aside})"
+    return (
+        "export SLURM_EXPORT_ENV=ALL # else tasks get only what an --export of sbatch says\n"
+        f"python=({python}) container=({container}) aside=({aside})"
+    )
 
 
 def _fill(name: str, **values: str) -> str:

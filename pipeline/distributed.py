@@ -46,7 +46,9 @@ class Place:
     world_size: int = 1
     local_world_size: int = 1
     attempt: int = 0
-    """How often torchrun has started all ranks anew."""
+    """How often torchrun has started all ranks anew because one of this host had failed."""
+    is_store_kept: bool = False
+    """Whether the store where the ranks meet is torchrun's own, the same for all attempts."""
     max_attempts: int = 0
     """How often it does so when a rank fails (--max-restarts)."""
     meeting: str = ""
@@ -78,6 +80,7 @@ class Place:
             world_size=world_size,
             local_world_size=local_world_size,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            is_store_kept=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
             meeting=":".join(
                 os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
@@ -200,8 +203,8 @@ class World:
 def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     """Join the job's process groups for the length of the block.
 
-    Raises `RankFailure` if some rank lacks the device asked for, or if the ranks do not find each
-    other before the deadline.
+    Raises `RankFailure` if some rank lacks the device asked for or that the others have, or if the
+    ranks do not find each other before the deadline.
     """
     device, fault = torch.device("cpu"), None
     try:
@@ -214,7 +217,7 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     store, control = None, None
     if place.is_launched:
         with _killable():
-            store, device = _join(place, config, device, is_ready=fault is None)
+            store, device, fault = _join(place, config, device, fault)
         deadline = collective_deadline(config.save_timeout_seconds)
         control = dist.new_group(backend="gloo", timeout=deadline)
     world = World(place=place, device=device, store=store, control=control)
@@ -252,20 +255,28 @@ def _killable() -> Iterator[None]:
 
 
 def _join(
-    place: Place, config: DistributedConfig, device: torch.device, *, is_ready: bool
-) -> tuple[Store, torch.device]:
-    """Meet the other ranks: returns this attempt's store and the device, a CPU if one is not ready.
+    place: Place, config: DistributedConfig, device: torch.device, fault: ValueError | None
+) -> tuple[Store, torch.device, ValueError | None]:
+    """Meet the other ranks: returns this attempt's store, the device, and this rank's fault if any.
 
-    Then they can at least tell each other.
+    The device is a CPU if not all have a GPU: then they can at least tell each other.
     """
     timeout = datetime.timedelta(seconds=config.timeout_seconds)
     try:
         everything, rank, world_size = next(rendezvous("env://", timeout=timeout))
-        # torchrun can keep one store for all attempts: an earlier one's addresses are those of
-        # dead ranks, and its failure is not this one's.
-        store = PrefixStore(f"alexnet/{place.attempt}", everything)
-        store.set(f"ready/{rank}", str(is_ready))
-        if any(store.get(f"ready/{other}") != b"True" for other in range(world_size)):
+        # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
+        # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
+        attempt = place.attempt if place.is_store_kept else "new"
+        store = PrefixStore(f"alexnet/{attempt}", everything)
+        kind = device.type if fault is None else "none"
+        store.set(f"device/{rank}", kind)
+        kinds = {store.get(f"device/{other}").decode() for other in range(world_size)}
+        if kind == "cpu" and config.device == "auto" and "cuda" in kinds:
+            fault = ValueError(
+                f"{socket.gethostname()} finds no GPU, and other ranks have one each: call "
+                "nvidia-smi there, leave that host out, or use --distributed.device cpu"
+            )
+        if kinds != {"cuda"}:
             device = torch.device("cpu")
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -281,7 +292,7 @@ def _join(
             "start all of them with one torchrun command a node",
             is_told_here=True,
         ) from None
-    return store, device
+    return store, device, fault
 
 
 def failure_of_all(place: Place, error: ValueError) -> RankFailure:

@@ -184,12 +184,12 @@ def _check_shards(facts: Sequence[Facts]) -> list[Check]:
 
 def _check_versions(facts: Sequence[Facts]) -> list[Check]:
     first = facts[0]
-    wrong = [
-        f"{name} is {one.versions[name]} on {one.host} and {value} on {first.host}"
-        for one in facts
-        for name, value in first.versions.items()
-        if one.versions[name] != value
-    ]
+    wrong = []
+    for one in facts:
+        for name in {**first.versions, **one.versions}:  # a host without CUDA has fewer
+            found, expected = (each.versions.get(name, "unknown") for each in (one, first))
+            if found != expected:
+                wrong.append(f"{name} is {found} on {one.host} and {expected} on {first.host}")
     text = ", ".join(f"{name} {value}" for name, value in first.versions.items())
     return [_check("versions", text, wrong)]
 

@@ -31,6 +31,9 @@ from typing import Any, Literal
 Kind = Literal["run", "train", "eval", "checkpoint", "alarm", "signal", "end"]
 Event = dict[str, Any]
 
+LOST_RANK = "lost another rank"
+"""In the error of a process group that failed because one of its processes was gone."""
+
 
 class EventLog:
     """Appends rows to one `events.jsonl`; a row is on its way to the disk when `write` returns."""

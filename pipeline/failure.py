@@ -11,6 +11,7 @@ from typing import NoReturn
 from torch.distributed import DistError
 
 from data_prep.files import describe
+from pipeline.events import LOST_RANK
 
 FAILED = 1
 """Exit code of a rank that failed."""
@@ -37,7 +38,7 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, (*_FORESEEN, RankFailure)):
         return str(error)
     if _is_from_collective(error):
-        return f"lost another rank: it was killed, hangs or its host is gone ({_first_line(error)})"
+        return f"{LOST_RANK}: it was killed, hangs or its host is gone ({_first_line(error)})"
     return f"{type(error).__name__}: {_first_line(error)}"
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import choose_num_ranks, num_gpus
+from launch.local import choose_num_ranks, num_gpus, torchrun_command
 from pipeline.command import parse_command
+from pipeline.run_directory import RunDirectory
+from pipeline.run_lock import lock_run
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.pipeline.monitoring import REPOSITORY
 
@@ -105,6 +107,26 @@ def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
+    """torchrun would heed what it is told to handle, though it was ignored before."""
+    statements = ("print('on', flush=True)", "import time; time.sleep(2)")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        with subprocess.Popen(
+            torchrun_command(1, 0, "timeit", ["-n1", "-r1", *statements]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"on\n"
+            child.send_signal(signal.SIGHUP)
+            child.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (child.returncode == 0) is is_ignored
+
+
 @pytest.mark.parametrize(
     ("visible", "expected"), [("0,1,2", 3), ("", 0), ("-1", 0), ("3,-1,4", 1), ("GPU-af3c", 1)]
 )
@@ -148,3 +170,24 @@ def test_a_folder_that_is_no_run_is_named(
     for command in ("status", "stop", "logs"):
         assert launch(command, tmp_path) == 1
         assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
+
+
+def test_a_run_is_stopped_while_its_next_job_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one does that was submitted with --dependency=afterany."""
+    run = RunDirectory(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    for job in (9, 10):
+        (run.logs / f"slurm-{job}.log").touch()
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho PENDING Dependency")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert launch("stop", run.path) == 1
+    assert "has not begun: end it with 'scancel 10'" in capsys.readouterr().err
+    lock = lock_run(run, None, 0)
+    try:
+        assert launch("stop", run.path) == 0
+    finally:
+        os.close(lock)
+    assert run.stop_request.exists()

@@ -9,7 +9,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.outcome import outcome_of
-from pipeline.events import EventLog
+from pipeline.events import LOST_RANK, EventLog
 
 Row = dict[str, Any]
 
@@ -31,8 +31,12 @@ def save(step: int) -> Row:
     return {"kind": "checkpoint", "step": step}
 
 
-def end(outcome: str, step: int) -> Row:
-    return {"kind": "end", "step": step, "outcome": outcome}
+def end(outcome: str, step: int, error: str | None = None) -> Row:
+    told = {} if error is None else {"error": error}
+    return {"kind": "end", "step": step, "outcome": outcome, **told}
+
+
+LOST = f"rank 1 on n2: {LOST_RANK}: it was killed, hangs or its host is gone"
 
 
 @pytest.mark.parametrize(
@@ -58,9 +62,11 @@ def test_of_a_whole_history(expected: str, history: list[Row]) -> None:
 
 def test_of_the_last_job_alone() -> None:
     first = rows(begin(0), signal("SIGUSR1"), end("stopped", 5))
-    assert outcome_of(first, since=10) == "failed", "the job has left nothing"
+    assert outcome_of(first, since=10, code=1) == "failed", "the job has left nothing"
+    assert outcome_of(first, since=10) == "completed", "it had nothing to do: --max-steps 5"
+    assert outcome_of(first[:1], since=10) == "completed", "the same, after a kill"
     done = rows(begin(0), end("completed", 9))
-    assert outcome_of(done, since=10) == "completed", "it had nothing to do"
+    assert outcome_of(done, since=10) == "completed"
     assert outcome_of(done, since=10, code=1) == "failed", "it was refused"
     paused = rows(begin(0), end("stopped", 5))
     assert outcome_of(paused, since=10, code=1) == "failed"
@@ -84,6 +90,9 @@ def test_of_the_last_job_alone() -> None:
         ("interrupted", "TERM", rows(begin(4), {"kind": "train", "step": 5})),
         ("failed", "TERM", rows(begin(4), end("failed", 5))),
         ("failed", "TERM", rows(end("failed", 0))),
+        ("interrupted", "TERM", rows(begin(4), end("failed", 5, LOST))),
+        ("interrupted", "USR1", rows(begin(4), save(5), end("failed", 5, LOST))),
+        ("stuck", "USR1", rows(begin(4), end("failed", 5, LOST))),
         ("stopped", "USR2", rows(begin(4), signal("STOP file"), end("stopped", 5))),
         ("completed", "USR1", rows(begin(4), end("completed", 5))),
     ],
@@ -93,6 +102,19 @@ def test_of_a_job_that_was_asked_to_leave(expected: str, asked: str, history: li
     before = rows(begin(0), signal("SIGUSR1"), end("stopped", 4))
     later = [{**row, "time": row["time"] + 10} for row in history]
     assert outcome_of(before + later, since=10, code=1, asked=asked) == expected
+
+
+def test_a_host_whose_clock_is_late_has_begun_too() -> None:
+    """Its first rows seem to be older than the job."""
+    late = rows(begin(0), {"kind": "train", "step": 3}, save(5), signal("SIGUSR1"))
+    late.append({**end("stopped", 5), "time": 4.0})
+    assert outcome_of(late, since=1, code=1, asked="USR1") == "interrupted"
+
+
+def test_the_last_word_of_an_earlier_start_is_not_that_of_this_one() -> None:
+    """It has made room for this one, which a signal ended before its first word."""
+    earlier = rows(begin(0), save(5), signal("STOP file"), end("stopped", 5))
+    assert outcome_of(earlier, since=1, code=1, asked="USR2") == "interrupted"
 
 
 def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

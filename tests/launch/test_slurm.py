@@ -86,6 +86,63 @@ def test_a_command_keeps_its_words() -> None:
     assert done.stdout.splitlines() == [HARD, *COMMAND.arguments]
 
 
+@each_script
+def test_tasks_get_the_whole_environment(script: str) -> None:
+    """Also of a job that was submitted with `sbatch --export=NONE`."""
+    assert script.index("\nexport SLURM_EXPORT_ENV=ALL") < script.index("srun ")
+
+
+PROGRAMS = {
+    "python": 'case "$*" in *outcome*) echo interrupted ;; *) exit 1 ;; esac',
+    "srun": "exit 1",
+    "scontrol": '[ "$1" = requeue ] || exit 0; echo "$2" >> "$0.log"; '
+    '[ "$(wc -l < "$0.log")" -gt "$REFUSALS" ]',
+}
+"""A SLURM whose controller refuses so many requests, and a run that a signal has interrupted."""
+
+
+def be_job(tmp_path: Path, sleep: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of a training job, without SLURM."""
+    for name, body in (PROGRAMS | {"sleep": sleep}).items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
+    job |= {"SLURM_JOB_NAME": "alexnet", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "2"}
+    job |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python"} | variables
+    return subprocess.run(
+        ["bash", "-s"],
+        input=render_train(TrainSpec()),
+        env={name: value for name, value in job.items() if value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("refusals", "is_queued"), [("0", True), ("2", True), ("99", False)])
+def test_an_interrupted_job_is_queued_again_by_a_controller_that_starts_anew(
+    refusals: str, is_queued: bool, tmp_path: Path
+) -> None:
+    done = be_job(tmp_path, REFUSALS=refusals)
+    assert done.returncode == 75, done.stderr
+    requests = (tmp_path / "scontrol.log").read_text().split()
+    assert requests == ["7"] * (int(refusals) + 1 if is_queued else 4)
+    assert ("error: SLURM does not queue job 7 again" in done.stdout) is not is_queued
+
+
+def test_a_job_that_is_cancelled_in_the_meantime_is_not_queued_again(tmp_path: Path) -> None:
+    done = be_job(tmp_path, sleep="kill -TERM $PPID", REFUSALS="1")
+    assert done.returncode == 75, done.stderr
+    assert (tmp_path / "scontrol.log").read_text().split() == ["7"]
+
+
+def test_a_job_by_hand_without_gpus_says_what_to_do(tmp_path: Path) -> None:
+    done = be_job(tmp_path, SLURM_GPUS_ON_NODE="")
+    assert done.returncode
+    assert "give sbatch --gpus-per-node" in done.stderr
+
+
 def test_containers_run_python() -> None:
     pyxis = SCRIPTS["training in pyxis"]
     assert "python=(python3) container=(--container-image='nvcr.io#nvidia/pytorch:26.10' " in pyxis

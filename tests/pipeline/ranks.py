@@ -13,7 +13,7 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -46,13 +46,37 @@ def rank_environment(size: int, rank: int, port: int) -> dict[str, str]:
     }
 
 
-def call_on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(world, *arguments)` returns on each of `size` connected ranks."""
+def call_on_ranks(
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> list[Any]:
+    """What `function(world, *arguments)` returns on each of `size` connected ranks.
+
+    `environments`: further variables of each rank.
+    """
+    return call_in_processes(size, _connected, function, arguments, environments=environments)
+
+
+def _connected(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
+        return function(world, *arguments)
+
+
+def call_in_processes(
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> list[Any]:
+    """The same of `function(*arguments)` and ranks that have not connected."""
     port = free_port()
     ranks = []
     for rank in range(size):
         receiver, sender = _context.Pipe(duplex=False)
         environment = rank_environment(size, rank, port)
+        environment |= environments[rank] if environments else {}
         process = _context.Process(target=_call, args=(environment, sender, function, arguments))
         process.start()
         sender.close()
@@ -74,9 +98,8 @@ def _call(
 ) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
-    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
-        # Pickled here: a connection sends tensors as handles to memory that ends with the rank.
-        results.send_bytes(pickle.dumps(function(world, *arguments)))
+    # Pickled here: a connection sends tensors as handles to memory that ends with the rank.
+    results.send_bytes(pickle.dumps(function(*arguments)))
 
 
 class Job:

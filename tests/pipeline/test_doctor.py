@@ -64,6 +64,11 @@ def test_sound_hosts_pass() -> None:
             r"shard set: rank 3 on n2 finds x is missing, and rank 0 ab",
         ),
         ({"versions": {"torch": "2.12.0", "ffcv": "1.0.2"}}, r"torch is 2\.12\.0 on n2 and 2\.13"),
+        ({"versions": {"torch": "2.13.0"}}, r"ffcv is unknown on n2 and 1\.0\.2 on n1"),
+        (
+            {"versions": SOUND.versions | {"CUDA": "13.0"}},
+            r"CUDA is 13\.0 on n2 and unknown on n1",
+        ),
     ],
 )
 def test_one_rank_that_is_not_sound_is_named(changes: dict[str, Any], sentence: str) -> None:

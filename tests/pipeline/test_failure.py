@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pipeline.distributed import STOP_SIGNALS, Place, World, connect
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
 from pipeline.run_lock import JobStart
 from tests.pipeline.monitoring import free_port, wait_for
-from tests.pipeline.ranks import call_on_ranks, rank_environment
+from tests.pipeline.ranks import call_in_processes, call_on_ranks, rank_environment
 from tests.pipeline.worlds import SINGLE
 
 
@@ -146,6 +147,37 @@ def test_all_ranks_name_the_first_to_fail() -> None:
     assert sentence.endswith(": a damaged image")
 
 
+def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:
+    """torchrun counts failures of its own ranks, and no restart because of another host's."""
+    environments = [{"TORCHELASTIC_RESTART_COUNT": count} for count in ("1", "0")]
+    assert call_on_ranks(2, ranks_of, environments=environments) == [[0, 1]] * 2
+
+
+def ranks_of(world: World) -> list[int]:
+    return world.gather(world.rank)
+
+
+def connect_with_devices(kinds: Sequence[str]) -> str:
+    """What ends a rank when the ranks find these kinds of device."""
+    place = Place.from_environment()
+    with (
+        mock.patch("pipeline.distributed._device", return_value=torch.device(kinds[place.rank])),
+        mock.patch("torch.cuda.set_device"),
+    ):
+        try:
+            with connect(place, DistributedConfig(timeout_seconds=20)):
+                return "nothing"
+        except RankFailure as failure:
+            return str(failure)
+
+
+def test_a_host_without_a_gpu_among_others_is_named() -> None:
+    """Its driver is broken: left to itself it takes its CPU, which cannot meet the others' GPUs."""
+    (sentence,) = set(call_in_processes(3, connect_with_devices, ["cuda", "cuda", "cpu"]))
+    assert sentence.startswith("rank 2 on ")
+    assert "finds no GPU, and other ranks have one each: " in sentence
+
+
 def test_one_process_names_no_rank() -> None:
     assert str(SINGLE.report_failure(ValueError("a sentence"))) == "a sentence"
     with pytest.raises(RankFailure, match=r"^a sentence$"), SINGLE.together():
@@ -154,7 +186,8 @@ def test_one_process_names_no_rank() -> None:
 
 def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    for name in (*names, "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+    others = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in (*names, *others, "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     assert Place.from_environment() == Place()
     for name, value in zip(names, ("5", "1", "8", "4"), strict=True):
@@ -164,6 +197,9 @@ def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert Place.from_environment().attempt == 2
+    for is_kept in (False, True):
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(is_kept))
+        assert Place.from_environment().is_store_kept == is_kept
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert Place.from_environment().start == JobStart(job="12", number=0)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
