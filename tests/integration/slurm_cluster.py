@@ -73,7 +73,7 @@ PreemptMode=REQUEUE
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-NodeName=n[1-{num_nodes}] CPUs={cpus} RealMemory=4000 Gres=gpu:2 State=UNKNOWN
+NodeName={nodes} CPUs={cpus} RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=graceful Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
@@ -131,7 +131,9 @@ class Cluster:
         self._folder = folder
         self._first_processes: dict[str, subprocess.Popen[bytes]] = {}
         self._starter = ThreadPoolExecutor(1)  # a parent's death, to the kernel, is its thread's
-        self.nodes = [f"n{number + 1}" for number in range(num_nodes)]
+        # Control groups have the nodes' names, and other such clusters may be there.
+        self._prefix = f"p{os.getpid()}n"
+        self.nodes = [f"{self._prefix}{number + 1}" for number in range(num_nodes)]
 
     def start(self) -> None:
         folder = self._folder
@@ -159,7 +161,7 @@ class Cluster:
         config = _CONFIG.format(
             folder=folder,
             network=_NETWORK,
-            num_nodes=len(self.nodes),
+            nodes=",".join(self.nodes),
             cpus=_CPUS,
             tracking="cgroup" if _has_freezer() else "linuxproc",
         )
@@ -173,7 +175,7 @@ class Cluster:
             f"Name=gpu File={folder}/dev/nvidia[0-1] Flags=nvidia_gpu_env\n"
         )
         addresses = [f"{_NETWORK}.1 {_HEAD}"]
-        addresses += [f"{_NETWORK}.{_address(node)} {node}" for node in self.nodes]
+        addresses += [f"{self._address(node)} {node}" for node in self.nodes]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *addresses]) + "\n")
         subprocess.run(["mungekey", "-c", "-k", folder / "munge.key"], check=True)
 
@@ -210,7 +212,7 @@ class Cluster:
         pid = self._pid(node)
         self._in_network(_HEAD, f"ip link add v{node} type veth peer name eth0 netns {pid}")
         self._in_network(_HEAD, f"ip link set v{node} master br0 up")
-        self._in_network(node, f"ip addr add {_NETWORK}.{_address(node)}/24 dev eth0")
+        self._in_network(node, f"ip addr add {self._address(node)}/24 dev eth0")
         self._in_network(node, "ip link set eth0 up")
         self._go_on(node)
 
@@ -218,6 +220,9 @@ class Cluster:
         """All processes of the node end at once, as when its power fails."""
         os.kill(self._pid(node), signal.SIGKILL)
         self._first_processes.pop(node).wait(30)
+
+    def _address(self, node: str) -> str:
+        return f"{_NETWORK}.{10 + self.nodes.index(node)}"
 
     def _pid(self, name: str) -> int:
         """The first process of the namespaces, seen from outside."""
@@ -296,16 +301,12 @@ class Cluster:
         for name in list(self._first_processes):
             self.crash(name)
         self._starter.shutdown()
-        for path in _FREEZER.glob("slurm_n*"):
+        for path in _FREEZER.glob(f"slurm_{self._prefix}*"):
             for folder in sorted(path.rglob("*/"), reverse=True):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-def _address(node: str) -> int:
-    return 10 + int(node.removeprefix("n"))
 
 
 def _has_freezer() -> bool:

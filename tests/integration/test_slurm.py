@@ -171,11 +171,12 @@ def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
     wait_for_start(4)
     preempt(cluster, nodes=2)
     wait_for_start(5)
-    cluster.run("kill", "-9", cluster.pids("n2", "pipeline.train")[-1], node="n2")
+    _, node = cluster.nodes
+    cluster.run("kill", "-9", cluster.pids(node, "pipeline.train")[-1], node=node)
     wait_for_start(6)
-    cluster.crash("n2")
+    cluster.crash(node)
     cluster.wait_for_state(job, "PENDING")
-    cluster.boot("n2")
+    cluster.boot(node)
     assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
     assert_same_state(run, undisturbed)
 
@@ -209,7 +210,7 @@ def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
     (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run)))
 
     def wait_for_process(words: str) -> None:
-        wait_for(lambda: bool(cluster.pids("n1", words)), words, 120)
+        wait_for(lambda: bool(cluster.pids(cluster.nodes[0], words)), words, 120)
 
     def wait_for_start(number: int) -> None:
         begin = f"job {job}, start {number},"
