@@ -149,3 +149,6 @@ def test_containers_run_python() -> None:
     assert "aside=(srun --nodes=1 --ntasks=1 --container-image=" in pyxis
     apptainer = "python=(apptainer exec --nv my_image.sif python3) container=() aside=()"
     assert apptainer in SCRIPTS["training in apptainer"]
+    spec = TrainSpec(container="my_image.sif", container_mounts="/data,/scratch:/tmp")
+    apptainer = "python=(apptainer exec --nv --bind /data,/scratch:/tmp my_image.sif python3) "
+    assert apptainer in render_train(spec, COMMAND)
