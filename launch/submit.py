@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -127,8 +128,15 @@ def _sbatch(job: Job, *options: str) -> str:
         raise FileNotFoundError(
             "sbatch is not installed here: call this where SLURM takes jobs, or with --dry-run"
         )
+    environment = dict(os.environ)
+    environment.pop("SLURM_RESTART_COUNT", None)  # of the job that this may be called in
     done = subprocess.run(
-        ["sbatch", *options], input=job.script, capture_output=True, text=True, check=False
+        ["sbatch", *options],
+        input=job.script,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise ValueError(f"sbatch refuses the job '{job.title}': {done.stderr.strip()}")

@@ -103,3 +103,17 @@ def test_without_slurm_only_a_dry_run_works(
     assert slurm("train", *CPU, *command) == 1
     assert "sbatch is not installed here" in capsys.readouterr().err
     assert slurm("train", "--dry-run", *CPU, *command) == 0
+
+
+def test_a_job_that_submits_another_does_not_pass_its_own_restarts_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text(
+        f'#!/bin/bash\necho "${{SLURM_RESTART_COUNT-none}}" >> {tmp_path}/counts; echo 7'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    command = ("cifar10", "--run-dir", tmp_path / "run", "--data.shards", "s")
+    assert slurm("train", *CPU, *command) == 0
+    assert (tmp_path / "counts").read_text().split() == ["none", "none"]
