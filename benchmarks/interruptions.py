@@ -113,7 +113,7 @@ class Run:
 
     def signal_a_rank(self, name: str, dice: random.Random) -> None:
         """Ranks are the youngest of the processes that name the run."""
-        words = f"python.* -m pipeline.train .*{self.directory.path}"
+        words = f"python.* -m pipeline.train .*{self.directory.path} "
         pids = self.cluster.run("pgrep", "--full", words, node=self.node()).split()[-2:]
         self.cluster.run("kill", f"-{name}", dice.choice(pids), node=self.node())
 

@@ -126,14 +126,19 @@ def _environment(spec: JobSpec, *, is_by_hand: bool) -> str:
     if is_by_hand:
         python = f'"${{PYTHON:-{spec.interpreter}}}"'
     if spec.container is not None:
-        image = shlex.quote(spec.container)
-        if spec.container.endswith(".sif"):
-            python = f"apptainer exec --nv {image} {python}"
-        else:
+        image, mounts = (
+            shlex.quote(text or "") for text in (spec.container, spec.container_mounts)
+        )
+        if spec.is_in_pyxis:
+            more = f",{mounts}" if spec.container_mounts else ""
             container = (
-                f'--container-image={image} --container-mounts="$PWD" --container-workdir="$PWD"'
+                f'--container-image={image} --container-mounts="$PWD"{more} '
+                '--container-workdir="$PWD"'
             )
             aside = f"srun --nodes=1 --ntasks=1 {container}"
+        else:
+            bind = f"--bind {mounts} " if spec.container_mounts else ""
+            python = f"apptainer exec --nv {bind}{image} {python}"
     return (
         "export SLURM_EXPORT_ENV=ALL # else tasks get only what an --export of sbatch says\n"
         f"python=({python}) container=({container}) aside=({aside})"

@@ -36,6 +36,9 @@ class JobSpec:
     container: str | None = _option(
         None, "an image that has it instead: apptainer runs a .sif, pyxis (srun) any other"
     )
+    container_mounts: str | None = _option(
+        None, "folders that it sees beside the one you submit from, with commas between them"
+    )
     output: str = _option("%x-%j.log", "where a job's output goes, in sbatch's notation")
     sbatch_options: tuple[str, ...] = _option((), "a further option of sbatch; may be given again")
 
@@ -43,10 +46,12 @@ class JobSpec:
         _require(bool(_NAME.fullmatch(self.job_name)), "--job-name", self.job_name, _A_NAME)
         _require_count("--cpus-per-task", self.cpus_per_task, lowest=1)
         seconds_of(self.time_limit)
-        for name in ("partition", "account", "container", "output"):
+        for name in ("partition", "account", "container", "container_mounts", "output"):
             value = getattr(self, name)
             is_word = value is None or bool(_WORD.fullmatch(value))
-            _require(is_word, f"--{name}", value, "one word without spaces")
+            _require(is_word, f"--{name.replace('_', '-')}", value, "one word without spaces")
+        is_used = self.container is not None or self.container_mounts is None
+        _require(is_used, "--container-mounts", self.container_mounts, "a --container beside it")
         _require(self.python != "", "--python", self.python, "an interpreter")
         for option in self.sbatch_options:
             is_option = option.startswith("--") and bool(_WORD.fullmatch(option))
@@ -55,6 +60,11 @@ class JobSpec:
     @property
     def interpreter(self) -> str:
         return self.python or ("python3" if self.container else ".venv/bin/python")
+
+    @property
+    def is_in_pyxis(self) -> bool:
+        """Whether srun starts the container, not apptainer."""
+        return self.container is not None and not self.container.endswith(".sif")
 
     def directives(self) -> list[str]:
         """The options of sbatch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -127,8 +128,15 @@ def _sbatch(job: Job, *options: str) -> str:
         raise FileNotFoundError(
             "sbatch is not installed here: call this where SLURM takes jobs, or with --dry-run"
         )
+    environment = dict(os.environ)
+    environment.pop("SLURM_RESTART_COUNT", None)  # of the job that this may be called in
     done = subprocess.run(
-        ["sbatch", *options], input=job.script, capture_output=True, text=True, check=False
+        ["sbatch", *options],
+        input=job.script,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise ValueError(f"sbatch refuses the job '{job.title}': {done.stderr.strip()}")
@@ -140,8 +148,26 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     logs = command.run.logs
     output = f"{_as_pattern('--run-dir', logs)}/{_TRAIN_LOG}"
     spec = spec_from(TrainSpec, vars(options) | {"output": output})
+    _check_is_mounted(spec, "--run-dir", command.run.path)
+    if not command.config.data.is_remote:
+        _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
     script = render_train(spec, _training_command(command, arguments))
     return [Job(f"train {command.recipe}", script, logs, is_training=True)]
+
+
+def _check_is_mounted(spec: JobSpec, option: str, path: Path) -> None:
+    """Raise `ValueError` if pyxis would not mount `path`: what is written there is then lost."""
+    if not spec.is_in_pyxis:  # apptainer says so itself
+        return
+    words = spec.container_mounts.split(",") if spec.container_mounts else []
+    mounted = [Path.cwd(), *(Path(word.partition(":")[0]) for word in words)]
+    for place in (path.absolute(), path.resolve()):
+        if not any(place.is_relative_to(folder) for folder in mounted):
+            folder = place.parent if len(place.parts) > 2 else place  # not the host's root
+            raise ValueError(
+                f"{option} is {path}, which the container does not see: "
+                f"add --container-mounts {folder}"
+            )
 
 
 def _as_pattern(option: str, folder: Path) -> str:
@@ -179,6 +205,7 @@ def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[
     pattern = _as_pattern("--output", logs)
     values = vars(options) | {"output": f"{pattern}/prepare-%a.log"}
     spec: PrepareSpec = spec_from(PrepareSpec, values)
+    _check_is_mounted(spec, "--output", shards)
     values |= {"job_name": f"{spec.job_name}-merge", "output": f"{pattern}/merge.log"}
     merging: JobSpec = spec_from(JobSpec, values | {"cpus_per_task": 1})
     return [

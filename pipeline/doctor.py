@@ -31,7 +31,7 @@ from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
 from pipeline.failure import FAILED, exit_code_of, leave, sentence_of
 
-_DEADLINE_SECONDS = 50.0
+_DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
 _MAX_SKEW_SECONDS = 1.0
 _MIN_OPEN_FILES = 4096
 _MIN_SHM_BYTES = 512 << 20

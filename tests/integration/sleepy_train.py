@@ -2,7 +2,7 @@
 
     torchrun … -m tests.integration.sleepy_train MARK RANK NAME STEP ARGUMENTS…
 
-The rank sleeps when NAME, `reading` or `averaging`, comes for the STEP-th time, unless the file
+The rank sleeps when NAME, `reading` or `computing`, comes for the STEP-th time, unless the file
 MARK is there: it is made then.
 """
 

@@ -97,18 +97,19 @@ PROGRAMS = {
     "srun": "exit 1",
     "scontrol": '[ "$1" = requeue ] || exit 0; echo "$2" >> "$0.log"; '
     '[ "$(wc -l < "$0.log")" -gt "$REFUSALS" ]',
+    "sleep": "",
 }
 """A SLURM whose controller refuses so many requests, and a run that a signal has interrupted."""
 
 
-def be_job(tmp_path: Path, sleep: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the script of a training job, without SLURM."""
-    for name, body in (PROGRAMS | {"sleep": sleep}).items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+def be_job(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of a training job without SLURM; `changes` are of programs and variables."""
+    for name, body in PROGRAMS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{changes.pop(name, body)}\n")
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
     job |= {"SLURM_JOB_NAME": "alexnet", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "2"}
-    job |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python"} | variables
+    job |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python"} | changes
     return subprocess.run(
         ["bash", "-s"],
         input=render_train(TrainSpec()),
@@ -137,6 +138,16 @@ def test_a_job_that_is_cancelled_in_the_meantime_is_not_queued_again(tmp_path: P
     assert (tmp_path / "scontrol.log").read_text().split() == ["7"]
 
 
+@pytest.mark.parametrize(("name", "is_queued"), [("USR2", True), ("CONT", False)])
+def test_a_job_whose_outcome_cannot_be_read_goes_on_if_it_was_asked_to_leave(
+    name: str, is_queued: bool, tmp_path: Path
+) -> None:
+    done = be_job(tmp_path, python="exit 1", srun=f"kill -{name} $PPID; exit 1", REFUSALS="0")
+    assert "runs/alexnet: unknown\n" in done.stdout
+    assert done.returncode == (75 if is_queued else 1), done.stderr
+    assert (tmp_path / "scontrol.log").exists() == is_queued
+
+
 def test_a_job_by_hand_without_gpus_says_what_to_do(tmp_path: Path) -> None:
     done = be_job(tmp_path, SLURM_GPUS_ON_NODE="")
     assert done.returncode
@@ -149,3 +160,6 @@ def test_containers_run_python() -> None:
     assert "aside=(srun --nodes=1 --ntasks=1 --container-image=" in pyxis
     apptainer = "python=(apptainer exec --nv my_image.sif python3) container=() aside=()"
     assert apptainer in SCRIPTS["training in apptainer"]
+    spec = TrainSpec(container="my_image.sif", container_mounts="/data,/scratch:/tmp")
+    apptainer = "python=(apptainer exec --nv --bind /data,/scratch:/tmp my_image.sif python3) "
+    assert apptainer in render_train(spec, COMMAND)

@@ -22,6 +22,12 @@ from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of, spec_from
         (JobSpec, {"partition": "a\nb"}, r"--partition is 'a\nb'; expected one word"),
         (JobSpec, {"account": ""}, r"--account is ''; expected one word"),
         (JobSpec, {"python": ""}, r"--python is ''; expected an interpreter"),
+        (JobSpec, {"container_mounts": "/data"}, r"'/data'; expected a --container beside it"),
+        (
+            JobSpec,
+            {"container": "a", "container_mounts": "/a /b"},
+            r"--container-mounts is '/a /b'; expected one word",
+        ),
         (JobSpec, {"sbatch_options": ("qos=high",)}, r"'qos=high'; expected an option such as"),
         (JobSpec, {"sbatch_options": ("--qos=a\n#",)}, r"--sbatch-option is '--qos=a"),
         (TrainSpec, {"nodes": 0}, r"--nodes is '0'; expected 1 to 100000"),

@@ -58,6 +58,37 @@ def test_a_command_that_cannot_work_is_refused(
     assert sentence in error
 
 
+PYXIS = ("--dry-run", "--container", "nvcr.io#nvidia/pytorch:26.10")
+
+
+def test_what_a_container_would_lose_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run directory that pyxis does not mount is gone when the job ends."""
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    here.mkdir()
+    disk.mkdir()
+    (here / "runs").symlink_to(disk)
+    monkeypatch.chdir(here)
+    for outside in (disk / "run", Path("runs/run")):
+        training = ("cifar10", "--data.shards", "shards", "--run-dir", outside)
+        assert slurm("train", *PYXIS, *training) == 1
+        assert f"--run-dir is {outside}" in (error := capsys.readouterr().err)
+        assert error.endswith(f"does not see: add --container-mounts {disk}\n")
+        assert slurm("train", *PYXIS, "--container-mounts", f"/data,{disk}", *training) == 0
+        assert f'--container-mounts="$PWD",/data,{disk} ' in capsys.readouterr().out
+        assert slurm("train", "--dry-run", "--container", "image.sif", *training) == 0
+        capsys.readouterr()
+    for words, sentence in (
+        (("train", *PYXIS, "cifar10", "--data.shards", "/s", "--run-dir", "r"), "--data.shards is"),
+        (("prepare", *PYXIS, "synthetic", "--output", disk / "shards"), "--output is"),
+    ):
+        assert slurm(*words) == 1
+        assert sentence in capsys.readouterr().err
+    remote = ("--data.shards", "https://h/s", "--data.reader", "remote", "--data.cache_dir", "/tmp")
+    assert slurm("train", *PYXIS, "cifar10", *remote, "--run-dir", "r") == 0
+
+
 def test_a_conversion_that_cannot_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         slurm("prepare", "imagenet", "--output", "s", "--size", "many")
@@ -72,3 +103,17 @@ def test_without_slurm_only_a_dry_run_works(
     assert slurm("train", *CPU, *command) == 1
     assert "sbatch is not installed here" in capsys.readouterr().err
     assert slurm("train", "--dry-run", *CPU, *command) == 0
+
+
+def test_a_job_that_submits_another_does_not_pass_its_own_restarts_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text(
+        f'#!/bin/bash\necho "${{SLURM_RESTART_COUNT-none}}" >> {tmp_path}/counts; echo 7'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    command = ("cifar10", "--run-dir", tmp_path / "run", "--data.shards", "s")
+    assert slurm("train", *CPU, *command) == 0
+    assert (tmp_path / "counts").read_text().split() == ["none", "none"]
