@@ -218,7 +218,8 @@ class Cluster:
 
     def crash(self, node: str) -> None:
         """All processes of the node end at once, as when its power fails."""
-        os.kill(self._pid(node), signal.SIGKILL)
+        with contextlib.suppress(IndexError):  # it has ended by itself
+            os.kill(self._pid(node), signal.SIGKILL)
         self._first_processes.pop(node).wait(30)
 
     def _address(self, node: str) -> str:
