@@ -195,10 +195,13 @@ def measure(run: Run, way: Callable[..., None], begin: float) -> None:
         run.stop_seconds += [time_of_end - begin for time_of_end in ends[:1]]
     run.wait_until(lambda: any(row["kind"] == "train" for row in run.last_start()), "at work")
     shown = run.cluster.run("scontrol", "show", "job", run.job)
-    started = datetime.fromisoformat(shown.split(" StartTime=")[1].split()[0]).timestamp()
+    started = shown.split(" StartTime=")[1].split()[0]
     first = next((row["time"] for row in run.last_start() if row["kind"] == "train"), None)
-    if first is not None and way not in (kill, freeze):  # there torchrun starts the ranks anew
-        run.start_seconds.append(first - started)
+    if first is None or started == "Unknown" or way in (kill, freeze):
+        return  # it was hit by another one's interruption; or torchrun started the ranks anew
+    seconds = first - datetime.fromisoformat(started).timestamp()
+    if seconds > 0:
+        run.start_seconds.append(seconds)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
