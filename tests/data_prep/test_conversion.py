@@ -113,8 +113,8 @@ def test_damaged_notes_of_a_killed_conversion(
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_group: bool) -> None:
     output = tmp_path / "out"
-    endless = ("--num-train", 1_000_000, "--samples-per-shard", 100)
-    job = start_cli("shard", "synthetic", "--output", output, *endless, "--workers", 2)
+    long = ("--num-train", 20_000, "--samples-per-shard", 100)
+    job = start_cli("shard", "synthetic", "--output", output, *long, "--workers", 2)
     wait_for_shards(output, 1)
     for pid in [job.pid, *(children_of(job.pid) if whole_group else [])][::-1]:
         os.kill(pid, stop)
