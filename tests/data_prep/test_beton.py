@@ -38,6 +38,7 @@ from tests.data_prep.raw_data import (
 )
 from tests.ffcv_process import FfcvProcess, Job
 from tests.pipeline.fake_run import write_shard_set
+from tests.pipeline.monitoring import wait_for
 
 pytestmark = pytest.mark.ffcv
 
@@ -338,7 +339,7 @@ def test_a_worker_that_does_nothing_is_given_up(
     outcome = job.wait()
     assert outcome.code == 1
     assert "ConversionError: ffcv's writer has done nothing for 1.5 s at sample " in outcome.errors
-    assert not is_running(worker)
+    wait_for(lambda: not is_running(worker), "the end of the worker", 30)
     assert names_in(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -50,10 +51,22 @@ def assert_clean_exposition(text: bytes) -> None:
     assert (check.returncode, check.stdout + check.stderr) == (0, b"")
 
 
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_places = itertools.count()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody takes until it is used.
+
+    One of the system's own choice could be the next that it gives to somebody else's connection,
+    and a rank would wait there for ever. Test processes side by side have stretches of their own.
+    """
+    for place in _places:
+        port = 10_000 + 2_500 * _worker % 20_000 + place % 2_500
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the places have no end")
 
 
 @contextlib.contextmanager
