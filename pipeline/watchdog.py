@@ -136,13 +136,14 @@ class Watchdog:
             self._waiting |= {Phase.SAVING}
         shortest = min(config.timeout_seconds, config.save_timeout_seconds)
         self._period = min(shortest / _PULSES_PER_LIMIT, _MAX_PERIOD_SECONDS)
-        self._board = _Board(world.store, world.size, self._period)
         self._count = 0
         self._at = Phase.READING, 0, time.monotonic()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
+        # Not before: in a job with nothing to do rank 0, which may keep the store, may have left.
+        self._board = _Board(self._world.store, self._world.size, self._period)
         self._thread.start()
         return self
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -51,22 +51,20 @@ def assert_clean_exposition(text: bytes) -> None:
     assert (check.returncode, check.stdout + check.stderr) == (0, b"")
 
 
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_places = itertools.count()
-
-
 def free_port() -> int:
-    """A port that nobody takes until it is used.
+    """A port that hardly anybody takes until it is used.
 
-    One of the system's own choice could be the next that it gives to somebody else's connection,
-    and a rank would wait there for ever. Test processes side by side have stretches of their own.
+    One of the system's own choice, which begin at 32,768, could be the next that it gives to
+    somebody else's connection, and a rank would wait there for ever.
     """
-    for place in _places:
-        port = 10_000 + 2_500 * _worker % 20_000 + place % 2_500
+    while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("the places have no end")
+            probe.bind(("127.0.0.1", _dice.randrange(10_000, 32_000)))
+            return int(probe.getsockname()[1])
+
+
+_dice = random.SystemRandom()
+"""Not one that tests can seed: those of several processes must differ."""
 
 
 @contextlib.contextmanager

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from unittest import mock
 
-from pipeline.watchdog import Phase, Pulse, flight_record, judge
+from pipeline.config import DistributedConfig
+from pipeline.run_directory import RunDirectory
+from pipeline.watchdog import Phase, Pulse, Watchdog, flight_record, judge
+from tests.pipeline.worlds import SINGLE
 
 OVERDUE, AT_WORK = 61.0, 3.0
 
@@ -72,3 +77,12 @@ def test_a_first_pulse_is_a_sign_of_life() -> None:
 
 def test_the_flight_recorder_is_one_that_torch_has() -> None:
     assert flight_record().startswith(b"{")
+
+
+def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:
+    """The rank that keeps it may have left, and a connection would be waited for."""
+    store = mock.Mock()
+    world = dataclasses.replace(SINGLE, store=store)
+    watchdog = Watchdog(world, RunDirectory(Path("run")), DistributedConfig())
+    watchdog.enter(Phase.READING, 0)
+    assert not store.mock_calls
