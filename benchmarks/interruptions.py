@@ -14,7 +14,6 @@ weights of a run that was never interrupted, bit for bit.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import sys
 import tempfile
@@ -32,7 +31,7 @@ import torch
 
 from benchmarks.measurement import parser, report, shard_synthetic, spread
 from pipeline import checkpoint
-from pipeline.events import Event, read_events
+from pipeline.events import Event, read_events, read_rows
 from pipeline.run_directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, run_cluster
 
@@ -73,9 +72,8 @@ class Run:
 
     def rows(self) -> list[Event]:
         """All events, those of steps that were done again too."""
-        if not self.directory.events.exists():
-            return []
-        return [json.loads(line) for line in self.directory.events.read_text().split("\n")[:-1]]
+        path = self.directory.events
+        return list(read_rows(path)) if path.exists() else []
 
     def last_start(self) -> list[Event]:
         """The events since the ranks last began."""

@@ -15,6 +15,7 @@ import signal
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.sharedctypes import RawValue
@@ -66,8 +67,8 @@ class FfcvWriter:
         with tempfile.TemporaryFile("w+") as errors:
             watch = _Watch(work, errors, show, stall_seconds)
             try:
-                with contextlib.redirect_stderr(errors), _looking(watch):
-                    writer.from_indexed_dataset(work)
+                with contextlib.redirect_stderr(errors):
+                    _run(watch, lambda: writer.from_indexed_dataset(work))
             finally:
                 work.end_worker()
                 _free_memory(writer)
@@ -113,6 +114,7 @@ class _Work:
         self._num_done = RawValue("Q")
         self._worker_pid = RawValue("q")
         self._is_over = RawValue("b")
+        self._others = multiprocessing.active_children()
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -142,12 +144,17 @@ class _Work:
         """Kill the worker, which has nothing left to do.
 
         One that the parent was stopped in the middle of starting is unknown to `multiprocessing`:
-        it gave its number, or reads that all is over before it touches the file.
+        it gave its number, or reads that all is over before it touches the file. And one that
+        hangs from its very start gave no number.
         """
         self._is_over.value = 1
         if pid := self._worker_pid.value:
             _kill(pid)
-            multiprocessing.active_children()  # which waits for those that ended
+        for child in multiprocessing.active_children():  # which waits for those that ended
+            if child not in self._others:
+                child.kill()
+                child.join(_KILL_SECONDS)
+        if pid:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
@@ -232,6 +239,19 @@ class _Watch:
             return "no reason was given"
         text = str(found[-1]).partition(": ")[2] or str(found[-1])
         return re.sub(r"^\[Errno \d+\] ", "", text)
+
+
+def _run(watch: _Watch, write: Callable[[], None]) -> None:
+    """Call `write`, watched; what it had at hand when an exception stopped it is freed here.
+
+    ffcv's progress bar, if it is stopped while it is made, complains when it is freed.
+    """
+    try:
+        with _looking(watch):
+            write()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def read_events(path: Path) -> list[Event]:
     kill is left out too.
     """
     history: list[Event] = []
-    for row in _rows(path):
+    for row in read_rows(path):
         if row["kind"] == "run":
             resumed_from = row["resumed_from"] or 0
             history = [old for old in history if old["step"] <= resumed_from]
@@ -99,11 +99,14 @@ def count_resumes(path: Path) -> int:
     """How often the run went on from a checkpoint, in attempts too that left none themselves."""
     if not path.is_file():
         return 0
-    return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in _rows(path))
+    return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in read_rows(path))
 
 
-def _rows(path: Path) -> Iterator[Event]:
-    """All rows but those broken by a kill."""
+def read_rows(path: Path) -> Iterator[Event]:
+    """All rows, those too that a resume has made void, but not one that is not whole.
+
+    A kill may have broken it, or rank 0 is in the midst of writing it.
+    """
     for line in path.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
             yield json.loads(line)

@@ -70,6 +70,8 @@ def run(request: dict[str, Any]) -> int:
         slow_down(request["sample_seconds"])
     if request.get("loses_interrupt"):
         lose_an_interrupt()
+    if request.get("interrupts_bar"):
+        interrupt_the_bar()
     if "fork_seconds" in request:
         slow_down_fork(request["fork_seconds"])
     if "load" in request:
@@ -120,6 +122,17 @@ def lose_an_interrupt() -> None:
             lost.append(interrupt)
 
     ffcv.writer.sleep = sleep
+
+
+def interrupt_the_bar() -> None:
+    """Let an interrupt come while ffcv makes its progress bar."""
+
+    class Interrupted(ffcv.writer.tqdm):  # type: ignore[misc]
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.disable = False
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ffcv.writer.tqdm = Interrupted
 
 
 def load(path: Path, to: Path) -> None:

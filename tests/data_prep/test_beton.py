@@ -328,13 +328,28 @@ def test_an_interrupt_cannot_get_lost(ffcv: FfcvProcess, tmp_path: Path, synthet
     assert names_in(tmp_path) == []
 
 
-def test_a_worker_that_does_nothing_is_given_up(
+def test_an_interrupt_while_ffcv_makes_its_bar_is_one_sentence(
     ffcv: FfcvProcess, tmp_path: Path, synthetic: Path
+) -> None:
+    path = tmp_path / "out.beton"
+    outcome = ffcv.start_beton(synthetic, path, interrupts_bar=True).wait()
+    assert (outcome.code, outcome.errors) == (
+        130,
+        f"error: stopped; {path} was not written, the same command begins anew\n",
+    )
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("when", ["begin", "middle"])
+def test_a_worker_that_does_nothing_is_given_up(
+    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, when: str
 ) -> None:
     path = tmp_path / "out.beton"
     job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW, stall_seconds=1.5)
     wait_until(lambda: bool(workers_of(job)), job)
     worker = workers_of(job)[0]
+    if when == "middle":
+        wait_until(lambda: ignores(worker, signal.SIGTERM), job)
     os.kill(worker, signal.SIGSTOP)
     outcome = job.wait()
     assert outcome.code == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.command import parse_command
-from pipeline.events import read_events
+from pipeline.events import read_events, read_rows
 from pipeline.run_directory import RunDirectory
 from pipeline.stop import StopSignals
 from pipeline.train import train
@@ -79,7 +78,7 @@ def rows(run: Path, kind: str) -> list[dict[str, Any]]:
 def all_rows(run: Path) -> list[dict[str, Any]]:
     """All events, those too that a resume has made void."""
     path = RunDirectory(run).events
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(read_rows(path)) if path.exists() else []
 
 
 def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:
