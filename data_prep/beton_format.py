@@ -107,6 +107,8 @@ def map_tables(path: Path) -> BetonTables:
     Raises `ShardSetError` if it is missing, cut, was not finished or is no `.beton` of images and
     labels.
     """
+    if path.is_fifo():  # which would be waited for without end
+        raise ShardSetError(f"{path} is a pipe; expected a file: {_AGAIN}")
     try:
         with path.open("rb") as file:
             start, num_bytes = file.read(ROWS_OFFSET), file.seek(0, 2)
