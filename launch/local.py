@@ -15,13 +15,15 @@ from types import FrameType
 from typing import IO
 
 from launch.outcome import outcome_of
-from pipeline.command import Command, parse_command
+from pipeline.command import Command, asks_for_help, help_text, parse_command
+from pipeline.console import Console
 from pipeline.events import read_events
+from pipeline.stop_signals import heeded_signals
 
 SHUTDOWN_SECONDS = 270
 """What ranks have to save in after a signal, before torchrun kills them."""
 
-_EXIT_CODES = {"completed": 0, "interrupted": 75, "stopped": 75}
+_EXIT_CODES = {"completed": 0, "interrupted": 75, "stopped": 75, "stuck": 75}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,10 @@ def run(options: argparse.Namespace) -> int:
 
     Raises `ValueError` if the command is not one of `pipeline.train`.
     """
+    console = Console(sys.stdout)
+    if asks_for_help(options.command):
+        console.line(help_text(options.command))
+        return 0
     command = parse_command(options.command)
     num_ranks = options.nproc
     if num_ranks is None:
@@ -51,14 +57,14 @@ def run(options: argparse.Namespace) -> int:
         if value < lowest:
             raise ValueError(f"{name} is {value}; expected at least {lowest}")
     begin = time.time()
-    log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.write(f"{num_ranks} ranks; log: {log}\n")
-    sys.stdout.flush()
+    console.line(f"{num_ranks} ranks; log: {log}")
     words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
     code, asked = _run_torchrun(words, log)
     events = command.run.events
     outcome = outcome_of(read_events(events) if events.is_file() else [], begin, code, asked)
+    console.line(f"{command.run.path}: {outcome}")  # below torchrun's pages on what is no 0
     return _EXIT_CODES.get(outcome, 1)
 
 
@@ -87,10 +93,8 @@ def num_gpus() -> int:
 def torchrun_command(
     num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
 ) -> list[str]:
-    """On this machine alone, at a free port. A hangup that nohup has warded off stays that."""
-    signals = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2"]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append("SIGHUP")
+    """On this machine alone, at a free port."""
+    signals = ["SIGQUIT", *(number.name for number in heeded_signals())]
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
@@ -102,7 +106,7 @@ def torchrun_command(
 def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
     """Its exit code, and the last signal that came; what it writes goes on, and into `log`.
 
-    Signals are passed on, but not Ctrl-C: the terminal sends that to torchrun too.
+    Signals are passed on: in a process group of its own torchrun gets none from the terminal.
     """
     asked = ""
     environment = os.environ | {
@@ -110,19 +114,22 @@ def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
     }
     with (
-        log.open("wb") as file,
+        log.open("wb", buffering=0) as file,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         ) as child,
     ):
 
         def pass_on(number: int, _: FrameType | None) -> None:
             nonlocal asked
             asked = signal.Signals(number).name.removeprefix("SIG")
-            if number != signal.SIGINT:
-                child.send_signal(number)
+            child.send_signal(number)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in heeded_signals():
             signal.signal(number, pass_on)
         assert child.stdout is not None
         _copy(child.stdout, file)
@@ -131,7 +138,7 @@ def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
 
 def _copy(output: IO[bytes], file: IO[bytes]) -> None:
     """A full disk costs lines of the log, never the run."""
-    targets = [sys.stdout.buffer, file]
+    targets = [file] if sys.stdout is None else [sys.stdout.buffer, file]
     while content := os.read(output.fileno(), 1 << 16):
         for target in tuple(targets):
             try:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline.events import LOST_RANK, Event, read_events
+from pipeline.events import LOST_RANK, STOP_FILE, Event, read_events
 from pipeline.run_directory import RunDirectory
 
 Outcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
@@ -74,8 +74,9 @@ def _outcome_of_end(rows: list[Event], asked: str) -> Outcome:
     sources = [row["source"] for row in rows[begin:] if row["kind"] == "signal"]
     if not sources:  # it stopped where --max-steps said
         return "completed"
-    name = sources[-1].removeprefix("SIG")
-    return "stopped" if name == sources[-1] else _outcome_of_signal(rows, asked or name)
+    if sources[-1] == STOP_FILE:
+        return "stopped"
+    return _outcome_of_signal(rows, asked or sources[-1].removeprefix("SIG"))
 
 
 def _outcome_of_signal(rows: list[Event], name: str) -> Outcome:

@@ -109,7 +109,7 @@ def logs(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{found}\n")
     sys.stdout.flush()
     follow = ["-F"] if options.follow else []
-    os.execvp("tail", ["tail", f"--lines={options.lines}", *follow, str(found)])
+    os.execvp("tail", ["tail", f"--lines={options.lines}", *follow, "--", str(found)])
 
 
 def newest_log(run: RunDirectory) -> Path | None:

@@ -44,6 +44,11 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
             "slurm/train.sbatch [TRAINING OPTIONS]"
         )
         training = (
+            "for word; do\n"
+            "    case $word in --run-dir* | --data.shards*)\n"
+            '        echo "error: $word: give RUN=… and SHARDS=… before sbatch"; exit 2 ;;\n'
+            "    esac\n"
+            "done\n"
             "run=${RUN:-runs/$SLURM_JOB_NAME}\n"
             'training=("${RECIPE:-alexnet_2012}" --data.shards "${SHARDS:-shards}" '
             '--run-dir "$run" "$@")'

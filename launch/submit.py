@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from data_prep.__main__ import parse as parse_sharding
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
-from pipeline.command import Command, parse_command
+from pipeline.command import Command, asks_for_help, help_text, parse_command
 
 _TRAIN_LOG = "slurm-%j.log"
 
@@ -28,6 +28,8 @@ class Job:
     script: str
     logs: Path
     """The folder for its output, which SLURM does not make."""
+    python: str | None
+    """Its interpreter on this host and all nodes; None: a container has it."""
     is_next: bool = False
     """Whether it waits for the one before it."""
     is_training: bool = False
@@ -106,6 +108,11 @@ def run(options: argparse.Namespace) -> None:
         sys.stdout.write("\n".join(job.script for job in jobs))
         return
     for job in jobs:
+        if job.python is not None and shutil.which(job.python) is None:
+            raise ValueError(
+                f"--python is {job.python}, which is no program on this host: give the interpreter "
+                "that has the project here and on the nodes"
+            )
         _sbatch(job, "--test-only")
     submit(jobs)
 
@@ -144,6 +151,9 @@ def _sbatch(job: Job, *options: str) -> str:
 
 
 def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
+    if asks_for_help(arguments):
+        sys.stdout.write(f"{help_text(arguments)}\n")
+        raise SystemExit(0)  # as the parsers of other options do
     command = parse_command(arguments)
     logs = command.run.logs
     output = f"{_as_pattern('--run-dir', logs)}/{_TRAIN_LOG}"
@@ -152,7 +162,12 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     if not command.config.data.is_remote:
         _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
     script = render_train(spec, _training_command(command, arguments))
-    return [Job(f"train {command.recipe}", script, logs, is_training=True)]
+    python = _python_of(spec)
+    return [Job(f"train {command.recipe}", script, logs, python, is_training=True)]
+
+
+def _python_of(spec: JobSpec) -> str | None:
+    return spec.interpreter if spec.container is None else None
 
 
 def _check_is_mounted(spec: JobSpec, option: str, path: Path) -> None:
@@ -201,16 +216,21 @@ def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[
             raise ValueError(
                 f"{word} is for the script to give, to each job of the array: leave it out"
             )
+    if shards.name in ("", ".."):
+        raise ValueError(
+            f"--output is {shards}, which has no name: give one, the logs go beside it under it"
+        )
     logs = shards.with_name(f"{shards.name}-logs")
     pattern = _as_pattern("--output", logs)
     values = vars(options) | {"output": f"{pattern}/prepare-%a.log"}
     spec: PrepareSpec = spec_from(PrepareSpec, values)
     _check_is_mounted(spec, "--output", shards)
     values |= {"job_name": f"{spec.job_name}-merge", "output": f"{pattern}/merge.log"}
+    python = _python_of(spec)
     merging: JobSpec = spec_from(JobSpec, values | {"cpus_per_task": 1})
     return [
-        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs),
-        Job("merge", render_merge(merging, str(shards)), logs, is_next=True),
+        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs, python),
+        Job("merge", render_merge(merging, str(shards)), logs, python, is_next=True),
     ]
 
 

@@ -14,6 +14,7 @@ A kill at any moment leaves either the old set of checkpoints or the new one.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -208,10 +209,14 @@ def mark_best(directory: Path, step: int) -> bool:
     path = path_of(directory, step)
     if not path.is_dir():
         return False
+    best = directory / BEST
+    if best.is_dir() and not best.is_symlink():
+        reason = "a folder is where the link to the best checkpoint goes; move it away"
+        raise FileExistsError(errno.EEXIST, reason, str(best))
     link = directory / f"{TEMPORARY_PREFIX}{BEST}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
-    link.replace(directory / BEST)
+    link.replace(best)
     return True
 
 

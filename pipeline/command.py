@@ -71,6 +71,10 @@ def _positive(name: str, text: str) -> int:
     return int(text)
 
 
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
 def help_text(arguments: Sequence[str]) -> str:
     """The answer to `--help`, with the values of the recipe if one is named."""
     named = [name for name in arguments if name in RECIPES]

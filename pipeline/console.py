@@ -6,11 +6,12 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.config import Config
-from pipeline.data.partition import BatchPlan
-from pipeline.evaluate import Evaluation
+if TYPE_CHECKING:  # a launcher, which needs none of them, shall not load torch
+    from pipeline.config import Config
+    from pipeline.data.partition import BatchPlan
+    from pipeline.evaluate import Evaluation
 
 
 class Console:

@@ -28,11 +28,9 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.config import DistributedConfig
 from pipeline.failure import RankFailure, sentence_of
 from pipeline.run_lock import JobStart
+from pipeline.stop_signals import heeded_signals
 
 T = TypeVar("T")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""They ask a job to leave."""
 
 _FAILURE_KEY = "failure"
 
@@ -57,6 +55,8 @@ class Place:
     """Which start of a SLURM job this is, if it is one."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
+    has_agent: bool = False
+    """Whether that is torchrun, which looks after this process as its parent."""
 
     @classmethod
     def from_environment(cls) -> Place:
@@ -87,6 +87,7 @@ class Place:
             ),
             start=_start_of_job(),
             is_launched=True,
+            has_agent="TORCHELASTIC_RUN_ID" in os.environ,
         )
 
 
@@ -246,7 +247,7 @@ def collective_deadline(limit_seconds: float) -> datetime.timedelta:
 @contextlib.contextmanager
 def _killable() -> Iterator[None]:
     """Let signals end this process at once: while it waits for other ranks no handler is run."""
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heeded_signals()}
     try:
         yield
     finally:

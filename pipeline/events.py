@@ -12,7 +12,8 @@ Every row has `kind`, `step` (optimizer updates done when it was written), `epoc
     eval        an evaluation: split, top1, top5, loss, correct1, correct5, seen, expected, seconds
     checkpoint  a save: path, num_bytes, seconds, reason (metrics.CHECKPOINT_KINDS)
     alarm       something needs a look: reason (not_learning), loss
-    signal      a stop request was agreed on: source
+    signal      a stop request was agreed on: source (a signal's name, STOP file or
+                end of torchrun)
     end         the process group left: outcome (completed | stopped | failed), and for `failed`
                 the error
 """
@@ -30,6 +31,9 @@ from typing import Any, Literal
 
 Kind = Literal["run", "train", "eval", "checkpoint", "alarm", "signal", "end"]
 Event = dict[str, Any]
+
+STOP_FILE = "STOP file"
+"""Source of a `signal` row: somebody who wants the run to stop, and not to go on by itself."""
 
 LOST_RANK = "lost another rank"
 """In the error of a process group that failed because one of its processes was gone."""
@@ -103,10 +107,12 @@ def count_resumes(path: Path) -> int:
 
 
 def read_rows(path: Path) -> Iterator[Event]:
-    """All rows, those too that a resume has made void, but not one that is not whole.
+    """All rows, those too that a resume has made void; a line that is no row is left out.
 
     A kill may have broken it, or rank 0 is in the midst of writing it.
     """
     for line in path.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            row = json.loads(line)
+            if isinstance(row, dict) and {"kind", "step", "epoch", "time"} <= row.keys():
+                yield row

@@ -200,8 +200,8 @@ def _open_run(
         ) from None
     checkpoint.remove_leftovers(run.checkpoints)
     remove_leftovers(run.predictions("val").parent)
-    if remove_old_request(run):
-        Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this start")
+    if remove_old_request(run, place):
+        Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
 
 
 def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan, world: World) -> None:

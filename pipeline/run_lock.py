@@ -17,6 +17,9 @@ _LOOK_SECONDS = 0.2
 _GLANCE_SECONDS = 1.0
 """Others hold the lock so long at most to see whether it is free."""
 
+MAKE_ROOM = "for the next start of the same job\n"
+"""In a STOP file: it is not for that start, should that be killed before it removes it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +107,7 @@ def _wait_for_earlier_start(
             f"{run.path} is in use by {holder}: wait for its end, or give another --run-dir"
         )
     _log.warning("an earlier start of this job still trains on %s: asked to leave", holder.host)
-    run.stop_request.touch()
+    run.stop_request.write_text(MAKE_ROOM)
     has_left = _take(handle, patience_seconds)
     run.stop_request.unlink(missing_ok=True)  # it may have died without heeding it
     if not has_left:

@@ -12,12 +12,18 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed import STOP_SIGNALS, World
+from pipeline.distributed import Place, World
+from pipeline.events import STOP_FILE
 from pipeline.metrics.rank_file import process_start_ticks
 from pipeline.run_directory import RunDirectory
+from pipeline.run_lock import MAKE_ROOM
+from pipeline.stop_signals import STOP_SIGNALS, heeded_signals
 
-_SOURCES = ("", *(number.name for number in STOP_SIGNALS), "STOP file")
-_FILE = len(_SOURCES) - 1
+_SOURCES = ("", *(number.name for number in STOP_SIGNALS), "end of torchrun", STOP_FILE)
+_END_OF_AGENT, _FILE = len(_SOURCES) - 2, len(_SOURCES) - 1  # of several the last is agreed on
+
+JOB_BEGIN = "ALEXNET_JOB_BEGIN"
+"""Environment variable: when the job began, in Unix seconds. Its first act may be another."""
 
 _IMPATIENT_SECONDS = 2.0
 """Ctrl-C again, so much later, does not wait for the step. One press counts once, though it comes
@@ -38,7 +44,7 @@ class StopSignals:
         self.noted = 0
         """Place in `_SOURCES` of the last one; 0: none came."""
         self._impatient_from = math.inf
-        for number in STOP_SIGNALS:
+        for number in heeded_signals():
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
@@ -58,13 +64,17 @@ class StopSignals:
             signal.signal(number, signal.SIG_IGN)
 
 
-def remove_old_request(run: RunDirectory) -> bool:
-    """Remove a STOP file from before this process started; returns whether there was one.
+def remove_old_request(run: RunDirectory, place: Place) -> bool:
+    """Remove a STOP file from before the job started; returns whether there was one.
 
-    One that is younger asks this job, which may have been importing torch at the time.
+    One that is younger asks this job: it may have been checking the nodes at the time, or starting
+    ranks again, and a SLURM job may have been queued again.
     """
     try:
-        is_old = run.stop_request.stat().st_mtime < _start_of_this_process()
+        if place.start is not None and place.start.number > 0:
+            is_old = run.stop_request.read_text() == MAKE_ROOM
+        else:
+            is_old = run.stop_request.stat().st_mtime < _begin_of_job(place)
     except FileNotFoundError:
         return False
     if is_old:
@@ -72,9 +82,12 @@ def remove_old_request(run: RunDirectory) -> bool:
     return is_old
 
 
-def _start_of_this_process() -> float:
-    """In Unix seconds."""
-    start_seconds = (process_start_ticks(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+def _begin_of_job(place: Place) -> float:
+    """In Unix seconds: as the job's script says it, else when torchrun or this process started."""
+    if JOB_BEGIN in os.environ:
+        return float(os.environ[JOB_BEGIN])
+    ticks = process_start_ticks(os.getppid() if place.has_agent else os.getpid())
+    start_seconds = (ticks or 0) / os.sysconf("SC_CLK_TCK")
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds)
 
 
@@ -90,6 +103,7 @@ class StopRequests:
         self._world = world
         self._file = run.stop_request
         self._signals = signals
+        self._agent = os.getppid() if world.place.has_agent else None
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
         self._next_poll_step: int | None = None
         self._last_poll: tuple[int, float] | None = None
@@ -101,7 +115,7 @@ class StopRequests:
             return None
         source, distance = self._finish()
         if source:
-            if self._world.is_main:
+            if self._world.is_main and source == _FILE:
                 with contextlib.suppress(OSError):  # what stays is older than the next start
                     self._file.unlink(missing_ok=True)
             return _SOURCES[source]
@@ -111,7 +125,9 @@ class StopRequests:
 
     def _start(self, step: int) -> None:
         asked = self._signals.noted
-        if self._world.is_main and not asked and self._is_file_there():
+        if self._agent not in (None, os.getppid()):  # nobody looks after this rank any more
+            asked = _END_OF_AGENT
+        if self._world.is_main and self._is_file_there():
             asked = _FILE
         # The slowest rank decides: the maximum of what is negative is the smallest distance.
         values = torch.tensor([asked, -self._distance(step)])

@@ -4,8 +4,8 @@
         [--max-steps N] [--any.field value]
 
 The same command again goes on from the newest good checkpoint of RUN. It exits with 0 when all that
-was asked for is done, with 75 when it was stopped before (SIGTERM, SIGINT, SIGUSR1, SIGUSR2 or a
-file RUN/STOP) and can go on, and with 1 when it failed. Under torchrun's --max-restarts it exits
+was asked for is done, with 75 when it was stopped before (SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2
+or a file RUN/STOP) and can go on, and with 1 when it failed. Under torchrun's --max-restarts it exits
 with 0 when it was stopped, too: torchrun would undo the stop.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from pipeline import checkpoint
-from pipeline.command import Command, help_text, parse_command
+from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.console import Console, resolved_table
 from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave
@@ -131,7 +131,7 @@ def _facts(parts: Parts) -> RunFacts:
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     words = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(words):
+    if asks_for_help(words):
         Console(sys.stdout).line(help_text(words))
         return 0
     signals = StopSignals()

@@ -263,6 +263,26 @@ def test_a_stop_that_was_asked_for_is_not_undone(
     assert rows(run, "signal")[0]["source"] == "STOP file"
 
 
+def test_a_stop_counts_from_the_job_on_and_for_more_than_a_signal(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """In the doctor, and where SLURM asks at the same time: then one start may still follow."""
+    run = tmp_path / "run"
+    spec = ("--nodes", 1, *SPEC, "--doctor")
+    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *LONG)))
+    wait_for(lambda: any(cluster.pids(node, "pipeline.doctor") for node in cluster.nodes), "", 120)
+    cluster.launch("stop", run)
+    assert cluster.wait_for_state(job, *ENDED) == "FAILED"
+    assert f"{run}: stopped" in log_of(run, job)
+    job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
+    wait_for(lambda: has_trained(run, 2), "training", 120)
+    cluster.run("scancel", "--signal=USR2", "--batch", job)
+    (run / "STOP").touch()
+    assert cluster.wait_for_state(job, *ENDED) == "FAILED"
+    assert f"{run}: stopped" in log_of(run, job)
+    assert cluster.num_starts(job) <= 2
+
+
 def test_a_run_that_fails_is_not_queued_again(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = train(cluster, tmp_path / "no-shards", run, nodes=1)

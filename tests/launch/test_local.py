@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import choose_num_ranks, num_gpus, torchrun_command
+from launch.local import _run_torchrun, choose_num_ranks, num_gpus, torchrun_command
 from pipeline.command import parse_command
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
+from pipeline.stop_signals import STOP_SIGNALS
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.pipeline.monitoring import REPOSITORY
 
@@ -75,12 +78,18 @@ def test_a_run_is_trained_watched_stopped_and_finished(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "is_to_group"),
-    [(signal.SIGTERM, False), (signal.SIGUSR1, False), (signal.SIGINT, True)],
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGUSR1, False),
+        (signal.SIGINT, False),
+        (signal.SIGINT, True),
+        (signal.SIGHUP, True),
+    ],
 )
 def test_signals_are_passed_on(
     number: signal.Signals, is_to_group: bool, shards: Path, tmp_path: Path
 ) -> None:
-    """A terminal sends Ctrl-C to all of its processes."""
+    """A terminal sends Ctrl-C, and a hangup when it is closed, to all of its processes."""
     run = tmp_path / "run"
     with start("--nproc", 2, *training(shards, run, *LONG)) as job:
         wait_for_step(run, 3)
@@ -91,6 +100,81 @@ def test_signals_are_passed_on(
         job.communicate(timeout=60)
     assert job.returncode == 75
     assert rows(run, "signal")[0]["source"] == number.name
+
+
+@pytest.mark.slow
+def test_ranks_without_torchrun_save_and_leave(shards: Path, tmp_path: Path) -> None:
+    """Else nobody can stop them, or start them again."""
+    run = tmp_path / "run"
+    with start("--nproc", 2, *training(shards, run, *LONG)) as job:
+        wait_for_step(run, 3)
+        (torchrun,) = children_of(job.pid)
+        os.kill(torchrun, signal.SIGKILL)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
+    (asked,), (save,) = rows(run, "signal"), rows(run, "checkpoint")[-1:]
+    assert (asked["source"], save["step"]) == ("end of torchrun", asked["step"])
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_outlives_ranks_that_die_of_something_else(
+    shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with start("--nproc", 2, "--max-restarts", 3, *training(shards, run, *LONG)) as job:
+        wait_for_step(run, 3)
+        (torchrun,) = children_of(job.pid)
+        ranks = children_of(torchrun)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        assert launch("stop", run) == 0
+        for rank in ranks:
+            os.kill(rank, signal.SIGKILL)
+        job.communicate(timeout=90)
+    assert job.returncode == 75
+    assert [row["source"] for row in rows(run, "signal")] == ["STOP file"]
+    assert not (run / "STOP").exists()
+
+
+def test_a_full_disk_costs_lines_of_the_log_alone(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        command = [sys.executable, "-c", "print('a line\\n' * 20_000, end='')"]
+        assert _run_torchrun(command, Path("/dev/full")) == (0, "")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert capfdbinary.readouterr().out == b"a line\n" * 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
+def test_a_run_needs_no_terminal(output: str, shards: Path, tmp_path: Path) -> None:
+    words = training(shards, tmp_path / "run", "--max-steps", 2)
+    command = shlex.join([sys.executable, "-m", "launch", "local", "--nproc", "1", *words])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {output}"],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_is_that_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("local", "cifar10", "--help"), ("local", "-h", "cifar10")):
+        with contextlib.suppress(SystemExit):  # of the parser
+            assert launch(*words) == 0
+        assert "usage: python -m" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

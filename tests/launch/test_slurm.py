@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,9 @@ PROGRAMS = {
 """A SLURM whose controller refuses so many requests, and a run that a signal has interrupted."""
 
 
-def be_job(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def be_job(
+    tmp_path: Path, *, arguments: Sequence[str] = (), **changes: str
+) -> subprocess.CompletedProcess[str]:
     """Run the script of a training job without SLURM; `changes` are of programs and variables."""
     for name, body in PROGRAMS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{changes.pop(name, body)}\n")
@@ -111,7 +114,7 @@ def be_job(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     job |= {"SLURM_JOB_NAME": "alexnet", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "2"}
     job |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python"} | changes
     return subprocess.run(
-        ["bash", "-s"],
+        ["bash", "-s", "--", *arguments],
         input=render_train(TrainSpec()),
         env={name: value for name, value in job.items() if value},
         capture_output=True,
@@ -119,6 +122,14 @@ def be_job(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize("word", ["--run-dir", "--run-dir=r", "--data.shards"])
+def test_by_hand_a_run_has_one_name(word: str, tmp_path: Path) -> None:
+    """Else the script asks another run how it ended."""
+    done = be_job(tmp_path, arguments=(word, "r"))
+    assert done.returncode == 2
+    assert done.stdout == f"error: {word}: give RUN=… and SHARDS=… before sbatch\n"
 
 
 @pytest.mark.parametrize(("refusals", "is_queued"), [("0", True), ("2", True), ("99", False)])

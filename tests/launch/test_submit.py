@@ -47,6 +47,8 @@ def test_a_dry_run_prints_what_a_chain_would_submit(
         (("chain", "synthetic", "--output", "s"), "expected SOURCE, its options, --, RECIPE"),
         (("train", "cifar10", "--run-dir", "a b", "--data.shards", "s"), "give another --run-dir"),
         (("prepare", "synthetic", "--output", "it's"), "give another --output"),
+        (("prepare", "synthetic", "--output", "."), "--output is ., which has no name"),
+        (("prepare", "--python", "no/such", "synthetic", "--output", "s"), "--python is no/such"),
     ],
 )
 def test_a_command_that_cannot_work_is_refused(

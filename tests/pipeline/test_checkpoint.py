@@ -187,6 +187,12 @@ def test_pruning_keeps_the_newest_and_the_best(directory: Path) -> None:
     assert [checkpoint.step_of(path) for path in checkpoint.paths(directory)] == [50, 40, 20]
     assert (directory / BEST).resolve().name == "step-00000020"
     assert not checkpoint.mark_best(directory, 30)
+    (directory / BEST).rename(directory / "aside")
+    (directory / BEST).mkdir()  # as in a copy that followed links
+    with pytest.raises(FileExistsError, match="a folder is where the link to the best"):
+        checkpoint.mark_best(directory, 50)
+    (directory / BEST).rmdir()
+    (directory / "aside").rename(directory / BEST)
     assert (directory / BEST).resolve().name == "step-00000020"
     assert checkpoint.mark_best(directory, 50)
     checkpoint.prune(directory, keep=1)

@@ -101,6 +101,15 @@ def test_a_row_with_bytes_that_are_no_text_is_left_out(path: Path) -> None:
     assert history(path) == [("run", 0), ("train", 10), ("run", 10), ("train", 20)]
 
 
+@pytest.mark.parametrize("line", [b"{}", b"5", b"null", b'[{"kind": "run"}]', b'{"kind": "run"}'])
+def test_a_line_that_is_no_row_is_left_out(path: Path, line: bytes) -> None:
+    write_steps(path, None, 10)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    assert count_resumes(path) == 0
+    write_steps(path, 10, 20)
+    assert history(path) == [("run", 0), ("train", 10), ("run", 10), ("train", 20)]
+
+
 def test_a_killed_writer_loses_its_last_line_at_most(path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WRITE_FOR_EVER, str(path)], stdout=subprocess.PIPE

@@ -16,9 +16,10 @@ import torch
 from torch.distributed import DistBackendError
 
 from pipeline.config import DistributedConfig
-from pipeline.distributed import STOP_SIGNALS, Place, World, connect
+from pipeline.distributed import Place, World, connect
 from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
 from pipeline.run_lock import JobStart
+from pipeline.stop_signals import STOP_SIGNALS
 from tests.pipeline.monitoring import free_port, wait_for
 from tests.pipeline.ranks import call_in_processes, call_on_ranks, rank_environment
 from tests.pipeline.worlds import SINGLE

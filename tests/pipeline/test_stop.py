@@ -18,7 +18,9 @@ import pytest
 from pipeline.distributed import Place, World
 from pipeline.prepare import _open_run
 from pipeline.run_directory import RunDirectory
-from pipeline.stop import StopRequests, StopSignals
+from pipeline.run_lock import MAKE_ROOM, JobStart
+from pipeline.stop import JOB_BEGIN, StopRequests, StopSignals, remove_old_request
+from pipeline.stop_signals import STOP_SIGNALS
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.ranks import call_on_ranks
 from tests.pipeline.worlds import SINGLE
@@ -30,8 +32,7 @@ POLL_STEPS = 5
 
 @pytest.fixture
 def signals() -> Iterator[StopSignals]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield StopSignals()
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -65,7 +66,7 @@ class Steps:
         return self._step, None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_heeded_soon(
     number: signal.Signals, run: RunDirectory, signals: StopSignals
 ) -> None:
@@ -85,6 +86,44 @@ def test_a_file_is_heeded_soon_and_once(run: RunDirectory, signals: StopSignals)
     assert source == "STOP file"
     assert step <= 20 + 2 * POLL_STEPS
     assert not run.stop_request.exists()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_file_counts_for_more_than_a_signal(
+    is_first: bool, run: RunDirectory, signals: StopSignals
+) -> None:
+    """After the signal alone a SLURM job would go on by itself."""
+    steps = Steps(StopRequests(SINGLE, run, signals))
+    steps.until_agreed(20)
+    if is_first:
+        run.stop_request.touch()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    run.stop_request.touch()
+    assert steps.until_agreed(100)[1] == "STOP file"
+    assert not run.stop_request.exists()
+
+
+def test_a_file_that_comes_after_the_signal_stays_for_the_next_start(
+    run: RunDirectory, signals: StopSignals
+) -> None:
+    steps = Steps(StopRequests(SINGLE, run, signals))
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert steps.until_agreed(1) == (1, None)
+    run.stop_request.touch()
+    assert steps.until_agreed(9) == (2, "SIGUSR2")
+    assert run.stop_request.exists()
+
+
+def test_a_hangup_that_nohup_wards_off_asks_for_nothing(run: RunDirectory) -> None:
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        steps = Steps(StopRequests(SINGLE, run, StopSignals()))
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert steps.until_agreed(20) == (20, None)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_request_from_before_the_first_step_is_heeded(
@@ -107,7 +146,38 @@ def test_only_a_file_from_before_the_start_is_ignored(
     with contextlib.ExitStack() as resources:
         _open_run(run, Place(), 0, resources)
     assert not run.stop_request.exists()
-    assert capsys.readouterr().out == f"removed {run.stop_request}: it is older than this start\n"
+    assert capsys.readouterr().out == f"removed {run.stop_request}: it is older than this job\n"
+
+
+def is_removed(run: RunDirectory, place: Place) -> bool:
+    is_old = remove_old_request(run, place)
+    assert run.stop_request.exists() is not is_old
+    return is_old
+
+
+def test_a_file_from_before_this_process_but_not_before_its_job_is_heeded(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while the nodes were checked, or while ranks that failed were started again."""
+    run.stop_request.touch()
+    an_hour_ago = time.time() - 3600
+    os.utime(run.stop_request, (an_hour_ago, an_hour_ago))
+    monkeypatch.setenv(JOB_BEGIN, str(an_hour_ago - 1))
+    assert not is_removed(run, Place())
+    monkeypatch.setenv(JOB_BEGIN, str(an_hour_ago + 1))
+    assert is_removed(run, Place())
+
+
+def test_a_file_that_a_queued_job_finds_is_for_it(run: RunDirectory) -> None:
+    """Its first start has removed what was older."""
+    again = Place(start=JobStart(job="7", number=1))
+    assert not remove_old_request(run, again)
+    run.stop_request.touch()
+    os.utime(run.stop_request, (0, 0))
+    assert not is_removed(run, again)
+    assert is_removed(run, Place(start=JobStart(job="7", number=0)))
+    run.stop_request.write_text(MAKE_ROOM)
+    assert is_removed(run, again), "a start that was to take over was killed"
 
 
 def test_a_file_system_that_does_not_answer_asks_for_nothing(
