@@ -5,8 +5,8 @@
 
 The same command again goes on from the newest good checkpoint of RUN. It exits with 0 when all that
 was asked for is done, with 75 when it was stopped before (SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2
-or a file RUN/STOP) and can go on, and with 1 when it failed. Under torchrun's --max-restarts it exits
-with 0 when it was stopped, too: torchrun would undo the stop.
+or a file RUN/STOP) and can go on, and with 1 when it failed. Under torchrun's --max-restarts it
+exits with 0 when it was stopped, too: torchrun would undo the stop.
 """
 
 from __future__ import annotations
