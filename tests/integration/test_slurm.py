@@ -268,13 +268,14 @@ def test_a_stop_counts_from_the_job_on_and_for_more_than_a_signal(
 ) -> None:
     """In the doctor, and where SLURM asks at the same time: then one start may still follow."""
     run = tmp_path / "run"
+    endless = (*LONG, "--epochs", 100_000)
     spec = ("--nodes", 1, *SPEC, "--doctor")
-    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *LONG)))
+    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *endless)))
     wait_for(lambda: any(cluster.pids(node, "pipeline.doctor") for node in cluster.nodes), "", 120)
     cluster.launch("stop", run)
     assert cluster.wait_for_state(job, *ENDED) == "FAILED"
     assert f"{run}: stopped" in log_of(run, job)
-    job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
+    job = train(cluster, shards, run, *endless, nodes=1)
     wait_for(lambda: has_trained(run, 2), "training", 120)
     cluster.run("scancel", "--signal=USR2", "--batch", job)
     (run / "STOP").touch()
