@@ -218,7 +218,7 @@ def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[
             )
     if shards.name in ("", ".."):
         raise ValueError(
-            f"--output is {shards}, which has no name: give one, the logs go beside it under it"
+            f"--output is {shards}, which has no name: name the folder, since the logs go beside it"
         )
     logs = shards.with_name(f"{shards.name}-logs")
     pattern = _as_pattern("--output", logs)
