@@ -26,7 +26,7 @@ from data_prep.cifar import open_cifar10, open_cifar100
 from data_prep.conversion import Options, convert, convert_part
 from data_prep.imagenet import NUM_CLASSES, open_imagenet
 from data_prep.images import JPEG_QUALITY
-from data_prep.manifest import ENCODINGS, Manifest, ShardSetError
+from data_prep.manifest import ENCODINGS, Manifest, ShardSetError, check_name
 from data_prep.merge import merge
 from data_prep.output import ConversionError
 from data_prep.progress import Progress
@@ -145,6 +145,12 @@ def _add_source(
         help="folder of the shard set, new or one that the same command has begun",
     )
     parser.add_argument(
+        "--name",
+        type=_shard_set_name,
+        metavar="NAME",
+        help="what reports call the shard set (as the source is known)",
+    )
+    parser.add_argument(
         "--encoding", choices=ENCODINGS, help="store JPEGs or pixels (as suits the source)"
     )
     parser.add_argument(
@@ -224,6 +230,13 @@ def _between(low: float, high: float, kind: type[int] | type[float] = int) -> Ca
     return convert_argument
 
 
+def _shard_set_name(text: str) -> str:
+    try:
+        return check_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _shard(options: argparse.Namespace) -> int:
     begin = time.monotonic()
     task = _task(options)
@@ -268,6 +281,7 @@ def _conversion_options(options: argparse.Namespace, source: Source) -> Options:
         seed=options.seed,
         num_workers=options.workers,
         max_reject_ratio=options.max_reject_ratio,
+        name=options.name,
     )
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How to convert; all but the last two decide what comes out."""
+    """How to convert; all but `num_workers` and `max_reject_ratio` decide what comes out."""
 
     encoding: Encoding
     size: int | None
@@ -40,6 +40,8 @@ class Options:
     num_workers: int
     max_reject_ratio: float
     """Of all samples of the source; more rejected ones stop the conversion."""
+    name: str | None = None
+    """What to call the shard set; the manifest alone has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +99,7 @@ def outline_of(source: Source, options: Options) -> Outline:
     return Outline(
         settings={
             "source": source.name,
+            "name": options.name,
             "encoding": options.encoding,
             "seed": options.seed,
             "class_names_sha256": hash_class_names(source.class_names),

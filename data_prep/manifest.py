@@ -33,6 +33,16 @@ ENCODINGS: tuple[Encoding, ...] = ("jpeg", "rgb")
 MEMBER_SUFFIX: Mapping[str, str] = {"jpeg": "jpg", "rgb": "npy"}
 """Name ending of an image's tar member, by encoding."""
 
+_SOURCE_TITLES: Mapping[str, str] = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet",
+    "synthetic": "generated shapes",
+}
+"""What people call a data set whose source is known; images in folders can be any."""
+
+_MAX_NAME_LENGTH = 80
+
 INDEX_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("num_bytes", "<u4"), ("label", "<u4")]
 )
@@ -104,6 +114,15 @@ class Manifest:
     """Images converted, counted by reason."""
     rejected: Mapping[str, int]
     """Images left out, counted by reason."""
+    name: str | None = None
+    """What its maker calls the shard set, `--name`; it changes no other file."""
+
+    @property
+    def title(self) -> str:
+        """What to call the shard set where people read of it."""
+        if self.name is not None:
+            return self.name
+        return _SOURCE_TITLES.get(self.source, f"{self.num_classes} classes of images")
 
     @property
     def num_classes(self) -> int:
@@ -123,6 +142,17 @@ class Manifest:
                 f"the shard set has no split '{name}': it has {', '.join(sorted(self.splits))}"
             )
         return self.splits[name]
+
+
+def check_name(name: str) -> str:
+    """Return the `name` for a shard set; raises `ValueError` if it does not fit into a line."""
+    is_line = isinstance(name, str) and name.isprintable() and name == name.strip()
+    if not is_line or not 0 < len(name) <= _MAX_NAME_LENGTH:
+        raise ValueError(
+            f"the name of a shard set is {name!r}; expected 1 to {_MAX_NAME_LENGTH} printable "
+            "characters, without spaces around them"
+        )
+    return name
 
 
 def hash_class_names(names: tuple[str, ...]) -> str:
@@ -191,6 +221,11 @@ def _find_contradiction(manifest: Manifest) -> str | None:
         return f"encoding is '{manifest.encoding}', expected {' or '.join(ENCODINGS)}"
     if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
         return "class_names do not match their hash"
+    if manifest.name is not None:
+        try:
+            check_name(manifest.name)
+        except ValueError as error:
+            return str(error)
     for split in manifest.splits.values():
         by_shard = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
         if len(set(map(len, by_shard))) != 1 or sum(split.shard_lengths) != split.num_samples:

@@ -21,7 +21,7 @@ Settings = Mapping[str, str | int | float | None]
 
 _WORK_FOLDER = ".conversion"
 _OUTLINE_NAME = "settings.json"
-_OWN_FIELDS = ("source", "encoding", "seed", "class_names_sha256")
+_OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
 """Settings that have a field of their own in the manifest; the others are its options."""
 _TASK_LOCK = re.compile(r"task-(\d+)-of-(\d+)\.lock")
 

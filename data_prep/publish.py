@@ -67,6 +67,7 @@ def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
         splits=splits,
         statistics=_publish_statistics(shards, contents.pixels, has_one_size=has_one_size),
         source=settings["source"],
+        name=settings.get("name"),  # a conversion begun by an older version has none
         options=outline.manifest_options,
         seed=settings["seed"],
         rewritten=dict(contents.rewritten),

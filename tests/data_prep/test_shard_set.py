@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_prep.manifest import Manifest, read_index, read_manifest
+from data_prep.manifest import Manifest, ShardSetError, read_index, read_manifest
 from data_prep.synthetic import make_synthetic
+from tests.data_prep.raw_data import run_cli
 
 SETS = ("synthetic", "cifar10")
 
@@ -157,6 +159,31 @@ def test_manifest_says_what_was_done(synthetic: Path, cifar10: Path) -> None:
         "folder", "jpeg", 0, (32, 32), [(40, 40, 20), (40, 10)],
     )  # fmt: skip
     assert read_manifest(synthetic).options["samples_per_shard"] == 20
+
+
+def test_title_is_the_name_or_that_of_a_known_source(synthetic: Path, cifar10: Path) -> None:
+    assert read_manifest(synthetic).title == "generated shapes"
+    folder = read_manifest(cifar10)
+    assert folder.title == "10 classes of images"
+    assert replace(folder, name="CIFAR-10 as JPEGs").title == "CIFAR-10 as JPEGs"
+
+
+def test_manifest_from_before_there_were_names_is_read(synthetic: Path, tmp_path: Path) -> None:
+    fields = json.loads((synthetic / "_info.json").read_bytes())
+    assert fields.pop("name", "") is None
+    (tmp_path / "_info.json").write_text(json.dumps(fields))
+    assert read_manifest(tmp_path) == read_manifest(synthetic)
+
+
+@pytest.mark.parametrize("name", ["", " padded", "two\nlines", "x" * 81, 7])
+def test_name_that_does_not_fit_into_a_line_is_refused(
+    synthetic: Path, tmp_path: Path, name: object
+) -> None:
+    fields = json.loads((synthetic / "_info.json").read_bytes()) | {"name": name}
+    (tmp_path / "_info.json").write_text(json.dumps(fields))
+    with pytest.raises(ShardSetError, match="the name of a shard set is"):
+        read_manifest(tmp_path)
+    assert run_cli("shard", "synthetic", "--output", tmp_path / "out", "--name", "").returncode == 2
 
 
 def test_samples_are_shuffled(cifar10: Path) -> None:

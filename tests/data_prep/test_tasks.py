@@ -143,7 +143,7 @@ def test_conversion_without_tasks_finishes_what_tasks_began(parts: Path, synthet
 
 def test_merge_needs_no_source_and_a_task_no_shard(tmp_path: Path) -> None:
     raw, output = write_folder(tmp_path / "raw", 9, 4), tmp_path / "out"
-    options = ("--input", raw, "--size", 24)
+    options = ("--input", raw, "--size", 24, "--name", "Cats and dogs")
     for task in (2, 0, 1):  # of which the last has none of the two shards
         division = ("--num-tasks", 3, "--task", task)
         result = run_cli("shard", "folder", "--output", output, *options, *division)
@@ -151,7 +151,16 @@ def test_merge_needs_no_source_and_a_task_no_shard(tmp_path: Path) -> None:
     assert run_cli("shard", "folder", "--output", tmp_path / "whole", *options).returncode == 0
     shutil.rmtree(raw)
     assert run_cli("merge", output).returncode == 0
-    assert hash_tree(output) == hash_tree(tmp_path / "whole")
+    named = hash_tree(tmp_path / "whole")
+    assert hash_tree(output) == named
+    assert read_manifest(output).title == "Cats and dogs"
+    write_folder(raw, 9, 4)
+    nameless = run_cli("shard", "folder", "--output", tmp_path / "nameless", *options[:4])
+    assert nameless.returncode == 0, nameless.stderr
+    plain = hash_tree(tmp_path / "nameless")
+    assert {name for name in named if named[name] != plain[name]} == {"_info.json"}
+    renamed = run_cli("shard", "folder", "--output", output, *options[:4], "--name", "Pets")
+    assert "name was Cats and dogs and is Pets" in renamed.stderr
 
 
 def test_tasks_with_other_settings_are_refused(parts: Path) -> None:
