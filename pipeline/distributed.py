@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import DistributedConfig
-from pipeline.failure import RankFailure, sentence_of
+from pipeline.failure import RankFailure, fact_of, sentence_of
 from pipeline.run_lock import JobStart
 from pipeline.stop_signals import heeded_signals
 
@@ -289,8 +289,8 @@ def _join(
         )
     except (RuntimeError, ValueError) as error:
         raise RankFailure(
-            f"the ranks did not find each other within {config.timeout_seconds:g} s ({error}); "
-            "start all of them with one torchrun command a node",
+            f"the ranks did not find each other within {config.timeout_seconds:g} s "
+            f"({fact_of(error)}); start all of them with one torchrun command a node",
             is_told_here=True,
         ) from None
     return store, device, fault

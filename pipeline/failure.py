@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, (*_FORESEEN, RankFailure)):
         return str(error)
     if _is_from_collective(error):
-        return f"{LOST_RANK}: it was killed, hangs or its host is gone ({_first_line(error)})"
+        return f"{LOST_RANK}: it was killed, hangs or its host is gone ({fact_of(error)})"
     return f"{type(error).__name__}: {_first_line(error)}"
 
 
@@ -48,6 +49,15 @@ def _is_from_collective(error: BaseException) -> bool:
         return True
     words = ("gloo", "NCCL", "Connection closed", "Connection reset", "imed out", "timeout")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def fact_of(error: BaseException) -> str:
+    """What a broken connection's error says happened.
+
+    Before it gloo has the line of its source, and behind it advice and wishes.
+    """
+    text = re.sub(r"^\[\S+:\d+\] ", "", _first_line(error))
+    return text.partition(". ")[0]
 
 
 def _first_line(error: BaseException) -> str:

@@ -56,14 +56,16 @@ class Journal:
             )
         self._write("run", progress.step, row)
 
+    def did_step(self, step: int) -> None:
+        """A step is done; where a log interval ends, more is told."""
+        self._metrics.did_step(step, step / self._plan.steps_per_epoch)
+
     def trained(
         self, step: int, row: Mapping[str, Any], *, target_steps: int, loss_scale: float | None
     ) -> None:
         """A log interval ended; `row` has the fields of a `train` event."""
         epoch = step / self._plan.steps_per_epoch
         self._metrics.trained(
-            step=step,
-            epoch=epoch,
             grad_scale=loss_scale,
             **{name: row[name] for name in ("loss", "top1", "learning_rate", "grad_norm")},
         )

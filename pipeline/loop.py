@@ -122,9 +122,11 @@ class TrainingLoop:
         self._enter(Phase.UPDATING)
         self._settle()
         self._set_rates()
-        norm, self._outcome = parts.replica.update()
+        step = parts.progress.step + 1
+        norm, self._outcome = parts.replica.update(wants_norm=self._is_logged(step))
         clock.mark("optimizer")
         parts.progress.did_step()
+        parts.journal.did_step(step)
         self._interval.note_norm(norm)
         self._account(batches.take_cost())
         parts.metrics.record_queue(batches.queued_batches)
@@ -207,9 +209,9 @@ class TrainingLoop:
     def _between_steps(self) -> None:
         """Whatever is due after the step just done; its time is not the next step's."""
         parts, step = self._parts, self._parts.progress.step
-        evaluates = self._is_due(parts.config.evaluation.every_epochs)
-        saves = self._is_due(parts.config.checkpoint.every_epochs)
-        if evaluates or saves or step % parts.config.log_every_steps == 0:
+        evaluates = self._is_due(parts.config.evaluation.every_epochs, step)
+        saves = self._is_due(parts.config.checkpoint.every_epochs, step)
+        if self._is_logged(step):
             self._log()
         best_top1 = self._evaluate() if evaluates else None
         if saves or best_top1 is not None:
@@ -217,8 +219,16 @@ class TrainingLoop:
         if evaluates or saves:
             self._clock.restart()
 
-    def _is_due(self, every_epochs: float) -> bool:
-        step = self._parts.progress.step
+    def _is_logged(self, step: int) -> bool:
+        """Whether a log interval ends with `step`: also before what takes the time of some."""
+        config = self._parts.config
+        return (
+            step % config.log_every_steps == 0
+            or self._is_due(config.evaluation.every_epochs, step)
+            or self._is_due(config.checkpoint.every_epochs, step)
+        )
+
+    def _is_due(self, every_epochs: float, step: int) -> bool:
         if step == self._parts.target_steps:
             return True
         if every_epochs == 0:

@@ -92,21 +92,26 @@ def apply_gradients(
     parameters: list[torch.nn.Parameter],
     clip_norm: float | None,
     same_replica: dist.ProcessGroup | None,
+    *,
+    wants_norm: bool = False,
 ) -> tuple[torch.Tensor | None, Outcome]:
-    """Update the weights; returns the gradients' norm, if they are clipped, and whether it skipped.
+    """Update the weights; returns the gradients' norm and whether the step was skipped.
 
-    Gradients are unscaled before they are clipped, by the norm over all ranks of the replica. A
-    step whose gradients are not finite is left out in fp16, and the scale falls.
+    The norm is over all ranks of the replica; None if it is not wanted and nothing is clipped by
+    it. Gradients are unscaled before they are clipped. A step whose gradients are not finite is
+    left out in fp16, and the scale falls.
     """
     norm = None
-    if clip_norm is not None:
+    one = torch.ones((), device=parameters[0].device)
+    if clip_norm is None and wants_norm:
+        norm = _norm(parameters, same_replica) / scaler.scale(one)
+    elif clip_norm is not None:
         scaler.unscale_(optimizer)
         norm = _norm(parameters, same_replica)
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     if not scaler.is_enabled():
         optimizer.step()
         return norm, Outcome(None)
-    one = torch.ones((), device=parameters[0].device)
     scale = scaler.scale(one)
     scaler.step(optimizer)
     scaler.update()

@@ -150,7 +150,7 @@ class Replica:
         for moment, part in zip(self._moments, parts, strict=True):
             moment.copy_(part.view_as(moment))
 
-    def update(self) -> tuple[torch.Tensor | None, Outcome]:
+    def update(self, *, wants_norm: bool = False) -> tuple[torch.Tensor | None, Outcome]:
         """Apply the gradients and clear them; see `precision.apply_gradients`.
 
         A step that is skipped leaves no trace in BatchNorm's moments either.
@@ -161,6 +161,7 @@ class Replica:
             self._parameters,
             self._config.optim.clip_norm,
             self.grid.same_replica,
+            wants_norm=wants_norm,
         )
         self._optimizer.zero_grad(set_to_none=False)
         if outcome.skipped is not None:

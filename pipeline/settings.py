@@ -111,7 +111,7 @@ def write_settings(run: RunDirectory, settings: Settings, world: World) -> None:
     """Write `config.json`, with the versions of everything that computes, if anything is new."""
     content = settings.to_json() | {
         "versions": versions(),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "hardware": _hardware(world),
     }
     text = json.dumps(content, indent=1).encode() + b"\n"
@@ -138,7 +138,7 @@ def package_version() -> str:
         return ""
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """The commit of this checkout, with a mark if files were changed; None outside of one."""
     checkout = Path(__file__).parents[1]
     if not (checkout / ".git").exists():  # installed, perhaps below a checkout of something else

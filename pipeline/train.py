@@ -27,7 +27,7 @@ from pipeline.failure import exit_code_of, leave
 from pipeline.loop import Parts, TrainingLoop
 from pipeline.metrics import RunFacts
 from pipeline.prepare import prepare
-from pipeline.settings import package_version
+from pipeline.settings import git_revision, package_version
 from pipeline.stop import StopRequests, StopSignals
 
 STOPPED = 75
@@ -101,28 +101,29 @@ def _conclude(parts: Parts, *, is_complete: bool) -> None:
         end = f"stopped after step {progress.step:,}; the same command goes on from there"
     best = progress.best_top1
     console.line(end if best is None else f"{end}; best val top-1 {best:.2%}")
-    console.table(
-        {
-            "checkpoint": str(checkpoint.path_of(run.checkpoints, progress.step)),
-            "metrics": str(run.metrics),
-            "report": f"python -m pipeline.report {run.path}",
-        }
-    )
+    table = {"checkpoint": str(checkpoint.path_of(run.checkpoints, progress.step))}
+    if parts.config.metrics.enabled:
+        table["metrics"] = str(run.metrics)
+    console.table(table | {"report": f"python -m pipeline.report {run.path}"})
 
 
 def _facts(parts: Parts) -> RunFacts:
     is_cuda = parts.world.device.type == "cuda"
+    config = parts.settings.config
     return RunFacts(
         version=package_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda or "",
         gpu_name=torch.cuda.get_device_name(parts.world.device) if is_cuda else "",
-        model=parts.settings.config.model.name,
-        precision=parts.settings.config.precision,
-        dataset=parts.manifest.source,
+        recipe=parts.settings.recipe,
+        model=config.model.name,
+        columns=config.model.columns,
+        precision=config.precision,
+        dataset=parts.manifest.title,
         manifest_sha8=parts.settings.manifest_sha256[:8],
+        git_revision=(parts.world.is_main and git_revision()) or "",
         steps_per_epoch=parts.plan.steps_per_epoch,
-        target_epochs=parts.settings.config.epochs,
+        target_epochs=config.epochs,
         global_batch_size=parts.plan.global_batch_size,
         world_size=parts.world.size,
     )

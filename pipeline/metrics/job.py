@@ -14,6 +14,13 @@ CHECKPOINT_KINDS = ("periodic", "best", "preempt")
 
 EVALUATION_SPLITS = ("val",)
 
+_BUILD_LABELS = ("version", "torch", "cuda")
+_RUN_LABELS = (
+    *("recipe", "model", "columns", "precision", "dataset", "manifest_sha8", "git_revision"),
+    "gpu_name",
+)
+"""Fields of `RunFacts`."""
+
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -25,10 +32,15 @@ class RunFacts:
     torch: str
     cuda: str
     gpu_name: str
+    recipe: str
     model: str
+    columns: str
     precision: str
     dataset: str
+    """The shard set's title."""
     manifest_sha8: str
+    git_revision: str
+    """Of the source; "" outside of a checkout."""
     steps_per_epoch: int
     target_epochs: float
     global_batch_size: int
@@ -58,13 +70,9 @@ class JobMetrics:
         self._global_batch = families.gauge("global_batch_samples", "Samples of one step")
         self._world_size = families.gauge("world_size_ranks", "Ranks of the job")
         self._build_info = families.gauge_family(
-            "build_info", "Versions of the software", "version", "torch", "cuda"
+            "build_info", "Versions of the software", *_BUILD_LABELS
         )
-        self._run_info = families.gauge_family(
-            "run_info",
-            "What is trained, on what",
-            *("model", "precision", "dataset", "manifest_sha8", "gpu_name"),
-        )
+        self._run_info = families.gauge_family("run_info", "What is trained, on what", *_RUN_LABELS)
 
     def _add_training(self, families: Families) -> None:
         self._step = families.gauge("global_step", "Steps done in the life of the run")
@@ -123,10 +131,8 @@ class JobMetrics:
         self._target_epochs.set(facts.target_epochs)
         self._global_batch.set(facts.global_batch_size)
         self._world_size.set(facts.world_size)
-        self._build_info.labels(facts.version, facts.torch, facts.cuda).set(1)
-        self._run_info.labels(
-            facts.model, facts.precision, facts.dataset, facts.manifest_sha8, facts.gpu_name
-        ).set(1)
+        for info, labels in ((self._build_info, _BUILD_LABELS), (self._run_info, _RUN_LABELS)):
+            info.labels(*(getattr(facts, name) for name in labels)).set(1)
 
     def resumed(
         self, times: int = 1, *, best_top1: float | None = None, best_top5: float | None = None
@@ -141,11 +147,14 @@ class JobMetrics:
         self._best_accuracy["val", 1].set(best_top1)
         self._best_accuracy["val", 5].set(best_top5)
 
+    def did_step(self, step: int, epoch: float) -> None:
+        """So far the run is: `step` and `epoch` are those of its whole life."""
+        self._step.set(step)
+        self._epoch.set(epoch)
+
     def trained(
         self,
         *,
-        step: int,
-        epoch: float,
         loss: float,
         top1: float,
         learning_rate: float,
@@ -153,8 +162,6 @@ class JobMetrics:
         grad_scale: float | None = None,
     ) -> None:
         """A log interval ended."""
-        self._step.set(step)
-        self._epoch.set(epoch)
         self._loss.set(loss)
         self._accuracy.set(top1)
         self._learning_rate.set(learning_rate)

@@ -121,6 +121,7 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
 
     console, other_console = job.outputs
     assert "\r" not in console
+    assert "metrics" not in console
     assert "24 = 2 ranks × 12 local" in console
     assert console.count("\nstep ") == target
     assert console.count("\nval: top-1 ") == 3

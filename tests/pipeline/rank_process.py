@@ -26,10 +26,13 @@ FACTS = RunFacts(
     torch="2.13.0",
     cuda="",
     gpu_name="",
+    recipe="cifar10",
     model="alexnet_cifar",
+    columns="fused",
     precision="fp32",
     dataset='a "quoted" \\ name',
     manifest_sha8="01234567",
+    git_revision="0123456",
     steps_per_epoch=100,
     target_epochs=10,
     global_batch_size=128,
@@ -49,7 +52,8 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
         rank.record_step(due - num_samples, phases)
         num_samples, last, step = due, now, step + 1
         if job is not None:
-            job.trained(step=step, epoch=step / 100, loss=LOSS, top1=TOP1, learning_rate=0.1)
+            job.did_step(step, step / 100)
+            job.trained(loss=LOSS, top1=TOP1, learning_rate=0.1)
 
 
 def main() -> None:

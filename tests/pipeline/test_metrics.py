@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -34,9 +35,7 @@ def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMe
     metrics.record_skip()
     record_loaded(metrics, "tar")
     job.started(FACTS)
-    job.trained(
-        step=1, epoch=0.1, loss=2.0, top1=0.5, learning_rate=0.1, grad_norm=1.0, grad_scale=1.0
-    )
+    job.trained(loss=2.0, top1=0.5, learning_rate=0.1, grad_norm=1.0, grad_scale=1.0)
     job.evaluated("val", top1=0.5, top5=0.9, loss=1.0, seen=10, expected=10)
     return metrics, job
 
@@ -113,7 +112,7 @@ def test_loss_keeps_its_last_finite_value() -> None:
     registry = CollectorRegistry()
     job = JobMetrics(registry)
     for loss in (2.5, math.nan, math.inf):
-        job.trained(step=1, epoch=0.1, loss=loss, top1=0.5, learning_rate=0.1)
+        job.trained(loss=loss, top1=0.5, learning_rate=0.1)
     assert registry.get_sample_value("alexnet_train_loss") == 2.5
     assert b"alexnet_grad_scale" not in exposition(registry)
 
@@ -129,6 +128,20 @@ def test_the_best_accuracy_survives_worse_ones_and_a_resumption() -> None:
         assert value("alexnet_eval_accuracy_ratio", top1) == accuracy
         assert value("alexnet_best_eval_accuracy_ratio", top1) == best
     assert value("alexnet_resumes_total") == 3
+
+
+def test_a_quantile_of_step_times_is_right_to_19_percent() -> None:
+    registry = CollectorRegistry()
+    RankMetrics(0, 0, registry).record_step(1, {"other": 0.307})
+    buckets = sorted(
+        float(dict(labels)["le"])
+        for (name, labels), count in parse(exposition(registry)).items()
+        if name == "alexnet_step_duration_seconds_bucket" and float(dict(labels)["le"]) > 0.002
+    )
+    ratios = [high / low for low, high in itertools.pairwise(buckets[:-1])]
+    assert len(ratios) > 50
+    assert max(ratios) < 1.2
+    assert buckets[-2] > 30
 
 
 def test_checkpoints_and_the_end() -> None:
@@ -164,7 +177,8 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
         metrics.record_step(64, dict.fromkeys(PHASES, step / 1000))
         if step % 2 == 0:
             metrics.record_skip()
-        job.trained(step=step, epoch=step / 5, loss=1 / (step + 1), top1=0.1, learning_rate=0.1)
+        job.did_step(step, step / 5)
+        job.trained(loss=1 / (step + 1), top1=0.1, learning_rate=0.1)
         job.checkpointed("periodic", seconds=step, num_bytes=step, step=step)
     assert parse(exposition(registry)).keys() == before
     assert len(before) < 150

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import Config, OptimConfig
+from pipeline.config import Config, OptimConfig, Precision
 from pipeline.distributed import World
 from pipeline.grid import build_grid
 from pipeline.model.network import Network
@@ -195,6 +195,24 @@ def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
     assert torch.equal(parameter, torch.ones(3))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_norm_is_told_where_it_is_wanted_and_changes_nothing(precision: Precision) -> None:
+    optim = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9)
+    asked, other = replica_of(optim, precision), replica_of(optim, precision)
+    labels = torch.tensor([0, 1])
+    for replica in (asked, other):
+        replica.add_gradients(torch.ones(2, 4), labels, labels, step_samples=2, is_last=True)
+    gradient = next(asked.model.parameters()).grad
+    assert gradient is not None
+    expected = float(gradient.norm()) / (asked.loss_scale or 1)
+    norm, _ = asked.update(wants_norm=True)
+    assert norm is not None
+    assert float(norm) == pytest.approx(expected, rel=1e-6)
+    assert expected > 0
+    assert other.update()[0] is None
+    assert torch.equal(weights(asked), weights(other))
+
+
 def steps_of_parts(
     world: World, clip_norm: float | None, overflows: list[tuple[int, ...]]
 ) -> list[tuple[bool, float | None]]:
@@ -276,5 +294,5 @@ def test_an_update_asks_the_device_for_nothing(
         patched.setattr(torch.amp.GradScaler, "get_scale", wait)
         for name in ("item", "__bool__", "__float__", "tolist"):
             patched.setattr(torch.Tensor, name, wait)
-        _, outcome = replica.update()
+        _, outcome = replica.update(wants_norm=True)
     assert not outcome.was_skipped()

@@ -136,7 +136,7 @@ def test_outside_of_a_checkout_there_is_no_revision(monkeypatch: pytest.MonkeyPa
         raise FileNotFoundError("git")
 
     monkeypatch.setattr("pipeline.settings.subprocess.run", no_git)
-    assert settings_module._git_revision() is None
+    assert settings_module.git_revision() is None
 
 
 def git(directory: Path, *arguments: str) -> None:
@@ -158,7 +158,7 @@ def test_the_revision_is_that_of_this_checkout_and_of_no_other_around_it(
     git(tmp_path, "commit", "--message", "a")
     for folder, expected in ((tmp_path, True), (tmp_path / "site-packages", False)):
         monkeypatch.setattr(settings_module, "__file__", str(folder / "pipeline" / "settings.py"))
-        assert (settings_module._git_revision() is not None) is expected
+        assert (settings_module.git_revision() is not None) is expected
 
 
 def test_configs_of_all_recipes_survive_json(run: RunDirectory) -> None:
