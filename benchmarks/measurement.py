@@ -87,9 +87,16 @@ def torchrun(num_ranks: int, module: str, *arguments: object) -> list[str]:
     return [*launcher, f"--nproc_per_node={num_ranks}", "-m", module, *map(str, arguments)]
 
 
-def train(run: Path, *arguments: object, num_ranks: int = 2, exporter: bool = False) -> list[Event]:
-    """Train to the end and return the run's events; the output goes to standard error."""
-    options = ["--run-dir", run, "--metrics.exporter", exporter]
+def train(
+    run: Path, *arguments: object, num_ranks: int = 2, exporter: bool | None = False
+) -> list[Event]:
+    """Train to the end and return the run's events; the output goes to standard error.
+
+    `exporter` None says nothing of it, for a run without metrics.
+    """
+    options = ["--run-dir", run]
+    if exporter is not None:
+        options += ["--metrics.exporter", exporter]
     command = torchrun(num_ranks, "pipeline.train", *arguments, *options)
     subprocess.run(command, check=True, stdout=sys.stderr)
     return read_events(RunDirectory(run).events)

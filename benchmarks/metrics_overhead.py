@@ -58,8 +58,10 @@ def step_seconds(shards: Path, run: Path, *, enabled: bool) -> float:
     """Mean time of a step after the first log interval."""
     never = ["--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0]
     steps = ["--log_every_steps", LOG_STEPS, "--max-steps", STEPS, "--epochs", 20]
-    switch = ["--metrics.enabled", enabled, "--metrics.exporter_linger_seconds", 0]
-    events = train(run, "cifar10", "--data.shards", shards, *never, *steps, *switch, exporter=True)
+    switch = ["--metrics.exporter_linger_seconds", 0] if enabled else ["--metrics.enabled", False]
+    options = [*never, *steps, *switch]
+    exporter = True if enabled else None
+    events = train(run, "cifar10", "--data.shards", shards, *options, exporter=exporter)
     rows = [event for event in events if event["kind"] == "train"][1:]
     return statistics.fmean(sum(row["phase_seconds"].values()) / LOG_STEPS for row in rows)
 

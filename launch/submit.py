@@ -157,6 +157,8 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     command = parse_command(arguments)
     logs = command.run.logs
     output = f"{_as_pattern('--run-dir', logs)}/{_TRAIN_LOG}"
+    if options.requeue is False and options.max_requeues is not None:
+        raise ValueError("--max-requeues has no effect with --no-requeue: leave one of them out")
     spec = spec_from(TrainSpec, vars(options) | {"output": output})
     _check_is_mounted(spec, "--run-dir", command.run.path)
     if not command.config.data.is_remote:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.overrides import apply_overrides, describe_fields
+from pipeline.overrides import describe_fields, parse_overrides, with_values
 from pipeline.recipes import RECIPES, recipe_config
 from pipeline.run_directory import RunDirectory
 
@@ -15,6 +15,11 @@ _USAGE = (
     "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "
     "[--max-steps N] [--FIELD VALUE …]"
 )
+_OPTIONS = """\
+  --run-dir RUN
+        The directory that this run's files go to; the same command goes on from what is there.
+  --max-steps N
+        End once N steps are done in the life of the run; the schedule stays that of all epochs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +31,8 @@ class Command:
     run: RunDirectory
     max_steps: int | None
     """Stop once so many steps are done in the whole life of the run."""
+    given: frozenset[str]
+    """The fields that the command line names."""
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
@@ -37,7 +44,8 @@ def parse_command(arguments: Sequence[str]) -> Command:
     recipe, *rest = arguments
     run_dir, rest = _take(rest, "--run-dir")
     max_steps, rest = _take(rest, "--max-steps")
-    config = apply_overrides(recipe_config(recipe), rest)
+    values = parse_overrides(rest)
+    config = with_values(recipe_config(recipe), values)
     if not run_dir:
         raise ValueError("--run-dir is missing; give the directory that this run's files go to")
     if not config.data.shards:
@@ -47,6 +55,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
         config=config,
         run=RunDirectory(Path(run_dir)),
         max_steps=None if max_steps is None else _positive("--max-steps", max_steps),
+        given=frozenset(values),
     )
 
 
@@ -83,4 +92,5 @@ def help_text(arguments: Sequence[str]) -> str:
         f"  {name:17} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
     title = f"Fields, with the values of {named[0]}:" if named else "Fields, with their defaults:"
-    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\n{title}\n{describe_fields(config)}"
+    fields = f"{title}\n{describe_fields(config)}"
+    return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\nOptions:\n{_OPTIONS}\n\n{fields}"

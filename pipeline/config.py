@@ -2,7 +2,8 @@
 
 Recipes (`pipeline.recipes`) return a `Config`; `pipeline.overrides` replaces fields of it from the
 command line. A field marked `operational()` says how a run is carried out and not what it computes:
-it may differ when a run is resumed, all others must be as they were.
+it may differ when a run is resumed, all others must be as they were. A field that only matters
+beside some values of others declares them as its conditions (`pipeline.conditions`).
 """
 
 from __future__ import annotations
@@ -13,23 +14,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.conditions import (
+    Condition,
+    Requirement,
+    above_zero,
+    describe_needs,
+    given,
+    one_of,
+    only_with,
+    show,
+    why_idle,
+)
+
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 Precision = Literal["fp32", "bf16", "fp16"]
 ReaderName = Literal["tar", "remote", "beton", "resident"]
 
-_OPERATIONAL = {"operational": True}
-
-_OF_2012 = ("columns", "initialization", "response_norm", "dropout_form")
-"""Fields of `ModelConfig` that only the network of 2012 has a use for."""
-
+IMAGE_SIZES = "images"
+"""The fact of a shard set that some fields need: whether its images are of one size."""
+ONE_SIZE, SEVERAL_SIZES = "of one size", "of several sizes"
 
 _MAX_SECONDS = 1e6
 """Longer than a job waits for anything, and short enough for every timer."""
 
 
-def operational(default: Any) -> Any:
+def operational(default: Any, *conditions: Condition | Requirement) -> Any:
     """A field that may change when a run is resumed."""
-    return field(default=default, metadata=_OPERATIONAL)
+    return field(default=default, metadata={"operational": True} | only_with(*conditions))
+
+
+def conditional(default: Any, *conditions: Condition | Requirement) -> Any:
+    """A field that has an effect only if all the `conditions` hold."""
+    return field(default=default, metadata=only_with(*conditions))
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -47,6 +63,16 @@ def is_url(shards: str) -> bool:
     return "://" in shards or shards.startswith("pipe:")
 
 
+_AT_URL = Condition("data.shards", "at a URL", is_url)
+_SGD = one_of("optim.name", "sgd")
+_ADAM = one_of("optim.name", "adam", "adamw")
+_OF_2012 = one_of("model.name", "alexnet_2012")
+_CROPS = given("augment.crop_pixels")
+_ADDS_COLOR = above_zero("augment.color_noise")
+_PUBLISHES = one_of("metrics.enabled", True)
+_EXPORTS = one_of("metrics.exporter", True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where samples come from and how they are read."""
@@ -57,8 +83,8 @@ class DataConfig:
     reader: Literal["tar", "remote", "beton", "resident"] = operational("tar")
     """How `train` is read: images from local tars as they are needed, from tars staged from a URL,
     from one .beton file, or all of them once, decoded, into the memory of the devices."""
-    beton: str = operational("")
-    """The .beton file of the shard set, for the reader of that name."""
+    beton: str = operational("", one_of("data.reader", "beton"))
+    """The .beton file of the shard set."""
     shuffle_shards: int | None = None
     """None: shuffle all samples at once; N: shuffle the shards, then the samples of N shards at a
     time, so that a cache of the shards may be smaller than they are."""
@@ -71,15 +97,15 @@ class DataConfig:
     max_corrupt_ratio: float = operational(1e-4)
     """Share of the train split that a rank may find damaged: each such image is replaced by the
     next good one and counted. Of `val` none may be."""
-    cache_dir: str = operational("")
+    cache_dir: str = operational("", _AT_URL)
     """Directory, on a local disk of each host, that shards from a URL are staged into. Jobs of a
     host may share it."""
-    cache_bytes: int | None = operational(None)
+    cache_bytes: int | None = operational(None, _AT_URL)
     """Most that the shards in it may take, of all jobs together; none: what the disk has."""
-    fetch_timeout_seconds: float = operational(30.0)
+    fetch_timeout_seconds: float = operational(30.0, _AT_URL)
     """After so long without a byte of a file an attempt to fetch it has failed. All attempts should
     end within distributed.timeout_seconds, or ranks that wait for this one give up first."""
-    fetch_attempts: int = operational(5)
+    fetch_attempts: int = operational(5, _AT_URL)
     """Attempts to fetch a file before the run ends; the pauses between them double."""
 
     @property
@@ -121,10 +147,10 @@ class DataConfig:
             f"{'at a URL' if self.is_remote else 'on this host'}",
         )
         _require(
-            (self.reader == "beton") == (self.beton != ""),
+            self.reader != "beton" or self.beton != "",
             "data.beton",
-            f"{self.beton or 'empty'} with data.reader {self.reader}",
-            "the file that 'python -m data_prep beton' made, with data.reader beton",
+            "empty with data.reader beton",
+            "the file that 'python -m data_prep beton' made",
         )
 
 
@@ -132,18 +158,18 @@ class DataConfig:
 class AugmentConfig:
     """From stored pixels to the network's input, on the device."""
 
-    shift_pixels: int = 0
+    shift_pixels: int = conditional(0, one_of("augment.crop_pixels", None))
     """Random shift by up to so many pixels each way, edges mirrored."""
     crop_pixels: int | None = None
     """Train and evaluate on squares of this size; none: on the whole image."""
-    crop_place: Literal["random", "middle", "random_resized"] = "random"
+    crop_place: Literal["random", "middle", "random_resized"] = conditional("random", _CROPS)
     """Which square of a training image, in evaluation always the middle one; or a random area at a
     random aspect ratio, scaled to a square (Szegedy, arXiv 1409.4842)."""
-    crop_min_area: float = 0.08
-    """Least share of an image's area that `random_resized` takes."""
-    evaluation_pixels: int = 256
-    """Where images differ in size: what the middle square of each is scaled to in evaluation,
-    before its middle `crop_pixels`, or ten views, are taken."""
+    crop_min_area: float = conditional(0.08, one_of("augment.crop_place", "random_resized"))
+    """Least share of an image's area that a random area has."""
+    evaluation_pixels: int = conditional(256, one_of(IMAGE_SIZES, SEVERAL_SIZES))
+    """What the middle square of each image is scaled to in evaluation, before its middle
+    `crop_pixels`, or ten views, are taken."""
     flip: Literal["none", "random", "alternating"] = "none"
     """Mirror images at random, or every image in every second epoch (Jordan, arXiv 2404.00498)."""
     normalize: Literal["none", "mean_std", "mean_image"] = "mean_std"
@@ -152,9 +178,9 @@ class AugmentConfig:
     color_noise: float = 0.0
     """Size of random colour shifts along the components of RGB (0.1 in 2012; section 4.1), as a
     share of their deviations. Training images are then divided by 1 plus it, as the code does."""
-    color_components: Literal["original", "shards"] = "original"
+    color_components: Literal["original", "shards"] = conditional("original", _ADDS_COLOR)
     """The components that the 2012 code used, or those of the train split."""
-    color_noise_until_epoch: float | None = None
+    color_noise_until_epoch: float | None = conditional(None, _ADDS_COLOR)
     """When colour noise, and the division with it, ends; none: never."""
 
     def __post_init__(self) -> None:
@@ -164,18 +190,6 @@ class AugmentConfig:
             "augment.crop_pixels",
             self.crop_pixels,
             "at least 1, or none",
-        )
-        _require(
-            self.crop_pixels is None or self.shift_pixels == 0,
-            "augment.shift_pixels",
-            f"{self.shift_pixels} beside augment.crop_pixels {self.crop_pixels}",
-            "one of the two",
-        )
-        _require(
-            self.crop_place == "random" or self.crop_pixels is not None,
-            "augment.crop_place",
-            f"{self.crop_place} without augment.crop_pixels",
-            "random, or a crop smaller than the image",
         )
         _require(
             0 < self.crop_min_area <= 1,
@@ -204,30 +218,25 @@ class ModelConfig:
 
     name: ModelName = "alexnet_cifar"
     """Which network of `pipeline.model`."""
-    columns: Literal["fused", "split"] = operational("fused")
-    """Of alexnet_2012: both columns on one rank, or one on each of two ranks, as on the two GPUs of
-    2012. Checkpoints fit both."""
-    initialization: Literal["code", "paper", "caffe"] = "code"
-    """Of alexnet_2012: that of the 2012 code, of the paper (hardly trains) or of Caffe."""
-    response_norm: Literal["code", "paper", "none"] = "code"
-    """Of alexnet_2012: as the 2012 code has it, as the paper prints it, or left out."""
+    columns: Literal["fused", "split"] = operational("fused", _OF_2012)
+    """Both columns on one rank, or one on each of two ranks, as on the two GPUs of 2012.
+    Checkpoints fit both."""
+    initialization: Literal["code", "paper", "caffe"] = conditional("code", _OF_2012)
+    """That of the 2012 code, of the paper (hardly trains) or of Caffe."""
+    response_norm: Literal["code", "paper", "none"] = conditional("code", _OF_2012)
+    """As the 2012 code has it, as the paper prints it, or left out."""
     dropout: float = 0.5
     """Probability of dropping an activation of a hidden dense layer."""
-    dropout_form: Literal["inverted", "original"] = "inverted"
-    """Of alexnet_2012: scale what stays in training, or everything in evaluation (2012)."""
-    batch_norm_momentum: float = 0.01
+    dropout_form: Literal["inverted", "original"] = conditional(
+        "inverted", _OF_2012, above_zero("model.dropout")
+    )
+    """Scale what stays in training, or everything in evaluation (2012)."""
+    batch_norm_momentum: float = conditional(
+        0.01, one_of("model.name", "alexnet_bn", "alexnet_cifar")
+    )
     """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""
 
     def __post_init__(self) -> None:
-        if self.name != "alexnet_2012":
-            for entry in dataclasses.fields(self):
-                value = getattr(self, entry.name)
-                _require(
-                    entry.name not in _OF_2012 or value == entry.default,
-                    f"model.{entry.name}",
-                    f"{value} with model.name {self.name}",
-                    f"{entry.default}: only alexnet_2012 has the choice",
-                )
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 or more, below 1")
         _require(
             0 < self.batch_norm_momentum <= 1,
@@ -245,21 +254,23 @@ class OptimConfig:
     """SGD with momentum, Adam (Kingma and Ba, arXiv 1412.6980), or AdamW (arXiv 1711.05101)."""
     learning_rate: float = 0.01
     """Peak learning rate, for the configured global batch size as it is: nothing scales it."""
-    momentum: float = 0.9
-    """Of SGD."""
-    nesterov: bool = False
-    """Nesterov's form of SGD's momentum."""
-    momentum_form: Literal["gradient", "velocity"] = "gradient"
-    """What SGD's momentum holds: past gradients, as torch does, or past updates, as in 2012: there
+    momentum: float = conditional(0.9, _SGD)
+    """Share of the momentum that stays in each step."""
+    nesterov: bool = conditional(False, _SGD, above_zero("optim.momentum"))
+    """Nesterov's form of the momentum."""
+    momentum_form: Literal["gradient", "velocity"] = conditional(
+        "gradient", _SGD, above_zero("optim.momentum"), one_of("optim.nesterov", False)
+    )
+    """What the momentum holds: past gradients, as torch does, or past updates, as in 2012: there
     the old, larger updates die out slowly when the rate falls."""
     bias_learning_rate_ratio: float = 1.0
     """Learning rate of biases as a multiple of that of weights (2 in 2012)."""
-    beta1: float = 0.9
-    """Of Adam."""
-    beta2: float = 0.999
-    """Of Adam."""
-    epsilon: float = 1e-8
-    """Of Adam."""
+    beta1: float = conditional(0.9, _ADAM)
+    """Share of the first moment that stays in each step."""
+    beta2: float = conditional(0.999, _ADAM)
+    """Share of the second moment that stays in each step."""
+    epsilon: float = conditional(1e-8, _ADAM)
+    """What is added to the root of the second moment, by which the first one is divided."""
     weight_decay: float = 0.0
     """On weights of two or more dimensions; biases and BatchNorm's parameters have none."""
     label_smoothing: float = 0.0
@@ -272,14 +283,6 @@ class OptimConfig:
         for name in ("momentum", "beta1", "beta2", "label_smoothing"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"optim.{name}", value, "0 or more, below 1")
-        _require(
-            self.momentum_form == "gradient"
-            or (self.name == "sgd" and self.momentum > 0 and not self.nesterov),
-            "optim.momentum_form",
-            f"velocity with {self.name}, momentum {self.momentum}"
-            f"{' and nesterov' if self.nesterov else ''}",
-            "velocity with sgd, a momentum above 0 and no nesterov",
-        )
         _require(
             self.bias_learning_rate_ratio > 0,
             "optim.bias_learning_rate_ratio",
@@ -294,12 +297,6 @@ class OptimConfig:
             self.clip_norm,
             "above 0, or none",
         )
-        _require(
-            not self.nesterov or (self.name == "sgd" and self.momentum > 0),
-            "optim.nesterov",
-            f"true with {self.name} and momentum {self.momentum}",
-            "sgd with a momentum above 0",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -310,16 +307,18 @@ class ScheduleConfig:
     """What follows the warm-up."""
     warmup_ratio: float = 0.0
     """Share of the run in which the rate rises in a straight line, before the schedule begins."""
-    final_ratio: float = 0.0
-    """Share of the peak that cosine, linear and dexp end at."""
-    num_stairs: int = 4
-    """Equally long stairs, each lower by the same factor, in which `dexp` goes there."""
-    step_epochs: tuple[float, ...] = ()
-    """When `step` multiplies the rate by `factor`."""
-    factor: float = 0.1
-    """Of each drop of `step` and `plateau`."""
-    patience_evaluations: int = 3
-    """Evaluations in a row without a lower loss after which `plateau` drops the rate."""
+    final_ratio: float = conditional(0.0, one_of("schedule.name", "cosine", "linear", "dexp"))
+    """Share of the peak that the schedule ends at."""
+    num_stairs: int = conditional(4, one_of("schedule.name", "dexp"))
+    """Equally long stairs, each lower by the same factor, in which the rate goes there."""
+    step_epochs: tuple[float, ...] = conditional((), one_of("schedule.name", "step"))
+    """When the rate is multiplied by `factor`."""
+    factor: float = conditional(
+        0.1, (one_of("schedule.name", "step", "plateau"), given("schedule.conv1_step_epochs"))
+    )
+    """What each drop multiplies the rate by."""
+    patience_evaluations: int = conditional(3, one_of("schedule.name", "plateau"))
+    """Evaluations in a row without a lower loss after which the rate drops."""
     biases: Literal["follow", "constant", "halfway"] = "follow"
     """Biases drop with the weights, never (net 145 of 2012), or to a tenth at half of the run (net
     170)."""
@@ -406,15 +405,15 @@ class MetricsConfig:
 
     enabled: bool = operational(True)
     """Publish metrics at all."""
-    publish_seconds: float = operational(2.0)
+    publish_seconds: float = operational(2.0, _PUBLISHES)
     """Seconds between two publications of a rank."""
-    exporter: bool = operational(True)
+    exporter: bool = operational(True, _PUBLISHES)
     """Start an exporter on each node."""
-    exporter_port: int = operational(9753)
+    exporter_port: int = operational(9753, _EXPORTS)
     """First port to try."""
-    exporter_address: str = operational("127.0.0.1")
+    exporter_address: str = operational("127.0.0.1", _EXPORTS)
     """0.0.0.0 lets other hosts scrape."""
-    exporter_linger_seconds: float = operational(30.0)
+    exporter_linger_seconds: float = operational(30.0, _EXPORTS)
     """How long the last values are served after the ranks are gone."""
 
     def __post_init__(self) -> None:
@@ -502,6 +501,18 @@ class Config:
             "1, or a crop smaller than the image",
         )
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2**63")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """What has no effect has its default: the saved config shall not mislead."""
+        values = {name: value for name, _, value in flatten(self)}
+        for name, entry in FIELDS.items():
+            _require(
+                values[name] == entry.default or why_idle(name, values, FIELDS) is None,
+                name,
+                show(values[name]),
+                f"{show(entry.default)}: it has an effect only with {describe_needs(entry)}",
+            )
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
@@ -516,4 +527,16 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fi
 
 def is_operational(entry: dataclasses.Field[Any]) -> bool:
     """Whether a run may be resumed with another value of the field."""
-    return entry.metadata == _OPERATIONAL
+    return bool(entry.metadata.get("operational", False))
+
+
+def _leaves(kind: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    for entry in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(entry.default):
+            yield from _leaves(entry.default, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, entry
+
+
+FIELDS = dict(_leaves(Config))
+"""Every field of a config that is no group, by its dotted name."""

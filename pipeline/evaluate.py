@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import signal
@@ -45,6 +44,7 @@ from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import Grid, build_grid
 from pipeline.model import build_model
+from pipeline.overrides import with_values
 from pipeline.replica import load_weights
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings, check_shard_set, read_settings
@@ -230,13 +230,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _with_shards(config: Config, shards: str | None, cache_dir: str | None) -> Config:
     """The configuration for a shard set, or a cache of it, that was moved, if it was."""
-    cache_dir = config.data.cache_dir if cache_dir is None else cache_dir
-    data = dataclasses.replace(config.data, cache_dir=cache_dir)
+    values: dict[str, object] = {}
     if shards is not None:
-        data = dataclasses.replace(
-            data, shards=shards, reader="remote" if is_url(shards) else "tar", beton=""
-        )
-    return dataclasses.replace(config, data=data)
+        values |= {"data.shards": shards, "data.reader": "remote" if is_url(shards) else "tar"}
+    if cache_dir is not None:
+        values["data.cache_dir"] = cache_dir
+    return with_values(config, values, {"data.cache_dir": "--cache-dir"})
 
 
 def _evaluate_run(

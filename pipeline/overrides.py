@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pipeline.config import Config, flatten
+from pipeline.conditions import describe_needs, show, why_idle
+from pipeline.config import FIELDS, Config, flatten
+from pipeline.suggestion import suggestion
 
 T = TypeVar("T")
 
@@ -23,15 +24,50 @@ _BOOLEANS = {"true": True, "false": False}
 def apply_overrides(config: Config, arguments: Sequence[str]) -> Config:
     """A copy of `config` with the fields that `arguments` name: `--a.b VALUE` or `--a.b=VALUE`.
 
-    Raises `ValueError` for an unknown field, a value of the wrong type or one out of range.
+    Raises `ValueError` for an unknown field, a value of the wrong type or one out of range, and for
+    a field without an effect.
     """
+    return with_values(config, parse_overrides(arguments))
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of `arguments` by dotted name. Raises `ValueError`."""
     kinds = dict(_leaf_types(Config))
     values: dict[str, Any] = {}
     for name, text in _pairs(arguments):
         if name not in kinds:
-            raise ValueError(_unknown(name, list(kinds)))
+            raise ValueError(f"unknown option --{name}; {suggestion(name)}--help lists them all")
         values[name] = _parse(name, text, kinds[name])
-    return _replace(config, values)
+    return values
+
+
+def with_values(
+    config: Config, values: Mapping[str, Any], flags: Mapping[str, str] | None = None
+) -> Config:
+    """A copy of `config` with these values by dotted name.
+
+    What has no effect beside them falls back to its default, so that `alexnet_2012` can have
+    another schedule. Raises `ValueError` if it is one of the `values` itself, or one cannot be.
+    `flags` names the options of another command than training that gave a value.
+    """
+    all_values = {name: value for name, _, value in flatten(config)} | dict(values)
+    check_effects(values, all_values, flags)
+    idle = {
+        name: entry.default
+        for name, entry in FIELDS.items()
+        if why_idle(name, all_values, FIELDS) is not None
+    }
+    return _replace(config, {**values, **idle})
+
+
+def check_effects(
+    names: Iterable[str], values: Mapping[str, Any], flags: Mapping[str, str] | None = None
+) -> None:
+    """Raise `ValueError` if one of the fields `names` has no effect beside these values."""
+    for name in names:
+        if (reason := why_idle(name, values, FIELDS)) is not None:
+            flag = (flags or {}).get(name, f"--{name}")
+            raise ValueError(f"{flag} has no effect: {reason}; leave it out")
 
 
 def _leaf_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -68,14 +104,6 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
                 raise ValueError(f"--{name} has no value; expected --{name} VALUE")
             value = rest.pop(0)
         yield name.replace("-", "_"), value
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    last = name.split(".")[-1]
-    close = [other for other in known if other.split(".")[-1] == last]
-    close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.8)
-    hint = f"did you mean {' or '.join(f'--{other}' for other in close)}? " if close else ""
-    return f"unknown option --{name}; {hint}--help lists them all"
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
@@ -120,20 +148,15 @@ def describe_fields(config: Config) -> str:
     """One paragraph a field, with the value it has in `config`: the end of `--help`."""
     lines = []
     kinds, documentation = dict(_leaf_types(Config)), dict(_documentation(Config))
-    for name, _, value in flatten(config):
-        lines.append(f"  --{name} {_show(value)}{_choices(kinds[name])}")
-        lines.append(f"        {documentation[name]}")
+    for name, entry, value in flatten(config):
+        needs = describe_needs(entry)
+        lines.append(f"  --{name} {show(value)}{_choices(kinds[name])}")
+        lines.append(f"        {documentation[name]}{f' Only with {needs}.' if needs else ''}")
     return "\n".join(lines)
 
 
 def _choices(kind: Any) -> str:
     return f"  ({' | '.join(get_args(kind))})" if get_origin(kind) is Literal else ""
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "''"
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value) or "''"
 
 
 def _documentation(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from data_prep.files import remove_leftovers
 from data_prep.manifest import manifest_sha256
 from pipeline import checkpoint
 from pipeline.command import Command
-from pipeline.config import Config, flatten
+from pipeline.config import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES, Config, flatten
 from pipeline.console import Console
 from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
@@ -36,6 +36,7 @@ from pipeline.journal import Journal
 from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
 from pipeline.model import build_model
+from pipeline.overrides import check_effects
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
@@ -75,6 +76,7 @@ def prepare(
     with _failures_told(run, world):
         with world.together():
             shards = ShardSet.opened(config.data, resources)
+            _check_suits(command, shards)
             settings = Settings(
                 recipe=command.recipe,
                 config=config,
@@ -85,6 +87,13 @@ def prepare(
         check_same_run(run, settings)
     with _failures_told(run, world):
         return _build(command, settings, shards, world, resources)
+
+
+def _check_suits(command: Command, shards: ShardSet) -> None:
+    """Raise `ValueError` if an option that was given has no effect on these shards."""
+    values = {name: value for name, _, value in flatten(command.config)}
+    sizes = SEVERAL_SIZES if shards.manifest.image_size is None else ONE_SIZE
+    check_effects(sorted(command.given), values | {IMAGE_SIZES: sizes})
 
 
 @contextlib.contextmanager

@@ -44,7 +44,14 @@ class Settings:
 
     def check_continues(self, saved: Mapping[str, Any], where: Path) -> None:
         """Raise `ValueError` if what was `saved` at `where` is of a run that computes otherwise."""
-        if found := differences(self.config, saved["config"]):
+        found = differences(self.config, saved["config"])
+        if found and saved["recipe"] != self.recipe:
+            raise ValueError(
+                f"{where} belongs to a run of the recipe {saved['recipe']}, and this one is "
+                f"{self.recipe}: use another --run-dir, or {saved['recipe']} with the same options "
+                "as before"
+            )
+        if found:
             raise ValueError(
                 f"{where} belongs to a run with another configuration ({'; '.join(found)}): "
                 "use another --run-dir, or the same options as before"

@@ -39,6 +39,7 @@ from pipeline.distributed import Place, connect
 from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import build_grid
 from pipeline.model import build_model
+from pipeline.overrides import with_values
 from pipeline.recipes import RECIPES, recipe_config
 from pipeline.replica import Replica
 
@@ -158,15 +159,13 @@ def candidates(config: Config, manifest: Manifest, beton: str) -> Iterator[Confi
 
 def configured(options: argparse.Namespace) -> Config:
     """The recipe on the shard set; raises `ValueError` if that cannot be."""
-    config = recipe_config(options.recipe)
-    data = dataclasses.replace(
-        config.data,
-        shards=options.shards,
-        cache_dir=options.cache_dir,
-        reader="remote" if is_url(options.shards) else "tar",
-    )
+    reader = "remote" if is_url(options.shards) else "tar"
+    values = {"data.shards": options.shards, "data.reader": reader}
+    if options.cache_dir is not None:
+        values["data.cache_dir"] = options.cache_dir
+    config = with_values(recipe_config(options.recipe), values, {"data.cache_dir": "--cache-dir"})
     # One rank alone, on the host's memory or one device: what ranks share is not measured here.
-    return dataclasses.replace(config, data=data, distributed=DistributedConfig())
+    return dataclasses.replace(config, distributed=DistributedConfig())
 
 
 def with_scaled_crops(config: Config) -> Config:
@@ -222,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("shards", metavar="SHARDS", help="directory or URL of the shard set")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="alexnet_2012")
     parser.add_argument("--beton", default="", metavar="FILE", help="the shard set's .beton")
-    parser.add_argument("--cache-dir", default="", metavar="DIR", help="where a URL is staged")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where a URL is staged")
     parser.add_argument("--seconds", type=_positive, default=5.0, help="for each; %(default)s")
     parser.add_argument(
         "--step-rate",

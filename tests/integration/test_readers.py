@@ -27,7 +27,7 @@ def train(num_ranks: int, shards: Path | str, run: Path, *options: object, code:
     """The network of the blog's CIFAR-10 on crops: quick, and with all that augmentation has."""
     words: list[object] = ["cifar10", "--data.shards", shards, "--run-dir", run]
     words += ["--metrics.enabled", "false", "--global_batch_size", 12, "--epochs", 2]
-    words += ["--augment.shift_pixels", 0, "--augment.crop_pixels", 32]
+    words += ["--augment.crop_pixels", 32]
     words += ["--augment.color_noise", 0.1, "--evaluation.every_epochs", 0]
     words += ["--checkpoint.every_epochs", 0, "--accumulation_steps", 2, *options]
     job = Job(num_ranks, "pipeline.train", words)

@@ -193,7 +193,7 @@ def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], ki
         (2, ["--precision", "fp32", "--distributed.bucket_bytes", 1 << 18]),
         (3, ["--precision", "bf16"]),
         (2, ["--precision", "fp16", "--accumulation_steps", 2, "--optim.clip_norm", 1]),
-        (3, ["--precision", "fp32", "--optim.name", "adamw", "--optim.nesterov", "false"]),
+        (3, ["--precision", "fp32", "--optim.name", "adamw"]),
     ],
     ids=["fp32", "three ranks bf16", "fp16 accumulated", "three ranks adamw"],
 )
@@ -562,6 +562,9 @@ def test_what_cannot_start_says_why(shards: Path, tmp_path: Path) -> None:
     assert "cannot be divided among 2 replicas × 1" in sentence(2, shards, run, *OPTION_ODD)
     assert "epochs is 0.01, less than half a step" in sentence(2, shards, run, "--epochs", 0.01)
     assert "more than the split's 200 samples" in sentence(2, shards, run, *OPTION_LARGE)
+    assert "--augment.evaluation_pixels has no effect: it needs images of several sizes" in (
+        sentence(2, shards, run, "--augment.evaluation_pixels", 40)
+    )
     assert "train-000003.tar" in sentence(2, small)
     assert "nowhere" in sentence(2, tmp_path / "nowhere")
     assert "a file of that name is in the way" in sentence(2, shards, file)

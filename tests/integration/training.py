@@ -56,7 +56,9 @@ def _shard_synthetic(path: Path, *options: object) -> Path:
 
 def training(shards: Path, run: Path, *options: object) -> list[str]:
     """Arguments of `pipeline.train`: a log line every step, evaluations and saves now and then."""
-    words = ["cifar10", "--data.shards", shards, "--run-dir", run, "--metrics.exporter", "false"]
+    words = ["cifar10", "--data.shards", shards, "--run-dir", run]
+    if "--metrics.enabled" not in options:
+        words += ["--metrics.exporter", "false"]
     words += ["--global_batch_size", GLOBAL_BATCH, "--log_every_steps", 1, "--epochs", 3]
     words += ["--evaluation.every_epochs", 1, "--evaluation.block_size", 16]
     words += ["--checkpoint.every_epochs", 0.5, "--schedule.warmup_ratio", 0.15]

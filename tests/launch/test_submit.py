@@ -43,6 +43,18 @@ def test_a_dry_run_prints_what_a_chain_would_submit(
         (("train", "no-such", "--run-dir", "r", "--data.shards", "s"), "no-such"),
         (("train", "cifar10", "--run-dir", "r", "--data.shards", "s", "--epochs", "x"), "--epochs"),
         (("train", "--nodes", 0, "cifar10", "--run-dir", "r", "--data.shards", "s"), "--nodes is"),
+        (
+            (
+                "train",
+                "--no-requeue",
+                "--max-requeues",
+                50,
+                "cifar10",
+                "--run-dir=r",
+                "--data.shards=s",
+            ),
+            "--max-requeues has no effect with --no-requeue",
+        ),
         (("prepare", "synthetic", "--output", "s", "--task=3"), "--task=3 is for the script"),
         (("chain", "synthetic", "--output", "s"), "expected SOURCE, its options, --, RECIPE"),
         (("train", "cifar10", "--run-dir", "a b", "--data.shards", "s"), "give another --run-dir"),

@@ -16,7 +16,7 @@ import pytest
 from pipeline import checkpoint
 from pipeline import settings as settings_module
 from pipeline.config import Config, DataConfig
-from pipeline.recipes import cifar10
+from pipeline.recipes import cifar10, cifar10_blog
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import (
     Settings,
@@ -82,6 +82,16 @@ def test_a_run_is_continued_by_the_same_run_only(begun: RunDirectory) -> None:
     with pytest.raises(ValueError, match=r"epochs: was 10, is 11; seed: was 0, is 1") as error:
         check_same_run(begun, changed(epochs=11, seed=1))
     assert str(begun.path) in str(error.value)
+
+
+def test_of_another_recipe_only_the_name_is_said(begun: RunDirectory) -> None:
+    other = dataclasses.replace(SETTINGS, recipe="cifar10_blog", config=cifar10_blog())
+    with pytest.raises(ValueError, match="belongs") as error:
+        check_same_run(begun, other)
+    assert str(error.value) == (
+        f"{begun.path} belongs to a run of the recipe cifar10, and this one is cifar10_blog: use "
+        "another --run-dir, or cifar10 with the same options as before"
+    )
 
 
 def test_a_run_without_a_checkpoint_may_become_another(written: RunDirectory) -> None:
