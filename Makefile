@@ -96,7 +96,7 @@ is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit
 
 # Files side by side: many tests only wait. Those with a SLURM take longest, and are among the first.
 test: $(INSTALLED) system $(FFCV)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations=10 \
 		--no-loadscope-reorder
 
 lint: $(INSTALLED)

@@ -1,4 +1,8 @@
-"""Training the network of 2012 with a column on each of two ranks, against one rank with both."""
+"""Training the network of 2012 with a column on each of two ranks, against one rank with both.
+
+Once with all of its kernels. How a run stops, goes on and changes its layout does not depend on
+their number: there the network is narrow.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import checkpoint
+from pipeline.model import alexnet
 from pipeline.run_directory import RunDirectory
 from tests.integration.training import assert_same_state, make_large_shards, rows
 from tests.pipeline.ranks import Job
@@ -21,12 +26,17 @@ def shards(scratch: Path) -> Path:
     return make_large_shards(scratch / "shards", NUM_TRAIN, NUM_VAL)
 
 
-def train(num_ranks: int, shards: Path, run: Path, *options: object) -> Job:
+def narrow() -> None:
+    """Leave a few kernels and units of each layer."""
+    alexnet._KERNELS, alexnet._UNITS = (8, 12, 16, 16, 12), 128
+
+
+def train(num_ranks: int, shards: Path, run: Path, *options: object, is_whole: bool = False) -> Job:
     words: list[object] = ["alexnet_2012", "--data.shards", shards, "--run-dir", run]
     words += ["--metrics.enabled", "false", "--global_batch_size", 8, "--epochs", 1]
     words += ["--log_every_steps", 1, "--optim.learning_rate", 1e-4, "--evaluation.block_size", 4]
     words += ["--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0, *options]
-    return Job(num_ranks, "pipeline.train", words)
+    return Job(num_ranks, "pipeline.train", words, before=None if is_whole else narrow)
 
 
 def finish(job: Job, code: int = 0) -> Job:
@@ -63,21 +73,24 @@ def assert_close(found: dict[str, Any], exact: dict[str, Any], tolerance: float)
         assert float((part - whole).norm() / whole.norm()) < 100 * tolerance, name
 
 
-@pytest.fixture(scope="module")
-def fused(scratch: Path, shards: Path) -> Path:
+def train_fused(scratch: Path, shards: Path, *, is_whole: bool) -> Path:
     """Three steps on one rank."""
-    run = scratch / "fused"
-    finish(train(1, shards, run))
+    run = scratch / f"fused-{is_whole}"
+    if not run.exists():
+        finish(train(1, shards, run, is_whole=is_whole))
     return run
 
 
-@pytest.mark.parametrize(("num_ranks", "accumulation"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("num_ranks", "accumulation", "is_whole"), [(2, 2, True), (2, 2, False), (4, 1, False)]
+)
 def test_a_column_on_each_rank_trains_the_same_network(
-    scratch: Path, shards: Path, fused: Path, num_ranks: int, accumulation: int
+    scratch: Path, shards: Path, num_ranks: int, accumulation: int, is_whole: bool
 ) -> None:
-    run = scratch / f"split-{num_ranks}"
+    run = scratch / f"split-{num_ranks}-{is_whole}"
+    fused = train_fused(scratch, shards, is_whole=is_whole)
     split = ("--model.columns", "split", "--accumulation_steps", accumulation)
-    job = finish(train(num_ranks, shards, run, *split))
+    job = finish(train(num_ranks, shards, run, *split, is_whole=is_whole))
     assert f"{num_ranks} on cpu, fp32, one column each" in job.outputs[0]
     assert losses(run) == pytest.approx(losses(fused), rel=1e-5)
     waits = {row["phase_seconds"]["sync_wait"] > 0 for row in rows(run, "train")}
@@ -124,12 +137,16 @@ def test_a_run_goes_on_in_the_other_layout(scratch: Path, shards: Path, optimize
 
 
 def evaluate(num_ranks: int, run: Path) -> dict[str, Any]:
-    job = finish(Job(num_ranks, "pipeline.evaluate", ["--run-dir", run, "--views", 10]))
+    job = finish(
+        Job(num_ranks, "pipeline.evaluate", ["--run-dir", run, "--views", 10], before=narrow)
+    )
     row = json.loads(job.outputs[0].splitlines()[-1])
     return {name: row[name] for name in ("correct1", "correct5", "seen", "loss")}
 
 
-def test_what_cannot_be_is_told_in_a_sentence(scratch: Path, shards: Path, fused: Path) -> None:
+def test_what_cannot_be_is_told_in_a_sentence(scratch: Path, shards: Path) -> None:
+    fused = train_fused(scratch, shards, is_whole=False)
+
     def sentence(num_ranks: int, run: Path, *options: object) -> str:
         with train(num_ranks, shards, run, *options) as job:
             assert 0 not in job.wait()

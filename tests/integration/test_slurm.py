@@ -30,10 +30,10 @@ SPEC = (
 """Ranks on CPUs; two such jobs fit on a node."""
 
 LONG = (
-    *("--epochs", 120, "--evaluation.every_epochs", 40, "--checkpoint.every_epochs", 10),
+    *("--epochs", 60, "--evaluation.every_epochs", 20, "--checkpoint.every_epochs", 5),
     *("--distributed.timeout_seconds", 60),
 )
-"""A run of 960 steps, with so long between two saves that each interruption costs steps."""
+"""A run of 480 steps, with so long between two saves that each interruption costs steps."""
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
@@ -81,7 +81,7 @@ def log_of(run: Path, job: str) -> str:
     return (RunDirectory(run).logs / f"slurm-{job}.log").read_text()
 
 
-def has_trained(run: Path, start: int, num_steps: int = 15) -> bool:
+def has_trained(run: Path, start: int, num_steps: int = 5) -> bool:
     """Whether the ranks have done some steps since they began for the `start`-th time."""
     kinds = [row["kind"] for row in all_rows(run)]
     begins = [place for place, kind in enumerate(kinds) if kind == "run"]

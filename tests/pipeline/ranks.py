@@ -106,12 +106,19 @@ class Job:
     """`python -m MODULE ARGUMENTS` on `size` ranks; none of them outlives the block.
 
     One rank alone runs without a launcher; the last one may get more `words` than the others.
+    `before` is called in each rank first: there a test can replace functions.
     `outputs` and `errors` are what the ranks have written,
     once the job has been waited for or the block has been left.
     """
 
     def __init__(
-        self, size: int, module: str, arguments: Sequence[object], words: Sequence[object] = ()
+        self,
+        size: int,
+        module: str,
+        arguments: Sequence[object],
+        words: Sequence[object] = (),
+        *,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self.outputs: list[str] = []
         self.errors: list[str] = []
@@ -123,7 +130,7 @@ class Job:
             own = (*arguments, *words) if rank == size - 1 else arguments
             process = _context.Process(
                 target=_be_rank,
-                args=(environment, module, [str(word) for word in own], self._log(rank)),
+                args=(environment, module, [str(word) for word in own], self._log(rank), before),
             )
             process.start()
             self.processes.append(process)
@@ -161,9 +168,17 @@ class Job:
         self._logs.cleanup()
 
 
-def _be_rank(environment: dict[str, str], module: str, arguments: list[str], log: Path) -> None:
+def _be_rank(
+    environment: dict[str, str],
+    module: str,
+    arguments: list[str],
+    log: Path,
+    before: Callable[[], None] | None,
+) -> None:
     os.environ.update(environment)
     for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
         with log.with_suffix(suffix).open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
+    if before is not None:
+        before()
     sys.exit(importlib.import_module(module).main(arguments))
