@@ -46,6 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Programs that the tests drive; where one is missing, its tests skip (with CI=true they fail).
 system:
 	@$(call ensure,git chromium prometheus promtool,git chromium fonts-dejavu-core prometheus)
+	@$(call ensure,bindfs,bindfs)
 	@$(call ensure,slurmctld slurmd sbatch munged ip,slurmctld slurmd slurm-client munge iproute2)
 
 # ffcv is compiled against two modules of OpenCV. Debian has them alone, 14 packages instead of

@@ -22,7 +22,7 @@ from data_prep.beton_format import (
 )
 from data_prep.beton_samples import ShardSamples
 from data_prep.beton_writer import FfcvWriter
-from data_prep.files import TEMPORARY_PREFIX, sync_directory
+from data_prep.files import TEMPORARY_PREFIX, sync, sync_directory
 from data_prep.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.output import ConversionError
 from data_prep.progress import Progress
@@ -71,7 +71,7 @@ def write_beton(
         with _naming(path), temporary.open("r+b") as file:
             write_record(file, record, tables)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
     sync_directory(path.parent)
     return Beton(record, tables.num_bytes, is_new=True)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,27 +19,33 @@ _HASH_BLOCK_BYTES = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Only writing fails so; other errors may come from what the block reads meanwhile."""
 
+UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+"""How a file system answers a call that it does not know; CIFS and FUSE lack some."""
+
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only when the block ends without an error.
 
     With `durable` the bytes and the name have reached the disk when the block is left; without it
-    a power cut may lose the new version (a reader still never sees half of one).
+    a power cut may lose the new version (a reader still never sees half of one). The file's mode
+    follows the umask, also where there was a file before.
     Raises `OSError` as `open`, `write` and `rename` do, with a name where the disk is full; `path`
     then keeps its old content.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{path.name}-", dir=path.parent)
+    # Made as any file is, not by mkstemp: its mode would need a chmod, which some file systems
+    # refuse.
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    made = temporary.open("x+b")
     try:
-        with os.fdopen(handle, "w+b") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private to this user
+        with made as file:
             yield file
             file.flush()
             if durable:
-                os.fsync(file.fileno())
-        Path(temporary).replace(path)
+                sync(file.fileno())
+        _rename(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
             error.filename = str(path)
         raise
@@ -53,11 +59,33 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
         file.write(content)
 
 
+def _rename(path: Path, target: Path) -> None:
+    try:
+        path.replace(target)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:  # as on a mounted bucket
+            error.strerror = (
+                "its file system cannot rename files, without which none is whole or not there; "
+                "write to another one, and copy the result"
+            )
+            error.filename, error.filename2 = str(target), None
+        raise
+
+
+def sync(handle: int) -> None:
+    """Let what was written to the open file or directory reach the disk, if that can be asked."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
 def sync_directory(path: Path) -> None:
     """Make renames inside the directory `path` survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        sync(handle)
     finally:
         os.close(handle)
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.files import sha256_of, write_atomically
+from data_prep.foreign import describe_manifest, describe_path
 
 MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
@@ -42,6 +44,8 @@ _SOURCE_TITLES: Mapping[str, str] = {
 """What people call a data set whose source is known; images in folders can be any."""
 
 _MAX_NAME_LENGTH = 80
+
+_MAKE = "make one with 'python -m data_prep shard'"
 
 INDEX_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("num_bytes", "<u4"), ("label", "<u4")]
@@ -135,6 +139,15 @@ class Manifest:
             return None
         return self.image_height, self.image_width
 
+    def filenames(self) -> Iterator[str]:
+        """All files that it names."""
+        for split in self.splits.values():
+            yield from (*split.filenames, split.index_filename)
+            if split.checksums_filename is not None:
+                yield split.checksums_filename
+        if self.statistics.mean_image_filename is not None:
+            yield self.statistics.mean_image_filename
+
     def split(self, name: str) -> Split:
         """The split called `name`; raises `ShardSetError` naming the splits there are."""
         if name not in self.splits:
@@ -181,29 +194,42 @@ def read_manifest(shards: Path) -> Manifest:
     try:
         return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
+        what = describe_path(shards) if shards.exists() else None
         raise ShardSetError(
             f"{shards} is not a shard set: it has no {MANIFEST_NAME}; "
-            "make one with 'python -m data_prep shard', or rerun the conversion that was stopped"
+            + (what or f"{_MAKE}, or rerun the conversion that was stopped")
         ) from None
     except NotADirectoryError:
-        raise ShardSetError(f"{shards} is a file; expected the folder of a shard set") from None
+        what = describe_path(shards)
+        raise ShardSetError(
+            f"{shards} is a file; expected the folder of a shard set"
+            f"{'' if what is None else f': it seems to be {what}'}"
+        ) from None
 
 
 def parse_manifest(content: bytes, path: str) -> Manifest:
     """The manifest in `content`, which errors call `path`; raises `ShardSetError`, see above."""
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
-    return _parse(path, fields)
-
-
-def _parse(path: str, fields: Any) -> Manifest:
+    fields = parse_json(content, path)
     version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version is None:
+        what = describe_manifest(fields) or f"of another program; {_MAKE}"
+        raise ShardSetError(f"{path} is not the manifest of a shard set: it is {what}")
     if version != FORMAT_VERSION:
         raise ShardSetError(
             f"{path} has format version {version}; expected {FORMAT_VERSION}: convert again"
         )
+    return _parse(path, fields)
+
+
+def parse_json(content: bytes, path: str) -> Any:
+    """What the JSON says, of a manifest or not; raises `ShardSetError` if it is damaged."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
+
+
+def _parse(path: str, fields: dict[str, Any]) -> Manifest:
     try:
         splits = {name: Split(**_tuples(split)) for name, split in fields.pop("splits").items()}
         statistics = Statistics(**_tuples(fields.pop("statistics")))
@@ -230,6 +256,10 @@ def _find_contradiction(manifest: Manifest) -> str | None:
         by_shard = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
         if len(set(map(len, by_shard))) != 1 or sum(split.shard_lengths) != split.num_samples:
             return f"the numbers of split '{split.name}' contradict each other"
+    uses = Counter([MANIFEST_NAME, *manifest.filenames()])
+    for name in uses:
+        if uses[name] > 1 or PurePath(name).name != name or name[:1] in ("", "."):
+            return f"it names the file '{name}'; expected one of its own beside it"
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,18 +77,17 @@ def open_folder(root: Path) -> Source:
             f"--input {root} is not a folder; expected one that holds train/CLASS/* and val/CLASS/*"
         )
     folders = {"train": _find_folder(root, "train"), "val": _find_folder(root, "val", "test")}
-    names = {split: _class_names(folder) for split, folder in folders.items()}
-    if names["train"] != names["val"]:
+    classes = {split: _find_classes(folder) for split, folder in folders.items()}
+    if different := set(classes["train"]) ^ set(classes["val"]):
         raise SourceError(
             f"the classes of {folders['train']} and {folders['val']} differ: "
-            f"{name_some(set(names['train']) ^ set(names['val']))} in only one of them; "
+            f"{name_some(map(show_name, different))} in only one of them; "
             "give both the same class folders"
         )
-    class_names = names["train"]
     return Source(
         name="folder",
-        class_names=class_names,
-        splits={split: _list(root, folder, class_names) for split, folder in folders.items()},
+        class_names=tuple(classes["train"]),
+        splits={split: _list(root, folders[split], classes[split]) for split in folders},
         reader=FileReader(root),
         default_encoding="jpeg",
     )
@@ -104,16 +104,29 @@ def _find_folder(root: Path, *names: str) -> Path:
     return found[0]
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders, sorted; raises `SourceError` if that order is in doubt."""
-    names = sorted(path.name for path in _visible(folder) if path.is_dir())
-    if not names:
+def _find_classes(folder: Path) -> dict[str, str]:
+    """The name of each class folder by that of its class, sorted by the latter.
+
+    A class has the composed form (NFC) of the folder's name: two file systems may spell one name
+    in different bytes. Raises `SourceError` if the order, or which is which, is in doubt.
+    """
+    found = [path.name for path in _visible(folder) if path.is_dir()]
+    if not found:
         raise SourceError(f"{folder} has no class folders; expected {folder}/CLASS/* with images")
-    if odd := [ascii(name) for name in names if not name.isprintable()]:
+    if odd := [ascii(name) for name in found if not name.isprintable()]:
         raise SourceError(
-            f"class folders of {folder} have names that are no text in UTF-8, or hold line breaks "
-            f"or the like ({name_some(odd)}): rename them"
+            f"class folders of {folder} have names that are no text in UTF-8, or hold line breaks, "
+            f"spaces of other kinds or the like ({name_some(odd)}): rename them"
         )
+    classes = {unicodedata.normalize("NFC", name): name for name in found}
+    if len(classes) < len(found):
+        others = set(found) - set(classes.values())
+        same = others | {classes[unicodedata.normalize("NFC", name)] for name in others}
+        raise SourceError(
+            f"class folders of {folder} have names that differ in their bytes alone "
+            f"({name_some(map(ascii, same))}): put their images into one"
+        )
+    names = sorted(classes)
     numbers = [name for name in names if name.isascii() and name.isdigit()]
     if numbers != sorted(numbers, key=int):
         width = max(map(len, numbers))
@@ -122,21 +135,23 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             f"({name_some(numbers)}): labels would not be those numbers; "
             f"pad them with zeros to one length, e.g. {numbers[0].zfill(width)}"
         )
-    return tuple(names)
+    return {name: classes[name] for name in names}
 
 
-def _list(root: Path, folder: Path, class_names: tuple[str, ...]) -> SampleTable:
+def _list(root: Path, folder: Path, classes: Mapping[str, str]) -> SampleTable:
     """The samples of one split's folder."""
     names: list[str] = []
     labels: list[int] = []
-    for label, class_name in enumerate(class_names):
-        files = list_files(folder / class_name)
+    locators: list[str] = []
+    for label, (class_name, folder_name) in enumerate(classes.items()):
+        files = list_files(folder / folder_name)
         names += [f"{class_name}/{name}" for name in files]
         labels += [label] * len(files)
+        locators += [f"{folder_name}/{name}" for name in files]
     prefix = folder.relative_to(root)
     return SampleTable(
-        Sample(key, label, f"{prefix}/{name}")
-        for key, label, name in zip(make_keys(names), labels, names, strict=True)
+        Sample(key, label, f"{prefix}/{locator}")
+        for key, label, locator in zip(make_keys(names), labels, locators, strict=True)
     )
 
 
@@ -162,6 +177,13 @@ def list_files(folder: Path) -> list[str]:
 
 def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def show_name(name: str) -> str:
+    """The name, and where it looks like another one, or spaces are at its ends, how it is spelt."""
+    if not name.isascii():
+        return f"{name} ({name!a})"
+    return name if name == " ".join(name.split()) else ascii(name)
 
 
 def name_some(names: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
     RUN/checkpoints/step-00001950/state.pt          tensors and plain values: weights_only loads it
                                   checkpoint.json   step, size and hash of state.pt
-                    best -> step-00001560           the one with most of `val` right
+                    best -> step-00001560           the one with most of `val` right; a file with
+                                                    its name where there can be no link
 
     writing     .tmp-step-…/ is filled, synced and read back ──rename──▶ step-…/
     loading     newest step-…/ whose hash is right; a damaged one is passed over, with a warning,
@@ -17,7 +18,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -27,7 +27,14 @@ from typing import Any
 
 import torch
 
-from data_prep.files import TEMPORARY_PREFIX, sha256_of, sync_directory, write_atomically
+from data_prep.files import (
+    TEMPORARY_PREFIX,
+    UNSUPPORTED,
+    sha256_of,
+    sync,
+    sync_directory,
+    write_atomically,
+)
 
 FORMAT_VERSION = 1
 BEST = "best"
@@ -84,7 +91,7 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
         except RuntimeError as error:  # torch's writer fails once more on its way out
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     facts = Facts(
         format_version=FORMAT_VERSION,
         step=step,
@@ -215,14 +222,26 @@ def mark_best(directory: Path, step: int) -> bool:
         raise FileExistsError(errno.EEXIST, reason, str(best))
     link = directory / f"{TEMPORARY_PREFIX}{BEST}"
     link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    link.replace(best)
+    try:
+        link.symlink_to(path.name)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EPERM):
+            raise
+        write_atomically(best, path.name.encode())  # a file system without links
+    else:
+        link.replace(best)
     return True
+
+
+def _marked_best(directory: Path) -> Path:
+    """The checkpoint that `best` names, as a link or in words, or where the link would be."""
+    best = directory / BEST
+    return path_of(directory, step_of(Path(best.read_text()))) if best.is_file() else best
 
 
 def prune(directory: Path, keep: int) -> None:
     """Delete all checkpoints but the newest `keep` and the best."""
-    best = (directory / BEST).resolve().name
+    best = _marked_best(directory).resolve().name
     for path in paths(directory)[keep:]:
         if path.name != best:
             _remove(path)
@@ -250,7 +269,7 @@ def named(directory: Path, name: str) -> Path:
 
 def _candidates(directory: Path, name: str) -> Iterator[Path]:
     if name == BEST:
-        yield directory / BEST
+        yield _marked_best(directory)
     elif name.isdecimal():
         yield path_of(directory, int(name))
     else:

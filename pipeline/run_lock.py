@@ -52,7 +52,7 @@ def lock_run(run: RunDirectory, start: JobStart | None, patience_seconds: float)
     sight of. It is asked to save and leave, and waited for.
     Raises `ValueError` if another job has the run, or if the earlier start has not left in time.
     """
-    handle = os.open(_path(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(_path(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not _take(handle, _GLANCE_SECONDS):
             _wait_for_earlier_start(run, handle, start, patience_seconds)

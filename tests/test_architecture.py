@@ -31,6 +31,7 @@ MAY_IMPORT = {
         "pipeline",
         "data_prep.manifest",
         "data_prep.files",
+        "data_prep.foreign",
         "data_prep.beton_format",
         "data_prep.pixels",
     },

@@ -56,7 +56,7 @@ def open_in_use(path: Path, num_bytes: int) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         found = os.fstat(handle)
         if found.st_nlink > 0 and found.st_size == num_bytes:
-            os.utime(handle)
+            mark_used(handle)
             return handle
     except BlockingIOError:
         pass
@@ -65,6 +65,15 @@ def open_in_use(path: Path, num_bytes: int) -> int | None:
         raise _no_locks(path.parent, error) from None
     os.close(handle)
     return None
+
+
+def mark_used(handle: int, seconds: float | None = None) -> None:
+    """Note when an open file of the cache was last used: now, or at `seconds` of Unix time.
+
+    What another user's job has staged keeps its time, as does all on a file system without times.
+    """
+    with contextlib.suppress(OSError):
+        os.utime(handle, None if seconds is None else (seconds, seconds))
 
 
 def open_staged(file: BinaryIO) -> int:
@@ -147,7 +156,7 @@ def wanting_room(cache: Path) -> Iterator[None]:
 
 def is_room_wanted(cache: Path) -> bool:
     """Whether somebody cannot go on for want of room: who stages ahead gives way then."""
-    handle = os.open(cache / _WANTED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(cache / _WANTED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -243,7 +252,7 @@ def _allocate(file: BinaryIO, num_bytes: int) -> bool:
 
 def _lock(path: Path, *, wait: bool) -> int | None:
     """Hold an exclusive lock until the open file that is returned is closed; None: it is taken."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

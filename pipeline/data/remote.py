@@ -42,6 +42,20 @@ LONGEST_PAUSE_SECONDS = 30.0
 """Between two attempts."""
 _ERROR_BYTES = 2000
 
+_LASTING = frozenset(
+    {
+        *(f"returned error: {status}" for status in (400, 401, 403, 405, 407, 410, 414, 451)),
+        *("curl: (1)", "curl: (3)", "curl: (51)", "curl: (58)", "curl: (60)", "curl: (77)"),
+        *("(AccessDenied)", "(403)", "(NoSuchBucket)", "(InvalidAccessKeyId)", "(ExpiredToken)"),
+        *("Unable to locate credentials", "Permission denied", "Is a directory"),
+        *("command not found", ": not found"),
+    }
+)
+"""What curl, the AWS command line, cat and shells say of what no other attempt mends: a URL or a
+protocol that is wrong, certificates, permissions, programs."""
+_MISSING = frozenset({"returned error: 404", "(404)", "(NoSuchKey)", "No such file"})
+"""What they say of a file that is not there."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +69,11 @@ class FetchStopped(Exception):
 
 class _Fault(Exception):
     """Why one attempt failed."""
+
+    def __init__(self, what: str, *, is_final: bool = False) -> None:
+        super().__init__(what)
+        self.is_final = is_final
+        """Whether another attempt would meet the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,14 +161,14 @@ def fetch(
     patience: Patience,
     stop: threading.Event,
     cost: FetchCost,
-    check: Callable[[BinaryIO], object] | None = None,
+    check: Callable[[bytes], object] | None = None,
 ) -> None:
     """Write what is at `location` to the empty or reserved `file`, and verify it.
 
     What it costs is added to `cost` as it comes. `check` looks at what came where no hash is known,
     and raises `ValueError` if that is damaged.
-    Raises `FetchError` after the last attempt, `FetchStopped` once `stop` is set, and `OSError` if
-    `file` cannot be written.
+    Raises `FetchError` after the last attempt, or the first that shows that no other can succeed,
+    `FetchStopped` once `stop` is set, and `OSError` if `file` cannot be written.
     """
     begin = time.perf_counter()
     try:
@@ -158,8 +177,8 @@ def fetch(
                 _attempt(location, file, content, patience.timeout_seconds, stop, cost)
                 _check(file, check)
             except _Fault as fault:
-                if attempt == patience.attempts:
-                    raise FetchError(_despair(location, patience, fault)) from None
+                if attempt == patience.attempts or fault.is_final:
+                    raise FetchError(_despair(location, attempt, patience, fault)) from None
                 pause = _pause_seconds(attempt)
                 _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
                 cost.num_retries += 1
@@ -172,12 +191,18 @@ def fetch(
         cost.seconds += time.perf_counter() - begin
 
 
-def _despair(location: str, patience: Patience, fault: _Fault) -> str:
-    times = "1 attempt" if patience.attempts == 1 else f"{patience.attempts} attempts"
+def _despair(location: str, attempts: int, patience: Patience, fault: _Fault) -> str:
+    times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    more = (
+        ""
+        if fault.is_final
+        else ", or raise data.fetch_attempts or data.fetch_timeout_seconds "
+        f"({patience.timeout_seconds:g})"
+    )
     return (
         f"{location} could not be fetched in {times}: {fault}; "
-        "see that it is there and whole ('python -m data_prep verify' where the shard set is), "
-        f"or raise data.fetch_attempts or data.fetch_timeout_seconds ({patience.timeout_seconds:g})"
+        "see that it is there and whole ('python -m data_prep verify' where the shard set is)"
+        f"{more}"
     )
 
 
@@ -187,11 +212,12 @@ def _pause_seconds(attempt: int) -> float:
     return pause * random.uniform(0.5, 1)
 
 
-def _check(file: BinaryIO, check: Callable[[BinaryIO], object] | None) -> None:
+def _check(file: BinaryIO, check: Callable[[bytes], object] | None) -> None:
     if check is None:
         return
+    file.seek(0)
     try:
-        check(file)
+        check(file.read())
     except ValueError as error:
         raise _Fault(str(error)) from None
 
@@ -206,7 +232,8 @@ def _attempt(
 ) -> None:
     file.seek(0)
     digest, num_bytes = hashlib.sha256(), 0
-    with _Output(location, timeout_seconds, stop) as output:
+    is_known = content.sha256 is not None
+    with _Output(location, timeout_seconds, stop, is_known=is_known) as output:
         for block in output.blocks():
             num_bytes += len(block)
             cost.num_bytes += len(block)
@@ -227,7 +254,11 @@ def _attempt(
 class _Output:
     """The output of the command for a location; leaving the block ends all it has started."""
 
-    def __init__(self, location: str, timeout_seconds: float, stop: threading.Event) -> None:
+    def __init__(
+        self, location: str, timeout_seconds: float, stop: threading.Event, *, is_known: bool
+    ) -> None:
+        """`is_known`: a manifest says that the file is there; one that is missing may come."""
+        self._is_known = is_known
         self._timeout_seconds = timeout_seconds
         self._stop = stop
         self._errors: BinaryIO | None = None
@@ -277,7 +308,12 @@ class _Output:
             yield block
         self._await(self._has_ended)
         if self._process.returncode != 0:
-            raise _Fault(f"{self._complaint()} (exit code {self._process.returncode})")
+            complaint = self._complaint()
+            lasting = _LASTING if self._is_known else _LASTING | _MISSING
+            raise _Fault(
+                f"{complaint} (exit code {self._process.returncode})",
+                is_final=any(words in complaint for words in lasting),
+            )
 
     def _await(self, has_come: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._timeout_seconds

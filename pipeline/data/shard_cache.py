@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
 import io
@@ -11,21 +12,28 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from data_prep.files import atomic_writer, describe, sha256_of, write_atomically
-from data_prep.manifest import MANIFEST_NAME, Manifest, ShardSetError, parse_manifest
+from data_prep.foreign import INDEX_NAME, describe_manifest
+from data_prep.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardSetError,
+    parse_json,
+    parse_manifest,
+)
 from pipeline.config import DataConfig
 from pipeline.data.cache_directory import (
     CacheFullError,
     clear,
     has_room,
     is_room_wanted,
+    mark_used,
     open_in_use,
     open_staged,
     reserve,
@@ -133,9 +141,14 @@ class ShardCache:
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         arrived = io.BytesIO()
-        self._fetch(MANIFEST_NAME, arrived, Content(num_bytes=None, sha256=None), self._parse)
+        where = location_of(self._url, MANIFEST_NAME)
+        anything = Content(num_bytes=None, sha256=None)
+        try:
+            self._fetch(MANIFEST_NAME, arrived, anything, lambda text: parse_json(text, where))
+        except FetchError as error:
+            raise FetchError(f"{error}; {self._what_is_there()}") from None
         text = arrived.getvalue()
-        manifest = self._parse(arrived)
+        manifest = parse_manifest(text, where)
         folder = self._directory / hashlib.sha256(text).hexdigest()
         watch = _Watch(folder, lambda: _state(folder.glob("*")), self._patience)
         while not _is_complete(folder, manifest):
@@ -148,18 +161,19 @@ class ShardCache:
         self._set = folder, manifest
         return folder
 
-    def _parse(self, file: BinaryIO) -> Manifest:
-        file.seek(0)
-        where = location_of(self._url, MANIFEST_NAME)
-        manifest = parse_manifest(file.read(), where)
-        uses = Counter([MANIFEST_NAME, *_all_names(manifest)])
-        for name in uses:
-            if uses[name] > 1 or PurePath(name).name != name or name[:1] in ("", "."):
-                raise ShardSetError(
-                    f"{where} names the file '{name}'; expected one of its own beside it: "
-                    "convert again"
-                )
-        return manifest
+    def _what_is_there(self) -> str:
+        """What the URL seems to be, if it is no shard set's."""
+        arrived, where = io.BytesIO(), location_of(self._url, INDEX_NAME)
+        once = dataclasses.replace(self._patience, attempts=1)
+        anything = Content(num_bytes=None, sha256=None)
+        with contextlib.suppress(FetchError, ShardSetError):
+            fetch(where, arrived, anything, once, self._stop, FetchCost())
+            what = describe_manifest(parse_json(arrived.getvalue(), where))
+            return f"what is there is not a shard set: {INDEX_NAME} is {what}"
+        return (
+            f"a shard set has a {MANIFEST_NAME}: tars without one cannot be used here, make a "
+            "shard set of their images with 'python -m data_prep shard'"
+        )
 
     def _stage_set(self, folder: Path, manifest: Manifest, text: bytes) -> None:
         """Fetch what is missing; the manifest is put there last, as `data_prep` does."""
@@ -177,7 +191,7 @@ class ShardCache:
         name: str,
         file: BinaryIO,
         content: Content,
-        check: Callable[[BinaryIO], object] | None = None,
+        check: Callable[[bytes], object] | None = None,
     ) -> None:
         cost = FetchCost()
         try:
@@ -353,7 +367,7 @@ class ShardCache:
                 farthest = max(self._ahead, key=self._ahead.__getitem__)
                 del self._ahead[farthest]
                 handle = self._in_use.pop(farthest)
-                os.utime(handle, (0, 0))  # the first to go: all others are wanted sooner
+                mark_used(handle, 0)  # the first to go: all others are wanted sooner
                 os.close(handle)
 
     def release(self, split: str, number: int) -> None:
@@ -473,12 +487,6 @@ def _small_files(manifest: Manifest) -> dict[str, str]:
         files[split.index_filename] = split.index_sha256
         files[split.checksums_filename] = split.checksums_sha256
     return {name: sha256 for name, sha256 in files.items() if name and sha256}
-
-
-def _all_names(manifest: Manifest) -> Iterator[str]:
-    yield from _small_files(manifest)
-    for split in manifest.splits.values():
-        yield from split.filenames
 
 
 def _is_complete(folder: Path, manifest: Manifest) -> bool:

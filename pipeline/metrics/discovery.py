@@ -30,7 +30,8 @@ class Claim:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.utime(self._path)
+            with contextlib.suppress(OSError):  # another user's, or a file system without times
+                os.utime(self._path)
             return False
         except OSError as error:  # a file system without locks, such as Lustre without -o flock
             _log.warning("cannot lock %s: %s; serving without", self._path, error.strerror)

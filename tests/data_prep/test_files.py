@@ -77,10 +77,41 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
     assert name[2] == b"newer"
 
 
-def test_a_new_file_may_be_read_by_all(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a", b"content")
-    assert (tmp_path / "a").read_bytes() == b"content"
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_that_the_umask_leaves(path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(path, b"content")
+    finally:
+        os.umask(before)
+    assert path.read_bytes() == b"content"
+    assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_cannot_sync_is_written_to_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_system_that_cannot_rename_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="cannot rename files") as error:
+        write_atomically(path, b"new")
+    assert describe(error.value).startswith(f"{path}: its file system cannot rename files")
+    assert path.read_bytes() == b"old"
+    assert others(path) == []
 
 
 def fail_half_way(file: BinaryIO) -> None:

@@ -12,6 +12,9 @@ import pytest
 from data_prep.sources import SourceError, open_folder
 from tests.data_prep.raw_data import jpeg, write_folder
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+"""One name, as Linux and as macOS write it."""
+
 
 def add_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +100,24 @@ def name_of_two_lines(root: Path) -> None:
         (root / split / "cat").rename(root / split / "c\nat")
 
 
+def space_at_the_end(root: Path) -> None:
+    (root / "val/dog").rename(root / "val/dog ")
+
+
+def other_case(root: Path) -> None:
+    (root / "val/dog").rename(root / "val/Dog")
+
+
+def other_script(root: Path) -> None:
+    (root / "val/dog").rename(root / "val/d\N{CYRILLIC SMALL LETTER O}g")
+
+
+def one_name_in_two_forms(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / COMPOSED)
+        (root / split / "dog").rename(root / split / DECOMPOSED)
+
+
 def no_classes(root: Path) -> None:
     (root / "train").rename(root / "x")
     (root / "train").mkdir()
@@ -123,6 +144,10 @@ def no_root(root: Path) -> None:
         (pipe, r"no files among the images \(.*val/dog/pipe.jpg\)"),
         (name_that_is_no_text, r"no text in UTF-8.*'c\\udcffat'"),
         (name_of_two_lines, r"hold line breaks.*'c\\nat'"),
+        (space_at_the_end, "differ: 'dog ', dog in only one of them"),
+        (other_case, "differ: Dog, dog in only one of them"),
+        (other_script, r"differ: dog, d\u043eg \('d\\u043eg'\) in only one of them"),
+        (one_name_in_two_forms, r"in their bytes alone \('caf\\xe9', 'cafe\\u0301'\): put their"),
         (no_classes, "train has no class folders"),
         (numbers_as_names, r"\(1, 10, 2\).*pad them with zeros to one length, e\.g\. 01"),
         (no_root, "is not a folder; expected one that holds train/CLASS"),
@@ -135,6 +160,19 @@ def test_folder_that_is_in_doubt_is_refused(
     spoil(root)
     with pytest.raises(SourceError, match=message):
         open_folder(root)
+
+
+def test_a_name_is_the_same_in_other_bytes(tmp_path: Path) -> None:
+    expected = open_folder(write_folder(tmp_path / "1", 2, 1, (COMPOSED, "dog")))
+    write_folder(tmp_path / "2", 2, 1, (DECOMPOSED, "dog"))
+    (tmp_path / "2/val" / DECOMPOSED).rename(tmp_path / "2/val" / COMPOSED)
+    source = open_folder(tmp_path / "2")
+    assert source.class_names == expected.class_names == (COMPOSED, "dog")
+    for split in ("train", "val"):
+        samples, others = source.splits[split], expected.splits[split]
+        assert [(one.key, one.label) for one in samples] == [(one.key, one.label) for one in others]
+        contents = [source.reader.read(one) for one in samples]
+        assert contents == [expected.reader.read(one) for one in others]
 
 
 def test_numbers_of_one_length_are_fine(tmp_path: Path) -> None:

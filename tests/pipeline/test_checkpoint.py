@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import multiprocessing
@@ -198,6 +199,24 @@ def test_pruning_keeps_the_newest_and_the_best(directory: Path) -> None:
     checkpoint.prune(directory, keep=1)
     assert [checkpoint.step_of(path) for path in checkpoint.paths(directory)] == [50]
     assert sorted(path.name for path in directory.iterdir()) == [BEST, "step-00000050"]
+
+
+def test_without_links_a_file_names_the_best(
+    directory: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "symlink_to", fail)
+    assert checkpoint.mark_best(directory, 10)
+    assert not (directory / BEST).is_symlink()
+    assert checkpoint.named(directory, BEST) == three[2]
+    checkpoint.prune(directory, keep=1)
+    assert sorted(path.name for path in directory.iterdir()) == [
+        BEST,
+        "step-00000010",
+        "step-00000030",
+    ]
 
 
 def test_damaged_ones_that_a_run_goes_on_without_are_no_spares(

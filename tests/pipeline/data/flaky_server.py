@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["drop", "stall", "silence", "503", "404", "short", "long", "flip", "none"]
+Fault = Literal["drop", "stall", "silence", "503", "404", "403", "short", "long", "flip", "none"]
 
 
 class FlakyServer:
@@ -50,8 +50,8 @@ class FlakyServer:
             self.requests[name] += 1
             fault = self.faults[name].pop(0) if self.faults[name] else "none"
         path = self.folder / name
-        if fault in ("404", "503") or not path.exists():
-            handler.send_error(503 if fault == "503" else 404)
+        if fault in ("403", "404", "503") or not path.exists():
+            handler.send_error(int(fault) if fault.isdecimal() else 404)
             return
         content = path.read_bytes()
         half = len(content) // 2

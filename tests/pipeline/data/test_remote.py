@@ -169,6 +169,30 @@ def test_a_fault_that_stays_is_told(server: FlakyServer, fault: Fault, cause: st
     assert server.requests[NAME] == 3
 
 
+def test_what_no_other_attempt_mends_is_not_tried_again(server: FlakyServer) -> None:
+    server.faults[NAME] = ["403"]
+    with pytest.raises(FetchError, match=r"in 1 attempt: .* returned error: 403 .+whole \([^,]+$"):
+        fetched(server.url)
+    assert server.requests[NAME] == 1
+    server.faults[NAME] = ["404"]
+    with pytest.raises(FetchError, match=r"in 1 attempt: .* returned error: 404"):
+        fetched(server.url, content=Content(num_bytes=None, sha256=None))
+    assert server.requests[NAME] == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("pipe:no-such-program {}", "no-such-program: not found"),
+        ("file:///nowhere", "/nowhere/.*No such file"),
+        ("pipe:cat {} /etc", "Is a directory"),
+    ],
+)
+def test_commands_that_no_other_attempt_mends(url: str, cause: str) -> None:
+    with pytest.raises(FetchError, match=f"in 1 attempt: .*{cause}"):
+        fetched(url, content=Content(num_bytes=None, sha256=None))
+
+
 def test_a_server_that_is_not_there_is_told(server: FlakyServer) -> None:
     url = server.url
     server.close()
@@ -185,16 +209,17 @@ def test_faults_of_many_kinds_in_a_row(server: FlakyServer) -> None:
 
 def test_content_that_no_hash_is_known_of_is_checked(server: FlakyServer) -> None:
     server.faults[NAME] = ["short"]
-    file, cost, sizes = io.BytesIO(), FetchCost(), []
+    file, cost = io.BytesIO(), FetchCost()
+    sizes: list[int] = []
 
-    def check(arrived: io.BytesIO) -> None:
-        sizes.append(len(arrived.getvalue()))
-        if len(arrived.getvalue()) < len(BYTES):
+    def check(arrived: bytes) -> None:
+        sizes.append(len(arrived))
+        if len(arrived) < len(BYTES):
             raise ValueError("half of it is missing")
 
     anything = Content(num_bytes=None, sha256=None)
     location, stop = location_of(server.url, NAME), threading.Event()
-    fetch(location, file, anything, UNHURRIED, stop, cost, check)  # type: ignore[arg-type]
+    fetch(location, file, anything, UNHURRIED, stop, cost, check)
     assert file.getvalue() == BYTES
     assert sizes == [150_000, 300_000]
     assert cost.num_retries == 1

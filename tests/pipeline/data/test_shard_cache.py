@@ -262,8 +262,49 @@ def test_names_that_lead_elsewhere_are_refused(
     server: FlakyServer, folder: Path, directory: Path, name: str
 ) -> None:
     amend(folder, filenames=(name, *NAMES[1:]))
-    with pytest.raises(FetchError, match=f"names the file '{name}'; expected one of its own"):
+    sentence = f"names the file '{name}'; expected one of its own"
+    with pytest.raises(ShardSetError, match=sentence):
         open_cache(server, directory)
+    assert server.requests == {MANIFEST_NAME: 1}
+    with pytest.raises(ShardSetError, match=sentence):
+        read_manifest(folder)
+
+
+OF_OTHERS = {
+    "timm": ({"splits": {"val": {"filenames": NAMES[:1]}}}, "WebDataset tars as timm writes it"),
+    "newer": ({"format_version": 99}, "has format version 99; expected 1"),
+    "other": ([1, 2], r"it is of another program; make one with"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_OTHERS)
+def test_manifests_of_others_are_told_at_once(
+    server: FlakyServer, folder: Path, directory: Path, kind: str
+) -> None:
+    fields, sentence = OF_OTHERS[kind]
+    (folder / MANIFEST_NAME).write_text(json.dumps(fields))
+    with pytest.raises(ShardSetError, match=sentence):
+        open_cache(server, directory)
+    assert server.requests == {MANIFEST_NAME: 1}
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ({"chunks": [], "config": {}}, "index.json is the index of a LitData set"),
+        ({"version": 2, "shards": []}, r"index.json is the index of a MosaicML Streaming \(MDS\)"),
+        (None, r"a shard set has a _info\.json: tars without one cannot be used here"),
+    ],
+)
+def test_a_set_of_others_at_a_url_is_told_at_once(
+    server: FlakyServer, folder: Path, directory: Path, index: object, sentence: str
+) -> None:
+    (folder / MANIFEST_NAME).unlink()
+    if index is not None:
+        (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(FetchError, match=rf"in 1 attempt: curl.* 404 .*; .*{sentence}"):
+        open_cache(server, directory)
+    assert server.requests == {MANIFEST_NAME: 1, "index.json": 1}
 
 
 def test_a_set_that_changed_is_another_folder(

@@ -1,0 +1,94 @@
+"""What is given for a shard set and is none: says what it seems to be, and what to give instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+INDEX_NAME = "index.json"
+"""What the sets of MosaicML and LitData have for a manifest."""
+
+_NOT_ADOPTED = (
+    "shard sets that other programs wrote cannot be used here: make one of the images they were "
+    "made from, with 'python -m data_prep shard'"
+)
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_RAW_NAMES = {
+    "ILSVRC": "imagenet",
+    "cifar-10-": "cifar10",
+    "data_batch_1": "cifar10",
+    "cifar-100-": "cifar100",
+}
+"""How names begin in the folders of raw data sets, and the source that reads them."""
+_OTHERS = {
+    ".beton": "a .beton of ffcv: give the folder of the shard set that it was made from, and the "
+    "file as --data.beton with --data.reader beton",
+    ".parquet": f"a Parquet data set; {_NOT_ADOPTED}",
+    ".arrow": f"a data set of Hugging Face; {_NOT_ADOPTED}",
+    ".tfrecord": f"a TFRecord data set; {_NOT_ADOPTED}",
+    ".mdb": f"an LMDB; {_NOT_ADOPTED}",
+}
+"""What a file seems to be, by the end of its name."""
+
+
+def describe_manifest(fields: Any) -> str | None:
+    """What a JSON document without `format_version` is, or None if nobody knows."""
+    match fields:
+        case {"splits": dict()}:
+            return (
+                "an index of WebDataset tars as timm writes it, without the sample index, the "
+                f"checksums and the statistics of a shard set; {_NOT_ADOPTED}"
+            )
+        case {"chunks": list()}:
+            return f"the index of a LitData set; {_NOT_ADOPTED}"
+        case {"shards": list()}:
+            return f"the index of a MosaicML Streaming (MDS) set; {_NOT_ADOPTED}"
+        case {"shardlist": list()}:
+            return f"the index of a WebDataset for wids; {_NOT_ADOPTED}"
+    return None
+
+
+def describe_path(path: Path) -> str | None:
+    """What a file, or a folder without a manifest, seems to be; None if nobody knows."""
+    if path.is_dir():
+        return _describe_folder(path, sorted(entry.name for entry in path.iterdir()))
+    if path.suffix == ".json":
+        return f"a file of a shard set; give its folder, {path.parent}"
+    if path.name.endswith(_TAR_SUFFIXES):
+        return f"one tar; give the folder of its shard set, or, if it has none: {_NOT_ADOPTED}"
+    return _OTHERS.get(path.suffix)
+
+
+def _describe_folder(path: Path, names: Collection[str]) -> str | None:
+    for name in names:
+        if name.endswith(".json") and (found := _describe_json(path / name)) is not None:
+            return f"{name} in it is {found}"
+    for beginning, source in _RAW_NAMES.items():
+        if any(name.startswith(beginning) for name in names):
+            return (
+                f"it seems to be raw data: make a shard set of it with 'python -m data_prep shard "
+                f"{source} --input {path} --output SHARDS'"
+            )
+    if "train" in names and (path / "train").is_dir():
+        return (
+            "it seems to be a folder of images by split and class: make a shard set of it with "
+            f"'python -m data_prep shard folder --input {path} --output SHARDS'"
+        )
+    for name in names:
+        if name.endswith(_TAR_SUFFIXES):
+            return f"it holds tars ({name}), without an index; {_NOT_ADOPTED}"
+        if (found := _OTHERS.get(Path(name).suffix)) is not None:
+            return f"{name} in it is {found}"
+    for name in names:
+        if (path / name / "_info.json").is_file():
+            return f"it holds the shard set {name}: give {path / name}"
+    return None
+
+
+def _describe_json(path: Path) -> str | None:
+    try:
+        return describe_manifest(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
