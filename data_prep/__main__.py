@@ -24,6 +24,7 @@ from data_prep.assignment import Task
 from data_prep.beton import write_beton
 from data_prep.cifar import open_cifar10, open_cifar100
 from data_prep.conversion import Options, convert, convert_part
+from data_prep.files import path_option
 from data_prep.imagenet import NUM_CLASSES, open_imagenet
 from data_prep.images import JPEG_QUALITY
 from data_prep.manifest import ENCODINGS, Manifest, ShardSetError, check_name
@@ -105,11 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--num-val", type=_between(1, _MAX_COUNT), default=2_000, metavar="N")
     join = commands.add_parser("merge", help="publish what all tasks of a conversion have made")
     join.set_defaults(run=_merge)
-    join.add_argument("shards", type=Path, metavar="SHARDS")
+    join.add_argument("shards", type=path_option, metavar="SHARDS")
     _add_max_reject_ratio(join)
     check = commands.add_parser("verify", help="find all that is wrong with a shard set")
     check.set_defaults(run=_verify)
-    check.add_argument("shards", type=Path, metavar="SHARDS")
+    check.add_argument("shards", type=path_option, metavar="SHARDS")
     check.add_argument(
         "--full", action="store_true", help="read every byte and decode every image, too"
     )
@@ -120,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_beton(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     beton = commands.add_parser("beton", help="write a shard set into one file of ffcv's format")
     beton.set_defaults(run=_beton)
-    beton.add_argument("shards", type=Path, metavar="SHARDS")
-    beton.add_argument("path", type=Path, metavar="OUT.beton")
+    beton.add_argument("shards", type=path_option, metavar="SHARDS")
+    beton.add_argument("path", type=path_option, metavar="OUT.beton")
 
 
 def _add_source(
@@ -135,11 +136,11 @@ def _add_source(
     parser = sources.add_parser(name, help=what)
     parser.set_defaults(run=_shard, open_source=open_source)
     if has_input:
-        parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=what)
+        parser.add_argument("--input", type=path_option, required=True, metavar="PATH", help=what)
     parser.add_argument(
         "--output",
         dest="shards",
-        type=Path,
+        type=path_option,
         required=True,
         metavar="SHARDS",
         help="folder of the shard set, new or one that the same command has begun",

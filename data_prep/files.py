@@ -1,7 +1,8 @@
-"""Files that appear under their final name whole or not at all."""
+"""Paths as users give them, and files that appear under their final name whole or not at all."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -21,6 +22,32 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """How a file system answers a call that it does not know; CIFS and FUSE lack some."""
+
+
+class PathOptionError(ValueError, argparse.ArgumentTypeError):
+    """A path was given that begins with the `~` of nobody."""
+
+
+def expanded(text: str) -> str:
+    """`text` with a leading `~` or `~USER` replaced by that user's home directory.
+
+    A shell does it for a word of its own, but not behind `--output=`. Raises `PathOptionError`.
+    """
+    path = os.path.expanduser(text)  # noqa: PTH111 - Path changes the slashes of a URL
+    if path.startswith("~"):
+        home = text.partition("/")[0]
+        raise PathOptionError(
+            f"{text}: {home} is no user's home directory; give ./{text} for a name that begins so"
+        )
+    return path
+
+
+def path_option(text: str) -> Path:
+    """The path that `text`, an option or argument of a command line, means: every one is read here.
+
+    Raises `PathOptionError`.
+    """
+    return Path(expanded(text))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import argparse
 import subprocess
 import sys
 
+from data_prep.files import expanded
 from launch.local import num_gpus, torchrun_command
+from pipeline.config import located
 
 _OPTIONS = ("shards", "run_dir", "decode_threads", "device")
 """Those of `pipeline.doctor`."""
@@ -14,8 +16,8 @@ _OPTIONS = ("shards", "run_dir", "decode_threads", "device")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, help="ranks; default: one a GPU, on CPUs one")
-    parser.add_argument("--shards", help="the shard set that is to be trained on")
-    parser.add_argument("--run-dir", help="where the run is to go")
+    parser.add_argument("--shards", type=located, help="the shard set that is to be trained on")
+    parser.add_argument("--run-dir", type=expanded, help="where the run is to go")
     parser.add_argument("--decode-threads", type=int, help="data.decode_threads of the run")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), help="distributed.device of the run"

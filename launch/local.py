@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from launch.options import misplacement_check
 from launch.outcome import outcome_of
 from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.console import Console
@@ -27,13 +28,12 @@ _EXIT_CODES = {"completed": 0, "interrupted": 75, "stopped": 75, "stuck": 75}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nproc", type=int, help="ranks; default: one a GPU, on CPUs one a column")
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        help="how often the ranks are started again when one fails; default: %(default)s",
-    )
+    text = "ranks; default: one a GPU, on CPUs one a column"
+    num_ranks = parser.add_argument("--nproc", type=int, help=text)
+    text = "how often the ranks are started again when one fails; default: %(default)s"
+    max_restarts = parser.add_argument("--max-restarts", type=int, default=0, help=text)
+    check = misplacement_check(parser.prog, (num_ranks, max_restarts))
+    parser.set_defaults(refuse_misplaced=check)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="RECIPE …")
 
 
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if asks_for_help(options.command):
         console.line(help_text(options.command))
         return 0
+    options.refuse_misplaced(options.command)
     command = parse_command(options.command)
     num_ranks = options.nproc
     if num_ranks is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Literal
 
+from data_prep.files import path_option
 from pipeline.events import LOST_RANK, STOP_FILE, Event, read_events
 from pipeline.run_directory import RunDirectory
 
@@ -14,7 +14,7 @@ Outcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN")
+    parser.add_argument("run_dir", type=path_option, metavar="RUN")
     parser.add_argument(
         "--since",
         type=float,

@@ -16,7 +16,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from data_prep.files import write_atomically
+from data_prep.files import path_option, write_atomically
 from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
@@ -29,10 +29,15 @@ _DURATION = re.compile(r"[1-9][0-9]{0,5}(ms|s|m|h)")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run-root", type=Path, required=True, help="the directory that holds the run directories"
+        "--run-root",
+        type=path_option,
+        required=True,
+        help="the directory that holds the run directories",
     )
     parser.add_argument(
-        "--output", type=Path, help="the configuration to write; default: RUN_ROOT/prometheus.yml"
+        "--output",
+        type=path_option,
+        help="the configuration to write; default: RUN_ROOT/prometheus.yml",
     )
     parser.add_argument(
         "--scrape-interval", default=DEFAULT_SCRAPE_INTERVAL, help="default: %(default)s"

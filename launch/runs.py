@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import path_option
 from pipeline.events import Event, read_events
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import is_locked
@@ -19,7 +20,7 @@ _AT_WORK = ("starting", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN")
+    parser.add_argument("run_dir", type=path_option, metavar="RUN")
 
 
 def add_log_arguments(parser: argparse.ArgumentParser) -> None:

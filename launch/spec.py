@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
+
+PathText = Annotated[str, "a path, or several with commas between them"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WORD = re.compile(r"\S+")
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
+_TIME = re.compile(r"(?:(\d{1,5})-)?(\d{1,7}(?::\d{1,2}){0,2})", re.ASCII)
+_TIME_FORMS = (
+    "MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or "
+    "DAYS-HOURS:MINUTES:SECONDS"
+)
 _MAX_COUNT = 100_000
 
 _SHUTDOWN_MARGIN_SECONDS = 30
@@ -25,18 +31,18 @@ class JobSpec:
 
     job_name: str = "alexnet"
     cpus_per_task: int = _option(16, "cores of a node's one task: of all its ranks together")
-    time_limit: str = _option("24:00:00", "[DAYS-]HOURS:MINUTES:SECONDS")
+    time_limit: str = _option("24:00:00", _TIME_FORMS)
     partition: str | None = None
     account: str | None = None
-    python: str | None = _option(
+    python: PathText | None = _option(
         None,
         "the interpreter that has the project, on every node; "
         "by default python3 of the container, or else of .venv",
     )
-    container: str | None = _option(
+    container: PathText | None = _option(
         None, "an image that has it instead: apptainer runs a .sif, pyxis (srun) any other"
     )
-    container_mounts: str | None = _option(
+    container_mounts: PathText | None = _option(
         None, "folders that it sees beside the one you submit from, with commas between them"
     )
     output: str = _option("%x-%j.log", "where a job's output goes, in sbatch's notation")
@@ -163,16 +169,19 @@ def spec_from(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def seconds_of(time_limit: str) -> int:
-    """Raises `ValueError` if it is not [DAYS-]HOURS:MINUTES:SECONDS or no time at all."""
+    """What SLURM takes it for; raises `ValueError` if it is in none of sbatch's forms, or 0.
+
+    0 is no limit to SLURM, and a job that has none is not asked to save before its end.
+    """
     match = _TIME.fullmatch(time_limit)
     if match:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        if total and minutes < 60 and seconds < 60:
+        parts = [int(part) for part in match[2].split(":")]
+        units = (3600, 60, 1) if match[1] or len(parts) == 3 else (60, 1)
+        total = int(match[1] or 0) * 86400
+        total += sum(part * unit for part, unit in zip(parts, units, strict=False))
+        if total and all(part < 60 for part in parts[1:]):
             return total
-    raise ValueError(
-        f"--time is '{time_limit}'; expected [DAYS-]HOURS:MINUTES:SECONDS, such as 24:00:00"
-    )
+    raise ValueError(f"--time is '{time_limit}'; expected {_TIME_FORMS}, such as 24:00:00")
 
 
 _A_NAME = "letters, digits, '.', '_' and '-', the first a letter or digit"

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
 
 from data_prep.__main__ import parse as parse_sharding
+from launch.options import OF_PREPARING, add_options, without_tilde
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
 from pipeline.command import Command, asks_for_help, help_text, parse_command
@@ -49,53 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description=f"Submit jobs that {text}. Options come before the command, whose own "
             "options follow it.",
         )
-        _add_options(kind, (spec,) if spec else (PrepareSpec, TrainSpec))
+        add_options(kind, (spec,) if spec else (PrepareSpec, TrainSpec))
         kind.add_argument("command", nargs=argparse.REMAINDER, metavar=command)
         kind.set_defaults(run=run, plan=plan)
-
-
-def _add_options(parser: argparse.ArgumentParser, specs: Sequence[type[Any]]) -> None:
-    """An option for each field of the specs; what is not given is None."""
-    types = {name: type_ for spec in specs for name, type_ in get_type_hints(spec).items()}
-    for field in {
-        field.name: field for spec in specs for field in dataclasses.fields(spec)
-    }.values():
-        option = _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}")
-        if field.name == "output":  # the logs have their place
-            continue
-        named: dict[str, Any] = {"dest": field.name, "help": _help(field)}
-        if field.name == "sbatch_options":
-            parser.add_argument(option, action="append", metavar="--NAME=VALUE", **named)
-        elif types[field.name] is bool:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, **named)
-        elif types[field.name] in (int, int | None):
-            parser.add_argument(option, type=int, metavar="N", **named)
-        else:
-            parser.add_argument(option, metavar=option.strip("-").upper(), **named)
-    if len(specs) > 1:
-        for name in _OF_PREPARING:
-            parser.add_argument(_OPTIONS[f"prepare_{name}"], dest=f"prepare_{name}")
-    parser.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
-
-
-def _help(field: dataclasses.Field[Any]) -> str:
-    known = [field.metadata["help"]] if "help" in field.metadata else []
-    default: Any = field.default
-    if isinstance(default, bool):
-        default = "yes" if default else "no"
-    if default not in (None, ()):
-        known.append(f"default: {default}")
-    return "; ".join(known).replace("%", "%%")
-
-
-_OPTIONS = {
-    "time_limit": "--time",
-    "signal_lead_seconds": "--signal-lead",
-    "sbatch_options": "--sbatch-option",
-    "prepare_time_limit": "--prepare-time",
-    "prepare_partition": "--prepare-partition",
-}
-_OF_PREPARING = ("time_limit", "partition")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -103,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
     values = vars(options)
     if values["sbatch_options"] is not None:
         values["sbatch_options"] = tuple(values["sbatch_options"])
+    options.refuse_misplaced(options.command)
     jobs: list[Job] = options.plan(options, options.command)
     if options.dry_run:
         sys.stdout.write("\n".join(job.script for job in jobs))
@@ -163,6 +120,9 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     _check_is_mounted(spec, "--run-dir", command.run.path)
     if not command.config.data.is_remote:
         _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
+    data = command.config.data
+    places = (command.run.path, *map(Path, (data.shards, data.beton, data.cache_dir)))
+    arguments = without_tilde(arguments, *places)
     script = render_train(spec, _training_command(command, arguments))
     python = _python_of(spec)
     return [Job(f"train {command.recipe}", script, logs, python, is_training=True)]
@@ -212,7 +172,9 @@ def _training_command(command: Command, arguments: list[str]) -> TrainingCommand
 
 
 def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
-    shards: Path = parse_sharding(["shard", *arguments]).shards
+    parsed = parse_sharding(["shard", *arguments])
+    shards: Path = parsed.shards
+    arguments = without_tilde(arguments, *filter(None, (shards, getattr(parsed, "input", None))))
     for word in arguments:
         if word.partition("=")[0] in ("--num-tasks", "--task", "--workers"):
             raise ValueError(
@@ -245,7 +207,7 @@ def _plan_chain(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     if not any(word.partition("=")[0] == "--data.shards" for word in training):
         training += ["--data.shards", str(shards)]
     preparing = argparse.Namespace(**vars(options))
-    for name in _OF_PREPARING:
+    for name in OF_PREPARING:
         setattr(preparing, name, getattr(options, f"prepare_{name}") or getattr(options, name))
     if options.job_name:
         preparing.job_name = f"{options.job_name}-prepare"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from pipeline.config import Config
-from pipeline.overrides import describe_fields, parse_overrides, with_values
+from data_prep.files import path_option
+from pipeline.config import Config, located
+from pipeline.overrides import describe_fields, locations_given, parse_overrides, with_values
 from pipeline.recipes import RECIPES, recipe_config
 from pipeline.run_directory import RunDirectory
 
@@ -33,6 +33,8 @@ class Command:
     """Stop once so many steps are done in the whole life of the run."""
     given: frozenset[str]
     """The fields that the command line names."""
+    locations: tuple[str, ...]
+    """A sentence for each file or folder that `config` names otherwise than the user did."""
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
@@ -53,9 +55,14 @@ def parse_command(arguments: Sequence[str]) -> Command:
     return Command(
         recipe=recipe,
         config=config,
-        run=RunDirectory(Path(run_dir)),
+        run=RunDirectory(path_option(run_dir)),
         max_steps=None if max_steps is None else _positive("--max-steps", max_steps),
         given=frozenset(values),
+        locations=tuple(
+            f"--{name} {text} is {located(text)}"
+            for name, text in locations_given(rest).items()
+            if located(text) != text
+        ),
     )
 
 

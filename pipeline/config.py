@@ -12,8 +12,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from data_prep.files import path_option
 from pipeline.conditions import (
     Condition,
     Requirement,
@@ -33,6 +34,8 @@ ReaderName = Literal["tar", "remote", "beton", "resident"]
 IMAGE_SIZES = "images"
 """The fact of a shard set that some fields need: whether its images are of one size."""
 ONE_SIZE, SEVERAL_SIZES = "of one size", "of several sizes"
+
+Location = Annotated[str, "the absolute path of a file or directory, or a URL; empty: none"]
 
 _MAX_SECONDS = 1e6
 """Longer than a job waits for anything, and short enough for every timer."""
@@ -63,6 +66,14 @@ def is_url(shards: str) -> bool:
     return "://" in shards or shards.startswith("pipe:")
 
 
+def located(text: str) -> str:
+    """The `Location` that a user means by `text`: it holds in every folder.
+
+    Raises `PathOptionError` for the `~` of nobody.
+    """
+    return text if is_url(text) or not text else str(path_option(text).absolute())
+
+
 _AT_URL = Condition("data.shards", "at a URL", is_url)
 _SGD = one_of("optim.name", "sgd")
 _ADAM = one_of("optim.name", "adam", "adamw")
@@ -77,13 +88,13 @@ _EXPORTS = one_of("metrics.exporter", True)
 class DataConfig:
     """Where samples come from and how they are read."""
 
-    shards: str = operational("")
+    shards: Location = operational("")
     """Directory of the shard set, or its URL: see "Remote shards" in docs/operations.md. It may be
     moved: its manifest's hash is what is compared."""
     reader: Literal["tar", "remote", "beton", "resident"] = operational("tar")
     """How `train` is read: images from local tars as they are needed, from tars staged from a URL,
     from one .beton file, or all of them once, decoded, into the memory of the devices."""
-    beton: str = operational("", one_of("data.reader", "beton"))
+    beton: Location = operational("", one_of("data.reader", "beton"))
     """The .beton file of the shard set."""
     shuffle_shards: int | None = None
     """None: shuffle all samples at once; N: shuffle the shards, then the samples of N shards at a
@@ -97,7 +108,7 @@ class DataConfig:
     max_corrupt_ratio: float = operational(1e-4)
     """Share of the train split that a rank may find damaged: each such image is replaced by the
     next good one and counted. Of `val` none may be."""
-    cache_dir: str = operational("", _AT_URL)
+    cache_dir: Location = operational("", _AT_URL)
     """Directory, on a local disk of each host, that shards from a URL are staged into. Jobs of a
     host may share it."""
     cache_bytes: int | None = operational(None, _AT_URL)

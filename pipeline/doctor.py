@@ -24,9 +24,10 @@ from pathlib import Path
 
 import torch
 
+from data_prep.files import path_option
 from data_prep.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.pixels import is_compiled
-from pipeline.config import DistributedConfig, is_url
+from pipeline.config import DistributedConfig, is_url, located
 from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
 from pipeline.failure import FAILED, exit_code_of, leave, sentence_of
@@ -332,8 +333,10 @@ def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline.doctor", description=__doc__)
-    parser.add_argument("--shards", help="the shard set that all ranks must find")
-    parser.add_argument("--run-dir", type=Path, default=Path(), help="where the run is to go")
+    parser.add_argument("--shards", type=located, help="the shard set that all ranks must find")
+    parser.add_argument(
+        "--run-dir", type=path_option, default=Path(), help="where the run is to go"
+    )
     parser.add_argument(
         "--decode-threads", type=int, default=1, help="data.decode_threads (%(default)s)"
     )

@@ -28,10 +28,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data_prep.files import atomic_writer
+from data_prep.files import atomic_writer, expanded, path_option
 from data_prep.manifest import manifest_sha256
 from pipeline import checkpoint
-from pipeline.config import Config, is_url
+from pipeline.config import Config, is_url, located
 from pipeline.data.framing import input_size
 from pipeline.data.loader import Loader, evaluation_requests
 from pipeline.data.normalize import build_normalizer
@@ -210,10 +210,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.evaluate",
         description="Evaluate a run's checkpoint exactly, on any number of ranks.",
     )
-    parser.add_argument("--run-dir", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--run-dir", type=path_option, required=True, help="the run's directory")
     parser.add_argument("--split", default="val", help="default: %(default)s")
     parser.add_argument(
         "--checkpoint",
+        type=expanded,
         default="newest",
         help="newest, best, a step or a checkpoint's path; default: %(default)s",
     )
@@ -223,8 +224,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=(1, 10),
         help="1: the middle of each image, 10: the ten views of 2012; default: as in training",
     )
-    parser.add_argument("--shards", help="where the shard set is now, if it was moved")
-    parser.add_argument("--cache-dir", help="where shards at a URL are staged on this host")
+    parser.add_argument(
+        "--shards", type=located, help="where the shard set is now, if it was moved"
+    )
+    parser.add_argument(
+        "--cache-dir", type=located, help="where shards at a URL are staged on this host"
+    )
     return parser
 
 

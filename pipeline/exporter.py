@@ -24,7 +24,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from data_prep.files import describe
+from data_prep.files import describe, path_option
 from pipeline.config import MetricsConfig
 from pipeline.metrics.discovery import Claim, Target, location_of
 from pipeline.metrics.node import NodeCollector
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.exporter",
         description="Serve the metrics of a run's ranks on this node to Prometheus.",
     )
-    parser.add_argument("--run-dir", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--run-dir", type=path_option, required=True, help="the run's directory")
     parser.add_argument(
         "--port",
         type=port_number,
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--targets-dir",
-        type=Path,
+        type=path_option,
         help="where Prometheus looks for file_sd targets; default: beside the run directory",
     )
     parser.add_argument(

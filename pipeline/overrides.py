@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pipeline.conditions import describe_needs, show, why_idle
-from pipeline.config import FIELDS, Config, flatten
+from pipeline.config import FIELDS, Config, Location, flatten, located
 from pipeline.suggestion import suggestion
 
 T = TypeVar("T")
@@ -70,9 +70,15 @@ def check_effects(
             raise ValueError(f"{flag} has no effect: {reason}; leave it out")
 
 
+def locations_given(arguments: Sequence[str]) -> dict[str, str]:
+    """What `arguments` say for the fields that hold a `Location`, by dotted name."""
+    kinds = dict(_leaf_types(Config))
+    return {name: text for name, text in _pairs(arguments) if kinds.get(name) == Location}
+
+
 def _leaf_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and type of every field below a dataclass that is not a group itself."""
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             yield from _leaf_types(hint, f"{prefix}{name}.")
@@ -107,6 +113,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
+    if kind == Location:
+        return located(text)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         if text in arguments:

@@ -36,6 +36,8 @@ STOPPED = 75
 
 def train(command: Command, world: World, signals: StopSignals) -> int:
     """Run the command on this rank; returns the exit code. Raises `RankFailure`."""
+    for sentence in command.locations if world.is_main else ():
+        Console(sys.stdout).line(sentence)
     with contextlib.ExitStack() as resources:
         parts, resumed_from = prepare(command, world, resources)
         progress, journal = parts.progress, parts.journal

@@ -183,6 +183,15 @@ def test_importing_everything_starts_and_opens_nothing() -> None:
 
 
 @each_source
+def test_a_path_option_is_read_as_one(source: Path) -> None:
+    """`Path` itself makes a folder of the name `~`; see `data_prep.files.path_option`."""
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument"):
+            kinds = [ast.unparse(word.value) for word in node.keywords if word.arg == "type"]
+            assert kinds != ["Path"], ast.unparse(node)
+
+
+@each_source
 def test_modules_are_named_by_what_they_do(source: Path) -> None:
     assert source.stem not in {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 

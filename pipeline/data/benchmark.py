@@ -26,7 +26,7 @@ import torch
 
 from data_prep.manifest import Manifest
 from data_prep.pixels import is_compiled
-from pipeline.config import Config, DistributedConfig, ReaderName, is_url
+from pipeline.config import Config, DistributedConfig, ReaderName, is_url, located
 from pipeline.data.batch import Batches
 from pipeline.data.choice import Measurement, choose, table
 from pipeline.data.frames import take_frames
@@ -218,10 +218,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.data.benchmark",
         description="Measure the readers that are possible here and say which to choose.",
     )
-    parser.add_argument("shards", metavar="SHARDS", help="directory or URL of the shard set")
+    parser.add_argument(
+        "shards", type=located, metavar="SHARDS", help="directory or URL of the shard set"
+    )
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="alexnet_2012")
-    parser.add_argument("--beton", default="", metavar="FILE", help="the shard set's .beton")
-    parser.add_argument("--cache-dir", metavar="DIR", help="where a URL is staged")
+    parser.add_argument(
+        "--beton", type=located, default="", metavar="FILE", help="the shard set's .beton"
+    )
+    parser.add_argument("--cache-dir", type=located, metavar="DIR", help="where a URL is staged")
     parser.add_argument("--seconds", type=_positive, default=5.0, help="for each; %(default)s")
     parser.add_argument(
         "--step-rate",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.files import describe, write_atomically
+from data_prep.files import describe, path_option, write_atomically
 from pipeline.run_directory import RunDirectory
 
 _EXTRA = ("jinja2", "matplotlib")
@@ -39,9 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report", description="Write a run's report as one HTML page."
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
+    parser.add_argument("run", metavar="RUN", type=path_option, help="the run directory")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="the page to write; default: RUN/report.html"
+        "--output",
+        metavar="FILE",
+        type=path_option,
+        help="the page to write; default: RUN/report.html",
     )
     options = parser.parse_args(arguments)
     run = RunDirectory(options.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import os
@@ -16,11 +17,41 @@ from data_prep.files import (
     TEMPORARY_PREFIX,
     atomic_writer,
     describe,
+    expanded,
+    path_option,
     remove_leftovers,
     sha256_of,
     sync_directory,
     write_atomically,
 )
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("~", "/home/of/me"),
+        ("~/shards", "/home/of/me/shards"),
+        ("~root/shards", "/root/shards"),
+        ("./~/shards", "./~/shards"),
+        ("a/~b", "a/~b"),
+        ("https://host/~me/shards", "https://host/~me/shards"),
+        ("", ""),
+    ],
+)
+def test_a_tilde_is_a_home_directory(text: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/me")
+    assert expanded(text) == path
+    assert path_option(text) == Path(path)
+
+
+def test_the_tilde_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^~no\.body/x: ~no\.body is no .*; give \./~no\.body/x"):
+        path_option("~no.body/x")
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--output", type=path_option)
+    with pytest.raises(argparse.ArgumentError, match=r"--output: ~no\.body/x: ~no\.body is no"):
+        parser.parse_args(["--output=~no.body/x"])
+
 
 WRITE_HALF = """
 import sys

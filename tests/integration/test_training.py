@@ -386,6 +386,21 @@ def test_an_evaluation_takes_any_checkpoint_and_split(trained: Path, tmp_path: P
         assert step is None or answer["step"] == step
 
 
+def test_a_relative_shard_set_holds_in_every_folder(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.chdir(shards.parent)
+    assert train_here(Path(shards.name), run, "--max-steps", 1) == 0
+    assert f"--data.shards {shards.name} is {shards}\n" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(RunDirectory(run)).config.data.shards == str(shards)
+    assert evaluate_module.main(["--run-dir", "run"]) == 0
+
+
 def test_an_evaluation_that_cannot_be_exact_is_an_error(
     trained: Path, shards: Path, tmp_path: Path
 ) -> None:

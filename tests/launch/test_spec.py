@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -16,7 +17,12 @@ from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of, spec_from
     [
         (JobSpec, {"job_name": "a b"}, r"--job-name is 'a b'; expected letters, digits"),
         (JobSpec, {"cpus_per_task": 0}, r"--cpus-per-task is '0'; expected 1 to 100000"),
-        (JobSpec, {"time_limit": "90"}, r"--time is '90'; expected \[DAYS-\]HOURS:MINUTES:SECONDS"),
+        (JobSpec, {"time_limit": "1h"}, r"--time is '1h'; expected MINUTES, MINUTES:SECONDS, "),
+        (JobSpec, {"time_limit": "0"}, r"--time is '0'; expected"),
+        (JobSpec, {"time_limit": "1:2:3:4"}, r"--time is '1:2:3:4'; expected"),
+        (JobSpec, {"time_limit": "1-2:60"}, r"--time is '1-2:60'; expected"),
+        (JobSpec, {"time_limit": "1-"}, r"--time is '1-'; expected"),
+        (JobSpec, {"time_limit": "٣"}, r"--time is '٣'; expected"),
         (JobSpec, {"time_limit": "1:60:00"}, r"--time is '1:60:00'; expected"),
         (JobSpec, {"time_limit": "0:00:00"}, r"--time is '0:00:00'; expected"),
         (JobSpec, {"partition": "a\nb"}, r"--partition is 'a\nb'; expected one word"),
@@ -49,14 +55,30 @@ def test_what_slurm_could_not_mean_is_refused(
 
 @given(
     days=st.integers(0, 30),
-    hours=st.integers(0, 23),
+    hours=st.integers(0, 99),
     minutes=st.integers(0, 59),
     seconds=st.integers(1, 59),
+    many=st.integers(1, 100_000),
 )
-def test_time_limits(days: int, hours: int, minutes: int, seconds: int) -> None:
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    assert seconds_of(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == total
-    assert seconds_of(f"{24 * days + hours}:{minutes:02}:{seconds:02}") == total
+def test_every_form_of_sbatch(days: int, hours: int, minutes: int, seconds: int, many: int) -> None:
+    forms = {
+        f"{many}": 60 * many,
+        f"{many}:{seconds:02}": 60 * many + seconds,
+        f"{hours}:{minutes:02}:{seconds:02}": (hours * 60 + minutes) * 60 + seconds,
+        f"{many % 30}-{hours + 1}": (many % 30 * 24 + hours + 1) * 3600,
+        f"{days + 1}-{hours}:{minutes}": (((days + 1) * 24 + hours) * 60 + minutes) * 60,
+        f"{days}-{hours:02}:{minutes:02}:{seconds:02}": ((days * 24 + hours) * 60 + minutes) * 60
+        + seconds,
+    }
+    assert {form: seconds_of(form) for form in forms} == forms
+
+
+@given(st.text("0123456789:-. dh٣", max_size=12))
+def test_only_the_forms_of_sbatch(word: str) -> None:
+    if re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-5]?[0-9]){0,2}", word):
+        return
+    with pytest.raises(ValueError, match="expected MINUTES"):
+        seconds_of(word)
 
 
 def test_what_is_not_given_keeps_its_default() -> None:

@@ -36,6 +36,26 @@ def test_a_dry_run_prints_what_a_chain_would_submit(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scripts_hold_the_home_directory_of_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a node, or in a container, `~` may be another one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = ("--dry-run", "--python=~/venv/bin/python", *CPU)
+    source = ("folder", "--input=~/images", "--output", "~/shards")
+    assert slurm("chain", *spec, *source, "--", "cifar10", "--run-dir=~/run") == 0
+    text = capsys.readouterr().out
+    assert "~" not in text
+    for words in (
+        f"--input={tmp_path}/images --output {tmp_path}/shards)",
+        f"shards={tmp_path}/shards",
+        f"cifar10 --run-dir={tmp_path}/run --data.shards {tmp_path}/shards)",
+        f"#SBATCH --output={tmp_path}/run/logs/",
+        f"python=({tmp_path}/venv/bin/python)",
+    ):
+        assert words in text
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -56,6 +76,16 @@ def test_a_dry_run_prints_what_a_chain_would_submit(
             "--max-requeues has no effect with --no-requeue",
         ),
         (("prepare", "synthetic", "--output", "s", "--task=3"), "--task=3 is for the script"),
+        (
+            ("train", "cifar10", "--nodes", 4, "--run-dir", "r", "--data.shards", "s"),
+            "--nodes is an option of the launcher, and comes before cifar10: "
+            "python -m launch slurm train --nodes … cifar10 …",
+        ),
+        (
+            ("chain", "synthetic", "--output", "s", "--", "cifar10", "--run-dir=r", "--no-requeue"),
+            "--no-requeue is an option of the launcher, and comes before synthetic",
+        ),
+        (("prepare", "synthetic", "--output", "s", "--array_size=4"), "before synthetic"),
         (("chain", "synthetic", "--output", "s"), "expected SOURCE, its options, --, RECIPE"),
         (("train", "cifar10", "--run-dir", "a b", "--data.shards", "s"), "give another --run-dir"),
         (("prepare", "synthetic", "--output", "it's"), "give another --output"),

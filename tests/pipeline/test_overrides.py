@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ def field_of(config: Config, name: str) -> Any:
         ("--optim.nesterov TRUE", "optim.nesterov", True),
         ("--data.drop_last=false", "data.drop_last", False),
         ("--data.shards '/a b=c'", "data.shards", "/a b=c"),
-        ("--data.shards=--odd", "data.shards", "--odd"),
+        ("--data.shards=--odd", "data.shards", f"{Path.cwd()}/--odd"),
+        ("--data.shards=", "data.shards", ""),
         ("--schedule.conv1_step_epochs 30,60.5", "schedule.conv1_step_epochs", (30.0, 60.5)),
         ("--seed 1 --seed 2", "seed", 2),
     ],

@@ -21,7 +21,8 @@ def test_the_least_that_is_needed() -> None:
     assert command.recipe == "cifar10"
     assert command.run.path == Path("run")
     assert command.max_steps is None
-    assert command.config.data.shards == "shards"
+    assert command.config.data.shards == f"{Path.cwd()}/shards"
+    assert command.locations == (f"--data.shards shards is {Path.cwd()}/shards",)
     assert command.config.optim == cifar10().optim
 
 
@@ -45,6 +46,26 @@ def test_options_in_any_order_and_form_and_the_last_one_counts() -> None:
     assert (command.config.epochs, command.config.optim.clip_norm) == (3, 1.5)
 
 
+def test_paths_are_those_that_a_shell_would_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/of/me")
+    monkeypatch.chdir(tmp_path)
+    words = ["--data.shards=~/shards", "--run-dir=~/run", "--data.reader=beton"]
+    command = parse_command(["cifar10", *words, "--data.beton=x/train.beton"])
+    assert command.run.path == Path("/home/of/me/run")
+    assert command.config.data.shards == "/home/of/me/shards"
+    assert command.config.data.beton == f"{tmp_path}/x/train.beton"
+    assert command.locations == (
+        "--data.shards ~/shards is /home/of/me/shards",
+        f"--data.beton x/train.beton is {tmp_path}/x/train.beton",
+    )
+    remote = ["--data.shards=https://h/~me//s", "--data.reader=remote", "--data.cache_dir=/c"]
+    command = parse_command(["cifar10", *remote, "--run-dir=run"])
+    assert command.config.data.shards == "https://h/~me//s"
+    assert command.locations == ()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -65,6 +86,8 @@ def test_options_in_any_order_and_form_and_the_last_one_counts() -> None:
         ([*REQUIRED, "--epochs", "0"], "epochs is 0"),
         ([*REQUIRED, "--global_batch_size", "2.5"], "expected a whole number"),
         ([*REQUIRED, "run"], "unexpected argument 'run'"),
+        ([*REQUIRED, "--run-dir=~no.body/x"], "~no.body is no user's home directory; give ./~no"),
+        ([*REQUIRED, "--data.shards=~no.body"], "~no.body is no user's home directory"),
         ([*REQUIRED, "--precision", "fp8"], "expected one of fp32, bf16, fp16"),
     ],
 )
