@@ -10,12 +10,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks.measurement import parser, report, shard_folder, spread, train
+from benchmarks.measurement import parser, precision_of, report, shard_folder, spread, train
+from pipeline.events import Event
 
 
-def accuracies(recipe: str, shards: Path, run: Path, seed: int) -> list[float]:
+def accuracies(events: list[Event]) -> list[float]:
     """Val top-1 after each epoch."""
-    events = train(run, recipe, "--data.shards", shards, "--seed", seed)
     return [event["top1"] for event in events if event["kind"] == "eval"]
 
 
@@ -27,12 +27,17 @@ def main() -> None:
     options = options_parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         shards = shard_folder(options.images, Path(scratch) / "shards")
-        curves = [
-            accuracies(options.recipe, shards, Path(scratch) / f"run-{seed}", seed)
+        runs = [
+            train(
+                Path(scratch) / f"run-{seed}",
+                *(options.recipe, "--data.shards", shards, "--seed", seed),
+            )
             for seed in range(options.seeds)
         ]
+    curves = [accuracies(events) for events in runs]
     figures = {
         "claim": f"val top-1 on CIFAR-10 after 10 epochs of {options.recipe}, 2 ranks",
+        "precision": precision_of(runs[0]),
         "final_top1": spread([curve[-1] for curve in curves]),
         "best_top1": spread([max(curve) for curve in curves]),
         "top1_by_epoch": curves,

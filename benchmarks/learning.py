@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measurement import parser, report, shard_folder, train
+from benchmarks.measurement import parser, precision_of, report, shard_folder, train
 from pipeline.events import Event
 
 NUM_TRAIN, NUM_VAL = 1000, 100
@@ -49,6 +49,7 @@ def figures(events: dict[str, list[Event]]) -> dict[str, Any]:
     return {
         "claim": "the 2012 network learns in both layouts",
         "images": f"CIFAR-10 at 256 pixels, {NUM_TRAIN} of each class, {NUM_VAL} to evaluate",
+        "precision": precision_of(next(iter(events.values()))),
         "curves, by epoch": {layout: curve(events[layout]) for layout in events},
     }
 

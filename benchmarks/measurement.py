@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.events import Event, read_events
+from pipeline.processor import instruction_sets, processor_name
 from pipeline.run_directory import RunDirectory
-from pipeline.settings import processor_name, versions
+from pipeline.settings import versions
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def report(figures: dict[str, Any], path: Path | None) -> None:
     document = {
         "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "hardware": f"{len(os.sched_getaffinity(0))} cores of {processor_name()}",
+        "instruction_sets": instruction_sets(),
         "versions": versions(),
         **figures,
     }
@@ -100,6 +102,11 @@ def train(
     command = torchrun(num_ranks, "pipeline.train", *arguments, *options)
     subprocess.run(command, check=True, stdout=sys.stderr)
     return read_events(RunDirectory(run).events)
+
+
+def precision_of(events: Sequence[Event]) -> str:
+    """That of a run's first attempt, and so of all."""
+    return str(next(event["precision"] for event in events if event["kind"] == "run"))
 
 
 def images_per_second(events: Sequence[Event]) -> float:

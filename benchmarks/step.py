@@ -4,8 +4,9 @@
 
 On a CPU: images a second of batch 64 on all cores, four networks side by side: the blog's PyTorch
 network as written (fp32, NCHW, `nn.LocalResponseNorm`), the same with the groups of 2012, ours
-without its response norm, and ours; both of ours in bf16 and channels-last. Each round takes one
-step of each, and ratios are taken round by round. On a GPU: see `benchmarks.step_gpu`.
+without its response norm, and ours; both of ours in the precision that `auto` is here, and
+channels-last. Each round takes one step of each, and ratios are taken round by round. On a GPU: see
+`benchmarks.step_gpu`.
 
 Then the split layout against the fused one, `benchmarks.columns`.
 """
@@ -27,6 +28,7 @@ from pipeline.config import Config, DistributedConfig, ModelConfig
 from pipeline.distributed import Place, connect
 from pipeline.grid import build_grid
 from pipeline.model import build_model
+from pipeline.precision import arithmetic_of, resolve
 from pipeline.recipes import alexnet_fast
 from pipeline.replica import Replica
 
@@ -37,13 +39,19 @@ WITHOUT, OURS = "ours without response norm", "ours"
 Step = Callable[[], None]
 
 
-def our_step(images: torch.Tensor, labels: torch.Tensor, response_norm: Any) -> Step:
-    """A step of `alexnet_fast` as training takes it, from inputs that are ready."""
-    recipe = alexnet_fast()
+def our_config(response_norm: Any) -> Config:
+    """That of `alexnet_fast` on this processor."""
     model_config = ModelConfig(
         name="alexnet_2012", response_norm=response_norm, dropout_form="original"
     )
-    config: Config = dataclasses.replace(recipe, model=model_config, global_batch_size=len(images))
+    config = dataclasses.replace(
+        alexnet_fast(), model=model_config, global_batch_size=LOCAL_BATCH_SIZE
+    )
+    return resolve(config, None, [arithmetic_of(torch.device("cpu"))])
+
+
+def our_step(images: torch.Tensor, labels: torch.Tensor, config: Config) -> Step:
+    """A step as training takes it, from inputs that are ready."""
     with connect(Place(), DistributedConfig()) as world:
         model = build_model(config.model, 1000, (224, 224))
         replica = Replica(model, config, world, build_grid(world, "fused", 60))
@@ -65,8 +73,8 @@ def cpu_steps() -> dict[str, Step]:
     return {
         BLOG: plain_step(large, labels, groups=1),
         GROUPED: plain_step(large, labels, groups=2),
-        WITHOUT: our_step(images, labels, "none"),
-        OURS: our_step(images, labels, "code"),
+        WITHOUT: our_step(images, labels, our_config("none")),
+        OURS: our_step(images, labels, our_config("code")),
     }
 
 
@@ -92,6 +100,7 @@ def cpu_figures(rounds: int) -> dict[str, Any]:
     return {
         "local_batch_size": LOCAL_BATCH_SIZE,
         "threads": torch.get_num_threads(),
+        "precision of ours": our_config("code").resolved_precision,
         "images_per_second": {
             name: spread([LOCAL_BATCH_SIZE / one for one in values], 1)
             for name, values in seconds.items()

@@ -18,6 +18,7 @@ from benchmarks.measurement import (
     images_per_second,
     parser,
     phase_share,
+    precision_of,
     report,
     shard_folder,
     spread,
@@ -36,12 +37,12 @@ def plain(images: Path, workers: int) -> float:
     return float(answer.stdout)
 
 
-def ours(recipe: str, shards: Path, run: Path) -> tuple[float, float]:
-    """Images a second and the share of waiting for data."""
+def ours(recipe: str, shards: Path, run: Path) -> tuple[float, float, str]:
+    """Images a second, the share of waiting for data, and the precision."""
     never = ["--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0]
     steps = ["--log_every_steps", WARMUP_STEPS, "--max-steps", WARMUP_STEPS + STEPS]
     events = train(run, recipe, "--data.shards", shards, *never, *steps)
-    return images_per_second(events), phase_share(events, "data_wait")
+    return images_per_second(events), phase_share(events, "data_wait"), precision_of(events)
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
     options = options_parser.parse_args()
     rates: dict[str, list[float]] = {}
     waits: dict[str, list[float]] = {"cifar10_blog": [], "cifar10": []}
+    precisions: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         shards = shard_folder(options.images, Path(scratch) / "shards")
         for number in range(options.rounds):
@@ -58,7 +60,9 @@ def main() -> None:
                 rate = plain(options.images, workers)
                 rates.setdefault(f"plain PyTorch, {workers} workers", []).append(rate)
             for recipe in waits:
-                rate, wait = ours(recipe, shards, Path(scratch) / f"{recipe}-{number}")
+                rate, wait, precisions[recipe] = ours(
+                    recipe, shards, Path(scratch) / f"{recipe}-{number}"
+                )
                 rates.setdefault(recipe, []).append(rate)
                 waits[recipe].append(wait)
     best = [max(pair) for pair in zip(*list(rates.values())[:2], strict=True)]
@@ -69,6 +73,7 @@ def main() -> None:
             name: spread([a / b for a, b in zip(rates[name], best, strict=True)], 2)
             for name in waits
         },
+        "precision": precisions,
         "data_wait_share": {name: spread(values) for name, values in waits.items()},
     }
     report(figures, options.json)

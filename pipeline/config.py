@@ -29,6 +29,7 @@ from pipeline.conditions import (
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["auto", Precision]
 ReaderName = Literal["tar", "remote", "beton", "resident"]
 
 IMAGE_SIZES = "images"
@@ -481,8 +482,10 @@ class Config:
     """Samples of one step, over all ranks and micro-batches."""
     accumulation_steps: int = operational(1)
     """Micro-batches a rank adds up in one step."""
-    precision: Precision = "fp32"
-    """Type of the network's arithmetic; weights and the optimizer's state are fp32 always."""
+    precision: PrecisionChoice = "fp32"
+    """Type of the network's arithmetic; weights and the optimizer's state are fp32 always. auto:
+    bf16 where all devices have instructions for it, else fp16 on GPUs and fp32 on CPUs; it is
+    decided when a run begins, and kept."""
     compile: Literal["auto", "off", "on"] = operational("auto")
     """Fuse the network's small operations with torch.compile; auto: on GPUs."""
     not_learning_after_samples: int = operational(1_000_000)
@@ -524,6 +527,13 @@ class Config:
                 show(values[name]),
                 f"{show(entry.default)}: it has an effect only with {describe_needs(entry)}",
             )
+
+    @property
+    def resolved_precision(self) -> Precision:
+        """Raises `RuntimeError` before `pipeline.precision.resolve` has decided on `auto`."""
+        if self.precision == "auto":
+            raise RuntimeError("the precision is auto: resolve it before anything is computed")
+        return self.precision
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -74,7 +74,7 @@ def resolved_table(
     schedule = config.schedule
     warmup = f" after {schedule.warmup_ratio:.0%} warm-up" if schedule.warmup_ratio else ""
     return {
-        "ranks": f"{num_ranks} on {device}, {config.precision}{layout}",
+        "ranks": f"{num_ranks} on {device}, {config.resolved_precision}{layout}",
         "global batch": f"{plan.global_batch_size:,} = {holders} × "
         f"{plan.local_batch_size:,} local{rounds}",
         "epochs": f"{config.epochs:g} of {plan.steps_per_epoch:,} steps, {target_steps:,} in all",

@@ -2,34 +2,102 @@
 
 from __future__ import annotations
 
+import dataclasses
+import socket
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, assert_never
 
 import torch
 import torch.distributed as dist
 
-from pipeline.config import Precision
+from pipeline.config import Config, Precision
+from pipeline.processor import has_bf16, instruction_sets
 
 MAX_SKIPPED_IN_A_ROW = 100
 """So many skipped steps in a row mean that no loss scale helps."""
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Run a forward pass in `precision`; weights stay fp32.
+_SLOWDOWN: dict[Precision, str] = {
+    "bf16": "a step takes about 10 times as long as in fp32 with cifar10 and AVX2, 23 times with "
+    "the network of 2012, and 2.5 times with AVX-512",
+    "fp16": "a step takes about 15 times as long as in fp32 with cifar10",
+}
+"""What emulation was measured to cost on processors: docs/benchmarks.md, "Precision"."""
 
-    Raises `ValueError` if the device cannot compute in it.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arithmetic:
+    """What the device of one rank computes in."""
+
+    host: str
+    device: str
+    """The GPU's name, or the processor's instruction sets."""
+    native: tuple[Precision, ...]
+    """What it has instructions for, the fastest first."""
+    emulated: tuple[Precision, ...]
+    """What it computes too, slowly."""
+
+
+def arithmetic_of(device: torch.device) -> Arithmetic:
+    host, native, emulated = socket.gethostname(), list[Precision](), list[Precision]()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            native.append("bf16")
+        native += ["fp16", "fp32"]
+    else:
+        name = instruction_sets()
+        (native if has_bf16() else emulated).append("bf16")
+        native.append("fp32")
+        emulated.append("fp16")
+    return Arithmetic(host=host, device=name, native=tuple(native), emulated=tuple(emulated))
+
+
+def fastest(devices: Sequence[Arithmetic]) -> Precision:
+    """The fastest precision that all of them have instructions for: what `auto` is on them."""
+    first, *others = devices
+    return next(one for one in first.native if all(one in other.native for other in others))
+
+
+def resolve(config: Config, kept: Precision | None, devices: Sequence[Arithmetic]) -> Config:
+    """The config with `auto` decided on for the `devices` of all ranks.
+
+    A run that goes on keeps what it has, `kept`. Raises `ValueError` if a device cannot compute in
+    the precision.
     """
-    if precision == "fp32":
-        return nullcontext()
-    if (
-        precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise ValueError(
-            f"{torch.cuda.get_device_name(device)} cannot compute in bf16: use --precision fp16"
-        )
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    choice = config.precision
+    precision = (kept or fastest(devices)) if choice == "auto" else choice
+    for one in devices:
+        if precision not in (*one.native, *one.emulated):
+            hint = "" if kept is None else f" with another --run-dir: this run is in {kept}"
+            raise ValueError(
+                f"{one.device} cannot compute in {precision}: use --precision {one.native[0]}{hint}"
+            )
+    return dataclasses.replace(config, precision=precision)
+
+
+def emulation(precision: Precision, devices: Sequence[Arithmetic]) -> str | None:
+    """A sentence about the hosts that only emulate `precision`; None: there are none."""
+    hosts = {one.host: one.device for one in devices if precision in one.emulated}
+    if not hosts:
+        return None
+    where = ", ".join(f"{host} ({device})" for host, device in hosts.items())
+    return f"{precision} is emulated on {where}: {_SLOWDOWN[precision]}"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Run a forward pass in `precision`; weights stay fp32."""
+    match precision:
+        case "fp32":
+            return nullcontext()
+        case "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        case "fp16":
+            return torch.autocast(device.type, torch.float16)
+        case _:
+            assert_never(precision)
 
 
 def loss_scaler(

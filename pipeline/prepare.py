@@ -37,11 +37,12 @@ from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
 from pipeline.model import build_model
 from pipeline.overrides import check_effects
+from pipeline.precision import arithmetic_of, emulation, resolve
 from pipeline.progress import Progress
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
-from pipeline.settings import Settings, check_same_run, write_settings
+from pipeline.settings import Settings, check_same_run, kept_precision, write_settings
 from pipeline.stop import remove_old_request
 from pipeline.watchdog import Phase, Watchdog
 
@@ -73,6 +74,7 @@ def prepare(
         check_layout(config.model.columns, world.size)
         if world.is_main:
             _open_run(run, world.place, config.distributed.save_timeout_seconds, resources)
+    config = _with_precision(config, run, world)
     with _failures_told(run, world):
         with world.together():
             shards = ShardSet.opened(config.data, resources)
@@ -94,6 +96,21 @@ def _check_suits(command: Command, shards: ShardSet) -> None:
     values = {name: value for name, _, value in flatten(command.config)}
     sizes = SEVERAL_SIZES if shards.manifest.image_size is None else ONE_SIZE
     check_effects(sorted(command.given), values | {IMAGE_SIZES: sizes})
+
+
+def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
+    """Decide on `auto` for all ranks together, or keep what the run in the directory has."""
+    kept = None
+    with world.together():
+        if world.is_main:
+            kept = kept_precision(run)
+    kept, devices = world.broadcast(kept), world.gather(arithmetic_of(world.device))
+    with world.together():
+        config = resolve(config, kept, devices)
+    warning = emulation(config.resolved_precision, devices)
+    if warning is not None and world.is_main:
+        Console(sys.stdout).line(f"warning: {warning}")
+    return config
 
 
 @contextlib.contextmanager

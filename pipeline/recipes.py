@@ -94,8 +94,9 @@ def alexnet_2012_auto() -> Config:
 def alexnet_fast() -> Config:
     """The network of 2012 with what we would train it with today.
 
-    bf16, batch 1024 with the rate scaled in proportion (2014, "One weird trick", section 5) behind
-    a warm-up, a cosine, torch's momentum; the augmentation and initialisation of 2012.
+    The fastest precision of the devices, batch 1024 with the rate scaled in proportion (2014, "One
+    weird trick", section 5) behind a warm-up, a cosine, torch's momentum; the augmentation and
+    initialisation of 2012.
 
         torchrun --nproc_per_node=8 -m pipeline.train alexnet_fast --data.shards … --run-dir …
 
@@ -110,7 +111,7 @@ def alexnet_fast() -> Config:
         schedule=ScheduleConfig(name="cosine", warmup_ratio=0.05),
         epochs=90,
         global_batch_size=1024,
-        precision="bf16",
+        precision="auto",
     )
 
 
@@ -197,7 +198,7 @@ def cifar10() -> Config:
 
     Small shifts, flips that alternate by epoch (Jordan, arXiv 2404.00498), SGD with Nesterov's
     momentum, a rate that rises for a fifth of the run and then falls, both in straight lines,
-    label smoothing, little dropout, bf16.
+    label smoothing, little dropout, the fastest precision of the devices.
 
         torchrun --nproc_per_node=2 -m pipeline.train cifar10 --data.shards … --run-dir …
 
@@ -218,7 +219,7 @@ def cifar10() -> Config:
         schedule=ScheduleConfig(name="linear", warmup_ratio=0.2),
         epochs=10,
         global_batch_size=256,
-        precision="bf16",
+        precision="auto",
     )
 
 

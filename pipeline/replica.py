@@ -56,7 +56,8 @@ class Replica:
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._moments = [b for b in self._buffers if b.is_floating_point()]
         self._optimizer = build_optimizer(model, config.optim)
-        self._scaler = loss_scaler(config.precision, world.device, grid.same_replica)
+        self._precision = config.resolved_precision
+        self._scaler = loss_scaler(self._precision, world.device, grid.same_replica)
         self._ddp = self._distribute()
         if self._ddp is None:  # which else keeps them in its buckets
             self._make_gradients()
@@ -122,7 +123,7 @@ class Replica:
         unequally a ragged batch is divided. Returns the summed loss and the logits N×C, detached.
         """
         with self._synchronization(is_last):
-            with autocast(self._config.precision, self._world.device):
+            with autocast(self._precision, self._world.device):
                 logits = self._forward(inputs, keys)
             loss = cross_entropy_sum(logits, labels, self._config.optim.label_smoothing)
             moments = self._start_averaging_moments() if is_last else None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ import torch
 from data_prep.files import write_atomically
 from data_prep.manifest import MANIFEST_NAME
 from pipeline import checkpoint
-from pipeline.config import Config
+from pipeline.config import Config, Precision
 from pipeline.distributed import World
+from pipeline.processor import instruction_sets, processor_name
 from pipeline.run_directory import RunDirectory
 from pipeline.saved_config import differences, from_json, to_json
 
@@ -103,6 +104,18 @@ def _read(run: RunDirectory) -> dict[str, Any] | None:
     return saved
 
 
+def kept_precision(run: RunDirectory) -> Precision | None:
+    """The precision of the run that goes on in the directory; None if there is no run yet.
+
+    Raises `ValueError` if `config.json` is damaged.
+    """
+    saved = _read(run)
+    if saved is None or not checkpoint.paths(run.checkpoints):
+        return None
+    found = saved["config"].get("precision")
+    return next((known for known in get_args(Precision) if known == found), None)
+
+
 def check_same_run(run: RunDirectory, settings: Settings) -> None:
     """Raise `ValueError` if the run directory is that of a run that computes something else.
 
@@ -162,11 +175,5 @@ def _hardware(world: World) -> str:
     """What computes, as its maker calls it."""
     if world.device.type == "cuda":
         return f"{world.size} × {torch.cuda.get_device_name(world.device)}"
-    return f"{len(os.sched_getaffinity(0))} cores of {processor_name()} on each host"
-
-
-def processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {processor_name()} on each host, {instruction_sets()}"

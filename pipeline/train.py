@@ -73,7 +73,7 @@ def _announce(parts: Parts, resumed_from: Path | None) -> None:
         "steps_per_epoch": plan.steps_per_epoch,
         "target_steps": parts.target_steps,
         "device": parts.world.device.type,
-        "precision": config.precision,
+        "precision": config.resolved_precision,
         "num_train_samples": plan.num_samples,
         "num_val_samples": parts.val_reader.num_samples,
     }
@@ -120,7 +120,7 @@ def _facts(parts: Parts) -> RunFacts:
         recipe=parts.settings.recipe,
         model=config.model.name,
         columns=config.model.columns,
-        precision=config.precision,
+        precision=config.resolved_precision,
         dataset=parts.manifest.title,
         manifest_sha8=parts.settings.manifest_sha256[:8],
         git_revision=(parts.world.is_main and git_revision()) or "",

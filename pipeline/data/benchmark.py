@@ -40,6 +40,7 @@ from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import build_grid
 from pipeline.model import build_model
 from pipeline.overrides import with_values
+from pipeline.precision import arithmetic_of, resolve
 from pipeline.recipes import RECIPES, recipe_config
 from pipeline.replica import Replica
 
@@ -103,6 +104,7 @@ def step_rate(config: Config, shards: ShardSet, seconds: float) -> tuple[float, 
         size = input_size(config.augment, manifest.image_size)
         network = build_model(config.model, manifest.num_classes, size)
         grid = build_grid(world, "fused", config.distributed.timeout_seconds)
+        config = resolve(config, None, world.gather(arithmetic_of(world.device)))
         replica = Replica(network, config, world, grid)
         normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
         augmenter = Augmenter(config.augment, config.seed, manifest.statistics, normalizer)
@@ -125,7 +127,8 @@ def step_rate(config: Config, shards: ShardSet, seconds: float) -> tuple[float, 
             _wait(world.device)
             num_steps += 1
         name = torch.cuda.get_device_name() if world.device.type == "cuda" else "this CPU"
-        return num_steps * count / (time.perf_counter() - begin), name
+        rate = num_steps * count / (time.perf_counter() - begin)
+        return rate, f"{name}, {config.resolved_precision}"
 
 
 def _wait(device: torch.device) -> None:

@@ -105,7 +105,8 @@ def _call(
 class Job:
     """`python -m MODULE ARGUMENTS` on `size` ranks; none of them outlives the block.
 
-    One rank alone runs without a launcher; the last one may get more `words` than the others.
+    One rank alone runs without a launcher; the last one may get more `words`, and further variables
+    in its `environment`, than the others.
     `before` is called in each rank first: there a test can replace functions.
     `outputs` and `errors` are what the ranks have written,
     once the job has been waited for or the block has been left.
@@ -118,6 +119,7 @@ class Job:
         arguments: Sequence[object],
         words: Sequence[object] = (),
         *,
+        environment: Mapping[str, str] | None = None,
         before: Callable[[], None] | None = None,
     ) -> None:
         self.outputs: list[str] = []
@@ -126,11 +128,14 @@ class Job:
         self._logs = tempfile.TemporaryDirectory()
         port = free_port()
         for rank in range(size):
-            environment = rank_environment(size, rank, port) if size > 1 else {}
-            own = (*arguments, *words) if rank == size - 1 else arguments
+            variables = rank_environment(size, rank, port) if size > 1 else {}
+            is_last = rank == size - 1
+            own = (*arguments, *words) if is_last else arguments
+            if is_last and environment is not None:
+                variables |= environment
             process = _context.Process(
                 target=_be_rank,
-                args=(environment, module, [str(word) for word in own], self._log(rank), before),
+                args=(variables, module, [str(word) for word in own], self._log(rank), before),
             )
             process.start()
             self.processes.append(process)

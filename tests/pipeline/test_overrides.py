@@ -84,7 +84,7 @@ def test_values_are_checked_together_and_not_one_by_one() -> None:
         ("--schedule.step_epochs 3;5", "--schedule.step_epochs is '3;5'; expected a number"),
         ("--data.drop_last yes", "--data.drop_last is 'yes'; expected true or false"),
         ("--optim.name lion", "--optim.name is 'lion'; expected one of sgd, adam, adamw"),
-        ("--precision fp8", "--precision is 'fp8'; expected one of fp32, bf16, fp16"),
+        ("--precision fp8", "--precision is 'fp8'; expected one of auto, fp32, bf16, fp16"),
         ("--epochs", "--epochs has no value; expected --epochs VALUE"),
         ("--data.shards --seed 3", "--data.shards has no value; expected --data.shards VALUE"),
         ("train", "unexpected argument 'train'; expected --FIELD VALUE"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from typing import NoReturn
-from unittest import mock
 
 import pytest
 import torch
@@ -260,20 +259,6 @@ def test_a_replica_in_parts_is_clipped_by_the_norm_of_all_its_parts() -> None:
     assert norm > 0.25
     assert math.hypot(first, second) == pytest.approx(0.25, rel=1e-4)
     assert first != pytest.approx(second, rel=1e-2)
-
-
-def test_a_gpu_that_only_emulates_bf16_is_told_to_use_fp16() -> None:
-    """torch's own question says yes of old GPUs, which take bf16 apart into fp32."""
-
-    def is_supported(including_emulation: bool = True) -> bool:
-        return including_emulation
-
-    with (
-        mock.patch.object(torch.cuda, "is_bf16_supported", is_supported),
-        mock.patch.object(torch.cuda, "get_device_name", return_value="Tesla V100"),
-        pytest.raises(ValueError, match="Tesla V100 cannot compute in bf16: use --precision fp16"),
-    ):
-        autocast("bf16", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])

@@ -88,7 +88,7 @@ def test_paths_are_those_that_a_shell_would_mean(
         ([*REQUIRED, "run"], "unexpected argument 'run'"),
         ([*REQUIRED, "--run-dir=~no.body/x"], "~no.body is no user's home directory; give ./~no"),
         ([*REQUIRED, "--data.shards=~no.body"], "~no.body is no user's home directory"),
-        ([*REQUIRED, "--precision", "fp8"], "expected one of fp32, bf16, fp16"),
+        ([*REQUIRED, "--precision", "fp8"], "expected one of auto, fp32, bf16, fp16"),
     ],
 )
 def test_what_is_wrong_is_said(
