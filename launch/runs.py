@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from data_prep.files import path_option
 from pipeline.events import Event, read_events
+from pipeline.metrics.job import GLOBAL_STEP
+from pipeline.metrics.outcomes import Standing, standing_of
 from pipeline.run_directory import RunDirectory
-from pipeline.run_lock import is_locked
 
 _AT_WORK = ("starting", "training")
 
@@ -33,27 +36,31 @@ def status(options: argparse.Namespace) -> None:
     """Print how far the run is. Raises `ValueError` if there is none."""
     run = _existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
-    for name, value in describe(events, time.time(), is_at_work=is_locked(run)).items():
+    now = time.time()
+    standing = standing_of(run, socket.gethostname(), now)
+    for name, value in describe(events, standing, now).items():
         sys.stdout.write(f"{name:12} {value}\n")
     job = slurm_job(run)
     if job is not None:
-        sys.stdout.write(f"{'SLURM':12} job {job}: {_state_in_slurm(job)}\n")
+        sys.stdout.write(f"{'SLURM':12} job {job}: {_told(_look_into_slurm(job), standing)}\n")
     if run.hangs.is_dir():
         sys.stdout.write(f"{'hangs':12} stacks of one that hung are in {run.hangs}\n")
 
 
-def describe(events: list[Event], now: float, *, is_at_work: bool) -> dict[str, str]:
-    """What the events say of a run, a line each; `now` is in Unix seconds."""
-    state = _state(events, is_at_work=is_at_work)
+def describe(events: list[Event], standing: Standing | None, now: float) -> dict[str, str]:
+    """What is known of a run, a line each; `now` is in Unix seconds."""
+    state = _state(standing, events)
     if not events:
         return {"state": state}
     last: dict[str, Any] = {row["kind"]: row for row in events}
-    if "error" in events[-1]:
-        state += f": {events[-1]['error']}"
+    if state == "failed" and "error" in last.get("end", {}):
+        state += f": {last['end']['error']}"
     found = {"state": state, "last event": f"{now - events[-1]['time']:.0f} s ago"}
     if "run" in last:
         target = last["run"]["target_steps"]
         step = max(row["step"] for row in events)
+        if standing is not None and state == "training":
+            step = max(step, _published_step(standing))
         found["step"] = (
             f"{step:,} of {target:,} ({step / target:.1%}), on {last['run']['world_size']} ranks"
         )
@@ -76,27 +83,48 @@ def describe(events: list[Event], now: float, *, is_at_work: bool) -> dict[str, 
     return found
 
 
+def _published_step(standing: Standing) -> int:
+    """The step that rank 0 was at seconds ago; the events have only those of log intervals."""
+    steps = [
+        sample.value
+        for rank in standing.ranks
+        for family in rank.families
+        for sample in family.samples
+        if sample.name == GLOBAL_STEP
+    ]
+    return int(max(steps, default=0))
+
+
 def stop(options: argparse.Namespace) -> None:
     """Raises `ValueError` if the run's last job has ended, or has not begun."""
     run = _existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
     job = slurm_job(run)
-    in_slurm = "" if job is None else _state_in_slurm(job)
-    found = _state(events, is_at_work=is_locked(run))
-    if found not in _AT_WORK and in_slurm.startswith("PENDING"):
+    in_slurm = None if job is None else _look_into_slurm(job)
+    state_in_slurm = "" if in_slurm is None else in_slurm.state
+    found = _state(standing_of(run, socket.gethostname(), time.time()), events)
+    if found not in _AT_WORK and state_in_slurm == "PENDING":
         raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
-    if found not in _AT_WORK and not in_slurm.startswith("RUNNING"):
+    if found not in _AT_WORK and state_in_slurm != "RUNNING":
         raise ValueError(f"{run.path} is not being trained: it {found}")
     run.stop_request.touch()
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
 
 
-def _state(events: list[Event], *, is_at_work: bool) -> str:
-    if events and events[-1]["kind"] == "end":
-        return str(events[-1]["outcome"])
-    if is_at_work:
-        return _AT_WORK[bool(events)]
-    return "was killed" if events else "has not started"
+def _state(standing: Standing | None, events: list[Event]) -> str:
+    if standing is None:
+        return "has not started"
+    match standing.outcome:
+        case "running":
+            begins = [row["time"] for row in events if row["kind"] == "run"]
+            since = max((rank.writer.since for rank in standing.ranks), default=0.0)
+            return _AT_WORK[bool(begins) and begins[-1] > since]
+        case "killed":
+            return "was killed"
+        case "completed" | "stopped" | "failed":
+            return standing.outcome
+        case _:
+            assert_never(standing.outcome)
 
 
 def logs(options: argparse.Namespace) -> None:
@@ -123,12 +151,32 @@ def slurm_job(run: RunDirectory) -> str | None:
     return max((number for number in numbers if number.isdecimal()), key=int, default=None)
 
 
-def _state_in_slurm(job: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _InSlurm:
+    """What squeue says of a job; all empty if it says nothing."""
+
+    state: str = ""
+    reason: str = ""
+    nodes: str = ""
+
+
+def _look_into_slurm(job: str) -> _InSlurm | None:
+    """None where SLURM is not on this host."""
     if shutil.which("squeue") is None:
-        return "SLURM is not on this host"
-    command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r %N"]
+        return None
+    command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r|%N"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "not in the queue"
+    return _InSlurm(*done.stdout.strip().split("|"))
+
+
+def _told(found: _InSlurm | None, standing: Standing | None) -> str:
+    if found is None:
+        return "SLURM is not on this host"
+    if found.state == "PENDING":
+        return f"PENDING ({found.reason})"
+    if found.state == "FAILED" and standing is not None and standing.outcome == "stopped":
+        return "ended, as the run was stopped"  # its exit code is a failure to SLURM
+    return " on ".join(filter(None, (found.state, found.nodes))) or "not in the queue"
 
 
 def _existing(path: Path) -> RunDirectory:

@@ -106,12 +106,17 @@ def count_resumes(path: Path) -> int:
     return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in read_rows(path))
 
 
-def read_rows(path: Path) -> Iterator[Event]:
+def read_rows(path: Path, last_bytes: int | None = None) -> Iterator[Event]:
     """All rows, those too that a resume has made void; a line that is no row is left out.
 
-    A kill may have broken it, or rank 0 is in the midst of writing it.
+    A kill may have broken it, or rank 0 is in the midst of writing it. With `last_bytes` only those
+    rows that are whole in the file's last bytes.
     """
-    for line in path.read_bytes().splitlines():
+    with path.open("rb") as file:
+        if last_bytes is not None:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+        content = file.read()
+    for line in content.splitlines():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict) and {"kind", "step", "epoch", "time"} <= row.keys():

@@ -28,6 +28,7 @@ from data_prep.files import describe, path_option
 from pipeline.config import MetricsConfig
 from pipeline.metrics.discovery import Claim, Target, location_of
 from pipeline.metrics.node import NodeCollector
+from pipeline.metrics.outcomes import NodeOutcomes
 from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
@@ -137,6 +138,7 @@ def serve(
     collector = NodeCollector(run.metrics, host)
     registry = CollectorRegistry()
     registry.register(collector)
+    registry.register(NodeOutcomes(run, host))
     try:
         port = listen(address, port, registry)
     except OSError as error:

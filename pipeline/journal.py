@@ -118,7 +118,7 @@ class Journal:
 
     def ended(self, step: int, outcome: str, error: str | None = None) -> None:
         """The process group leaves; `outcome` is completed, stopped or failed."""
-        self._metrics.ended(success=outcome == "completed")
+        self._metrics.ended()
         self._write("end", step, {"outcome": outcome} | ({"error": error} if error else {}))
         with self._no_room_tolerated():
             self._events.close()

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,8 +155,10 @@ def _build(
     has_work = path is None or checkpoint.step_of(path) < end_step
     batches = open_batches(config, shards, plan, world, grid, resources)
     registry = CollectorRegistry()
+    metrics = RankMetrics(world.rank, world.place.local_rank, registry)
     if has_work and config.metrics.enabled:
         _publish(registry, config, run, world, resources)
+        resources.push(partial(_note_failure, metrics))  # the last values shall have it
     replica = Replica(model, config, world, grid)
     _warm_up(replica, plan, size, world)
     progress = Progress() if path is None else _resume(replica, settings, run, world, path)
@@ -178,7 +181,7 @@ def _build(
         val_reader=val_reader,
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan),
-        metrics=RankMetrics(world.rank, world.place.local_rank, registry),
+        metrics=metrics,
         watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, grid)),
     )
     return parts, path
@@ -294,6 +297,13 @@ def _publish(
         interval_seconds=metrics.publish_seconds,
     )
     resources.callback(publisher.close)
+
+
+def _note_failure(
+    metrics: RankMetrics, _: object, error: BaseException | None, *__: object
+) -> None:
+    if isinstance(error, Exception):
+        metrics.record_outcome("failed")
 
 
 def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: World) -> None:

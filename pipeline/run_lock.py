@@ -63,16 +63,18 @@ def lock_run(run: RunDirectory, start: JobStart | None, patience_seconds: float)
     return handle
 
 
-def is_locked(run: RunDirectory) -> bool:
-    """Whether a job has the run; also where that cannot be known."""
+def is_locked(run: RunDirectory) -> bool | None:
+    """Whether a job has the run; None where that cannot be known."""
     try:
         handle = os.open(_path(run), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return None
     finally:
         os.close(handle)
     return False

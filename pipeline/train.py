@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -54,7 +55,9 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
             journal.ended(progress.step, "failed", str(failure))
             raise failure from error
         is_complete = progress.step == parts.target_steps
-        journal.ended(progress.step, "completed" if is_complete else "stopped")
+        outcome: Literal["completed", "stopped"] = "completed" if is_complete else "stopped"
+        journal.ended(progress.step, outcome)
+        parts.metrics.record_outcome(outcome)
         world.gather(None)  # the first rank to leave ends all: rank 0 shall have had its last word
         _conclude(parts, is_complete=is_complete)
         is_done = progress.step == parts.end_step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
@@ -40,6 +40,15 @@ class Families:
     def measurement(self, name: str, documentation: str) -> Measurement:
         return Measurement(self.gauge(name, documentation))
 
+    def state_set(
+        self, name: str, documentation: str, label: str, states: Iterable[str]
+    ) -> StateSet:
+        """A gauge for each of the `states`, 1 for the current one; it starts at the first."""
+        family = self.gauge_family(name, documentation, label)
+        return StateSet(
+            {state: family.labels(**self._labels, **{label: state}) for state in states}
+        )
+
     def gauge_family(self, name: str, documentation: str, *labels: str) -> Gauge:
         """A gauge with more labels, whose values the caller binds."""
         names = [*self._labels, *labels]
@@ -50,6 +59,20 @@ class Families:
         return Histogram(
             name, documentation, namespace=_PREFIX, registry=self._registry, buckets=buckets
         )
+
+
+class StateSet:
+    """Gauges of which one is 1 and the others are 0."""
+
+    def __init__(self, gauges: Mapping[str, Gauge]) -> None:
+        self._gauges = gauges
+        self.set(next(iter(gauges)))
+
+    def set(self, state: str) -> None:
+        """Raises `KeyError` if there is no such state."""
+        self._gauges[state].set(1)
+        for other in self._gauges.keys() - {state}:
+            self._gauges[other].set(0)
 
 
 class Measurement:

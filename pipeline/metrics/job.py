@@ -14,6 +14,8 @@ CHECKPOINT_KINDS = ("periodic", "best", "preempt")
 
 EVALUATION_SPLITS = ("val",)
 
+GLOBAL_STEP = "alexnet_global_step"
+
 _BUILD_LABELS = ("version", "torch", "cuda")
 _RUN_LABELS = (
     *("recipe", "model", "columns", "precision", "dataset", "manifest_sha8", "git_revision"),
@@ -62,7 +64,6 @@ class JobMetrics:
         self._run_start = families.gauge("run_start_timestamp_seconds", "When this attempt began")
         self._run_end = families.gauge("run_end_timestamp_seconds", "When it ended; 0 before")
         self._run_duration = families.gauge("run_duration_seconds", "How long it took; 0 before")
-        self._run_success = families.gauge("run_success", "1 once the run did its last step")
         self._resumes = families.counter("resumes_total", "Times the run was resumed")
         self._preempt_signals = families.counter("preempt_signals_total", "Stop requests heeded")
         self._steps_per_epoch = families.gauge("steps_per_epoch", "Steps of one epoch")
@@ -201,12 +202,11 @@ class JobMetrics:
         """The ranks agreed to stop early."""
         self._preempt_signals.inc()
 
-    def ended(self, success: bool) -> None:
-        """The job leaves; `success` says whether the run did its last step."""
+    def ended(self) -> None:
+        """The job leaves; `pipeline.metrics.outcomes` says how."""
         now = time.time()
         self._run_end.set(now)
         self._run_duration.set(now - self._start)
-        self._run_success.set(success)
 
 
 def _by_split(families: Families, name: str, documentation: str) -> dict[str, Gauge]:

@@ -16,14 +16,23 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 HEARTBEAT = "alexnet_heartbeat_timestamp_seconds"
+RANK_OUTCOME = "alexnet_rank_outcome"
+
+Outcome = Literal["running", "completed", "stopped", "failed", "killed"]
+"""How a run or a rank stands: see `pipeline.metrics.outcomes`."""
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
 PATTERN = "rank-*.prom"
 
 _MISSED_INTERVALS = 10
@@ -83,12 +92,30 @@ class RankFile:
 
     writer: Writer
     heartbeat: float
+    said: Outcome
+    """How it stood then."""
     families: tuple[Metric, ...]
+    """The others."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a rank may publish nothing."""
+        return _MISSED_INTERVALS * self.writer.interval_seconds
 
     def is_up(self, now: float) -> bool:
         """Whether the rank runs and has published lately."""
-        patience_seconds = _MISSED_INTERVALS * self.writer.interval_seconds
-        return self.writer.is_running and now - self.heartbeat <= patience_seconds
+        return self.writer.is_running and self._is_fresh(now)
+
+    def outcome(self, host: str, now: float) -> Outcome:
+        """How it stands, as seen from `host`: of another one's processes only silence tells."""
+        if self.said != "running":
+            return self.said
+        is_here = self.writer.host == host
+        is_alive = self.writer.is_running if is_here else self._is_fresh(now)
+        return "running" if is_alive else "killed"
+
+    def _is_fresh(self, now: float) -> bool:
+        return now - self.heartbeat <= self.patience_seconds
 
 
 def render_rank_file(writer: Writer, exposition: bytes) -> bytes:
@@ -131,7 +158,19 @@ def read_rank_file(path: Path) -> RankFile:
         families = tuple(text_string_to_metric_families(content.decode()))
     except (IndexError, ValueError) as error:  # the parser slices lines that it takes for whole
         raise ValueError(f"{path}: is not a Prometheus text exposition: {error}") from None
-    for family in families:
-        if family.name == HEARTBEAT and family.samples:
-            return RankFile(writer=writer, heartbeat=family.samples[0].value, families=families)
-    raise ValueError(f"{path}: has no {HEARTBEAT}")
+    heartbeats = [sample.value for sample in _samples(families, HEARTBEAT)]
+    if not heartbeats:
+        raise ValueError(f"{path}: has no {HEARTBEAT}")
+    outcomes = {
+        sample.labels.get("outcome"): sample.value for sample in _samples(families, RANK_OUTCOME)
+    }
+    return RankFile(
+        writer=writer,
+        heartbeat=heartbeats[0],
+        said=next((outcome for outcome in OUTCOMES if outcomes.get(outcome)), "running"),
+        families=tuple(family for family in families if family.name != RANK_OUTCOME),
+    )
+
+
+def _samples(families: Iterable[Metric], name: str) -> Iterator[Sample]:
+    return (sample for family in families if family.name == name for sample in family.samples)

@@ -264,7 +264,7 @@ def test_a_run_is_stopped_while_its_next_job_waits(
     run.logs.mkdir(parents=True)
     for job in (9, 10):
         (run.logs / f"slurm-{job}.log").touch()
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho PENDING Dependency")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'PENDING|Dependency|'")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert launch("stop", run.path) == 1

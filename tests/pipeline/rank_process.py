@@ -1,5 +1,7 @@
 """A rank for tests of the monitoring: publishes real metrics until its standard input ends.
 
+Rank 0 has the run's lock and writes its events, too.
+
     python -m tests.pipeline.rank_process RUN RANK [INTERVAL_SECONDS]
 
 It "trains" 1,000 samples a second; a quarter of each step's time is waiting for data.
@@ -16,6 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.metrics import JobMetrics, Publisher, RankMetrics, RunFacts
 from pipeline.run_directory import RunDirectory
+from pipeline.run_lock import lock_run
+from tests.pipeline.fake_run import RunHistory, start_fields
 
 SAMPLES_PER_SECOND = 1000
 DATA_WAIT_RATIO = 0.25
@@ -61,16 +65,22 @@ def main() -> None:
     interval_seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
     registry = CollectorRegistry()
     metrics = RankMetrics(rank, rank, registry)
-    job = None
+    job = history = None
     if rank == 0:
+        lock_run(run, None, patience_seconds=5)
         job = JobMetrics(registry)
         job.started(FACTS)
     publisher = Publisher(
         run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=interval_seconds
     )
+    if rank == 0:
+        history = RunHistory(run)
+        history.write("run", 0, **start_fields())
     train(metrics, job)
-    if job is not None:
-        job.ended(success=True)
+    metrics.record_outcome("completed")
+    if job is not None and history is not None:
+        job.ended()
+        history.write("end", 100, outcome="completed")
     publisher.close()
 
 

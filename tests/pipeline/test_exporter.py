@@ -174,7 +174,7 @@ def test_dead_ranks_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:
 
 def test_a_rank_silent_for_ten_intervals_is_down() -> None:
     writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=2)
-    file = RankFile(writer=writer, heartbeat=1000, families=())
+    file = RankFile(writer=writer, heartbeat=1000, said="running", families=())
     assert file.is_up(1020)
     assert not file.is_up(1020.1)
     ended = dataclasses.replace(writer, start_ticks=writer.start_ticks + 1)
@@ -228,10 +228,10 @@ def test_a_frozen_rank_is_down_until_it_thaws(run: Path) -> None:
 def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
     with exporter_process(run, "--port", 0, "--linger-seconds", 5) as exporter:
         with rank_process(run, 0) as rank:
-            assert scrape(run)["alexnet_run_success", frozenset()] == 0
+            assert scrape(run)["alexnet_run_end_timestamp_seconds", frozenset()] == 0
             finish(rank)
         samples = scrape(run)
-        assert samples["alexnet_run_success", frozenset()] == 1
+        assert samples["alexnet_run_end_timestamp_seconds", frozenset()] > 0
         assert by_rank(samples, "alexnet_rank_up") == {0: 0}
         assert exporter.wait(30) == 0
     assert not target_file(run).exists()
