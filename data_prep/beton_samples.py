@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +51,18 @@ class ShardSamples:
         self._checksums = np.concatenate([read_checksums(shards, split) for split in splits])
         self._shape = (manifest.image_height or 0, manifest.image_width or 0, 3)
         """Of every image with encoding `rgb`."""
-        self._header = b""
-        """What precedes the pixels in every member with encoding `rgb`."""
-        if self.encoding == "rgb":
-            self._header = encode_npy(np.zeros(self._shape, np.uint8))[: -np.prod(self._shape)]
+        self._header = self._header_of_members()
         self._open: tuple[int, BinaryIO] | None = None
+
+    def _header_of_members(self) -> bytes:
+        """What precedes the content of the image in every member."""
+        match self.encoding:
+            case "jpeg":
+                return b""
+            case "rgb":
+                return encode_npy(np.zeros(self._shape, np.uint8))[: -np.prod(self._shape)]
+            case unknown:
+                assert_never(unknown)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -91,12 +98,16 @@ class ShardSamples:
 
     def _size_of(self, content: bytes) -> tuple[int, int]:
         """Height and width; raises `ValueError` if it is not what the encoding says."""
-        if self.encoding == "jpeg":
-            return jpeg_size(content)
-        is_whole = len(content) == len(self._header) + np.prod(self._shape)
-        if not is_whole or not content.startswith(self._header):
-            raise ValueError(f"not an .npy of uint8{list(self._shape)}")
-        return self._shape[:2]
+        match self.encoding:
+            case "jpeg":
+                return jpeg_size(content)
+            case "rgb":
+                is_whole = len(content) == len(self._header) + np.prod(self._shape)
+                if not is_whole or not content.startswith(self._header):
+                    raise ValueError(f"not an .npy of uint8{list(self._shape)}")
+                return self._shape[:2]
+            case unknown:
+                assert_never(unknown)
 
     def check(self, number: int, stored: bytes) -> None:
         """Compare a stored `BetonImage.content` with what was written into the shard.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -189,12 +189,18 @@ def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | N
 
 def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:
     """Raise `ConversionError` if images of these sizes cannot be stored with that encoding."""
-    if encoding == "rgb" and len(sizes) > 1:
-        (height, width), (other_height, other_width) = sorted(sizes)[:2]
-        raise ConversionError(
-            f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
-            "--encoding rgb needs one: give --size N, or --encoding jpeg"
-        )
+    match encoding:
+        case "jpeg":
+            return
+        case "rgb":
+            if len(sizes) > 1:
+                (height, width), (other_height, other_width) = sorted(sizes)[:2]
+                raise ConversionError(
+                    f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
+                    "--encoding rgb needs one: give --size N, or --encoding jpeg"
+                )
+        case unknown:
+            assert_never(unknown)
 
 
 class _TarWriter:

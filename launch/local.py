@@ -17,6 +17,7 @@ from typing import IO
 from launch.options import misplacement_check
 from launch.outcome import outcome_of
 from pipeline.command import Command, asks_for_help, help_text, parse_command
+from pipeline.config import ranks_per_replica
 from pipeline.console import Console
 from pipeline.events import read_events
 from pipeline.stop_signals import heeded_signals
@@ -74,7 +75,7 @@ def choose_num_ranks(command: Command, num_gpus: int) -> int:
     config = command.config
     if num_gpus and config.distributed.device != "cpu":
         return num_gpus
-    return 2 if config.model.columns == "split" else 1
+    return ranks_per_replica(config.model.columns)
 
 
 def num_gpus() -> int:

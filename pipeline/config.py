@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 from data_prep.files import path_option
 from pipeline.conditions import (
@@ -28,8 +28,22 @@ from pipeline.conditions import (
 )
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
+Layout = Literal["fused", "split"]
+Initialization = Literal["code", "paper", "caffe"]
+ResponseNorm = Literal["code", "paper", "none"]
+DropoutForm = Literal["inverted", "original"]
+CropPlace = Literal["random", "middle", "random_resized"]
+Flip = Literal["none", "random", "alternating"]
+Normalization = Literal["none", "mean_std", "mean_image"]
+ComponentsOfColor = Literal["original", "shards"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+MomentumForm = Literal["gradient", "velocity"]
+ScheduleName = Literal["constant", "cosine", "linear", "step", "dexp", "plateau"]
+BiasSchedule = Literal["follow", "constant", "halfway"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["auto", Precision]
+Compilation = Literal["auto", "off", "on"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 ReaderName = Literal["tar", "remote", "beton", "resident"]
 
 IMAGE_SIZES = "images"
@@ -75,6 +89,17 @@ def located(text: str) -> str:
     return text if is_url(text) or not text else str(path_option(text).absolute())
 
 
+def ranks_per_replica(columns: Layout) -> int:
+    """Over how many ranks one copy of the network is spread."""
+    match columns:
+        case "fused":
+            return 1
+        case "split":
+            return 2
+        case unknown:
+            assert_never(unknown)
+
+
 _AT_URL = Condition("data.shards", "at a URL", is_url)
 _SGD = one_of("optim.name", "sgd")
 _ADAM = one_of("optim.name", "adam", "adamw")
@@ -92,7 +117,7 @@ class DataConfig:
     shards: Location = operational("")
     """Directory of the shard set, or its URL: see "Remote shards" in docs/operations.md. It may be
     moved: its manifest's hash is what is compared."""
-    reader: Literal["tar", "remote", "beton", "resident"] = operational("tar")
+    reader: ReaderName = operational("tar")
     """How `train` is read: images from local tars as they are needed, from tars staged from a URL,
     from one .beton file, or all of them once, decoded, into the memory of the devices."""
     beton: Location = operational("", one_of("data.reader", "beton"))
@@ -124,6 +149,17 @@ class DataConfig:
     def is_remote(self) -> bool:
         """Whether `shards` is a URL."""
         return is_url(self.shards)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether `train` lies in the memory of the devices while it is trained on."""
+        match self.reader:
+            case "resident":
+                return True
+            case "tar" | "remote" | "beton":
+                return False
+            case unknown:
+                assert_never(unknown)
 
     def __post_init__(self) -> None:
         self._check_reader()
@@ -174,7 +210,7 @@ class AugmentConfig:
     """Random shift by up to so many pixels each way, edges mirrored."""
     crop_pixels: int | None = None
     """Train and evaluate on squares of this size; none: on the whole image."""
-    crop_place: Literal["random", "middle", "random_resized"] = conditional("random", _CROPS)
+    crop_place: CropPlace = conditional("random", _CROPS)
     """Which square of a training image, in evaluation always the middle one; or a random area at a
     random aspect ratio, scaled to a square (Szegedy, arXiv 1409.4842)."""
     crop_min_area: float = conditional(0.08, one_of("augment.crop_place", "random_resized"))
@@ -182,18 +218,29 @@ class AugmentConfig:
     evaluation_pixels: int = conditional(256, one_of(IMAGE_SIZES, SEVERAL_SIZES))
     """What the middle square of each image is scaled to in evaluation, before its middle
     `crop_pixels`, or ten views, are taken."""
-    flip: Literal["none", "random", "alternating"] = "none"
+    flip: Flip = "none"
     """Mirror images at random, or every image in every second epoch (Jordan, arXiv 2404.00498)."""
-    normalize: Literal["none", "mean_std", "mean_image"] = "mean_std"
+    normalize: Normalization = "mean_std"
     """Leave pixels in 0–255; subtract the train split's mean and divide by its deviation; or
     subtract the middle of its mean image (2012)."""
     color_noise: float = 0.0
     """Size of random colour shifts along the components of RGB (0.1 in 2012; section 4.1), as a
     share of their deviations. Training images are then divided by 1 plus it, as the code does."""
-    color_components: Literal["original", "shards"] = conditional("original", _ADDS_COLOR)
+    color_components: ComponentsOfColor = conditional("original", _ADDS_COLOR)
     """The components that the 2012 code used, or those of the train split."""
     color_noise_until_epoch: float | None = conditional(None, _ADDS_COLOR)
     """When colour noise, and the division with it, ends; none: never."""
+
+    @property
+    def scales_crops(self) -> bool:
+        """Whether crops of any size are taken, and scaled to one."""
+        match self.crop_place:
+            case "random" | "middle":
+                return False
+            case "random_resized":
+                return True
+            case unknown:
+                assert_never(unknown)
 
     def __post_init__(self) -> None:
         _require(self.shift_pixels >= 0, "augment.shift_pixels", self.shift_pixels, "0 or more")
@@ -230,18 +277,16 @@ class ModelConfig:
 
     name: ModelName = "alexnet_cifar"
     """Which network of `pipeline.model`."""
-    columns: Literal["fused", "split"] = operational("fused", _OF_2012)
+    columns: Layout = operational("fused", _OF_2012)
     """Both columns on one rank, or one on each of two ranks, as on the two GPUs of 2012.
     Checkpoints fit both."""
-    initialization: Literal["code", "paper", "caffe"] = conditional("code", _OF_2012)
+    initialization: Initialization = conditional("code", _OF_2012)
     """That of the 2012 code, of the paper (hardly trains) or of Caffe."""
-    response_norm: Literal["code", "paper", "none"] = conditional("code", _OF_2012)
+    response_norm: ResponseNorm = conditional("code", _OF_2012)
     """As the 2012 code has it, as the paper prints it, or left out."""
     dropout: float = 0.5
     """Probability of dropping an activation of a hidden dense layer."""
-    dropout_form: Literal["inverted", "original"] = conditional(
-        "inverted", _OF_2012, above_zero("model.dropout")
-    )
+    dropout_form: DropoutForm = conditional("inverted", _OF_2012, above_zero("model.dropout"))
     """Scale what stays in training, or everything in evaluation (2012)."""
     batch_norm_momentum: float = conditional(
         0.01, one_of("model.name", "alexnet_bn", "alexnet_cifar")
@@ -262,7 +307,7 @@ class ModelConfig:
 class OptimConfig:
     """The optimizer and the loss it minimises."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: OptimizerName = "sgd"
     """SGD with momentum, Adam (Kingma and Ba, arXiv 1412.6980), or AdamW (arXiv 1711.05101)."""
     learning_rate: float = 0.01
     """Peak learning rate, for the configured global batch size as it is: nothing scales it."""
@@ -270,7 +315,7 @@ class OptimConfig:
     """Share of the momentum that stays in each step."""
     nesterov: bool = conditional(False, _SGD, above_zero("optim.momentum"))
     """Nesterov's form of the momentum."""
-    momentum_form: Literal["gradient", "velocity"] = conditional(
+    momentum_form: MomentumForm = conditional(
         "gradient", _SGD, above_zero("optim.momentum"), one_of("optim.nesterov", False)
     )
     """What the momentum holds: past gradients, as torch does, or past updates, as in 2012: there
@@ -315,7 +360,7 @@ class OptimConfig:
 class ScheduleConfig:
     """How the learning rate goes over the run; see `pipeline.schedule`."""
 
-    name: Literal["constant", "cosine", "linear", "step", "dexp", "plateau"] = "constant"
+    name: ScheduleName = "constant"
     """What follows the warm-up."""
     warmup_ratio: float = 0.0
     """Share of the run in which the rate rises in a straight line, before the schedule begins."""
@@ -331,7 +376,7 @@ class ScheduleConfig:
     """What each drop multiplies the rate by."""
     patience_evaluations: int = conditional(3, one_of("schedule.name", "plateau"))
     """Evaluations in a row without a lower loss after which the rate drops."""
-    biases: Literal["follow", "constant", "halfway"] = "follow"
+    biases: BiasSchedule = "follow"
     """Biases drop with the weights, never (net 145 of 2012), or to a tenth at half of the run (net
     170)."""
     conv1_step_epochs: tuple[float, ...] = ()
@@ -448,7 +493,7 @@ class MetricsConfig:
 class DistributedConfig:
     """How ranks talk to each other."""
 
-    device: Literal["auto", "cpu", "cuda"] = operational("auto")
+    device: DeviceName = operational("auto")
     """auto: CUDA where there is a GPU for every rank of the node."""
     timeout_seconds: float = operational(300.0)
     """How long a rank may stand still in training: then the job ends, and says which and where."""
@@ -486,7 +531,7 @@ class Config:
     """Type of the network's arithmetic; weights and the optimizer's state are fp32 always. auto:
     bf16 where all devices have instructions for it, else fp16 on GPUs and fp32 on CPUs; it is
     decided when a run begins, and kept."""
-    compile: Literal["auto", "off", "on"] = operational("auto")
+    compile: Compilation = operational("auto")
     """Fuse the network's small operations with torch.compile; auto: on GPUs."""
     not_learning_after_samples: int = operational(1_000_000)
     """An alarm rings if the loss is still that of guessing once so many samples have been seen."""
@@ -503,7 +548,7 @@ class Config:
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
         _require(
-            self.data.reader != "resident" or self.augment.crop_place != "random_resized",
+            not self.data.is_resident or not self.augment.scales_crops,
             "data.reader",
             "resident with augment.crop_place random_resized",
             "another reader: a resident image can be cropped, but not scaled",

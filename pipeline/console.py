@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pipeline.config import ranks_per_replica
+
 if TYPE_CHECKING:  # a launcher, which needs none of them, shall not load torch
     from pipeline.config import Config
     from pipeline.data.partition import BatchPlan
@@ -68,7 +70,7 @@ def resolved_table(
         rest = f"none left out, the last batch has {plan.num_samples % plan.global_batch_size:,}"
     else:
         rest = "none left out"
-    is_split = config.model.columns == "split"
+    is_split = ranks_per_replica(config.model.columns) > 1
     layout = ", one column each" if is_split else ""
     holders = f"{plan.num_replicas} {'replicas' if is_split else 'ranks'}"
     schedule = config.schedule

@@ -17,7 +17,7 @@ import signal
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import torch
 import torch.distributed as dist
@@ -308,8 +308,16 @@ def failure_of_all(place: Place, error: ValueError) -> RankFailure:
 
 def _device(place: Place, config: DistributedConfig) -> torch.device:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
-        return torch.device("cpu")
+    match config.device:
+        case "cpu":
+            return torch.device("cpu")
+        case "auto":
+            if num_gpus == 0:
+                return torch.device("cpu")
+        case "cuda":
+            pass
+        case unknown:
+            assert_never(unknown)
     if num_gpus < place.local_world_size:
         raise ValueError(
             f"{place.local_world_size} ranks on {socket.gethostname()} need as many GPUs, and it "

@@ -12,11 +12,13 @@ and its fast links, are one replica.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from pipeline.config import Layout, ranks_per_replica
 from pipeline.distributed import World, collective_deadline
 from pipeline.model.columns import NUM_COLUMNS, Columns
 
@@ -46,9 +48,9 @@ class Grid:
         return not self.column
 
 
-def check_layout(columns: str, num_ranks: int) -> None:
+def check_layout(columns: Layout, num_ranks: int) -> None:
     """Raise `ValueError` if so many ranks cannot be arranged as `model.columns` says."""
-    if columns == "split" and num_ranks % NUM_COLUMNS:
+    if num_ranks % ranks_per_replica(columns):
         raise ValueError(
             f"model.columns split needs two ranks for each replica, and there "
             f"{'is 1' if num_ranks == 1 else f'are {num_ranks}'}: give torchrun an even "
@@ -56,16 +58,24 @@ def check_layout(columns: str, num_ranks: int) -> None:
         )
 
 
-def build_grid(world: World, columns: str, timeout_seconds: float) -> Grid:
+def build_grid(world: World, columns: Layout, timeout_seconds: float) -> Grid:
     """Arrange all ranks as `model.columns` says; they call it together, after `check_layout`."""
-    if columns == "fused":
-        return Grid(
-            replica=world.rank,
-            num_replicas=world.size,
-            column=None,
-            same_replica=None,
-            same_column=dist.group.WORLD if world.size > 1 else None,
-        )
+    match columns:
+        case "fused":
+            return Grid(
+                replica=world.rank,
+                num_replicas=world.size,
+                column=None,
+                same_replica=None,
+                same_column=dist.group.WORLD if world.size > 1 else None,
+            )
+        case "split":
+            return _split_grid(world, timeout_seconds)
+        case unknown:
+            assert_never(unknown)
+
+
+def _split_grid(world: World, timeout_seconds: float) -> Grid:
     mesh = _mesh(world, timeout_seconds)
     num_replicas = mesh.size(0)
     return Grid(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -23,20 +23,21 @@ def build_optimizer(model: Network, config: OptimConfig) -> torch.optim.Optimize
     as epsilon can tell.
     """
     groups = _groups(model, config.weight_decay)
-    if config.name == "sgd":
-        optimizer = torch.optim.SGD(
-            groups,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            fused=True,
-        )
-        if config.momentum > 0:
-            _start_momentum(optimizer)
-        return optimizer
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    betas = (config.beta1, config.beta2)
-    return kind(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+    rate, betas = config.learning_rate, (config.beta1, config.beta2)
+    match config.name:
+        case "sgd":
+            optimizer = torch.optim.SGD(
+                groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True
+            )
+            if config.momentum > 0:
+                _start_momentum(optimizer)
+            return optimizer
+        case "adam":
+            return torch.optim.Adam(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
+        case unknown:
+            assert_never(unknown)
 
 
 def _groups(model: Network, weight_decay: float) -> list[dict[str, Any]]:
@@ -72,9 +73,15 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, config: OptimConfi
     for group in optimizer.param_groups:
         before, now = group["lr"], getattr(rates, group["name"])
         group["lr"] = now
-        if config.momentum_form == "velocity" and before != now and before * now > 0:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"].mul_(before / now)
+        match config.momentum_form:
+            case "gradient":
+                pass
+            case "velocity":
+                if before != now and before * now > 0:
+                    for parameter in group["params"]:
+                        optimizer.state[parameter]["momentum_buffer"].mul_(before / now)
+            case unknown:
+                assert_never(unknown)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def apply_overrides(config: Config, arguments: Sequence[str]) -> Config:
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """The values of `arguments` by dotted name. Raises `ValueError`."""
-    kinds = dict(_leaf_types(Config))
+    kinds = dict(leaf_types(Config))
     values: dict[str, Any] = {}
     for name, text in _pairs(arguments):
         if name not in kinds:
@@ -72,16 +72,16 @@ def check_effects(
 
 def locations_given(arguments: Sequence[str]) -> dict[str, str]:
     """What `arguments` say for the fields that hold a `Location`, by dotted name."""
-    kinds = dict(_leaf_types(Config))
+    kinds = dict(leaf_types(Config))
     return {name: text for name, text in _pairs(arguments) if kinds.get(name) == Location}
 
 
-def _leaf_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaf_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and type of every field below a dataclass that is not a group itself."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            yield from _leaf_types(hint, f"{prefix}{name}.")
+            yield from leaf_types(hint, f"{prefix}{name}.")
         else:
             yield prefix + name, hint
 
@@ -155,7 +155,7 @@ def _wrong(name: str, text: str, expected: str) -> ValueError:
 def describe_fields(config: Config) -> str:
     """One paragraph a field, with the value it has in `config`: the end of `--help`."""
     lines = []
-    kinds, documentation = dict(_leaf_types(Config)), dict(_documentation(Config))
+    kinds, documentation = dict(leaf_types(Config)), dict(_documentation(Config))
     for name, entry, value in flatten(config):
         needs = describe_needs(entry)
         lines.append(f"  --{name} {show(value)}{_choices(kinds[name])}")

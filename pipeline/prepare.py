@@ -192,7 +192,7 @@ def _waiting_phases(config: Config, grid: Grid) -> frozenset[Phase]:
     phases = set()
     if grid.same_replica is not None:
         phases |= {Phase.COMPUTING, Phase.EVALUATING}
-    if config.data.reader == "resident":
+    if config.data.is_resident:
         phases |= {Phase.READING}
     return frozenset(phases)
 
@@ -241,7 +241,7 @@ def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan, world: World
     train, val = splits.split("train"), splits.split("val")
     batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
     val_ahead = batches_ahead * config.evaluation.block_size * plan.num_replicas
-    if data.reader == "resident":
+    if data.is_resident:
         check_resident_cache_bytes(
             data.cache_bytes,
             train,

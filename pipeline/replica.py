@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 import torch.distributed as dist
@@ -89,16 +89,26 @@ class Replica:
 
     def _compile(self, module: nn.Module) -> Callable[..., torch.Tensor]:
         """Fuse small operations; small batches of a GPU are launched as CUDA graphs too."""
-        is_cuda = self._world.device.type == "cuda"
-        is_wanted = {"auto": is_cuda and self.grid.column is None, "on": True, "off": False}
-        if not is_wanted[self._config.compile]:
+        if not self._is_compiled():
             return module
+        is_cuda = self._world.device.type == "cuda"
         parts = self.grid.num_replicas * self._config.accumulation_steps
         is_small = is_cuda and self._config.global_batch_size // parts <= _MAX_GRAPH_IMAGES
         compiled: Callable[..., torch.Tensor] = torch.compile(
             module, mode="reduce-overhead" if is_small else "default"
         )
         return compiled
+
+    def _is_compiled(self) -> bool:
+        match self._config.compile:
+            case "auto":
+                return self._world.device.type == "cuda" and self.grid.column is None
+            case "on":
+                return True
+            case "off":
+                return False
+            case unknown:
+                assert_never(unknown)
 
     @property
     def loss_scale(self) -> float | None:

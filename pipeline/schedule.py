@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 from pipeline.config import OptimConfig, ScheduleConfig
 
@@ -66,18 +67,25 @@ def learning_rate_ratio(config: ScheduleConfig, position: Position) -> float:
     warmup = _num_warmup(config, position)
     if position.updates < warmup:
         return (position.updates + 1) / (warmup + 1)
-    if config.name == "constant":
-        return 1.0
-    if config.name == "step":
-        return config.factor ** _num_passed(config.step_epochs, position)
-    if config.name == "plateau":
-        return config.factor ** num_plateaus(position.losses, config.patience_evaluations)
     progress = min(1.0, (position.updates - warmup) / max(1, position.target_steps - warmup))
-    if config.name == "dexp":
-        return _discrete_exponential(config, progress)
-    remaining = 1 - progress
-    if config.name == "cosine":  # Loshchilov and Hutter, arXiv 1608.03983, equation 5
-        remaining = (1 + math.cos(math.pi * progress)) / 2
+    match config.name:
+        case "constant":
+            return 1.0
+        case "step":
+            return config.factor ** _num_passed(config.step_epochs, position)
+        case "plateau":
+            return config.factor ** num_plateaus(position.losses, config.patience_evaluations)
+        case "dexp":
+            return _discrete_exponential(config, progress)
+        case "linear":
+            return _above_final(config, 1 - progress)
+        case "cosine":  # Loshchilov and Hutter, arXiv 1608.03983, equation 5
+            return _above_final(config, (1 + math.cos(math.pi * progress)) / 2)
+        case unknown:
+            assert_never(unknown)
+
+
+def _above_final(config: ScheduleConfig, remaining: float) -> float:
     return config.final_ratio + (1 - config.final_ratio) * remaining
 
 
@@ -89,11 +97,18 @@ def _discrete_exponential(config: ScheduleConfig, progress: float) -> float:
 
 def _bias_ratio(config: ScheduleConfig, position: Position) -> float:
     """Share of their peak rate that biases have; they warm up as weights do."""
-    ratio = learning_rate_ratio(config, position)
-    if config.biases == "follow" or position.updates < _num_warmup(config, position):
-        return ratio
-    is_late = config.biases == "halfway" and 2 * position.updates >= position.target_steps
-    return _NET_170_BIAS_FACTOR if is_late else 1.0
+    if position.updates < _num_warmup(config, position):
+        return learning_rate_ratio(config, position)
+    match config.biases:
+        case "follow":
+            return learning_rate_ratio(config, position)
+        case "constant":
+            return 1.0
+        case "halfway":
+            is_late = 2 * position.updates >= position.target_steps
+            return _NET_170_BIAS_FACTOR if is_late else 1.0
+        case unknown:
+            assert_never(unknown)
 
 
 def _num_warmup(config: ScheduleConfig, position: Position) -> int:

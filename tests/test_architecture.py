@@ -9,8 +9,13 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
+
+from data_prep.manifest import Encoding
+from pipeline.config import Config
+from pipeline.overrides import leaf_types
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_prep", "launch", "pipeline")
@@ -151,6 +156,44 @@ def test_a_module_only_defines_things(source: Path) -> None:
             | ast.AnnAssign
         )
         assert isinstance(node, allowed), ast.unparse(node)
+
+
+CHOICES = {"encoding": Encoding} | {
+    name: hint for name, hint in leaf_types(Config) if get_origin(hint) is Literal
+}
+"""The fields that hold one of some names, and which."""
+
+
+NOT_YET = ("data_prep.images", "data_prep.verify_shard", "data_prep.__main__", "pipeline.precision")
+
+
+@each_source
+def test_code_chooses_by_a_name_in_a_match_that_knows_all_names(source: Path) -> None:
+    """A comparison with one name takes all others, those to come too, for one and the same.
+
+    `device` is left out, as torch's devices have an attribute of that name, and so is the module
+    that refuses what cannot be.
+    """
+    words: dict[str, set[str]] = {}
+    for field, hint in CHOICES.items():
+        words.setdefault(field.rpartition(".")[2], set()).update(get_args(hint))
+    del words["device"]
+    if module_name(source) in NOT_YET:
+        return
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.Match) and name_of(node.subject) in words:
+            (last,) = node.cases[-1].body
+            assert ast.unparse(last).startswith("assert_never("), ast.unparse(node)
+        if isinstance(node, ast.Compare) and module_name(source) != "pipeline.config":
+            named = {name_of(side) for side in (node.left, *node.comparators)}
+            constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            assert not any(words.get(name, set()) & constants for name in named), ast.unparse(node)
+
+
+def name_of(side: ast.expr) -> str:
+    """The last part of a variable's or an attribute's name; of others nothing."""
+    is_named = isinstance(side, ast.Name | ast.Attribute)
+    return ast.unparse(side).rpartition(".")[2] if is_named else ""
 
 
 def test_importing_everything_starts_and_opens_nothing() -> None:

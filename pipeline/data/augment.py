@@ -6,6 +6,7 @@ What is taken from a stored image is the reader's part: see `pipeline.data.frami
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,8 @@ def draw_flips(config: AugmentConfig, seed: int, epoch: int, samples: Indices) -
             return _coins(seed, epoch, samples)
         case "alternating":  # every image flipped in every second epoch (Jordan, arXiv 2404.00498)
             return _coins(seed, 0, samples) ^ (epoch % 2 == 1)
+        case unknown:
+            assert_never(unknown)
 
 
 def _coins(seed: int, epoch: int, samples: Indices) -> Flags:

@@ -26,7 +26,7 @@ import torch
 
 from data_prep.manifest import Manifest
 from data_prep.pixels import is_compiled
-from pipeline.config import Config, DistributedConfig, ReaderName, is_url, located
+from pipeline.config import Config, DistributedConfig, is_url, located
 from pipeline.data.batch import Batches
 from pipeline.data.choice import Measurement, choose, table
 from pipeline.data.frames import take_frames
@@ -139,25 +139,21 @@ def _wait(device: torch.device) -> None:
 def candidates(config: Config, manifest: Manifest, beton: str) -> Iterator[Config | str]:
     """The configurations to measure, and sentences about what is left out."""
     cores = len(os.sched_getaffinity(0))
-    readers: list[ReaderName] = ["remote"] if config.data.is_remote else ["tar"]
+    yield from _with_threads(config, {1, cores})
     if beton:
-        readers.append("beton")
+        values = {"data.reader": "beton", "data.beton": beton}
+        yield from _with_threads(with_values(config, values), {1, cores})
     else:
         yield "beton is left out: no --beton FILE (made by 'python -m data_prep beton')"
     if manifest.image_size is None:
         yield "resident is left out: the images differ in size"
-    else:
-        readers.append("resident")
-    for reader in readers:
-        # Those of a resident split only fill the memory.
-        for num_threads in sorted({1, cores}) if reader != "resident" else [cores]:
-            data = dataclasses.replace(
-                config.data,
-                reader=reader,
-                beton=beton if reader == "beton" else "",
-                decode_threads=num_threads,
-            )
-            yield dataclasses.replace(config, data=data)
+    else:  # its threads only fill the memory
+        yield from _with_threads(with_values(config, {"data.reader": "resident"}), {cores})
+
+
+def _with_threads(config: Config, numbers: set[int]) -> Iterator[Config]:
+    for number in sorted(numbers):
+        yield with_values(config, {"data.decode_threads": number})
 
 
 def configured(options: argparse.Namespace) -> Config:
@@ -210,7 +206,7 @@ def _measure_all(
             try:
                 yield process.submit(measure, candidate, options.seconds).result()
             except (OSError, ValueError, RuntimeError) as error:
-                if candidate.data.reader in ("tar", "remote"):
+                if candidate.data.reader == config.data.reader:
                     raise
                 reason = sentence_of(error)
                 sys.stdout.write(f"{candidate.data.reader} is left out: {reason}\n")

@@ -6,6 +6,7 @@ import contextlib
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 
@@ -34,11 +35,20 @@ class BetonPlaces:
         assert record.encoding == manifest.encoding, "the manifest is the one it was made from"
         self.encoding = manifest.encoding
         self.image_size = manifest.image_size
-        self.prefix = b"" if self.encoding == "jpeg" else npy_header((*self._size(), 3))
+        self.prefix = self._prefix()
         self.checksums = read_checksums(shards, manifest.split(split))
         self._rows = _rows_of(tables, record.samples_of(split))
         self.num_samples = len(self._rows)
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _prefix(self) -> bytes:
+        match self.encoding:
+            case "jpeg":
+                return b""
+            case "rgb":
+                return npy_header((*self._size(), 3))
+            case unknown:
+                assert_never(unknown)
 
     def _size(self) -> ImageSize:
         assert self.image_size is not None, "stored pixels have one size"

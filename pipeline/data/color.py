@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.manifest import Statistics
+from pipeline.config import ComponentsOfColor
 from pipeline.data.partition import Indices
 from pipeline.data.randomness import Stream, random_normals
 
@@ -34,11 +36,15 @@ ORIGINAL = ColorComponents(
 2012 code takes them; the paper speaks of eigenvalues, which are their squares."""
 
 
-def color_components(source: str, statistics: Statistics) -> ColorComponents:
+def color_components(source: ComponentsOfColor, statistics: Statistics) -> ColorComponents:
     """Those that `augment.color_components` means."""
-    if source == "original":
-        return ORIGINAL
-    return ColorComponents(statistics.pca_stds, statistics.pca_vectors)
+    match source:
+        case "original":
+            return ORIGINAL
+        case "shards":
+            return ColorComponents(statistics.pca_stds, statistics.pca_vectors)
+        case unknown:
+            assert_never(unknown)
 
 
 def draw_color_shifts(

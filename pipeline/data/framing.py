@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,8 @@ def training_framing(config: AugmentConfig, image_size: ImageSize | None, seed: 
             return _Random(output_size, seed)
         case "random_resized":
             return _RandomResized(output_size, seed, config.crop_min_area)
+        case unknown:
+            assert_never(unknown)
 
 
 def evaluation_framing(config: AugmentConfig, image_size: ImageSize | None) -> Framing:
@@ -94,7 +96,7 @@ def input_size(config: AugmentConfig, image_size: ImageSize | None) -> ImageSize
 
 
 def _check_images_may_differ(config: AugmentConfig) -> None:
-    if config.crop_pixels is None or config.crop_place != "random_resized":
+    if config.crop_pixels is None or not config.scales_crops:
         raise ValueError(
             "the images of the shard set differ in size: train with augment.crop_place "
             "random_resized and augment.crop_pixels, or convert the images with --size N"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,8 @@ def build_normalizer(
         case "mean_image":
             mean = read_mean_image(shards, manifest.statistics)
             return Normalizer(_middle(mean, config), ones, device)
+        case unknown:
+            assert_never(unknown)
 
 
 def _middle(mean: npt.NDArray[np.float32], config: AugmentConfig) -> npt.NDArray[np.float32]:

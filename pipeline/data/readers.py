@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import assert_never
 
 from pipeline.config import Config
 from pipeline.data.beton import BetonPlaces
@@ -55,17 +56,27 @@ def _open(
 ) -> Reader:
     places = _places(config, shards, split, files)
     quarantine = Quarantine(places, max_corrupt)
-    kind = PixelReader if places.encoding == "rgb" else JpegReader
-    return kind(places, framing, quarantine, num_threads=config.data.decode_threads)
+    num_threads = config.data.decode_threads
+    match places.encoding:
+        case "rgb":
+            return PixelReader(places, framing, quarantine, num_threads=num_threads)
+        case "jpeg":
+            return JpegReader(places, framing, quarantine, num_threads=num_threads)
+        case unknown:
+            assert_never(unknown)
 
 
 def _places(config: Config, shards: ShardSet, split: str, files: ShardFiles | None) -> Places:
     manifest = shards.manifest
-    if config.data.reader == "beton":
-        return BetonPlaces(Path(config.data.beton), shards.folder, manifest, split)
-    files = files or LocalFiles(shards.folder, manifest.split(split))
-    try:
-        return TarPlaces(shards.folder, manifest, split, files)
-    except BaseException:
-        files.close()
-        raise
+    match config.data.reader:
+        case "beton":
+            return BetonPlaces(Path(config.data.beton), shards.folder, manifest, split)
+        case "tar" | "remote" | "resident":
+            files = files or LocalFiles(shards.folder, manifest.split(split))
+            try:
+                return TarPlaces(shards.folder, manifest, split, files)
+            except BaseException:
+                files.close()
+                raise
+        case unknown:
+            assert_never(unknown)

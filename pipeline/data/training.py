@@ -49,7 +49,7 @@ def open_batches(
 
     Raises what the readers raise, and `ValueError` if a resident split has no room.
     """
-    if config.data.reader == "resident":
+    if config.data.is_resident:
         return _resident_batches(config, shards, plan, world, grid)
     with world.together():
         files = remote_files(shards, "train")

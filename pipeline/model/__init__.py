@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from pipeline.config import ModelConfig
 from pipeline.model.alexnet import AlexNet2012
 from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle
@@ -45,3 +47,5 @@ def _build(config: ModelConfig, num_classes: int, columns: Columns) -> Network:
             return AlexNetBN(num_classes, config.dropout, config.batch_norm_momentum)
         case "alexnet_cifar":
             return AlexNetCifar(num_classes, config.dropout, config.batch_norm_momentum)
+        case unknown:
+            assert_never(unknown)

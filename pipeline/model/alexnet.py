@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, assert_never
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
+from pipeline.config import Initialization, ModelConfig, ResponseNorm
 from pipeline.model.columns import Columns
 from pipeline.model.dropout import Dropout
 from pipeline.model.network import Network
-from pipeline.model.response_norm import NormalizeAndPool, NormConstants
-
-_NORMS = {
-    "code": NormConstants(size=5, alpha=1e-4 / 5, k=2.0),
-    "paper": NormConstants(size=5, alpha=1e-4, k=2.0),
-    "none": None,
-}
-"""Section 3.3 of the paper has alpha on each square, the code divides it by their number."""
+from pipeline.model.response_norm import NormalizeAndPool, NormConstants, Relu
 
 _OVERHANG = 3
 """Pixels by which the last windows of conv1 hang over the image: its output size is rounded up."""
@@ -46,12 +39,10 @@ class AlexNet2012(Network):
         held = columns.num_held
         one, two, three, four, five = (held * kernels for kernels in _KERNELS)
         units, both = held * _UNITS, 2 // held
-        norm = _NORMS[config.response_norm]
+        norm, relu_of_conv1 = _norm_and_relu(config.response_norm)
         self._columns = columns
         self.conv1 = nn.Conv2d(3, one, 11, stride=4)
-        self.pool1 = NormalizeAndPool(
-            norm, num_columns=held, relu="before" if config.response_norm == "paper" else "after"
-        )
+        self.pool1 = NormalizeAndPool(norm, num_columns=held, relu=relu_of_conv1)
         self.conv2 = nn.Conv2d(one, two, 5, padding=2, groups=held)
         self.pool2 = NormalizeAndPool(norm, num_columns=held, relu="before")
         self.conv3 = nn.Conv2d(both * two, three, 3, padding=1)
@@ -63,7 +54,7 @@ class AlexNet2012(Network):
         self.fc7 = nn.Linear(both * units, units)
         self.drop7 = self._dropout(config, 1)
         self.fc8 = nn.Linear(units, num_classes, bias=columns.first_held == 0)
-        _INITIALIZATIONS[config.initialization](self)
+        _initialize(self, config.initialization)
 
     def _dropout(self, config: ModelConfig, layer: int) -> Dropout:
         first_unit = self._columns.first_held * _UNITS
@@ -84,6 +75,34 @@ class AlexNet2012(Network):
         units = self.drop6(F.relu(self.fc6(units)), keys)
         units = self.drop7(F.relu(self.fc7(self._columns.join(units))), keys)
         return self._columns.add(self.fc8(units))
+
+
+def _norm_and_relu(form: ResponseNorm) -> tuple[NormConstants | None, Relu]:
+    """The response norm, and on which side of it conv1's ReLU stands.
+
+    Section 3.3 of the paper has alpha on each square, the code divides it by their number.
+    """
+    match form:
+        case "code":
+            return NormConstants(size=5, alpha=1e-4 / 5, k=2.0), "after"
+        case "paper":
+            return NormConstants(size=5, alpha=1e-4, k=2.0), "before"
+        case "none":
+            return None, "after"
+        case unknown:
+            assert_never(unknown)
+
+
+def _initialize(network: AlexNet2012, form: Initialization) -> None:
+    match form:
+        case "code":
+            _init_as_code(network)
+        case "paper":
+            _init_as_paper(network)
+        case "caffe":
+            _init_as_caffe(network)
+        case unknown:
+            assert_never(unknown)
 
 
 def _fill(network: AlexNet2012, stds: dict[str, float], biases: dict[str, float]) -> None:
@@ -113,6 +132,3 @@ def _init_as_paper(network: AlexNet2012) -> None:
 def _init_as_caffe(network: AlexNet2012) -> None:
     """`bvlc_alexnet/train_val.prototxt`."""
     _fill(network, dict.fromkeys(("fc6", "fc7"), 0.005), dict.fromkeys(_POSITIVE, 0.1))
-
-
-_INITIALIZATIONS = {"code": _init_as_code, "paper": _init_as_paper, "caffe": _init_as_caffe}

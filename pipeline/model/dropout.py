@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import nn
+
+from pipeline.config import DropoutForm
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -24,13 +28,23 @@ class Dropout(nn.Module):
     """
 
     def __init__(
-        self, probability: float, *, layer: int, first_unit: int = 0, form: str = "inverted"
+        self,
+        probability: float,
+        *,
+        layer: int,
+        first_unit: int = 0,
+        form: DropoutForm = "inverted",
     ) -> None:
         super().__init__()
         assert 0 <= probability < 1, probability
-        assert form in ("inverted", "original"), form
         self.probability = probability
-        self.form = form
+        match form:
+            case "inverted":
+                self._in_training, self._in_evaluation = 1 / (1 - probability), 1.0
+            case "original":
+                self._in_training, self._in_evaluation = 1.0, 1 - probability
+            case unknown:
+                assert_never(unknown)
         self._first = layer * _UNITS_PER_LAYER + first_unit
 
     def forward(self, units: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
@@ -38,10 +52,10 @@ class Dropout(nn.Module):
         if self.probability == 0:
             return units
         if not self.training:
-            return units * (1 - self.probability) if self.form == "original" else units
+            return units if self._in_evaluation == 1 else units * self._in_evaluation
         assert keys is not None, "training needs the samples' keys"
         kept = units * self._mask(keys, units.shape[1])
-        return kept.mul_(1 / (1 - self.probability)) if self.form == "inverted" else kept
+        return kept if self._in_training == 1 else kept.mul_(self._in_training)
 
     def _mask(self, keys: torch.Tensor, num_units: int) -> torch.Tensor:
         """Which units stay, bool N×U.

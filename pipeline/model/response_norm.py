@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import torch
 from torch import nn
@@ -77,9 +77,19 @@ def normalize_and_pool(
         constants.alpha,
         constants.k,
         num_columns,
-        relu == "before",
+        _is_first(relu),
     )
     return pooled
+
+
+def _is_first(relu: Relu) -> bool:
+    match relu:
+        case "before":
+            return True
+        case "after":
+            return False
+        case unknown:
+            assert_never(unknown)
 
 
 def normalize_and_pool_plain(
@@ -92,7 +102,7 @@ def normalize_and_pool_plain(
         pooled = F.relu(F.max_pool2d(x, 3, 2))
     else:
         wide = x if x.dtype == torch.float64 else x.float()
-        if relu == "before":
+        if _is_first(relu):
             pooled = F.max_pool2d(_normalize(F.relu(wide), constants, num_columns), 3, 2)
         else:
             pooled = F.relu(F.max_pool2d(_normalize(wide, constants, num_columns), 3, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -63,11 +64,15 @@ def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
 
 
 def _decode(content: bytes, manifest: Manifest) -> npt.NDArray[np.uint8]:
-    if manifest.encoding == "rgb":
-        pixels: npt.NDArray[np.uint8] = np.load(io.BytesIO(content))
-        return pixels
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))
+    match manifest.encoding:
+        case "rgb":
+            pixels: npt.NDArray[np.uint8] = np.load(io.BytesIO(content))
+            return pixels
+        case "jpeg":
+            with Image.open(io.BytesIO(content)) as image:
+                return np.asarray(image.convert("RGB"))
+        case unknown:
+            assert_never(unknown)
 
 
 def heat_image_uri(matrix: Counts) -> str:

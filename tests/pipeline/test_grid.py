@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipeline.config import Layout
 from pipeline.distributed import World, collective_deadline
 from pipeline.grid import build_grid, check_layout
 from tests.pipeline.ranks import call_on_ranks
 from tests.pipeline.worlds import SINGLE
 
 
-def place_and_sums(world: World, columns: str) -> dict[str, Any]:
+def place_and_sums(world: World, columns: Layout) -> dict[str, Any]:
     """The place of a rank, and the sums of 2**rank over its groups."""
     grid = build_grid(world, columns, timeout_seconds=30)
     found: dict[str, Any] = {

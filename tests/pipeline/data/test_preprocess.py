@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_prep.files import sha256_of
 from data_prep.manifest import Manifest, ShardSetError, read_manifest
-from pipeline.config import AugmentConfig
+from pipeline.config import AugmentConfig, ComponentsOfColor
 from pipeline.data.color import ORIGINAL, ColorComponents, color_components, draw_color_shifts
 from pipeline.data.normalize import Normalizer, build_normalizer
 from pipeline.data.preprocess import Augmenter, Viewer
@@ -128,7 +128,9 @@ def test_the_original_components_are_orthonormal_and_imply_the_known_deviations(
 
 
 @pytest.mark.parametrize("source", ["original", "shards"])
-def test_colour_shifts_have_the_components_covariance(manifest: Manifest, source: str) -> None:
+def test_colour_shifts_have_the_components_covariance(
+    manifest: Manifest, source: ComponentsOfColor
+) -> None:
     components = color_components(source, manifest.statistics)
     shifts = draw_color_shifts(components, RATIO_OF_2012, 0, 0, MANY)
     vectors, stds = np.array(components.vectors), np.array(components.stds)

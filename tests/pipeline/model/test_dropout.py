@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config import DropoutForm
 from pipeline.data import randomness
 from pipeline.model import dropout
 from pipeline.model.dropout import Dropout, KeyedSequential
@@ -138,7 +139,7 @@ def test_a_part_of_the_units_has_its_part_of_the_mask(first_unit: int, num_units
 
 @each_probability
 @each_form
-def test_values_and_gradients_in_training(form: str, probability: float) -> None:
+def test_values_and_gradients_in_training(form: DropoutForm, probability: float) -> None:
     keys = sample_keys(4)
     generator = torch.Generator().manual_seed(0)
     units, direction = torch.randn(2, 4, 1000, dtype=torch.float64, generator=generator)
@@ -154,7 +155,7 @@ def test_values_and_gradients_in_training(form: str, probability: float) -> None
 
 @each_probability
 @each_form
-def test_values_and_gradients_in_evaluation(form: str, probability: float) -> None:
+def test_values_and_gradients_in_evaluation(form: DropoutForm, probability: float) -> None:
     units = torch.linspace(-1, 1, 100, dtype=torch.float64).reshape(2, 50).requires_grad_()
     factor = 1 - probability if form == "original" else 1.0
     found = Dropout(probability, layer=1, form=form).eval()(units, None)
@@ -164,7 +165,7 @@ def test_values_and_gradients_in_evaluation(form: str, probability: float) -> No
 
 
 @each_form
-def test_the_mean_over_masks_is_the_value_in_evaluation(form: str) -> None:
+def test_the_mean_over_masks_is_the_value_in_evaluation(form: DropoutForm) -> None:
     module, keys = Dropout(0.3, layer=0, form=form), sample_keys(20_000)
     trained = module(torch.ones(20_000, 8, dtype=torch.float64), keys).mean(0)
     evaluated = module.eval()(torch.ones(1, 8, dtype=torch.float64), None)[0]
@@ -182,7 +183,7 @@ def test_half_precision_rounds_the_product_only(dtype: torch.dtype) -> None:
 
 
 @each_form
-def test_without_probability_nothing_changes(form: str) -> None:
+def test_without_probability_nothing_changes(form: DropoutForm) -> None:
     units = torch.randn(2, 5)
     module = Dropout(0.0, layer=0, form=form)
     assert torch.equal(module(units, None), units)
