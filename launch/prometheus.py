@@ -15,8 +15,10 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 from data_prep.files import path_option, write_atomically
+from launch import outcome_server
 from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
@@ -42,8 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scrape-interval", default=DEFAULT_SCRAPE_INTERVAL, help="default: %(default)s"
     )
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--start",
+        action="store_true",
+        help=f"then run Prometheus and serve outcomes, on {_ADDRESS}, until Ctrl-C",
+    )
+    start.add_argument(
+        "--serve-outcomes",
+        action="store_true",
+        help="then serve outcomes to a Prometheus that is started otherwise, until Ctrl-C",
+    )
     parser.add_argument(
-        "--start", action="store_true", help=f"then run Prometheus, on {_ADDRESS}, until Ctrl-C"
+        "--outcomes-port",
+        type=functools.partial(port_number, lowest=1),
+        default=outcome_server.DEFAULT_PORT,
+        help="with --start another one if it is taken; default: %(default)s",
     )
     parser.add_argument(
         "--port",
@@ -54,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the configuration, and with `--start` become the Prometheus that uses it."""
+    """Write the configuration; then become the Prometheus that uses it, or serve it outcomes."""
     root: Path = options.run_root
     if not root.is_dir():
         raise NotADirectoryError(
@@ -63,18 +79,32 @@ def run(options: argparse.Namespace) -> None:
     root = root.resolve()
     output: Path = (options.output or root / "prometheus.yml").resolve()
     targets = RunDirectory(root / "any-run").targets
-    _write_config(output, render_config(targets, options.scrape_interval))
+    server, port = None, options.outcomes_port
+    if options.start or options.serve_outcomes:
+        server = outcome_server.bind(root, port, or_any=options.start)
+        port = server.server_port
+    page = outcome_server.page_of(root)
+    _write_config(output, render_config(targets, page, port, options.scrape_interval))
     targets.mkdir(exist_ok=True)
     command = server_command(output, root / "prometheus-data", options.port)
     sys.stdout.write(f"wrote {output}\n")
-    if options.start:
-        _start(command, output, options.port)
+    if server is None:
+        sys.stdout.write(
+            f"start Prometheus with: {shlex.join(command)}\n"
+            "and serve it outcomes with this command and --serve-outcomes\n"
+        )
+    elif options.start:
+        _start(command, output, options.port, server)
     else:
-        sys.stdout.write(f"start Prometheus with: {shlex.join(command)}\n")
+        sys.stdout.write(f"outcomes: http://{outcome_server.ADDRESS}:{port}{page}\n")
+        sys.stdout.flush()
+        server.serve_forever()
 
 
-def render_config(targets: Path, scrape_interval: str) -> str:
-    """The configuration that watches the `file_sd` directory `targets`.
+def render_config(
+    targets: Path, outcomes_page: str, outcomes_port: int, scrape_interval: str
+) -> str:
+    """The configuration that watches the `file_sd` directory `targets` and the page of outcomes.
 
     Raises `ValueError` if Prometheus would not take the interval or the path.
     """
@@ -91,6 +121,8 @@ def render_config(targets: Path, scrape_interval: str) -> str:
     template = resources.files("launch").joinpath("prometheus.yml").read_text()
     return string.Template(template).substitute(
         scrape_interval=scrape_interval,
+        outcomes_page=outcomes_page,
+        outcomes_address=f"{outcome_server.ADDRESS}:{outcomes_port}",
         # A JSON string is one of YAML too, if it escapes no character as two surrogates.
         targets=json.dumps(f"{targets}/*.json", ensure_ascii=False),
     )
@@ -118,8 +150,8 @@ def server_command(config: Path, storage: Path, port: int) -> list[str]:
     ]
 
 
-def _start(command: list[str], config: Path, port: int) -> None:
-    """Become the server, so that signals and the exit status are its own."""
+def _start(command: list[str], config: Path, port: int, outcomes: WSGIServer) -> None:
+    """Become Prometheus, so that signals and the exit status are its own."""
     binary = shutil.which(command[0])
     if binary is None:
         raise FileNotFoundError(
@@ -130,6 +162,7 @@ def _start(command: list[str], config: Path, port: int) -> None:
     _check_port(port)
     sys.stdout.write(f"Prometheus: http://{_ADDRESS}:{port}\n")
     sys.stdout.flush()
+    outcome_server.serve_beside(outcomes)
     os.execv(binary, command)
 
 

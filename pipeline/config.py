@@ -470,7 +470,7 @@ class MetricsConfig:
     """First port to try."""
     exporter_address: str = operational("127.0.0.1", _EXPORTS)
     """0.0.0.0 lets other hosts scrape."""
-    exporter_linger_seconds: float = operational(30.0, _EXPORTS)
+    exporter_linger_seconds: float = operational(180.0, _EXPORTS)
     """How long the last values are served after the ranks are gone."""
 
     def __post_init__(self) -> None:

@@ -69,6 +69,8 @@ def is_locked(run: RunDirectory) -> bool | None:
         handle = os.open(_path(run), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except OSError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -149,9 +149,8 @@ class RootOutcomes(Collector):
     def collect(self) -> Iterator[Metric]:
         now = time.time()
         runs, ranks = _families()
-        for path in sorted(self._root.iterdir()):
-            run = RunDirectory(path)
-            standing = standing_of(run, self._host, now) if _may_be_shown(run, now) else None
+        for run in map(RunDirectory, sorted(self._root.iterdir())):
+            standing = self._standing_of(run, now)
             if standing is None or standing.is_over_for(KEPT_SECONDS, now):
                 continue
             _add(runs, standing.outcome, run=run.name)
@@ -159,6 +158,13 @@ class RootOutcomes(Collector):
                 labels = {"run": run.name, "node": rank.writer.host} | _labels_of(rank)
                 _add(ranks, rank.outcome(self._host, now), **labels)
         yield from (runs, ranks)
+
+    def _standing_of(self, run: RunDirectory, now: float) -> Standing | None:
+        """None too of what is no run, and of one that cannot be read: it shall not hide others."""
+        with contextlib.suppress(OSError):
+            if run.path.is_dir() and _may_be_shown(run, now):
+                return standing_of(run, self._host, now)
+        return None
 
 
 def _may_be_shown(run: RunDirectory, now: float) -> bool:

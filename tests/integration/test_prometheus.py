@@ -56,6 +56,10 @@ class Api:
             return []
         return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
 
+    def labels(self, expression: str) -> list[dict[str, str]]:
+        """Those of each series of the answer."""
+        return [labels for labels, _ in self.query(expression)]
+
     def value(self, expression: str) -> float:
         """The one value of the answer; NaN until there is one."""
         rows = self.query(expression)
@@ -91,20 +95,26 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         ((target, up),) = api.query('up{job="alexnet_train"}')
         assert (target["run"], up) == ("run", 1)
 
-        dead, stalled = documented("dead ranks"), documented("stalled runs")
-        assert api.query(dead) == api.query(stalled) == []
+        killed, stalled = documented("killed ranks"), documented("stalled runs")
+        standing = documented("how runs stand, or ended")
+        assert api.labels(standing) == [{"run": "run", "outcome": "running"}]
+        assert api.query(killed) == api.query(stalled) == []
+        stalled_soon = stalled.replace("600", "1")
+        assert stalled_soon != stalled
 
         victim.kill()
-        wait_for(
-            lambda: [row[0]["rank"] for row in api.query(dead)] == ["1"],
-            "the death of rank 1",
-        )
+        wait_for(lambda: api.labels(killed) == [{"run": "run", "rank": "1"}], "the death of rank 1")
         assert [row[0]["rank"] for row in api.query("alexnet_rank_up == 1")] == ["0"]
 
+        leader.send_signal(signal.SIGSTOP)
+        wait_for(lambda: api.labels(stalled_soon) == [{"run": "run"}], "that the run stands still")
+        leader.send_signal(signal.SIGCONT)
         finish(leader)
-        wait_for(lambda: len(api.query("alexnet_rank_up == 0")) == 2, "the end of rank 0")
-        assert api.value("alexnet_run_success") == 1
-        assert api.query(dead) == api.query(stalled) == [], "a run that is done has no dead ranks"
+        wait_for(
+            lambda: api.labels(standing) == [{"run": "run", "outcome": "completed"}],
+            "the end of the run",
+        )
+        assert api.query(stalled_soon) == [], "a run that is done is not stalled"
 
 
 @pytest.mark.slow
@@ -117,30 +127,79 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
     options = ["--epochs", 5000, "--checkpoint.every_epochs", 0, "--log_every_steps", 10]
     options += ["--evaluation.every_epochs", 20, "--metrics.exporter", "true"]
     options += ["--metrics.exporter_port", 0, "--metrics.publish_seconds", 0.2]
-    options += ["--metrics.exporter_linger_seconds", 10]
-    with (
-        process(*server, "--scrape-interval", "1s"),
-        torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job,
-    ):
-        wait_for(lambda: api.value(IMAGES_PER_SECOND) > 0, "images a second", 120)
-        wait_for(lambda: api.value('alexnet_eval_accuracy_ratio{k="1"}') >= 0, "top-1", 120)
-        speeds = [row["images_per_second"] for row in rows(run, "train")]
-        assert min(speeds) / 4 < api.value(IMAGES_PER_SECOND) < max(speeds) * 1.5
-        losses = [row["loss"] for row in rows(run, "train")]
-        assert min(losses) <= api.value("alexnet_train_loss") <= max(losses)
-        assert 0 <= api.value("alexnet_train_accuracy_ratio") <= 1
-        assert 0 < api.value(DATA_WAIT) < 1
-        assert api.value("alexnet_world_size_ranks") == 2
-        assert {labels["rank"] for labels, _ in api.query("alexnet_rank_up == 1")} == {"0", "1"}
+    standing, killed, ended_badly = map(
+        documented, ("how runs stand, or ended", "killed ranks", "runs that failed or were killed")
+    )
 
-        os.kill(ranks_of(job)[1], signal.SIGKILL)
+    def has_failed() -> bool:
+        """Rank 0 has told why it left, and of rank 1 there is no word."""
+        return api.labels(ended_badly) == api.labels(standing) == [
+            {"run": "run", "outcome": "failed"}
+        ] and api.labels(killed) == [{"run": "run", "rank": "1"}]
+
+    with process(*server, "--scrape-interval", "1s"):
+        with torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job:
+            wait_for(lambda: api.value(IMAGES_PER_SECOND) > 0, "images a second", 120)
+            wait_for(lambda: api.value('alexnet_eval_accuracy_ratio{k="1"}') >= 0, "top-1", 120)
+            speeds = [row["images_per_second"] for row in rows(run, "train")]
+            assert min(speeds) / 4 < api.value(IMAGES_PER_SECOND) < max(speeds) * 1.5
+            losses = [row["loss"] for row in rows(run, "train")]
+            assert min(losses) <= api.value("alexnet_train_loss") <= max(losses)
+            assert 0 <= api.value("alexnet_train_accuracy_ratio") <= 1
+            assert 0 < api.value(DATA_WAIT) < 1
+            assert api.value("alexnet_world_size_ranks") == 2
+            assert {labels["rank"] for labels, _ in api.query("alexnet_rank_up == 1")} == {"0", "1"}
+
+            assert api.labels(standing) == [{"run": "run", "outcome": "running"}]
+            assert api.query(killed) == api.query(ended_badly) == []
+            assert api.value("alexnet_train_grad_norm") > 0, "without clipping, too"
+            ((info, _),) = api.query("alexnet_run_info")
+            assert (info["recipe"], info["columns"]) == ("cifar10", "fused")
+            assert info["dataset"] == "generated shapes"
+            assert len(info["git_revision"]) >= 7
+
+            os.kill(ranks_of(job)[1], signal.SIGKILL)
+            job.communicate(timeout=60)
+        wait_for(has_failed, "what became of the run", 60)
+        os.kill(exporter_pid(run), signal.SIGKILL)
+        wait_for(lambda: api.value('up{job="alexnet_train"}') == 0, "that the exporter is gone")
+        wait_for(lambda: not api.query("alexnet_rank_up"), "that its values are gone")
+        assert has_failed(), "the run directory tells it"
+
+        with torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job:
+            wait_for(
+                lambda: (
+                    api.labels(standing) == [{"run": "run", "outcome": "running"}]
+                    and bool(api.query("alexnet_rank_up == 1"))
+                ),
+                "that it runs again",
+                120,
+            )
+            wait_for(lambda: not api.query(killed), "that all ranks are there")
+            for pid in (job.pid, *ranks_of(job).values(), exporter_pid(run)):
+                os.kill(pid, signal.SIGKILL)
         wait_for(
-            lambda: [row[0]["rank"] for row in api.query("alexnet_rank_up == 0")] != [],
-            "the death of a rank",
+            lambda: (
+                api.labels(ended_badly)
+                == api.labels(standing)
+                == [{"run": "run", "outcome": "killed"}]
+                and {row["rank"] for row in api.labels(killed)} == {"0", "1"}
+            ),
+            "that all were killed at once",
         )
-        job.communicate(timeout=60)
-        wait_for(
-            lambda: {row[0]["rank"] for row in api.query("alexnet_rank_up == 0")} == {"0", "1"},
-            "the end of the job",
-        )
-        assert api.value("alexnet_run_success") == 0
+
+
+def exporter_pid(run: Path) -> int:
+    """Of the exporter that serves the run on this host."""
+    (lock,) = (run / "metrics").glob("exporter-*.lock")
+    return int(lock.read_text().rpartition(" ")[2])
+
+
+def test_the_questions_of_the_readme_are_documented() -> None:
+    """So they are those that are put to a Prometheus here."""
+    readme = (REPOSITORY / "README.md").read_text()
+    block = readme.partition("\n    # images a second")[2].partition("\n\n")[0]
+    questions = [line.strip() for line in block.splitlines()[1:]]
+    assert len(questions) == 4
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    assert [question for question in questions if f"`{question}`" not in page] == []

@@ -5,14 +5,25 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from launch.__main__ import main
+from launch.outcome_server import page_of
 from launch.prometheus import render_config
 from pipeline.run_directory import RunDirectory
-from tests.pipeline.monitoring import REPOSITORY, require_tool
+from tests.pipeline.fake_run import RunHistory, start_fields
+from tests.pipeline.monitoring import (
+    REPOSITORY,
+    assert_clean_exposition,
+    free_port,
+    parse,
+    process,
+    require_tool,
+)
 
 CONFIG = """\
 # Written by `python -m launch prometheus`, again at each call; copy it to keep changes.
@@ -23,6 +34,10 @@ scrape_configs:
     file_sd_configs:
       - files: ["/data/my runs/prometheus-targets/*.json"]
         refresh_interval: 5s
+  - job_name: alexnet_outcomes
+    metrics_path: /outcomes/0123
+    static_configs:
+      - targets: ["127.0.0.1:9752"]
 """
 
 
@@ -31,7 +46,8 @@ def prometheus(root: Path, *options: object) -> int:
 
 
 def test_the_configuration() -> None:
-    assert render_config(Path("/data/my runs/prometheus-targets"), "15s") == CONFIG
+    targets = Path("/data/my runs/prometheus-targets")
+    assert render_config(targets, "/outcomes/0123", 9752, "15s") == CONFIG
 
 
 def test_promtool_takes_what_the_command_writes(
@@ -127,6 +143,48 @@ def test_a_taken_port_is_named_before_the_start(
     assert error.startswith(f"error: Prometheus cannot listen on 127.0.0.1:{port}")
     assert error.count("\n") == 1
     assert not (tmp_path / "prometheus-data").exists()
+
+
+def test_outcomes_are_served_to_who_watches_these_runs(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("runs", "others")]
+    port = free_port()
+    for root in roots:
+        history = write_killed_run(root / "first")
+        history.close()
+    command = ["launch", "prometheus", "--run-root", roots[0], "--serve-outcomes"]
+    with process(*command, "--outcomes-port", port) as server:
+        assert server.stdout is not None
+        url = ""
+        while not url:
+            words = server.stdout.readline().decode()
+            url = words.removeprefix("outcomes: ").strip() if words.startswith("outcomes") else ""
+        config = (roots[0] / "prometheus.yml").read_text()
+        assert f'targets: ["127.0.0.1:{port}"]' in config
+        assert url == f"http://127.0.0.1:{port}{page_of(roots[0])}"
+        text = fetch_url(url)
+        assert_clean_exposition(text)
+        labels = frozenset({("run", "first"), ("outcome", "killed")})
+        assert parse(text)["alexnet_run_outcome", labels] == 1
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            fetch_url(f"http://127.0.0.1:{port}{page_of(roots[1])}")
+        others = ["launch", "prometheus", "--run-root", roots[1], "--serve-outcomes"]
+        with process(*others, "--outcomes-port", port) as refused:
+            refused.communicate(timeout=60)
+            assert refused.returncode == 1
+
+
+def write_killed_run(path: Path) -> RunHistory:
+    path.mkdir(parents=True)
+    history = RunHistory(RunDirectory(path))
+    history.write("run", 0, **start_fields())
+    return history
+
+
+def fetch_url(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        content = response.read()
+    assert isinstance(content, bytes)
+    return content
 
 
 def test_launch_imports_no_torch() -> None:
