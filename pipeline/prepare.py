@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from data_prep.files import remove_leftovers
 from data_prep.manifest import manifest_sha256
 from pipeline import checkpoint
+from pipeline.batch_norm import check_parts, least_values
 from pipeline.command import Command
 from pipeline.config import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES, Config, flatten
 from pipeline.console import Console
@@ -147,6 +148,7 @@ def _build(
         size = input_size(config.augment, manifest.image_size)
         torch.manual_seed(config.seed)
         model = build_model(config.model, manifest.num_classes, size, grid.columns)
+        check_parts(plan, target_steps, least_values(model, size))
         normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
         framed = val_reader.image_shape[:2]
         viewer = Viewer(config.augment, config.evaluation.views, framed, normalizer)

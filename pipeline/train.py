@@ -23,6 +23,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.console import Console, resolved_table
+from pipeline.data.normalize import constancy
 from pipeline.distributed import Place, World, connect, failure_of_all
 from pipeline.failure import exit_code_of, leave
 from pipeline.loop import Parts, TrainingLoop
@@ -92,6 +93,9 @@ def _announce(parts: Parts, resumed_from: Path | None) -> None:
             device=parts.world.device.type,
         )
     )
+    constant = constancy(config.augment, parts.manifest.statistics)
+    if constant is not None:
+        console.line(f"warning: {constant}")
     if resumed_from is not None:
         console.line(f"resumed from {resumed_from}")
     parts.journal.started(progress, _facts(parts), row)

@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_prep.manifest import Manifest, read_mean_image
+from data_prep.manifest import Manifest, Statistics, read_mean_image
 from pipeline.config import AugmentConfig
 from pipeline.data.augment import Flags
 from pipeline.data.device import to_device
 from pipeline.data.frames import Picks, take_frames, whole_images
 from pipeline.data.framing import input_size
+
+_CHANNELS = ("red", "green", "blue")
+_LEAST_DEVIATION = 0.1
+"""Of a channel that has anything to tell, in grey levels."""
 
 
 class Normalizer:
@@ -95,12 +99,41 @@ def build_normalizer(
             return Normalizer(0 * ones, ones, device)
         case "mean_std":
             statistics = manifest.statistics
-            return Normalizer(np.array(statistics.mean), np.array(statistics.std), device)
+            std = np.array(statistics.std)
+            std[constant_channels(statistics)] = 1.0
+            return Normalizer(np.array(statistics.mean), std, device)
         case "mean_image":
             mean = read_mean_image(shards, manifest.statistics)
             return Normalizer(_middle(mean, config), ones, device)
         case unknown:
             assert_never(unknown)
+
+
+def constant_channels(statistics: Statistics) -> list[int]:
+    """Channels whose deviation is none, or that of a few pixels that are one grey level off.
+
+    Divided by it these would be numbers beyond all others, or none.
+    """
+    return [channel for channel, std in enumerate(statistics.std) if not std >= _LEAST_DEVIATION]
+
+
+def constancy(config: AugmentConfig, statistics: Statistics) -> str | None:
+    """A sentence about channels that are not divided by their deviation; None: there are none."""
+    match config.normalize:
+        case "none" | "mean_image":
+            return None
+        case "mean_std":
+            constant = constant_channels(statistics)
+        case unknown:
+            assert_never(unknown)
+    if not constant:
+        return None
+    names = " and ".join(
+        f"{_CHANNELS[channel]} (deviation {statistics.std[channel]:.2g})" for channel in constant
+    )
+    return (
+        f"constant in all training images: {names}; augment.normalize mean_std divides by 1 there"
+    )
 
 
 def _middle(mean: npt.NDArray[np.float32], config: AugmentConfig) -> npt.NDArray[np.float32]:

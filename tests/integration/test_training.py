@@ -580,6 +580,10 @@ def test_what_cannot_start_says_why(shards: Path, tmp_path: Path) -> None:
     assert "--augment.evaluation_pixels has no effect: it needs images of several sizes" in (
         sentence(2, shards, run, "--augment.evaluation_pixels", 40)
     )
+    part_of_one = ("--data.drop_last", "false", "--global_batch_size", 66)
+    assert "one image, and BatchNorm on maps of 1×1 needs two: use --data.drop_last true" in (
+        sentence(2, shards, run, *part_of_one)
+    )
     assert "train-000003.tar" in sentence(2, small)
     assert "nowhere" in sentence(2, tmp_path / "nowhere")
     assert "a file of that name is in the way" in sentence(2, shards, file)

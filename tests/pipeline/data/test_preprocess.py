@@ -17,7 +17,7 @@ from data_prep.files import sha256_of
 from data_prep.manifest import Manifest, ShardSetError, read_manifest
 from pipeline.config import AugmentConfig, ComponentsOfColor
 from pipeline.data.color import ORIGINAL, ColorComponents, color_components, draw_color_shifts
-from pipeline.data.normalize import Normalizer, build_normalizer
+from pipeline.data.normalize import Normalizer, build_normalizer, constancy
 from pipeline.data.preprocess import Augmenter, Viewer
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -68,6 +68,28 @@ def test_normalizer_subtracts_and_divides_by_channel(
     exact = (images.numpy().astype(np.float64) - np.array(mean)) / np.array(std)
     # fp32 rounds x·(1/s) and m/s, each up to 255/s
     assert np.allclose(outputs.numpy(), exact.transpose(0, 3, 1, 2), rtol=0, atol=1e-4 / min(std))
+
+
+@pytest.mark.parametrize("dust", [0.0, 1e-7, 0.09])
+def test_a_constant_channel_is_named_and_divided_by_one(
+    shards: Path, manifest: Manifest, dust: float
+) -> None:
+    """Whatever the rounding of its deviation, and whether a few pixels are one level off."""
+    statistics = dataclasses.replace(
+        manifest.statistics, mean=(7.0, 9.0, 8.0), std=(dust, 3.0, dust)
+    )
+    config = AugmentConfig(normalize="mean_std")
+    odd = dataclasses.replace(manifest, statistics=statistics)
+    images = random_images(2, 4, 4)
+    outputs = build_normalizer(config, odd, shards, CPU)(images).numpy()
+    exact = (images.numpy() - np.array([7.0, 9.0, 8.0])) / np.array([1.0, 3.0, 1.0])
+    np.testing.assert_allclose(outputs, exact.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-4)
+    assert constancy(config, statistics) == (
+        f"constant in all training images: red (deviation {dust:.2g}) and blue (deviation "
+        f"{dust:.2g}); augment.normalize mean_std divides by 1 there"
+    )
+    assert constancy(AugmentConfig(normalize="none"), statistics) is None
+    assert constancy(config, dataclasses.replace(statistics, std=(0.1, 3.0, 5.0))) is None
 
 
 def test_normalizer_gives_channels_last_memory() -> None:
