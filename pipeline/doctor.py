@@ -31,6 +31,7 @@ from pipeline.config import DistributedConfig, is_url, located
 from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
 from pipeline.failure import FAILED, exit_code_of, leave, sentence_of
+from pipeline.precision import Arithmetic, arithmetic_of, meaning
 
 _DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
 _MAX_SKEW_SECONDS = 1.0
@@ -53,6 +54,7 @@ class Facts:
     """Address and port where the ranks meet."""
     interface: str
     device: str
+    arithmetic: Arithmetic
     cores: tuple[int, ...]
     """Those that this process may use."""
     num_cores: int
@@ -82,6 +84,7 @@ def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
     """What the facts of all ranks, in rank order, say; `num_threads` read for each rank."""
     return [
         _check_ranks(facts),
+        Check(title="precision", text=meaning([one.arithmetic for one in facts])),
         _check_cores(facts, num_threads),
         _check_shared_memory(facts),
         _check_open_files(facts),
@@ -210,6 +213,7 @@ def collect(place: Place, device: torch.device, options: argparse.Namespace) -> 
         meeting=place.meeting,
         interface=_interface_to(place.meeting),
         device=str(device),
+        arithmetic=arithmetic_of(device),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         num_cores=os.cpu_count() or 1,
         shm_bytes=_free_bytes(Path("/dev/shm")),

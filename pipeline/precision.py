@@ -20,9 +20,9 @@ MAX_SKIPPED_IN_A_ROW = 100
 
 
 _SLOWDOWN: dict[Precision, str] = {
-    "bf16": "a step takes about 10 times as long as in fp32 with cifar10 and AVX2, 23 times with "
-    "the network of 2012, and 2.5 times with AVX-512",
-    "fp16": "a step takes about 15 times as long as in fp32 with cifar10",
+    "bf16": "a step takes 10 (cifar10) to 23 times (alexnet_fast) as long as in fp32 with AVX2, "
+    "2.5 times with AVX-512",
+    "fp16": "a step takes 15 times as long as in fp32 (cifar10)",
 }
 """What emulation was measured to cost on processors: docs/benchmarks.md, "Precision"."""
 
@@ -80,11 +80,21 @@ def resolve(config: Config, kept: Precision | None, devices: Sequence[Arithmetic
 
 def emulation(precision: Precision, devices: Sequence[Arithmetic]) -> str | None:
     """A sentence about the hosts that only emulate `precision`; None: there are none."""
-    hosts = {one.host: one.device for one in devices if precision in one.emulated}
+    hosts = dict.fromkeys(one.host for one in devices if precision in one.emulated)
     if not hosts:
         return None
-    where = ", ".join(f"{host} ({device})" for host, device in hosts.items())
-    return f"{precision} is emulated on {where}: {_SLOWDOWN[precision]}"
+    return f"{precision} is emulated on {', '.join(hosts)}: {_SLOWDOWN[precision]}"
+
+
+def meaning(devices: Sequence[Arithmetic]) -> str:
+    """What the devices of all ranks are, and what that makes of `auto`."""
+    hosts_of: dict[str, dict[str, None]] = {}
+    for one in devices:
+        hosts_of.setdefault(one.device, {})[one.host] = None
+    named = "; ".join(f"{device} on {', '.join(hosts)}" for device, hosts in hosts_of.items())
+    emulated = emulation("bf16", devices)
+    text = f"{named}: --precision auto is {fastest(devices)}"
+    return text if emulated is None else f"{text}; {emulated}"
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
