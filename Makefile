@@ -3,6 +3,7 @@
 PYTHON ?= python3
 NPROC ?= 2
 RUNS ?= build
+EPOCHS ?= 6
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -81,9 +82,9 @@ $(FFCV): $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python -m data_prep shard synthetic --output $(RUNS)/demo-shards
 	@rm -rf $(RUNS)/demo
-	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m pipeline.train cifar10 --epochs 6 \
+	$(BIN)/python -m launch local --nproc $(NPROC) cifar10 --epochs $(EPOCHS) \
 		--data.shards $(RUNS)/demo-shards --run-dir $(RUNS)/demo
-	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m pipeline.evaluate --run-dir $(RUNS)/demo
+	$(BIN)/python -m pipeline.evaluate --run-dir $(RUNS)/demo
 	$(BIN)/python -m pipeline.report $(RUNS)/demo
 
 cifar10: $(INSTALLED)
@@ -91,7 +92,7 @@ cifar10: $(INSTALLED)
 is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit 1; }
 	$(BIN)/python -m data_prep shard $(if $(wildcard $(DATA)/train),folder,cifar10) --encoding rgb \
 		--input "$(DATA)" --output $(RUNS)/cifar10-shards
-	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m pipeline.train cifar10 \
+	$(BIN)/python -m launch local --nproc $(NPROC) cifar10 \
 		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10
 	$(BIN)/python -m pipeline.report $(RUNS)/cifar10
 

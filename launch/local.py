@@ -111,7 +111,8 @@ def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
     Signals are passed on: in a process group of its own torchrun gets none from the terminal.
     """
     asked = ""
-    environment = os.environ | {
+    # Ranks set their own number of threads; where it is not set torchrun writes a block about it.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ} | {
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are started again do not meet
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
     }
