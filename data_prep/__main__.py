@@ -134,9 +134,14 @@ def _add_source(
     has_input: bool = True,
 ) -> argparse.ArgumentParser:
     parser = sources.add_parser(name, help=what)
-    parser.set_defaults(run=_shard, open_source=open_source)
+    parser.set_defaults(run=_shard, open_source=open_source, ignore_changes=False)
     if has_input:
         parser.add_argument("--input", type=path_option, required=True, metavar="PATH", help=what)
+        parser.add_argument(
+            "--ignore-changes",
+            action="store_true",
+            help="keep finished shards though images in them were replaced since",
+        )
     parser.add_argument(
         "--output",
         dest="shards",
@@ -282,6 +287,7 @@ def _conversion_options(options: argparse.Namespace, source: Source) -> Options:
         seed=options.seed,
         num_workers=options.workers,
         max_reject_ratio=options.max_reject_ratio,
+        ignore_changes=options.ignore_changes,
         name=options.name,
     )
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
-import numpy.typing as npt
-
 from data_prep.assignment import ShardName, Task, assign
-from data_prep.manifest import Encoding, Manifest, check_shard_sizes, hash_class_names
+from data_prep.changes import Rows, Stamps, check_unchanged, load_stamps
+from data_prep.manifest import (
+    Encoding,
+    Manifest,
+    check_shard_sizes,
+    hash_class_names,
+    manifest_sha256,
+)
 from data_prep.output import Outline, claim, clean_up, find_finished
 from data_prep.pool import ShardJob, write_shards
 from data_prep.progress import Progress
@@ -28,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How to convert; all but `num_workers` and `max_reject_ratio` decide what comes out."""
+    """How to convert; `num_workers`, `max_reject_ratio` and `ignore_changes` do not decide what
+    comes out."""
 
     encoding: Encoding
     size: int | None
@@ -40,6 +45,8 @@ class Options:
     num_workers: int
     max_reject_ratio: float
     """Of all samples of the source; more rejected ones stop the conversion."""
+    ignore_changes: bool = False
+    """Keep finished shards though images in them were replaced."""
     name: str | None = None
     """What to call the shard set; the manifest alone has it."""
 
@@ -52,6 +59,8 @@ class _Work:
     shards: Path
     options: Options
     outline: Outline
+    rows: Rows
+    """Of all shards, in their order."""
     stream: TextIO
 
 
@@ -64,14 +73,13 @@ def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> t
     `ConversionError` if the conversion cannot start or go on; what is finished by then is
     kept, and the same call goes on from there.
     """
-    outline = outline_of(source, options)
-    finished = _find_whole(shards, outline)
+    work = _plan(source, shards, options, stream)
+    finished = _find_whole(work)
     if finished is not None:
         return finished, 0
-    work = _Work(source=source, shards=shards, options=options, outline=outline, stream=stream)
-    with claim(shards, outline, None) as records:
-        tally, num_read = _write_missing(work, records, outline.shard_names())
-        manifest = publish(shards, outline, tally)
+    with claim(shards, work.outline, None) as records:
+        tally, num_read = _write_missing(work, records, work.outline.shard_names())
+        manifest = publish(shards, work.outline, tally)
         clean_up(shards)
     return manifest, num_read
 
@@ -84,14 +92,24 @@ def convert_part(
     Tasks may run at the same time, on several hosts. Returns how many shards the task has, and
     how many samples this call has read. Otherwise as `convert`.
     """
-    outline = outline_of(source, options)
-    names = task.pick(outline.shard_names())
-    if _find_whole(shards, outline) is not None:
+    work = _plan(source, shards, options, stream)
+    names = task.pick(work.outline.shard_names())
+    if _find_whole(work) is not None:
         return len(names), 0
-    work = _Work(source=source, shards=shards, options=options, outline=outline, stream=stream)
-    with claim(shards, outline, task) as records:
+    with claim(shards, work.outline, task) as records:
         _, num_read = _write_missing(work, records, names)
     return len(names), num_read
+
+
+def _plan(source: Source, shards: Path, options: Options, stream: TextIO) -> _Work:
+    return _Work(
+        source=source,
+        shards=shards,
+        options=options,
+        outline=outline_of(source, options),
+        rows=_assign(source, options),
+        stream=stream,
+    )
 
 
 def outline_of(source: Source, options: Options) -> Outline:
@@ -123,22 +141,24 @@ def _hash_samples(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _find_whole(shards: Path, outline: Outline) -> Manifest | None:
+def _find_whole(work: _Work) -> Manifest | None:
     """The manifest, if the shard set is finished already."""
-    finished = find_finished(shards, outline.settings)
+    finished = find_finished(work.shards, work.outline.settings)
     if finished is not None:
         for split in finished.splits.values():
-            check_shard_sizes(shards, split)
+            check_shard_sizes(work.shards, split)
+        if work.source.is_replaceable and not work.options.ignore_changes:
+            stamps = load_stamps(work.shards, manifest_sha256(work.shards), work.rows)
+            check_unchanged(work.shards, work.source, work.rows, stamps)
     return finished
 
 
 def _write_missing(work: _Work, records: Path, names: Sequence[ShardName]) -> tuple[Tally, int]:
     """Write those shards that are not finished; returns their sum, and the samples read."""
     tally = Tally(work.outline, max_reject_ratio=work.options.max_reject_ratio)
-    missing = _count_finished(work.shards, records, names, tally)
-    rows = _assign(work.source, work.options)
-    num_samples = sum(len(rows[name]) for name in names)
-    num_missing = sum(len(rows[name]) for name in missing)
+    missing = _count_finished(work, records, names, tally)
+    num_samples = sum(len(work.rows[name]) for name in names)
+    num_missing = sum(len(work.rows[name]) for name in missing)
     num_before = num_samples - num_missing
     progress = Progress("sharding", "samples", work.stream, num_before=num_before)
 
@@ -146,8 +166,7 @@ def _write_missing(work: _Work, records: Path, names: Sequence[ShardName]) -> tu
         progress.show(num_before + num_done, num_samples)
 
     def plan(name: ShardName) -> ShardPlan:
-        samples = work.source.splits[name.split]
-        return ShardPlan(name, [samples[row] for row in rows[name]])
+        return ShardPlan(name, work.source.pick(name.split, work.rows[name]))
 
     writing = write_shards(missing, plan, _job(work, records), work.options.num_workers, show)
     with contextlib.closing(progress), contextlib.closing(writing) as done:
@@ -157,23 +176,31 @@ def _write_missing(work: _Work, records: Path, names: Sequence[ShardName]) -> tu
 
 
 def _count_finished(
-    shards: Path, records: Path, names: Sequence[ShardName], tally: Tally
+    work: _Work, records: Path, names: Sequence[ShardName], tally: Tally
 ) -> list[ShardName]:
-    """Add to `tally` what need not be written again; returns the others."""
-    missing = []
-    for name in names:
-        record = find_record(shards, records, name)
+    """Add to `tally` what need not be written again; returns the others of `names`.
+
+    Images in finished shards, those of other tasks too, must be what they were.
+    """
+    missing, own = [], set(names)
+    stamps: dict[ShardName, Stamps] = {}
+    for name in work.rows:
+        record = find_record(work.shards, records, name)
         if record is None or record.contents.rejected:  # they may have been repaired since
             missing.append(name)
-        else:
+            continue
+        stamps[name] = record.stamps
+        if name in own:
             tally.add(name, record)
+    missing = [name for name in missing if name in own]
+    if not work.options.ignore_changes:
+        check_unchanged(work.shards, work.source, work.rows, stamps)
     if num_finished := len(names) - len(missing):
         logger.info("%d of %d shards are finished already", num_finished, len(names))
     return missing
 
 
-def _assign(source: Source, options: Options) -> Mapping[ShardName, npt.NDArray[np.intp]]:
-    """Which rows of their split go into which shard."""
+def _assign(source: Source, options: Options) -> Rows:
     return {
         ShardName(split, number): rows
         for split, samples in source.splits.items()

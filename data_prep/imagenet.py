@@ -19,7 +19,14 @@ from pathlib import Path
 from data_prep.assignment import KEY_PATTERN, MAX_KEY_LENGTH
 from data_prep.imagenet_labels import DEVKIT_NAME, SOLUTION_NAME, Devkit, read_devkit, read_truth
 from data_prep.samples import Sample, SampleTable
-from data_prep.sources import RawImage, Source, SourceError, list_files, name_some
+from data_prep.sources import (
+    RawImage,
+    Source,
+    SourceError,
+    file_stamp,
+    list_files,
+    name_some,
+)
 from data_prep.tar_walk import DamagedTarError, Member, walk_tar
 
 logger = logging.getLogger(__name__)
@@ -56,6 +63,11 @@ class ImageReader:
         if len(content) != num_bytes:
             raise OSError(errno.EIO, f"it ends in or before {sample.locator}", str(path))
         return content
+
+    def stamp(self, sample: Sample) -> int:
+        """Of the file, or of the archive that holds it."""
+        match = _IN_ARCHIVE.fullmatch(sample.locator)
+        return file_stamp(self.root / (sample.locator if match is None else match[1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,8 +175,13 @@ def hash_class_names(names: tuple[str, ...]) -> str:
 
 def write_manifest(shards: Path, manifest: Manifest) -> None:
     """Publish the shard set: after this rename it exists, before it does not."""
+    write_atomically(shards / MANIFEST_NAME, serialize(manifest))
+
+
+def serialize(manifest: Manifest) -> bytes:
+    """The content of its file."""
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
-    write_atomically(shards / MANIFEST_NAME, text.encode() + b"\n")
+    return text.encode() + b"\n"
 
 
 def manifest_sha256(shards: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.changes import save_stamps
 from data_prep.files import sha256_of, write_atomically
 from data_prep.manifest import (
     FORMAT_VERSION,
@@ -19,6 +21,7 @@ from data_prep.manifest import (
     Split,
     Statistics,
     hash_class_names,
+    serialize,
     write_manifest,
 )
 from data_prep.output import ConversionError, Outline
@@ -73,6 +76,9 @@ def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
         rewritten=dict(contents.rewritten),
         rejected=dict(Counter(reason for _, reason in contents.rejected)),
     )
+    stamps = [tally.records[name].stamps for name in names]
+    if any(part.any() for part in stamps):  # else none of the images can be replaced
+        save_stamps(shards, hashlib.sha256(serialize(manifest)).hexdigest(), stamps)
     write_manifest(shards, manifest)
     return manifest
 

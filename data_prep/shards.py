@@ -81,6 +81,8 @@ class ShardRecord:
     """`INDEX_DTYPE[rows]`."""
     checksums: npt.NDArray[np.uint32]
     """CRC-32 of each row's image member."""
+    stamps: npt.NDArray[np.uint64]
+    """By which it is noticed that an image was replaced: one a sample of the plan."""
     contents: ShardContents
 
     def save(self, path: Path) -> None:
@@ -99,6 +101,7 @@ class ShardRecord:
             "facts": np.array(json.dumps(facts)),
             "index": self.index,
             "checksums": self.checksums,
+            "stamps": self.stamps,
             "sums": pixels.sums,
             "products": pixels.products,
         }
@@ -118,6 +121,7 @@ class ShardRecord:
                 sha256=facts["sha256"],
                 index=arrays["index"],
                 checksums=arrays["checksums"],
+                stamps=arrays["stamps"],
                 contents=ShardContents(
                     sizes={(height, width) for height, width in facts["sizes"]},
                     rewritten=Counter(facts["rewritten"]),
@@ -150,10 +154,11 @@ def write_shard(
     `ConversionError` if its images do not suit the encoding.
     """
     contents = ShardContents()
-    rows, checksums = [], []
+    rows, checksums, stamps = [], [], []
     with atomic_writer(path) as file:
         tar = _TarWriter(file)
         for sample in plan.samples:
+            stamps.append(reader.stamp(sample))  # first: what is replaced meanwhile is noticed
             try:
                 image = store(reader.read(sample), encoding, size, jpeg_quality)
             except RejectedImage as rejection:
@@ -173,6 +178,7 @@ def write_shard(
         sha256=sha256,
         index=np.array(rows, INDEX_DTYPE),
         checksums=np.array(checksums, np.uint32),
+        stamps=np.array(stamps, np.uint64),
         contents=contents,
     )
 

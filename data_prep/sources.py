@@ -6,6 +6,7 @@ To add one, write such a function and give it its command in `__main__`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import unicodedata
@@ -13,6 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from data_prep.assignment import make_keys
 from data_prep.manifest import Encoding
@@ -38,6 +42,12 @@ class Reader(Protocol):
     def read(self, sample: Sample) -> RawImage:
         """The image; raises `OSError` if it cannot be read."""
 
+    def stamp(self, sample: Sample) -> int:
+        """64 bits by which it is noticed that the image was replaced by another.
+
+        Raises `OSError` if the file is not there.
+        """
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -52,6 +62,13 @@ class Source:
     default_encoding: Encoding
     default_rgb_size: int | None = None
     """Height and width under encoding rgb, where the images have many sizes."""
+    is_replaceable: bool = True
+    """Whether images are read from what may be another thing the next time."""
+
+    def pick(self, split: str, rows: npt.NDArray[np.intp]) -> list[Sample]:
+        """The samples in these rows of a split."""
+        samples = self.splits[split]
+        return [samples[row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,16 @@ class FileReader:
 
     def read(self, sample: Sample) -> RawImage:
         return (self.root / sample.locator).read_bytes()
+
+    def stamp(self, sample: Sample) -> int:
+        return file_stamp(self.root / sample.locator)
+
+
+def file_stamp(path: Path) -> int:
+    """64 bits of a file's size and the time it was written."""
+    found = path.stat()
+    text = f"{found.st_size} {found.st_mtime_ns}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def open_folder(root: Path) -> Source:
@@ -186,8 +213,9 @@ def show_name(name: str) -> str:
     return name if name == " ".join(name.split()) else ascii(name)
 
 
-def name_some(names: Iterable[str]) -> str:
-    """The first of the names, and how many more there are."""
+def name_some(names: Iterable[str], num_names: int | None = None) -> str:
+    """The first of the names, and how many more there are: of `num_names`, if not all are given."""
     names = sorted(names)
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    num_more = (num_names or len(names)) - _MAX_NAMED
+    more = f" and {num_more} more" if num_more > 0 else ""
     return ", ".join(names[:_MAX_NAMED]) + more

@@ -110,6 +110,7 @@ def make_synthetic(*, seed: int, size: int, num_train: int, num_val: int) -> Sou
         splits={split: _samples(split, count) for split, count in counts.items()},
         reader=Painter(seed=seed, size=size),
         default_encoding="rgb",
+        is_replaceable=False,
     )
 
 
@@ -127,6 +128,9 @@ class Painter:
 
     seed: int
     size: int
+
+    def stamp(self, _sample: Sample) -> int:
+        return 0
 
     def read(self, sample: Sample) -> Pixels:
         """Draw one image, uint8 size×size×3."""

@@ -138,6 +138,9 @@ def test_death_of_a_worker_fails_the_job(tmp_path: Path, undisturbed: dict[str, 
 
 
 class HungryReader:
+    def stamp(self, sample: Sample) -> int:
+        return 0
+
     def read(self, sample: Sample) -> bytes:
         raise MemoryError(sample.locator)
 
