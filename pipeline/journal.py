@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.console import Console, evaluation_line, train_line
 from pipeline.data.partition import BatchPlan
+from pipeline.eta import Eta
 from pipeline.evaluate import Evaluation
 from pipeline.events import EventLog, Kind, count_resumes
 from pipeline.metrics import JobMetrics, RunFacts
@@ -27,27 +28,30 @@ class Journal:
     """One verb for each thing that happens; a full disk costs rows of the log, never the run."""
 
     def __init__(
-        self, events: Path, console: Console, metrics: JobMetrics, plan: BatchPlan
+        self, events: Path, console: Console, metrics: JobMetrics, plan: BatchPlan, eta: Eta
     ) -> None:
         self.console = console
         self._num_resumes = count_resumes(events)
         self._events = EventLog(events)
         self._metrics = metrics
         self._plan = plan
+        self._eta = eta
+        self._last_step = 0
         self._has_warned = False
         self._is_stuck = False
 
     @classmethod
     def of_rank(
-        cls, rank: int, run: RunDirectory, registry: CollectorRegistry, plan: BatchPlan
+        cls, rank: int, run: RunDirectory, registry: CollectorRegistry, plan: BatchPlan, eta: Eta
     ) -> Self:
         """Rank 0 tells; the journals of other ranks lead nowhere."""
         if rank == 0:
-            return cls(run.events, Console(sys.stdout), JobMetrics(registry), plan)
-        return cls(Path(os.devnull), Console(None), JobMetrics(CollectorRegistry()), plan)
+            return cls(run.events, Console(sys.stdout), JobMetrics(registry), plan, eta)
+        return cls(Path(os.devnull), Console(None), JobMetrics(CollectorRegistry()), plan, eta)
 
     def started(self, progress: Progress, facts: RunFacts, row: Mapping[str, Any]) -> None:
         """A process group starts; `row` has the fields of a `run` event."""
+        self._last_step = progress.step
         epoch = progress.step / self._plan.steps_per_epoch
         self._metrics.started(facts, step=progress.step, epoch=epoch)
         if row["resumed_from"] is not None:
@@ -69,10 +73,12 @@ class Journal:
             grad_scale=loss_scale,
             **{name: row[name] for name in ("loss", "top1", "learning_rate", "grad_norm")},
         )
-        remaining = (target_steps - step) * self._plan.global_batch_size
-        eta_seconds = remaining / row["images_per_second"]
+        num_steps, self._last_step = step - self._last_step, step
+        num_samples = num_steps * self._plan.global_batch_size
+        self._eta.stepped(num_steps, num_samples / row["images_per_second"])
+        left = self._eta.seconds_after(step)
         self.console.line(
-            train_line(row, step, epoch=epoch, target_steps=target_steps, eta_seconds=eta_seconds)
+            train_line(row, step, epoch=epoch, target_steps=target_steps, eta_seconds=left)
         )
         self._write("train", step, row)
 
@@ -93,6 +99,7 @@ class Journal:
         self._write("alarm", step, {"reason": "damaged_image", "what": complaint})
 
     def evaluated(self, step: int, result: Evaluation) -> None:
+        self._eta.evaluated(result.seconds)
         names = ("top1", "top5", "loss", "seen", "expected")
         row = result.event()
         self._metrics.evaluated(result.split, **{name: row[name] for name in names})
@@ -102,6 +109,7 @@ class Journal:
     def checkpointed(
         self, step: int, path: Path, *, num_bytes: int, seconds: float, reason: str
     ) -> None:
+        self._eta.saved(seconds)
         self._metrics.checkpointed(reason, seconds=seconds, num_bytes=num_bytes, step=step)
         self.console.line(f"saved {path} ({num_bytes / 1e6:.1f} MB in {seconds:.2f} s)")
         fields = {"path": str(path), "num_bytes": num_bytes, "seconds": seconds, "reason": reason}

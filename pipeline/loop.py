@@ -23,6 +23,7 @@ from pipeline.data.randomness import dropout_keys
 from pipeline.data.reading import ReadCost, Reader
 from pipeline.data.training import OpenBatches
 from pipeline.distributed import World
+from pipeline.due import is_due
 from pipeline.evaluate import evaluate, save_predictions
 from pipeline.failure import sentence_of
 from pipeline.grid import Grid
@@ -229,11 +230,8 @@ class TrainingLoop:
         )
 
     def _is_due(self, every_epochs: float, step: int) -> bool:
-        if step == self._parts.target_steps:
-            return True
-        if every_epochs == 0:
-            return False
-        return step % max(1, round(every_epochs * self._parts.plan.steps_per_epoch)) == 0
+        parts = self._parts
+        return is_due(step, every_epochs, parts.plan.steps_per_epoch, parts.target_steps)
 
     def _log(self) -> None:
         """Reduce and tell the interval: here the device is waited for, and in no step.

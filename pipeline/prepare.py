@@ -30,6 +30,7 @@ from pipeline.data.shard_set import ShardSet
 from pipeline.data.staging import staged_reader
 from pipeline.data.training import make_plan, open_batches
 from pipeline.distributed import Place, World
+from pipeline.eta import Eta
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
 from pipeline.failure import RankFailure
@@ -182,11 +183,20 @@ def _build(
         open_batches=batches,
         val_reader=val_reader,
         progress=progress,
-        journal=Journal.of_rank(world.rank, run, registry, plan),
+        journal=Journal.of_rank(world.rank, run, registry, plan, _eta(config, plan, target_steps)),
         metrics=metrics,
         watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, grid)),
     )
     return parts, path
+
+
+def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
+    return Eta(
+        steps_per_epoch=plan.steps_per_epoch,
+        target_steps=target_steps,
+        evaluation_epochs=config.evaluation.every_epochs,
+        checkpoint_epochs=config.checkpoint.every_epochs,
+    )
 
 
 def _waiting_phases(config: Config, grid: Grid) -> frozenset[Phase]:

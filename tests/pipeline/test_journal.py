@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.console import Console
 from pipeline.data.partition import BatchPlan
+from pipeline.eta import Eta
 from pipeline.events import read_events
 from pipeline.journal import Journal
 from pipeline.metrics import JobMetrics
@@ -17,12 +18,13 @@ from pipeline.metrics import JobMetrics
 PLAN = BatchPlan(
     num_samples=100, global_batch_size=10, num_replicas=1, accumulation_steps=1, drop_last=False
 )
+ETA = Eta(steps_per_epoch=10, target_steps=20, evaluation_epochs=1, checkpoint_epochs=1)
 
 
 def test_a_network_that_only_guesses_is_told_once_until_it_learns(tmp_path: Path) -> None:
     output, registry = io.StringIO(), CollectorRegistry()
     path = tmp_path / "events.jsonl"
-    journal = Journal(path, Console(output), JobMetrics(registry), PLAN)
+    journal = Journal(path, Console(output), JobMetrics(registry), PLAN, ETA)
     shown = []
     for step, is_stuck in enumerate((False, True, True, False, True), 1):
         journal.watched_learning(10 * step, 2.3, is_stuck=is_stuck)
