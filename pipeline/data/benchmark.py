@@ -1,6 +1,6 @@
 """Measures the readers that are possible for a shard set on this host, and says which to choose.
 
-    python -m pipeline.data.benchmark SHARDS [--recipe alexnet_2012] [--beton FILE]
+    python -m pipeline.data.benchmark SHARDS [--recipe RECIPE] [--beton FILE]
         [--cache-dir DIR] [--seconds 5] [--step-rate IMAGES_PER_SECOND]
 
 Each reader is opened as training opens it, in a process of its own, with one thread and with as
@@ -30,7 +30,7 @@ from pipeline.config import Config, DistributedConfig, is_url, located
 from pipeline.data.batch import Batches
 from pipeline.data.choice import Measurement, choose, table
 from pipeline.data.frames import take_frames
-from pipeline.data.framing import input_size
+from pipeline.data.framing import ImageSize, input_size
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.preprocess import Augmenter
 from pipeline.data.shard_set import ShardSet
@@ -38,7 +38,7 @@ from pipeline.data.training import make_plan, open_batches
 from pipeline.distributed import Place, connect
 from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.grid import build_grid
-from pipeline.model import build_model
+from pipeline.model import build_model, image_size
 from pipeline.overrides import with_values
 from pipeline.precision import arithmetic_of, resolve
 from pipeline.recipes import RECIPES, recipe_config
@@ -156,13 +156,32 @@ def _with_threads(config: Config, numbers: set[int]) -> Iterator[Config]:
         yield with_values(config, {"data.decode_threads": number})
 
 
-def configured(options: argparse.Namespace) -> Config:
+def fitting_recipe(size: ImageSize | None) -> str:
+    """The first recipe that trains on images of `size`; None: they differ in it.
+
+    Raises `ValueError` if none does.
+    """
+    for name in RECIPES:
+        config = recipe_config(name)
+        if size is None:
+            config = with_scaled_crops(config)
+        with contextlib.suppress(ValueError):
+            if input_size(config.augment, size) == (image_size(config.model.name),) * 2:
+                return name
+    assert size is not None
+    raise ValueError(
+        f"no recipe trains on images of {size[0]}×{size[1]} as it is: convert the shard set with "
+        "--size 32 or --size 256, or give --recipe with a --step-rate"
+    )
+
+
+def configured(recipe: str, options: argparse.Namespace) -> Config:
     """The recipe on the shard set; raises `ValueError` if that cannot be."""
     reader = "remote" if is_url(options.shards) else "tar"
     values = {"data.shards": options.shards, "data.reader": reader}
     if options.cache_dir is not None:
         values["data.cache_dir"] = options.cache_dir
-    config = with_values(recipe_config(options.recipe), values, {"data.cache_dir": "--cache-dir"})
+    config = with_values(recipe_config(recipe), values, {"data.cache_dir": "--cache-dir"})
     # One rank alone, on the host's memory or one device: what ranks share is not measured here.
     return dataclasses.replace(config, distributed=DistributedConfig())
 
@@ -174,9 +193,11 @@ def with_scaled_crops(config: Config) -> Config:
 
 
 def run(options: argparse.Namespace) -> int:
-    config, say = configured(options), sys.stdout.write
+    config, say = configured(options.recipe or next(iter(RECIPES)), options), sys.stdout.write
     with contextlib.ExitStack() as resources:
         shards = ShardSet.opened(config.data, resources)
+        recipe = options.recipe or fitting_recipe(shards.manifest.image_size)
+        config = configured(recipe, options)
         if shards.manifest.image_size is None:
             config = with_scaled_crops(config)
             say("the images differ in size: --augment.crop_place random_resized is measured\n")
@@ -186,7 +207,7 @@ def run(options: argparse.Namespace) -> int:
         rate, device = options.step_rate, "at the rate given"
         if rate is None:
             rate, device = step_rate(config, shards, options.seconds)
-        say(f"training takes {rate:,.0f} images a second ({device}), {options.recipe}\n")
+        say(f"training takes {rate:,.0f} images a second ({device}), {recipe}\n")
         found = list(_measure_all(config, shards.manifest, options))
     say(f"{table(found, rate, device)}\n")
     say(f"{choose(found, rate, max(1, torch.cuda.device_count()))}\n")
@@ -220,7 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "shards", type=located, metavar="SHARDS", help="directory or URL of the shard set"
     )
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="alexnet_2012")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), help="default: the first that takes these images"
+    )
     parser.add_argument(
         "--beton", type=located, default="", metavar="FILE", help="the shard set's .beton"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, ModelName
 from pipeline.model.alexnet import AlexNet2012
 from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle
 from pipeline.model.columns import BOTH, Columns, parts_of
@@ -33,6 +33,23 @@ def build_model(
     part = _build(config, num_classes, columns)
     part.load_state_dict(parts_of(network.state_dict(), columns.column))
     return part
+
+
+def image_size(name: ModelName) -> int:
+    """Height and width of what the network takes."""
+    match name:
+        case "alexnet_2012":
+            return AlexNet2012.image_size
+        case "alexnet_2014":
+            return AlexNet2014.image_size
+        case "alexnet_single":
+            return AlexNetSingle.image_size
+        case "alexnet_bn":
+            return AlexNetBN.image_size
+        case "alexnet_cifar":
+            return AlexNetCifar.image_size
+        case unknown:
+            assert_never(unknown)
 
 
 def _build(config: ModelConfig, num_classes: int, columns: Columns) -> Network:

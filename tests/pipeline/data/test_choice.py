@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.data.benchmark import fitting_recipe
 from pipeline.data.choice import Measurement, choose, table
+from pipeline.data.framing import ImageSize
 from tests.data_prep.raw_data import REPOSITORY, run_cli
 from tests.pipeline.data.flaky_server import serving
 
@@ -69,7 +72,7 @@ def test_the_table_says_how_many_devices_each_would_feed() -> None:
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.data.benchmark", *map(str, arguments)]
-    options = ("--seconds", "0.2", "--recipe", "cifar10")
+    options = ("--seconds", "0.2")
     return subprocess.run(
         [*command, *options], capture_output=True, text=True, check=False, cwd=REPOSITORY
     )
@@ -88,12 +91,30 @@ def test_readers_are_measured_and_one_is_chosen(shards: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("training takes ")
-    assert lines[0].endswith(" images a second (this CPU), cifar10")
+    assert re.search(r" images a second \(this CPU, (bf16|fp32)\), cifar10\Z", lines[0])
     assert lines[1].startswith("beton is left out: no --beton FILE")
     readers = [line.split()[0] for line in lines[2:-1]]
     assert readers[:2] == ["reader", "tar"]
     assert readers[-1] == "resident"
     assert lines[-1].startswith(("choose --data.reader ", "none feeds the device"))
+
+
+@pytest.mark.parametrize(
+    ("size", "recipe"),
+    [
+        ((32, 32), "cifar10"),
+        ((224, 224), "alexnet_2012"),
+        ((227, 300), "alexnet_2012"),
+        (None, "alexnet_2012"),
+    ],
+)
+def test_the_recipe_is_one_that_takes_the_images(size: ImageSize | None, recipe: str) -> None:
+    assert fitting_recipe(size) == recipe
+
+
+def test_images_that_no_recipe_takes_are_named() -> None:
+    with pytest.raises(ValueError, match="no recipe trains on images of 64×64 as it is: convert"):
+        fitting_recipe((64, 64))
 
 
 def test_shards_at_a_url_are_measured_through_the_cache(shards: Path, tmp_path: Path) -> None:
