@@ -128,7 +128,7 @@ def test_shards_at_a_url_are_measured_through_the_cache(shards: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("nowhere",), "error: nowhere is not a shard set"),
+        (("nowhere",), f"error: {REPOSITORY}/nowhere is not a shard set"),
         (("http://127.0.0.1:1/x",), "error: data.shards is the URL http://127.0.0.1:1/x without"),
     ],
 )
