@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, text, f"{text.capitalize()}, from its files.")
         runs.add_arguments(command)
         command.set_defaults(run=look)
-    command = add("logs", "show what a run's last job wrote", "Show a run's newest log.")
+    command = add(
+        "logs", "show what a run's job writes", "Show the log of a run's job, or its newest."
+    )
     runs.add_log_arguments(command)
     command.set_defaults(run=runs.logs)
     command = add(

@@ -20,6 +20,7 @@ from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.config import ranks_per_replica
 from pipeline.console import Console
 from pipeline.events import read_events
+from pipeline.run_lock import LOG_VARIABLE
 from pipeline.stop_signals import heeded_signals
 
 SHUTDOWN_SECONDS = 270
@@ -115,6 +116,7 @@ def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
     environment = {"OMP_NUM_THREADS": "1", **os.environ} | {
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are started again do not meet
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        LOG_VARIABLE: str(log.absolute()),
     }
     with (
         log.open("wb", buffering=0) as file,

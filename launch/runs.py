@@ -18,6 +18,7 @@ from pipeline.events import Event, read_events
 from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import Standing, standing_of
 from pipeline.run_directory import RunDirectory
+from pipeline.run_lock import log_at_work
 
 _AT_WORK = ("starting", "training")
 
@@ -128,9 +129,12 @@ def _state(standing: Standing | None, events: list[Event]) -> str:
 
 
 def logs(options: argparse.Namespace) -> None:
-    """Become `tail` on the newest log. Raises `ValueError` if there is none."""
+    """Become `tail` on the log of the job at work, or the newest; raises `ValueError` without any.
+
+    A newer one than the first may be that of a start that was refused.
+    """
     run = _existing(options.run_dir)
-    found = newest_log(run)
+    found = log_at_work(run) or newest_log(run)
     if found is None:
         raise ValueError(
             f"{run.path} has no logs: jobs that 'python -m launch' starts leave them there"

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import DistributedConfig
 from pipeline.failure import RankFailure, fact_of, sentence_of
-from pipeline.run_lock import JobStart
+from pipeline.run_lock import LOG_VARIABLE, JobStart
 from pipeline.stop_signals import heeded_signals
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ class Place:
     """Address and port where the ranks meet."""
     start: JobStart | None = None
     """Which start of a SLURM job this is, if it is one."""
+    log: str = ""
+    """The file of what the job writes, if its launcher says so."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
     has_agent: bool = False
@@ -86,6 +88,7 @@ class Place:
                 os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
             ),
             start=_start_of_job(),
+            log=os.environ.get(LOG_VARIABLE, ""),
             is_launched=True,
             has_agent="TORCHELASTIC_RUN_ID" in os.environ,
         )

@@ -16,8 +16,9 @@ from pipeline.console import Console, evaluation_line, train_line
 from pipeline.data.partition import BatchPlan
 from pipeline.eta import Eta
 from pipeline.evaluate import Evaluation
-from pipeline.events import EventLog, Kind, count_resumes
+from pipeline.events import EventLog, Kind, count_resumes, read_events
 from pipeline.metrics import JobMetrics, RunFacts
+from pipeline.metrics.job import OF_EVALUATION, OF_TRAINING
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory
 
@@ -32,6 +33,7 @@ class Journal:
     ) -> None:
         self.console = console
         self._num_resumes = count_resumes(events)
+        self._history = read_events(events) if events.is_file() else []
         self._events = EventLog(events)
         self._metrics = metrics
         self._plan = plan
@@ -56,8 +58,13 @@ class Journal:
         self._metrics.started(facts, step=progress.step, epoch=epoch)
         if row["resumed_from"] is not None:
             self._metrics.resumed(
-                self._num_resumes + 1, best_top1=progress.best_top1, best_top5=progress.best_top5
+                self._num_resumes + 1,
+                step=progress.step,
+                history=[old for old in self._history if old["step"] <= progress.step],
+                best_top1=progress.best_top1,
+                best_top5=progress.best_top5,
             )
+        self._history.clear()
         self._write("run", progress.step, row)
 
     def did_step(self, step: int) -> None:
@@ -71,7 +78,7 @@ class Journal:
         epoch = step / self._plan.steps_per_epoch
         self._metrics.trained(
             grad_scale=loss_scale,
-            **{name: row[name] for name in ("loss", "top1", "learning_rate", "grad_norm")},
+            **{name: row[name] for name in OF_TRAINING},
         )
         num_steps, self._last_step = step - self._last_step, step
         num_samples = num_steps * self._plan.global_batch_size
@@ -100,9 +107,8 @@ class Journal:
 
     def evaluated(self, step: int, result: Evaluation) -> None:
         self._eta.evaluated(result.seconds)
-        names = ("top1", "top5", "loss", "seen", "expected")
         row = result.event()
-        self._metrics.evaluated(result.split, **{name: row[name] for name in names})
+        self._metrics.evaluated(result.split, **{name: row[name] for name in OF_EVALUATION})
         self.console.line(evaluation_line(result))
         self._write("eval", step, row)
 

@@ -229,7 +229,7 @@ def _open_run(
     """Make the run directory, claim it, and clear away what a killed job left."""
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        resources.callback(os.close, lock_run(run, place.start, patience_seconds))
+        resources.callback(os.close, lock_run(run, place.start, patience_seconds, place.log))
     except (FileExistsError, NotADirectoryError):
         raise ValueError(
             f"--run-dir {run.path} cannot be made: a file of that name is in the way; "

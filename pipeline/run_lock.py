@@ -10,12 +10,16 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.run_directory import RunDirectory
 
 _LOOK_SECONDS = 0.2
 _GLANCE_SECONDS = 1.0
 """Others hold the lock so long at most to see whether it is free."""
+
+LOG_VARIABLE = "ALEXNET_LOG"
+"""Environment variable in which a launcher tells ranks the file of what they write."""
 
 MAKE_ROOM = "for the next start of the same job\n"
 """In a STOP file: it is not for that start, should that be killed before it removes it."""
@@ -39,14 +43,19 @@ class JobStart:
 class _Holder:
     host: str = ""
     start: JobStart | None = None
+    log: str = ""
 
     def __str__(self) -> str:
         job = "another job" if self.start is None else f"job {self.start.job}"
         return f"{job} on {self.host}" if self.host else job
 
 
-def lock_run(run: RunDirectory, start: JobStart | None, patience_seconds: float) -> int:
+def lock_run(
+    run: RunDirectory, start: JobStart | None, patience_seconds: float, log: str = ""
+) -> int:
     """Claim the run directory until this process ends; returns the open file that holds the lock.
+
+    `log` is the file of what the job writes, if that is known.
 
     An earlier start of the same SLURM job may still be training, on a node that SLURM has lost
     sight of. It is asked to save and leave, and waited for.
@@ -56,7 +65,7 @@ def lock_run(run: RunDirectory, start: JobStart | None, patience_seconds: float)
     try:
         if not _take(handle, _GLANCE_SECONDS):
             _wait_for_earlier_start(run, handle, start, patience_seconds)
-        _sign(handle, _Holder(socket.gethostname(), start))
+        _sign(handle, _Holder(socket.gethostname(), start, log))
     except BaseException:
         os.close(handle)
         raise
@@ -80,6 +89,20 @@ def is_locked(run: RunDirectory) -> bool | None:
     finally:
         os.close(handle)
     return False
+
+
+def log_at_work(run: RunDirectory) -> Path | None:
+    """The log of the job that has the run, if there is one and its log is known."""
+    if is_locked(run) is not True:
+        return None
+    handle = os.open(_path(run), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        holder = _holder(handle)
+    finally:
+        os.close(handle)
+    logs = [Path(holder.log)] if holder.log else []
+    logs += [run.logs / f"slurm-{holder.start.job}.log"] if holder.start else []
+    return next((log for log in logs if log.is_file()), None)
 
 
 def _path(run: RunDirectory) -> str:
@@ -126,13 +149,14 @@ def _sign(handle: int, holder: _Holder) -> None:
     start = holder.start and {"job": holder.start.job, "number": holder.start.number}
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"host": holder.host, "start": start}).encode(), 0)
+        signature = {"host": holder.host, "start": start, "log": holder.log}
+        os.pwrite(handle, json.dumps(signature).encode(), 0)
 
 
 def _holder(handle: int) -> _Holder:
     try:
         left = json.loads(os.pread(handle, 4096, 0))
         start = left["start"] and JobStart(**left["start"])
-        return _Holder(left["host"], start)
+        return _Holder(left["host"], start, left.get("log", ""))
     except (OSError, ValueError, TypeError, KeyError):  # of another version, or just being written
         return _Holder()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from pipeline.events import Event
 from pipeline.metrics.families import Families, Measurement
 
 CHECKPOINT_KINDS = ("periodic", "best", "preempt")
@@ -22,6 +24,10 @@ _RUN_LABELS = (
     "gpu_name",
 )
 """Fields of `RunFacts`."""
+
+OF_TRAINING = ("loss", "top1", "learning_rate", "grad_norm")
+OF_EVALUATION = ("top1", "top5", "loss", "seen", "expected")
+"""Fields of `train` and `eval` events that are metrics."""
 
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -136,15 +142,31 @@ class JobMetrics:
             info.labels(*(getattr(facts, name) for name in labels)).set(1)
 
     def resumed(
-        self, times: int = 1, *, best_top1: float | None = None, best_top5: float | None = None
+        self,
+        times: int,
+        *,
+        step: int,
+        history: Sequence[Event],
+        best_top1: float | None = None,
+        best_top5: float | None = None,
     ) -> None:
-        """The run goes on from a checkpoint.
+        """The run goes on from its checkpoint of `step`; gauges go on with their last values.
 
         `times` counts this and all earlier resumptions of the run: the counter starts at 0 in each
-        process, and two attempts that both say 1 would look like one. `best_top1` and `best_top5`
-        are the best of `val` so far.
+        process, and two attempts that both say 1 would look like one. `history` has the run's
+        events up to `step`, oldest first. `best_top1` and `best_top5` are the best of `val` so far.
         """
         self._resumes.inc(times)
+        self._checkpoint_step.set(step)
+        last = {row["kind"]: row for row in history}
+        if "train" in last:
+            self.trained(**{name: last["train"][name] for name in OF_TRAINING})
+        if "checkpoint" in last:
+            self._checkpoint_success.set(last["checkpoint"]["time"])
+            self._checkpoint_bytes.set(last["checkpoint"]["num_bytes"])
+        if "eval" in last:
+            values = {name: last["eval"][name] for name in OF_EVALUATION}
+            self._show_evaluation(last["eval"]["split"], last["eval"]["time"], **values)
         self._best_accuracy["val", 1].set(best_top1)
         self._best_accuracy["val", 5].set(best_top5)
 
@@ -156,7 +178,7 @@ class JobMetrics:
     def trained(
         self,
         *,
-        loss: float,
+        loss: float | None,
         top1: float,
         learning_rate: float,
         grad_norm: float | None = None,
@@ -177,13 +199,30 @@ class JobMetrics:
         self, split: str, *, top1: float, top5: float, loss: float, seen: int, expected: int
     ) -> None:
         """An evaluation of `split`, from `EVALUATION_SPLITS`, ended."""
+        self._show_evaluation(
+            split, time.time(), top1=top1, top5=top5, loss=loss, seen=seen, expected=expected
+        )
+        for k, accuracy in ((1, top1), (5, top5)):
+            self._best_accuracy[split, k].raise_to(accuracy)
+
+    def _show_evaluation(
+        self,
+        split: str,
+        ended: float,
+        *,
+        top1: float,
+        top5: float,
+        loss: float,
+        seen: int,
+        expected: int,
+    ) -> None:
+        """The newest one; `ended` is in Unix seconds."""
         self._eval_loss[split].set(loss)
         self._eval_samples[split].set(seen)
         self._eval_expected[split].set(expected)
-        for k, accuracy in ((1, top1), (5, top5)):
-            self._eval_accuracy[split, k].set(accuracy)
-            self._best_accuracy[split, k].raise_to(accuracy)
-        self._eval_success[split].set(time.time())
+        self._eval_accuracy[split, 1].set(top1)
+        self._eval_accuracy[split, 5].set(top5)
+        self._eval_success[split].set(ended)
 
     def checkpointed(self, kind: str, *, seconds: float, num_bytes: int, step: int) -> None:
         """A checkpoint was written; `kind` is from `CHECKPOINT_KINDS`."""

@@ -49,11 +49,18 @@ def test_a_run_is_trained_watched_stopped_and_finished(
         wait_for_step(run, 3)
         assert launch("status", run) == 0
         assert "state        training" in capfd.readouterr().out
+        (log,) = (run / "logs").glob("local-*.log")
+        with start("--nproc", 1, *training(shards, run, *LONG)) as refused:
+            output, _ = refused.communicate(timeout=60)
+        assert refused.returncode == 1
+        assert "in use by" in output
+        command = [sys.executable, "-m", "launch", "logs", str(run)]
+        shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert shown.stdout.splitlines()[0] == str(log), "that of the job at work"
         assert launch("stop", run) == 0
         output, _ = job.communicate(timeout=60)
     assert job.returncode == 75
     assert len(rows(run, "run")) == 1, "torchrun has not started it again"
-    (log,) = (run / "logs").glob("local-*.log")
     assert log.read_text() in output
     assert "asked by STOP file" in output
     capfd.readouterr()

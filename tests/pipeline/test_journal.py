@@ -14,11 +14,62 @@ from pipeline.eta import Eta
 from pipeline.events import read_events
 from pipeline.journal import Journal
 from pipeline.metrics import JobMetrics
+from pipeline.progress import Progress
+from pipeline.run_directory import RunDirectory
+from tests.pipeline.fake_run import (
+    RunHistory,
+    checkpoint_fields,
+    eval_fields,
+    start_fields,
+    train_fields,
+)
+from tests.pipeline.rank_process import FACTS
 
 PLAN = BatchPlan(
     num_samples=100, global_batch_size=10, num_replicas=1, accumulation_steps=1, drop_last=False
 )
 ETA = Eta(steps_per_epoch=10, target_steps=20, evaluation_epochs=1, checkpoint_epochs=1)
+
+
+def test_gauges_of_a_resumed_run_go_on_with_their_last_values(tmp_path: Path) -> None:
+    """Those up to the checkpoint: what a killed attempt did behind it is void."""
+    run = RunDirectory(tmp_path)
+    earlier = RunHistory(run)
+    earlier.write("run", 0, **start_fields())
+    for step in (10, 20, 30):
+        earlier.write("train", step, **train_fields(step) | {"grad_norm": float(step)})
+        earlier.write("eval", step, **eval_fields(step, 90, 100, 100))
+        earlier.write("checkpoint", step, **checkpoint_fields("periodic") | {"num_bytes": step})
+    earlier.close()
+    (trained, evaluated, saved) = read_events(run.events)[4:7]
+    registry = CollectorRegistry()
+    journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
+    progress = Progress(step=20, best_top1=0.7, best_top5=0.95)
+    journal.started(progress, FACTS, start_fields(resumed_from=20))
+    expected = {
+        "alexnet_global_step": 20,
+        "alexnet_train_loss": trained["loss"],
+        "alexnet_train_accuracy_ratio": trained["top1"],
+        "alexnet_train_grad_norm": 20,
+        "alexnet_learning_rate": trained["learning_rate"],
+        "alexnet_checkpoint_last_step": 20,
+        "alexnet_checkpoint_bytes": 20,
+        "alexnet_checkpoint_last_success_timestamp_seconds": saved["time"],
+        "alexnet_resumes_total": 1,
+    }
+    assert {name: registry.get_sample_value(name) for name in expected} == expected
+    of_split = {
+        "alexnet_eval_loss": evaluated["loss"],
+        "alexnet_eval_samples": 100,
+        "alexnet_eval_expected_samples": 100,
+        "alexnet_eval_last_success_timestamp_seconds": evaluated["time"],
+    }
+    label = {"split": "val"}
+    assert {name: registry.get_sample_value(name, label) for name in of_split} == of_split
+    for name, top1, top5 in (("eval", 0.2, 0.9), ("best_eval", 0.7, 0.95)):
+        for k, accuracy in (("1", top1), ("5", top5)):
+            value = registry.get_sample_value(f"alexnet_{name}_accuracy_ratio", label | {"k": k})
+            assert value == accuracy
 
 
 def test_a_network_that_only_guesses_is_told_once_until_it_learns(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_loss_keeps_its_last_finite_value() -> None:
 def test_the_best_accuracy_survives_worse_ones_and_a_resumption() -> None:
     registry = CollectorRegistry()
     job = JobMetrics(registry)
-    job.resumed(times=3, best_top1=0.6)
+    job.resumed(3, step=5, history=[], best_top1=0.6)
     top1 = {"split": "val", "k": "1"}
     value = registry.get_sample_value
     for accuracy, best in ((0.5, 0.6), (0.7, 0.7), (0.6, 0.7)):

@@ -1,0 +1,68 @@
+"""What `status` says of a run, from its files and from SLURM's own words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from pipeline.run_directory import RunDirectory
+from tests.pipeline.fake_run import RunHistory, start_fields
+from tests.pipeline.monitoring import finish, rank_process, wait_for
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    return run
+
+
+def test_the_step_is_that_of_now_before_a_log_interval_ends(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step() -> int:
+        assert main(["status", str(run.path)]) == 0
+        text = capsys.readouterr().out
+        (found,) = re.findall(r"^step +(\d+) of 100 ", text, re.MULTILINE) or ["-1"]
+        return int(found)
+
+    with rank_process(run.path, 0) as rank:
+        wait_for(lambda: step() > 3, "a step of which the events say nothing")
+        finish(rank)
+    assert step() == 100, "the last event's"
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "expected"),
+    [
+        ("RUNNING|None|n[1-2]", None, "RUNNING on n[1-2]"),
+        ("PENDING|Resources|", "stopped", "PENDING (Resources)"),
+        ("FAILED|NonZeroExitCode|n1", "stopped", "ended, as the run was stopped"),
+        ("FAILED|NonZeroExitCode|n1", "failed", "FAILED on n1"),
+        ("COMPLETED|None|n1", "completed", "COMPLETED on n1"),
+        ("", "completed", "not in the queue"),
+    ],
+)
+def test_what_slurm_says_is_told_in_words(
+    answer: str,
+    outcome: str | None,
+    expected: str,
+    run: RunDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    if outcome is not None:
+        history.write("end", 5, outcome=outcome)
+    history.close()
+    (run.logs / "slurm-12.log").touch()
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert main(["status", str(run.path)]) == 0
+    assert f"SLURM        job 12: {expected}\n" in capsys.readouterr().out
