@@ -8,6 +8,7 @@ from typing import Literal
 
 from data_prep.files import path_option
 from pipeline.events import LOST_RANK, STOP_FILE, Event, read_events
+from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run_directory import RunDirectory
 
 Outcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
@@ -29,10 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    path = RunDirectory(options.run_dir).events
+    directory = RunDirectory(options.run_dir)
+    path = directory.events
     rows = read_events(path) if path.is_file() else []
     outcome = outcome_of(rows, options.since, options.code, options.asked)
     sys.stdout.write(f"{outcome}\n")
+    # SLURM kills a job's exporters together with its ranks.
+    drop_unanswered(directory.targets, ("run_dir", str(directory.path.resolve())))
 
 
 def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: str = "") -> Outcome:

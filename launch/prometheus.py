@@ -19,6 +19,7 @@ from wsgiref.simple_server import WSGIServer
 
 from data_prep.files import path_option, write_atomically
 from launch import outcome_server
+from pipeline.metrics.discovery import drop_unanswered
 from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
@@ -86,6 +87,8 @@ def run(options: argparse.Namespace) -> None:
     page = outcome_server.page_of(root)
     _write_config(output, render_config(targets, page, port, options.scrape_interval))
     targets.mkdir(exist_ok=True)
+    for line in drop_unanswered(targets):
+        sys.stdout.write(f"{line}\n")
     command = server_command(output, root / "prometheus-data", options.port)
     sys.stdout.write(f"wrote {output}\n")
     if server is None:

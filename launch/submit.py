@@ -16,6 +16,7 @@ from launch.options import OF_PREPARING, add_options, without_tilde
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
 from pipeline.command import Command, asks_for_help, help_text, parse_command
+from pipeline.metrics.addresses import check_reachable
 
 _TRAIN_LOG = "slurm-%j.log"
 
@@ -117,6 +118,9 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     if options.requeue is False and options.max_requeues is not None:
         raise ValueError("--max-requeues has no effect with --no-requeue: leave one of them out")
     spec = spec_from(TrainSpec, vars(options) | {"output": output})
+    metrics = command.config.metrics
+    if metrics.enabled and metrics.exporter:
+        check_reachable(metrics.exporter_address, spec.nodes)
     _check_is_mounted(spec, "--run-dir", command.run.path)
     if not command.config.data.is_remote:
         _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))

@@ -50,6 +50,9 @@ IMAGE_SIZES = "images"
 """The fact of a shard set that some fields need: whether its images are of one size."""
 ONE_SIZE, SEVERAL_SIZES = "of one size", "of several sizes"
 
+AUTO_ADDRESS = "auto"
+"""An exporter's address that is chosen when the job starts: see `MetricsConfig`."""
+
 Location = Annotated[str, "the absolute path of a file or directory, or a URL; empty: none"]
 
 _MAX_SECONDS = 1e6
@@ -468,8 +471,15 @@ class MetricsConfig:
     """Start an exporter on each node."""
     exporter_port: int = operational(9753, _EXPORTS)
     """First port to try."""
-    exporter_address: str = operational("127.0.0.1", _EXPORTS)
-    """0.0.0.0 lets other hosts scrape."""
+    exporter_address: str = operational(AUTO_ADDRESS, _EXPORTS)
+    """Where it listens; auto: on loopback if the job has one node, and of several on each one's own
+    address, on the way to where the ranks meet. 0.0.0.0 lets other hosts scrape one node too."""
+    exporter_certfile: Location = operational("", _EXPORTS)
+    """Certificate (PEM) with which exporters serve over TLS; empty: not encrypted."""
+    exporter_keyfile: Location = operational("", _EXPORTS)
+    """Its private key (PEM)."""
+    exporter_client_cafile: Location = operational("", _EXPORTS)
+    """Authorities (PEM) of which a client must show a certificate; empty: everybody is served."""
     exporter_linger_seconds: float = operational(180.0, _EXPORTS)
     """How long the last values are served after the ranks are gone."""
 
@@ -486,6 +496,20 @@ class MetricsConfig:
             "metrics.exporter_linger_seconds",
             self.exporter_linger_seconds,
             "0 or more",
+        )
+        has_certificate = self.exporter_certfile != ""
+        _require(
+            has_certificate == (self.exporter_keyfile != ""),
+            "metrics.exporter_keyfile",
+            f"{self.exporter_keyfile or 'empty'} with metrics.exporter_certfile "
+            f"{self.exporter_certfile or 'empty'}",
+            "both, or neither",
+        )
+        _require(
+            has_certificate or self.exporter_client_cafile == "",
+            "metrics.exporter_client_cafile",
+            f"{self.exporter_client_cafile} without metrics.exporter_certfile",
+            "a certificate of the exporter beside it",
         )
 
 

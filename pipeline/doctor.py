@@ -31,6 +31,7 @@ from pipeline.config import DistributedConfig, is_url, located
 from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
 from pipeline.failure import FAILED, exit_code_of, leave, sentence_of
+from pipeline.metrics.addresses import address_towards
 from pipeline.precision import Arithmetic, arithmetic_of, meaning
 
 _DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
@@ -257,16 +258,11 @@ def _free_bytes(folder: Path) -> int:
 
 def _interface_to(meeting: str) -> str:
     """The network interface that leads there; empty if that cannot be told."""
-    try:
-        host, _, port = meeting.rpartition(":")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, int(port)))  # sends nothing
-            address = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                if _address_of(probe, name) == address:
-                    return name
-    except (OSError, ValueError):
-        pass
+    address = address_towards(meeting)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            if address and _address_of(probe, name) == address:
+                return name
     return ""
 
 

@@ -2,7 +2,8 @@
 
     python -m pipeline.exporter --run-dir RUN [--port 9753] [--address 127.0.0.1]
 
-One exporter serves a run on a node, whoever starts another. It outlives its ranks by
+One exporter serves a run on a node, whoever starts another, and no other run (see
+`pipeline.metrics.pages`). It outlives its ranks by
 `--linger-seconds`, so that their last values are scraped, and marks a dead one with
 `alexnet_rank_up 0`. While it serves, a `file_sd` target tells Prometheus its address.
 """
@@ -10,7 +11,7 @@ One exporter serves a run on a node, whoever starts another. It outlives its ran
 from __future__ import annotations
 
 import argparse
-import errno
+import hashlib
 import logging
 import os
 import signal
@@ -22,31 +23,43 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from data_prep.files import describe, path_option
 from pipeline.config import MetricsConfig
-from pipeline.metrics.discovery import Claim, Target, location_of
+from pipeline.metrics.addresses import LOOPBACK
+from pipeline.metrics.discovery import Claim, Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
+from pipeline.metrics.pages import Identity, application, listen
 from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
-_NEIGHBOUR_PORTS = 10
+_CLIENT_SECONDS = 5.0
 _FIRST_RANK_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
 
-def start_exporter(run: RunDirectory, *, port: int, address: str, linger_seconds: float) -> None:
+def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | None) -> None:
     """Start this node's exporter as a process of its own, which outlives the caller.
 
     Call it once a node. It never raises: an exporter that cannot start is logged, and the training
     goes on without it.
     """
-    command = [sys.executable, "-m", "pipeline.exporter", "--run-dir", str(run.path.resolve())]
-    command += ["--port", str(port), "--address", address, "--linger-seconds", str(linger_seconds)]
+    options = {
+        "--run-dir": run.path.resolve(),
+        "--port": metrics.exporter_port,
+        "--linger-seconds": metrics.exporter_linger_seconds,
+        "--address": address,
+        "--certfile": metrics.exporter_certfile,
+        "--keyfile": metrics.exporter_keyfile,
+        "--client-cafile": metrics.exporter_client_cafile,
+    }
+    command = [sys.executable, "-m", "pipeline.exporter"]
+    for name, value in options.items():
+        command += [f"{name}={value}"] if value not in (None, "") else []
     log_path = run.metrics / f"exporter-{socket.gethostname()}.log"
     try:
         run.metrics.mkdir(parents=True, exist_ok=True)
@@ -62,23 +75,6 @@ def start_exporter(run: RunDirectory, *, port: int, address: str, linger_seconds
         _log.warning(
             "cannot start the metrics exporter: %s; training goes on without it", describe(error)
         )
-
-
-def listen(address: str, port: int, registry: CollectorRegistry) -> int:
-    """Serve `registry` on `port`, or the next free one, or any; return which.
-
-    Raises `OSError` if the address is not one of this host or the port is not allowed.
-    """
-    for candidate in range(port, min(port + _NEIGHBOUR_PORTS, 65536)):
-        try:
-            server, _ = start_http_server(candidate, address, registry)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            return int(server.server_port)
-    server, _ = start_http_server(0, address, registry)
-    return int(server.server_port)
 
 
 def next_deadline(
@@ -101,10 +97,15 @@ def _stay(
     linger_seconds: float,
     stop: threading.Event,
 ) -> None:
-    """Keep the target announced until `stop`, or until the ranks are gone for the linger."""
+    """Keep the target announced until `stop`, or until the ranks are gone for the linger.
+
+    Or until a successor, which listens elsewhere, asks for the claim.
+    """
     touched, started = claim.touched, collector.last_start()
     deadline = time.monotonic() + max(linger_seconds, _FIRST_RANK_SECONDS)
     while not stop.is_set() and time.monotonic() < deadline:
+        if claim.is_wanted_by_another():
+            return
         target.announce()
         previous = touched, started
         touched, started = claim.touched, collector.last_start()
@@ -119,12 +120,11 @@ def _stay(
         stop.wait(_POLL_SECONDS)
 
 
-def serve(
-    run: RunDirectory, *, address: str, port: int, targets: Path, linger_seconds: float
-) -> None:
+def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, targets: Path) -> None:
     """Serve the run's ranks on this node until they are gone, or SIGTERM or SIGINT comes.
 
-    Returns at once if another exporter does so already. Raises `OSError` if it cannot listen.
+    Returns at once if another exporter does so already, at the same `address`; one at another has
+    to leave. Raises `OSError` if it cannot listen.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -132,28 +132,48 @@ def serve(
     host = socket.gethostname()
     run.metrics.mkdir(exist_ok=True)
     claim = Claim(run.metrics / f"exporter-{host}.lock")
+    scheme = "https" if metrics.exporter_certfile else "http"
     if not claim.take():
-        sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
-        return
+        wanted = address and f"{scheme}://{location_of(address, 0, host).removesuffix('0')}"
+        is_at_another = bool(wanted and claim.owner and not claim.owner.startswith(wanted))
+        if not is_at_another or not claim.take_over():
+            sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
+            return
+    identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
     collector = NodeCollector(run.metrics, host)
     registry = CollectorRegistry()
     registry.register(collector)
     registry.register(NodeOutcomes(run, host))
+    registry.register(identity)
+    address = address or LOOPBACK
     try:
-        port = listen(address, port, registry)
+        port = listen(address, metrics, application(registry, identity))
     except OSError as error:
         raise OSError(
-            f"cannot listen on {address}:{port}: {error.strerror}; "
-            "give an --address of this host and a --port from 1024 to 65535"
+            f"cannot listen on {address}:{metrics.exporter_port}: {error.strerror or error}; "
+            "give an --address of this host, a --port from 1024 to 65535, and certificates that "
+            "can be read, if any"
         ) from None
+    socket.setdefaulttimeout(_CLIENT_SECONDS)  # a client that says nothing holds up the next one
     location = location_of(address, port, host)
-    target = Target(targets, address=location, run=run.name, node=host)
-    server = f"http://{location}/metrics, process {os.getpid()}"
+    target = Target(targets, _target_name(run, targets), identity, address=location, scheme=scheme)
+    server = f"{scheme}://{location}/metrics, process {os.getpid()}"
     claim.owner = server
     sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
+    target.announce()
+    # Of others that were here, or of this run's on nodes that it has lost.
+    for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
+        sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-    _stay(collector, claim, target, linger_seconds, stop)
+    _stay(collector, claim, target, metrics.exporter_linger_seconds, stop)
     target.withdraw()  # before the claim ends with the process: a successor writes the same file
+
+
+def _target_name(run: RunDirectory, targets: Path) -> str:
+    """That of the run; where runs of several folders are announced, one that tells them apart."""
+    if targets.resolve() == run.targets:
+        return run.name
+    return f"{run.name}-{hashlib.sha256(bytes(run.path.resolve())).hexdigest()[:8]}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,9 +191,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--address",
-        default=defaults.exporter_address,
-        help="0.0.0.0 to serve other hosts too; default: %(default)s",
+        help="0.0.0.0 to serve other hosts too; an exporter of this run and node at another "
+        f"address then leaves; default: its own, or {LOOPBACK} if there is none",
     )
+    for name, text in (
+        ("--certfile", "certificate (PEM) to serve over TLS with; default: no TLS"),
+        ("--keyfile", "its private key (PEM)"),
+        ("--client-cafile", "serve only who shows a certificate of one of these authorities (PEM)"),
+    ):
+        parser.add_argument(name, type=path_option, metavar="FILE", help=text)
     parser.add_argument(
         "--targets-dir",
         type=path_option,
@@ -206,14 +232,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise FileNotFoundError(
                 f"{run.path} is not a directory: give the --run-dir of a run that has started"
             )
-        serve(
-            run,
-            address=options.address,
-            port=options.port,
-            targets=options.targets_dir or run.targets,
-            linger_seconds=options.linger_seconds,
+        metrics = MetricsConfig(
+            exporter_port=options.port,
+            exporter_linger_seconds=options.linger_seconds,
+            exporter_certfile=str(options.certfile or ""),
+            exporter_keyfile=str(options.keyfile or ""),
+            exporter_client_cafile=str(options.client_cafile or ""),
         )
-    except OSError as error:
+        serve(run, metrics, address=options.address, targets=options.targets_dir or run.targets)
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
         return 1
     return 0

@@ -38,6 +38,7 @@ from pipeline.grid import Grid, build_grid, check_layout
 from pipeline.journal import Journal
 from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
+from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
 from pipeline.model import build_model
 from pipeline.overrides import check_effects
 from pipeline.precision import arithmetic_of, emulation, resolve
@@ -294,13 +295,14 @@ def _publish(
 ) -> None:
     """Start the node's exporter and this rank's publisher."""
     place, metrics = world.place, config.metrics
-    if metrics.exporter and place.local_rank == 0:
-        start_exporter(
-            run,
-            port=metrics.exporter_port,
-            address=metrics.exporter_address,
-            linger_seconds=metrics.exporter_linger_seconds,
-        )
+    if metrics.exporter:
+        nodes = world.gather(Node.this_one(place.meeting))
+        with world.together():
+            address = choose_address(metrics.exporter_address, nodes, world.rank)
+        if world.is_main and address is not None and not is_loopback(address):
+            Console(sys.stdout).line(exposure(metrics, address))
+        if place.local_rank == 0:
+            start_exporter(run, metrics, address)
     publisher = Publisher(
         run.metrics,
         registry,

@@ -7,9 +7,32 @@ import fcntl
 import json
 import logging
 import os
+import ssl
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
+from typing import Self
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
 from data_prep.files import write_atomically
+from pipeline.metrics.pages import Identity
+
+_EXPORTER = "__param_exporter"
+"""The label of which Prometheus makes a parameter of each scrape."""
+
+_REFUSALS = (ssl.SSLError, ConnectionResetError, BrokenPipeError)
+"""What becomes of a connection without the certificate that the server wants."""
+
+_ANSWER_SECONDS = 2.0
+_NUM_ASKED_AT_ONCE = 32
+_LEAVE_SECONDS = 10.0
+_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -24,14 +47,29 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("a+b", buffering=0)
+        self._written = ""
 
     def take(self) -> bool:
         """Whether the claim is now this process's, until it ends."""
+        if self._lock():
+            self.owner = ""  # that of one that was killed is nobody's
+            return True
+        with contextlib.suppress(OSError):  # another user's, or a file system without times
+            os.utime(self._path)
+        return False
+
+    def take_over(self) -> bool:
+        """Ask the owner to leave, by deleting its words, and wait for that."""
+        self._file.truncate(0)
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while not (has_it := self._lock()) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+        return has_it
+
+    def _lock(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with contextlib.suppress(OSError):  # another user's, or a file system without times
-                os.utime(self._path)
             return False
         except OSError as error:  # a file system without locks, such as Lustre without -o flock
             _log.warning("cannot lock %s: %s; serving without", self._path, error.strerror)
@@ -45,7 +83,14 @@ class Claim:
     def owner(self, description: str) -> None:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without the words
             self._file.truncate(0)
-            self._file.write(f"{description}\n".encode())
+            self._file.write(f"{description}\n".encode() if description else b"")
+            self._written = description
+
+    def is_wanted_by_another(self) -> bool:
+        """Whether somebody has asked the owner, this process, to leave."""
+        with contextlib.suppress(OSError):
+            return self.owner != self._written
+        return False
 
     @property
     def touched(self) -> int:
@@ -56,12 +101,17 @@ class Claim:
 
 
 class Target:
-    """The `file_sd` entry in `directory` by which Prometheus finds this exporter."""
+    """The `file_sd` entry in `directory` by which Prometheus finds the exporter at `address`.
 
-    def __init__(self, directory: Path, *, address: str, run: str, node: str) -> None:
-        self.path = directory / f"{run}-{node}.json"
-        entry = {"targets": [address], "labels": {"run": run, "node": node}}
-        self._content = json.dumps([entry]).encode() + b"\n"
+    Its labels are those of `identity`, and what Prometheus sends along says whose it is.
+    """
+
+    def __init__(
+        self, directory: Path, name: str, identity: Identity, *, address: str, scheme: str
+    ) -> None:
+        self.path = directory / f"{name}-{identity.node}.json"
+        labels = identity.labels | {"__scheme__": scheme, _EXPORTER: identity.exporter}
+        self._content = json.dumps([{"targets": [address], "labels": labels}]).encode() + b"\n"
         self._is_written = False
         self._has_failed = False
 
@@ -80,9 +130,79 @@ class Target:
 
     def withdraw(self) -> None:
         """Delete it, if it is still this exporter's."""
-        with contextlib.suppress(OSError):
-            if self.path.read_bytes() == self._content:
-                self.path.unlink()
+        _delete(self.path, self._content)
+
+
+def _delete(path: Path, content: bytes) -> bool:
+    """Delete a target unless it has become another one; returns whether it is deleted."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            path.unlink()
+            return True
+    return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Announced:
+    """The target that a file holds."""
+
+    path: Path
+    content: bytes
+    address: str
+    labels: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """None if it was not written by an exporter."""
+        try:
+            content = path.read_bytes()
+            (entry,) = json.loads(content)
+            ((address,), labels) = entry["targets"], dict(entry["labels"])
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+        if not {"run", "node"} <= labels.keys():
+            return None
+        return cls(path=path, content=content, address=str(address), labels=labels)
+
+    def is_answered(self) -> bool:
+        """Whether the exporter that it stands for is there, as far as that can be told."""
+        query = {name: self.labels[name] for name in ("run", "node")}
+        if _EXPORTER in self.labels:
+            query["exporter"] = self.labels[_EXPORTER]
+        scheme = self.labels.get("__scheme__", "http")
+        url = f"{scheme}://{self.address}/metrics?{urlencode(query)}"
+        try:
+            with _opener().open(url, timeout=_ANSWER_SECONDS) as response:
+                return bool(response.status == HTTPStatus.OK)
+        except OSError as error:  # a server that wants a certificate cannot be asked
+            cause = error.reason if isinstance(error, URLError) else error
+            return isinstance(cause, _REFUSALS)
+        except (HTTPException, ValueError):
+            return False
+
+
+def _opener() -> OpenerDirector:
+    """Asks directly, whatever proxy this process is told of, and takes every certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return build_opener(ProxyHandler({}), HTTPSHandler(context=context))
+
+
+def drop_unanswered(directory: Path, *labels: tuple[str, str]) -> list[str]:
+    """Delete the targets in `directory` that no exporter answers for; returns a line for each.
+
+    With `labels` only those that have one of them. One that cannot be reached at the moment
+    announces itself again, so none is lost that lives.
+    """
+    found = [target for path in directory.glob("*.json") if (target := _Announced.read(path))]
+    asked = [t for t in found if not labels or not t.labels.items().isdisjoint(labels)]
+    with ThreadPoolExecutor(_NUM_ASKED_AT_ONCE) as pool:
+        answers = list(pool.map(_Announced.is_answered, asked))
+    return [
+        f"removed {target.path}: no exporter of that run answers at {target.address}"
+        for target, is_answered in zip(asked, answers, strict=True)
+        if not is_answered and _delete(target.path, target.content)
+    ]
 
 
 def location_of(address: str, port: int, host: str) -> str:

@@ -175,7 +175,7 @@ class Cluster:
             f"Name=gpu File={folder}/dev/nvidia[0-1] Flags=nvidia_gpu_env\n"
         )
         addresses = [f"{_NETWORK}.1 {_HEAD}"]
-        addresses += [f"{self._address(node)} {node}" for node in self.nodes]
+        addresses += [f"{self.address(node)} {node}" for node in self.nodes]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *addresses]) + "\n")
         subprocess.run(["mungekey", "-c", "-k", folder / "munge.key"], check=True)
 
@@ -212,7 +212,7 @@ class Cluster:
         pid = self._pid(node)
         self._in_network(_HEAD, f"ip link add v{node} type veth peer name eth0 netns {pid}")
         self._in_network(_HEAD, f"ip link set v{node} master br0 up")
-        self._in_network(node, f"ip addr add {self._address(node)}/24 dev eth0")
+        self._in_network(node, f"ip addr add {self.address(node)}/24 dev eth0")
         self._in_network(node, "ip link set eth0 up")
         self._go_on(node)
 
@@ -222,7 +222,8 @@ class Cluster:
             os.kill(self._pid(node), signal.SIGKILL)
         self._first_processes.pop(node).wait(30)
 
-    def _address(self, node: str) -> str:
+    def address(self, node: str) -> str:
+        """That of a node in the network of all."""
         return f"{_NETWORK}.{10 + self.nodes.index(node)}"
 
     def _pid(self, name: str) -> int:
@@ -236,10 +237,9 @@ class Cluster:
 
     def run(self, *command: object, node: str = _HEAD, **options: str) -> str:
         """What a command prints that is run on a node, in the repository's folder."""
-        spaces = ("--net", "--uts", "--mount", "--pid", f"--wdns={REPOSITORY}")
         done = subprocess.run(
-            ["nsenter", f"--target={self._pid(node)}", *spaces, "--", *map(str, command)],
-            env=os.environ | {"SLURM_CONF": f"{self._folder}/slurm.conf"} | options,
+            self._on(node, "--pid", "--", *command),
+            env=self._environment(options),
             capture_output=True,
             text=True,
             timeout=120,
@@ -247,6 +247,23 @@ class Cluster:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    @contextlib.contextmanager
+    def process(self, *command: object, node: str = _HEAD) -> Iterator[None]:
+        """A command that goes on, on a node, until the block is left."""
+        words = self._on(node, "--", *command)  # one in its process tree would outlive nsenter
+        with subprocess.Popen(words, env=self._environment({}), stdout=subprocess.DEVNULL) as child:
+            try:
+                yield
+            finally:
+                child.terminate()
+
+    def _on(self, node: str, *words: object) -> list[str]:
+        spaces = ("--net", "--uts", "--mount", f"--wdns={REPOSITORY}")
+        return ["nsenter", f"--target={self._pid(node)}", *spaces, *map(str, words)]
+
+    def _environment(self, options: dict[str, str]) -> dict[str, str]:
+        return os.environ | {"SLURM_CONF": f"{self._folder}/slurm.conf"} | options
 
     def pids(self, node: str, words: str) -> list[str]:
         """Processes of a node whose command line has `words`, by their numbers there."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import write_atomically
 from tests.integration.training import make_shards, ranks_of, rows, torchrun, training
 from tests.pipeline.monitoring import (
     REPOSITORY,
@@ -22,6 +23,7 @@ from tests.pipeline.monitoring import (
     process,
     rank_process,
     require_tool,
+    target_file,
     wait_for,
 )
 from tests.pipeline.rank_process import DATA_WAIT_RATIO, LOSS, SAMPLES_PER_SECOND, TOP1
@@ -95,6 +97,17 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         ((target, up),) = api.query('up{job="alexnet_train"}')
         assert (target["run"], up) == ("run", 1)
 
+        # Targets at this address that claim another run or node, or were left by another exporter.
+        (entry,) = json.loads(target_file(run).read_text())
+        for name, value in (("run", "x"), ("node", "x"), ("__param_exporter", "x")):
+            false = entry | {"labels": entry["labels"] | {"run_dir": name, name: value}}
+            write_atomically(target_file(tmp_path / name), json.dumps([false]).encode())
+        down = 'up{run_dir!~"/.*"} == 0'
+        wait_for(lambda: len(api.query(down)) == 3, "that they are down")
+        assert api.query('alexnet_rank_up{run_dir!~"/.*"}') == []
+        for name in ("run", "node", "__param_exporter"):
+            target_file(tmp_path / name).unlink()
+
         killed, stalled = documented("killed ranks"), documented("stalled runs")
         standing = documented("how runs stand, or ended")
         assert api.labels(standing) == [{"run": "run", "outcome": "running"}]
@@ -104,7 +117,10 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
 
         victim.kill()
         wait_for(lambda: api.labels(killed) == [{"run": "run", "rank": "1"}], "the death of rank 1")
-        assert [row[0]["rank"] for row in api.query("alexnet_rank_up == 1")] == ["0"]
+        wait_for(  # of another scrape
+            lambda: [row[0]["rank"] for row in api.query("alexnet_rank_up == 1")] == ["0"],
+            "that the exporter sees it too",
+        )
 
         leader.send_signal(signal.SIGSTOP)
         wait_for(lambda: api.labels(stalled_soon) == [{"run": "run"}], "that the run stands still")

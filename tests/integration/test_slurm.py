@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests.integration.training import (
     rows,
     training,
 )
-from tests.pipeline.monitoring import wait_for
+from tests.pipeline.monitoring import entry_of, require_tool, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -319,3 +320,57 @@ def test_what_slurm_cannot_give_is_refused_before_anything_is_submitted(
         cluster.launch(*command, "--", "cifar10", "--run-dir", run)
     assert not cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING")
     assert list(tmp_path.iterdir()) == []
+
+
+UP = 'up{job="alexnet_train"}'
+
+
+def asked(cluster: Cluster, expression: str) -> dict[tuple[str, ...], float]:
+    """What the head's Prometheus answers: values by node, and by rank where there is one."""
+    server = "http://127.0.0.1:9090"
+    output = cluster.run("promtool", "query", "instant", "--format=json", server, expression)
+    return {
+        tuple(row["metric"][name] for name in ("node", "rank") if name in row["metric"]): float(
+            row["value"][1]
+        )
+        for row in json.loads(output)
+    }
+
+
+def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """With default addresses and ports; and no target shows another node's ranks, or outlives it.
+
+    SLURM ends a job's exporters with its ranks, before they could withdraw their targets.
+    """
+    require_tool("prometheus")
+    run, one, two = tmp_path / "run", *cluster.nodes
+    ranks = {(one, "0"), (one, "1"), (two, "2"), (two, "3")}
+    targets = {node: RunDirectory(run).targets / f"run-{node}.json" for node in cluster.nodes}
+    watch = ("launch", "prometheus", "--run-root", tmp_path, "--scrape-interval", "1s", "--start")
+    with cluster.process(sys.executable, "-m", *watch):
+        exporting = ("--metrics.exporter", "true", "--metrics.publish_seconds", 0.2)
+        linger = ("--metrics.exporter_linger_seconds", 5)  # where SLURM does not end it
+        job = train(cluster, shards, run, *LONG, "--epochs", 100_000, *exporting, *linger)
+        wait_for(lambda: has_trained(run, 1), "training", 120)
+        wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all ranks", 60)
+        assert asked(cluster, UP) == {(one,): 1, (two,): 1}
+        steps = "alexnet_train_steps_total > 0"
+        wait_for(lambda: asked(cluster, steps).keys() == ranks, "their steps", 60)
+        assert entry_of(targets[one])[0] == f"{cluster.address(one)}:9753"
+        assert entry_of(targets[two])[0] == f"{cluster.address(two)}:9753"
+        assert f"here at {cluster.address(one)}, to everybody who reaches it" in log_of(run, job)
+
+        own = targets[two].read_text()
+        targets[two].write_text(own.replace(cluster.address(two), cluster.address(one)))
+        wait_for(lambda: asked(cluster, UP) == {(one,): 1, (two,): 0}, "that the other is down")
+        assert {node for node, _ in asked(cluster, "alexnet_rank_up")} == {one}
+        targets[two].unlink()
+        wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all again", 60)
+        assert targets[two].read_text() == own
+
+        cluster.launch("stop", run)
+        cluster.wait_for_state(job, *ENDED)
+        wait_for(lambda: not any(RunDirectory(run).targets.iterdir()), "no targets", 60)
+        wait_for(lambda: not asked(cluster, UP), "that nothing is asked any more", 60)

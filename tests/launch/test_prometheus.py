@@ -34,6 +34,9 @@ scrape_configs:
     file_sd_configs:
       - files: ["/data/my runs/prometheus-targets/*.json"]
         refresh_interval: 5s
+    relabel_configs: # an exporter refuses who asks for another run or node than its own
+      - {source_labels: [run], target_label: __param_run}
+      - {source_labels: [node], target_label: __param_node}
   - job_name: alexnet_outcomes
     metrics_path: /outcomes/0123
     static_configs:

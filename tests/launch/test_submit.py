@@ -56,6 +56,9 @@ def test_scripts_hold_the_home_directory_of_this_host(
         assert words in text
 
 
+RUN = ("cifar10", "--run-dir", "r", "--data.shards", "s")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -74,6 +77,10 @@ def test_scripts_hold_the_home_directory_of_this_host(
                 "--data.shards=s",
             ),
             "--max-requeues has no effect with --no-requeue",
+        ),
+        (
+            ("train", "--nodes", 2, *RUN, "--metrics.exporter_address", "127.0.0.1"),
+            "metrics.exporter_address is 127.0.0.1 in a job of 2 nodes",
         ),
         (("prepare", "synthetic", "--output", "s", "--task=3"), "--task=3 is for the script"),
         (

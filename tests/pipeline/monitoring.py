@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,17 +116,37 @@ def target_file(run: Path) -> Path:
 
 def address_of(run: Path) -> str:
     """Where the run's target says that its exporter is."""
-    (entry,) = json.loads(target_file(run).read_text())
+    return entry_of(target_file(run))[0]
+
+
+def entry_of(target: Path) -> tuple[str, dict[str, str]]:
+    """The address and the labels in a target's file."""
+    (entry,) = json.loads(target.read_text())
     (address,) = entry["targets"]
     assert isinstance(address, str)
-    return address
+    return address, entry["labels"]
 
 
-def fetch(address: str) -> bytes:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+def question(target: Path) -> str:
+    """The path and query that Prometheus asks for, by a target's file and our configuration."""
+    _, labels = entry_of(target)
+    query = {"exporter": labels["__param_exporter"], "run": labels["run"], "node": labels["node"]}
+    return f"/metrics?{urllib.parse.urlencode(query)}"
+
+
+def fetch(address: str, path: str = "/metrics") -> bytes:
+    """What is served there; raises `urllib.error.HTTPError` if that is refused."""
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
         content = response.read()
     assert isinstance(content, bytes)
     return content
+
+
+def refusal(address: str, path: str) -> tuple[int, str]:
+    """The status and the text of what is not served."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        fetch(address, path)
+    return caught.value.code, caught.value.read().decode()
 
 
 def parse(text: bytes) -> Samples:
@@ -139,7 +161,9 @@ def parse(text: bytes) -> Samples:
 
 
 def scrape(run: Path) -> Samples:
-    return parse(fetch(address_of(run)))
+    """As Prometheus does it."""
+    target = target_file(run)
+    return parse(fetch(entry_of(target)[0], question(target)))
 
 
 def by_rank(samples: Samples, name: str) -> dict[int, float]:

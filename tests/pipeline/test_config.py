@@ -85,6 +85,16 @@ from pipeline.data.remote import LONGEST_PAUSE_SECONDS
             {"exporter_port": 65536},
             "metrics.exporter_port is 65536; expected a port",
         ),
+        (
+            MetricsConfig,
+            {"exporter_certfile": "a.pem"},
+            "exporter_keyfile is empty with metrics.exporter_certfile a.pem; expected both",
+        ),
+        (
+            MetricsConfig,
+            {"exporter_client_cafile": "a.pem"},
+            "exporter_client_cafile is a.pem without metrics.exporter_certfile; expected a cert",
+        ),
         (MetricsConfig, {"exporter_linger_seconds": -1.0}, "exporter_linger_seconds is -1.0; exp"),
         (DistributedConfig, {"timeout_seconds": 0.0}, "distributed.timeout_seconds is 0.0; expec"),
         (DistributedConfig, {"timeout_seconds": 1e300}, "is 1e+300; expected above 0, at most 1,0"),

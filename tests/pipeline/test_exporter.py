@@ -23,12 +23,14 @@ from pipeline.exporter import main, next_deadline
 from pipeline.metrics import Publisher, RankMetrics
 from pipeline.metrics.discovery import Claim, Target, location_of
 from pipeline.metrics.node import NodeCollector, merge
+from pipeline.metrics.pages import Identity
 from pipeline.metrics.rank_file import RankFile, Writer, read_rank_file, render_rank_file
 from tests.pipeline.monitoring import (
     REPOSITORY,
     address_of,
     assert_clean_exposition,
     by_rank,
+    entry_of,
     exporter_process,
     fetch,
     finish,
@@ -250,8 +252,11 @@ def test_two_jobs_on_one_node_get_two_ports_and_two_targets(tmp_path: Path) -> N
         assert second != first
         for run in runs:
             assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
-            (entry,) = json.loads(target_file(run).read_text())
-            assert entry["labels"] == {"run": run.name, "node": HOST}
+            own = {"run": run.name, "run_dir": str(run), "node": HOST}
+            _, labels = entry_of(target_file(run))
+            assert {name: text for name, text in labels.items() if name[:2] != "__"} == own
+            served = frozenset((f"served_{name}", text) for name, text in own.items())
+            assert scrape(run)["alexnet_exporter_info", served] == 1
 
 
 def test_a_taken_port_gives_way_to_the_next(run: Path) -> None:
@@ -319,7 +324,8 @@ def test_a_file_system_that_does_not_answer_does_not_end_the_exporter(
     def fail(_: Path) -> bool:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    target = Target(tmp_path, address="127.0.0.1:1", run="run", node="node")
+    identity = Identity(run="run", run_dir=str(tmp_path), node="node")
+    target = Target(tmp_path, "run", identity, address="127.0.0.1:1", scheme="http")
     target.announce()
     monkeypatch.setattr(Path, "exists", fail)
     for _ in range(2):
@@ -331,9 +337,11 @@ def test_a_file_system_that_does_not_answer_does_not_end_the_exporter(
 STARTER = """
 import sys
 from pathlib import Path
+from pipeline.config import MetricsConfig
 from pipeline.exporter import start_exporter
 from pipeline.run_directory import RunDirectory
-start_exporter(RunDirectory(Path(sys.argv[1])), port=0, address="127.0.0.1", linger_seconds=1)
+metrics = MetricsConfig(exporter_port=0, exporter_linger_seconds=1)
+start_exporter(RunDirectory(Path(sys.argv[1])), metrics, None)
 assert "torch" not in sys.modules
 """
 
@@ -364,6 +372,8 @@ def test_an_exporter_that_cannot_start_does_not_raise(tmp_path: Path) -> None:
         (["--run-dir", "missing"], "missing is not a directory"),
         (["--run-dir", "blocked"], "blocked/metrics: File exists"),
         (["--run-dir", ".", "--address", "192.0.2.1"], "cannot listen on 192.0.2.1:9753"),
+        (["--run-dir", ".", "--certfile", "a"], "metrics.exporter_keyfile is empty with"),
+        (["--run-dir", ".", "--certfile", "a", "--keyfile", "b"], "cannot listen on 127.0.0.1:97"),
     ],
 )
 def test_wrong_input_is_one_sentence(

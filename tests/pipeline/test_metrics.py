@@ -22,6 +22,7 @@ from pipeline.metrics import publisher as publisher_module
 from pipeline.metrics.families import exposition
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
+from pipeline.metrics.pages import Identity
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run_directory import RunDirectory
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
@@ -200,13 +201,15 @@ def test_the_page_lists_every_metric(tmp_path: Path) -> None:
     run, host = RunDirectory(tmp_path), os.uname().nodename
     metrics = run.metrics
     Publisher(metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
+    identity = Identity(run="run", run_dir=str(tmp_path), node="node")
+    suffixes = {"counter": "_total", "info": "_info"}
     published = {
         (
-            f"{family.name}_total" if family.type == "counter" else family.name,
-            family.type,
+            family.name + suffixes.get(family.type, ""),
+            "gauge" if family.type == "info" else family.type,  # as Prometheus' format has it
             frozenset(label for sample in family.samples for label in sample.labels) - {"le"},
         )
-        for source in (registry, NodeCollector(metrics, host), NodeOutcomes(run, host))
+        for source in (registry, NodeCollector(metrics, host), NodeOutcomes(run, host), identity)
         for family in source.collect()
     }
     page = (REPOSITORY / "docs" / "metrics.md").read_text()

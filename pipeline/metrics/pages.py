@@ -1,0 +1,127 @@
+"""What an exporter answers, and to whom: its metrics are those of one run on one node.
+
+Prometheus asks with the query of the target's file (`?run=…&node=…&exporter=…`). An exporter that
+another one's target leads to refuses: such a target is down, and never shows another run's numbers.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
+from prometheus_client.core import InfoMetricFamily
+
+from pipeline.config import MetricsConfig
+
+_NEIGHBOUR_PORTS = 10
+_PLAIN = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Whose metrics an exporter serves."""
+
+    run: str
+    run_dir: str
+    node: str
+    exporter: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Drawn anew by each exporter: an earlier one of the same run is another."""
+
+    def __str__(self) -> str:
+        return f"run {self.run} ({self.run_dir}) on node {self.node}"
+
+    def __post_init__(self) -> None:
+        for name in ("run", "run_dir", "node"):  # a path may hold bytes that no text has
+            text = str(getattr(self, name)).encode(errors="surrogateescape")
+            object.__setattr__(self, name, text.decode(errors="replace"))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Those that Prometheus gives to all that it finds here."""
+        return {"run": self.run, "run_dir": self.run_dir, "node": self.node}
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What a scrape says that it expects here."""
+        return {"run": self.run, "node": self.node, "exporter": self.exporter}
+
+    def differences(self, query: Mapping[str, list[str]]) -> list[str]:
+        """What a scrape expects and this is not, each as 'name=value'."""
+        return [
+            f"{name}={value}"
+            for name, own in self.query.items()
+            for value in query.get(name, [])
+            if value != own
+        ]
+
+    def collect(self) -> list[Metric]:
+        """The same in the metrics, under names that no label of a target has."""
+        served = {f"served_{name}": value for name, value in self.labels.items()}
+        return [InfoMetricFamily("alexnet_exporter", "Whose metrics these are", served)]
+
+
+def application(registry: CollectorRegistry, identity: Identity) -> WSGIApplication:
+    """`/metrics`, to those who ask for this exporter or for none; `/healthz`; and a page at `/`."""
+    metrics: WSGIApplication = make_wsgi_app(registry)
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+            differences = identity.differences(query)
+            if not differences:
+                return metrics(environ, start_response)
+            status, kind = "421 Misdirected Request", _PLAIN
+            text = f"here is {identity}, not {', '.join(differences)}: the target is out of date\n"
+        elif path == "/healthz":
+            status, kind, text = "200 OK", _PLAIN, "ok\n"
+        elif path == "/":
+            status, kind, text = "200 OK", "text/html; charset=utf-8", _page(identity)
+        else:
+            status, kind = "404 Not Found", _PLAIN
+            text = f"there is no {path}: expected /, /metrics or /healthz\n"
+        start_response(status, [("Content-Type", kind)])
+        return [text.encode()]
+
+    return answer
+
+
+def _page(identity: Identity) -> str:
+    title = html.escape(f"Metrics of {identity}")
+    return (
+        f"<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n"
+        f'<h1>{title}</h1>\n<p><a href="/metrics">/metrics</a>\n'
+    )
+
+
+def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> int:
+    """Serve `app` on the configured port, or the next free one, or any; return which.
+
+    Raises `OSError` if the address is not one of this host, the port is not allowed, or a
+    certificate cannot be read.
+    """
+    port, certificates = metrics.exporter_port, metrics.exporter_client_cafile
+    for candidate in [*range(port, min(port + _NEIGHBOUR_PORTS, 65536)), 0]:
+        try:
+            server, _ = start_http_server(
+                candidate,
+                address,
+                CollectorRegistry(),  # of nothing, for the moment before the next line
+                certfile=metrics.exporter_certfile or None,
+                keyfile=metrics.exporter_keyfile or None,
+                client_cafile=certificates or None,
+                client_auth_required=certificates != "",
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or candidate == 0:
+                raise
+        else:
+            server.set_app(app)
+            return int(server.server_port)
+    raise AssertionError("the last candidate serves or raises")

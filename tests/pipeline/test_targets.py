@@ -1,0 +1,200 @@
+"""An exporter answers for its own run and node alone, and no target outlives its owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pipeline.metrics.discovery import drop_unanswered
+from tests.pipeline.monitoring import (
+    address_of,
+    by_rank,
+    entry_of,
+    exporter_process,
+    fetch,
+    free_port,
+    process,
+    question,
+    rank_process,
+    refusal,
+    require_tool,
+    scrape,
+    target_file,
+    wait_for,
+)
+
+HOST = socket.gethostname()
+
+
+def make_run(root: Path, name: str) -> Path:
+    run = root / name
+    run.mkdir(parents=True)
+    return run
+
+
+def test_only_metrics_are_metrics(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a <b> & c")
+    with exporter_process(run, "--port", 0):
+        address = address_of(run)
+        page = fetch(address, "/").decode()
+        assert f"run a &lt;b&gt; &amp; c ({tmp_path}/a &lt;b&gt; &amp; c) on node {HOST}<" in page
+        assert '<a href="/metrics">' in page
+        assert fetch(address, "/healthz") == b"ok\n"
+        assert b"# TYPE alexnet_exporter_info gauge" in fetch(address)
+        for path in ("/favicon.ico", "/metrics/", "/x"):
+            status, text = refusal(address, path)
+            assert (status, text.count("\n")) == (404, 1)
+            assert "alexnet" not in text
+
+
+def test_who_asks_for_another_run_node_or_exporter_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "own")
+    with rank_process(run, 0), exporter_process(run, "--port", 0):
+        address, labels = entry_of(target_file(run))
+        own = labels["__param_exporter"]
+        for query in ("", f"?run=own&node={HOST}", f"?exporter={own}"):
+            assert b"alexnet_rank_up{" in fetch(address, f"/metrics{query}")
+        for query, differing in (
+            ("run=other", "run=other"),
+            ("run=other&node=n2", "run=other, node=n2"),
+            (f"run=own&node={HOST}&exporter=00", "exporter=00"),
+            (f"run=own&run=other&exporter={own}", "run=other"),
+            ("exporter=", "exporter="),
+        ):
+            assert refusal(address, f"/metrics?{query}") == (
+                421,
+                f"here is run own ({run}) on node {HOST}, not {differing}: "
+                "the target is out of date\n",
+            )
+
+
+def test_a_killed_exporter_leaves_no_target_to_its_successor_at_the_address(tmp_path: Path) -> None:
+    port = free_port()
+    first, elsewhere = make_run(tmp_path / "a", "first"), make_run(tmp_path / "b", "second")
+    second = make_run(tmp_path / "a", "second")
+    for run in (first, elsewhere):
+        with exporter_process(run, "--port", port) as exporter:
+            exporter.kill()
+            exporter.wait(30)
+        assert address_of(run) == f"127.0.0.1:{port}"
+    with rank_process(second, 0), exporter_process(second, "--port", port):
+        wait_for(lambda: not target_file(first).exists(), "the end of the target beside its own")
+        assert by_rank(scrape(second), "alexnet_rank_up") == {0: 1}
+        # The other lies in a folder that it does not know, and is of a run of the same name.
+        stale = target_file(elsewhere)
+        status, text = refusal(f"127.0.0.1:{port}", question(stale))
+        assert status == 421
+        assert text.startswith(f"here is run second ({second}) on node {HOST}, not exporter=")
+        (line,) = drop_unanswered(stale.parent)
+        assert line == f"removed {stale}: no exporter of that run answers at 127.0.0.1:{port}"
+        assert not stale.exists()
+        assert drop_unanswered(target_file(second).parent) == []
+
+
+def test_a_name_that_is_no_text_is_served(tmp_path: Path) -> None:
+    run = make_run(tmp_path, os.fsdecode(b"caf\xe9"))
+    with process("pipeline.exporter", "--run-dir", run, "--port", 0):
+        folder = tmp_path / "prometheus-targets"
+        wait_for(lambda: any(folder.glob("caf*.json")), "a target")
+        (target,) = folder.glob("caf*.json")
+        assert 'served_run="caf\ufffd"' in fetch(entry_of(target)[0], question(target)).decode()
+
+
+def test_what_was_not_written_by_an_exporter_is_left_alone(tmp_path: Path) -> None:
+    port = free_port()
+    for name, content in {
+        "other.json": [{"targets": [f"127.0.0.1:{port}"], "labels": {"team": "a"}}],
+        "two.json": [{"targets": ["127.0.0.1:1", "127.0.0.1:2"], "labels": {}}],
+        "number.json": 7,
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "half.json").write_text("[{")
+    gone = tmp_path / "gone.json"
+    labels = {"run": "gone", "node": HOST}
+    gone.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": labels}]))
+    assert drop_unanswered(tmp_path, ("node", "another")) == []
+    assert [line.split(":")[0] for line in drop_unanswered(tmp_path)] == [f"removed {gone}"]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert drop_unanswered(tmp_path / "missing") == []
+
+
+def test_a_target_that_was_dropped_returns_if_its_exporter_lives(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run")
+    with exporter_process(run, "--port", 0):
+        target_file(run).unlink()
+        wait_for(target_file(run).exists, "the target")
+        assert drop_unanswered(target_file(run).parent) == []
+
+
+def test_runs_of_one_name_are_told_apart_in_one_folder_of_targets(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / root, "run") for root in ("a", "b")]
+    folder = tmp_path / "targets"
+    options = ("--port", 0, "--targets-dir", folder)
+    with (
+        process("pipeline.exporter", "--run-dir", runs[0], *options),
+        process("pipeline.exporter", "--run-dir", runs[1], *options),
+    ):
+        wait_for(lambda: len(list(folder.glob("[!.]*.json"))) == 2, "two targets")
+        found = {entry_of(path)[1]["run_dir"] for path in folder.glob("[!.]*.json")}
+        assert found == {str(run) for run in runs}
+
+
+def test_an_exporter_gives_way_to_one_that_shall_listen_elsewhere(tmp_path: Path) -> None:
+    """A run goes on within the linger of its exporter, and now it has several nodes."""
+    run = make_run(tmp_path, "run")
+    with exporter_process(run, "--port", 0) as first:
+        assert address_of(run).startswith("127.0.0.1:")
+        with process(
+            "pipeline.exporter", "--run-dir", run, "--port", 0, "--address", "127.0.0.2"
+        ) as second:
+            assert first.wait(30) == 0
+            wait_for(lambda: target_file(run).exists(), "its target")
+            wait_for(lambda: address_of(run).startswith("127.0.0.2:"), "the new address")
+            assert by_rank(scrape(run), "alexnet_rank_up") == {}
+            assert second.poll() is None
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """For loopback, signed by itself."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += ["-nodes", "-days", "2", "-subj", "/CN=node", "-addext", "subjectAltName=IP:127.0.0.1"]
+    words += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(words, check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_over_tls_to_everybody_or_to_holders_of_a_certificate(
+    is_closed: bool, tmp_path: Path
+) -> None:
+    require_tool("openssl")
+    certificate, key = make_certificate(tmp_path)
+    run = make_run(tmp_path, "run")
+    options = ["--port", 0, "--certfile", certificate, "--keyfile", key]
+    options += ["--client-cafile", certificate] if is_closed else []
+    trusting = ssl.create_default_context(cafile=certificate)
+    with ExitStack() as stack, exporter_process(run, *options):
+        address, labels = entry_of(target_file(run))
+        assert labels["__scheme__"] == "https"
+        url = f"https://{address}{question(target_file(run))}"
+        if is_closed:
+            with pytest.raises(OSError, match=r"(?i)certificate|reset|EOF|pipe"):
+                urllib.request.urlopen(url, timeout=30, context=trusting).read()
+            trusting.load_cert_chain(certificate, key)
+        else:
+            silent = stack.enter_context(socket.socket())  # it holds nobody up for long
+            silent.connect(("127.0.0.1", int(address.split(":")[1])))
+        content = urllib.request.urlopen(url, timeout=30, context=trusting).read()
+        assert b"alexnet_exporter_info" in content
+        with pytest.raises(OSError, match=r"reset by peer|closed connection|pipe"):
+            fetch(address)
+        assert drop_unanswered(target_file(run).parent) == []
