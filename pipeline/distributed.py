@@ -17,7 +17,7 @@ import signal
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 import torch
 import torch.distributed as dist
@@ -26,13 +26,11 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import DistributedConfig
-from pipeline.failure import RankFailure, fact_of, sentence_of
+from pipeline.failure import LastWord, RankFailure, fact_of, sentence_of
 from pipeline.run_lock import LOG_VARIABLE, JobStart
 from pipeline.stop_signals import heeded_signals
 
 T = TypeVar("T")
-
-_FAILURE_KEY = "failure"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +107,12 @@ class World:
     device: torch.device
     store: Store | None
     control: dist.ProcessGroup | None
+    board: Store | None = None
+    """Another connection to the store, for a thread of its own: a connection serves one at a time.
+
+    It is made while all ranks meet. Later the rank that keeps the store may have left, and whoever
+    connects waits for it for minutes.
+    """
 
     @property
     def rank(self) -> int:
@@ -195,12 +199,10 @@ class World:
         text = sentence_of(error)
         if self.store is None:
             return RankFailure(text, is_told_here=True)
-        left = f"{self.rank} {socket.gethostname()} {text}"
+        word = LastWord(text, self.rank, socket.gethostname())
         with contextlib.suppress(RuntimeError):  # the store may be gone already
-            left = str(self.store.compare_set(_FAILURE_KEY, "", left), "utf-8")
-        rank, host, text = left.split(" ", 2)
-        is_told_here = self.rank in (0, int(rank))
-        return RankFailure(f"rank {rank} on {host}: {text}", is_told_here=is_told_here)
+            word = word.left_in(self.store)
+        return RankFailure(str(word), is_told_here=self.rank in (0, word.rank))
 
 
 @contextlib.contextmanager
@@ -218,13 +220,15 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
-    store, control = None, None
+    store, board, control = None, None, None
     if place.is_launched:
         with _killable():
             store, device, fault = _join(place, config, device, fault)
+            unknown: Any = store  # torch does not type `clone`
+            board = unknown.clone()
         deadline = collective_deadline(config.save_timeout_seconds)
         control = dist.new_group(backend="gloo", timeout=deadline)
-    world = World(place=place, device=device, store=store, control=control)
+    world = World(place=place, device=device, store=store, control=control, board=board)
     with world.together():
         if fault is not None:
             raise fault

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import asdict, dataclass
+from typing import NoReturn, Self
 
 from torch.distributed import DistError
+from torch.distributed.distributed_c10d import Store
 
 from data_prep.files import describe
 from pipeline.events import LOST_RANK
@@ -30,6 +33,39 @@ class RankFailure(RuntimeError):
         super().__init__(text)
         self.is_told_here = is_told_here
         """Whether this rank tells it: so do rank 0 and the one that failed first."""
+
+
+_LAST_WORD = "last word"
+
+
+@dataclass(frozen=True, slots=True)
+class LastWord:
+    """What ends the job, as the first rank to know leaves it in the job's store.
+
+    It is there before that rank goes, and before the connections of the others to it break: one
+    whose collective fails finds the cause there, and its own sentence is none.
+    """
+
+    text: str
+    rank: int | None = None
+    """The one that failed; None: it is a verdict of `pipeline.watchdog` on those that hang."""
+    host: str = ""
+
+    def __str__(self) -> str:
+        return self.text if self.rank is None else f"rank {self.rank} on {self.host}: {self.text}"
+
+    def left_in(self, store: Store) -> Self:
+        """Leave it, unless there is one; returns the one that is there.
+
+        Raises `RuntimeError` if the store is gone.
+        """
+        word = json.dumps(asdict(self))
+        return type(self)(**json.loads(store.compare_set(_LAST_WORD, "", word)))
+
+    @classmethod
+    def found_in(cls, store: Store) -> Self | None:
+        """The one that is there, if any is; raises `RuntimeError` if the store is gone."""
+        return cls(**json.loads(store.get(_LAST_WORD))) if store.check([_LAST_WORD]) else None
 
 
 def sentence_of(error: BaseException) -> str:

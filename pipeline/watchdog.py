@@ -16,6 +16,7 @@ import contextlib
 import enum
 import faulthandler
 import json
+import math
 import os
 import socket
 import threading
@@ -25,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch.distributed.distributed_c10d import Store
@@ -33,7 +34,7 @@ from torch.distributed.distributed_c10d import Store
 from pipeline.config import DistributedConfig
 from pipeline.distributed import World
 from pipeline.events import write_failure
-from pipeline.failure import FAILED
+from pipeline.failure import FAILED, LastWord
 from pipeline.run_directory import RunDirectory
 
 T = TypeVar("T")
@@ -41,7 +42,10 @@ T = TypeVar("T")
 _PULSES_PER_LIMIT = 10
 _MAX_PERIOD_SECONDS = 10.0
 _DUMP_SECONDS = 20.0
-_VERDICT = "hang"
+_PARTING_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
+_JUDGING_SECONDS = 2.0
+"""On a busy host a thread may have no turn for a second: that is no silence yet."""
 _SILENT = "rank 0 gives no sign of life"
 _SILENT_STORE = f"{_SILENT}: the store that it keeps does not answer"
 
@@ -138,18 +142,24 @@ class Watchdog:
         self._period = min(shortest / _PULSES_PER_LIMIT, _MAX_PERIOD_SECONDS)
         self._count = 0
         self._at = Phase.READING, 0, time.monotonic()
+        self._board = _Board(world.board, world.size, self._period)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        # Not before: in a job with nothing to do rank 0, which may keep the store, may have left.
-        self._board = _Board(self._world.store, self._world.size, self._period)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End this process if what was raised comes of a verdict that other ranks left by."""
         self._is_over.set()
         self._thread.join()
+        verdict = None
+        if kind is not None:
+            with contextlib.suppress(Exception):  # of the store's connection, in whatever form
+                verdict = self._board.verdict()
+        if verdict is not None:
+            self._end_job(verdict)
 
     def enter(self, phase: Phase, step: int) -> None:
         """The main thread is at `phase` from now on, after `step` steps."""
@@ -186,11 +196,13 @@ class Watchdog:
     def _judge(self) -> str | None:
         """Compare all pulses before and after a time in which every rank has some, this one too."""
         before = self._board.pulses()
-        for _ in range(3):
+        for _ in range(max(3, math.ceil(_JUDGING_SECONDS / self._period))):
             if self._is_over.wait(self._period):
                 return None
             self._count += 1
             self._board.post(self._world.rank, self._pulse())
+            if (verdict := self._board.verdict()) is not None:
+                return verdict
         text = judge(before, self._board.pulses())
         return None if text is None else self._board.agree(text)
 
@@ -206,10 +218,17 @@ class Watchdog:
             dump = threading.Thread(target=self._leave_traces, args=(sentence,), daemon=True)
             dump.start()
             dump.join(_DUMP_SECONDS)
-            if self._world.is_main and self._world.store is not None:
-                time.sleep(2 * self._period)  # it may keep the store, where others find the verdict
+            with contextlib.suppress(Exception):
+                self._part()
         finally:
             os._exit(FAILED)
+
+    def _part(self) -> None:
+        """Rank 0, which may keep the store, leaves after all that can have found the verdict."""
+        self._board.part(self._world.rank)
+        deadline = time.monotonic() + 2 * self._period + _PARTING_SECONDS
+        while self._world.is_main and not self._board.have_parted() and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
 
     def _leave_traces(self, sentence: str) -> None:
         with contextlib.suppress(Exception):
@@ -247,8 +266,7 @@ class _Board:
     """
 
     def __init__(self, store: Store | None, num_ranks: int, patience_seconds: float) -> None:
-        unknown: Any = store  # torch does not type `clone`
-        self._store = None if store is None else unknown.clone()
+        self._store = store
         self._num_ranks = num_ranks
         self._patience = max(patience_seconds, 1.0)
         self._asking = ThreadPoolExecutor(1, "watchdog-store")
@@ -266,14 +284,24 @@ class _Board:
         return [None if text is None else _pulse_of(text) for text in texts]
 
     def verdict(self) -> str | None:
-        text = self._ask(partial(self._get, _VERDICT))
-        return None if text is None else text.decode()
+        """The one on ranks that hang; those that failed otherwise leave by themselves."""
+        word = None if self._store is None else self._ask(partial(LastWord.found_in, self._store))
+        return None if word is None or word.rank is not None else word.text
 
     def agree(self, verdict: str) -> str:
-        """Post the verdict, unless there is one; returns the one that holds."""
+        """Post the verdict, unless there is a last word already; returns what holds."""
         if self._store is None:
             return verdict
-        return str(self._ask(partial(self._store.compare_set, _VERDICT, "", verdict)), "utf-8")
+        return str(self._ask(partial(LastWord(verdict).left_in, self._store)))
+
+    def part(self, rank: int) -> None:
+        """Say that this rank knows the verdict, and needs the store no more."""
+        self._ask(partial(self._set, f"parted/{rank}", "yes"))
+
+    def have_parted(self) -> bool:
+        """Whether all ranks have said so."""
+        keys = [f"parted/{rank}" for rank in range(self._num_ranks)]
+        return all(self._ask(partial(self._get, key)) is not None for key in keys)
 
     def _set(self, key: str, text: str) -> None:
         if self._store is None:

@@ -1,43 +1,79 @@
-"""`pipeline.train`, but one rank falls asleep in one attempt, where a test says.
+"""`pipeline.train`, but ranks sleep where a test says: it forces an order of events upon them.
 
-    torchrun … -m tests.integration.sleepy_train MARK RANK NAME STEP ARGUMENTS…
+    torchrun … -m tests.integration.sleepy_train RANK:PLACE:TIMES:SECONDS[:MARK] … -- ARGUMENTS…
 
-The rank sleeps when NAME, `reading` or `computing`, comes for the STEP-th time, unless the file
-MARK is there: it is made then.
+The rank sleeps at a `_PLACES` when it comes there after TIMES other times; with a MARK only if that
+file is not there, which is made then. At `blind` its watchdog neither judges nor finds a verdict
+for so long, from when it would have judged.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from pipeline import train
 from pipeline.data.loader import Loader
 from pipeline.failure import leave
 from pipeline.replica import Replica
-from pipeline.train import main
+from pipeline.watchdog import Watchdog, _Board
+
+_PLACES: dict[str, tuple[type[Any], str]] = {
+    "reading": (Loader, "__next__"),
+    "computing": (Replica, "add_gradients"),
+    "watching": (Watchdog, "__enter__"),
+}
+"""Each is asleep before it begins."""
 
 
-def fall_asleep(owner: type[Any], name: str, mark: Path, times: Iterator[int]) -> None:
+def fall_asleep(place: str, num_times: int, seconds: float, mark: Path | None) -> None:
+    owner, name = _PLACES[place]
     plain = getattr(owner, name)
+    times = iter(range(num_times, -1_000_000, -1))
 
     def sleepy(*arguments: Any, **options: Any) -> Any:
-        if next(times) == 0 and not mark.exists():
-            mark.touch()
-            time.sleep(10_000)
+        if next(times) == 0 and not (mark and mark.exists()):
+            if mark:
+                mark.touch()
+            time.sleep(seconds)
         return plain(*arguments, **options)
 
     setattr(owner, name, sleepy)
 
 
+def be_blind(seconds: float) -> None:
+    begin: list[float] = []
+    plain = _Board.verdict
+
+    def judge(_: Watchdog) -> None:
+        begin.append(time.monotonic())
+
+    def verdict(board: _Board) -> str | None:
+        is_blind = not begin or time.monotonic() < begin[0] + seconds
+        if is_blind and threading.current_thread().name == "watchdog":
+            return None
+        return plain(board)
+
+    mock.patch.object(Watchdog, "_judge", judge).start()
+    mock.patch.object(_Board, "verdict", verdict).start()
+
+
+def main(words: Sequence[str]) -> int:
+    divide = words.index("--")
+    for word in words[:divide]:
+        rank, place, num_times, seconds, *mark = word.split(":")
+        if os.environ["RANK"] == rank and place == "blind":
+            be_blind(float(seconds))
+        elif os.environ["RANK"] == rank:
+            fall_asleep(place, int(num_times), float(seconds), Path(mark[0]) if mark else None)
+    return train.main(words[divide + 1 :])
+
+
 if __name__ == "__main__":
-    mark, rank, where, step, *arguments = sys.argv[1:]
-    if os.environ["RANK"] == rank:
-        owner, name = {"reading": (Loader, "__next__"), "computing": (Replica, "add_gradients")}[
-            where
-        ]
-        fall_asleep(owner, name, Path(mark), iter(range(int(step), -1_000_000, -1)))
-    leave(main(arguments))
+    leave(main(sys.argv[1:]))

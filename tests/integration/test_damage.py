@@ -72,6 +72,19 @@ def test_too_many_damaged_images_of_train_end_the_run(
     assert end["outcome"] == "failed"
 
 
+def test_a_rank_that_failed_is_waited_for_by_none_that_still_starts(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Rank 0 keeps the store: whoever connects to it after that waits for minutes."""
+    for sample in range(0, NUM_TRAIN, 10):
+        flip_bit(shards, "train", sample)
+    words = training(shards, tmp_path / "run", "--metrics.enabled", "false", "--epochs", 1)
+    with Job(2, "tests.integration.sleepy_train", ["1:watching:0:3", "--", *words]) as job:
+        codes = job.wait()
+    assert codes == [1, 1]
+    assert "CRC-32" in job.errors[0]
+
+
 def test_a_damaged_image_of_val_ends_the_evaluation(shards: Path, tmp_path: Path) -> None:
     name = flip_bit(shards, "val", 7)
     codes, job = train(shards, tmp_path / "run", "--data.max_corrupt_ratio", 1)

@@ -28,6 +28,7 @@ from tests.pipeline.ranks import DEADLINE_SECONDS
 pytestmark = pytest.mark.slow
 
 HOST = socket.gethostname()
+SLEEPY = "tests.integration.sleepy_train"
 OPTIONS = ("--distributed.timeout_seconds", 3, "--metrics.enabled", "false")
 
 
@@ -62,9 +63,9 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
     tmp_path: Path,
 ) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
-    arguments = [str(tmp_path / "slept"), str(rank), where, "5", *training(shards, run, *OPTIONS)]
-    module = "tests.integration.sleepy_train"
-    with torchrun(2, module, arguments, logs, max_restarts=1, keeper=keeper) as child:
+    sleep = f"{rank}:{where}:5:10000:{tmp_path}/slept"
+    arguments = [sleep, "--", *training(shards, run, *OPTIONS)]
+    with torchrun(2, SLEEPY, arguments, logs, max_restarts=1, keeper=keeper) as child:
         output, _ = child.communicate(timeout=DEADLINE_SECONDS)
         assert child.returncode == 0, output
     hang, end = (row for row in all_rows(run) if row["kind"] == "end")
@@ -79,6 +80,31 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
         assert (" in sleepy\n" in text) == (other == rank)
     assert end["outcome"] == "completed"
     assert_same_state(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("blind", "keeper"), [("0:blind:0:10000", "torchrun"), ("1:blind:0:3", "rank 0")]
+)
+def test_the_verdict_is_told_by_a_rank_that_is_late_to_find_it(
+    blind: str, keeper: Keeper, shards: Path, tmp_path: Path
+) -> None:
+    """By then rank 1 has left, and so the averaging that rank 0 waits in breaks.
+
+    Or rank 0 would have left, and with it the store that the verdict is in.
+    """
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    sleeps = ["1:computing:3:10000", blind]
+    arguments = [*sleeps, "--", *training(shards, run, *OPTIONS)]
+    with torchrun(2, SLEEPY, arguments, logs, keeper=keeper) as child:
+        child.communicate(timeout=DEADLINE_SECONDS)
+    (end,) = (row for row in all_rows(run) if row["kind"] == "end")
+    sentence = f"rank 1 on {HOST} hangs, computing gradients after step "
+    assert end["error"].startswith(sentence)
+    assert rank_log(logs, 0, "stderr").splitlines()[-1] == f"error: {end['error']}"
+    assert "error: " not in rank_log(logs, 1, "stderr")
+    for rank in (0, 1):
+        text = (RunDirectory(run).hangs / f"rank-{rank:05d}.txt").read_text()
+        assert text.startswith(end["error"])
 
 
 @pytest.mark.parametrize(

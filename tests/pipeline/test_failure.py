@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 from unittest import mock
@@ -17,7 +17,7 @@ from torch.distributed import DistBackendError
 
 from pipeline.config import DistributedConfig
 from pipeline.distributed import Place, World, connect
-from pipeline.failure import FAILED, INTERRUPTED, RankFailure, exit_code_of, sentence_of
+from pipeline.failure import FAILED, INTERRUPTED, LastWord, RankFailure, exit_code_of, sentence_of
 from pipeline.run_lock import JobStart
 from pipeline.stop_signals import STOP_SIGNALS
 from tests.pipeline.monitoring import free_port, wait_for
@@ -153,6 +153,29 @@ def test_all_ranks_name_the_first_to_fail() -> None:
     (sentence,) = {text for text, _ in outcomes}
     assert sentence.startswith("rank 1 on ")
     assert sentence.endswith(": a damaged image")
+
+
+def leave_words(world: World) -> list[str]:
+    """A watchdog's verdict first, then what each rank makes of it."""
+    assert world.store is not None
+    assert world.board is not None
+    assert LastWord.found_in(world.board) is None
+    world.gather(None)
+    if world.rank == 1:
+        LastWord("rank 2 on a hangs").left_in(world.board)
+    world.gather(None)
+    found = LastWord.found_in(world.board)
+    return [str(found), str(LastWord("late", 0, "b").left_in(world.board)), *told(world)]
+
+
+def told(world: World) -> Iterator[str]:
+    failure = world.report_failure(RuntimeError(GLOO))
+    yield from (str(failure), str(failure.is_told_here))
+
+
+def test_a_verdict_is_a_last_word_too() -> None:
+    words = ["rank 2 on a hangs"] * 3
+    assert call_on_ranks(2, leave_words) == [[*words, "True"], [*words, "False"]]
 
 
 def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:

@@ -80,9 +80,9 @@ def test_the_flight_recorder_is_one_that_torch_has() -> None:
 
 
 def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:
-    """The rank that keeps it may have left, and a connection would be waited for."""
+    """The rank that keeps it may have left."""
     store = mock.Mock()
-    world = dataclasses.replace(SINGLE, store=store)
+    world = dataclasses.replace(SINGLE, store=store, board=store)
     watchdog = Watchdog(world, RunDirectory(Path("run")), DistributedConfig())
     watchdog.enter(Phase.READING, 0)
     assert not store.mock_calls
