@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from pipeline.metrics.outcomes import of_newest_attempt
 from pipeline.metrics.rank_file import PATTERN, RankFile, Writer, read_rank_file, read_writer
 
 
@@ -29,7 +30,7 @@ class NodeCollector:
 
     def collect(self) -> list[Metric]:
         with self._lock:  # scrapes come in threads
-            files = list(_of_current_attempt(self._read()))
+            files = list(of_newest_attempt(self._read(), self._host, time.time()))
             damaged = CounterMetricFamily(
                 "alexnet_exporter_damaged_files",
                 "Times a damaged rank file was left out of a scrape",
@@ -61,17 +62,6 @@ class NodeCollector:
             except (OSError, ValueError):
                 self._num_damaged += 1
         return files
-
-
-def _of_current_attempt(files: list[RankFile]) -> Iterator[RankFile]:
-    """Leave out ranks that fell silent before the running ones began.
-
-    A job restarted on fewer ranks does not overwrite the files of all its former ones.
-    """
-    start = max((file.writer.since for file in files if file.writer.is_running), default=0.0)
-    for file in files:
-        if file.writer.is_running or file.heartbeat >= start:
-            yield file
 
 
 def _rank_up(files: list[RankFile]) -> GaugeMetricFamily:

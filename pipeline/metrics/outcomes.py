@@ -68,7 +68,7 @@ def standing_of(run: RunDirectory, host: str, now: float) -> Standing | None:
     The lock of the run directory and the ranks' files say whether it is at work: either is enough,
     because some file systems have no locks across hosts, and a run may publish no metrics.
     """
-    ranks = tuple(_of_newest_attempt(_read_ranks(run), host, now))
+    ranks = tuple(of_newest_attempt(_read_ranks(run), host, now))
     last = _last_boundary(run)
     has_lock = is_locked(run)
     if last is not None and last["kind"] == "end":
@@ -90,16 +90,15 @@ def _read_ranks(run: RunDirectory) -> Iterator[RankFile]:
             yield read_rank_file(path)
 
 
-def _of_newest_attempt(files: Iterable[RankFile], host: str, now: float) -> Iterator[RankFile]:
-    """Leave out ranks that were gone when the youngest began.
+def of_newest_attempt(files: Iterable[RankFile], host: str, now: float) -> Iterator[RankFile]:
+    """Leave out ranks that were gone when the youngest began, as seen from `host`.
 
     A job restarted on fewer ranks does not overwrite the files of all its former ones.
     """
     files = list(files)
     begin = max((file.writer.since for file in files), default=0.0)
     for file in files:
-        was_there = file.heartbeat + file.writer.interval_seconds >= begin
-        if was_there or file.outcome(host, now) == "running":
+        if file.heartbeat >= begin or file.outcome(host, now) == "running":
             yield file
 
 

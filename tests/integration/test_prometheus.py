@@ -26,7 +26,7 @@ from tests.pipeline.monitoring import (
     target_file,
     wait_for,
 )
-from tests.pipeline.rank_process import DATA_WAIT_RATIO, LOSS, SAMPLES_PER_SECOND, TOP1
+from tests.pipeline.rank_process import DATA_WAIT_RATIO, EVAL_TOP1, LOSS, SAMPLES_PER_SECOND, TOP1
 
 IMAGES_PER_SECOND = "sum by (run) (rate(alexnet_train_samples_total[8s]))"
 DATA_WAIT = (
@@ -37,10 +37,14 @@ DATA_WAIT = (
 
 def documented(question: str) -> str:
     """The PromQL that docs/metrics.md has for a question."""
+    return dict(questions())[question]
+
+
+def questions() -> list[tuple[str, str]]:
+    """Those of docs/metrics.md, and the answers in PromQL."""
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    (expression,) = re.findall(rf"^\| {question} \| `(.+)` \|$", page, re.MULTILINE)
-    assert isinstance(expression, str)
-    return expression
+    _, _, table = page.partition("| question | PromQL |\n| --- | --- |\n")
+    return re.findall(r"^\| (.+?) \| `(.+)` \|$", table.partition("\n\n")[0], re.MULTILINE)
 
 
 class Api:
@@ -107,6 +111,13 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         assert api.query('alexnet_rank_up{run_dir!~"/.*"}') == []
         for name in ("run", "node", "__param_exporter"):
             target_file(tmp_path / name).unlink()
+        assert api.value(documented("images per second")) > 0
+        waits = api.query(documented("share of the time spent waiting for data"))
+        assert [labels["rank"] for labels, _ in waits] == ["0", "1"]
+        assert [share for _, share in waits] == pytest.approx([DATA_WAIT_RATIO] * 2, rel=0.05)
+        loss, top1, evaluated = documented("loss, top-1").split("`, `")
+        assert (api.value(loss), api.value(top1), api.value(evaluated)) == (LOSS, TOP1, EVAL_TOP1)
+        assert 0.01 < api.value(documented("mean step")) < 1
 
         killed, stalled = documented("killed ranks"), documented("stalled runs")
         standing = documented("how runs stand, or ended")
@@ -211,11 +222,13 @@ def exporter_pid(run: Path) -> int:
     return int(lock.read_text().rpartition(" ")[2])
 
 
-def test_the_questions_of_the_readme_are_documented() -> None:
-    """So they are those that are put to a Prometheus here."""
+def test_every_documented_question_is_put_to_a_prometheus_here() -> None:
+    """Those of the README are among them."""
+    asked = Path(__file__).read_text()
+    assert len(questions()) == 8
+    assert [name for name, _ in questions() if f'"{name}"' not in asked] == []
     readme = (REPOSITORY / "README.md").read_text()
     block = readme.partition("\n    # images a second")[2].partition("\n\n")[0]
-    questions = [line.strip() for line in block.splitlines()[1:]]
-    assert len(questions) == 4
-    page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    assert [question for question in questions if f"`{question}`" not in page] == []
+    answers = "`, `".join(answer for _, answer in questions()).split("`, `")
+    assert len(block.splitlines()) == 5
+    assert {line.strip() for line in block.splitlines()[1:]} < set(answers)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.metrics.outcomes import RootOutcomes
 from pipeline.run_directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
 from tests.integration.training import (
@@ -20,7 +21,7 @@ from tests.integration.training import (
     rows,
     training,
 )
-from tests.pipeline.monitoring import entry_of, require_tool, wait_for
+from tests.pipeline.monitoring import entry_of, require_tool, served, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +110,15 @@ def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) ->
     assert rows(run, "run")[0]["world_size"] == 4
     assert f"{run}: completed" in log_of(run, last)
     assert "completed" in cluster.launch("status", run)
+    wait_for(
+        lambda: not any(cluster.pids(node, "pipeline.exporter") for node in cluster.nodes),
+        "the end of the exporters, which linger elsewhere",
+    )
+    outcomes = RootOutcomes(run.parent, "head")
+    assert served(outcomes, "alexnet_run_outcome") == {("first",): "completed"}
+    assert set(served(outcomes, "alexnet_rank_outcome").values()) == {"completed"}
+    nodes = sorted(node for _, node, *_ in served(outcomes, "alexnet_rank_outcome"))
+    assert nodes == sorted([*cluster.nodes, *cluster.nodes])
 
 
 def make_folder(path: Path) -> None:

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from pipeline.metrics.rank_file import OUTCOMES
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -172,4 +175,21 @@ def by_rank(samples: Samples, name: str) -> dict[int, float]:
         int(dict(labels)["rank"]): value
         for (sample_name, labels), value in samples.items()
         if sample_name == name
+    }
+
+
+def served(collector: Collector, name: str) -> dict[tuple[str, ...], str]:
+    """The current outcome by the values of the other labels; every other outcome is there at 0."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for family in collector.collect():
+        for sample in family.samples if family.name == name else ():
+            *others, (_, outcome) = sample.labels.items()
+            values = found.setdefault(tuple(value for _, value in others), {})
+            values[outcome] = sample.value
+    for values in found.values():
+        assert values.keys() == set(OUTCOMES)
+        assert sorted(values.values()) == [0, 0, 0, 0, 1]
+    return {
+        labels: next(outcome for outcome, value in values.items() if value)
+        for labels, values in found.items()
     }

@@ -25,6 +25,7 @@ SAMPLES_PER_SECOND = 1000
 DATA_WAIT_RATIO = 0.25
 LOSS = 1.5
 TOP1 = 0.625
+EVAL_TOP1 = 0.75
 FACTS = RunFacts(
     version="0.1.0",
     torch="2.13.0",
@@ -70,6 +71,7 @@ def main() -> None:
         lock_run(run, None, patience_seconds=5)
         job = JobMetrics(registry)
         job.started(FACTS)
+        job.evaluated("val", top1=EVAL_TOP1, top5=1.0, loss=1.0, seen=10, expected=10)
     publisher = Publisher(
         run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=interval_seconds
     )

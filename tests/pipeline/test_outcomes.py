@@ -22,11 +22,11 @@ from pipeline.metrics.outcomes import (
     Standing,
     standing_of,
 )
-from pipeline.metrics.rank_file import OUTCOMES, Outcome, read_rank_file
+from pipeline.metrics.rank_file import Outcome, rank_file_name, read_rank_file
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
 from tests.pipeline.fake_run import RunHistory, start_fields
-from tests.pipeline.monitoring import finish, rank_process
+from tests.pipeline.monitoring import finish, rank_process, served, wait_for
 
 HERE = socket.gethostname()
 
@@ -44,23 +44,6 @@ def standing(run: RunDirectory, host: str = HERE, in_seconds: float = 0.0) -> St
     return found
 
 
-def served(collector: NodeOutcomes | RootOutcomes, name: str) -> dict[tuple[str, ...], str]:
-    """The current outcome by the values of the other labels; every other outcome is there at 0."""
-    found: dict[tuple[str, ...], dict[str, float]] = {}
-    for family in collector.collect():
-        for sample in family.samples if family.name == name else ():
-            *others, (_, outcome) = sample.labels.items()
-            values = found.setdefault(tuple(value for _, value in others), {})
-            values[outcome] = sample.value
-    for values in found.values():
-        assert values.keys() == set(OUTCOMES)
-        assert sorted(values.values()) == [0, 0, 0, 0, 1]
-    return {
-        labels: next(outcome for outcome, value in values.items() if value)
-        for labels, values in found.items()
-    }
-
-
 def by_rank(run: RunDirectory) -> dict[tuple[str, ...], str]:
     return served(NodeOutcomes(run, HERE), "alexnet_rank_outcome")
 
@@ -70,6 +53,9 @@ def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
     assert standing_of(run, HERE, time.time()) is None
     with rank_process(run.path, 0) as leader, rank_process(run.path, 1) as victim:
         assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "running"}
+        first, second = (run.metrics / rank_file_name(rank) for rank in (0, 1))
+        begin = read_rank_file(second).writer.since
+        wait_for(lambda: read_rank_file(first).heartbeat > begin, "both at once")
         victim.kill()
         victim.wait()
         assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "killed"}
