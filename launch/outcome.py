@@ -7,7 +7,7 @@ import sys
 from typing import Literal
 
 from data_prep.files import path_option
-from pipeline.events import LOST_RANK, STOP_FILE, Event, read_events
+from pipeline.events import LOST_RANK, STOP_FILE, Event, of_training, read_events
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run_directory import RunDirectory
 
@@ -52,7 +52,7 @@ def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: s
     stuck        its time ran out (SIGUSR1) before any step it did was saved: it would again
     failed       anything else, a death without a last word too
     """
-    rows = [row for row in history if row["time"] >= since]
+    rows = [row for row in of_training(history) if row["time"] >= since]
     if asked and not _has_last_word(rows):
         return _outcome_of_signal(rows, asked)
     if rows and rows[-1]["kind"] == "end":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from data_prep.files import path_option
-from pipeline.events import Event, read_events
+from pipeline.events import Event, of_training, own_evaluations, read_events
 from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import Standing, standing_of
 from pipeline.run_directory import RunDirectory
@@ -51,15 +51,16 @@ def status(options: argparse.Namespace) -> None:
 def describe(events: list[Event], standing: Standing | None, now: float) -> dict[str, str]:
     """What is known of a run, a line each; `now` is in Unix seconds."""
     state = _state(standing, events)
-    if not events:
+    rows = of_training(events)
+    if not rows:
         return {"state": state}
-    last: dict[str, Any] = {row["kind"]: row for row in events}
+    last: dict[str, Any] = {row["kind"]: row for row in rows}
     if state == "failed" and "error" in last.get("end", {}):
         state += f": {last['end']['error']}"
-    found = {"state": state, "last event": f"{now - events[-1]['time']:.0f} s ago"}
+    found = {"state": state, "last event": f"{now - rows[-1]['time']:.0f} s ago"}
     if "run" in last:
         target = last["run"]["target_steps"]
-        step = max(row["step"] for row in events)
+        step = max(row["step"] for row in rows)
         if standing is not None and state == "training":
             step = max(step, _published_step(standing))
         found["step"] = (
@@ -72,11 +73,12 @@ def describe(events: list[Event], standing: Standing | None, now: float) -> dict
             f"loss {loss}, top-1 {row['top1']:.2%}, {row['images_per_second']:,.0f} images/s, "
             f"{row['data_wait_ratio']:.1%} of the time waiting for data"
         )
-    if "eval" in last:
-        row = last["eval"]
+    if evaluations := own_evaluations(events):
+        row = evaluations[-1]
+        top5 = "" if row["top5"] is None else f", top-5 {row['top5']:.2%}"
+        views = f" of {row['views']} views" if (row["views"] or 1) > 1 else ""
         found["evaluation"] = (
-            f"{row['split']} top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}, "
-            f"after step {row['step']:,}"
+            f"{row['split']} top-1 {row['top1']:.2%}{top5}{views}, after step {row['step']:,}"
         )
     if "checkpoint" in last:
         row = last["checkpoint"]

@@ -1,35 +1,24 @@
-"""`RUN/events.jsonl`: what happened in a run, one JSON object a line, appended by rank 0.
+"""`RUN/events.jsonl`: what happened in a run, one JSON object a line; see `pipeline.event_fields`.
 
-Every row has `kind`, `step` (optimizer updates done when it was written), `epoch` (a float:
-`step / steps_per_epoch`) and `time` (Unix seconds). The kinds and what else they carry:
-
-    run         a process group started: resumed_from (step or null), world_size, local_batch_size,
-                accumulation_steps, global_batch_size, steps_per_epoch, target_steps, device,
-                precision, num_train_samples, num_val_samples
-    train       a log interval: loss, top1, learning_rate, images_per_second, data_wait_ratio,
-                phase_seconds (seconds of each phase of metrics.PHASES in the interval, rank 0),
-                skipped_steps (so far), grad_norm (or null)
-    eval        an evaluation: split, top1, top5, loss, correct1, correct5, seen, expected, seconds
-    checkpoint  a save: path, num_bytes, seconds, reason (metrics.CHECKPOINT_KINDS)
-    alarm       something needs a look: reason (not_learning), loss
-    signal      a stop request was agreed on: source (a signal's name, STOP file or
-                end of torchrun)
-    end         the process group left: outcome (completed | stopped | failed), and for `failed`
-                the error
+Rank 0 of training appends, and so does `pipeline.evaluate`, perhaps at the same time: each row is
+one write at the end of the file. Readers see whole rows in the order in which they were written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["run", "train", "eval", "checkpoint", "alarm", "signal", "end"]
+from pipeline.event_fields import Kind, check_row, completed_row
+
 Event = dict[str, Any]
 
 STOP_FILE = "STOP file"
@@ -38,65 +27,114 @@ STOP_FILE = "STOP file"
 LOST_RANK = "lost another rank"
 """In the error of a process group that failed because one of its processes was gone."""
 
+_PATIENCE_SECONDS = 1.0
+"""A writer that is stopped while it holds the lock shall not stop the others."""
+
 
 class EventLog:
     """Appends rows to one `events.jsonl`; a row is on its way to the disk when `write` returns."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab+")
-        self._end_broken_line()
-
-    def _end_broken_line(self) -> None:
-        """Close a line that a killed writer left open, so that it spoils no row but itself."""
-        if self._file.seek(0, os.SEEK_END) > 0:
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
+        """Raises `OSError` if the file cannot be opened."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
 
     def write(self, kind: Kind, *, step: int, epoch: float, **fields: Any) -> None:
-        """Append one row. Raises `OSError` if the disk does not take it."""
+        """Append one row.
+
+        Raises `OSError` if the disk does not take it, and `ValueError` if there is no such row.
+        """
         row = {"kind": kind, "step": step, "epoch": round(epoch, 6), "time": time.time(), **fields}
-        self._file.write(json.dumps(_finite(row)).encode() + b"\n")
-        self._file.flush()
+        check_row(row)
+        line = json.dumps(finite(row)).encode() + b"\n"
+        with self._locked():
+            if self._is_line_open():  # by a kill or a full disk: it shall spoil no row but itself
+                line = b"\n" + line
+            while line:  # once, unless the disk is nearly full
+                line = line[os.write(self._file, line) :]
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other writers out; on file systems without locks, or if one is stuck, go on."""
+        if not self._is_regular:
+            yield
+            return
+        is_held = False
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not is_held and time.monotonic() < deadline:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_held = True
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:
+                break
+        try:
+            yield
+        finally:
+            if is_held:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _is_line_open(self) -> bool:
+        size = os.fstat(self._file).st_size if self._is_regular else 0
+        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
 
 def write_failure(path: Path, error: str) -> None:
     """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
-    history = read_events(path) if path.is_file() else []
+    history = of_training(read_events(path)) if path.is_file() else []
     step, epoch = (history[-1]["step"], history[-1]["epoch"]) if history else (0, 0.0)
     log = EventLog(path)
     log.write("end", step=step, epoch=epoch, outcome="failed", error=error)
     log.close()
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has no name for them."""
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as None: JSON has no name for them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
 def read_events(path: Path) -> list[Event]:
-    """The rows of the run's one history, oldest first.
+    """The rows of the run's one history, oldest first: see `history_of`."""
+    return history_of(read_rows(path))
+
+
+def history_of(rows: Iterator[Event] | Sequence[Event]) -> list[Event]:
+    """What of all `rows` is true of the run as it is.
 
     A run that was killed and resumed from step `k` did the steps after `k` twice: what the killed
-    attempt logged after `k` is left out, so that steps never run backwards. A line broken by a
-    kill is left out too.
+    attempt logged after `k` is left out, so that steps of training never run backwards.
     """
     history: list[Event] = []
-    for row in read_rows(path):
+    for row in rows:
         if row["kind"] == "run":
             resumed_from = row["resumed_from"] or 0
             history = [old for old in history if old["step"] <= resumed_from]
         history.append(row)
     return history
+
+
+def of_training(events: Sequence[Event]) -> list[Event]:
+    """Without the evaluations that `pipeline.evaluate` made, whenever that was."""
+    return [row for row in events if row["kind"] != "eval" or row["by"] == "train"]
+
+
+def own_evaluations(events: Sequence[Event]) -> list[Event]:
+    """Evaluations of `val` of the shard set that the run trains on, oldest first.
+
+    The last one is the newest: what the run's accuracy is, wherever it is told.
+    """
+    evals = [row for row in events if row["kind"] == "eval"]
+    return [row for row in evals if row["split"] == "val" and row["own_shards"]]
 
 
 def count_resumes(path: Path) -> int:
@@ -109,15 +147,31 @@ def count_resumes(path: Path) -> int:
 def read_rows(path: Path, last_bytes: int | None = None) -> Iterator[Event]:
     """All rows, those too that a resume has made void; a line that is no row is left out.
 
-    A kill may have broken it, or rank 0 is in the midst of writing it. With `last_bytes` only those
-    rows that are whole in the file's last bytes.
+    A kill may have broken it, or it is just being written; of others `find_faults` tells. With
+    `last_bytes` only those rows that are whole in the file's last bytes.
     """
+    for _, row in _objects(path, last_bytes):
+        with contextlib.suppress(ValueError):
+            yield completed_row(row)
+
+
+def find_faults(path: Path) -> list[str]:
+    """A sentence for each line that is JSON, and yet no row."""
+    faults = []
+    for number, row in _objects(path):
+        try:
+            completed_row(row)
+        except ValueError as error:
+            faults.append(f"line {number} is not an event: {error}")
+    return faults
+
+
+def _objects(path: Path, last_bytes: int | None = None) -> Iterator[tuple[int, Any]]:
+    """The lines that are JSON, with their numbers from 1."""
     with path.open("rb") as file:
         if last_bytes is not None:
             file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
         content = file.read()
-    for line in content.splitlines():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and {"kind", "step", "epoch", "time"} <= row.keys():
-                yield row
+    for number, line in enumerate(content.splitlines(), 1):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield number, json.loads(line)

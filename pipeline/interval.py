@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from pipeline.clock import StepTime
+from pipeline.data.reading import Damage
 from pipeline.distributed import World
 from pipeline.grid import Grid
 from pipeline.metrics import PHASES
@@ -22,6 +24,8 @@ class Interval:
         """Loss and right answers."""
         self._num_samples = 0
         self._norm: torch.Tensor | None = None
+        self.damages: list[Damage] = []
+        """That this rank has found, and not told yet."""
         self._phase_seconds = dict.fromkeys(PHASES, 0.0)
 
     def note_predictions(
@@ -39,6 +43,17 @@ class Interval:
     def note_time(self, step: StepTime) -> None:
         for phase, seconds in step.phase_seconds.items():
             self._phase_seconds[phase] += seconds
+
+    def note_damages(self, damages: Sequence[Damage]) -> None:
+        self.damages += damages
+
+    def take_damages(self) -> list[list[Damage]]:
+        """What each rank has found damaged since the last call; all ranks call it together."""
+        count = torch.tensor(float(len(self.damages)), device=self._world.device)
+        if not self._world.sum(count):  # as nearly always: then it costs one number
+            return []
+        damages, self.damages = self.damages, []
+        return self._world.gather(damages)
 
     def wait(self) -> None:
         """Let the device finish the interval's steps, so that their times can be read."""

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.console import Console, evaluation_line, train_line
 from pipeline.data.partition import BatchPlan
+from pipeline.data.reading import Damage
 from pipeline.eta import Eta
-from pipeline.evaluate import Evaluation
-from pipeline.events import EventLog, Kind, count_resumes, read_events
+from pipeline.evaluation import Evaluation
+from pipeline.event_fields import Kind
+from pipeline.events import EventLog, count_resumes, read_events
 from pipeline.metrics import JobMetrics, RunFacts
 from pipeline.metrics.job import OF_EVALUATION, OF_TRAINING
 from pipeline.progress import Progress
@@ -100,15 +103,16 @@ class Journal:
             self._write("alarm", step, {"reason": "not_learning", "loss": loss})
         self._is_stuck = is_stuck
 
-    def found_damage(self, step: int, complaint: str) -> None:
-        """An image is damaged and another one stands in for it; every rank says so itself."""
-        _log.warning("another image is read instead of a damaged one: %s", complaint)
-        self._write("alarm", step, {"reason": "damaged_image", "what": complaint})
+    def found_damage(self, step: int, rank: int, damage: Damage) -> None:
+        """An image is damaged and another one stands in for it; `rank` has warned of it itself."""
+        row = {"reason": "damaged_image", "rank": rank, **asdict(damage)}
+        self._write("alarm", step, row)
 
     def evaluated(self, step: int, result: Evaluation) -> None:
         self._eta.evaluated(result.seconds)
-        row = result.event()
-        self._metrics.evaluated(result.split, **{name: row[name] for name in OF_EVALUATION})
+        row = result.event("train")
+        values = {name: row[name] for name in OF_EVALUATION}
+        self._metrics.evaluated(result.subject.split, **values)
         self.console.line(evaluation_line(result))
         self._write("eval", step, row)
 

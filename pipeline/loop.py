@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ from pipeline.data.reading import ReadCost, Reader
 from pipeline.data.training import OpenBatches
 from pipeline.distributed import World
 from pipeline.due import is_due
-from pipeline.evaluate import evaluate, save_predictions
+from pipeline.evaluation import Subject, evaluate, save_predictions
 from pipeline.failure import sentence_of
 from pipeline.grid import Grid
 from pipeline.interval import Interval
@@ -91,11 +93,13 @@ class TrainingLoop:
         source = None
         with self._parts.open_batches(progress.step, self._parts.end_step) as batches:
             self._clock.restart()
-            while progress.step < self._parts.end_step and source is None:
-                self._train_step(batches)
-                self._between_steps()
-                self._enter(Phase.AGREEING)
-                source = stops.agreed(progress.step)
+            with self._own_damages_told(batches):
+                while progress.step < self._parts.end_step and source is None:
+                    self._train_step(batches)
+                    self._between_steps()
+                    self._enter(Phase.AGREEING)
+                    source = stops.agreed(progress.step)
+        self._tell_damages()
         if source is not None:
             self._parts.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
@@ -153,7 +157,7 @@ class TrainingLoop:
         self._interval.note_predictions(loss, logits, labels)
 
     def _account(self, cost: ReadCost) -> None:
-        """Count what reading took, and tell of images that were found damaged."""
+        """Count what reading took, and keep what was found damaged for the next log."""
         parts = self._parts
         parts.metrics.record_loaded(
             parts.config.data.reader,
@@ -163,8 +167,7 @@ class TrainingLoop:
             decode_seconds=cost.decode_seconds,
             num_replaced=cost.num_replaced,
         )
-        for complaint in cost.complaints:
-            parts.journal.found_damage(parts.progress.step, complaint)
+        self._interval.note_damages(cost.damages)
 
     def _settle(self) -> None:
         """Learn whether the last step was skipped.
@@ -243,6 +246,7 @@ class TrainingLoop:
         self._settle()
         self._interval.wait()
         self._collect_times()
+        self._tell_damages()
         row = self._interval.reduce() | {
             "learning_rate": self._learning_rate,
             "skipped_steps": parts.progress.skipped_steps,
@@ -263,6 +267,25 @@ class TrainingLoop:
         )
         self._watch_learning(row["loss"])
 
+    def _tell_damages(self) -> None:
+        """Let rank 0 record what all ranks found damaged since the last time."""
+        parts = self._parts
+        for rank, damages in enumerate(self._interval.take_damages()):
+            for damage in damages:
+                parts.journal.found_damage(parts.progress.step, rank, damage)
+
+    @contextlib.contextmanager
+    def _own_damages_told(self, batches: Batches) -> Iterator[None]:
+        """If the block fails, let rank 0 record what it found itself: others may be gone."""
+        try:
+            yield
+        except Exception:
+            parts = self._parts
+            self._account(batches.take_cost())
+            for damage in self._interval.damages:
+                parts.journal.found_damage(parts.progress.step, parts.world.rank, damage)
+            raise
+
     def _watch_learning(self, loss: float) -> None:
         parts, step = self._parts, self._parts.progress.step
         if step * parts.plan.global_batch_size >= parts.config.not_learning_after_samples:
@@ -278,7 +301,14 @@ class TrainingLoop:
             parts.viewer,
             parts.world,
             parts.grid,
-            split="val",
+            subject=Subject(
+                split="val",
+                num_classes=parts.manifest.num_classes,
+                views=parts.config.evaluation.views,
+                shard_set=parts.manifest.title,
+                manifest_sha256=parts.settings.manifest_sha256,
+                own_shards=True,
+            ),
             block_size=parts.config.evaluation.block_size,
             depth=parts.config.data.prefetch_batches,
             enter=self._enter,

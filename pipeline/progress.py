@@ -35,11 +35,12 @@ class Progress:
         self.skipped_steps += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
-    def evaluated(self, *, loss: float, top1: float, top5: float) -> bool:
+    def evaluated(self, *, loss: float, top1: float, top5: float | None) -> bool:
         """Note an evaluation; returns whether its top-1 is above that of the `marked` one."""
         self.losses.append(loss)
         self.best_top1 = top1 if self.best_top1 is None else max(self.best_top1, top1)
-        self.best_top5 = top5 if self.best_top5 is None else max(self.best_top5, top5)
+        if top5 is not None:
+            self.best_top5 = top5 if self.best_top5 is None else max(self.best_top5, top5)
         return self.marked is None or top1 > self.marked[1]
 
     def state_dict(self) -> dict[str, Any]:

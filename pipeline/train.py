@@ -80,6 +80,7 @@ def _announce(parts: Parts, resumed_from: Path | None) -> None:
         "precision": config.resolved_precision,
         "num_train_samples": plan.num_samples,
         "num_val_samples": parts.val_reader.num_samples,
+        "shard_set": parts.manifest.title,
     }
     console = parts.journal.console
     console.line(f"{parts.settings.recipe} → {parts.run.path}")

@@ -60,6 +60,9 @@ class BetonPlaces:
     def reading(self, _file: int) -> AbstractContextManager[int]:
         return contextlib.nullcontext(self._file)
 
+    def name(self, _file: int) -> str:
+        return self._path.name
+
     def describe(self, _file: int, offset: int) -> str:
         return f"{self._path}, at byte {offset}"
 

@@ -43,6 +43,9 @@ class Places(Protocol):
         Raises `ShardSetError` if it cannot be had.
         """
 
+    def name(self, file: int, /) -> str:
+        """What the file is called, without its folder."""
+
     def describe(self, file: int, offset: int, /) -> str:
         """How to call the image at a place in an error."""
 

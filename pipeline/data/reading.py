@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +18,20 @@ from data_prep.manifest import ShardSetError
 from pipeline.data.partition import Indices
 from pipeline.data.places import Places
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """A damaged image of a split; another one stands in for it."""
+
+    sample: int
+    """Its number in the split."""
+    shard: str
+    """The file it is in."""
+    what: str
+    """What is wrong with it, and its place."""
+
 
 @dataclass(slots=True)
 class ReadCost:
@@ -28,8 +43,8 @@ class ReadCost:
     decode_seconds: float = 0.0
     num_replaced: int = 0
     """Samples that another one stood in for."""
-    complaints: list[str] = field(default_factory=list)
-    """What is wrong with those that were not known to be damaged."""
+    damages: list[Damage] = field(default_factory=list)
+    """Of those that were not known to be damaged."""
 
     def add(self, other: ReadCost) -> None:
         self.num_samples += other.num_samples
@@ -37,7 +52,7 @@ class ReadCost:
         self.read_seconds += other.read_seconds
         self.decode_seconds += other.decode_seconds
         self.num_replaced += other.num_replaced
-        self.complaints += other.complaints
+        self.damages += other.damages
 
 
 class Reader(Protocol):
@@ -108,7 +123,8 @@ class Quarantine:
     def replace(self, sample: int, error: Exception, cost: ReadCost) -> int:
         """The sample for one that turned out to be damaged; raises `ShardSetError` if too many."""
         row = self._places.rows(np.array([sample]))[0]
-        complaint = f"{self._places.describe(int(row['shard']), int(row['offset']))}: {error}"
+        file = int(row["shard"])
+        complaint = f"{self._places.describe(file, int(row['offset']))}: {error}"
         with self._lock:
             is_new = sample not in self._corrupt
             self._corrupt.add(sample)
@@ -118,7 +134,9 @@ class Quarantine:
             told = f"{complaint}{total if count > 1 else ''}"
             raise ShardSetError(f"{told}; {self._places.remedy}") from None
         if is_new:
-            cost.complaints.append(complaint)
+            shard = self._places.name(file)
+            cost.damages.append(Damage(sample=int(sample), shard=shard, what=complaint))
+            _log.warning("another image is read instead of a damaged one: %s", complaint)
         return self.stand_in(sample, cost)
 
 

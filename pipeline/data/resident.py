@@ -7,10 +7,9 @@ while the device is still at work on the batch before. On the CPU the device is 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,8 +25,6 @@ from pipeline.data.loader import Request
 from pipeline.data.partition import Indices
 from pipeline.data.reading import ReadCost, Reader
 from pipeline.distributed import World
-
-_log = logging.getLogger(__name__)
 
 CHUNK_SAMPLES = 256
 _MOST_OF_FREE = 0.8
@@ -46,6 +43,8 @@ class ResidentSplit:
     """int64, one more than there are ranks."""
     labels: Indices
     """Of all samples, int64."""
+    damage: ReadCost = field(default_factory=ReadCost)
+    """The damaged images that were found in this rank's stretch."""
 
     @property
     def num_samples(self) -> int:
@@ -65,7 +64,7 @@ def load(reader: Reader, world: World) -> ResidentSplit:
     images = torch.empty(
         (stop - start, *reader.image_shape), dtype=torch.uint8, device=world.device
     )
-    labels = np.empty(stop - start, np.int64)
+    labels, damage = np.empty(stop - start, np.int64), ReadCost()
     with world.together():
         for first in range(start, stop, CHUNK_SAMPLES):
             samples = np.arange(first, min(first + CHUNK_SAMPLES, stop))
@@ -73,10 +72,10 @@ def load(reader: Reader, world: World) -> ResidentSplit:
             part = slice(first - start, first - start + len(samples))
             labels[part], cost = reader.read(samples, 0, pixels)
             images[part] = torch.from_numpy(pixels).to(world.device)
-            for complaint in cost.complaints:
-                _log.warning("another image is read instead of a damaged one: %s", complaint)
+            damage.num_replaced += cost.num_replaced
+            damage.damages += cost.damages
     all_labels = np.concatenate(world.gather(labels))
-    return ResidentSplit(images=images, edges=edges, labels=all_labels)
+    return ResidentSplit(images=images, edges=edges, labels=all_labels, damage=damage)
 
 
 def stretch(num_samples: int, world: World) -> range:
@@ -183,11 +182,12 @@ class ResidentBatches:
         self._world = world
         self._replicas = replicas
         self._under_way: deque[_Exchange] = deque()
-        self._num_samples = 0
+        self._cost = ReadCost()
+        self._cost.add(split.damage)
 
     def take_cost(self) -> ReadCost:
-        """The samples since the last call; no bytes are read and nothing is decoded."""
-        cost, self._num_samples = ReadCost(num_samples=self._num_samples), 0
+        """The samples since the last call, and at first the damage; nothing is read any more."""
+        cost, self._cost = self._cost, ReadCost()
         return cost
 
     def __iter__(self) -> Self:
@@ -214,7 +214,7 @@ class ResidentBatches:
 
     def _batch(self, request: Request, images: torch.Tensor, picks: Picks) -> ResidentBatch:
         samples = request.samples
-        self._num_samples += len(samples)
+        self._cost.num_samples += len(samples)
         return ResidentBatch(
             images=images,
             labels=to_device(self._split.labels[samples], images.device),

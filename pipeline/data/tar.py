@@ -70,6 +70,9 @@ class TarPlaces:
     def reading(self, file: int) -> AbstractContextManager[int]:
         return self._files.reading(file)
 
+    def name(self, file: int) -> str:
+        return self._split.filenames[file]
+
     def describe(self, file: int, offset: int) -> str:
         """Shard and member, the latter from the header before its content if that is whole."""
         path = self._shards / self._split.filenames[file]

@@ -88,9 +88,9 @@ class Measurement:
             self._gauge.set(value)
             self._highest = max(self._highest, value)
 
-    def raise_to(self, value: float) -> None:
+    def raise_to(self, value: float | None) -> None:
         """Take the value if it is higher than any before."""
-        if value > self._highest:
+        if value is not None and value > self._highest:
             self.set(value)
 
 

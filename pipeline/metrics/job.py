@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from pipeline.events import Event
+from pipeline.events import Event, own_evaluations
 from pipeline.metrics.families import Families, Measurement
 
 CHECKPOINT_KINDS = ("periodic", "best", "preempt")
@@ -164,9 +164,10 @@ class JobMetrics:
         if "checkpoint" in last:
             self._checkpoint_success.set(last["checkpoint"]["time"])
             self._checkpoint_bytes.set(last["checkpoint"]["num_bytes"])
-        if "eval" in last:
-            values = {name: last["eval"][name] for name in OF_EVALUATION}
-            self._show_evaluation(last["eval"]["split"], last["eval"]["time"], **values)
+        if evaluations := own_evaluations(history):
+            newest = evaluations[-1]
+            values = {name: newest[name] for name in OF_EVALUATION}
+            self._show_evaluation(newest["split"], newest["time"], **values)
         self._best_accuracy["val", 1].set(best_top1)
         self._best_accuracy["val", 5].set(best_top5)
 
@@ -196,9 +197,9 @@ class JobMetrics:
         self._not_learning.set(is_stuck)
 
     def evaluated(
-        self, split: str, *, top1: float, top5: float, loss: float, seen: int, expected: int
+        self, split: str, *, top1: float, top5: float | None, loss: float, seen: int, expected: int
     ) -> None:
-        """An evaluation of `split`, from `EVALUATION_SPLITS`, ended."""
+        """An evaluation of `split`, from `EVALUATION_SPLITS`, ended; `top5` None is not told."""
         self._show_evaluation(
             split, time.time(), top1=top1, top5=top5, loss=loss, seen=seen, expected=expected
         )
@@ -211,7 +212,7 @@ class JobMetrics:
         ended: float,
         *,
         top1: float,
-        top5: float,
+        top5: float | None,
         loss: float,
         seen: int,
         expected: int,

@@ -137,9 +137,8 @@ def test_a_run_goes_on_in_the_other_layout(scratch: Path, shards: Path, optimize
 
 
 def evaluate(num_ranks: int, run: Path) -> dict[str, Any]:
-    job = finish(
-        Job(num_ranks, "pipeline.evaluate", ["--run-dir", run, "--views", 10], before=narrow)
-    )
+    words = ["--run-dir", run, "--views", 10, "--json"]
+    job = finish(Job(num_ranks, "pipeline.evaluate", words, before=narrow))
     row = json.loads(job.outputs[0].splitlines()[-1])
     return {name: row[name] for name in ("correct1", "correct5", "seen", "loss")}
 

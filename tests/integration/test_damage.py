@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from data_prep.manifest import read_index, read_manifest
-from tests.integration.training import NUM_TRAIN, make_shards, rows, training, wait_for_step
+from pipeline.data.partition import BatchPlan, epoch_order
+from pipeline.report.__main__ import write_report
+from pipeline.run_directory import RunDirectory
+from tests.integration.training import (
+    GLOBAL_BATCH,
+    NUM_TRAIN,
+    make_shards,
+    rows,
+    training,
+    wait_for_step,
+)
+from tests.pipeline.html_tree import parse
 from tests.pipeline.ranks import Job
 
 TWO_OF_TRAIN = ("--data.max_corrupt_ratio", 2.4 / NUM_TRAIN)
@@ -45,17 +56,47 @@ def train(shards: Path, run: Path, *options: object) -> tuple[list[int | None], 
         return job.wait(), job
 
 
-def test_a_few_damaged_images_of_train_are_told_and_replaced(shards: Path, tmp_path: Path) -> None:
-    names = [flip_bit(shards, "train", sample) for sample in (3, 190)]
-    codes, job = train(shards, tmp_path / "run", *TWO_OF_TRAIN, "--data.drop_last", "false")
+def sample_of(rank: int) -> int:
+    """One of `train` that the rank reads in its second step, and holds if the split is resident."""
+    plan = BatchPlan(
+        num_samples=NUM_TRAIN,
+        global_batch_size=GLOBAL_BATCH,
+        num_replicas=2,
+        accumulation_steps=1,
+        drop_last=True,
+    )
+    positions = plan.positions(1, 0, rank)
+    order = epoch_order(NUM_TRAIN, 0, 0)
+    mine = range(rank * NUM_TRAIN // 2, (rank + 1) * NUM_TRAIN // 2)
+    return next(int(order[place]) for place in positions if order[place] in mine)
+
+
+@pytest.mark.parametrize("reader", [(), ("--data.reader", "resident")], ids=["tar", "resident"])
+def test_a_few_damaged_images_of_train_are_told_and_replaced(
+    shards: Path, tmp_path: Path, reader: tuple[object, ...]
+) -> None:
+    """By every rank on its standard error, and by rank 0 in the events and the report."""
+    run, split = RunDirectory(tmp_path / "run"), read_manifest(shards).split("train")
+    samples = [sample_of(rank) for rank in range(2)]
+    names = [flip_bit(shards, "train", sample) for sample in samples]
+    codes, job = train(shards, run.path, *TWO_OF_TRAIN, *reader)
     assert codes == [0, 0], job.errors
-    told = "".join(job.errors)
-    for name in names:
-        assert told.count(f"member {name}: not the image that was written (CRC-32)") == 1
-    (evaluation,) = rows(tmp_path / "run", "eval")
+    for name, error in zip(names, job.errors, strict=True):
+        assert error.count(f"member {name}: not the image that was written (CRC-32)") == 1
+    (evaluation,) = rows(run.path, "eval")
     assert evaluation["seen"] == evaluation["expected"]
-    for alarm in rows(tmp_path / "run", "alarm"):
-        assert alarm["reason"] == "damaged_image"
+    alarms = rows(run.path, "alarm")
+    assert [(alarm["reason"], alarm["rank"], alarm["sample"]) for alarm in alarms] == [
+        ("damaged_image", rank, sample) for rank, sample in enumerate(samples)
+    ]
+    write_report(run, run.report)
+    timeline = parse(run.report.read_text()).with_id("time").text
+    for alarm, sample, name in zip(alarms, samples, names, strict=True):
+        shard = split.filenames[int(read_index(shards, split)[sample]["shard"])]
+        assert alarm["shard"] == shard
+        assert f"member {name}: not the image" in alarm["what"]
+        assert f"rank {alarm['rank']}, sample {sample:,} of train: " in timeline
+        assert alarm["what"] in timeline
 
 
 @pytest.mark.parametrize("options", [(), TWO_OF_TRAIN])

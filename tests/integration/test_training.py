@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,13 +20,16 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from data_prep.manifest import read_index, read_manifest
+from data_prep.manifest import hash_class_names, manifest_sha256, read_index, read_manifest
+from launch.outcome import outcome_of
+from launch.runs import describe
 from pipeline import checkpoint, loop
 from pipeline import evaluate as evaluate_module
 from pipeline.data.partition import BatchPlan, epoch_order
 from pipeline.distributed import World
-from pipeline.evaluate import Evaluation
-from pipeline.events import read_events
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.event_fields import check_row
+from pipeline.events import own_evaluations, read_events
 from pipeline.metrics import PHASES
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import read_settings
@@ -34,6 +38,7 @@ from tests.integration.training import (
     NUM_TRAIN,
     NUM_VAL,
     STEPS_PER_EPOCH,
+    all_rows,
     assert_same_state,
     make_shards,
     newest_state,
@@ -81,31 +86,13 @@ def fail(job: Job) -> str:
     return sentence
 
 
-FIELDS = {
-    "run": {
-        *("resumed_from", "world_size", "local_batch_size", "accumulation_steps"),
-        *("global_batch_size", "steps_per_epoch", "target_steps", "device", "precision"),
-        *("num_train_samples", "num_val_samples"),
-    },
-    "train": {
-        *("loss", "top1", "learning_rate", "images_per_second", "data_wait_ratio"),
-        *("phase_seconds", "skipped_steps", "grad_norm"),
-    },
-    "eval": {
-        *("split", "top1", "top5", "loss", "correct1", "correct5", "seen", "expected", "seconds"),
-    },
-    "checkpoint": {"path", "num_bytes", "seconds", "reason"},
-    "end": {"outcome"},
-}
-
-
 def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--metrics.enabled", "false", "--optim.clip_norm", 2]
     job = finish(2, shards, run, *options)
     events = read_events(RunDirectory(run).events)
     for row in events:
-        assert set(row) == {"kind", "step", "epoch", "time"} | FIELDS[row["kind"]]
+        check_row(row)
         assert row["epoch"] == pytest.approx(row["step"] / STEPS_PER_EPOCH, abs=1e-6)
     assert [row["kind"] for row in events if row["kind"] not in ("train", "checkpoint")] == [
         *("run", "eval", "eval", "eval", "end")
@@ -115,7 +102,16 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
     assert all(set(row["phase_seconds"]) == set(PHASES) for row in rows(run, "train"))
     assert all(row["grad_norm"] > 0 for row in rows(run, "train"))
     assert [row["step"] for row in rows(run, "checkpoint")] == list(range(4, target + 1, 4))
-    assert all(row["seen"] == row["expected"] == NUM_VAL for row in rows(run, "eval"))
+    for row in rows(run, "eval"):
+        assert row["seen"] == row["expected"] == NUM_VAL
+        assert (row["by"], row["split"], row["views"], row["own_shards"]) == (
+            "train",
+            "val",
+            1,
+            True,
+        )
+        assert row["shard_set"] == events[0]["shard_set"] == "generated shapes"
+        assert row["manifest_sha256"] == manifest_sha256(shards)
     assert events[-1]["outcome"] == "completed"
     assert events[0]["target_steps"] == target
 
@@ -358,7 +354,7 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def evaluate(size: int, run: Path, *options: object) -> Job:
+def evaluate_run(size: int, run: Path, *options: object) -> Job:
     return Job(size, EVALUATE, ["--run-dir", run, *options])
 
 
@@ -366,20 +362,75 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(trained: Path) -> None
     during = rows(trained, "eval")[-1]
     predictions = dict(np.load(RunDirectory(trained).predictions("val")))
     for size in (1, 2, 3, 4):
-        with evaluate(size, trained) as job:
+        with evaluate_run(size, trained, "--json") as job:
             assert job.wait() == [0] * size, job.errors
         answer = json.loads(job.outputs[0])
         assert "".join(job.outputs[1:] + job.errors) == ""
         for name in ("step", "correct1", "correct5", "seen", "expected", "loss", "top1", "top5"):
             assert answer[name] == during[name], name
         with np.load(RunDirectory(trained).predictions("val")) as saved:
+            assert set(saved) == set(predictions) > {"step", "labels", "views", "manifest_sha256"}
             assert all(np.array_equal(saved[name], predictions[name]) for name in predictions)
+        row = rows(trained, "eval")[-1]
+        assert (row["by"], row["step"]) == ("evaluate", during["step"])
+        assert {**row, "by": "train", "seconds": 0, "time": 0} == {
+            **during,
+            "seconds": 0,
+            "time": 0,
+        }
+
+
+def test_an_evaluation_is_recorded_and_told_in_prose(trained: Path, tmp_path: Path) -> None:
+    """It is then what status tells; the run has ended as it had, and at the step it had."""
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "step": 1')  # a trainer that was killed while it wrote
+    with evaluate_run(2, run, "--checkpoint", "12") as job:
+        assert job.wait() == [0, 0], job.errors
+    text = job.outputs[0]
+    assert f"{run}/checkpoints/step-00000012, step 12\n" in text
+    assert "val of generated shapes, 53 images, one view of each\n" in text
+    row = all_rows(run)[-1]
+    assert (row["kind"], row["by"], row["step"], row["views"]) == ("eval", "evaluate", 12, 1)
+    assert f"{row['top1']:.2%} ({row['correct1']} of 53)" in text
+    assert f"{row['top5']:.2%} ({row['correct5']} of 53)" in text
+    told = describe(read_events(run / "events.jsonl"), time.time(), is_at_work=False)
+    assert told["evaluation"].endswith(", after step 12")
+    assert told["step"].startswith("16 of 16")
+    assert told["state"] == "completed"
+    assert outcome_of(read_events(run / "events.jsonl")) == "completed"
+
+
+def test_another_shard_set_of_the_same_classes_is_evaluated(
+    trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    """It is recorded as what it is, and is no accuracy of the run; other classes are refused."""
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    own = own_evaluations(read_events(run / "events.jsonl"))[-1]
+    predictions = RunDirectory(run).predictions("val").read_bytes()
+    other = rewrite_manifest(shards, tmp_path / "other", seed=1, name="Shapes, again", mean=0.0)
+    with evaluate_run(2, run, "--shards", other) as job:
+        assert job.wait() == [0, 0], job.errors
+    assert "val of Shapes, again, 53 images" in job.outputs[0]
+    assert "not the shard set that the run was trained on" in job.outputs[0]
+    row = rows(run, "eval")[-1]
+    assert (row["own_shards"], row["shard_set"]) == (False, "Shapes, again")
+    assert row["manifest_sha256"] == manifest_sha256(other) != own["manifest_sha256"]
+    # The same images, normalized by what the network learned with, are the same to it.
+    assert (row["correct1"], row["loss"]) == (own["correct1"], own["loss"])
+    assert own_evaluations(read_events(run / "events.jsonl"))[-1] == own
+    assert RunDirectory(run).predictions("val").read_bytes() == predictions
+    classes = ["ball", *read_manifest(shards).class_names[1:]]
+    renamed = rewrite_manifest(shards, tmp_path / "renamed", class_names=classes)
+    sentence = fail(evaluate_run(2, run, "--shards", renamed))
+    assert "has other classes" in sentence
+    assert "class 0 is 'ball' in place of 'checker'" in sentence
 
 
 def test_an_evaluation_takes_any_checkpoint_and_split(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained / "checkpoints/step-00000012", tmp_path / "a copy")
     for name, step in (("best", None), ("12", 12), (str(copy), 12)):
-        with evaluate(1, trained, "--split", "train", "--checkpoint", name) as job:
+        with evaluate_run(1, trained, "--split", "train", "--checkpoint", name, "--json") as job:
             assert job.wait() == [0], job.errors
         answer = json.loads(job.outputs[0])
         assert answer["seen"] == answer["expected"] == NUM_TRAIN
@@ -406,16 +457,13 @@ def test_an_evaluation_that_cannot_be_exact_is_an_error(
 ) -> None:
     moved = shutil.copytree(shards, tmp_path / "moved")
     (moved / "val-000001.tar").unlink()
-    assert "val-000001.tar" in fail(evaluate(2, trained, "--shards", moved))
-    assert "test" in fail(evaluate(2, trained, "--split", "test"))
-    assert "no checkpoint '13'" in fail(evaluate(2, trained, "--checkpoint", "13"))
-    assert "nowhere" in fail(evaluate(2, trained, "--shards", tmp_path / "nowhere"))
-    other = make_other_shards(shards, tmp_path / "other")
-    sentence = fail(evaluate(2, trained, "--shards", other))
-    assert f"that of {other} has" in sentence
+    assert "val-000001.tar" in fail(evaluate_run(2, trained, "--shards", moved))
+    assert "test" in fail(evaluate_run(2, trained, "--split", "test"))
+    assert "no checkpoint '13'" in fail(evaluate_run(2, trained, "--checkpoint", "13"))
+    assert "nowhere" in fail(evaluate_run(2, trained, "--shards", tmp_path / "nowhere"))
     nothing = tmp_path / "nothing"
     nothing.mkdir()
-    assert "is not a run directory" in fail(evaluate(2, nothing))
+    assert "is not a run directory" in fail(evaluate_run(2, nothing))
 
 
 def test_an_evaluation_is_of_one_checkpoint(trained: Path) -> None:
@@ -431,7 +479,7 @@ def evaluate_as_rank_sees(world: World, run: Path) -> Any:
         return checkpoint.paths(directory)[world.rank]
 
     directory, output = RunDirectory(run), io.StringIO()
-    options = evaluate_module._parser().parse_args(["--run-dir", str(run)])
+    options = evaluate_module._parser().parse_args(["--run-dir", str(run), "--json"])
     with (
         mock.patch.object(checkpoint, "newest_good", newest),
         contextlib.redirect_stdout(output),
@@ -464,10 +512,10 @@ def test_predictions_are_those_of_the_runs_own_checkpoints(
     other = tmp_path / "other"
     finish(1, shards, other, "--epochs", 2, "--seed", 1, "--max-steps", 2)
     before = RunDirectory(trained).predictions("val").read_bytes()
-    sentence = fail(evaluate(2, trained, "--checkpoint", other / "checkpoints/step-00000002"))
+    sentence = fail(evaluate_run(2, trained, "--checkpoint", other / "checkpoints/step-00000002"))
     assert "another configuration (seed: was 1, is 0)" in sentence
     copy = shutil.copytree(trained / "checkpoints/step-00000012", tmp_path / "a copy")
-    with evaluate(1, trained, "--checkpoint", copy) as job:
+    with evaluate_run(1, trained, "--checkpoint", copy) as job:
         assert job.wait() == [0], job.errors
     assert RunDirectory(trained).predictions("val").read_bytes() == before
 
@@ -476,17 +524,24 @@ def test_an_evaluation_needs_no_room(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
     shutil.rmtree(run / "predictions")
     (run / "predictions").touch()
-    with evaluate(2, run) as job:
+    with evaluate_run(2, run, "--json") as job:
         assert job.wait() == [0, 0], job.errors
     assert json.loads(job.outputs[0])["seen"] == NUM_VAL
-    assert job.errors[0].startswith("warning: predictions not saved: ")
+    assert job.errors[0].startswith("warning: the evaluation is not recorded: ")
 
 
 def make_other_shards(shards: Path, path: Path) -> Path:
     """The same files with another manifest."""
+    return rewrite_manifest(shards, path, seed=1)
+
+
+def rewrite_manifest(shards: Path, path: Path, mean: float | None = None, **fields: object) -> Path:
+    """The same files with other `fields` in their manifest, and another mean of their pixels."""
     shutil.copytree(shards, path)
-    manifest = json.loads((path / "_info.json").read_bytes())
-    manifest["seed"] = 1
+    manifest = json.loads((path / "_info.json").read_bytes()) | fields
+    manifest["class_names_sha256"] = hash_class_names(tuple(manifest["class_names"]))
+    if mean is not None:
+        manifest["statistics"]["mean"] = [mean] * 3
     (path / "_info.json").write_text(json.dumps(manifest))
     return path
 
@@ -741,7 +796,7 @@ def test_the_best_is_the_best_of_those_that_were_saved(
 ) -> None:
     """The first evaluation is the best one, and the disk is full just then."""
     run, hits = tmp_path / "run", iter((40, 20, 10))
-    save, evaluate = checkpoint.save, evaluate_module.evaluate
+    save = checkpoint.save
 
     def save_from_16_on(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
         if step < 16:

@@ -10,6 +10,7 @@ import pytest
 from launch.__main__ import main
 from launch.outcome import outcome_of
 from pipeline.events import LOST_RANK, EventLog
+from tests.pipeline.fake_run import eval_fields, start_fields
 
 Row = dict[str, Any]
 
@@ -120,8 +121,12 @@ def test_the_last_word_of_an_earlier_start_is_not_that_of_this_one() -> None:
 def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["outcome", str(tmp_path)]) == 0
     log = EventLog(tmp_path / "events.jsonl")
-    log.write("run", step=0, epoch=0.0, resumed_from=None)
+    log.write("run", step=0, epoch=0.0, **start_fields())
     log.write("end", step=9, epoch=1.0, outcome="completed")
     log.close()
     assert main(["outcome", str(tmp_path), "--since", "0"]) == 0
-    assert capsys.readouterr().out == "failed\ncompleted\n"
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("eval", step=9, epoch=1.0, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"})
+    log.close()
+    assert main(["outcome", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "failed\ncompleted\ncompleted\n"

@@ -202,6 +202,7 @@ def start_fields(resumed_from: int | None = None) -> dict[str, Any]:
         "precision": "bf16",
         "num_train_samples": 1280,
         "num_val_samples": 100,
+        "shard_set": "generated shapes",
     }
 
 
@@ -222,9 +223,14 @@ def train_fields(step: int, speed: float = 1000.0) -> dict[str, Any]:
 
 
 def eval_fields(correct1: int, correct5: int, seen: int, expected: int) -> dict[str, Any]:
-    """What an `eval` event of the split `val` carries."""
+    """What an `eval` event of the split `val` carries that training has written."""
     return {
+        "by": "train",
         "split": "val",
+        "views": 1,
+        "shard_set": "generated shapes",
+        "manifest_sha256": "0" * 64,
+        "own_shards": True,
         "top1": correct1 / seen,
         "top5": correct5 / seen,
         "loss": 2.3 - 1.5 * correct1 / seen,

@@ -17,12 +17,19 @@ from torch import nn
 from data_prep.manifest import read_manifest
 from pipeline import evaluate as evaluate_module
 from pipeline.config import AugmentConfig, Config
+from pipeline.console import evaluation_line, evaluation_table
 from pipeline.data.normalize import Normalizer
 from pipeline.data.preprocess import Viewer
 from pipeline.data.readers import open_evaluation_reader
 from pipeline.data.shard_set import ShardSet
 from pipeline.distributed import World
-from pipeline.evaluate import Evaluation, InexactEvaluation, evaluate, save_predictions
+from pipeline.evaluation import (
+    Evaluation,
+    InexactEvaluation,
+    Subject,
+    evaluate,
+    save_predictions,
+)
 from pipeline.run_directory import RunDirectory
 from tests.pipeline.fake_run import make_images, write_shard_set
 from tests.pipeline.ranks import call_on_ranks
@@ -76,15 +83,31 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def subject(num_classes: int = NUM_CLASSES) -> Subject:
+    return Subject(
+        split="val",
+        num_classes=num_classes,
+        views=1,
+        shard_set="Colours",
+        manifest_sha256="0" * 64,
+        own_shards=True,
+    )
+
+
 def run(
-    world: World, shards: Path, model: nn.Module, block_size: int = BLOCK_SIZE, depth: int = 2
+    world: World,
+    shards: Path,
+    model: nn.Module,
+    block_size: int = BLOCK_SIZE,
+    depth: int = 2,
+    num_classes: int = NUM_CLASSES,
 ) -> Evaluation:
     viewer = Viewer(AugmentConfig(), 1, (16, 16), NORMALIZER)
     reader = open_evaluation_reader(Config(), ShardSet(shards, read_manifest(shards), None), "val")
     with contextlib.closing(reader):
         return evaluate(
             *(model, reader, viewer, world, fused(world)),
-            split="val",
+            subject=subject(num_classes),
             block_size=block_size,
             depth=depth,
         )
@@ -116,7 +139,7 @@ def test_it_counts_what_a_plain_loop_counts(shards: Path, block_size: int) -> No
 
 def on_ranks(world: World, shards: Path) -> dict[str, Any]:
     result = run(world, shards, Net())
-    return {**result.event(), "seconds": 0, **result.predictions}
+    return {**result.event("train"), "seconds": 0, **result.predictions}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])
@@ -172,8 +195,10 @@ def test_a_logit_that_rules_out_a_class_is_a_number(shards: Path) -> None:
 def test_fewer_classes_than_five(tmp_path: Path) -> None:
     few = np.arange(10, dtype=np.int64) % 3
     write_shard_set(tmp_path / "shards", make_images(few), few, ["a", "b", "c"])
-    found = run(SINGLE, tmp_path / "shards", Fixed([0.0, 2.0, 1.0]))
-    assert (found.correct1, found.correct5, found.seen) == (3, 10, 10)
+    found = run(SINGLE, tmp_path / "shards", Fixed([0.0, 2.0, 1.0]), num_classes=3)
+    assert (found.correct1, found.correct5, found.top5, found.seen) == (3, None, None, 10)
+    assert "top-5" not in evaluation_line(found)
+    assert "top-5" not in evaluation_table(found)
     assert found.predictions["topk_classes"].shape == (10, 3)
 
 
@@ -182,7 +207,7 @@ def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
     save_predictions(directory, 12, result)
     with np.load(directory.predictions("val")) as saved:
         assert saved["step"] == 12
-        assert set(saved) == {"step", *result.predictions}
+        assert set(saved) == {"step", "views", "manifest_sha256", *result.predictions}
         for name, values in result.predictions.items():
             np.testing.assert_array_equal(saved[name], values)
     assert [path.name for path in directory.predictions("val").parent.iterdir()] == ["val.npz"]
@@ -190,7 +215,7 @@ def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
 
 def test_an_event_is_json() -> None:
     result = Evaluation(
-        split="val",
+        subject=subject(),
         seen=4,
         expected=4,
         correct1=1,
@@ -199,8 +224,13 @@ def test_an_event_is_json() -> None:
         seconds=0.5,
         predictions={},
     )
-    assert json.loads(json.dumps(result.event())) == {
+    assert json.loads(json.dumps(result.event("evaluate"))) == {
+        "by": "evaluate",
         "split": "val",
+        "views": 1,
+        "shard_set": "Colours",
+        "manifest_sha256": "0" * 64,
+        "own_shards": True,
         "top1": 0.25,
         "top5": 0.75,
         "loss": 2.0,

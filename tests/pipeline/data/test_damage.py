@@ -71,14 +71,16 @@ def test_the_next_good_sample_stands_in_with_its_label(shards: Path) -> None:
         assert labels == LABELS[expected].tolist()
         assert np.array_equal(images, whole[expected])
         assert cost.num_samples == 5
-        assert len(cost.complaints) == 3
-        assert any("member 000004" in complaint for complaint in cost.complaints)
-        assert all("not the image that was written (CRC-32)" in line for line in cost.complaints)
+        assert sorted(damage.sample for damage in cost.damages) == [4, 5, 29]
+        for damage in cost.damages:
+            assert damage.shard == f"val-{damage.sample // 10:06d}.tar"
+            assert f"member {damage.sample:06d}." in damage.what
+            assert "not the image that was written (CRC-32)" in damage.what
         images, labels, cost = read(reader, [5, 4])
         assert labels == LABELS[[6, 6]].tolist()
         assert np.array_equal(images, whole[[6, 6]])
         assert cost.num_replaced == 2
-        assert cost.complaints == []
+        assert cost.damages == []
 
 
 def test_one_more_than_may_be_is_an_error(shards: Path) -> None:
