@@ -92,7 +92,8 @@ def throughput_curve(intervals: Sequence[Interval], events: Sequence[Event]) -> 
     for event in of_kind(events, "signal"):
         axes.axvline(event["epoch"], color=_STAND_IN["--stop"], dashes=(1.5, 2), linewidth=1.4)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     return _svg(figure, "Images a second over epochs")
 
 

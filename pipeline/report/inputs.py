@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,11 @@ from data_prep.manifest import (
     read_index,
     read_manifest,
 )
-from pipeline.events import Event, read_events
+from pipeline.events import Event, find_faults, history_of, own_evaluations, read_rows
 from pipeline.run_directory import RunDirectory
 
 SPLIT = "val"
 """The split whose predictions are shown."""
-
-_EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "run": ("resumed_from", "world_size", "local_batch_size", "accumulation_steps", "device",
-            "global_batch_size", "steps_per_epoch", "target_steps", "precision",
-            "num_train_samples", "num_val_samples"),
-    "train": ("loss", "top1", "learning_rate", "images_per_second", "phase_seconds"),
-    "eval": ("split", "top1", "top5", "loss", "correct1", "correct5", "seen", "expected"),
-    "checkpoint": ("num_bytes", "seconds", "reason"),
-    "alarm": ("reason", "loss"),
-    "signal": ("source",),
-    "end": ("outcome",),
-}  # fmt: skip
-"""The fields of `pipeline.events` that a report uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +36,11 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """The latest evaluation, sample by sample; row `i` is sample `i` of the split's index."""
+    """The newest evaluation, sample by sample; row `i` is sample `i` of the split's index."""
 
     step: int
+    views: int | None
+    """Of each image; None in files of older versions."""
     labels: npt.NDArray[np.int64]
     """Right classes, [n]."""
     topk_classes: npt.NDArray[np.int64]
@@ -82,23 +71,34 @@ class Inputs:
     run: RunDirectory
     settings: Mapping[str, Any]
     """What `config.json` holds."""
-    events: tuple[Event, ...]
+    rows: tuple[Event, ...]
+    """All events, those too that a resume has made void."""
+    faults: tuple[str, ...]
+    """A sentence for each line of the events that had to be left out."""
     predictions: Predictions | Missing
     shard_set: ShardSet | Missing
+
+    @property
+    def events(self) -> list[Event]:
+        """The one history of all attempts."""
+        return history_of(self.rows)
 
 
 def read_inputs(run: RunDirectory) -> Inputs:
     """Read everything there is.
 
-    Raises `ValueError` if `run` is not a run directory, or its configuration or events are damaged.
+    Raises `ValueError` if `run` is not a run directory, or its configuration is damaged.
     """
     settings = _read_settings(run)
     shard_set = _read_shard_set(settings)
+    is_begun = run.events.exists()
+    rows = tuple(read_rows(run.events)) if is_begun else ()
     return Inputs(
         run=run,
         settings=settings,
-        events=_read_events(run.events),
-        predictions=_read_predictions(run.predictions(SPLIT), shard_set),
+        rows=rows,
+        faults=tuple(find_faults(run.events)) if is_begun else (),
+        predictions=_read_predictions(run.predictions(SPLIT), shard_set, history_of(rows)),
         shard_set=shard_set,
     )
 
@@ -116,22 +116,6 @@ def _read_settings(run: RunDirectory) -> Mapping[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("config"), dict):
         raise ValueError(f"{run.config} is not a run's configuration: it has no 'config' object")
     return settings
-
-
-def _read_events(path: Path) -> tuple[Event, ...]:
-    try:
-        events = tuple(read_events(path))
-    except FileNotFoundError:
-        return ()
-    except (KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: a line of it is not an event") from None
-    for event in events:
-        required = ("step", "epoch", "time", *_EVENT_FIELDS.get(event["kind"], ()))
-        if lacking := [name for name in required if name not in event]:
-            raise ValueError(
-                f"{path} is damaged: a '{event['kind']}' event has no {', '.join(lacking)}"
-            )
-    return events
 
 
 def _read_shard_set(settings: Mapping[str, Any]) -> ShardSet | Missing:
@@ -153,11 +137,14 @@ def _read_shard_set(settings: Mapping[str, Any]) -> ShardSet | Missing:
     return ShardSet(path=path, manifest=manifest, index=index)
 
 
-def _read_predictions(path: Path, shard_set: ShardSet | Missing) -> Predictions | Missing:
+def _read_predictions(
+    path: Path, shard_set: ShardSet | Missing, events: Sequence[Event]
+) -> Predictions | Missing:
     try:
         with np.load(path) as arrays:
             predictions = Predictions(
                 step=int(arrays["step"]),
+                views=int(arrays["views"]) if "views" in arrays else None,
                 labels=arrays["labels"].astype(np.int64),
                 topk_classes=arrays["topk_classes"].astype(np.int64),
                 topk_probabilities=arrays["topk_probabilities"].astype(np.float32),
@@ -168,7 +155,20 @@ def _read_predictions(path: Path, shard_set: ShardSet | Missing) -> Predictions 
         return Missing(f"The predictions in {path} are damaged ({error}): evaluate again.")
     if fault := _fault(predictions, shard_set):
         return Missing(f"The predictions in {path} do not fit ({fault}): evaluate again.")
+    evaluations = own_evaluations(events)
+    if not evaluations or not _are_of(predictions, evaluations[-1]):
+        newest = f"of step {evaluations[-1]['step']:,}" if evaluations else "not in the events"
+        return Missing(
+            f"The predictions in {path}, of step {predictions.step:,}, are not those of the newest "
+            f"evaluation, which is {newest}: evaluate again."
+        )
     return predictions
+
+
+def _are_of(predictions: Predictions, evaluation: Event) -> bool:
+    """Whether the evaluation found them: step and views say it, on the run's own shard set."""
+    views = (predictions.views, evaluation["views"])
+    return predictions.step == evaluation["step"] and (None in views or views[0] == views[1])
 
 
 def _fault(predictions: Predictions, shard_set: ShardSet | Missing) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jinja2
 import markupsafe
 
 from pipeline.report import curves
+from pipeline.report.attempts import describe_ranks
 from pipeline.report.images import Gallery, heat_image_uri
 from pipeline.report.inputs import Inputs, Missing, Predictions, read_inputs
 from pipeline.report.kernels import read_kernels
@@ -21,7 +23,8 @@ from pipeline.report.predictions import (
     confusion_matrix,
     row_shares,
 )
-from pipeline.report.summary import intervals, summarize, timeline
+from pipeline.report.summary import Summary, intervals, summarize
+from pipeline.report.timeline import timeline
 from pipeline.run_directory import RunDirectory
 
 _TEMPLATE = "page.html.j2"
@@ -40,11 +43,15 @@ _MAX_TABLE_CLASSES = 20
 
 _MAX_CONFUSED_PAIRS = 20
 
+_MAX_HEAD_LETTERS = 100
+"""Of column heads side by side, all as long as the longest; longer ones stand upright."""
+
 
 def render(run: RunDirectory) -> str:
     """The page. Raises `ValueError` if `run` is not a run directory or its files are damaged."""
     inputs = read_inputs(run)
     network = _network(inputs.settings["config"])
+    summary = summarize(inputs.rows)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -57,6 +64,8 @@ def render(run: RunDirectory) -> str:
         "duration": duration,
         "utc": utc,
         "label_width": label_width,
+        "breakable": breakable,
+        "ranks": describe_ranks,
     }
     return environment.get_template(_TEMPLATE).render(
         run_name=run.name,
@@ -64,10 +73,11 @@ def render(run: RunDirectory) -> str:
         network=network,
         hardware=inputs.settings.get("hardware"),
         setting_groups=_setting_groups(inputs.settings),
-        shard_set=None if isinstance(inputs.shard_set, Missing) else inputs.shard_set,
-        summary=summarize(inputs.events),
-        timeline=timeline(inputs.events),
-        charts=_charts(inputs),
+        title=_title(inputs, summary),
+        summary=summary,
+        faults=inputs.faults,
+        timeline=timeline(inputs.rows),
+        charts=_charts(inputs, summary),
         phase_names=_PHASE_NAMES,
         **_kernel_context(run, network),
         **_prediction_context(inputs),
@@ -79,11 +89,18 @@ def _network(config: Mapping[str, Any]) -> str | None:
     return model.get("name") if isinstance(model, dict) else None
 
 
-def _charts(inputs: Inputs) -> dict[str, markupsafe.Markup]:
+def _title(inputs: Inputs, summary: Summary) -> str | None:
+    """What the shard set is called; also where it is not there any more."""
+    if not isinstance(inputs.shard_set, Missing):
+        return inputs.shard_set.manifest.title
+    return summary.latest_start["shard_set"] if summary.latest_start else None
+
+
+def _charts(inputs: Inputs, summary: Summary) -> dict[str, markupsafe.Markup]:
     """The charts there is something to draw in, as SVG elements."""
     events, steps = inputs.events, intervals(inputs.events)
     charts: dict[str, str] = {}
-    if steps or summarize(events).final:
+    if steps or summary.final:
         charts["accuracy"] = curves.accuracy_curves(steps, events)
         charts["loss"] = curves.loss_curves(steps, events)
     if steps:
@@ -116,6 +133,7 @@ def _prediction_context(inputs: Inputs) -> dict[str, Any]:
         "predictions": predictions,
         "class_names": names,
         "matrix": matrix.tolist() if small else None,
+        "is_upright": len(names) * max(map(len, names)) > _MAX_HEAD_LETTERS,
         "matrix_shares": row_shares(matrix).tolist() if small else None,
         "heat_image": None if small else heat_image_uri(matrix),
         "pairs": confused_pairs(matrix, names, _MAX_CONFUSED_PAIRS),
@@ -156,6 +174,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def label_width(names: Iterable[str]) -> float:
     """Room to give the longest of the names beside its bar or row, in em; the rest is cut off."""
     return round(2.4 + 0.6 * min(max(map(len, names)), 20), 2)
+
+
+def breakable(name: str) -> markupsafe.Markup:
+    """A class name that may go on in the next line behind its signs, and nowhere in a word."""
+    parts = re.split(r"(?<=[_/.,;:-])(?=[^\s_/.,;:-])", name)
+    return markupsafe.Markup("<wbr>").join(parts)
 
 
 def percent(share: float, digits: int = 1) -> str:

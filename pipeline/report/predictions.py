@@ -140,7 +140,7 @@ def choose_examples(predictions: Predictions, class_names: Sequence[str]) -> lis
 
     Where a kind has too few, the others fill its places.
     """
-    kinds = _kinds(predictions)
+    kinds = _kinds(predictions, len(class_names))
     confidence = predictions.topk_probabilities[:, 0]
     ranking = {
         kind: _vary_classes(np.flatnonzero(kinds == kind), confidence, predictions.labels)
@@ -157,10 +157,12 @@ def choose_examples(predictions: Predictions, class_names: Sequence[str]) -> lis
     ]
 
 
-def _kinds(predictions: Predictions) -> npt.NDArray[np.str_]:
+def _kinds(predictions: Predictions, num_classes: int) -> npt.NDArray[np.str_]:
     """The kind of every sample, [n]."""
     is_hit = predictions.topk_classes == predictions.labels[:, None]
     right, in_topk, wrong = _EXAMPLE_KINDS
+    if num_classes <= is_hit.shape[1]:  # all classes are among the k
+        return np.where(is_hit[:, 0], right, wrong)
     return np.where(is_hit[:, 0], right, np.where(is_hit.any(axis=1), in_topk, wrong))
 
 

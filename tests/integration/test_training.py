@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.evaluation import Evaluation, evaluate
 from pipeline.event_fields import check_row
 from pipeline.events import own_evaluations, read_events
 from pipeline.metrics import PHASES
+from pipeline.metrics.outcomes import standing_of
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import read_settings
 from tests.integration.training import (
@@ -394,7 +396,8 @@ def test_an_evaluation_is_recorded_and_told_in_prose(trained: Path, tmp_path: Pa
     assert (row["kind"], row["by"], row["step"], row["views"]) == ("eval", "evaluate", 12, 1)
     assert f"{row['top1']:.2%} ({row['correct1']} of 53)" in text
     assert f"{row['top5']:.2%} ({row['correct5']} of 53)" in text
-    told = describe(read_events(run / "events.jsonl"), time.time(), is_at_work=False)
+    standing = standing_of(RunDirectory(run), socket.gethostname(), time.time())
+    told = describe(read_events(run / "events.jsonl"), standing, time.time())
     assert told["evaluation"].endswith(", after step 12")
     assert told["step"].startswith("16 of 16")
     assert told["state"] == "completed"

@@ -48,7 +48,14 @@ def test_headline_counts(run: RunDirectory) -> None:
     waited = sum(row["phase_seconds"]["data_wait"] for row in trains)
     total = sum(sum(row["phase_seconds"].values()) for row in trains)
     assert f"{100 * waited / total:.2f} %" in wait
-    for word in ("alexnet_cifar", "synthetic", "cifar10", "completed", "bf16", "2 × 64", "cpu"):
+    for word in (
+        "alexnet_cifar on generated shapes",
+        "cifar10",
+        "completed",
+        "bf16",
+        "2 × 64",
+        "cpu",
+    ):
         assert word in page.with_id("headline").text
     rows_shown = page.with_id("configuration").all("tr")
     shown = {row.one("th").text: row.one("td").text for row in rows_shown}

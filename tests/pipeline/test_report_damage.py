@@ -176,10 +176,33 @@ def test_wrong_output_keeps_the_old_page(
     assert pipe.is_fifo()
     assert main([str(run.path)]) == 0
     page = run.report.read_bytes()
-    run.events.write_text('{"kind": "eval", "step": 1, "epoch": 1, "time": 1}\n')
+    run.config.write_text("{")
     assert main([str(run.path)]) == 1
-    assert "'eval' event has no split, top1" in capsys.readouterr().err
+    assert "config.json is damaged" in capsys.readouterr().err
     assert run.report.read_bytes() == page
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"kind": "eval", "step": 1, "epoch": 1, "time": 1}', "a 'eval' row lacks correct1, "),
+        (
+            '{"kind": "alarm", "reason": "fire", "step": 1, "epoch": 1, "time": 1}',
+            "the reason of an alarm is 'fire', expected not_learning, damaged_image",
+        ),
+        ("[1]", "it is [1], expected an object"),
+    ],
+)
+def test_an_odd_row_costs_itself_alone(run: RunDirectory, line: str, fault: str) -> None:
+    """And not the report of all the others."""
+    top1 = page_of(run).with_id("headline").all("div", "tile")[0].text
+    num_lines = len(run.events.read_bytes().splitlines())
+    with run.events.open("a") as file:
+        file.write(line + "\n")
+    headline = page_of(run).with_id("headline")
+    (note,) = headline.all("p", "alarm")
+    assert f"line {num_lines + 1} is not an event: {fault}" in note.text
+    assert headline.all("div", "tile")[0].text == top1
 
 
 def test_torch_is_not_needed(run: RunDirectory) -> None:

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.event_fields import ALARM_FIELDS
 from pipeline.metrics import PHASES
+from pipeline.report.attempts import describe_ranks, find_attempts
 from pipeline.report.inputs import Predictions
 from pipeline.report.page import duration
 from pipeline.report.predictions import choose_examples, confusion_matrix
-from pipeline.report.summary import intervals, summarize, timeline
+from pipeline.report.summary import evaluations, intervals, summarize
+from pipeline.report.timeline import timeline
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, start_fields, train_fields
 
 
@@ -55,6 +58,95 @@ def test_an_alarm_is_in_the_timeline() -> None:
     assert (row.what, row.detail) == ("not learning", "the loss of 2.3026 is that of guessing")
 
 
+def test_every_alarm_that_is_declared_is_in_the_timeline() -> None:
+    """With any values that a row can have."""
+    for reason, fields in ALARM_FIELDS.items():
+        for value in (1, None):
+            row = event("alarm", 10, 1.0, **dict.fromkeys(fields, value) | {"reason": reason})
+            (shown,) = timeline([row])
+            assert shown.what == reason.replace("_", " ")
+
+
+def test_damaged_images_are_told_and_many_are_counted() -> None:
+    fields = {"reason": "damaged_image", "rank": 1, "shard": "train-000000.tar"}
+    rows = [
+        event("alarm", 10, 1.0, **fields, sample=sample, what=f"member {sample}: cut off")
+        for sample in range(1000, 1012)
+    ]
+    shown = timeline(rows[:2])
+    assert [row.detail for row in shown] == [
+        "rank 1, sample 1,000 of train: member 1000: cut off",
+        "rank 1, sample 1,001 of train: member 1001: cut off",
+    ]
+    assert [row.what for row in timeline(rows)] == [
+        *(["damaged image"] * 3),
+        "9 more damaged images",
+    ]
+
+
+def test_attempts_say_how_each_of_them_ended() -> None:
+    rows = [
+        event("end", 0, 10.0, outcome="failed", error="no such shard set"),
+        event("run", 0, 100.0, **start_fields()),
+        event("train", 30, 160.0, **train_fields(30)),
+        event("run", 20, 200.0, **start_fields(resumed_from=20)),
+        event("train", 25, 210.0, **train_fields(25)),
+        event("end", 25, 211.0, outcome="failed", error="rank 1: lost"),
+        event("run", 20, 300.0, **start_fields(resumed_from=20)),
+        event("signal", 40, 340.0, source="SIGTERM"),
+        event("end", 40, 341.0, outcome="stopped"),
+        event("eval", 20, 5000.0, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"}),
+        event("run", 40, 6000.0, **start_fields(resumed_from=40)),
+    ]
+    found = [
+        (each.first_step, each.last_step, each.seconds, each.outcome, each.error)
+        for each in find_attempts(rows)
+    ]
+    assert found == [
+        (0, 0, 0, "failed", "no such shard set"),
+        (0, 30, 60, "killed", None),
+        (20, 25, 11, "failed", "rank 1: lost"),
+        (20, 40, 41, "stopped", None),
+        (40, 40, 0, "unfinished", None),
+    ]
+    summary = summarize(rows)
+    assert summary.training_seconds == 112
+    assert (summary.outcome, summary.step) == ("unfinished", 40)
+    assert "failed" in [row.what for row in timeline(rows)]
+
+
+def test_ranks_of_columns_are_not_as_many_replicas() -> None:
+    split = start_fields() | {"world_size": 2, "local_batch_size": 16, "global_batch_size": 16}
+    assert describe_ranks(split) == "2, a column each: 1 replica × 16 images"
+    four = split | {"world_size": 4, "global_batch_size": 64, "accumulation_steps": 2}
+    assert describe_ranks(four) == "4, a column each: 2 replicas × 16 images × 2 accumulated"
+    assert describe_ranks(start_fields()) == "2 × 64 images"
+
+
+def test_the_newest_evaluation_is_that_of_the_run() -> None:
+    """Whatever made it; one on another shard set is no accuracy of the run, only an event."""
+    during = [event("eval", step, step, **eval_fields(step, 60, 100, 100)) for step in (10, 20, 30)]
+    later = eval_fields(55, 60, 100, 100) | {"by": "evaluate"}
+    again = event("eval", 20, 40.0, **later)
+    other = event("eval", 30, 50.0, **later | {"own_shards": False, "shard_set": "ImageNetV2"})
+    train = event("eval", 30, 60.0, **later | {"split": "train"})
+    rows = [*during, again, other, train]
+    summary = summarize(rows)
+    assert summary.final is again
+    assert summary.best1 is again
+    assert evaluations(rows) == [during[0], again, during[2]]
+    assert [row.detail for row in timeline(rows)] == [
+        "val of generated shapes: top-1 55.00%, top-5 60.00% of 100 images",
+        "val of ImageNetV2: top-1 55.00%, top-5 60.00% of 100 images",
+        "train of generated shapes: top-1 55.00%, top-5 60.00% of 100 images",
+    ]
+    ten = event("eval", 30, 70.0, **later | {"views": 10, "correct1": 40})
+    summary = summarize([*rows, ten])
+    assert summary.final is ten
+    assert summary.best1 is ten, "of as many views only"
+    assert evaluations([*rows, ten]) == [during[0], again, during[2]], "the curve is of one view"
+
+
 def test_checkpoints_in_a_row_are_one_line() -> None:
     rows = timeline(
         [
@@ -93,6 +185,7 @@ def test_examples_are_distinct_and_counts_complete(
     topk = np.argsort(-scores, axis=1)[:, :5]
     predictions = Predictions(
         step=1,
+        views=1,
         labels=labels,
         topk_classes=topk,
         topk_probabilities=np.take_along_axis(scores, topk, axis=1),

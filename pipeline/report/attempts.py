@@ -1,0 +1,72 @@
+"""What the process groups of a run did, each from its start to its end: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.events import Event, of_training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One process group; what it did may be void, because the next one went on from before."""
+
+    first_time: float
+    last_time: float
+    """Of its last row, Unix seconds."""
+    first_step: int
+    last_step: int
+    ranks: str
+    """See `describe_ranks`; empty for one that failed before it began."""
+    outcome: str = "unfinished"
+    """completed, stopped, failed, killed (another one began and it had left no last word), or
+    unfinished."""
+    error: str | None = None
+    """Why it failed."""
+
+    @property
+    def seconds(self) -> float:
+        return self.last_time - self.first_time
+
+
+def find_attempts(rows: Sequence[Event]) -> tuple[Attempt, ...]:
+    """The attempts of a run in their order; `rows` are all of it."""
+    attempts: list[Attempt] = []
+    is_open = False
+    for row in of_training(rows):
+        if row["kind"] == "run":
+            if is_open:
+                attempts[-1] = replace(attempts[-1], outcome="killed")
+            attempts.append(_begun(row, describe_ranks(row)))
+            is_open = True
+        elif not is_open:  # it failed before it began
+            attempts.append(_ended(_begun(row, ""), row))
+        else:
+            attempts[-1] = replace(attempts[-1], last_time=row["time"], last_step=row["step"])
+            if row["kind"] == "end":
+                attempts[-1] = _ended(attempts[-1], row)
+                is_open = False
+    return tuple(attempts)
+
+
+def _begun(row: Event, ranks: str) -> Attempt:
+    time, step = row["time"], row["step"]
+    return Attempt(first_time=time, last_time=time, first_step=step, last_step=step, ranks=ranks)
+
+
+def _ended(attempt: Attempt, row: Event) -> Attempt:
+    return replace(attempt, outcome=row.get("outcome", "unfinished"), error=row.get("error"))
+
+
+def describe_ranks(start: Event) -> str:
+    """The ranks of a `run` event and what they add up to, such as '2 × 64 images'."""
+    ranks, local, rounds = (
+        start[name] for name in ("world_size", "local_batch_size", "accumulation_steps")
+    )
+    replicas = start["global_batch_size"] // (local * rounds)
+    accumulated = f" × {rounds} accumulated" if rounds > 1 else ""
+    if replicas == ranks:
+        return f"{ranks} × {local:,} images{accumulated}"
+    pairs = "1 replica" if replicas == 1 else f"{replicas} replicas"
+    return f"{ranks}, a column each: {pairs} × {local:,} images{accumulated}"

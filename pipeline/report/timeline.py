@@ -1,0 +1,108 @@
+"""The table of what happened in a run besides training: pure functions."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from pipeline.event_fields import AlarmReason, Kind
+from pipeline.events import Event
+
+_MAX_ALIKE = 3
+"""Of more damaged images in a row than these the last ones are only counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimelineRow:
+    """One thing that happened, or several of a kind in a row as one."""
+
+    time: float
+    step: int
+    epoch: float
+    what: str
+    detail: str
+
+
+def timeline(rows: Sequence[Event]) -> list[TimelineRow]:
+    """All but log intervals and the evaluations of training, in void attempts too.
+
+    Checkpoints in a row for one reason are one.
+    """
+    noted = [row for row in rows if row["kind"] != "train" and row.get("by") != "train"]
+    groups = itertools.groupby(noted, key=lambda row: (row["kind"], row.get("reason")))
+    return [row for _, group in groups for row in _rows_of(list(group))]
+
+
+def _rows_of(events: Sequence[Event]) -> Iterator[TimelineRow]:
+    """Rows for neighbours of one kind and reason."""
+    if events[0]["kind"] == "checkpoint" and len(events) > 1:
+        yield _row(events[-1], f"{len(events)} checkpoints", _describe_saves(events))
+        return
+    is_damage = events[0].get("reason") == "damaged_image"
+    shown = events[:_MAX_ALIKE] if is_damage and len(events) > _MAX_ALIKE + 1 else events
+    for event in shown:
+        yield _row(event, *_describe(event))
+    if more := len(events) - len(shown):
+        yield _row(events[-1], f"{more} more damaged images", "they are in events.jsonl")
+
+
+def _row(event: Event, what: str, detail: str) -> TimelineRow:
+    return TimelineRow(
+        time=event["time"], step=event["step"], epoch=event["epoch"], what=what, detail=detail
+    )
+
+
+def _describe(event: Event) -> tuple[str, str]:
+    """What to call the event, and a detail."""
+    kind: Kind = event["kind"]
+    match kind:
+        case "run":
+            group = f"ranks: {event['world_size']}, {event['device']}, {event['precision']}"
+            if event["resumed_from"] is None:
+                return "started", group
+            return f"resumed from step {event['resumed_from']:,}", group
+        case "alarm":
+            return _describe_alarm(event)
+        case "signal":
+            return "stop requested", f"by {event['source']}"
+        case "checkpoint":
+            return "checkpoint", _describe_saves([event])
+        case "eval":
+            return "evaluated", _describe_evaluation(event)
+        case "end":
+            return str(event["outcome"]), event.get("error") or ""
+        case "train":
+            return "log interval", ""
+    assert_never(kind)
+
+
+def _describe_alarm(event: Event) -> tuple[str, str]:
+    reason: AlarmReason = event["reason"]
+    match reason:
+        case "not_learning":
+            loss = "not a number" if event["loss"] is None else f"{event['loss']:.4f}"
+            return "not learning", f"the loss of {loss} is that of guessing"
+        case "damaged_image":
+            sample = "" if event["sample"] is None else f", sample {event['sample']:,} of train"
+            return "damaged image", f"rank {event['rank']}{sample}: {event['what']}"
+    assert_never(reason)
+
+
+def _describe_evaluation(event: Event) -> str:
+    """One of `pipeline.evaluate`."""
+    views = "" if event["views"] in (None, 1) else f", {event['views']} views"
+    top5 = "" if event["top5"] is None else f", top-5 {event['top5']:.2%}"
+    return (
+        f"{event['split']} of {event['shard_set']}{views}: top-1 {event['top1']:.2%}{top5} "
+        f"of {event['seen']:,} images"
+    )
+
+
+def _describe_saves(events: Sequence[Event]) -> str:
+    seconds = statistics.median(event["seconds"] for event in events)
+    megabytes = statistics.median(event["num_bytes"] for event in events) / 1e6
+    span = "" if len(events) == 1 else f", from step {events[0]['step']:,} on"
+    return f"{events[0]['reason']}, {megabytes:,.1f} MB in {seconds:.2f} s{span}"
