@@ -14,6 +14,7 @@ from pipeline.eta import Eta
 from pipeline.events import read_events
 from pipeline.journal import Journal
 from pipeline.metrics import JobMetrics
+from pipeline.metrics.families import exposition
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory
 from tests.pipeline.fake_run import (
@@ -70,6 +71,25 @@ def test_gauges_of_a_resumed_run_go_on_with_their_last_values(tmp_path: Path) ->
         for k, accuracy in (("1", top1), ("5", top5)):
             value = registry.get_sample_value(f"alexnet_{name}_accuracy_ratio", label | {"k": k})
             assert value == accuracy
+
+
+def test_the_newest_evaluation_counts_whatever_made_it(tmp_path: Path) -> None:
+    """One of `pipeline.evaluate` too, but none on another shard set; and top-5 only if it says
+    something."""
+    run = RunDirectory(tmp_path)
+    earlier = RunHistory(run)
+    earlier.write("run", 0, **start_fields())
+    during = eval_fields(20, 90, 100, 100) | {"top5": None, "correct5": None}
+    earlier.write("eval", 20, **during)
+    earlier.write("eval", 10, **during | {"by": "evaluate", "top1": 0.3})
+    earlier.write("eval", 20, **during | {"by": "evaluate", "top1": 0.9, "own_shards": False})
+    earlier.close()
+    registry = CollectorRegistry()
+    journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
+    journal.started(Progress(step=20, best_top1=0.3), FACTS, start_fields(resumed_from=20))
+    exposed = exposition(registry).decode()
+    assert 'alexnet_eval_accuracy_ratio{k="1",split="val"} 0.3' in exposed
+    assert 'k="5"' not in exposed
 
 
 def test_a_network_that_only_guesses_is_told_once_until_it_learns(tmp_path: Path) -> None:
