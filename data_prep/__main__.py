@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -32,6 +31,7 @@ from data_prep.merge import merge
 from data_prep.output import ConversionError
 from data_prep.progress import Progress
 from data_prep.sources import Source, SourceError, open_folder
+from data_prep.streams import exit_code_when_told, open_streams
 from data_prep.synthetic import make_synthetic
 from data_prep.verify import find_damages
 
@@ -46,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that it cannot encode
     try:
         return int(options.run(options))
     except (SourceError, ConversionError, ShardSetError) as error:
@@ -73,7 +71,9 @@ def _fail(sentence: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep", description="Make a shard set from raw images, or check one."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shard = commands.add_parser("shard", help="make a shard set, or finish one that was begun")
     sources = shard.add_subparsers(required=True, metavar="SOURCE")
@@ -356,4 +356,5 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    sys.exit(main())
+    open_streams()
+    sys.exit(exit_code_when_told(main()))

@@ -154,7 +154,11 @@ def _text(padded: npt.NDArray[np.uint8]) -> bytes:
 def write_record(file: BinaryIO, record: BetonRecord, tables: BetonTables) -> None:
     """Finish a `.beton`: put the record into its place, with a hash of all but the images."""
     text = json.dumps({**asdict(record), "sha256": tables.sha256(record)}).encode()
-    assert len(text) <= _RECORD_BYTES, text
+    if len(text) > _RECORD_BYTES:
+        raise ShardSetError(
+            f"the record of the .beton has {len(text)} bytes; expected {_RECORD_BYTES} at most: "
+            f"the names of the splits are too long ({', '.join(record.splits)})"
+        )
     file.seek(RECORD_OFFSET)
     file.write(text.ljust(_RECORD_BYTES, b"\0"))
 

@@ -172,6 +172,8 @@ def _load(path: Path) -> Outline:
         outline = Outline(**{**fields, "class_names": tuple(fields["class_names"])})
         if hash_class_names(outline.class_names) != outline.settings["class_names_sha256"]:
             raise ValueError("class_names do not match their hash")
+        if not isinstance(outline.settings["samples_per_shard"], int):
+            raise ValueError("samples_per_shard is not a number")
         return outline
     except (ValueError, TypeError, KeyError) as error:
         raise ConversionError(

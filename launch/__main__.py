@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.files import describe
+from data_prep.streams import exit_code_when_told, open_streams
 from launch import doctor, local, outcome, prometheus, runs, submit
 
 
@@ -65,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        code = options.run(options)
+        return exit_code_when_told(0) if code is None else code  # else it says how a job ended
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
@@ -74,4 +76,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_streams()
     sys.exit(main())

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from data_prep.files import path_option
 from pipeline.config import Config, located
-from pipeline.overrides import describe_fields, locations_given, parse_overrides, with_values
+from pipeline.overrides import (
+    describe_fields,
+    locations_given,
+    parse_overrides,
+    summary_of,
+    with_values,
+)
 from pipeline.recipes import RECIPES, recipe_config
 from pipeline.run_directory import RunDirectory
 
@@ -95,9 +101,7 @@ def help_text(arguments: Sequence[str]) -> str:
     """The answer to `--help`, with the values of the recipe if one is named."""
     named = [name for name in arguments if name in RECIPES]
     config = RECIPES[named[0]]() if named else Config()
-    recipes = "\n".join(
-        f"  {name:17} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
-    )
+    recipes = "\n".join(f"  {name:17} {summary_of(recipe)}" for name, recipe in RECIPES.items())
     title = f"Fields, with the values of {named[0]}:" if named else "Fields, with their defaults:"
     fields = f"{title}\n{describe_fields(config)}"
     return f"usage: {_USAGE}\n\nRecipes:\n{recipes}\n\nOptions:\n{_OPTIONS}\n\n{fields}"

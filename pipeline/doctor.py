@@ -27,6 +27,7 @@ import torch
 from data_prep.files import path_option
 from data_prep.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.pixels import is_compiled
+from data_prep.streams import exit_code_when_told, open_streams
 from pipeline.config import DistributedConfig, is_url, located
 from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
@@ -332,7 +333,9 @@ def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.doctor", description="Check a machine, or several, for training."
+    )
     parser.add_argument("--shards", type=located, help="the shard set that all ranks must find")
     parser.add_argument(
         "--run-dir", type=path_option, default=Path(), help="where the run is to go"
@@ -367,4 +370,5 @@ def examine(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    leave(exit_code_of(lambda: examine(_parser().parse_args())))
+    open_streams()
+    leave(exit_code_when_told(exit_code_of(lambda: examine(_parser().parse_args()))))

@@ -19,6 +19,7 @@ from types import FrameType
 from torch import nn
 
 from data_prep.files import expanded, path_option
+from data_prep.streams import exit_code_when_told, open_streams
 from pipeline import checkpoint
 from pipeline.config import located
 from pipeline.console import Console, evaluation_table
@@ -194,4 +195,5 @@ def _leave_soon(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    open_streams()
+    leave(exit_code_when_told(main()))

@@ -26,6 +26,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from data_prep.files import describe, path_option
+from data_prep.streams import open_streams
 from pipeline.config import MetricsConfig
 from pipeline.metrics.addresses import LOOPBACK
 from pipeline.metrics.discovery import Claim, Target, drop_unanswered, location_of
@@ -247,4 +248,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_streams()
     sys.exit(main())

@@ -8,7 +8,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pipeline.conditions import describe_needs, show, why_idle
@@ -161,6 +161,13 @@ def describe_fields(config: Config) -> str:
         lines.append(f"  --{name} {show(value)}{_choices(kinds[name])}")
         lines.append(f"        {documentation[name]}{f' Only with {needs}.' if needs else ''}")
     return "\n".join(lines)
+
+
+def summary_of(recipe: Callable[..., object]) -> str:
+    """The first line of a function's docstring, from its source: python -OO keeps none."""
+    (definition,) = ast.parse(inspect.getsource(recipe)).body
+    assert isinstance(definition, ast.FunctionDef)
+    return (ast.get_docstring(definition) or "").partition("\n")[0]
 
 
 def _choices(kind: Any) -> str:

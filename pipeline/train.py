@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 
+from data_prep.streams import open_streams
 from pipeline import checkpoint
 from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.console import Console, resolved_table
@@ -162,4 +163,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_streams()
     leave(main())

@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "data_prep.manifest",
         "data_prep.files",
         "data_prep.foreign",
+        "data_prep.streams",
         "data_prep.beton_format",
         "data_prep.pixels",
     },

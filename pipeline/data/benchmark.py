@@ -26,6 +26,7 @@ import torch
 
 from data_prep.manifest import Manifest
 from data_prep.pixels import is_compiled
+from data_prep.streams import exit_code_when_told, open_streams
 from pipeline.config import Config, DistributedConfig, is_url, located
 from pipeline.data.batch import Batches
 from pipeline.data.choice import Measurement, choose, table
@@ -271,4 +272,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    open_streams()
+    leave(exit_code_when_told(main()))

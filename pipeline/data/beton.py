@@ -11,7 +11,13 @@ from typing import assert_never
 import numpy as np
 
 from data_prep.beton_format import BetonTables, open_beton
-from data_prep.manifest import INDEX_DTYPE, Manifest, manifest_sha256, read_checksums
+from data_prep.manifest import (
+    INDEX_DTYPE,
+    Manifest,
+    ShardSetError,
+    manifest_sha256,
+    read_checksums,
+)
 from pipeline.data.framing import ImageSize
 from pipeline.data.partition import Indices
 from pipeline.data.places import Rows
@@ -32,7 +38,11 @@ class BetonPlaces:
     def __init__(self, path: Path, shards: Path, manifest: Manifest, split: str) -> None:
         self._path = path
         record, tables = open_beton(path, manifest_sha256(shards))
-        assert record.encoding == manifest.encoding, "the manifest is the one it was made from"
+        if record.encoding != manifest.encoding:
+            raise ShardSetError(
+                f"{path} says that its encoding is {record.encoding}; expected that of its shard "
+                f"set, {manifest.encoding}: {self.remedy}"
+            )
         self.encoding = manifest.encoding
         self.image_size = manifest.image_size
         self.prefix = self._prefix()

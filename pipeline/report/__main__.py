@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import describe, path_option, write_atomically
+from data_prep.streams import exit_code_when_told, open_streams
 from pipeline.run_directory import RunDirectory
 
 _EXTRA = ("jinja2", "matplotlib")
@@ -59,4 +60,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    open_streams()
+    sys.exit(exit_code_when_told(main()))

@@ -1,4 +1,8 @@
-"""A file system that refuses every chmod, as mounted buckets and CIFS do; and the umask."""
+"""Jobs in odd places: on a file system that refuses every chmod, as mounted buckets and CIFS do.
+
+And with another umask, with python -OO, without standard output, home or folder for temporary
+files, in a folder that takes no files.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,13 @@ def without_chmod(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(module: str, *arguments: object) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TMPDIR": "/nowhere", "LC_ALL": "C"}
     done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
+        ["sh", "-c", '"$0" "$@" >&-', sys.executable, "-OO", "-m", module, *map(str, arguments)],
+        cwd="/proc",
+        env=environment,
+        stderr=subprocess.PIPE,
         text=True,
         umask=0o077,
         check=False,

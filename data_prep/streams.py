@@ -1,0 +1,77 @@
+"""Standard output and error of a command that cannot fail it, whatever they are connected to."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+_LAST_STANDARD = 2
+
+
+class _Sink(io.FileIO):
+    """A standard stream; what it does not take goes nowhere from then on."""
+
+    failure: OSError | None = None
+
+    def __init__(self, handle: int) -> None:
+        super().__init__(handle, "w", closefd=False)
+
+    def write(self, content: Any, /) -> int:
+        try:
+            while (written := super().write(content)) is None:  # one that does not block is full
+                select.select([], [self], [])
+            return written
+        except OSError as error:  # a full disk, a pipe whose reader has left, a lost terminal
+            self.failure = error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(content).nbytes
+
+
+def open_streams() -> None:
+    """Make the standard streams of this process ones that can always be written to.
+
+    A closed one (`>&-`) is opened to nowhere: its number would otherwise go to the next file that
+    is opened. What an encoding lacks is written as an escape. The first thing that a command does.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:  # the lowest that is free
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    sys.stdout = _reopened(1, sys.stdout)
+    sys.stderr = _reopened(2, sys.stderr)
+
+
+def _reopened(handle: int, before: TextIO | None) -> TextIO:
+    sink, encoding, is_by_line, is_unbuffered = _Sink(handle), "utf-8", handle == 2, False
+    if isinstance(before, io.TextIOWrapper):
+        before.flush()
+        encoding, is_by_line = before.encoding, before.line_buffering
+        is_unbuffered = before.write_through  # python -u
+    return io.TextIOWrapper(
+        sink if is_unbuffered else io.BufferedWriter(sink),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=is_by_line,
+        write_through=is_unbuffered,
+    )
+
+
+def exit_code_when_told(code: int) -> int:
+    """The exit code of a command that has done its work, for which `code` would be right.
+
+    If what it had to tell is lost, a sentence says so and the code is 1. A reader of a pipe that
+    has left, as `head` does, had all it wanted.
+    """
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    sink = getattr(buffer, "raw", buffer)
+    failure = sink.failure if isinstance(sink, _Sink) else None
+    if failure is None or failure.errno == errno.EPIPE:
+        return code
+    sys.stderr.write(f"error: standard output could not be written: {failure.strerror}\n")
+    return code or 1
