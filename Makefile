@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # Programs that the tests drive; where one is missing, its tests skip (with CI=true they fail).
 system:
-	@$(call ensure,git chromium prometheus promtool,git chromium fonts-dejavu-core prometheus)
+	@$(call ensure,git chromium prometheus promtool openssl,git chromium fonts-dejavu-core prometheus openssl)
 	@$(call ensure,bindfs,bindfs)
 	@$(call ensure,slurmctld slurmd sbatch munged ip,slurmctld slurmd slurm-client munge iproute2)
 

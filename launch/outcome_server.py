@@ -11,6 +11,7 @@ import hashlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -19,14 +20,26 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from pipeline.metrics.outcomes import RootOutcomes
+from pipeline.metrics.discovery import drop_unanswered
+from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
+from pipeline.run_directory import RunDirectory
 
 ADDRESS = "127.0.0.1"
 DEFAULT_PORT = 9752
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """While it serves, targets that nobody answers for are removed, now and then."""
+
     daemon_threads = True
+    targets: Path
+    next_look: float
+
+    def service_actions(self) -> None:
+        """Called twice a second while it serves."""
+        if time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + KEPT_SECONDS
+            threading.Thread(target=drop_unanswered, args=(self.targets,), daemon=True).start()
 
 
 class _Silent(WSGIRequestHandler):
@@ -56,14 +69,17 @@ def bind(root: Path, port: int, *, or_any: bool) -> WSGIServer:
         return [f"here are the outcomes of runs below {root}, at {page}\n".encode()]
 
     try:
-        return make_server(ADDRESS, port, answer, _Server, _Silent)
+        server = make_server(ADDRESS, port, answer, _Server, _Silent)
     except OSError as error:
-        if or_any and error.errno == errno.EADDRINUSE:
-            return make_server(ADDRESS, 0, answer, _Server, _Silent)
-        raise OSError(
-            f"cannot serve outcomes on {ADDRESS}:{port}: {error.strerror}; "
-            "give another --outcomes-port"
-        ) from None
+        if not or_any or error.errno != errno.EADDRINUSE:
+            raise OSError(
+                f"cannot serve outcomes on {ADDRESS}:{port}: {error.strerror}; "
+                "give another --outcomes-port"
+            ) from None
+        server = make_server(ADDRESS, 0, answer, _Server, _Silent)
+    server.targets = RunDirectory(root / "any-run").targets
+    server.next_look = time.monotonic() + KEPT_SECONDS
+    return server
 
 
 def serve_beside(server: WSGIServer) -> None:

@@ -497,6 +497,12 @@ class MetricsConfig:
             self.exporter_linger_seconds,
             "0 or more",
         )
+        _require(
+            self.exporter_address != "",
+            "metrics.exporter_address",
+            "empty",
+            f"{AUTO_ADDRESS}, 0.0.0.0 or an address of the node",
+        )
         has_certificate = self.exporter_certfile != ""
         _require(
             has_certificate == (self.exporter_keyfile != ""),

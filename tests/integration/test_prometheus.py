@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,12 +15,15 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import write_atomically
+from launch.__main__ import main
+from launch.prometheus import server_command
 from tests.integration.training import make_shards, ranks_of, rows, torchrun, training
 from tests.pipeline.monitoring import (
     REPOSITORY,
     exporter_process,
     finish,
     free_port,
+    make_certificate,
     process,
     rank_process,
     require_tool,
@@ -142,6 +146,32 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
             "the end of the run",
         )
         assert api.query(stalled_soon) == [], "a run that is done is not stalled"
+
+
+@pytest.mark.slow
+def test_prometheus_shows_its_certificate_as_documented(tmp_path: Path) -> None:
+    prometheus = require_tool("prometheus")
+    run, port = tmp_path / "run", free_port()
+    run.mkdir()
+    certificate, key = make_certificate(tmp_path)
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    stanza = page.split("```yaml\n")[1].split("```")[0]
+    stanza = re.sub(r"/etc/\S+\.pem", str(certificate), re.sub(r"/etc/\S+\.key", str(key), stanza))
+    assert main(["prometheus", "--run-root", str(tmp_path), "--scrape-interval", "1s"]) == 0
+    config = tmp_path / "own.yml"
+    own = (tmp_path / "prometheus.yml").read_text()
+    config.write_text(own.replace("    relabel_configs", f"{stanza}    relabel_configs"))
+    options = ("--certfile", certificate, "--keyfile", key, "--client-cafile", certificate)
+    command = server_command(config, tmp_path / "data", port)
+    with (
+        exporter_process(run, "--port", 0, *options),
+        rank_process(run, 0),
+        subprocess.Popen([prometheus, *command[1:]]) as server,
+    ):
+        try:
+            wait_for(lambda: Api(port).value("alexnet_rank_up") == 1, "a scrape over TLS", 60)
+        finally:
+            server.terminate()
 
 
 @pytest.mark.slow

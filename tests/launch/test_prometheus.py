@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import outcome_server
 from launch.__main__ import main
 from launch.outcome_server import page_of
 from launch.prometheus import render_config
@@ -23,6 +25,7 @@ from tests.pipeline.monitoring import (
     parse,
     process,
     require_tool,
+    wait_for,
 )
 
 CONFIG = """\
@@ -174,6 +177,30 @@ def test_outcomes_are_served_to_who_watches_these_runs(tmp_path: Path) -> None:
         with process(*others, "--outcomes-port", port) as refused:
             refused.communicate(timeout=60)
             assert refused.returncode == 1
+
+
+def write_target(root: Path, name: str) -> Path:
+    """One that nobody answers for."""
+    labels = {"run": name, "node": "node"}
+    path = RunDirectory(root / name).targets / f"{name}-node.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps([{"targets": [f"127.0.0.1:{free_port()}"], "labels": labels}]))
+    return path
+
+
+def test_targets_that_nobody_answers_for_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When the command is called, and while it serves."""
+    first = write_target(tmp_path, "first")
+    assert prometheus(tmp_path) == 0
+    assert not first.exists()
+    assert f"removed {first}: no exporter of that run answers at 127.0" in capsys.readouterr().out
+    monkeypatch.setattr(outcome_server, "KEPT_SECONDS", 0.0)
+    second = write_target(tmp_path, "second")
+    with outcome_server.bind(tmp_path, free_port(), or_any=False) as server:
+        server.service_actions()
+        wait_for(lambda: not second.exists(), "the end of a target")
 
 
 def write_killed_run(path: Path) -> RunHistory:

@@ -42,7 +42,7 @@ def require_tool(name: str) -> str:
     """The path of a system program; without it the test is skipped, but fails in CI."""
     path = shutil.which(name)
     if path is None:
-        message = f"{name} is not installed (Debian: apt install prometheus)"
+        message = f"{name} is not installed: call 'make system'"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
@@ -167,6 +167,18 @@ def scrape(run: Path) -> Samples:
     """As Prometheus does it."""
     target = target_file(run)
     return parse(fetch(entry_of(target)[0], question(target)))
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """For loopback, signed by itself."""
+    require_tool("openssl")
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += ["-nodes", "-days", "2", "-subj", "/CN=node"]
+    words += ["-addext", "subjectAltName=DNS:node,IP:127.0.0.1"]
+    words += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(words, check=True, capture_output=True)
+    return certificate, key
 
 
 def by_rank(samples: Samples, name: str) -> dict[int, float]:

@@ -87,6 +87,11 @@ from pipeline.data.remote import LONGEST_PAUSE_SECONDS
         ),
         (
             MetricsConfig,
+            {"exporter_address": ""},
+            "metrics.exporter_address is empty; expected auto, 0.0.0.0 or an address",
+        ),
+        (
+            MetricsConfig,
             {"exporter_certfile": "a.pem"},
             "exporter_keyfile is empty with metrics.exporter_certfile a.pem; expected both",
         ),

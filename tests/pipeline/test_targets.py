@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import ssl
-import subprocess
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,11 +20,11 @@ from tests.pipeline.monitoring import (
     exporter_process,
     fetch,
     free_port,
+    make_certificate,
     process,
     question,
     rank_process,
     refusal,
-    require_tool,
     scrape,
     target_file,
     wait_for,
@@ -162,21 +161,10 @@ def test_an_exporter_gives_way_to_one_that_shall_listen_elsewhere(tmp_path: Path
             assert second.poll() is None
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """For loopback, signed by itself."""
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    words += ["-nodes", "-days", "2", "-subj", "/CN=node", "-addext", "subjectAltName=IP:127.0.0.1"]
-    words += ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(words, check=True, capture_output=True)
-    return certificate, key
-
-
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_over_tls_to_everybody_or_to_holders_of_a_certificate(
     is_closed: bool, tmp_path: Path
 ) -> None:
-    require_tool("openssl")
     certificate, key = make_certificate(tmp_path)
     run = make_run(tmp_path, "run")
     options = ["--port", 0, "--certfile", certificate, "--keyfile", key]
