@@ -21,10 +21,10 @@ MAX_SKIPPED_IN_A_ROW = 100
 
 _SLOWDOWN: dict[Precision, str] = {
     "bf16": "a step takes 10 (cifar10) to 23 times (alexnet_fast) as long as in fp32 with AVX2, "
-    "2.5 times with AVX-512",
-    "fp16": "a step takes 15 times as long as in fp32 (cifar10)",
+    "2.4 times with AVX-512",
+    "fp16": "a step takes 13 to 15 times as long as in fp32 (cifar10)",
 }
-"""What emulation was measured to cost on processors: docs/benchmarks.md, "Precision"."""
+"""What emulation was measured to cost on processors: docs/benchmarks.md, "Processors"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

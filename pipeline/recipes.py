@@ -203,7 +203,7 @@ def cifar10() -> Config:
         torchrun --nproc_per_node=2 -m pipeline.train cifar10 --data.shards … --run-dir …
 
     Reaches 0.806 after 10 epochs (mean of 3 seeds, 0.803 to 0.811; images that were JPEGs once),
-    in about 2.5 minutes on 2 cores.
+    in about 2.5 minutes on 2 cores with bf16, and 7 with AVX2 alone.
     """
     return Config(
         model=ModelConfig(name="alexnet_cifar", dropout=0.1, batch_norm_momentum=0.1),
