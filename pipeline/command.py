@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data_prep.files import path_option
 from pipeline.config import Config, located
+from pipeline.fork_source import ForkSource
 from pipeline.overrides import (
     describe_fields,
     locations_given,
@@ -19,13 +20,16 @@ from pipeline.run_directory import RunDirectory
 
 _USAGE = (
     "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "
-    "[--max-steps N] [--FIELD VALUE …]"
+    "[--max-steps N] [--fork-from RUN[@CHECKPOINT]] [--FIELD VALUE …]"
 )
 _OPTIONS = """\
   --run-dir RUN
         The directory that this run's files go to; the same command goes on from what is there.
   --max-steps N
-        End once N steps are done in the life of the run; the schedule stays that of all epochs."""
+        End once N steps are done in the life of the run; the schedule stays that of all epochs.
+  --fork-from RUN[@CHECKPOINT]
+        Begin at a checkpoint of another run (newest, best or a step), with other options if need
+        be: in its epoch, with its weights, and its optimizer's state if that fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,8 @@ class Command:
     run: RunDirectory
     max_steps: int | None
     """Stop once so many steps are done in the whole life of the run."""
+    fork_from: ForkSource | None
+    """Where a new run begins, if not with fresh weights."""
     given: frozenset[str]
     """The fields that the command line names."""
     locations: tuple[str, ...]
@@ -52,6 +58,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     recipe, *rest = arguments
     run_dir, rest = _take(rest, "--run-dir")
     max_steps, rest = _take(rest, "--max-steps")
+    source, rest = _take(rest, "--fork-from")
     values = parse_overrides(rest)
     config = with_values(recipe_config(recipe), values)
     if not run_dir:
@@ -63,6 +70,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
         config=config,
         run=RunDirectory(path_option(run_dir)),
         max_steps=None if max_steps is None else _positive("--max-steps", max_steps),
+        fork_from=None if source is None else ForkSource.parsed(source),
         given=frozenset(values),
         locations=tuple(
             f"--{name} {text} is {located(text)}"

@@ -25,6 +25,7 @@ EVERY_ROW: Mapping[str, str] = {
 FIELDS: Mapping[Kind, Mapping[str, str]] = {
     "run": {
         "resumed_from": "step that the process group goes on from, or null",
+        "forked_from": "checkpoint of another run that it begins at, or null",
         "world_size": "number of ranks",
         "local_batch_size": "images of a micro-batch of a replica",
         "accumulation_steps": "micro-batches of a step",
@@ -90,7 +91,7 @@ ALARM_FIELDS: Mapping[AlarmReason, Mapping[str, str]] = {
 _NEED_NOT_BE: Mapping[str, frozenset[str]] = {"end": frozenset({"error"})}
 
 _OF_OLDER_VERSIONS: Mapping[str, Mapping[str, Any]] = {
-    "run": {"shard_set": None},
+    "run": {"forked_from": None, "shard_set": None},
     "eval": {
         "by": "train",
         "views": None,

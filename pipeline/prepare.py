@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from prometheus_client import CollectorRegistry
 
 from data_prep.files import remove_leftovers
-from data_prep.manifest import manifest_sha256
+from data_prep.manifest import Manifest, manifest_sha256
 from pipeline import checkpoint
 from pipeline.batch_norm import check_parts, least_values
 from pipeline.command import Command
@@ -34,8 +33,10 @@ from pipeline.eta import Eta
 from pipeline.events import write_failure
 from pipeline.exporter import start_exporter
 from pipeline.failure import RankFailure
+from pipeline.fork import Here, fork
 from pipeline.grid import Grid, build_grid, check_layout
 from pipeline.journal import Journal
+from pipeline.length import num_steps
 from pipeline.loop import Parts
 from pipeline.metrics import Publisher, RankMetrics
 from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
@@ -44,8 +45,10 @@ from pipeline.overrides import check_effects
 from pipeline.precision import arithmetic_of, emulation, resolve
 from pipeline.progress import Progress
 from pipeline.replica import Replica
+from pipeline.resume import Start, find_start, finish, resume
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
+from pipeline.saved_config import to_json
 from pipeline.settings import Settings, check_same_run, kept_precision, write_settings
 from pipeline.stop import remove_old_request
 from pipeline.watchdog import Phase, Watchdog
@@ -66,9 +69,10 @@ _OF_A_HOST = (
 
 def prepare(
     command: Command, world: World, resources: contextlib.ExitStack
-) -> tuple[Parts, Path | None]:
-    """Check and open everything, and go back to the newest checkpoint: returns its path too.
+) -> tuple[Parts, Start] | int:
+    """Check and open everything, and go to where the run begins.
 
+    Returns the number of steps done if there is nothing to do: then nothing large was opened.
     What can be wrong on one rank alone is done together; then nobody waits for a rank that left.
     """
     config, run = command.config, command.run
@@ -90,7 +94,12 @@ def prepare(
             )
         world.check_alike({"the hash of the manifest": settings.manifest_sha256})
     with world.together():
-        check_same_run(run, settings)
+        check_same_run(
+            run,
+            settings,
+            num_samples=shards.manifest.split("train").num_samples,
+            fork_from=None if command.fork_from is None else str(command.fork_from),
+        )
     with _failures_told(run, world):
         return _build(command, settings, shards, world, resources)
 
@@ -138,15 +147,21 @@ def _build(
     shards: ShardSet,
     world: World,
     resources: contextlib.ExitStack,
-) -> tuple[Parts, Path | None]:
+) -> tuple[Parts, Start] | int:
     config, run, manifest = settings.config, command.run, shards.manifest
     grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
     with world.together():
         plan = make_plan(config, manifest.split("train"), grid.num_replicas)
+        target_steps = _target_steps(config, plan)
+    start = find_start(run, command.fork_from, world)
+    end_step = min(command.max_steps or target_steps, target_steps)
+    if start.path is not None and checkpoint.step_of(start.path) >= end_step:
+        return finish(run, start.path, world)
+    settings = dataclasses.replace(settings, forked_from=start.forked_from)
+    with world.together():
         _check_cache(config, shards, plan, world)
         val_reader = staged_reader(config, shards, "val")
         resources.callback(val_reader.close)
-        target_steps = _target_steps(config, plan)
         size = input_size(config.augment, manifest.image_size)
         torch.manual_seed(config.seed)
         model = build_model(config.model, manifest.num_classes, size, grid.columns)
@@ -154,18 +169,15 @@ def _build(
         normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
         framed = val_reader.image_shape[:2]
         viewer = Viewer(config.augment, config.evaluation.views, framed, normalizer)
-    path = _newest_checkpoint(run, world)
-    end_step = min(command.max_steps or target_steps, target_steps)
-    has_work = path is None or checkpoint.step_of(path) < end_step
     batches = open_batches(config, shards, plan, world, grid, resources)
     registry = CollectorRegistry()
     metrics = RankMetrics(world.rank, world.place.local_rank, registry)
-    if has_work and config.metrics.enabled:
+    if config.metrics.enabled:
         _publish(registry, config, run, world, resources)
         resources.push(partial(_note_failure, metrics))  # the last values shall have it
     replica = Replica(model, config, world, grid)
     _warm_up(replica, plan, size, world)
-    progress = Progress() if path is None else _resume(replica, settings, run, world, path)
+    progress = _progress(start, replica, settings, manifest, plan, target_steps, run, world)
     with world.together():
         if world.is_main:
             write_settings(run, settings, world)
@@ -188,7 +200,33 @@ def _build(
         metrics=metrics,
         watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, grid)),
     )
-    return parts, path
+    return parts, start
+
+
+def _progress(
+    start: Start,
+    replica: Replica,
+    settings: Settings,
+    manifest: Manifest,
+    plan: BatchPlan,
+    target_steps: int,
+    run: RunDirectory,
+    world: World,
+) -> Progress:
+    """Give the replica the weights that the run begins with."""
+    if start.path is not None:
+        return resume(replica, settings, run, world, start.path)
+    if start.fork is None:
+        return Progress()
+    here = Here(
+        config=to_json(settings.config),
+        optim=settings.config.optim,
+        manifest_sha256=settings.manifest_sha256,
+        num_classes=manifest.num_classes,
+        steps_per_epoch=plan.steps_per_epoch,
+        target_steps=target_steps,
+    )
+    return fork(replica, start.fork, here, world)
 
 
 def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
@@ -214,7 +252,9 @@ def _of_all_hosts(command: Command) -> dict[str, object]:
     """What decides what the ranks compute and when they talk: they must agree on it."""
     fields = {name: value for name, _, value in flatten(command.config)}
     shared = {name: fields[name] for name in fields if not name.startswith(_OF_A_HOST)}
-    return {"the recipe": command.recipe, "--max-steps": command.max_steps, **shared}
+    source = None if command.fork_from is None else str(command.fork_from)
+    options = {"--max-steps": command.max_steps, "--fork-from": source}
+    return {"the recipe": command.recipe, **options, **shared}
 
 
 def _set_threads(world: World) -> None:
@@ -277,7 +317,7 @@ def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan, world: World
 
 def _target_steps(config: Config, plan: BatchPlan) -> int:
     """Steps of the whole run."""
-    steps = round(config.epochs * plan.steps_per_epoch)
+    steps = num_steps(config.epochs, plan.steps_per_epoch)
     if steps == 0:
         raise ValueError(
             f"epochs is {config.epochs:g}, less than half a step: an epoch has "
@@ -325,31 +365,3 @@ def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: Wo
     images = torch.zeros(shape, device=world.device).to(memory_format=torch.channels_last)
     zeros = torch.zeros(len(images), dtype=torch.int64, device=world.device)
     replica.warm_up(images, zeros, zeros)
-
-
-def _newest_checkpoint(run: RunDirectory, world: World) -> Path | None:
-    """The newest good one as rank 0 sees it, if there is one."""
-    path = None
-    with world.together():
-        if world.is_main:
-            path = checkpoint.newest_good(run.checkpoints)
-    return world.broadcast(path)
-
-
-def _resume(
-    replica: Replica, settings: Settings, run: RunDirectory, world: World, path: Path
-) -> Progress:
-    """Go on from the checkpoint `path`."""
-    has_best = False
-    with world.together():
-        state = checkpoint.load(path, world.device)
-        settings.check_continues(json.loads(state["settings"]), path)
-        replica.load_state_dict(state)
-        progress = Progress.from_state_dict(state["progress"])
-        if world.is_main:
-            checkpoint.set_aside_later(run.checkpoints, progress.step)
-            if progress.marked is not None:  # a kill may have come before the mark
-                has_best = checkpoint.mark_best(run.checkpoints, progress.marked[0])
-    if not world.broadcast(has_best):
-        progress.marked = None  # its checkpoint is lost: the next evaluation gives another
-    return progress

@@ -215,7 +215,9 @@ class Replica:
             "scaler": self._scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], *, with_optimizer: bool = True, with_scaler: bool = True
+    ) -> None:
         """Go on from a `state_dict`, each rank with its part of it.
 
         Raises `ValueError` if it is another network's.
@@ -223,10 +225,11 @@ class Replica:
         load_weights(self.model, state["model"], self.grid.column)
         for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
             before.copy_(buffer)
-        load_optimizer_state(
-            self.model, self._optimizer, _part_of_optimizer(state["optimizer"], self.grid.column)
-        )
-        self._scaler.load_state_dict(state["scaler"])
+        if with_optimizer:
+            part = _part_of_optimizer(state["optimizer"], self.grid.column)
+            load_optimizer_state(self.model, self._optimizer, part)
+        if with_scaler:
+            self._scaler.load_state_dict(state["scaler"])
 
     @torch.no_grad()
     def is_finite(self) -> bool:

@@ -62,14 +62,17 @@ def _is_of(value: object, kind: Any) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
 
 
-def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:
+def differences(
+    config: Config, saved: Mapping[str, Any], *, at_any_length: bool = False
+) -> list[str]:
     """The fields in which `config` computes something else than the `to_json` of another did.
 
-    Each as 'name: was …, is …'.
+    Each as 'name: was …, is …'. With `at_any_length` the number of epochs may be another one.
     """
     was = dict(_leaves(saved))
     now = dict(_leaves(to_json(config)))
     free = {name for name, entry, _ in flatten(config) if is_operational(entry)}
+    free |= {"epochs"} if at_any_length else set()
     names = [name for name in now | was if name not in free and now.get(name) != was.get(name)]
     return [f"{name}: was {was.get(name)}, is {now.get(name)}" for name in names]
 

@@ -19,7 +19,9 @@ from data_prep.files import write_atomically
 from data_prep.manifest import MANIFEST_NAME
 from pipeline import checkpoint
 from pipeline.config import Config, Precision
+from pipeline.data.partition import steps_of_epoch
 from pipeline.distributed import World
+from pipeline.length import why_not
 from pipeline.processor import instruction_sets, processor_name
 from pipeline.run_directory import RunDirectory
 from pipeline.saved_config import differences, from_json, to_json
@@ -35,17 +37,26 @@ class Settings:
     recipe: str
     config: Config
     manifest_sha256: str
+    forked_from: Mapping[str, Any] | None = None
+    """Of a run that began at another one's checkpoint: source, as `--fork-from` had it, and the
+    checkpoint that this was."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe,
             "config": to_json(self.config),
             "manifest_sha256": self.manifest_sha256,
+            "forked_from": self.forked_from,
         }
 
     def check_continues(self, saved: Mapping[str, Any], where: Path) -> None:
-        """Raise `ValueError` if what was `saved` at `where` is of a run that computes otherwise."""
-        found = differences(self.config, saved["config"])
+        """Raise `ValueError` if what was `saved` at `where` is of a run that computes otherwise.
+
+        Its length may be another one: whether that can be is for `check_same_run`.
+        """
+        found = differences(self.config, saved["config"], at_any_length=True)
+        if found:  # then its length is one of them
+            found = differences(self.config, saved["config"])
         if found and saved["recipe"] != self.recipe:
             raise ValueError(
                 f"{where} belongs to a run of the recipe {saved['recipe']}, and this one is "
@@ -55,7 +66,8 @@ class Settings:
         if found:
             raise ValueError(
                 f"{where} belongs to a run with another configuration ({'; '.join(found)}): "
-                "use another --run-dir, or the same options as before"
+                "use another --run-dir (with --fork-from to begin at this run's weights), or the "
+                "same options as before"
             )
         check_shard_set(
             saved["manifest_sha256"], self.manifest_sha256, self.config.data.shards, where
@@ -84,6 +96,7 @@ def read_settings(run: RunDirectory) -> Settings:
         recipe=saved["recipe"],
         config=from_json(saved["config"]),
         manifest_sha256=saved["manifest_sha256"],
+        forked_from=saved.get("forked_from"),
     )
 
 
@@ -116,15 +129,42 @@ def kept_precision(run: RunDirectory) -> Precision | None:
     return next((known for known in get_args(Precision) if known == found), None)
 
 
-def check_same_run(run: RunDirectory, settings: Settings) -> None:
+def forked_from(run: RunDirectory) -> Mapping[str, Any] | None:
+    """`Settings.forked_from` of the run in the directory. Raises `ValueError`."""
+    saved = _read(run)
+    return None if saved is None else saved.get("forked_from")
+
+
+def check_same_run(
+    run: RunDirectory, settings: Settings, *, num_samples: int, fork_from: str | None = None
+) -> None:
     """Raise `ValueError` if the run directory is that of a run that computes something else.
 
     One without a checkpoint is that of no run yet: a mistake that ends its first steps can be
-    mended.
+    mended. `num_samples` are those of an epoch, `fork_from` is the option.
     """
-    saved = _read(run)
-    if saved is not None and checkpoint.paths(run.checkpoints):
-        settings.check_continues(saved, run.path)
+    saved, paths = _read(run), checkpoint.paths(run.checkpoints)
+    if saved is None or not paths:
+        return
+    settings.check_continues(saved, run.path)
+    config, was_epochs = settings.config, saved["config"]["epochs"]
+    steps_per_epoch = steps_of_epoch(
+        num_samples, config.global_batch_size, drop_last=config.data.drop_last
+    )
+    done = checkpoint.step_of(paths[0])
+    reason = why_not(config, was_epochs, steps_per_epoch, done)
+    if reason is not None:
+        raise ValueError(
+            f"{run.path} belongs to a run of {was_epochs:g} epochs, which cannot become one of "
+            f"{config.epochs:g}: {reason}; start a new run from its weights with "
+            f"--fork-from {run.path} and another --run-dir"
+        )
+    began = (saved.get("forked_from") or {}).get("source")
+    if fork_from is not None and fork_from != began:
+        raise ValueError(
+            f"{run.path} is a run that began {f'at {began}' if began else 'with fresh weights'}, "
+            f"and --fork-from is {fork_from}: give another --run-dir for a new run"
+        )
 
 
 def write_settings(run: RunDirectory, settings: Settings, world: World) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.config import FIELDS
 
-COMMAND_OPTIONS = ("run-dir", "max-steps")
+COMMAND_OPTIONS = ("run-dir", "max-steps", "fork-from")
 """The options of `pipeline.train` that are no field of its config."""
 
 _MOST = 3
@@ -26,6 +26,9 @@ _SYNONYMS = {
     "output": "run-dir",
     "output_dir": "run-dir",
     "iterations": "max-steps",
+    "resume": "fork-from",
+    "pretrained": "fork-from",
+    "init_from": "fork-from",
 }
 """What other programs call these options."""
 

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -30,6 +29,7 @@ from pipeline.failure import exit_code_of, leave
 from pipeline.loop import Parts, TrainingLoop
 from pipeline.metrics import RunFacts
 from pipeline.prepare import prepare
+from pipeline.resume import Start
 from pipeline.settings import git_revision, package_version
 from pipeline.stop import StopRequests, StopSignals
 
@@ -42,13 +42,15 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
     for sentence in command.locations if world.is_main else ():
         Console(sys.stdout).line(sentence)
     with contextlib.ExitStack() as resources:
-        parts, resumed_from = prepare(command, world, resources)
-        progress, journal = parts.progress, parts.journal
-        if progress.step >= parts.end_step:
-            journal.console.line(f"nothing to do: {progress.step:,} steps are done")
+        prepared = prepare(command, world, resources)
+        if isinstance(prepared, int):
+            if world.is_main:
+                Console(sys.stdout).line(f"nothing to do: {prepared:,} steps are done")
             return 0
+        parts, start = prepared
+        progress, journal = parts.progress, parts.journal
         stops = StopRequests(world, command.run, signals)
-        _announce(parts, resumed_from)
+        _announce(parts, start)
         try:
             with parts.watchdog:
                 TrainingLoop(parts).run(stops)
@@ -66,11 +68,12 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         return 0 if is_done or world.place.max_attempts else STOPPED
 
 
-def _announce(parts: Parts, resumed_from: Path | None) -> None:
+def _announce(parts: Parts, start: Start) -> None:
     """The first lines on the console and the `run` event."""
     config, plan, progress = parts.settings.config, parts.plan, parts.progress
     row = {
-        "resumed_from": None if resumed_from is None else progress.step,
+        "resumed_from": None if start.path is None else progress.step,
+        "forked_from": None if start.fork is None else str(start.fork),
         "world_size": parts.world.size,
         "local_batch_size": plan.local_batch_size,
         "accumulation_steps": plan.accumulation_steps,
@@ -98,8 +101,12 @@ def _announce(parts: Parts, resumed_from: Path | None) -> None:
     constant = constancy(config.augment, parts.manifest.statistics)
     if constant is not None:
         console.line(f"warning: {constant}")
-    if resumed_from is not None:
-        console.line(f"resumed from {resumed_from}")
+    if start.path is not None:
+        console.line(f"resumed from {start.path}")
+    if start.fork is not None:
+        console.line(
+            f"forked from {start.fork}, after epoch {progress.step / plan.steps_per_epoch:g}"
+        )
     parts.journal.started(progress, _facts(parts), row)
 
 

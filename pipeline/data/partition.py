@@ -39,6 +39,11 @@ class ShardShuffle:
         assert self.num_shards > 0
 
 
+def steps_of_epoch(num_samples: int, global_batch_size: int, *, drop_last: bool) -> int:
+    full, rest = divmod(num_samples, global_batch_size)
+    return full + (rest > 0 and not drop_last)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
     """The batch arithmetic of a training run; checked once, when it is made."""
@@ -87,9 +92,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        full = self.num_samples // self.global_batch_size
-        ragged = self.num_samples % self.global_batch_size > 0
-        return full + (ragged and not self.drop_last)
+        return steps_of_epoch(self.num_samples, self.global_batch_size, drop_last=self.drop_last)
 
     @property
     def dropped_samples(self) -> int:

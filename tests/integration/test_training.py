@@ -608,6 +608,7 @@ def test_a_job_that_torchrun_starts_again_knows_nothing_of_its_last_attempt(
     ("options", "sentence"),
     [
         (["--seed", 1], r"another configuration \(seed: was 0, is 1\): use another --run-dir"),
+        (["--epochs", 4], r"a run of 2 epochs, which cannot become one of 4: .* --fork-from /"),
         (["--data.shards", "OTHER"], r"another shard set: its _info\.json had the hash"),
     ],
 )

@@ -202,6 +202,7 @@ def start_fields(resumed_from: int | None = None) -> dict[str, Any]:
         "precision": "bf16",
         "num_train_samples": 1280,
         "num_val_samples": 100,
+        "forked_from": None,
         "shard_set": "generated shapes",
     }
 

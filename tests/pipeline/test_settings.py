@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline import settings as settings_module
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config, DataConfig, ScheduleConfig
 from pipeline.recipes import cifar10, cifar10_blog
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import (
@@ -48,7 +48,8 @@ def test_what_is_written_is_read(written: RunDirectory) -> None:
     assert set(content["versions"]) == {"alexnet-2012", "python", "torch", "cuda", "numpy"}
     assert " cores of " in content["hardware"]
     assert set(content) == {
-        *("recipe", "config", "manifest_sha256", "versions", "git_revision", "hardware")
+        *("recipe", "config", "manifest_sha256", "forked_from"),
+        *("versions", "git_revision", "hardware"),
     }
     assert [path.name for path in written.path.iterdir()] == ["config.json"]
 
@@ -67,6 +68,10 @@ def test_what_is_there_already_is_not_written_again(
         write_settings(written, changed(log_every_steps=7), world_of_equals(2))
 
 
+def check_same(run: RunDirectory, settings: Settings, fork_from: str | None = None) -> None:
+    check_same_run(run, settings, num_samples=1000, fork_from=fork_from)
+
+
 @pytest.fixture
 def begun(written: RunDirectory) -> RunDirectory:
     checkpoint.path_of(written.checkpoints, 1).mkdir(parents=True)
@@ -78,29 +83,54 @@ def changed(**fields: Any) -> Settings:
 
 
 def test_a_run_is_continued_by_the_same_run_only(begun: RunDirectory) -> None:
-    check_same_run(begun, SETTINGS)
+    check_same(begun, SETTINGS)
     with pytest.raises(ValueError, match=r"epochs: was 10, is 11; seed: was 0, is 1") as error:
-        check_same_run(begun, changed(epochs=11, seed=1))
+        check_same(begun, changed(epochs=11, seed=1))
     assert str(begun.path) in str(error.value)
 
 
 def test_of_another_recipe_only_the_name_is_said(begun: RunDirectory) -> None:
     other = dataclasses.replace(SETTINGS, recipe="cifar10_blog", config=cifar10_blog())
     with pytest.raises(ValueError, match="belongs") as error:
-        check_same_run(begun, other)
+        check_same(begun, other)
     assert str(error.value) == (
         f"{begun.path} belongs to a run of the recipe cifar10, and this one is cifar10_blog: use "
         "another --run-dir, or cifar10 with the same options as before"
     )
 
 
+def test_a_run_may_become_longer_where_what_it_has_done_stays_as_it_is(begun: RunDirectory) -> None:
+    """One step of 3 an epoch is done, at a rate that rises over a fifth of the run."""
+    with pytest.raises(ValueError, match="belongs to a run of 10 epochs") as error:
+        check_same(begun, changed(epochs=20.0))
+    assert str(error.value) == (
+        f"{begun.path} belongs to a run of 10 epochs, which cannot become one of 20: the learning "
+        "rates depend on the length of the run, and step 1, which is done, had another one; start "
+        f"a new run from its weights with --fork-from {begun.path} and another --run-dir"
+    )
+    schedule = ScheduleConfig(name="step", step_epochs=(5.0,))
+    write_settings(begun, changed(schedule=schedule), world_of_equals(2))
+    check_same(begun, changed(schedule=schedule, epochs=20.0))
+
+
+def test_a_fork_belongs_to_a_new_run(begun: RunDirectory) -> None:
+    with pytest.raises(ValueError, match=r"began with fresh weights, and --fork-from is /a@best: "):
+        check_same(begun, SETTINGS, "/a@best")
+    forked = dataclasses.replace(SETTINGS, forked_from={"source": "/a@best", "checkpoint": "/a/c"})
+    write_settings(begun, forked, world_of_equals(2))
+    check_same(begun, SETTINGS, "/a@best")
+    check_same(begun, SETTINGS)
+    with pytest.raises(ValueError, match=r"began at /a@best, and --fork-from is /a@newest: give"):
+        check_same(begun, SETTINGS, "/a@newest")
+
+
 def test_a_run_without_a_checkpoint_may_become_another(written: RunDirectory) -> None:
-    check_same_run(written, changed(epochs=11, seed=1))
+    check_same(written, changed(epochs=11, seed=1))
 
 
 def test_how_a_run_is_carried_out_may_change(begun: RunDirectory) -> None:
     data = DataConfig(shards="/moved", decode_threads=3, prefetch_batches=9)
-    check_same_run(begun, changed(data=data, log_every_steps=7))
+    check_same(begun, changed(data=data, log_every_steps=7))
 
 
 def test_another_shard_set_is_refused(begun: RunDirectory) -> None:
@@ -108,11 +138,11 @@ def test_another_shard_set_is_refused(begun: RunDirectory) -> None:
         changed(data=DataConfig(shards="/other")), manifest_sha256="fedcba9876543210"
     )
     with pytest.raises(ValueError, match=r"01234567…, that of /other has fedcba98…; use another"):
-        check_same_run(begun, other)
+        check_same(begun, other)
 
 
 def test_an_empty_directory_belongs_to_nobody(run: RunDirectory) -> None:
-    check_same_run(run, SETTINGS)
+    check_same(run, SETTINGS)
     with pytest.raises(ValueError, match=r"not a run directory: it has no config\.json"):
         read_settings(run)
 
@@ -128,7 +158,7 @@ def test_an_empty_directory_belongs_to_nobody(run: RunDirectory) -> None:
 )
 def test_a_damaged_config_is_named(run: RunDirectory, content: bytes) -> None:
     run.config.write_bytes(content)
-    for read in (read_settings, lambda run: check_same_run(run, SETTINGS)):
+    for read in (read_settings, lambda run: check_same(run, SETTINGS)):
         with pytest.raises(ValueError, match=r"config\.json is damaged .*restore it from a copy"):
             read(run)
 
