@@ -122,6 +122,8 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     if metrics.enabled and metrics.exporter:
         check_reachable(metrics.exporter_address, spec.nodes)
     _check_is_mounted(spec, "--run-dir", command.run.path)
+    if command.fork_from is not None:
+        _check_is_mounted(spec, "--fork-from", command.fork_from.run.path)
     if not command.config.data.is_remote:
         _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
     data = command.config.data

@@ -133,6 +133,10 @@ def test_what_a_container_would_lose_is_refused(
     for words, sentence in (
         (("train", *PYXIS, "cifar10", "--data.shards", "/s", "--run-dir", "r"), "--data.shards is"),
         (("prepare", *PYXIS, "synthetic", "--output", disk / "shards"), "--output is"),
+        (
+            ("train", *PYXIS, "cifar10", "--data.shards=s", "--run-dir=r", f"--fork-from={disk}@7"),
+            f"--fork-from is {disk}, which the container does not see",
+        ),
     ):
         assert slurm(*words) == 1
         assert sentence in capsys.readouterr().err

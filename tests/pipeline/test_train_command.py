@@ -11,6 +11,7 @@ import pytest
 from pipeline.command import help_text, parse_command
 from pipeline.config import Config, flatten
 from pipeline.recipes import RECIPES, cifar10
+from pipeline.suggestion import COMMAND_OPTIONS
 from pipeline.train import main
 
 REQUIRED = ["cifar10", "--data.shards", "shards", "--run-dir", "run"]
@@ -100,6 +101,29 @@ def test_what_is_wrong_is_said(
     assert capsys.readouterr() == ("", f"error: {error.value}\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "run", "name"),
+    [
+        ("/a/run", "/a/run", "newest"),
+        ("/a/run@1200", "/a/run", "1200"),
+        ("/a/run@best", "/a/run", "best"),
+        ("/a/me@home", "/a/me@home", "newest"),
+        ("/a/me@home@7", "/a/me@home", "7"),
+        ("@7", f"{Path.cwd()}/@7", "newest"),
+        ("b/run", f"{Path.cwd()}/b/run", "newest"),
+        ("~/run@best", f"{Path.home()}/run", "best"),
+    ],
+)
+def test_a_fork_s_source_is_a_run_and_one_of_its_checkpoints(
+    text: str, run: str, name: str
+) -> None:
+    source = parse_command([*REQUIRED, "--fork-from", text]).fork_from
+    assert source is not None
+    assert (str(source.run.path), source.checkpoint) == (run, name)
+    assert str(source) == f"{run}@{name}"
+    assert parse_command(REQUIRED).fork_from is None
+
+
 @pytest.mark.parametrize("recipe", [None, *RECIPES])
 def test_help_lists_every_recipe_and_every_field(
     recipe: str | None, capsys: pytest.CaptureFixture[str]
@@ -112,6 +136,7 @@ def test_help_lists_every_recipe_and_every_field(
     config = Config() if recipe is None else RECIPES[recipe]()
     assert all(f"\n  --{name} " in text for name, _, _ in flatten(config))
     assert f"--global_batch_size {config.global_batch_size}\n" in text
+    assert all(f"\n  --{name} " in text for name in COMMAND_OPTIONS)
     assert ("values of" in text) is (recipe is not None)
 
 
