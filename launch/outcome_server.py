@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import socket
 import threading
 import time
@@ -85,11 +86,13 @@ def bind(root: Path, port: int, *, or_any: bool) -> WSGIServer:
 def serve_beside(server: WSGIServer) -> None:
     """Serve in a process of its own, until this one ends, or what it becomes by `exec`.
 
-    However it ends: the other one waits for the end of a pipe that only this one keeps open.
+    However it ends: the other one waits for the end of a pipe that only this one keeps open, and
+    takes no notice of a Ctrl-C that is for both.
     """
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(writing)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         os.read(reading, 1)
         os._exit(0)

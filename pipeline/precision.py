@@ -180,9 +180,8 @@ def apply_gradients(
     left out in fp16, and the scale falls.
     """
     norm = None
-    one = torch.ones((), device=parameters[0].device)
     if clip_norm is None and wants_norm:
-        norm = _norm(parameters, same_replica) / scaler.scale(one)
+        norm = _norm(parameters, same_replica) / _scale(scaler, parameters)
     elif clip_norm is not None:
         scaler.unscale_(optimizer)
         norm = _norm(parameters, same_replica)
@@ -190,10 +189,16 @@ def apply_gradients(
     if not scaler.is_enabled():
         optimizer.step()
         return norm, Outcome(None)
-    scale = scaler.scale(one)
+    scale = _scale(scaler, parameters)
     scaler.step(optimizer)
     scaler.update()
-    return norm, Outcome(scaler.scale(one) < scale)
+    return norm, Outcome(_scale(scaler, parameters) < scale)
+
+
+def _scale(scaler: torch.amp.GradScaler, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """On the device, where asking for it costs no wait; 1 if nothing is scaled."""
+    scale: torch.Tensor = scaler.scale(torch.ones((), device=parameters[0].device))
+    return scale
 
 
 def _norm(

@@ -266,12 +266,13 @@ def test_a_stop_that_was_asked_for_is_not_undone(
     run = tmp_path / "run"
     job = train(cluster, shards, run, *LONG, nodes=1)
     wait_for(lambda: has_trained(run, 1), "training", 120)
-    assert "RUNNING" in cluster.launch("status", run)
+    assert f"job {job}: RUNNING on {cluster.nodes[0][:-1]}" in cluster.launch("status", run)
     cluster.launch("stop", run)
     assert cluster.wait_for_state(job, *ENDED) == "FAILED"
     assert f"{run}: stopped" in log_of(run, job)
     assert cluster.num_starts(job) == 1
     assert rows(run, "signal")[0]["source"] == "STOP file"
+    assert f"job {job}: ended, as the run was stopped" in cluster.launch("status", run)
 
 
 def test_a_stop_counts_from_the_job_on_and_for_more_than_a_signal(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -201,6 +204,37 @@ def test_targets_that_nobody_answers_for_are_removed(
     with outcome_server.bind(tmp_path, free_port(), or_any=False) as server:
         server.service_actions()
         wait_for(lambda: not second.exists(), "the end of a target")
+
+
+def test_who_serves_outcomes_ends_with_prometheus(tmp_path: Path) -> None:
+    """Which Ctrl-C ends, and nobody has more to say then."""
+    require_tool("prometheus")
+    command = [sys.executable, "-m", "launch", "prometheus", "--run-root", str(tmp_path), "--start"]
+    with subprocess.Popen(
+        [*command, "--port", str(free_port())],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as server:
+        try:
+            assert server.stderr is not None
+            output = ""
+            while "Server is ready" not in output:
+                output += (line := server.stderr.readline())
+                assert line, output
+            config = (tmp_path / "prometheus.yml").read_text()
+            address = re.findall(r'targets: \["(.*)"\]', config)[0]
+            assert b"alexnet_run_outcome" in fetch_url(f"http://{address}{page_of(tmp_path)}")
+            os.killpg(server.pid, signal.SIGINT)
+            output += server.stderr.read()  # ends when nobody has it open
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+    assert "Traceback" not in output
+    with pytest.raises(urllib.error.URLError):
+        fetch_url(f"http://{address}{page_of(tmp_path)}")
 
 
 def write_killed_run(path: Path) -> RunHistory:
