@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +17,7 @@ from pipeline.metrics.addresses import (
     exposure,
     is_loopback,
 )
+from tests.pipeline.monitoring import REPOSITORY
 
 
 def node(name: str, address: str, boot_id: str | None = None) -> Node:
@@ -78,3 +82,25 @@ def test_what_is_exposed_is_said_in_one_line() -> None:
     closed = dataclasses.replace(encrypted, exporter_client_cafile="c.pem")
     assert "clients with a certificate, over TLS: names" in exposure(closed, "n1")
     assert "\n" not in open_to_all
+
+
+IN_A_NETWORK = """\
+ip link add eth0 type veth peer name eth1
+ip addr add 10.78.0.1/24 dev eth0
+ip link set eth0 up
+ip link set eth1 up
+"$@"
+"""
+CHOICE = """\
+from pipeline.metrics.addresses import Node, choose_address
+nodes = ("n1", "127.0.1.1"), ("n2", "10.78.0.2")
+print(choose_address("auto", [Node(name=n, boot_id="", address=a) for n, a in nodes], 0))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
+def test_where_the_ranks_meet_the_way_to_another_node_decides() -> None:
+    """Debian gives a host's own name the address 127.0.1.1, and the ranks meet at that name."""
+    words = ["unshare", "--net", "sh", "-ec", IN_A_NETWORK, "sh", sys.executable, "-c", CHOICE]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stdout) == (0, "10.78.0.1\n"), done.stderr
