@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from data_prep.assignment import Task
 from data_prep.beton import write_beton
@@ -26,7 +26,7 @@ from data_prep.conversion import Options, convert, convert_part
 from data_prep.files import path_option
 from data_prep.imagenet import NUM_CLASSES, open_imagenet
 from data_prep.images import JPEG_QUALITY
-from data_prep.manifest import ENCODINGS, Manifest, ShardSetError, check_name
+from data_prep.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, check_name
 from data_prep.merge import merge
 from data_prep.output import ConversionError
 from data_prep.progress import Progress
@@ -275,14 +275,20 @@ def _task(options: argparse.Namespace) -> Task | None:
 
 
 def _conversion_options(options: argparse.Namespace, source: Source) -> Options:
-    encoding = options.encoding or source.default_encoding
-    is_rgb = encoding == "rgb"
-    if is_rgb and options.jpeg_quality is not None:
-        raise ConversionError("--jpeg-quality says nothing of --encoding rgb: leave it out")
+    encoding: Encoding = options.encoding or source.default_encoding
+    match encoding:
+        case "rgb":
+            if options.jpeg_quality is not None:
+                raise ConversionError("--jpeg-quality says nothing of --encoding rgb: leave it out")
+            size, jpeg_quality = options.size or source.default_rgb_size, None
+        case "jpeg":
+            size, jpeg_quality = options.size, options.jpeg_quality or JPEG_QUALITY
+        case unknown:
+            assert_never(unknown)
     return Options(
         encoding=encoding,
-        size=options.size or (source.default_rgb_size if is_rgb else None),
-        jpeg_quality=None if is_rgb else options.jpeg_quality or JPEG_QUALITY,
+        size=size,
+        jpeg_quality=jpeg_quality,
         samples_per_shard=options.samples_per_shard,
         seed=options.seed,
         num_workers=options.workers,

@@ -114,10 +114,21 @@ def loss_scaler(
     precision: Precision, device: torch.device, same_replica: dist.ProcessGroup | None
 ) -> torch.amp.GradScaler:
     """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740)."""
-    is_enabled = precision == "fp16"
+    is_enabled = _needs_scale(precision)
     if same_replica is None:
         return torch.amp.GradScaler(device.type, enabled=is_enabled)
     return _ReplicaScaler(device.type, is_enabled, same_replica)
+
+
+def _needs_scale(precision: Precision) -> bool:
+    """Whether gradients could be too small to be numbers of that type."""
+    match precision:
+        case "fp16":
+            return True
+        case "fp32" | "bf16":
+            return False
+        case unknown:
+            assert_never(unknown)
 
 
 class _ReplicaScaler(torch.amp.GradScaler):

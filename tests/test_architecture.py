@@ -165,7 +165,7 @@ CHOICES = {"encoding": Encoding} | {
 """The fields that hold one of some names, and which."""
 
 
-NOT_YET = ("data_prep.images", "data_prep.verify_shard", "data_prep.__main__", "pipeline.precision")
+NOT_YET = ("data_prep.images", "data_prep.verify_shard")
 
 
 @each_source

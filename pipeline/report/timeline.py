@@ -61,6 +61,8 @@ def _describe(event: Event) -> tuple[str, str]:
     match kind:
         case "run":
             group = f"ranks: {event['world_size']}, {event['device']}, {event['precision']}"
+            if event["forked_from"] is not None:
+                return "forked", f"from {event['forked_from']}; {group}"
             if event["resumed_from"] is None:
                 return "started", group
             return f"resumed from step {event['resumed_from']:,}", group

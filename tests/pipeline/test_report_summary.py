@@ -147,6 +147,13 @@ def test_the_newest_evaluation_is_that_of_the_run() -> None:
     assert evaluations([*rows, ten]) == [during[0], again, during[2]], "the curve is of one view"
 
 
+def test_a_fork_says_where_it_began() -> None:
+    fork = start_fields() | {"forked_from": "runs/a/checkpoints/step-00000040"}
+    (row,) = timeline([event("run", 40, 1.0, **fork)])
+    assert (row.what, row.step) == ("forked", 40)
+    assert row.detail.startswith("from runs/a/checkpoints/step-00000040; ranks: 2, cpu")
+
+
 def test_checkpoints_in_a_row_are_one_line() -> None:
     rows = timeline(
         [
