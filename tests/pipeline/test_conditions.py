@@ -20,6 +20,7 @@ from pipeline.config import (
     IMAGE_SIZES,
     AugmentConfig,
     Config,
+    DataConfig,
     MetricsConfig,
     ModelConfig,
     ModelName,
@@ -30,6 +31,7 @@ from pipeline.config import (
 from pipeline.data.framing import training_framing
 from pipeline.data.normalize import Normalizer
 from pipeline.data.preprocess import Augmenter
+from pipeline.evaluation_shards import _with_shards
 from pipeline.model import _build
 from pipeline.model.columns import BOTH
 from pipeline.model.network import Network
@@ -291,3 +293,16 @@ def seen_of(config: ModelConfig) -> list[object]:
         for module in network.modules()
     ]
     return [str(network), settings, calls]
+
+
+def test_an_option_of_evaluation_without_effect_is_refused() -> None:
+    """And what the run had of a shard set at a URL is left behind with it."""
+    url: dict[str, Any] = {"data.shards": "http://h/s", "data.reader": "remote"}
+    config = with_values(Config(), url | {"data.cache_dir": "/c", "data.fetch_attempts": 2})
+    moved = _with_shards(config, "/here", None)
+    assert moved.data == DataConfig(shards="/here")
+    with pytest.raises(
+        ValueError, match=r"\A--cache-dir has no effect: it needs data.shards at a "
+    ):
+        _with_shards(config, "/here", "/c")
+    assert _with_shards(config, None, "/d").data.cache_dir == "/d"
