@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from data_prep.beton_format import (
 from data_prep.beton_samples import ShardSamples
 from data_prep.beton_writer import FfcvWriter
 from data_prep.files import TEMPORARY_PREFIX, sync, sync_directory
+from data_prep.locks import locked
 from data_prep.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.output import ConversionError
 from data_prep.progress import Progress
@@ -97,14 +96,12 @@ def _claim(path: Path) -> Iterator[Path]:
     writer is at work.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
-    with temporary.open("ab") as lock:
+    temporary.open("ab").close()  # what it raises is told as it is
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.fstat(lock.fileno()), temporary.stat())
+            held.enter_context(locked(temporary))
         except (BlockingIOError, FileNotFoundError):
-            is_ours = False
-        if not is_ours:
-            raise ConversionError(f"another process is writing {path}: wait for it")
+            raise ConversionError(f"another process is writing {path}: wait for it") from None
         try:
             yield temporary
         except BaseException:
