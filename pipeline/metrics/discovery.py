@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Self
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
@@ -174,7 +174,9 @@ class _Announced:
         try:
             with _opener().open(url, timeout=_ANSWER_SECONDS) as response:
                 return bool(response.status == HTTPStatus.OK)
-        except OSError as error:  # a server that wants a certificate cannot be asked
+        except HTTPError as error:  # a proxy that wants a password cannot be asked
+            return error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        except OSError as error:  # nor can a server that wants a certificate
             cause = error.reason if isinstance(error, URLError) else error
             return isinstance(cause, _REFUSALS)
         except (HTTPException, ValueError):

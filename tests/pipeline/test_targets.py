@@ -6,8 +6,10 @@ import json
 import os
 import socket
 import ssl
+import threading
 import urllib.request
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,23 @@ def test_what_was_not_written_by_an_exporter_is_left_alone(tmp_path: Path) -> No
     assert [line.split(":")[0] for line in drop_unanswered(tmp_path)] == [f"removed {gone}"]
     assert len(list(tmp_path.iterdir())) == 4
     assert drop_unanswered(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize(("status", "num_dropped"), [(401, 0), (403, 0), (404, 1), (500, 1)])
+def test_a_proxy_that_wants_a_password_is_not_taken_for_nobody(
+    status: int, num_dropped: int, tmp_path: Path
+) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+    labels = {"run": "run", "node": HOST}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        target = [{"targets": [f"127.0.0.1:{server.server_port}"], "labels": labels}]
+        (tmp_path / "proxy.json").write_text(json.dumps(target))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert len(drop_unanswered(tmp_path)) == num_dropped
+        server.shutdown()
 
 
 def test_a_target_that_was_dropped_returns_if_its_exporter_lives(tmp_path: Path) -> None:
