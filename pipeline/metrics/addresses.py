@@ -85,12 +85,15 @@ def choose_address(configured: str, nodes: Sequence[Node], rank: int) -> str | N
             f"two machines of this job are both named {own.name}, and their metrics would be "
             "mixed up: give them different host names, or use --metrics.exporter false"
         )
-    others = [node.address for node in nodes if node.name != own.name]
-    check_reachable(configured, len({node.name for node in nodes}))
+    num_hosts = len({node.name for node in nodes})
+    if all(is_loopback(node.address) for node in nodes):
+        num_hosts = 1  # containers that share the network of one host may have several names
+    check_reachable(configured, num_hosts)
     if configured != AUTO_ADDRESS:
         return configured
-    if not others:
+    if num_hosts == 1:
         return None
+    others = [node.address for node in nodes if node.name != own.name]
     # Where the ranks meet, the meeting place's name may stand for loopback: look to another host.
     places = [f"{address}:{_ANY_PORT}" for address in others if _is_of_network(address)]
     for address in (own.address, *map(address_towards, places)):

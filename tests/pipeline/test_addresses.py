@@ -25,6 +25,9 @@ def node(name: str, address: str, boot_id: str | None = None) -> Node:
 
 
 ONE = [node("n1", "127.0.0.1"), node("n1", "127.0.0.1")]
+CONTAINERS = [node("one", "127.0.0.1"), node("two", "127.0.0.1")]
+"""Two names in the network of one host."""
+
 SEVERAL = [node("n1", "10.0.0.1"), node("n1", "10.0.0.1"), node("n2", "10.0.0.2")]
 
 
@@ -36,6 +39,8 @@ SEVERAL = [node("n1", "10.0.0.1"), node("n1", "10.0.0.1"), node("n2", "10.0.0.2"
         ("0.0.0.0", SEVERAL, ["0.0.0.0"] * 3),
         ("192.0.2.7", SEVERAL, ["192.0.2.7"] * 3),
         ("127.0.0.1", ONE, ["127.0.0.1"] * 2),
+        ("auto", CONTAINERS, [None, None]),
+        ("127.0.0.1", CONTAINERS, ["127.0.0.1"] * 2),
     ],
 )
 def test_several_nodes_listen_where_they_are_reached(
