@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from pipeline.events import Event, own_evaluations
 from pipeline.metrics.families import Families, Measurement
+from pipeline.metrics.run_facts import BUILD_LABELS, RUN_LABELS, RunFacts
 
 CHECKPOINT_KINDS = ("periodic", "best", "preempt")
 """Why a checkpoint is written."""
@@ -18,41 +18,11 @@ EVALUATION_SPLITS = ("val",)
 
 GLOBAL_STEP = "alexnet_global_step"
 
-_BUILD_LABELS = ("version", "torch", "cuda")
-_RUN_LABELS = (
-    *("recipe", "model", "columns", "precision", "dataset", "manifest_sha8", "git_revision"),
-    "gpu_name",
-)
-"""Fields of `RunFacts`."""
-
 OF_TRAINING = ("loss", "top1", "learning_rate", "grad_norm")
 OF_EVALUATION = ("top1", "top5", "loss", "seen", "expected")
 """Fields of `train` and `eval` events that are metrics."""
 
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFacts:
-    """What does not change while a job is on; `cuda` and `gpu_name` are "" on a CPU."""
-
-    version: str
-    torch: str
-    cuda: str
-    gpu_name: str
-    recipe: str
-    model: str
-    columns: str
-    precision: str
-    dataset: str
-    """The shard set's title."""
-    manifest_sha8: str
-    git_revision: str
-    """Of the source; "" outside of a checkout."""
-    steps_per_epoch: int
-    target_epochs: float
-    global_batch_size: int
-    world_size: int
 
 
 class JobMetrics:
@@ -77,9 +47,9 @@ class JobMetrics:
         self._global_batch = families.gauge("global_batch_samples", "Samples of one step")
         self._world_size = families.gauge("world_size_ranks", "Ranks of the job")
         self._build_info = families.gauge_family(
-            "build_info", "Versions of the software", *_BUILD_LABELS
+            "build_info", "Versions of the software", *BUILD_LABELS
         )
-        self._run_info = families.gauge_family("run_info", "What is trained, on what", *_RUN_LABELS)
+        self._run_info = families.gauge_family("run_info", "What is trained, on what", *RUN_LABELS)
 
     def _add_training(self, families: Families) -> None:
         self._step = families.gauge("global_step", "Steps done in the life of the run")
@@ -138,7 +108,7 @@ class JobMetrics:
         self._target_epochs.set(facts.target_epochs)
         self._global_batch.set(facts.global_batch_size)
         self._world_size.set(facts.world_size)
-        for info, labels in ((self._build_info, _BUILD_LABELS), (self._run_info, _RUN_LABELS)):
+        for info, labels in ((self._build_info, BUILD_LABELS), (self._run_info, RUN_LABELS)):
             info.labels(*(getattr(facts, name) for name in labels)).set(1)
 
     def resumed(
