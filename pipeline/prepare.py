@@ -23,11 +23,9 @@ from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
 from pipeline.data.partition import BatchPlan
 from pipeline.data.preprocess import Augmenter, Viewer
-from pipeline.data.resident import CHUNK_SAMPLES
-from pipeline.data.shard_needs import check_cache_bytes, check_resident_cache_bytes
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.staging import staged_reader
-from pipeline.data.training import make_plan, open_batches
+from pipeline.data.training import check_cache, make_plan, open_batches
 from pipeline.distributed import Place, World
 from pipeline.eta import Eta
 from pipeline.events import write_failure
@@ -159,7 +157,7 @@ def _build(
         return finish(run, start.path, world)
     settings = dataclasses.replace(settings, forked_from=start.forked_from)
     with world.together():
-        _check_cache(config, shards, plan, world)
+        check_cache(config, shards, plan, world.place.local_world_size)
         val_reader = staged_reader(config, shards, "val")
         resources.callback(val_reader.close)
         size = input_size(config.augment, manifest.image_size)
@@ -284,35 +282,6 @@ def _open_run(
     remove_leftovers(run.predictions("val").parent)
     if remove_old_request(run, place):
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
-
-
-def _check_cache(config: Config, shards: ShardSet, plan: BatchPlan, world: World) -> None:
-    """Raise `ValueError` if the cache of remote shards is too small for the order of samples."""
-    data, splits = config.data, shards.manifest
-    if shards.cache is None or data.cache_bytes is None:
-        return
-    train, val = splits.split("train"), splits.split("val")
-    batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
-    val_ahead = batches_ahead * config.evaluation.block_size * plan.num_replicas
-    if data.is_resident:
-        check_resident_cache_bytes(
-            data.cache_bytes,
-            train,
-            val,
-            ranks_of_host=world.place.local_world_size,
-            read_at_once=CHUNK_SAMPLES,
-            val_ahead=val_ahead,
-        )
-        return
-    steps_ahead = -(-batches_ahead // plan.accumulation_steps) + 1
-    check_cache_bytes(
-        data.cache_bytes,
-        plan,
-        train,
-        val,
-        train_ahead=steps_ahead * plan.global_batch_size,
-        val_ahead=val_ahead,
-    )
 
 
 def _target_steps(config: Config, plan: BatchPlan) -> int:

@@ -14,7 +14,12 @@ from pipeline.data.loader import Loader, Request, requests_of_all, training_requ
 from pipeline.data.partition import BatchPlan, ShardShuffle
 from pipeline.data.readers import open_training_reader, open_whole_images
 from pipeline.data.remote_shards import RemoteShards
-from pipeline.data.shard_needs import run_position, training_needs
+from pipeline.data.shard_needs import (
+    check_cache_bytes,
+    check_resident_cache_bytes,
+    run_position,
+    training_needs,
+)
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.staging import StagedReader, remote_files
 from pipeline.distributed import World
@@ -34,6 +39,35 @@ def make_plan(config: Config, split: Split, num_replicas: int) -> BatchPlan:
         accumulation_steps=config.accumulation_steps,
         drop_last=config.data.drop_last,
         shuffle=None if width is None else ShardShuffle(split.shard_lengths, width),
+    )
+
+
+def check_cache(config: Config, shards: ShardSet, plan: BatchPlan, ranks_of_host: int) -> None:
+    """Raise `ValueError` if the cache of remote shards is too small for the order of samples."""
+    data, splits = config.data, shards.manifest
+    if shards.cache is None or data.cache_bytes is None:
+        return
+    train, val = splits.split("train"), splits.split("val")
+    batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
+    val_ahead = batches_ahead * config.evaluation.block_size * plan.num_replicas
+    if data.is_resident:
+        check_resident_cache_bytes(
+            data.cache_bytes,
+            train,
+            val,
+            ranks_of_host=ranks_of_host,
+            read_at_once=resident.CHUNK_SAMPLES,
+            val_ahead=val_ahead,
+        )
+        return
+    steps_ahead = -(-batches_ahead // plan.accumulation_steps) + 1
+    check_cache_bytes(
+        data.cache_bytes,
+        plan,
+        train,
+        val,
+        train_ahead=steps_ahead * plan.global_batch_size,
+        val_ahead=val_ahead,
     )
 
 
