@@ -1,6 +1,7 @@
 /* Takes windows out of stored images: decodes no more of a JPEG than its window needs, scales the
  * window if that is asked for, and copies windows out of memory-mapped pixels. All of it runs
  * without the interpreter lock. `data_prep.pixels` does the same in Python, byte for byte.
+ * Whole JPEGs are decoded for `data_prep.jpegs`, which wants to know what is wrong with them.
  *
  * A window of a JPEG has the bytes that the same window of the whole decoded image has. libjpeg's
  * chroma upsampling looks one chroma sample to the left and the right, and at the borders of what
@@ -23,7 +24,9 @@
 #include <string.h>
 
 #include <jpeglib.h>
+#include <jerror.h>
 
+#define INTERFACE 2 /* goes up with each change of what these functions take, give or do */
 #define MARGIN_COLUMNS 8 /* two chroma samples at the coarsest usual subsampling, 4:1:1 */
 #define FRACTION_BITS 22 /* of a filter's weights: 8 bits of pixel and 2 of headroom are left */
 
@@ -140,7 +143,9 @@ static void scale_row(const int32_t *row, const Taps *taps, int out_size, int32_
 typedef struct {
     struct jpeg_error_mgr base;
     jmp_buf escape;
-    char message[JMSG_LENGTH_MAX];
+    char message[JMSG_LENGTH_MAX]; /* of what ended it, else of the first complaint */
+    int is_patient;                /* goes on after complaints that cost no pixel */
+    int is_cut;                    /* the data stop early: in the file, or in a scan */
 } Errors;
 
 typedef struct {
@@ -162,24 +167,63 @@ typedef struct {
     Taps across, down;
 } Scratch;
 
-static void keep_first_message(j_common_ptr decoder)
-{
-    Errors *errors = (Errors *)decoder->err;
-    if (errors->message[0] == '\0')
-        errors->base.format_message(decoder, errors->message);
-}
-
 static void on_error(j_common_ptr decoder)
 {
-    keep_first_message(decoder);
-    longjmp(((Errors *)decoder->err)->escape, 1);
+    Errors *errors = (Errors *)decoder->err;
+    errors->base.format_message(decoder, errors->message);
+    longjmp(errors->escape, 1);
 }
 
-/* A warning means pixels that are not the image's: as bad as an error. */
+/* Whether pixels are not the image's after a warning. Every other one tells of bytes that belong to
+ * nothing or of numbers that decoding does not need; whether an early end of the file costs pixels
+ * is known in the end only. */
+static int costs_pixels(int warning)
+{
+    switch (warning) {
+    case JWRN_ADOBE_XFORM:
+    case JWRN_BOGUS_PROGRESSION:
+    case JWRN_EXTRANEOUS_DATA:
+    case JWRN_JFIF_MAJOR:
+    case JWRN_JPEG_EOF:
+    case JWRN_NOT_SEQUENTIAL:
+        return 0;
+    default:
+        return 1;
+    }
+}
+
 static void on_message(j_common_ptr decoder, int level)
 {
-    if (level < 0)
-        on_error(decoder);
+    Errors *errors = (Errors *)decoder->err;
+    int code = errors->base.msg_code;
+    if (level >= 0)
+        return;
+    if (code == JWRN_JPEG_EOF || code == JWRN_HIT_MARKER)
+        errors->is_cut = 1;
+    int ends = !errors->is_patient || costs_pixels(code);
+    if (ends || errors->message[0] == '\0')
+        errors->base.format_message(decoder, errors->message);
+    if (ends)
+        longjmp(errors->escape, 1);
+}
+
+/* Make a decoder that reports to `errors` and reads `content`. The caller has set where errors
+ * escape to, and destroys it. */
+static void open_decoder(struct jpeg_decompress_struct *decoder, const uint8_t *content,
+                         size_t num_bytes)
+{
+    jpeg_create_decompress(decoder); /* fails with a libjpeg of another version */
+    jpeg_mem_src(decoder, content, num_bytes);
+}
+
+static void set_up_errors(struct jpeg_decompress_struct *decoder, Errors *errors, int is_patient)
+{
+    memset(errors, 0, sizeof(*errors));
+    memset(decoder, 0, sizeof(*decoder)); /* it may be destroyed before it is created */
+    decoder->err = jpeg_std_error(&errors->base);
+    errors->base.error_exit = on_error;
+    errors->base.emit_message = on_message;
+    errors->is_patient = is_patient;
 }
 
 static void free_scratch(Scratch *scratch)
@@ -290,20 +334,73 @@ static const char *decode_window(const uint8_t *content, size_t num_bytes, const
     struct jpeg_decompress_struct decoder;
     Scratch scratch;
     memset(&scratch, 0, sizeof(scratch));
-    memset(&decoder, 0, sizeof(decoder)); /* it may be destroyed before it is created */
-    decoder.err = jpeg_std_error(&errors->base);
-    errors->base.error_exit = on_error;
-    errors->base.emit_message = on_message;
-    errors->message[0] = '\0';
-    const char *problem = errors->message;
+    set_up_errors(&decoder, errors, 0);
+    const char *volatile problem = errors->message; /* volatile: it must outlive the jump */
     if (setjmp(errors->escape) == 0) {
-        jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
-        jpeg_mem_src(&decoder, content, num_bytes);
+        open_decoder(&decoder, content, num_bytes);
         problem = run_decoder(&decoder, window, &scratch, out, out_height, out_width);
     }
     jpeg_destroy_decompress(&decoder);
     free_scratch(&scratch);
     return problem;
+}
+
+/* Whether some component, or some bits of a progressive picture, are in no scan. Of scans that are
+ * not there libjpeg says nothing. */
+static int lacks_scans(const struct jpeg_decompress_struct *decoder)
+{
+    for (int i = 0; i < decoder->num_components; i++) {
+        if (decoder->comp_info[i].quant_table == NULL) /* it is noted with the first scan */
+            return 1;
+        for (int k = 0; decoder->coef_bits != NULL && k < DCTSIZE2; k++)
+            if (decoder->coef_bits[i][k] != 0) /* still to come; -1: all of them */
+                return 1;
+    }
+    return 0;
+}
+
+/* Whether libjpeg-turbo would put the standard's tables in the place of some of the file's. */
+static int lacks_tables(const struct jpeg_decompress_struct *decoder)
+{
+    for (int i = 0; i < decoder->comps_in_scan; i++) {
+        const jpeg_component_info *component = decoder->cur_comp_info[i];
+        if (!decoder->progressive_mode && (!decoder->dc_huff_tbl_ptrs[component->dc_tbl_no] ||
+                                           !decoder->ac_huff_tbl_ptrs[component->ac_tbl_no]))
+            return 1;
+    }
+    return 0;
+}
+
+enum { WHOLE, TRUNCATED, DAMAGED };
+
+/* Decode all of a JPEG. Returns one of the above; a message is in `errors` unless it is empty. */
+static int judge(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
+                 int channels, Errors *errors)
+{
+    struct jpeg_decompress_struct decoder;
+    volatile int verdict = DAMAGED; /* volatile: it must outlive the jump */
+    set_up_errors(&decoder, errors, 1);
+    if (setjmp(errors->escape) == 0) {
+        open_decoder(&decoder, content, num_bytes);
+        jpeg_read_header(&decoder, TRUE);
+        decoder.out_color_space = channels == 4 ? JCS_CMYK : JCS_RGB;
+        if ((int)decoder.image_height != height || (int)decoder.image_width != width)
+            ERREXIT(&decoder, JERR_BAD_LENGTH);
+        if (errors->message[0] != '\0' && lacks_tables(&decoder)) /* what it skipped was one */
+            ERREXIT1(&decoder, JERR_NO_HUFF_TABLE, 0);
+        jpeg_start_decompress(&decoder);
+        for (int y = 0; y < height; y++)
+            read_line(&decoder, out + y * (size_t)channels * width);
+        if (lacks_scans(&decoder)) {
+            strcpy(errors->message, "scans are missing");
+            verdict = TRUNCATED;
+        } else {
+            jpeg_finish_decompress(&decoder);
+            verdict = WHOLE;
+        }
+    }
+    jpeg_destroy_decompress(&decoder);
+    return verdict == DAMAGED && errors->is_cut ? TRUNCATED : verdict;
 }
 
 PyDoc_STRVAR(cut_jpegs_doc,
@@ -357,6 +454,36 @@ static PyObject *cut_jpegs(PyObject *module, PyObject *arguments)
     PyBuffer_Release(&windows);
     PyBuffer_Release(&out);
     return result;
+}
+
+PyDoc_STRVAR(judge_jpeg_doc,
+"judge_jpeg(content, out, height, width, channels) -> (verdict, message or None)\n\n"
+"Decode all of a JPEG of that size into `out`, a writable buffer of uint8 height×width×channels: RGB\n"
+"with 3, CMYK with 4 as libjpeg gives it. The verdict is WHOLE: all pixels are there, the message\n"
+"says what there was to complain of; TRUNCATED or DAMAGED: they are not.");
+
+static PyObject *judge_jpeg(PyObject *module, PyObject *arguments)
+{
+    Py_buffer content, out;
+    int height, width, channels, verdict = DAMAGED;
+    Errors errors;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*w*iii", &content, &out, &height, &width, &channels))
+        return NULL;
+    int is_sound = height > 0 && width > 0 && (channels == 3 || channels == 4) &&
+                   out.len == (Py_ssize_t)channels * height * width;
+    if (is_sound) {
+        Py_BEGIN_ALLOW_THREADS
+        verdict = judge(content.buf, content.len, out.buf, height, width, channels, &errors);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "the output does not fit the size");
+    }
+    PyBuffer_Release(&content);
+    PyBuffer_Release(&out);
+    if (!is_sound)
+        return NULL;
+    return Py_BuildValue("iz", verdict, errors.message[0] == '\0' ? NULL : errors.message);
 }
 
 PyDoc_STRVAR(scale_window_doc,
@@ -515,6 +642,7 @@ static PyObject *copy_windows(PyObject *module, PyObject *arguments)
 
 static PyMethodDef methods[] = {
     {"cut_jpegs", cut_jpegs, METH_VARARGS, cut_jpegs_doc},
+    {"judge_jpeg", judge_jpeg, METH_VARARGS, judge_jpeg_doc},
     {"scale_window", scale_window, METH_VARARGS, scale_window_doc},
     {"copy_windows", copy_windows, METH_VARARGS, copy_windows_doc},
     {NULL, NULL, 0, NULL},
@@ -528,4 +656,10 @@ static struct PyModuleDef module_definition = {
     .m_methods = methods,
 };
 
-PyMODINIT_FUNC PyInit__pixels(void) { return PyModule_Create(&module_definition); }
+PyMODINIT_FUNC PyInit__pixels(void)
+{
+    PyObject *module = PyModule_Create(&module_definition);
+    if (module != NULL && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0)
+        Py_CLEAR(module);
+    return module;
+}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import mmap
+from enum import IntEnum
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
+
+from data_prep.jpeg_header import read_jpeg_header
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 H×W×3."""
@@ -34,11 +37,17 @@ class Window(NamedTuple):
     width: int
 
 
+_INTERFACE = 2
+"""Of the `_pixels.c` that belongs to this module."""
+
+
 def _import_compiled() -> ModuleType | None:
+    """The compiled code, unless it was built from another version of the source, or not at all."""
     try:
-        return importlib.import_module("data_prep._pixels")
+        module = importlib.import_module("data_prep._pixels")
     except ImportError:
         return None
+    return module if getattr(module, "INTERFACE", None) == _INTERFACE else None
 
 
 _pixels = _import_compiled()
@@ -53,9 +62,42 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
     """Height and width; raises `ValueError` if it is no JPEG."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(content)
-    except KeyError:  # 4:4:1, which simplejpeg decodes but has no name for
-        height, width, _ = simplejpeg.decode_jpeg(content).shape
+    except (KeyError, ValueError):  # of subsamplings that simplejpeg has no name for, too
+        header = read_jpeg_header(content)
+        height, width = header.height, header.width
     return height, width
+
+
+class Verdict(IntEnum):
+    """On a whole JPEG; the numbers are those of `_pixels.c`."""
+
+    WHOLE = 0
+    """All pixels are there, whatever there was to complain of."""
+    TRUNCATED = 1
+    """Pixels are lost, because the data stop early."""
+    DAMAGED = 2
+    """Pixels are lost, or cannot be had, for another reason."""
+
+
+def judge_jpeg(content: bytes, out: Pixels) -> tuple[Verdict, str | None] | None:
+    """Decode all of a JPEG into `out`, uint8 H×W×3 as RGB, or H×W×4 as libjpeg's CMYK.
+
+    Returns what there is to complain of, too, if it is anything; None without the compiled code.
+    """
+    if _pixels is None:
+        return None
+    verdict, complaint = _pixels.judge_jpeg(content, out, *out.shape)
+    return Verdict(verdict), complaint
+
+
+def decode_jpeg(content: bytes) -> Pixels:
+    """Decode all of a JPEG as `cut_jpegs` does; raises `ValueError` if that is damaged."""
+    height, width = jpeg_size(content)
+    out = np.empty((1, height, width, 3), np.uint8)
+    if (failure := cut_jpegs([content], np.array([[0, 0, height, width]]), out)) is not None:
+        raise ValueError(failure[1])
+    whole: Pixels = out[0]
+    return whole
 
 
 def cut_jpegs(

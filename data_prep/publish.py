@@ -33,7 +33,7 @@ from data_prep.statistics import (
     mean_image,
     principal_components,
 )
-from data_prep.tally import Tally, name_rejected
+from data_prep.tally import Tally, describe_rejected
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
     contents = tally.contents
     has_one_size = len(contents.sizes) == 1
     height, width = next(iter(contents.sizes)) if has_one_size else (None, None)
-    if contents.rejected:
-        logger.warning("left out: %s", name_rejected(contents.rejected))
+    for description in describe_rejected(contents.rejected):
+        logger.warning("left out: %s", description)
     names = outline.shard_names()
     splits = {
         split: _publish_split(
@@ -74,7 +74,7 @@ def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
         options=outline.manifest_options,
         seed=settings["seed"],
         rewritten=dict(contents.rewritten),
-        rejected=dict(Counter(reason for _, reason in contents.rejected)),
+        rejected=dict(Counter(reason for _, reason, _ in contents.rejected)),
     )
     stamps = [tally.records[name].stamps for name in names]
     if any(part.any() for part in stamps):  # else none of the images can be replaced

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.assignment import ShardName
+from data_prep.decoding import RejectedImage
 from data_prep.files import atomic_writer, sha256_of_rest
-from data_prep.images import RejectedImage, StoredImage, store
+from data_prep.images import StoredImage, store
 from data_prep.manifest import INDEX_DTYPE, MEMBER_SUFFIX, Encoding
 from data_prep.output import ConversionError
 from data_prep.samples import Sample
@@ -47,8 +48,8 @@ class ShardContents:
     sizes: set[tuple[int, int]] = field(default_factory=set)
     """Height and width of the images; of many sizes, some."""
     rewritten: Counter[str] = field(default_factory=Counter)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    """Locator and reason of each rejected sample."""
+    rejected: list[tuple[str, str, str]] = field(default_factory=list)
+    """Locator and reason of each rejected sample; and what is wrong with it, with what to do."""
     pixels: PixelSums = field(default_factory=PixelSums)
     """Of the train split only: nothing may be learnt from the other."""
 
@@ -125,7 +126,7 @@ class ShardRecord:
                 contents=ShardContents(
                     sizes={(height, width) for height, width in facts["sizes"]},
                     rewritten=Counter(facts["rewritten"]),
-                    rejected=[(locator, reason) for locator, reason in facts["rejected"]],
+                    rejected=[(place, reason, what) for place, reason, what in facts["rejected"]],
                     pixels=PixelSums(
                         num_images=num_images,
                         num_pixels=num_pixels,
@@ -162,7 +163,7 @@ def write_shard(
             try:
                 image = store(reader.read(sample), encoding, size, jpeg_quality)
             except RejectedImage as rejection:
-                contents.rejected.append((sample.locator, rejection.reason))
+                contents.rejected.append((sample.locator, rejection.reason, str(rejection)))
             else:
                 offset = tar.add(f"{sample.key}.{MEMBER_SUFFIX[encoding]}", image.content)
                 tar.add(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())

@@ -35,11 +35,11 @@ class Tally:
                 f"{len(self.contents.rejected)} of {self._num_samples} images so far cannot be "
                 "used, more than the allowed share "
                 f"(--max-reject-ratio {self._max_reject_ratio:g}): "
-                f"{name_rejected(self.contents.rejected)}; repair them and run the same command "
-                "again, allow more, or convert without them into a new folder"
+                f"{name_some(describe_rejected(self.contents.rejected))}; repair them and "
+                "run the same command again, allow more, or convert without them into a new folder"
             )
 
 
-def name_rejected(rejected: Sequence[tuple[str, str]]) -> str:
-    """A few rejected images with their reasons."""
-    return name_some(f"{locator} ({reason})" for locator, reason in rejected)
+def describe_rejected(rejected: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Each rejected image with what is wrong with it and what to do about it, in order."""
+    return sorted(f"{locator} ({what})" for locator, _, what in rejected)

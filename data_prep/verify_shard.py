@@ -8,16 +8,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.archive import ArchivedSample, Damage, pair_members, read_members
 from data_prep.files import sha256_of
-from data_prep.images import decode_jpeg
-from data_prep.manifest import MEMBER_SUFFIX, Manifest
-from data_prep.pixels import Pixels
+from data_prep.manifest import MEMBER_SUFFIX, Encoding, Manifest
+from data_prep.pixels import Pixels, decode_jpeg
 
 Array = npt.NDArray[Any]
 
@@ -129,13 +128,24 @@ def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str
 
 def _check_image(content: bytes, manifest: Manifest) -> str | None:
     try:
-        pixels = decode_jpeg(content) if manifest.encoding == "jpeg" else _decode_npy(content)
+        pixels = _decode(content, manifest.encoding)
     except Exception as error:  # a damaged .npy header raises anything
         return f"its image does not decode: {error}"
     size = (manifest.image_height, manifest.image_width)
     if None not in size and pixels.shape[:2] != size:
         return f"its image is {pixels.shape[0]}×{pixels.shape[1]}; expected {size[0]}×{size[1]}"
     return None
+
+
+def _decode(content: bytes, encoding: Encoding) -> Pixels:
+    """As training does."""
+    match encoding:
+        case "jpeg":
+            return decode_jpeg(content)
+        case "rgb":
+            return _decode_npy(content)
+        case unknown:
+            assert_never(unknown)
 
 
 def _decode_npy(content: bytes) -> Pixels:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data_prep.manifest import Manifest, ShardSetError
+from data_prep.pixels import decode_jpeg
 from pipeline.report.inputs import SPLIT, Missing, ShardSet
 from pipeline.report.predictions import Counts, row_shares
 
@@ -69,8 +70,7 @@ def _decode(content: bytes, manifest: Manifest) -> npt.NDArray[np.uint8]:
             pixels: npt.NDArray[np.uint8] = np.load(io.BytesIO(content))
             return pixels
         case "jpeg":
-            with Image.open(io.BytesIO(content)) as image:
-                return np.asarray(image.convert("RGB"))
+            return decode_jpeg(content)
         case unknown:
             assert_never(unknown)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from data_prep.pixels import Pixels
@@ -40,21 +41,29 @@ def jpeg(seed: int = 0, height: int = HEIGHT, width: int = WIDTH, **options: Any
     return encode(Image.fromarray(make_pixels(seed, height, width)), "JPEG", **options)
 
 
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A small file that claims to be a huge image."""
+    return _png(width, height, 8, 2, bytes(1000))
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = zlib.compress(bytes(1000))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", content)
-        + chunk(b"IEND", b"")
+def deep_png(values: npt.NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits a value, H×W×N: gray, gray and alpha, RGB or RGBA, by N."""
+    height, width, channels = values.shape
+    colours = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    return _png(
+        width, height, 16, colours, b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
     )
+
+
+def _png(width: int, height: int, bits: int, colours: int, rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 def write_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -12,16 +13,19 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.images import (
-    REJECTED,
-    REWRITTEN,
-    RejectedImage,
-    RejectReason,
-    RewriteReason,
-    store,
-)
+from data_prep.decoding import REJECTED, REWRITTEN, RejectedImage, RejectReason, RewriteReason
+from data_prep.images import store
 from data_prep.manifest import ENCODINGS, Encoding
-from tests.data_prep.raw_data import HEIGHT, WIDTH, encode, jpeg, make_pixels, png_of_size
+from tests.data_prep.raw_data import (
+    HEIGHT,
+    WIDTH,
+    deep_png,
+    encode,
+    jpeg,
+    make_pixels,
+    png_chunk,
+    png_of_size,
+)
 
 PICTURE = Image.fromarray(make_pixels())
 
@@ -148,6 +152,101 @@ CONVERTED: dict[RewriteReason, tuple[Callable[[], bytes], Image.Image]] = {
     "repaired": (jpeg_with_stray_bytes, PICTURE),
     "rotated": (lambda: rotated_jpeg(6), PICTURE),
 }
+
+
+DEEP = np.random.default_rng(0).integers(0, 1 << 16, (HEIGHT, WIDTH, 4), np.uint16)
+
+
+def netpbm(values: npt.NDArray[np.uint16]) -> bytes:
+    magic = {1: "P5", 3: "P6"}[values.shape[2]]
+    return f"{magic} {WIDTH} {HEIGHT} 65535\n".encode() + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("make", "channels"),
+    [(deep_png, 1), (deep_png, 2), (deep_png, 3), (deep_png, 4), (netpbm, 1), (netpbm, 3)],
+)
+def test_the_upper_half_of_16_bits_is_kept(
+    make: Callable[[npt.NDArray[np.uint16]], bytes], channels: int, encoding: Encoding
+) -> None:
+    """Pillow gives 8 of the 16 bits of colours without a word."""
+    values = DEEP[:, :, :channels].copy()
+    num_colours = 3 if channels > 2 else 1
+    values[:, :, num_colours:] = 0xFFFF  # nothing shines through
+    stored = store(make(values), encoding, None)
+    assert stored.rewritten == "sixteen_bit"
+    if encoding == "rgb":
+        exact = np.broadcast_to(values[:, :, :num_colours] / 256, stored.pixels.shape)
+        assert np.abs(stored.pixels - exact).max() <= 1.5
+
+
+def with_chunk(kind: bytes, content: bytes) -> bytes:
+    """PICTURE as a PNG, with another chunk before its pixels."""
+    whole = encode(PICTURE, "PNG")
+    place = whole.index(b"IDAT") - 4
+    return whole[:place] + png_chunk(kind, content) + whole[place:]
+
+
+ODD_PNGS = {
+    "a large text": lambda: with_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3 << 20))),
+    "a large profile": lambda: with_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(3 << 20))),
+    "a text with a wrong checksum": lambda: with_chunk(b"tEXt", b"a\0b").replace(b"a\0b", b"a\0c"),
+    "no end": lambda: encode(PICTURE, "PNG")[:-12],
+    "no checksum of its pixels": lambda: encode(PICTURE, "PNG")[:-14],
+    "something after the end": lambda: encode(PICTURE, "PNG") + b"x" * 500,
+}
+
+
+@pytest.mark.parametrize("name", ODD_PNGS)
+def test_png_with_all_its_pixels_is_taken(name: str) -> None:
+    stored = store(ODD_PNGS[name](), "rgb", None)
+    assert np.array_equal(stored.pixels, np.asarray(PICTURE))
+    assert stored.rewritten is None
+
+
+def test_png_with_a_large_text_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    whole = encode(PICTURE, "PNG", exif=exif)
+    place = whole.index(b"IDAT") - 4
+    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3 << 20)))
+    stored = store(whole[:place] + text + whole[place:], "rgb", None)
+    assert stored.rewritten == "rotated"
+    assert np.array_equal(stored.pixels, np.asarray(PICTURE)[::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (bytes, "empty: it has no bytes; copy it again from its source"),
+        (
+            lambda: b"<html>404</html>",
+            "not_an_image: it begins with b'<html>404</html>', which Pillow takes for no image; "
+            "remove it, or convert it to JPEG or PNG",
+        ),
+        (
+            lambda: jpeg()[:-100],
+            "truncated: Corrupt JPEG data: premature end of data segment; "
+            "copy it again from its source",
+        ),
+        (
+            lambda: b"\xff\xd8\xff\xc0\0\x0b\x08\xff\0\xff\0\x01\x01\x11\0" + jpeg()[2:],
+            "too_large: 65280×65280 pixels; expected at most 89,478,485; scale it down",
+        ),
+        (
+            lambda: encode(Image.new("F", (8, 8)), "TIFF"),
+            "undecodable: TIFF of mode F: what its values mean is anyone's guess; copy it again "
+            "from its source, or convert it to an 8-bit RGB JPEG or PNG",
+        ),
+    ],
+)
+def test_a_rejection_says_what_is_wrong_and_what_to_do(
+    make: Callable[[], bytes], sentence: str
+) -> None:
+    with pytest.raises(RejectedImage) as rejection:
+        store(make(), "jpeg", None)
+    assert str(rejection.value) == sentence
 
 
 def test_every_reason_is_tested() -> None:

@@ -25,13 +25,23 @@ from data_prep.pixels import (
     Window,
     copy_windows,
     cut_jpegs,
+    decode_jpeg,
     is_compiled,
     jpeg_size,
     scale_window,
 )
+from tests.data_prep.odd_jpegs import sampled
 from tests.real_data import imagenet_jpegs
 
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+OTHER_SAMPLINGS = (
+    [(1, 2), (1, 1), (1, 1)],
+    [(4, 1), (1, 1), (1, 1)],
+    [(2, 2), (1, 2), (1, 2)],
+    [(2, 2), (2, 1), (2, 1)],
+    [(2, 1), (2, 1), (2, 1)],
+    [(1, 2), (1, 2), (1, 2)],
+)
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -91,7 +101,11 @@ def cases(draw: st.DrawFn) -> tuple[bytes, Window, tuple[int, int]]:
         top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
     )
     image = picture(height, width)
-    content = jpeg(image[:, :, 0] if draw(st.booleans()) else image, **options)
+    others = st.sampled_from([None, *OTHER_SAMPLINGS])
+    if (samplings := draw(others)) is not None:
+        content = sampled(image, samplings)
+    else:
+        content = jpeg(image[:, :, 0] if draw(st.booleans()) else image, **options)
     return content, window, (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
 
 
@@ -109,6 +123,15 @@ def test_a_window_has_the_pixels_of_the_whole_image(
     content, window, _ = case
     whole = simplejpeg.decode_jpeg(content)
     assert np.array_equal(cut(content, window, window.height, window.width), taken(whole, window))
+
+
+def test_code_that_was_built_from_another_source_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not is_compiled():
+        pytest.skip("data_prep._pixels was not built")
+    monkeypatch.setattr(sys.modules["data_prep._pixels"], "INTERFACE", 1)
+    assert pixels_module._import_compiled() is None
 
 
 @given(cases())
@@ -163,8 +186,8 @@ def test_a_subsampling_without_a_name() -> None:
     whole = np.asarray(Image.open(io.BytesIO(content)))
     window = Window(9, 30, 40, 17)
     assert np.array_equal(cut(bytes(content), window, 40, 17), taken(whole, window))
-    with pytest.raises(ValueError, match=r"truncated|Premature"):
-        jpeg_size(bytes(content[:-100]))
+    with pytest.raises(ValueError, match=r"truncated|Premature|premature"):
+        decode_jpeg(bytes(content[:-100]))
 
 
 @pytest.mark.usefixtures("way")
@@ -172,9 +195,16 @@ def test_a_damaged_jpeg_is_refused() -> None:
     content = jpeg(picture(64, 64), quality=90)
     assert jpeg_size(content) == (64, 64)
     whole = Window(0, 0, 64, 64)
-    for damaged in (b"", b"no JPEG at all", content[:300], content[: len(content) // 2]):
-        with pytest.raises(ValueError, match=r"."):
+    for damaged, what in (
+        (b"", "^(?!the window)"),
+        (b"no JPEG at all", "^(?!the window)"),
+        (content[:300], "^(?!the window)"),
+        (content[: len(content) // 2], "(?i)premature end"),
+    ):
+        with pytest.raises(ValueError, match=what):
             cut(damaged, whole, 64, 64)
+        with pytest.raises(ValueError, match=what):
+            decode_jpeg(damaged)
     with pytest.raises(ValueError, match=r"."):
         jpeg_size(b"no JPEG at all")
 

@@ -15,7 +15,8 @@ import pytest
 from data_prep.files import sha256_of
 from data_prep.manifest import Manifest, ShardSetError, Split, read_index, read_manifest
 from data_prep.verify import find_damages
-from tests.data_prep.raw_data import copy_tree, jpeg, run_cli
+from tests.data_prep.odd_jpegs import lossless
+from tests.data_prep.raw_data import copy_tree, jpeg, run_cli, write_folder
 
 SHARD = "train-000001.tar"
 ROW = 25  # in the index: of a sample in the middle of SHARD
@@ -299,6 +300,18 @@ def test_image_of_another_kind(shards: Path, content: bytes, message: str) -> No
     (key, *_) = rewrite(shards, lambda members: replace_image(members, content))
     damages = verify(shards, full=True)
     assert any(d.startswith(f"{SHARD}: key {key}: ") and message in d for d in damages)
+
+
+def test_jpeg_that_only_other_decoders_read(tmp_path: Path) -> None:
+    """Pillow and simplejpeg do, training does not."""
+    raw, shards = write_folder(tmp_path / "raw"), tmp_path / "shards"
+    assert run_cli("shard", "folder", "--input", raw, "--output", shards).returncode == 0
+    shard = shards / "val-000000.tar"
+    (name, _), *rest = read_tar(shard)
+    write_tar(shard, [(name, lossless(np.zeros((40, 60), np.uint8))), *rest])
+    key = name.removesuffix(".jpg")
+    expected = f"{shard.name}: key {key}: its image does not decode: Unsupported JPEG process"
+    assert any(damage.startswith(expected) for damage in verify(shards, full=True))
 
 
 @pytest.mark.parametrize("label", [b"10", b"-1", b"", b"cat", b"3\n", b"9" * 20, b"\xb2"])

@@ -1,0 +1,113 @@
+"""What the header of a JPEG says, found as libjpeg finds it: past bytes that belong to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+JPEG_START = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
+
+APP0, APP1, APP14 = 0xE0, 0xE1, 0xEE
+START_OF_SCAN = 0xDA
+PICTURE = {0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, APP0, START_OF_SCAN}
+"""What the header of a plain JPEG has: frame, tables, restart interval, JFIF and scan."""
+_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+_COMMON_KINDS = (0, 1, 2)  # baseline, extended and progressive, all with Huffman codes
+_COMMON_SAMPLINGS = {
+    *(((h, v), (1, 1)) for h, v in ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))),
+    # 4:4:4, 4:2:2 and 4:4:0 as some cameras write them
+    *(((2, 1), (2, 1)), ((1, 2), (1, 2)), ((2, 2), (1, 2)), ((2, 2), (2, 1))),
+}
+"""Of luma and of both chromas, horizontal and vertical: those that TurboJPEG 2.1 has names for."""
+
+
+class DamagedJpegError(ValueError):
+    """A JPEG does not give all of its pixels."""
+
+    def __init__(self, what: str, *, is_truncated: bool = False) -> None:
+        super().__init__(what)
+        self.is_truncated = is_truncated
+        """Whether its data stop early."""
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What the frame header says."""
+
+    kind: int
+    """n of its marker SOFn."""
+    bits: int
+    height: int
+    width: int
+    samplings: tuple[tuple[int, int], ...]
+    """Horizontal and vertical sampling factor of each component."""
+
+    @property
+    def has_common_coding(self) -> bool:
+        """Whether libjpeg reads it however it was built, if perhaps not every library around it."""
+        return self.kind in _COMMON_KINDS and self.bits == 8
+
+    @property
+    def is_common(self) -> bool:
+        """Whether every decoder of JPEGs reads it as RGB."""
+        match self.samplings:
+            case (_,):
+                return self.has_common_coding
+            case luma, cb, cr:
+                return self.has_common_coding and cb == cr and (luma, cb) in _COMMON_SAMPLINGS
+            case _:
+                return False
+
+    def __str__(self) -> str:
+        samplings = ", ".join(f"{h}×{v}" for h, v in self.samplings)
+        return f"SOF{self.kind} with {self.bits} bits a value and sampling {samplings}"
+
+
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Markers that have a length, up to the first scan's; with start and stop of what they hold.
+
+    Raises `DamagedJpegError` if it is no JPEG or ends before a scan starts.
+    """
+    if not content.startswith(JPEG_START):
+        raise DamagedJpegError(f"not a JPEG: it begins with {content[:2]!r}")
+    marker, place = 0, 2
+    while marker != START_OF_SCAN:
+        place = content.find(0xFF, place)
+        while place >= 0 and content[place : place + 1] == b"\xff":
+            place += 1
+        if not 0 <= place < len(content):
+            raise DamagedJpegError("premature end of JPEG file", is_truncated=True)
+        marker = content[place]
+        place += 1
+        if marker == JPEG_END[1]:
+            raise DamagedJpegError("a JPEG without a picture")
+        if marker not in _WITHOUT_LENGTH:
+            stop = place + int.from_bytes(content[place : place + 2])
+            if stop < place + 2:
+                raise DamagedJpegError(f"marker 0x{marker:02x} has no length")
+            yield marker, place + 2, stop
+            place = stop
+
+
+def read_jpeg_header(content: bytes) -> JpegHeader:
+    """Find the frame header; raises `DamagedJpegError` if there is none."""
+    for marker, start, stop in jpeg_segments(content):
+        if marker in _FRAMES:
+            frame = content[start:stop]
+            if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+                break
+            factors = frame[7 : 6 + 3 * frame[5] : 3]
+            height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
+            if 0 in (height, width):
+                raise DamagedJpegError(f"a JPEG of {height}×{width} pixels")
+            return JpegHeader(
+                kind=marker - 0xC0,
+                bits=frame[0],
+                height=height,
+                width=width,
+                samplings=tuple((factor >> 4, factor & 15) for factor in factors),
+            )
+    raise DamagedJpegError("a JPEG without a whole frame header")
