@@ -20,6 +20,8 @@ def why_not(config: Config, was_epochs: float, steps_per_epoch: int, done: int) 
     a schedule that looks at evaluations, if these came after the same steps.
     """
     was, now = (num_steps(epochs, steps_per_epoch) for epochs in (was_epochs, config.epochs))
+    if was == now:
+        return None
 
     def rates(updates: int, target_steps: int, losses: tuple[float, ...] = ()) -> Rates:
         position = Position(
