@@ -21,11 +21,13 @@ def test_images_are_linked_over_and_over_under_other_names(images: Path, tmp_pat
     assert sorted(path.resolve() for path in train) == sorted(2 * found)
     classes = sorted(path.name for path in (root / "train").iterdir())
     assert classes == sorted(path.name for path in (root / "val").iterdir())
+    assert classes
     assert all(len(list((root / "val" / name).iterdir())) == 1 for name in classes)
 
 
 def test_shrunk_images_are_jpegs_of_256_pixels(images: Path, tmp_path: Path) -> None:
     shrunk = shrink_images(find_images(images)[:6], tmp_path / "shrunk")
+    assert len(shrunk) == 6
     for path in shrunk:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (256, 256))

@@ -164,7 +164,9 @@ def test_both_ways_agree_with_pillow() -> None:
 
 def test_real_images_are_cut_as_whole_ones_are() -> None:
     rng = random.Random(1)
-    for path in imagenet_jpegs()[::20]:
+    paths = imagenet_jpegs()[::20]
+    assert len(paths) == 50
+    for path in paths:
         content = path.read_bytes()
         whole = simplejpeg.decode_jpeg(content, strict=False)
         height, width, _ = whole.shape

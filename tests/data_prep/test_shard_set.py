@@ -85,7 +85,9 @@ def test_honest_jpegs_are_stored_as_they_are(cifar10: Path, cifar10_folder: Path
     assert manifest.rewritten == {}
     assert manifest.rejected == {}
     with tarfile.open(cifar10 / "train-000000.tar") as archive:
-        for member in archive.getmembers()[::2]:
+        members = archive.getmembers()[::2]
+        assert len(members) == manifest.split("train").shard_lengths[0]
+        for member in members:
             class_name, number = Path(member.name).stem.split("_")
             original = cifar10_folder / "train" / class_name / f"{number}.jpg"
             content = archive.extractfile(member)
@@ -94,7 +96,9 @@ def test_honest_jpegs_are_stored_as_they_are(cifar10: Path, cifar10_folder: Path
 
 
 def test_members_tell_nothing_of_when_and_by_whom(shards: Path) -> None:
-    for path in shards.glob("*.tar"):
+    paths = sorted(shards.glob("*.tar"))
+    assert len(paths) == 5
+    for path in paths:
         with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {

@@ -13,7 +13,18 @@ from tests.integration.browser import browser_page
 from tests.pipeline.fake_run import write_run
 from tests.pipeline.report_page import SECTIONS
 
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NAMES = (
+    "black-and-gold garden spider",
+    "Staffordshire_bullterrier",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 PAGE_RGB = {False: (0xFA, 0xF9, 0xF6), True: (0x13, 0x16, 0x19)}
 RIGHT_RGB = {False: (0x0B, 0x69, 0xAD), True: (0x5F, 0xB0, 0xEC)}
 
@@ -23,6 +34,18 @@ BOXES = """[...document.querySelectorAll(%r)].map(e => {
 BARS = """[...document.querySelectorAll('.bars .track')].map(track => [
     parseFloat(track.firstElementChild.style.getPropertyValue('--share')),
     track.firstElementChild.getBoundingClientRect().width / track.getBoundingClientRect().width])"""
+CUT = """[...document.querySelectorAll('.stacked th, .stacked td')].filter(cell =>
+    cell.getBoundingClientRect().right > innerWidth || cell.scrollWidth > cell.clientWidth + 1
+).map(cell => cell.innerText)"""
+BROKEN_WORDS = """[...document.querySelectorAll('.matrix th, .card h3')].flatMap(place => {
+    const broken = [], walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) for (const word of walker.currentNode.data.matchAll(/[A-Za-z]+/g)) {
+        const range = document.createRange();
+        range.setStart(walker.currentNode, word.index);
+        range.setEnd(walker.currentNode, word.index + word[0].length);
+        if (range.getClientRects().length > 1) broken.push(word[0]);
+    }
+    return broken})"""
 PHOTOS = "[...document.images].map(image => image.complete && image.naturalWidth)"
 
 
@@ -48,6 +71,9 @@ def test_report_is_drawn(tmp_path: Path, width: int, dark: bool) -> None:
         charts = page.evaluate(BOXES % "svg")
         bars = page.evaluate(BARS)
         photos = page.evaluate(PHOTOS)
+        assert len(page.evaluate(BOXES % ".stacked td.soft")) > 5
+        assert page.evaluate(CUT) == []
+        assert page.evaluate(BROKEN_WORDS) == []
         assert page.requests == [run.report.resolve().as_uri()]
 
     assert screen.shape[0] > 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_a_run_that_ends_before_the_last_batch_may_have_one_image_in_it() -> Non
 
 def test_what_is_refused_is_what_has_a_part_of_one_and_what_is_advised_has_none() -> None:
     """Against a count of every rank's every micro-batch; advice is followed."""
-    num_refused = 0
+    num_refused, followed = 0, Counter[str]()
     for samples, size, replicas, accumulated, drop_last in itertools.product(
         range(6, 30), (4, 6, 8), (1, 2), (1, 2), (False, True)
     ):
@@ -111,12 +112,16 @@ def test_what_is_refused_is_what_has_a_part_of_one_and_what_is_advised_has_none(
         for sizes in re.findall(r"global_batch_size ([\d or]+)", advice):
             for number in map(int, re.findall(r"\d+", sizes)):
                 assert smallest_part(dataclasses.replace(plan, global_batch_size=number)) > 1
+                followed["global_batch_size"] += 1
         if "drop_last" in advice:
             assert smallest_part(dataclasses.replace(plan, drop_last=True)) > 1
+            followed["drop_last"] += 1
         for number in re.findall(r"accumulation_steps (\d+)", advice):
             changed = dataclasses.replace(plan, accumulation_steps=int(number))
             assert smallest_part(changed) > 1
+            followed["accumulation_steps"] += 1
     assert num_refused > 20
+    assert len(followed) == 3, followed
 
 
 def smallest_part(plan: BatchPlan) -> int:

@@ -144,6 +144,12 @@ def is_same(path: Path, folder: Path) -> bool:
     return path.read_bytes() == (folder / path.name).read_bytes()
 
 
+def assert_staged(staged: Path, folder: Path) -> None:
+    """The small files are there, each with the content it has in `folder`."""
+    assert {path.name for path in staged.iterdir()} == set(SMALL_FILES)
+    assert all(is_same(staged / name, folder) for name in SMALL_FILES)
+
+
 def wait_until(is_so: Callable[[], bool]) -> None:
     pause = threading.Event()
     for _ in range(int(DEADLINE_SECONDS / 0.005)):
@@ -204,8 +210,7 @@ def test_a_staged_set_is_read_as_a_local_one(
     split = manifest.split("val")
     assert np.array_equal(read_index(staged, split), read_index(folder, split))
     assert np.all(read_mean_image(staged, manifest.statistics) == 7)
-    assert {path.name for path in staged.iterdir()} == set(SMALL_FILES)
-    assert all(is_same(path, folder) for path in staged.iterdir())
+    assert_staged(staged, folder)
     cache.stage_manifest()
     assert server.requests == {MANIFEST_NAME: 3} | dict.fromkeys(SMALL_FILES[1:], 1)
 
@@ -230,7 +235,7 @@ def test_faults_of_small_files_are_mended(
 ) -> None:
     server.faults[name] = [fault]
     with open_cache(server, directory) as cache:
-        assert all(is_same(path, folder) for path in cache.stage_manifest().iterdir())
+        assert_staged(cache.stage_manifest(), folder)
         assert cache.cost.fetched.num_retries == 1
 
 
@@ -335,7 +340,7 @@ def test_an_index_damaged_in_the_cache_is_staged_again(
         (staged / "val.index.npy").write_bytes(b"damaged")
         (staged / "val.mean.npy").unlink()
         cache.stage_manifest()
-        assert all(is_same(path, folder) for path in staged.iterdir())
+        assert_staged(staged, folder)
 
 
 # Shards
