@@ -218,6 +218,8 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
             os.kill(ranks_of(job)[1], signal.SIGKILL)
             job.communicate(timeout=60)
         wait_for(has_failed, "what became of the run", 60)
+        failed = api.labels('max by (rank) (alexnet_rank_outcome{outcome="failed"}) == 1')
+        assert failed == [{"rank": "0"}]
         os.kill(exporter_pid(run), signal.SIGKILL)
         wait_for(lambda: api.value('up{job="alexnet_train"}') == 0, "that the exporter is gone")
         wait_for(lambda: not api.query("alexnet_rank_up"), "that its values are gone")

@@ -15,6 +15,7 @@ import pytest
 from launch.__main__ import main
 from launch.local import _run_torchrun, choose_num_ranks, num_gpus, torchrun_command
 from pipeline.command import parse_command
+from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
 from pipeline.stop_signals import STOP_SIGNALS
@@ -66,6 +67,8 @@ def test_a_run_is_trained_watched_stopped_and_finished(
     capfd.readouterr()
     assert launch("status", run) == 0
     assert "state        stopped" in capfd.readouterr().out
+    ranks = [read_rank_file(path) for path in (run / "metrics").glob("rank-*.prom")]
+    assert [rank.said for rank in ranks] == ["stopped", "stopped"]
     assert launch("stop", run) == 1
     assert "is not being trained: it stopped" in capfd.readouterr().err
     step = rows(run, "end")[-1]["step"]
