@@ -61,11 +61,16 @@ def _store(
     if not isinstance(raw, bytes):
         return _encode(raw, None, encoding, size, jpeg_quality)
     pixels, flaw, is_honest_jpeg = read_image(raw)
-    if encoding == "jpeg":
-        if is_honest_jpeg and (size is None or pixels.shape[:2] == (size, size)):
-            return StoredImage(raw, pixels, None)
-        if not raw.startswith(JPEG_START):
-            flaw = flaw or "not_jpeg"
+    match encoding:
+        case "jpeg":
+            if is_honest_jpeg and (size is None or pixels.shape[:2] == (size, size)):
+                return StoredImage(raw, pixels, None)
+            if not raw.startswith(JPEG_START):
+                flaw = flaw or "not_jpeg"
+        case "rgb":
+            pass
+        case unknown:
+            assert_never(unknown)
     return _encode(pixels, flaw, encoding, size, jpeg_quality)
 
 
