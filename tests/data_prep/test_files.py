@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -24,6 +25,7 @@ from data_prep.files import (
     sync_directory,
     write_atomically,
 )
+from data_prep.locks import is_locked, locked
 
 
 @pytest.mark.parametrize(
@@ -227,3 +229,18 @@ def test_a_directory_is_synced_or_the_error_is_raised(tmp_path: Path) -> None:
     sync_directory(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync_directory(tmp_path / "nowhere")
+
+
+def test_without_locks_it_says_so_once_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    for name in ("a", "b"):
+        with locked(tmp_path / name):
+            assert (tmp_path / name).exists()
+    assert not is_locked(tmp_path / "a")
+    (line,) = caplog.messages
+    assert line.startswith(f"cannot lock files in {tmp_path}: No locks available; going on without")
