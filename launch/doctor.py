@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 
 from data_prep.files import expanded
-from launch.local import num_gpus, torchrun_command
+from launch.local import local_environment, num_gpus, torchrun_command
 from pipeline.config import located
 
 _OPTIONS = ("shards", "run_dir", "decode_threads", "device")
 """Those of `pipeline.doctor`."""
+
+_DEADLINE_SECONDS = 600
+"""Longer than all checks, each of which has a deadline of its own, and the import of torch."""
+
+_LEAVING_SECONDS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +41,18 @@ def run(options: argparse.Namespace) -> int:
     if num_ranks < 1:
         raise ValueError(f"--nproc is {num_ranks}; expected at least 1")
     command = torchrun_command(num_ranks, 0, "pipeline.doctor", words)
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.stderr.write(_of_ranks(done.stderr))
-    return min(1, done.returncode)
-
-
-def _of_ranks(text: str) -> str:
-    """What the ranks wrote; torchrun adds a page to every exit that is not 0."""
-    lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if line.startswith("error: ")) or text
+    with subprocess.Popen(command, env=local_environment(), process_group=0) as child:
+        try:
+            return min(1, abs(child.wait(_DEADLINE_SECONDS)))
+        except subprocess.TimeoutExpired:
+            sys.stderr.write(
+                "error: the start of the ranks is stuck: they have not ended within "
+                f"{_DEADLINE_SECONDS} s, though each check has its deadline; is the file system "
+                f"of {sys.prefix} at work?\n"
+            )
+            return 1
+        finally:
+            child.terminate()  # it ends its ranks
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_LEAVING_SECONDS)
+            child.kill()

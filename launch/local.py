@@ -20,13 +20,14 @@ from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.config import ranks_per_replica
 from pipeline.console import Console
 from pipeline.events import read_events
+from pipeline.exit_codes import FAILED, STOPPED
 from pipeline.run_lock import LOG_VARIABLE
 from pipeline.stop_signals import heeded_signals
 
 SHUTDOWN_SECONDS = 270
 """What ranks have to save in after a signal, before torchrun kills them."""
 
-_EXIT_CODES = {"completed": 0, "interrupted": 75, "stopped": 75, "stuck": 75}
+_EXIT_CODES = {"completed": 0, "interrupted": STOPPED, "stopped": STOPPED, "stuck": STOPPED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +65,14 @@ def run(options: argparse.Namespace) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     console.line(f"{num_ranks} ranks; log: {log}")
     words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
-    code, asked = _run_torchrun(words, log)
     events = command.run.events
-    outcome = outcome_of(read_events(events) if events.is_file() else [], begin, code, asked)
-    console.line(f"{command.run.path}: {outcome}")  # below torchrun's pages on what is no 0
-    return _EXIT_CODES.get(outcome, 1)
+    code, asked = _run_torchrun(words, log, events)
+    history = read_events(events) if events.is_file() else []
+    outcome = outcome_of(history, begin, code, asked)
+    is_told = any(row["kind"] == "end" and row["time"] >= begin for row in history)
+    if code and not is_told:
+        console.line(f"{command.run.path}: {outcome}; what the ranks wrote is in {log}")
+    return _EXIT_CODES.get(outcome, FAILED)
 
 
 def choose_num_ranks(command: Command, num_gpus: int) -> int:
@@ -96,28 +100,47 @@ def num_gpus() -> int:
 def torchrun_command(
     num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
 ) -> list[str]:
-    """On this machine alone, at a free port."""
+    """On this machine alone, at a free port, by loopback: its name need not resolve."""
     signals = ["SIGQUIT", *(number.name for number in heeded_signals())]
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", "pipeline.start_ranks", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
         f"--signals-to-handle={','.join(signals)}",
         *("-m", module, *arguments),
     ]
 
 
-def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
+def local_environment() -> dict[str, str]:
+    """That of a `torchrun_command`; what the user has set of it stays."""
+    return {
+        "GLOO_SOCKET_IFNAME": "lo",  # else gloo asks for the address of the host's name
+        "OMP_NUM_THREADS": "1",  # as torchrun has it; ranks set their own number of threads
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        **os.environ,
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are started again do not meet
+    }
+
+
+def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, str]:
     """Its exit code, and the last signal that came; what it writes goes on, and into `log`.
 
     Signals are passed on: in a process group of its own torchrun gets none from the terminal.
+    Until there are new `events` ranks only start, and Ctrl-C would end each with a traceback.
     """
+    before = _change_of(events)
     asked = ""
-    # Ranks set their own number of threads; where it is not set torchrun writes a block about it.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ} | {
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are started again do not meet
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
-        LOG_VARIABLE: str(log.absolute()),
-    }
+    environment = local_environment() | {LOG_VARIABLE: str(log.absolute())}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        asked = signal.Signals(number).name.removeprefix("SIG")
+        is_starting = number == signal.SIGINT and _change_of(events) == before
+        for child in started:
+            child.send_signal(signal.SIGTERM if is_starting else number)
+
+    for number in heeded_signals():
+        signal.signal(number, pass_on)
     with (
         log.open("wb", buffering=0) as file,
         subprocess.Popen(
@@ -128,17 +151,19 @@ def _run_torchrun(command: list[str], log: Path) -> tuple[int, str]:
             process_group=0,
         ) as child,
     ):
-
-        def pass_on(number: int, _: FrameType | None) -> None:
-            nonlocal asked
-            asked = signal.Signals(number).name.removeprefix("SIG")
-            child.send_signal(number)
-
-        for number in heeded_signals():
-            signal.signal(number, pass_on)
+        started.append(child)
+        if asked:  # perhaps before
+            child.terminate()
         assert child.stdout is not None
         _copy(child.stdout, file)
     return child.returncode, asked
+
+
+def _change_of(events: Path) -> int | None:
+    try:
+        return events.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _copy(output: IO[bytes], file: IO[bytes]) -> None:

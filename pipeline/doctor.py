@@ -31,8 +31,10 @@ from data_prep.streams import exit_code_when_told, open_streams
 from pipeline.config import DistributedConfig, is_url, located
 from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
-from pipeline.failure import FAILED, exit_code_of, leave, sentence_of
+from pipeline.exit_codes import FAILED
+from pipeline.failure import exit_code_of, leave, sentence_of
 from pipeline.metrics.addresses import address_towards
+from pipeline.patience import ANSWER_SECONDS, Answers, deadline
 from pipeline.precision import Arithmetic, arithmetic_of, meaning
 
 _DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
@@ -71,6 +73,10 @@ class Facts:
     """Hash of the shard set's manifest, or what is wrong with it; None: not asked for."""
     num_shards: int
     versions: dict[str, str]
+    name_fault: str = ""
+    """What is wrong with the host's name."""
+    stuck: tuple[str, ...] = ()
+    """Checks without an answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +92,7 @@ def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
     """What the facts of all ranks, in rank order, say; `num_threads` read for each rank."""
     return [
         _check_ranks(facts),
+        _check_names(facts),
         Check(title="precision", text=meaning([one.arithmetic for one in facts])),
         _check_cores(facts, num_threads),
         _check_shared_memory(facts),
@@ -93,7 +100,17 @@ def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
         _check_disk(facts),
         *_check_shards(facts),
         *_check_versions(facts),
+        _check_answers(facts),
     ]
+
+
+def _check_answers(facts: Sequence[Facts]) -> Check:
+    wrong = [
+        f"{title} is stuck on {one.host}: no answer within {ANSWER_SECONDS:g} s"
+        for one in facts
+        for title in one.stuck
+    ]
+    return _check("answers", "all in time", wrong)
 
 
 def _hosts(facts: Iterable[Facts]) -> dict[str, Facts]:
@@ -108,6 +125,11 @@ def _check(title: str, text: str, wrong: Iterable[str]) -> Check:
     """A check that is right if nothing is `wrong`."""
     faults = list(dict.fromkeys(wrong))
     return Check(title=title, text="; ".join(faults) or text, is_right=not faults)
+
+
+def _check_names(facts: Sequence[Facts]) -> Check:
+    faults = [one.name_fault for one in facts if one.name_fault]
+    return _check("host names", "all resolve", faults)
 
 
 def _check_ranks(facts: Sequence[Facts]) -> Check:
@@ -207,24 +229,41 @@ def _size(num_bytes: int) -> str:
 
 def collect(place: Place, device: torch.device, options: argparse.Namespace) -> Facts:
     """The facts of this rank."""
-    manifest, num_shards = _find_shards(options.shards)
+    answers = Answers()
+    manifest, num_shards = answers.to(
+        "the shard set", lambda: _find_shards(options.shards), ("it does not answer", 0)
+    )
     return Facts(
         rank=place.rank,
         host=socket.gethostname(),
         local_world_size=place.local_world_size,
         meeting=place.meeting,
-        interface=_interface_to(place.meeting),
+        interface=answers.to("the interface", lambda: _interface_to(place.meeting), ""),
         device=str(device),
         arithmetic=arithmetic_of(device),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         num_cores=os.cpu_count() or 1,
         shm_bytes=_free_bytes(Path("/dev/shm")),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],  # what readers raise theirs to
-        disk_bytes=_find_room(options.run_dir),
+        disk_bytes=answers.to(
+            "the run directory", lambda: _find_room(options.run_dir), "it does not answer"
+        ),
         manifest=manifest,
         num_shards=num_shards,
-        versions=_versions(),
+        versions=answers.to("the versions", _versions, dict[str, str]()),
+        name_fault=answers.to("the host name", _name_fault, ""),
+        stuck=tuple(answers.missing),
     )
+
+
+def _name_fault() -> str:
+    """What keeps other hosts, and plain torchrun on this one, from finding it by its name."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        return f"{name} does not resolve ({error.strerror}): add it to /etc/hosts or the DNS"
+    return ""
 
 
 def _find_shards(shards: str | None) -> tuple[str | None, int]:
@@ -356,9 +395,14 @@ def examine(options: argparse.Namespace) -> int:
         save_timeout_seconds=_DEADLINE_SECONDS,
     )
     with connect(place, config) as world:
-        facts = world.gather(collect(place, world.device, options))
+        own = collect(place, world.device, options)
+        with deadline("the gathering of the answers"):
+            facts = world.gather(own)
         checks = judge(facts, options.decode_threads)
-        checks[1:1] = [measure_meeting(world), measure_clocks(world)]
+        with deadline("all-reduce"):
+            checks.insert(1, measure_meeting(world))
+        with deadline("clocks"):
+            checks.insert(2, measure_clocks(world))
     num_wrong = sum(not check.is_right for check in checks)
     if place.rank == 0:
         console = Console(sys.stdout)

@@ -16,12 +16,7 @@ from torch.distributed.distributed_c10d import Store
 
 from data_prep.files import describe
 from pipeline.events import LOST_RANK
-
-FAILED = 1
-"""Exit code of a rank that failed."""
-
-INTERRUPTED = 130
-"""Exit code of a rank that Ctrl-C ended on the spot, as shells have it."""
+from pipeline.exit_codes import FAILED, INTERRUPTED
 
 _FORESEEN = (OSError, ValueError, ImportError)
 

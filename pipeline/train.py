@@ -25,6 +25,7 @@ from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.console import Console, resolved_table
 from pipeline.data.normalize import constancy
 from pipeline.distributed import Place, World, connect, failure_of_all
+from pipeline.exit_codes import STOPPED
 from pipeline.failure import exit_code_of, leave
 from pipeline.loop import Parts, TrainingLoop
 from pipeline.metrics import RunFacts
@@ -32,9 +33,6 @@ from pipeline.prepare import prepare
 from pipeline.resume import Start
 from pipeline.settings import git_revision, package_version
 from pipeline.stop import StopRequests, StopSignals
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, 'try again'."""
 
 
 def train(command: Command, world: World, signals: StopSignals) -> int:

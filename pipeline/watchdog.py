@@ -34,7 +34,8 @@ from torch.distributed.distributed_c10d import Store
 from pipeline.config import DistributedConfig
 from pipeline.distributed import World
 from pipeline.events import write_failure
-from pipeline.failure import FAILED, LastWord
+from pipeline.exit_codes import FAILED
+from pipeline.failure import LastWord
 from pipeline.run_directory import RunDirectory
 
 T = TypeVar("T")

@@ -13,14 +13,20 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import _run_torchrun, choose_num_ranks, num_gpus, torchrun_command
+from launch.local import (
+    _run_torchrun,
+    choose_num_ranks,
+    local_environment,
+    num_gpus,
+    torchrun_command,
+)
 from pipeline.command import parse_command
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
 from pipeline.stop_signals import STOP_SIGNALS
 from tests.integration.training import make_shards, rows, training, wait_for_step
-from tests.pipeline.monitoring import REPOSITORY
+from tests.pipeline.monitoring import REPOSITORY, wait_for
 
 LONG = ("--epochs", 1000)
 
@@ -33,8 +39,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launch", "local", *map(str, words)]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
+
+
+def last_words(output: str) -> str:
+    """The line above the table of a run's places, which is the end of what it says."""
+    *_, told, checkpoint, metrics, report = output.splitlines()
+    names = [line.split()[0] for line in (checkpoint, metrics, report)]
+    assert names == ["checkpoint", "metrics", "report"]
+    return told
 
 
 def launch(*words: object) -> int:
@@ -64,6 +83,7 @@ def test_a_run_is_trained_watched_stopped_and_finished(
     assert len(rows(run, "run")) == 1, "torchrun has not started it again"
     assert log.read_text() in output
     assert "asked by STOP file" in output
+    assert last_words(output).startswith("stopped after step ")
     capfd.readouterr()
     assert launch("status", run) == 0
     assert "state        stopped" in capfd.readouterr().out
@@ -107,9 +127,39 @@ def test_signals_are_passed_on(
             os.killpg(job.pid, number)
         else:
             job.send_signal(number)
-        job.communicate(timeout=60)
+        output, _ = job.communicate(timeout=60)
     assert job.returncode == 75
     assert rows(run, "signal")[0]["source"] == number.name
+    assert last_words(output).startswith("stopped after step ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_ranks", [False, True])
+def test_ctrl_c_while_ranks_start_is_told_in_a_sentence(
+    has_ranks: bool, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with start("--nproc", 2, *training(shards, run, *LONG)) as job:
+        assert job.stdout is not None
+        ranks = job.stdout.readline()
+        (torchrun,) = until_there_are(1, job.pid)
+        if has_ranks:
+            wait_for(lambda: sum(map(imports_torch, children_of(torchrun))) == 2, "imports", 60)
+        job.send_signal(signal.SIGINT)
+        output, _ = job.communicate(timeout=60)
+    (log,) = (run / "logs").iterdir()
+    assert ranks == f"2 ranks; log: {log}\n"
+    assert output == f"{run}: interrupted; what the ranks wrote is in {log}\n"
+    assert job.returncode == 75
+
+
+def imports_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def until_there_are(number: int, pid: int) -> list[int]:
+    wait_for(lambda: len(children_of(pid)) == number, "children", 60)
+    return children_of(pid)
 
 
 @pytest.mark.slow
@@ -156,7 +206,7 @@ def test_a_full_disk_costs_lines_of_the_log_alone(
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         command = [sys.executable, "-c", "print('a line\\n' * 20_000, end='')"]
-        assert _run_torchrun(command, Path("/dev/full")) == (0, "")
+        assert _run_torchrun(command, Path("/dev/full"), Path("/no/events")) == (0, "")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -192,7 +242,28 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     with start(*training(tmp_path / "no-shards", tmp_path / "run")) as job:
         output, _ = job.communicate(timeout=60)
     assert job.returncode == 1
-    assert "no-shards" in output
+    ranks, error = output.splitlines()
+    assert ranks.startswith("1 ranks; log: ")
+    assert error.startswith(f"error: {tmp_path}/no-shards")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("statement", "code", "told"),
+    [
+        ("import os; os._exit(75)", 75, ""),
+        ("import os; os.kill(os.getpid(), 9)", 1, "error: rank 0 was killed by SIGKILL; was "),
+    ],
+)
+def test_torchrun_adds_nothing(statement: str, code: int, told: str) -> None:
+    command = torchrun_command(1, 0, "timeit", ["-n1", "-r1", statement])
+    done = subprocess.run(
+        command, env=local_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == bool(told)
 
 
 def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ def test_sound_hosts_pass() -> None:
     assert [check.title for check in checks] == [
         *(
             "ranks",
+            "host names",
             "precision",
             "CPU cores",
             "/dev/shm",
@@ -56,6 +57,7 @@ def test_sound_hosts_pass() -> None:
             "shard set",
         ),
         "versions",
+        "answers",
     ]
     assert checks[0].text == "4, met at n1:20001: n1 (2, cpu, eth0), n2 (2, cpu, eth0)"
 
@@ -75,6 +77,11 @@ def test_sound_hosts_pass() -> None:
             r"shard set: rank 3 on n2 finds x is missing, and rank 0 ab",
         ),
         ({"versions": {"torch": "2.12.0", "ffcv": "1.0.2"}}, r"torch is 2\.12\.0 on n2 and 2\.13"),
+        ({"name_fault": "n2 does not resolve"}, r"host names: n2 does not resolve"),
+        (
+            {"stuck": ("the shard set",)},
+            r"answers: the shard set is stuck on n2: no answer within 30 s",
+        ),
         ({"versions": {"torch": "2.13.0"}}, r"ffcv is unknown on n2 and 1\.0\.2 on n1"),
         (
             {"versions": SOUND.versions | {"CUDA": "13.0"}},
@@ -140,12 +147,12 @@ def test_an_examination_of_this_machine(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     titles = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert titles == [
-        *("ok    ranks", "ok    all-reduce", "ok    clocks", "ok    precision", "ok    CPU cores"),
-        "ok    /dev/shm",
-        *("ok    open files", "ok    run directory", "ok    shard set", "ok    versions"),
+        *("ok    ranks", "ok    all-reduce", "ok    clocks", "ok    host names"),
+        *("ok    precision", "ok    CPU cores", "ok    /dev/shm", "ok    open files"),
+        *("ok    run directory", "ok    shard set", "ok    versions", "ok    answers"),
     ]
     next(shards.glob("train-*.tar")).unlink()
     done = examine("--shards", shards, "--run-dir", tmp_path / "run")
     assert done.returncode == 1
     assert re.search(r"FAIL  shard set: rank 0 on .*train-0.* is missing", done.stdout)
-    assert done.stderr == "error: 1 of 10 checks failed\n"
+    assert done.stderr == "error: 1 of 12 checks failed\n"

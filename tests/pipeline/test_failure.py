@@ -17,7 +17,8 @@ from torch.distributed import DistBackendError
 
 from pipeline.config import DistributedConfig
 from pipeline.distributed import Place, World, connect
-from pipeline.failure import FAILED, INTERRUPTED, LastWord, RankFailure, exit_code_of, sentence_of
+from pipeline.exit_codes import FAILED, INTERRUPTED
+from pipeline.failure import LastWord, RankFailure, exit_code_of, sentence_of
 from pipeline.run_lock import JobStart
 from pipeline.stop_signals import STOP_SIGNALS
 from tests.pipeline.monitoring import free_port, wait_for

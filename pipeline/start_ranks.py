@@ -1,0 +1,64 @@
+"""`python -m pipeline.start_ranks ARGUMENTS…`: torchrun, with its arguments, but quiet.
+
+The ranks have told how they ended, in a sentence. torchrun adds pages of tracebacks to every rank
+that leaves with another code than 0, to one that was asked to stop too, and leaves with 1. This
+leaves with the code of the first such rank, and tells only of those that could not do so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from pipeline.exit_codes import FAILED, INTERRUPTED
+
+
+def main(arguments: Sequence[str]) -> int:
+    logging.disable()  # torchrun's own lines; the ranks are other processes
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stacks when a store is gone
+    # torch asks for the full name for its records alone, and where no name server answers each
+    # question takes a minute.
+    socket.getfqdn = _host_name
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # torchrun has no handler yet
+        return INTERRUPTED
+
+
+def _host_name(name: str = "") -> str:
+    return name or socket.gethostname()
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # Here: what takes seconds to import can be interrupted.
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.run(run.parse_args(list(arguments)))
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:
+                _tell_of_killed(rank, -failure.exitcode)
+        return max(error.get_first_failure()[1].exitcode, FAILED)
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except Exception as error:  # of the rendezvous, in whatever form
+        reason = str(error).partition("\n")[0]
+        sys.stderr.write(f"error: the ranks cannot be started: {type(error).__name__}: {reason}\n")
+        return FAILED
+    return 0
+
+
+def _tell_of_killed(rank: int, number: int) -> None:
+    hint = "; was memory short? 'dmesg' says so" if number == signal.SIGKILL else ""
+    sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}{hint}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
