@@ -32,6 +32,9 @@ from pipeline.stop_signals import heeded_signals
 
 T = TypeVar("T")
 
+_MEETING_SECONDS = 120.0
+"""At least so long ranks wait for others to start: a busy host takes long to import torch."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
@@ -269,9 +272,10 @@ def _join(
 
     The device is a CPU if not all have a GPU: then they can at least tell each other.
     """
-    timeout = datetime.timedelta(seconds=config.timeout_seconds)
+    patience = max(config.timeout_seconds, _MEETING_SECONDS)
     try:
-        everything, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=patience))
+        everything, rank, world_size = next(meeting)
         # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
         # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
         attempt = place.attempt if place.is_store_kept else "new"
@@ -296,7 +300,7 @@ def _join(
         )
     except (RuntimeError, ValueError) as error:
         raise RankFailure(
-            f"the ranks did not find each other within {config.timeout_seconds:g} s "
+            f"the ranks did not find each other within {patience:g} s "
             f"({fact_of(error)}); start all of them with one torchrun command a node",
             is_told_here=True,
         ) from None

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -187,6 +188,18 @@ def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:
 
 def ranks_of(world: World) -> list[int]:
     return world.gather(world.rank)
+
+
+def connect_late() -> list[int]:
+    """Rank 1 comes when a rank at work would long have been told to hang."""
+    place = Place.from_environment()
+    time.sleep(2.0 * place.rank)
+    with connect(place, DistributedConfig(device="cpu", timeout_seconds=0.5)) as world:
+        return world.gather(world.rank)
+
+
+def test_ranks_that_start_are_waited_for_longer_than_those_at_work() -> None:
+    assert call_in_processes(2, connect_late) == [[0, 1]] * 2
 
 
 def connect_with_devices(kinds: Sequence[str]) -> str:
