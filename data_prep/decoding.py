@@ -169,7 +169,7 @@ def _open(raw: bytes) -> ImageFile.ImageFile:
     if not raw:
         raise RejectedImage("empty", "it has no bytes")
     try:
-        image = Image.open(io.BytesIO(raw))
+        return Image.open(io.BytesIO(raw))
     except UnidentifiedImageError:
         what = f"it begins with {raw[:16]!r}, which Pillow takes for no image"
         raise RejectedImage("not_an_image", what) from None
@@ -177,7 +177,6 @@ def _open(raw: bytes) -> ImageFile.ImageFile:
         raise RejectedImage("too_large", str(error)) from None
     except Exception as error:  # Pillow's format readers raise anything
         raise _rejection(error) from None
-    return image
 
 
 def _check_size(width: int, height: int) -> None:
@@ -192,10 +191,10 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     if image.mode.startswith("I;16"):
         return True
     arguments = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in image.tile]
-    if any(";16" in str(some[0]) for some in arguments):
-        return True
     largest = [some[-1] for some in arguments if image.format == "PPM"]
-    return any(isinstance(value, int) and value > 255 for value in largest)
+    return any(";16" in str(some[0]) for some in arguments) or any(
+        isinstance(value, int) and value > 255 for value in largest
+    )
 
 
 def _find_flaw(
