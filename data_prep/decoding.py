@@ -109,12 +109,10 @@ def _read_jpeg(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
     except DamagedJpegError as error:
         reason: RejectReason = "truncated" if error.is_truncated else "undecodable"
         raise RejectedImage(reason, str(error)) from None
-    image = None
-    if not _has_picture_alone(raw):
-        image = _try_to_open(raw)
-        if image is None:
-            complaint = complaint or "not every decoder opens it"
-            image = _try_to_open(_metadata_alone(raw))
+    image = None if (is_bare := _has_picture_alone(raw)) else _try_to_open(raw)
+    if not is_bare and image is None:
+        complaint = complaint or "not every decoder opens it"
+        image = _try_to_open(_metadata_alone(raw))
     turn = None if image is None else _find_turn(image)
     flaw: RewriteReason | None = None
     if len(header.samplings) == 4:
