@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.config import DistributedConfig
 from pipeline.failure import LastWord, RankFailure, fact_of, sentence_of
 from pipeline.run_lock import LOG_VARIABLE, JobStart
-from pipeline.stop_signals import heeded_signals
+from pipeline.stop_signals import AGENT_VARIABLE, heeded_signals
 
 T = TypeVar("T")
 
@@ -58,8 +58,8 @@ class Place:
     """The file of what the job writes, if its launcher says so."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
-    has_agent: bool = False
-    """Whether that is torchrun, which looks after this process as its parent."""
+    agent: int | None = None
+    """The process of torchrun, if that is the launcher: it looks after this one as its parent."""
 
     @classmethod
     def from_environment(cls) -> Place:
@@ -91,8 +91,13 @@ class Place:
             start=_start_of_job(),
             log=os.environ.get(LOG_VARIABLE, ""),
             is_launched=True,
-            has_agent="TORCHELASTIC_RUN_ID" in os.environ,
+            agent=_agent() if "TORCHELASTIC_RUN_ID" in os.environ else None,
         )
+
+
+def _agent() -> int:
+    """As our launchers say it: the agent may have been killed while this process was starting."""
+    return int(os.environ.get(AGENT_VARIABLE) or os.getppid())
 
 
 def _start_of_job() -> JobStart | None:

@@ -15,9 +15,11 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.exit_codes import FAILED, INTERRUPTED
+from pipeline.stop_signals import AGENT_VARIABLE
 
 
 def main(arguments: Sequence[str]) -> int:
+    os.environ[AGENT_VARIABLE] = str(os.getpid())
     logging.disable()  # torchrun's own lines; the ranks are other processes
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stacks when a store is gone
     # torch asks for the full name for its records alone, and where no name server answers each

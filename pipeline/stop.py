@@ -86,7 +86,7 @@ def _begin_of_job(place: Place) -> float:
     """In Unix seconds: as the job's script says it, else when torchrun or this process started."""
     if JOB_BEGIN in os.environ:
         return float(os.environ[JOB_BEGIN])
-    ticks = process_start_ticks(os.getppid() if place.has_agent else os.getpid())
+    ticks = process_start_ticks(place.agent or os.getpid())
     start_seconds = (ticks or 0) / os.sysconf("SC_CLK_TCK")
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds)
 
@@ -103,7 +103,6 @@ class StopRequests:
         self._world = world
         self._file = run.stop_request
         self._signals = signals
-        self._agent = os.getppid() if world.place.has_agent else None
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
         self._next_poll_step: int | None = None
         self._last_poll: tuple[int, float] | None = None
@@ -125,7 +124,8 @@ class StopRequests:
 
     def _start(self, step: int) -> None:
         asked = self._signals.noted
-        if self._agent not in (None, os.getppid()):  # nobody looks after this rank any more
+        agent = self._world.place.agent
+        if agent is not None and agent != os.getppid():  # nobody looks after this rank any more
             asked = _END_OF_AGENT
         if self._world.is_main and self._is_file_there():
             asked = _FILE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
@@ -20,7 +21,7 @@ from pipeline.prepare import _open_run
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import MAKE_ROOM, JobStart
 from pipeline.stop import JOB_BEGIN, StopRequests, StopSignals, remove_old_request
-from pipeline.stop_signals import STOP_SIGNALS
+from pipeline.stop_signals import AGENT_VARIABLE, STOP_SIGNALS
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.ranks import call_on_ranks
 from tests.pipeline.worlds import SINGLE
@@ -131,6 +132,22 @@ def test_a_request_from_before_the_first_step_is_heeded(
 ) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     assert Steps(StopRequests(SINGLE, run, signals)).until_agreed(9) == (2, "SIGTERM")
+
+
+def test_a_rank_whose_torchrun_was_gone_before_it_could_look_stops(
+    run: RunDirectory, signals: StopSignals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a rank imports torch, torchrun may be killed; the parent is then another process."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    agents = {"": None, str(os.getppid()): None, str(os.getpid()): "end of torchrun"}
+    for agent, source in agents.items():
+        monkeypatch.setenv(AGENT_VARIABLE, agent)
+        world = dataclasses.replace(SINGLE, place=Place.from_environment())
+        assert Steps(StopRequests(world, run, signals)).until_agreed(20)[1] == source
 
 
 def test_only_a_file_from_before_the_start_is_ignored(
