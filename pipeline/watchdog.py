@@ -47,8 +47,8 @@ _PARTING_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 _JUDGING_SECONDS = 2.0
 """On a busy host a thread may have no turn for a second: that is no silence yet."""
-_SILENT = "rank 0 gives no sign of life"
-_SILENT_STORE = f"{_SILENT}: the store that it keeps does not answer"
+_SILENT = "gives no sign of life"
+_SILENT_STORE = f"rank 0 {_SILENT}: the store that it keeps does not answer"
 
 
 class Phase(enum.StrEnum):
@@ -97,7 +97,7 @@ def judge(before: Sequence[Pulse | None], now: Sequence[Pulse | None]) -> str | 
     """
     ranks = list(enumerate(zip(before, now, strict=True)))
     silent = [
-        f"rank {rank}{f' on {new.host}' if new else ''} gives no sign of life{_at(new)}"
+        f"rank {rank}{f' on {new.host}' if new else ''} {_SILENT}{_at(new)}"
         for rank, (old, new) in ranks
         if new is None or (old is not None and old.count == new.count)
     ]
@@ -119,6 +119,11 @@ def _at(pulse: Pulse | None) -> str:
     if pulse is None:
         return ""
     return f", {pulse.phase} after step {pulse.step} for {pulse.seconds:.0f} s"
+
+
+def is_of_silent_main(verdict: str) -> bool:
+    """Whether it is on rank 0, which tells all others, and which cannot tell this one."""
+    return verdict.startswith("rank 0 ") and _SILENT in verdict.partition(", ")[0]
 
 
 class Watchdog:
@@ -214,13 +219,14 @@ class Watchdog:
         """
         sentence = f"{verdict}; the stacks of all ranks are in {self._run.hangs}"
         try:
-            if self._world.is_main or verdict.startswith(_SILENT):
+            if self._world.is_main or is_of_silent_main(verdict):
                 os.write(2, f"error: {sentence}\n".encode(errors="replace"))
             dump = threading.Thread(target=self._leave_traces, args=(sentence,), daemon=True)
             dump.start()
             dump.join(_DUMP_SECONDS)
-            with contextlib.suppress(Exception):
-                self._part()
+            if verdict != _SILENT_STORE:
+                with contextlib.suppress(Exception):
+                    self._part()
         finally:
             os._exit(FAILED)
 

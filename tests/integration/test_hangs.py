@@ -117,7 +117,7 @@ def test_a_rank_that_is_stopped_is_named(
     run, logs = tmp_path / "run", tmp_path / "logs"
     arguments = training(shards, run, *OPTIONS, "--epochs", 1000)
     with torchrun(2, "pipeline.train", arguments, logs, keeper=keeper) as child:
-        wait_for_step(run, 3)
+        wait_for_step(run, 20)  # with pulses of all ranks long in the store
         victim = ranks_of(child)[rank]
         os.kill(victim, signal.SIGSTOP)
         other = 1 - rank

@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from pipeline.config import DistributedConfig
 from pipeline.run_directory import RunDirectory
-from pipeline.watchdog import Phase, Pulse, Watchdog, flight_record, judge
+from pipeline.watchdog import Phase, Pulse, Watchdog, flight_record, is_of_silent_main, judge
 from tests.pipeline.worlds import SINGLE
 
 OVERDUE, AT_WORK = 61.0, 3.0
@@ -61,6 +63,18 @@ def test_one_whose_pulse_stops_is_named_before_others() -> None:
         "rank 2 gives no sign of life: "
         "its process is stopped, or hangs in native code, or its host is gone"
     )
+
+
+@pytest.mark.parametrize("has_pulse", [False, True])
+def test_other_ranks_tell_of_rank_0_only_if_it_is_silent(has_pulse: bool) -> None:
+    """Whether it has ever left a pulse or not: nobody else would."""
+    later = dataclasses.replace(WAITS, count=2)
+    silent = judge([READS if has_pulse else None, WAITS], [READS if has_pulse else None, later])
+    assert silent is not None
+    assert is_of_silent_main(silent)
+    for verdict in (alive(READS, WAITS), judge([WAITS, READS], [later, READS])):
+        assert verdict is not None
+        assert not is_of_silent_main(verdict)
 
 
 def test_a_deadlock_names_those_that_are_behind() -> None:
