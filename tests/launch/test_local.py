@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,16 +37,30 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("local") / "shards")
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch", "local", *map(str, words)]
-    return subprocess.Popen(
-        command,
+@contextlib.contextmanager
+def start(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """A job that heeds hangups; no process of it outlives the block."""
+    command = ["env", "--default-signal=HUP", sys.executable, "-m", "launch", "local"]
+    with subprocess.Popen(
+        [*command, *map(str, words)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+    ) as job:
+        try:
+            yield job
+        finally:
+            if job.poll() is None:
+                kill_tree(job.pid)
+
+
+def kill_tree(pid: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended by itself
+        for child in children_of(pid):
+            kill_tree(child)
+        os.kill(pid, signal.SIGKILL)
 
 
 def last_words(output: str) -> str:
