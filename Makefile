@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 NPROC ?= 2
+TESTS_AT_ONCE ?= 3
 RUNS ?= build
 EPOCHS ?= 6
 
@@ -98,7 +99,7 @@ is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit
 
 # Files side by side: many tests only wait. Those with a SLURM take longest, and are among the first.
 test: $(INSTALLED) system $(FFCV)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations=10 \
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile --durations=10 \
 		--no-loadscope-reorder
 
 lint: $(INSTALLED)

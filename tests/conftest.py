@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,9 @@ def ffcv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FfcvProcess]:
     require_ffcv()
     with contextlib.closing(FfcvProcess(tmp_path_factory.mktemp("ffcv"))) as process:
         yield process
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangups_are_heeded() -> None:
+    """Under nohup they would be ignored, also by what the tests start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -103,6 +103,7 @@ def importable(package: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @each_source
 def test_imports_go_in_one_direction(source: Path) -> None:
     package = source.relative_to(ROOT).parts[0]
@@ -129,6 +130,7 @@ def test_a_config_needs_no_torch(name: str) -> None:
     assert run_python(f"import sys, {name}\nprint('torch' in sys.modules)") == "False\n"
 
 
+@pytest.mark.slow
 @each_source
 def test_only_one_module_reads_the_launchers_variables(source: Path) -> None:
     if module_name(source) == "pipeline.distributed":
@@ -165,6 +167,7 @@ CHOICES = {"encoding": Encoding} | {
 """The fields that hold one of some names, and which."""
 
 
+@pytest.mark.slow
 @each_source
 def test_code_chooses_by_a_name_in_a_match_that_knows_all_names(source: Path) -> None:
     """A comparison with one name takes all others, those to come too, for one and the same.
@@ -192,6 +195,7 @@ def name_of(side: ast.expr) -> str:
     return ast.unparse(side).rpartition(".")[2] if is_named else ""
 
 
+@pytest.mark.slow
 def test_importing_everything_starts_and_opens_nothing() -> None:
     report = run_python(
         "import importlib, os, random, resource, signal, sys, threading\n"
@@ -221,6 +225,7 @@ def test_importing_everything_starts_and_opens_nothing() -> None:
     assert report == "unchanged\n"
 
 
+@pytest.mark.slow
 @each_source
 def test_a_path_option_is_read_as_one(source: Path) -> None:
     """`Path` itself makes a folder of the name `~`; see `data_prep.files.path_option`."""
@@ -241,6 +246,7 @@ def test_every_package_is_installed() -> None:
     assert set(settings["tool"]["setuptools"]["packages"]) == found
 
 
+@pytest.mark.slow
 def test_every_folder_of_modules_is_a_package() -> None:
     for source in SOURCES:
         assert (source.parent / "__init__.py").exists()

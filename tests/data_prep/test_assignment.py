@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ NAMES = st.lists(st.text(alphabet="ab_-./ é\n", min_size=1, max_size=100), max_
 KEYS = st.lists(st.from_regex(KEY_PATTERN, fullmatch=True), unique=True, max_size=60)
 
 
+@pytest.mark.slow
 @given(NAMES)
 def test_keys_are_valid_and_unique(names: list[str]) -> None:
     keys = make_keys([f"x{name}" for name in names])
@@ -54,6 +56,7 @@ def test_every_sample_is_in_one_shard(keys: list[str], seed: int, length: int) -
     assert all(shards)
 
 
+@pytest.mark.slow
 @given(KEYS, st.integers(0, 5), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_assignment_does_not_depend_on_the_order_of_keys(
     keys: list[str], seed: int, length: int, rng: random.Random

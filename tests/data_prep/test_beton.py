@@ -40,7 +40,7 @@ from tests.ffcv_process import FfcvProcess, Job
 from tests.pipeline.fake_run import write_shard_set
 from tests.pipeline.monitoring import wait_for
 
-pytestmark = pytest.mark.ffcv
+pytestmark = [pytest.mark.ffcv, pytest.mark.slow]
 
 SLOW = 0.02
 """Seconds a sample: time enough to disturb the work."""

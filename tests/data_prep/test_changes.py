@@ -30,6 +30,7 @@ def replace_image(path: Path) -> None:
     os.utime(path, ns=(written + 1, written + 1))
 
 
+@pytest.mark.slow
 def test_an_image_that_is_replaced_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +53,7 @@ def test_an_image_that_is_replaced_is_named(
     assert hash_tree(output) == made
 
 
+@pytest.mark.slow
 def test_when_files_were_written_changes_nothing_that_is_published(tmp_path: Path) -> None:
     raw = write_folder(tmp_path / "raw")
     copy = tmp_path / "copy"
@@ -66,6 +68,7 @@ def test_when_files_were_written_changes_nothing_that_is_published(tmp_path: Pat
     assert shard("folder", copy, moved) == 0  # those of another shard set count for nothing
 
 
+@pytest.mark.slow
 def test_a_conversion_does_not_mix_old_and_new(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +96,7 @@ def test_a_conversion_does_not_mix_old_and_new(
     assert "15 of the images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_replaced_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +112,7 @@ def test_an_archive_that_is_replaced_is_named(
     assert f"({TRAIN_NAME}:" in errors
 
 
+@pytest.mark.slow
 def test_of_cifar_the_pixels_count_and_not_the_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +129,7 @@ def test_of_cifar_the_pixels_count_and_not_the_files(
     assert "1 of the images in finished shards" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_made_from_nothing_has_nothing_to_replace(tmp_path: Path) -> None:
     words = ["shard", "synthetic", "--output", str(tmp_path / "out"), "--workers", "1"]
     assert main([*words, "--num-train", "20", "--num-val", "10"]) == 0

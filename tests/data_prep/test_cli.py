@@ -75,6 +75,7 @@ def test_what_cannot_be_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_path_that_the_output_cannot_encode(tmp_path: Path, synthetic: Path) -> None:
     shards = copy_tree(synthetic, tmp_path / "bä\udcff")
     result = run_cli("verify", shards, env={**os.environ, "PYTHONIOENCODING": "ascii"})
@@ -137,6 +138,7 @@ def test_what_is_quick_shows_nothing(clock: list[float]) -> None:
     assert stream.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_command_shows_its_bar_on_a_terminal(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--output", tmp_path / "x"]
@@ -158,6 +160,7 @@ def test_command_shows_its_bar_on_a_terminal(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_log_of_the_command_has_no_carriage_return(tmp_path: Path) -> None:
     result = run_cli("shard", "synthetic", "--output", tmp_path / "x", *SYNTHETIC_OPTIONS)
     assert "\r" not in result.stdout + result.stderr

@@ -46,6 +46,7 @@ def children_of(pid: int) -> list[int]:
     return children
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_bytes_do_not_depend_on_the_number_of_workers(
     tmp_path: Path, synthetic: Path, num_workers: int
@@ -54,6 +55,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(
     assert found == hash_tree(synthetic)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_how_often_it_was_killed(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -74,6 +76,7 @@ def test_bytes_do_not_depend_on_how_often_it_was_killed(
     assert shard_synthetic(output, *SLOW_OPTIONS) == undisturbed
 
 
+@pytest.mark.slow
 def test_finished_shards_are_not_written_again(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     output = tmp_path / "out"
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
@@ -88,6 +91,7 @@ def test_finished_shards_are_not_written_again(tmp_path: Path, undisturbed: dict
     assert hash_tree(output) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train-000000.npz", "settings.json"])
 @pytest.mark.parametrize("keep", [0, 20, 0.9])
 def test_damaged_notes_of_a_killed_conversion(
@@ -109,6 +113,7 @@ def test_damaged_notes_of_a_killed_conversion(
         assert hash_tree(output) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_group: bool) -> None:
@@ -124,6 +129,7 @@ def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_g
     assert not list(output.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_death_of_a_worker_fails_the_job(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     output = tmp_path / "out"
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
@@ -160,6 +166,7 @@ def test_want_of_memory_is_one_sentence(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", options, io.StringIO())
 
 
+@pytest.mark.slow
 def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:
     output = tmp_path / "out"
     first = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
@@ -171,6 +178,7 @@ def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:
     assert first.returncode == 0
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_sentence_and_can_be_mended(tmp_path: Path, synthetic: Path) -> None:
     output = tmp_path / "out"
 
@@ -215,6 +223,7 @@ OTHER_SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), OTHER_SETTINGS)
 def test_other_settings_are_refused(
     synthetic: Path, options: tuple[object, ...], message: str
@@ -227,6 +236,7 @@ def test_other_settings_are_refused(
     assert hash_tree(synthetic) == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_for_an_unfinished_set_too(tmp_path: Path) -> None:
     output = tmp_path / "out"
     raw = write_folder(tmp_path / "raw")
@@ -245,6 +255,7 @@ def test_folder_of_other_things_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", ".tmp-notes"}
 
 
+@pytest.mark.slow
 def test_rejected_images_leave_the_others_where_they_are(tmp_path: Path) -> None:
     raw = write_folder(tmp_path / "raw", 10, 3)
     lengths, members = [], []
@@ -271,6 +282,7 @@ def test_rejected_images_leave_the_others_where_they_are(tmp_path: Path) -> None
     assert 1 <= sum(members[0][name] != members[1][name] for name in members[0]) <= 2
 
 
+@pytest.mark.slow
 def test_too_many_rejected_images_stop_the_job(tmp_path: Path) -> None:
     raw = write_folder(tmp_path / "raw", 10, 10)
     for number in range(7):
@@ -290,6 +302,7 @@ def test_too_many_rejected_images_stop_the_job(tmp_path: Path) -> None:
     assert "rejected: 6 empty" in again.stdout
 
 
+@pytest.mark.slow
 def test_split_without_a_usable_image_is_refused(tmp_path: Path) -> None:
     raw = write_folder(tmp_path / "raw", 1, 1)
     for path in raw.glob("val/*/*"):
@@ -300,6 +313,7 @@ def test_split_without_a_usable_image_is_refused(tmp_path: Path) -> None:
     assert "no image of the split 'val' can be used" in result.stderr
 
 
+@pytest.mark.slow
 def test_sizes_that_differ(tmp_path: Path) -> None:
     raw = write_folder(tmp_path / "raw")
     (raw / "train/cat/0001.jpg").write_bytes(jpeg(height=50, width=50))
@@ -317,6 +331,7 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     assert manifest.rewritten == {"resized": 12}
 
 
+@pytest.mark.slow
 def test_only_val_images_differ_in_size(tmp_path: Path) -> None:
     raw, output = write_folder(tmp_path / "raw"), tmp_path / "out"
     (raw / "val/cat/0001.jpg").write_bytes(jpeg(height=50, width=50))

@@ -368,6 +368,7 @@ def odd_name(root: Path) -> None:
     (root / VAL_NAME).write_bytes(tar({"a picture.JPEG": jpeg()}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -429,6 +430,7 @@ def test_archive_that_is_cut_anywhere_is_refused(tmp_path: Path, name: str) -> N
             open_small(root)
 
 
+@pytest.mark.slow
 def test_any_damage_of_the_devkit_is_noticed(tmp_path: Path) -> None:
     path = write_archives(tmp_path, DATA) / f"{DEVKIT_NAME}.tar.gz"
     content, devkit = path.read_bytes(), read_devkit(tmp_path)
@@ -475,6 +477,7 @@ def test_inner_archive_that_is_cut_is_told_by_its_place(tmp_path: Path, stop: in
         open_small(tmp_path)
 
 
+@pytest.mark.slow
 def test_longest_name_that_a_shard_can_hold(tmp_path: Path) -> None:
     key = f"n11111111_{'1' * 86}"
     unpacked(root := tmp_path / "raw")
@@ -515,6 +518,7 @@ def shard(root: Path, output: Path, *options: object) -> dict[str, str]:
     return hash_tree(output)
 
 
+@pytest.mark.slow
 def test_archives_and_trees_give_the_same_bytes(tmp_path: Path) -> None:
     write_archives(tmp_path / "packed", DATA)
     unpacked(tmp_path / "unpacked")
@@ -524,6 +528,7 @@ def test_archives_and_trees_give_the_same_bytes(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "1").class_names == tuple(sorted(DATA.train))
 
 
+@pytest.mark.slow
 def test_only_files_that_are_no_plain_jpegs_are_rewritten(tmp_path: Path) -> None:
     first = min(DATA.train)
     odd = {
@@ -550,6 +555,7 @@ def test_only_files_that_are_no_plain_jpegs_are_rewritten(tmp_path: Path) -> Non
     assert sorted(changed) == [f"{first}_1", f"{first}_22", f"{first}_8"]
 
 
+@pytest.mark.slow
 def test_raw_pixels_are_256_squares_unless_told_otherwise(tmp_path: Path) -> None:
     root = write_archives(tmp_path / "raw", DATA)
     shard(root, tmp_path / "256", "--encoding", "rgb")
@@ -560,6 +566,7 @@ def test_raw_pixels_are_256_squares_unless_told_otherwise(tmp_path: Path) -> Non
     assert read_manifest(tmp_path / "24").image_height == 24
 
 
+@pytest.mark.slow
 def test_jpeg_quality_decides_the_bytes(tmp_path: Path) -> None:
     root = write_archives(tmp_path / "raw", DATA)
     num_bytes = []
@@ -591,6 +598,7 @@ def test_wrong_number_of_classes_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_the_outer_archive(tmp_path: Path) -> None:
     data = make_imagenet(num_train=60, num_val=40)
     root = write_archives(tmp_path / "raw", data)
@@ -634,6 +642,7 @@ def peak_memory(*arguments: object) -> int:
     return int(peak)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks, content = [], jpeg(height=8, width=8)
     for num_train in (250, 5000):

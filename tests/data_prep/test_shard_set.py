@@ -179,6 +179,7 @@ def test_manifest_from_before_there_were_names_is_read(synthetic: Path, tmp_path
     assert read_manifest(tmp_path) == read_manifest(synthetic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", " padded", "two\nlines", "x" * 81, 7])
 def test_name_that_does_not_fit_into_a_line_is_refused(
     synthetic: Path, tmp_path: Path, name: object

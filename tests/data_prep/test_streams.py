@@ -46,6 +46,7 @@ def in_shell(redirection: str, *words: object) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_without_docstrings_and_without_a_reader(module: str) -> None:
     reading, writing = os.pipe()

@@ -56,6 +56,7 @@ def parts(tmp_path: Path, two_of_three: Path) -> Path:
     return copy_tree(two_of_three, tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_tasks_at_the_same_time_make_what_one_conversion_makes(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_tasks_at_the_same_time_make_what_one_conversion_makes(
     assert hash_tree(output) == undisturbed
 
 
+@pytest.mark.slow
 def test_merge_says_what_is_missing_and_who_makes_it(parts: Path) -> None:
     before = hash_tree(parts)
     result = run_cli("merge", parts)
@@ -95,6 +97,7 @@ def test_merge_says_what_is_missing_and_who_makes_it(parts: Path) -> None:
     assert hash_tree(parts) == before
 
 
+@pytest.mark.slow
 def test_merge_notices_what_was_lost_since(parts: Path, synthetic: Path) -> None:
     assert run_cli(*command(parts, 1, *SYNTHETIC_OPTIONS)).returncode == 0
     tar, record = parts / "val-000000.tar", parts / ".conversion/val-000000.npz"
@@ -113,6 +116,7 @@ def test_merge_notices_what_was_lost_since(parts: Path, synthetic: Path) -> None
     assert hash_tree(parts) == hash_tree(synthetic)
 
 
+@pytest.mark.slow
 def test_any_damage_of_a_record_is_noticed(parts: Path) -> None:
     records, name = parts / ".conversion", ShardName("train", 0)
     path = records / name.record_filename
@@ -125,6 +129,7 @@ def test_any_damage_of_a_record_is_noticed(parts: Path) -> None:
             assert found is None or repr(found) == repr(record), place
 
 
+@pytest.mark.slow
 def test_damaged_settings_are_one_sentence(parts: Path) -> None:
     path = parts / ".conversion/settings.json"
     content = path.read_bytes()
@@ -141,6 +146,7 @@ def test_conversion_without_tasks_finishes_what_tasks_began(parts: Path, synthet
     assert hash_tree(parts) == hash_tree(synthetic)
 
 
+@pytest.mark.slow
 def test_merge_needs_no_source_and_a_task_no_shard(tmp_path: Path) -> None:
     raw, output = write_folder(tmp_path / "raw", 9, 4), tmp_path / "out"
     options = ("--input", raw, "--size", 24, "--name", "Cats and dogs")
@@ -171,6 +177,7 @@ def test_tasks_with_other_settings_are_refused(parts: Path) -> None:
     assert {**before, **hash_tree(parts)} | before == hash_tree(parts)
 
 
+@pytest.mark.slow
 def test_rejected_images_of_all_tasks_count_together(tmp_path: Path) -> None:
     raw, output = write_folder(tmp_path / "raw", 20, 5), tmp_path / "out"
     for number in range(6):
@@ -188,6 +195,7 @@ def test_rejected_images_of_all_tasks_count_together(tmp_path: Path) -> None:
     assert read_manifest(output).rejected == {"empty": 6}
 
 
+@pytest.mark.slow
 def test_only_one_process_a_task_and_one_division_at_a_time(parts: Path) -> None:
     work = parts / ".conversion"
     with (work / "lock").open("a") as whole, (work / "task-2-of-3.lock").open("a") as task:
@@ -206,6 +214,7 @@ def test_only_one_process_a_task_and_one_division_at_a_time(parts: Path) -> None
         assert beside.returncode == 0, beside.stderr
 
 
+@pytest.mark.slow
 def test_task_leaves_what_others_are_writing_alone(parts: Path) -> None:
     own, others = parts / ".tmp-train-000001.tar-abcd_efg", parts / ".tmp-train-000000.tar-hijklmno"
     for path in (own, others):
@@ -228,6 +237,7 @@ def test_leftovers_are_told_by_the_name_they_were_to_get(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,15 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.integration.training import rows
 from tests.pipeline.monitoring import REPOSITORY
 
 NOISE = ("***", "warning", "error", "omp_num_threads", "traceback", "[rank")
 
 
-@pytest.mark.slow
 def test_the_demo_says_nothing_that_a_newcomer_must_ignore(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     variables = (f"RUNS={tmp_path}", f"BIN={Path(sys.executable).parent}", "EPOCHS=0.1")

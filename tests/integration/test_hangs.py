@@ -25,8 +25,6 @@ from tests.integration.training import (
 from tests.pipeline.monitoring import wait_for
 from tests.pipeline.ranks import DEADLINE_SECONDS
 
-pytestmark = pytest.mark.slow
-
 HOST = socket.gethostname()
 SLEEPY = "tests.integration.sleepy_train"
 OPTIONS = ("--distributed.timeout_seconds", 3, "--metrics.enabled", "false")

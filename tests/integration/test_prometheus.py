@@ -77,7 +77,6 @@ class Api:
         return rows[0][1] if rows else float("nan")
 
 
-@pytest.mark.slow
 def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
     require_tool("prometheus")
     run = tmp_path / "run"
@@ -148,7 +147,6 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         assert api.query(stalled_soon) == [], "a run that is done is not stalled"
 
 
-@pytest.mark.slow
 def test_prometheus_shows_its_certificate_as_documented(tmp_path: Path) -> None:
     prometheus = require_tool("prometheus")
     run, port = tmp_path / "run", free_port()
@@ -174,7 +172,6 @@ def test_prometheus_shows_its_certificate_as_documented(tmp_path: Path) -> None:
             server.terminate()
 
 
-@pytest.mark.slow
 def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_path: Path) -> None:
     require_tool("prometheus")
     shards, run, logs = make_shards(tmp_path / "shards"), tmp_path / "run", tmp_path / "logs"

@@ -23,8 +23,6 @@ from tests.integration.training import (
 )
 from tests.pipeline.monitoring import entry_of, require_tool, served, wait_for
 
-pytestmark = pytest.mark.slow
-
 SPEC = (
     *("--gpus-per-node", 0, "--ranks-per-node", 2, "--cpus-per-task", 2),
     *("--python", sys.executable, "--time", "0:20:00", "--signal-lead", 60),

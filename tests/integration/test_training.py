@@ -185,7 +185,6 @@ def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], ki
     assert rows(run, "run")[-1]["resumed_from"] is not None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "options"),
     [
@@ -212,7 +211,6 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     assert leftovers == []
 
 
-@pytest.mark.slow
 def test_the_loss_scale_survives_and_skipped_steps_count(shards: Path, tmp_path: Path) -> None:
     """Unscaled pixels give gradients that overflow until the scale has fallen."""
     options = ["--precision", "fp16", "--augment.normalize", "none", "--epochs", 2]
@@ -246,7 +244,6 @@ def resume_and_compare(size: int, shards: Path, run: Path, options: list[object]
     assert_same_state(run, run.with_name("undisturbed"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["file", "SIGTERM to torchrun", "SIGTERM twice", "Ctrl-C"])
 def test_a_run_that_torchrun_started_stops_and_goes_on(
     how: str, shards: Path, tmp_path: Path
@@ -278,7 +275,6 @@ def test_a_run_that_torchrun_started_stops_and_goes_on(
     assert not (run / "STOP").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("size", "precision", "accumulation"), [(2, "bf16", 2), (3, "fp16", 1)])
 def test_a_signal_to_one_rank_stops_all(
     size: int, precision: str, accumulation: int, shards: Path, tmp_path: Path
@@ -569,7 +565,6 @@ def spoil(shards: Path, path: Path, step: int, rank: int) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_rank_that_fails_is_named_by_rank_0(shards: Path, tmp_path: Path) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
     damaged = spoil(shards, tmp_path / "damaged", step=5, rank=1)
@@ -587,7 +582,6 @@ def test_a_rank_that_fails_is_named_by_rank_0(shards: Path, tmp_path: Path) -> N
     assert f"error: {end['error']}" == last
 
 
-@pytest.mark.slow
 def test_a_job_that_torchrun_starts_again_knows_nothing_of_its_last_attempt(
     shards: Path, tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_ignored", [False, True])
 def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
     """torchrun would heed what it is told to handle, though it was ignored before."""

@@ -20,6 +20,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_now_before_a_log_interval_ends(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -236,6 +236,7 @@ CASES: list[tuple[str, dict[str, Any], Trace]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "choice", "trace"), CASES, ids=[f"{name} {choice}" for name, choice, _ in CASES]
 )

@@ -142,6 +142,7 @@ def on_ranks(world: World, shards: Path) -> dict[str, Any]:
     return {**result.event("train"), "seconds": 0, **result.predictions}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])
 def test_any_number_of_ranks_finds_the_same_bits(shards: Path, size: int) -> None:
     """Eight are more than there are blocks."""

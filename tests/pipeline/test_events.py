@@ -283,6 +283,7 @@ def test_several_processes_write_whole_rows(path: Path) -> None:
         assert [row["step"] for row in mine] == list(range(200))
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_stuck_with_the_lock_stops_no_other(path: Path) -> None:
     path.touch()
     with path.open("ab") as stuck:

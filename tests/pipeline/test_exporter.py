@@ -116,6 +116,7 @@ def test_merge_keeps_each_family_once_and_no_mixed_types(ranks: list[dict[str, s
         assert [sample.value for sample in family.samples] == agreeing
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.one_of(st.integers(0, 4000), st.binary(max_size=200)))
 def test_a_damaged_file_is_counted_and_leaves_the_others_alone(
@@ -204,6 +205,7 @@ def test_location_of_any_address_is_the_host() -> None:
 # ------------------------------------------------------------------------------ whole processes
 
 
+@pytest.mark.slow
 def test_a_killed_rank_shows_on_the_next_scrape_and_its_successor_too(run: Path) -> None:
     with exporter_process(run, "--port", 0), rank_process(run, 0):
         with rank_process(run, 1) as victim:
@@ -219,6 +221,7 @@ def test_a_killed_rank_shows_on_the_next_scrape_and_its_successor_too(run: Path)
         assert_clean_exposition(fetch(address_of(run)))
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_is_down_until_it_thaws(run: Path) -> None:
     with exporter_process(run, "--port", 0), rank_process(run, 0, 0.05) as rank:
         rank.send_signal(signal.SIGSTOP)
@@ -227,6 +230,7 @@ def test_a_frozen_rank_is_down_until_it_thaws(run: Path) -> None:
         wait_for(lambda: by_rank(scrape(run), "alexnet_rank_up") == {0: 1}, "rank_up 1")
 
 
+@pytest.mark.slow
 def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
     with exporter_process(run, "--port", 0, "--linger-seconds", 5) as exporter:
         with rank_process(run, 0) as rank:
@@ -239,6 +243,7 @@ def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
     assert not target_file(run).exists()
 
 
+@pytest.mark.slow
 def test_two_jobs_on_one_node_get_two_ports_and_two_targets(tmp_path: Path) -> None:
     port = free_port()
     runs = [tmp_path / name for name in ("one", "two")]
@@ -346,6 +351,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_a_started_exporter_is_detached_and_logs(run: Path) -> None:
     with rank_process(run, 0) as rank:
         subprocess.run([sys.executable, "-c", STARTER, run], check=True, cwd=REPOSITORY)

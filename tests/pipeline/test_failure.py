@@ -127,6 +127,7 @@ def fail_on(world: World, failing: dict[int, str]) -> tuple[str, bool] | None:
     return None
 
 
+@pytest.mark.slow
 def test_ranks_leave_together() -> None:
     assert call_on_ranks(3, fail_on, {}) == [None] * 3
     alike = call_on_ranks(3, fail_on, {0: "no disk", 1: "no disk", 2: "no disk"})
@@ -198,6 +199,7 @@ def connect_late() -> list[int]:
         return world.gather(world.rank)
 
 
+@pytest.mark.slow
 def test_ranks_that_start_are_waited_for_longer_than_those_at_work() -> None:
     assert call_in_processes(2, connect_late) == [[0, 1]] * 2
 
@@ -265,6 +267,7 @@ def test_fp32_is_never_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to(number: signal.Signals) -> None:
     program = """
@@ -295,6 +298,7 @@ with connect(Place.from_environment(), DistributedConfig(device="cpu")):
     assert child.returncode == -number
 
 
+@pytest.mark.slow
 def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() -> None:
     """As gloo's do: with `sys.exit` in the place of `leave` this process dies of SIGABRT."""
     script = """

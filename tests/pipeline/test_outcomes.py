@@ -48,6 +48,7 @@ def by_rank(run: RunDirectory) -> dict[tuple[str, ...], str]:
     return served(NodeOutcomes(run, HERE), "alexnet_rank_outcome")
 
 
+@pytest.mark.slow
 def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
     """With one killed the run goes on, for all that can be known; then it is killed, then done."""
     assert standing_of(run, HERE, time.time()) is None
@@ -172,6 +173,7 @@ def own_start_ticks() -> int:
     return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
 
 
+@pytest.mark.slow
 def test_a_rank_file_of_an_older_version_says_nothing_of_its_outcome(run: RunDirectory) -> None:
     with rank_process(run.path, 0) as leader:
         finish(leader)

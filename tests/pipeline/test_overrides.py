@@ -108,6 +108,7 @@ def described_flags(config: Config) -> list[str]:
     return shlex.split(" ".join(re.sub(r"  \(.*\)$", "", line) for line in lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_help_shows_flags_that_give_the_recipe(name: str) -> None:
     """All of those that have an effect in it: others would be refused."""

@@ -124,6 +124,7 @@ def look(**limits: str) -> tuple[bool, bool, str]:
     return told, ours == "True", name
 
 
+@pytest.mark.slow
 @needs_x86
 @pytest.mark.parametrize(
     "limits", [{}, AVX2, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}], ids=["none", "AVX2", "AVX-512"]
@@ -160,6 +161,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("precision") / "shards")
 
 
+@pytest.mark.slow
 @needs_x86
 def test_one_host_without_bf16_makes_all_fp32(shards: Path, tmp_path: Path) -> None:
     said = finish(shards, tmp_path, "--max-steps", 1)
@@ -171,6 +173,7 @@ def test_one_host_without_bf16_makes_all_fp32(shards: Path, tmp_path: Path) -> N
     assert said_precisions(tmp_path) == {"fp32"}
 
 
+@pytest.mark.slow
 @needs_x86
 def test_bf16_where_it_is_emulated_is_one_warning_and_stays(shards: Path, tmp_path: Path) -> None:
     for options in (("--precision", "bf16", "--max-steps", 1), ("--max-steps", 2)):

@@ -192,6 +192,7 @@ def assert_same_bits(found: Weights, expected: Weights) -> None:
         assert torch.equal(found[name], values), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", [SGD, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize(("world_size", "accumulation_steps"), [(1, 1), (1, 3), (2, 1), (3, 2)])
 def test_however_a_batch_is_divided_the_update_is_the_same(

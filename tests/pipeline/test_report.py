@@ -166,6 +166,7 @@ def test_throughput_has_ticks_at_equal_distances_that_say_what_they_are(
     assert np.ptp(np.diff(ticks)) < 1e-9
 
 
+@pytest.mark.slow
 def test_phases_have_plain_names(run: RunDirectory) -> None:
     legend = page_of(run).with_id("time").all("ul", "legend")[1]
     names = [key.text.rstrip(" %.0123456789") for key in legend.all("li")]

@@ -63,6 +63,7 @@ def truncate_shards(run: RunDirectory) -> None:
         path.write_bytes(path.read_bytes()[:700])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "section", "sentence"),
     [
@@ -134,6 +135,7 @@ def report(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_command_writes_the_page_and_says_where(run: RunDirectory, tmp_path: Path) -> None:
     done = report(run.path)
     assert (done.returncode, done.stdout) == (0, f"{run.report}\n")
@@ -162,6 +164,7 @@ def test_not_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_wrong_output_keeps_the_old_page(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +185,7 @@ def test_wrong_output_keeps_the_old_page(
     assert run.report.read_bytes() == page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
@@ -205,6 +209,7 @@ def test_an_odd_row_costs_itself_alone(run: RunDirectory, line: str, fault: str)
     assert headline.all("div", "tile")[0].text == top1
 
 
+@pytest.mark.slow
 def test_torch_is_not_needed(run: RunDirectory) -> None:
     script = (
         "import sys; sys.modules['torch'] = None; from pipeline.report.__main__ import main; "

@@ -68,6 +68,7 @@ def test_small_kernels_are_not_shown(run: RunDirectory) -> None:
     assert read_kernels(run, None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
 def test_a_page_without_a_good_checkpoint_says_so(tmp_path: Path, damage: str) -> None:
     run = write_run(tmp_path, ["cat", "dog", "ship"])
@@ -84,6 +85,7 @@ def test_a_page_without_a_good_checkpoint_says_so(tmp_path: Path, damage: str) -
     assert sentence in page
 
 
+@pytest.mark.slow
 def test_the_page_names_both_columns(tmp_path: Path) -> None:
     run = write_run(tmp_path, ["cat", "dog", "ship"])
     settings = json.loads(run.config.read_text())

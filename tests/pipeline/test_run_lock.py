@@ -47,6 +47,7 @@ def claim(run: RunDirectory, start: JobStart | None = None, patience_seconds: fl
     os.close(lock_run(run, start, patience_seconds))
 
 
+@pytest.mark.slow
 def test_two_jobs_do_not_share_a_run(run: RunDirectory) -> None:
     assert not is_locked(run)
     with held_elsewhere(run) as child:
@@ -59,6 +60,7 @@ def test_two_jobs_do_not_share_a_run(run: RunDirectory) -> None:
         claim(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("holder", "mine"),
     [(FIRST, None), (FIRST, OTHER), (FIRST, FIRST), (SECOND, FIRST), (None, SECOND)],
@@ -74,6 +76,7 @@ def test_a_job_that_is_not_a_later_start_of_the_same_one_asks_nobody_to_leave(
         child.kill()
 
 
+@pytest.mark.slow
 def test_an_earlier_start_of_the_same_job_is_asked_to_leave(run: RunDirectory) -> None:
     with held_elsewhere(run, FIRST) as child:
         later = threading.Thread(target=claim, args=(run, SECOND, 60))
@@ -86,6 +89,7 @@ def test_an_earlier_start_of_the_same_job_is_asked_to_leave(run: RunDirectory) -
     assert not run.stop_request.exists(), "it was not for this start"
 
 
+@pytest.mark.slow
 def test_an_earlier_start_that_does_not_leave_is_named(run: RunDirectory) -> None:
     with held_elsewhere(run, FIRST) as child:
         with pytest.raises(ValueError, match=r"earlier start of job 12 on .*see to that host"):
@@ -94,6 +98,7 @@ def test_an_earlier_start_that_does_not_leave_is_named(run: RunDirectory) -> Non
         child.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b'{"host": "n", "start": {"a": 1}}'])
 def test_a_lock_without_a_name_is_just_another_job(content: bytes, run: RunDirectory) -> None:
     with held_elsewhere(run, FIRST) as child:

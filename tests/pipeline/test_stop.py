@@ -263,6 +263,7 @@ def agree(world: World, directory: Path, asked: dict[int, int]) -> tuple[int, st
         stops.close()
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_after_the_same_step(tmp_path: Path) -> None:
     for asked in ({2: 7}, {0: 50, 1: 51}, {0: 1, 1: 1, 2: 1}):
         outcomes = call_on_ranks(3, agree, tmp_path, asked)
@@ -293,6 +294,7 @@ def test_one_ctrl_c_that_comes_twice_is_one(
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_ignored_signals_do_not_end_a_process_that_is_leaving() -> None:
     program = (
         "import sys, time; from pipeline.stop import StopSignals;"

@@ -77,6 +77,7 @@ def test_who_asks_for_another_run_node_or_exporter_is_refused(tmp_path: Path) ->
             )
 
 
+@pytest.mark.slow
 def test_a_killed_exporter_leaves_no_target_to_its_successor_at_the_address(tmp_path: Path) -> None:
     port = free_port()
     first, elsewhere = make_run(tmp_path / "a", "first"), make_run(tmp_path / "b", "second")
@@ -127,6 +128,7 @@ def test_what_was_not_written_by_an_exporter_is_left_alone(tmp_path: Path) -> No
     assert drop_unanswered(tmp_path / "missing") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "num_dropped"), [(401, 0), (403, 0), (404, 1), (500, 1)])
 def test_a_proxy_that_wants_a_password_is_not_taken_for_nobody(
     status: int, num_dropped: int, tmp_path: Path
@@ -165,6 +167,7 @@ def test_runs_of_one_name_are_told_apart_in_one_folder_of_targets(tmp_path: Path
         assert found == {str(run) for run in runs}
 
 
+@pytest.mark.slow
 def test_an_exporter_gives_way_to_one_that_shall_listen_elsewhere(tmp_path: Path) -> None:
     """A run goes on within the linger of its exporter, and now it has several nodes."""
     run = make_run(tmp_path, "run")
@@ -180,6 +183,7 @@ def test_an_exporter_gives_way_to_one_that_shall_listen_elsewhere(tmp_path: Path
             assert second.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_over_tls_to_everybody_or_to_holders_of_a_certificate(
     is_closed: bool, tmp_path: Path

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,20 @@ import pytest
 from pipeline.command import help_text, parse_command
 from pipeline.config import Config, flatten
 from pipeline.recipes import RECIPES, cifar10
+from pipeline.stop_signals import STOP_SIGNALS
 from pipeline.suggestion import COMMAND_OPTIONS
 from pipeline.train import main
 
 REQUIRED = ["cifar10", "--data.shards", "shards", "--run-dir", "run"]
+
+
+@pytest.fixture(autouse=True)
+def signals_stay() -> Iterator[None]:
+    """The command leaves them ignored, as its process is about to end."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_the_least_that_is_needed() -> None:
@@ -124,6 +136,7 @@ def test_a_fork_s_source_is_a_run_and_one_of_its_checkpoints(
     assert parse_command(REQUIRED).fork_from is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [None, *RECIPES])
 def test_help_lists_every_recipe_and_every_field(
     recipe: str | None, capsys: pytest.CaptureFixture[str]

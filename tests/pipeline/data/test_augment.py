@@ -59,6 +59,7 @@ def as_rows(drawn: tuple[Shifts, Flags]) -> list[tuple[int, int, bool]]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(1, 5),
     height=st.integers(1, 12),
@@ -102,6 +103,7 @@ def test_images_that_are_not_contiguous_are_moved_alike() -> None:
     assert torch.equal(shift_and_flip(turned, *drawn), shift_and_flip(images, *drawn))
 
 
+@pytest.mark.slow
 @given(
     samples=st.lists(st.integers(0, 1_300_000), min_size=1, max_size=64),
     num_ranks=st.integers(1, 8),
@@ -129,6 +131,7 @@ def test_draws_are_uniform_and_independent_of_each_other() -> None:
     assert statistic < 49 + 5 * np.sqrt(2 * 49)  # chi-squared with 49 degrees of freedom
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1), (1, 1)])
 def test_other_seeds_and_epochs_draw_anew(seed: int, epoch: int) -> None:
     first = np.array(as_rows(draw(SHIFT_AND_FLIP, 0, 0, MANY)))

@@ -115,6 +115,7 @@ def assert_same_bytes(pair: Pair, split_name: str) -> None:
         assert content[offset : offset + num_bytes] == member
 
 
+@pytest.mark.slow
 def test_every_place_holds_the_bytes_of_the_tar(pair: Pair) -> None:
     assert_same_bytes(pair, "val")
 
@@ -179,6 +180,7 @@ def overwrite(at: int, new: bytes) -> Callable[[bytes], bytes]:
 RECORD = beton_format.RECORD_OFFSET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -214,6 +216,7 @@ def test_damaged_file_is_refused(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_wrong_byte_outside_the_images_is_refused(pair: Pair, data: st.DataObject) -> None:
     tables = beton_format.map_tables(pair.path)

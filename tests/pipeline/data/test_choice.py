@@ -86,6 +86,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_readers_are_measured_and_one_is_chosen(shards: Path) -> None:
     done = call(shards)
     assert done.returncode == 0, done.stderr
@@ -117,6 +118,7 @@ def test_images_that_no_recipe_takes_are_named() -> None:
         fitting_recipe((64, 64))
 
 
+@pytest.mark.slow
 def test_shards_at_a_url_are_measured_through_the_cache(shards: Path, tmp_path: Path) -> None:
     with serving(shards) as server:
         done = call(server.url, "--cache-dir", tmp_path, "--step-rate", 10)
@@ -125,6 +127,7 @@ def test_shards_at_a_url_are_measured_through_the_cache(shards: Path, tmp_path: 
     assert "choose --data.reader remote --data.decode_threads 1" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -120,6 +120,7 @@ def test_a_file_cut_in_training_is_replaced_or_an_error(shards: Path) -> None:
             read(reader, [9, 10, 11])
 
 
+@pytest.mark.slow
 def test_every_image_is_checked_at_least_once(shards: Path) -> None:
     for sample in range(NUM_SAMPLES):
         flip_bit(shards, sample)

@@ -48,10 +48,12 @@ def test_chosen_frames_are_mirrored_and_the_images_stay_as_they_are(flips: list[
     assert torch.equal(IMAGES, before)
 
 
+@pytest.mark.slow
 def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
     run_interpreted("tests.pipeline.data.interpreted_frames")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizes", [False, True])
 def test_the_kernel_compiles_for_an_h100(normalizes: bool) -> None:
     from pipeline.data import frames_cuda

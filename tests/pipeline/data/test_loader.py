@@ -109,6 +109,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     pytest.fail("it did not come about")
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 4), max_size=12), depth=st.integers(1, 5), pad=st.booleans())
 def test_batches_come_in_the_order_of_the_requests(sizes: list[int], depth: int, pad: bool) -> None:
     with make_loader(FakeReader(), sizes, depth=depth, pad=pad) as loader:

@@ -145,6 +145,7 @@ def test_what_is_too_long_is_cut_off(server: FlakyServer) -> None:
     assert cost.num_retries == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [

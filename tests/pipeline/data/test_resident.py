@@ -80,6 +80,7 @@ def batches_of_rank(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [[0], [0, 1], [0, 0], [0, 1, 2], [0, 0, 1, 1]], ids=str)
 @pytest.mark.parametrize("stop_early", [False, True])
 def test_every_rank_gets_the_frames_of_its_replica(replicas: list[int], stop_early: bool) -> None:

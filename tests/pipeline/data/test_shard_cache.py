@@ -223,6 +223,7 @@ def test_a_config_makes_the_cache(server: FlakyServer, folder: Path, directory: 
         assert read_manifest(cache.stage_manifest()) == read_manifest(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
@@ -362,6 +363,7 @@ def test_a_shard_is_fetched_once(server: FlakyServer, folder: Path, directory: P
     assert server.requests[NAMES[2]] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "stall", "503", "short", "long", "flip"])
 def test_a_shard_is_whole_after_any_fault(
     server: FlakyServer, folder: Path, directory: Path, fault: Fault
@@ -676,6 +678,7 @@ def test_processes_fetch_each_shard_once(
     assert server.requests["val.index.npy"] == 1
 
 
+@pytest.mark.slow
 def test_jobs_share_a_cache_smaller_than_the_set(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_needs_of_training_are_those_of_its_requests(
     ]
 
 
+@pytest.mark.slow
 @given(plan=plans(), num_positions=st.integers(1, 100))
 def test_never_more_shards_at_once(plan: BatchPlan, num_positions: int) -> None:
     assert plan.shuffle is not None

@@ -44,6 +44,7 @@ def some_images(count: int) -> torch.Tensor:
     return 70 * torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_every_layer_has_its_shape_and_parameters() -> None:
     model, found = network(), []
     for name, layer in model.named_children():
@@ -61,6 +62,7 @@ def test_every_layer_has_its_shape_and_parameters() -> None:
     assert sum(p.numel() for p in model.parameters()) == 60_965_224
 
 
+@pytest.mark.slow
 def test_the_last_windows_of_conv1_hang_over_the_edge_and_read_zeros() -> None:
     """1 + ceil((224 − 11) / 4) = 55 windows; the last begins at 216 and has 3 rows of nothing."""
     model = network().double()
@@ -118,6 +120,7 @@ def by_hand(model: AlexNet2012, images: torch.Tensor, variant: str) -> torch.Ten
     return units @ model.fc8.weight.T + model.fc8.bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["code", "paper", "none"])
 def test_the_whole_network_in_float64(variant: Any) -> None:
     model = network(10, response_norm=variant, dropout_form="original").eval()
@@ -130,6 +133,7 @@ def test_the_whole_network_in_float64(variant: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("initialization", "stds", "biases"),
     [
@@ -156,6 +160,7 @@ def test_initial_weights(
         assert torch.equal(layer.bias, torch.full_like(layer.bias, bias))
 
 
+@pytest.mark.slow
 def test_original_dropout_halves_in_evaluation_and_drops_in_training() -> None:
     model, images = network(10, dropout_form="original"), some_images(2)
     keys = torch.tensor([1, 2])
@@ -174,6 +179,7 @@ def test_original_dropout_halves_in_evaluation_and_drops_in_training() -> None:
         assert torch.equal(seen["out"], seen["in"] / 2)
 
 
+@pytest.mark.slow
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alexnet_2012 takes images of 224×224, and gets 227×227"):
         build_model(ModelConfig(name="alexnet_2012"), 10, (227, 227))

@@ -49,6 +49,7 @@ MAKERS: dict[str, Callable[[], SingleColumn]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_layer_of_single_has_its_shape_and_parameters() -> None:
     network = make_single()
     assert layer_table(network) == [
@@ -179,10 +180,12 @@ def compose_cifar(exact: Exact, images: torch.Tensor) -> torch.Tensor:
     return exact.multiply("classifier.6", units)
 
 
+@pytest.mark.slow
 def test_forward_of_single_is_the_blogs() -> None:
     assert_forward_equals(make_single(num_classes=7), compose_single, count=2)
 
 
+@pytest.mark.slow
 def test_forward_of_bn_is_the_blogs() -> None:
     assert_forward_equals(make_bn(num_classes=7), compose_bn, count=2)
 

@@ -26,6 +26,7 @@ CONFIG = ModelConfig(name="alexnet_2012", dropout_form="original")
 Tensors = dict[str, torch.Tensor]
 
 
+@pytest.mark.slow
 def test_parts_make_up_the_whole() -> None:
     torch.manual_seed(0)
     whole = build_model(CONFIG, NUM_CLASSES, (224, 224)).state_dict()
@@ -82,6 +83,7 @@ def counting() -> Iterator[list[int]]:
         dist.all_gather, dist.all_to_all_single = gather, swap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_joining_and_adding_are_right_in_both_directions(dtype: torch.dtype) -> None:
     (first, sent), (second, _) = call_on_ranks(2, joined_and_added, dtype)
@@ -122,6 +124,7 @@ def assert_close(found: torch.Tensor, exact: torch.Tensor, name: str) -> None:
     assert error <= 1e-5 * exact.abs().max(), f"{name}: {error}"
 
 
+@pytest.mark.slow
 def test_the_columns_of_two_ranks_compute_what_one_rank_does() -> None:
     whole, sent_by_one = forward_and_backward(None)
     assert sent_by_one == []
@@ -137,6 +140,7 @@ def test_the_columns_of_two_ranks_compute_what_one_rank_does() -> None:
                 assert_close(found[name], part, name)
 
 
+@pytest.mark.slow
 def test_activations_cross_where_the_paper_s_do() -> None:
     """Per image: pool2 to conv3, pool5 to fc6, fc6 to fc7, sums of fc8; and back but these."""
     for _, sent in call_on_ranks(2, forward_and_backward, 1):
@@ -152,6 +156,7 @@ def merged(world: World) -> Tensors:
     return {name: whole_of(name, part, columns) for name, part in parts.items()}
 
 
+@pytest.mark.slow
 def test_a_split_network_begins_with_the_weights_of_the_fused_one() -> None:
     torch.manual_seed(3)
     whole = build_model(CONFIG, NUM_CLASSES, (224, 224)).state_dict()
@@ -180,6 +185,7 @@ def averaged_sizes(world: World) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_averaging_begins_with_the_last_layer() -> None:
     """Most of the bytes are in fc6 to fc8, and most of the backward pass comes after them."""
     (sizes, others) = call_on_ranks(2, averaged_sizes)

@@ -128,6 +128,7 @@ def check(x: torch.Tensor, constants: NormConstants, num_columns: int, relu: Rel
     np.testing.assert_allclose(found.double(), exact, rtol=rounding, atol=4e-6)
 
 
+@pytest.mark.slow
 @each_dtype
 @each_order
 @each_number_of_columns
@@ -147,6 +148,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     check(x, constants, num_columns, relu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "num_columns", "height", "width"),
     [
@@ -167,6 +169,7 @@ def test_every_size(channels: int, num_columns: int, height: int, width: int, re
     check(maps(2, channels, height, width), CODE, num_columns, relu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 9])
 def test_other_windows(size: int) -> None:
     check(maps(2, 24, 9, 9), NormConstants(size=size, alpha=1e-3, k=1.0), 2, "after")
@@ -183,6 +186,7 @@ def test_a_denominator_is_never_0() -> None:
         NormConstants(k=0)
 
 
+@pytest.mark.slow
 @each_dtype
 def test_what_torch_calls_alpha_is_divided_by_the_windows_size(dtype: torch.dtype) -> None:
     x = maps(2, 96, 13, 13, dtype=dtype)
@@ -237,6 +241,7 @@ def test_every_nan_stays_nan_in_bfloat16(bits: int) -> None:
     assert normalize_and_pool(x, CODE, 1, "after").isnan().all()
 
 
+@pytest.mark.slow
 @each_dtype
 @each_order
 def test_of_zeros_everything_is_0(dtype: torch.dtype, relu: Relu) -> None:
@@ -309,6 +314,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         assert torch.equal(gradient, found[0][1])
 
 
+@pytest.mark.slow
 @each_order
 def test_compiled_it_is_one_graph(relu: Relu) -> None:
     layer = NormalizeAndPool(CODE, num_columns=2, relu=relu)
@@ -320,6 +326,7 @@ def test_compiled_it_is_one_graph(relu: Relu) -> None:
     assert torch.equal(gradient, compiled_gradient)
 
 
+@pytest.mark.slow
 @each_dtype
 def test_the_operation_is_what_torch_expects(dtype: torch.dtype) -> None:
     pytest.importorskip("numba")
@@ -341,6 +348,7 @@ torch.save(pooled, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_without_numba_the_results_are_the_same(tmp_path: Path) -> None:
     x = maps(2, 20, 13, 13)
     torch.save(x, tmp_path / "x")

@@ -19,10 +19,12 @@ ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-1
 TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+@pytest.mark.slow
 def test_interpreted_they_do_what_the_definition_says() -> None:
     run_interpreted("tests.pipeline.model.interpreted_kernels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_they_compile_for_an_h100(dtype: torch.dtype) -> None:
     """The interpreter takes much that the compiler does not."""

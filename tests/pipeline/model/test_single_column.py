@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ def compose(exact: Exact, images: torch.Tensor) -> torch.Tensor:
     return exact.multiply("classifier.6", units)
 
 
+@pytest.mark.slow
 def test_every_layer_has_its_shape_and_parameters() -> None:
     network = make_network()
     assert layer_table(network) == [
@@ -85,10 +87,12 @@ def test_torchvisions_weights_fit_by_name_and_shape() -> None:
     }
 
 
+@pytest.mark.slow
 def test_forward_is_torchvisions() -> None:
     assert_forward_equals(make_network(num_classes=7), compose, count=2)
 
 
+@pytest.mark.slow
 def test_weights_and_biases_are_torchs_defaults() -> None:
     weighted = weighted_layers(make_network())
     assert len(weighted) == 8
