@@ -127,7 +127,8 @@ class Quarantine:
         complaint = f"{self._places.describe(file, int(row['offset']))}: {error}"
         with self._lock:
             is_new = sample not in self._corrupt
-            self._corrupt.add(sample)
+            if len(self._corrupt) <= self._max_corrupt:  # of threads that fail at once all tell one
+                self._corrupt.add(sample)
             count = len(self._corrupt)
         if count > self._max_corrupt:
             total = f"; that makes {count} damaged images, and {self._max_corrupt} may be"
