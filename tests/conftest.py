@@ -20,6 +20,7 @@ def ffcv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FfcvProcess]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hangups_are_heeded() -> None:
-    """Under nohup they would be ignored, also by what the tests start."""
+def signals_are_heeded() -> None:
+    """Under nohup, or in the background of a script, what the tests start would ignore them."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
