@@ -347,6 +347,7 @@ class TrainingLoop:
         if parts.world.is_main:
             assert state is not None
             error = self._write_checkpoint(reason, state)
+            self._enter(Phase.AGREEING)  # only the others may wait as long as saving takes
         error = parts.world.broadcast(error)
         if error is None:
             self._saved_step = step

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.run_directory import RunDirectory
 from tests.integration.training import (
+    STEPS_PER_EPOCH,
     Keeper,
     all_rows,
     assert_same_state,
@@ -111,9 +112,14 @@ def test_the_verdict_is_told_by_a_rank_that_is_late_to_find_it(
 def test_a_rank_that_is_stopped_is_named(
     rank: int, keeper: Keeper, shards: Path, tmp_path: Path
 ) -> None:
-    """Though it may be the one that keeps the store that the others have their pulses in."""
+    """Though it may be the one that keeps the store that the others have their pulses in.
+
+    Rank 0 notices of others between saves too; while it saves itself, it may take its time.
+    """
     run, logs = tmp_path / "run", tmp_path / "logs"
-    arguments = training(shards, run, *OPTIONS, "--epochs", 1000)
+    every_epochs = 1 / STEPS_PER_EPOCH if rank else 0
+    arguments = training(shards, run, *OPTIONS, "--epochs", 1000, "--evaluation.every_epochs", 0)
+    arguments += ["--checkpoint.every_epochs", str(every_epochs)]
     with torchrun(2, "pipeline.train", arguments, logs, keeper=keeper) as child:
         wait_for_step(run, 20)  # with pulses of all ranks long in the store
         victim = ranks_of(child)[rank]
