@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 NPROC ?= 2
-TESTS_AT_ONCE ?= 3
+TESTS_AT_ONCE ?= 2
 RUNS ?= build
 EPOCHS ?= 6
 
