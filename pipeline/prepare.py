@@ -17,7 +17,7 @@ from data_prep.manifest import Manifest, manifest_sha256
 from pipeline import checkpoint
 from pipeline.batch_norm import check_parts, least_values
 from pipeline.command import Command
-from pipeline.config import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES, Config, flatten
+from pipeline.config import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES, Config, MetricsConfig, flatten
 from pipeline.console import Console
 from pipeline.data.framing import input_size
 from pipeline.data.normalize import build_normalizer
@@ -170,8 +170,9 @@ def _build(
     batches = open_batches(config, shards, plan, world, grid, resources)
     registry = CollectorRegistry()
     metrics = RankMetrics(world.rank, world.place.local_rank, registry)
+    address = _exporter_address(config.metrics, world)
     if config.metrics.enabled:
-        _publish(registry, config, run, world, resources)
+        _publish(registry, config.metrics, run, world.place, address, resources)
         resources.push(partial(_note_failure, metrics))  # the last values shall have it
     replica = Replica(model, config, world, grid)
     _warm_up(replica, plan, size, world)
@@ -295,20 +296,29 @@ def _target_steps(config: Config, plan: BatchPlan) -> int:
     return steps
 
 
+def _exporter_address(metrics: MetricsConfig, world: World) -> str | None:
+    """`choose_address` for this rank's node; None too if the node shall have no exporter.
+
+    All ranks call it together, whatever their options: these may differ from host to host.
+    """
+    nodes, address = world.gather(Node.this_one(world.place.meeting)), None
+    with world.together():
+        if metrics.enabled and metrics.exporter:
+            address = choose_address(metrics.exporter_address, nodes, world.rank)
+    return address
+
+
 def _publish(
     registry: CollectorRegistry,
-    config: Config,
+    metrics: MetricsConfig,
     run: RunDirectory,
-    world: World,
+    place: Place,
+    address: str | None,
     resources: contextlib.ExitStack,
 ) -> None:
-    """Start the node's exporter and this rank's publisher."""
-    place, metrics = world.place, config.metrics
+    """Start the node's exporter, which listens at `address`, and this rank's publisher."""
     if metrics.exporter:
-        nodes = world.gather(Node.this_one(place.meeting))
-        with world.together():
-            address = choose_address(metrics.exporter_address, nodes, world.rank)
-        if world.is_main and address is not None and not is_loopback(address):
+        if place.rank == 0 and address is not None and not is_loopback(address):
             Console(sys.stdout).line(exposure(metrics, address))
         if place.local_rank == 0:
             start_exporter(run, metrics, address)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from pipeline.config import MetricsConfig
+from pipeline.distributed import World
 from pipeline.metrics.addresses import (
     Node,
     address_towards,
@@ -17,7 +18,9 @@ from pipeline.metrics.addresses import (
     exposure,
     is_loopback,
 )
+from pipeline.prepare import _exporter_address
 from tests.pipeline.monitoring import REPOSITORY
+from tests.pipeline.ranks import call_on_ranks
 
 
 def node(name: str, address: str, boot_id: str | None = None) -> Node:
@@ -87,6 +90,26 @@ def test_what_is_exposed_is_said_in_one_line() -> None:
     closed = dataclasses.replace(encrypted, exporter_client_cafile="c.pem")
     assert "clients with a certificate, over TLS: names" in exposure(closed, "n1")
     assert "\n" not in open_to_all
+
+
+CHOICES = (
+    MetricsConfig(enabled=False),
+    MetricsConfig(exporter=False),
+    MetricsConfig(exporter_address="0.0.0.0"),
+    MetricsConfig(),
+)
+
+
+def choose_and_go_on(world: World) -> tuple[str | None, list[int]]:
+    address = _exporter_address(CHOICES[world.rank], world)
+    return address, world.gather(world.rank)
+
+
+@pytest.mark.slow
+def test_ranks_whose_metrics_differ_stay_in_step() -> None:
+    found = call_on_ranks(len(CHOICES), choose_and_go_on)
+    assert [address for address, _ in found] == [None, None, "0.0.0.0", None]
+    assert [after for _, after in found] == [[0, 1, 2, 3]] * len(CHOICES)
 
 
 IN_A_NETWORK = """\
