@@ -61,7 +61,8 @@ def take_over(replica: Replica, state: dict[str, Any], path: Path, here: Here) -
     is_same = saved["manifest_sha256"] == here.manifest_sha256
     step = before.step
     if not is_same or _batches(saved["config"]) != _batches(here.config):
-        step = round(before.step / _steps_per_epoch(path) * here.steps_per_epoch)
+        epoch = before.step / _steps_per_epoch(path)
+        step = max(1, round(epoch * here.steps_per_epoch))  # an early one may be less than half
     if step >= here.target_steps:
         raise ValueError(
             f"{path} is after epoch {step / here.steps_per_epoch:g}, and epochs is "
@@ -84,7 +85,7 @@ def _check_network(path: Path, name: str, weights: Mapping[str, torch.Tensor], h
     if num_classes != here.num_classes:
         raise ValueError(
             f"{path} tells {num_classes} classes apart, and the shard set has {here.num_classes}: "
-            "fork with a shard set of the same classes"
+            "fork with a shard set of as many classes"
         )
 
 

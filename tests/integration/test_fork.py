@@ -14,10 +14,11 @@ import torch
 from pipeline import checkpoint
 from pipeline.config import Config, ModelConfig
 from pipeline.failure import RankFailure
-from pipeline.fork import Here, take_over
+from pipeline.fork import Here, fork, take_over
+from pipeline.overrides import with_values
 from pipeline.replica import Replica
 from pipeline.run_directory import RunDirectory
-from pipeline.saved_config import to_json
+from pipeline.saved_config import from_json, to_json
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (
     STEPS_PER_EPOCH,
@@ -29,6 +30,7 @@ from tests.integration.training import (
     training,
 )
 from tests.pipeline.ranks import Job
+from tests.pipeline.worlds import SINGLE
 
 STEADY = ("--schedule.name", "constant", "--schedule.warmup_ratio", 0, "--precision", "fp32")
 """A rate that no length changes."""
@@ -111,6 +113,23 @@ def test_a_fork_may_have_other_options(straight: Path, shards: Path, tmp_path: P
     assert config_of(run)["config"]["optim"]["name"] == "adam"
 
 
+def test_a_fork_of_an_early_checkpoint_has_done_a_step(straight: Path) -> None:
+    """Of larger batches it is less than half of one."""
+    path = checkpoint.path_of(RunDirectory(straight).checkpoints, 4)
+    state = checkpoint.load(path)
+    config = with_values(from_json(config_of(straight)["config"]), {"global_batch_size": 240})
+    here = Here(
+        config=to_json(config),
+        optim=config.optim,
+        manifest_sha256="",
+        num_classes=10,
+        steps_per_epoch=1,
+        target_steps=2,
+    )
+    progress = fork(mock.Mock(spec=Replica), path, here, SINGLE)
+    assert (state["progress"]["step"], progress.step) == (4, 1)
+
+
 def test_what_cannot_go_on_says_what_can(straight: Path, shards: Path, tmp_path: Path) -> None:
     def sentence(*options: object, shards: Path = shards, run: Path = tmp_path / "new") -> str:
         with pytest.raises((RankFailure, ValueError)) as error:
@@ -121,7 +140,7 @@ def test_what_cannot_go_on_says_what_can(straight: Path, shards: Path, tmp_path:
     assert "after epoch 2, and epochs is 2: the run goes on from there" in sentence(
         *fork, *STEADY, "--epochs", 2
     )
-    assert "10 classes apart, and the shard set has 2: fork with a shard set of the same" in (
+    assert "10 classes apart, and the shard set has 2: fork with a shard set of as many" in (
         sentence(*fork, *STEADY, shards=shards_of_two_classes(tmp_path))
     )
     assert "is not another run directory with checkpoints" in sentence("--fork-from", tmp_path)
