@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from pipeline.exit_codes import FAILED
@@ -28,14 +28,20 @@ class Answers:
         self.missing: list[str] = []
 
     def to(self, name: str, question: Callable[[], T], otherwise: U) -> T | U:
-        """What `question` returns, or `otherwise` if it does not return in time."""
-        answers: SimpleQueue[T] = SimpleQueue()
-        threading.Thread(target=lambda: answers.put(question()), daemon=True).start()
-        try:
-            return answers.get(timeout=ANSWER_SECONDS)
-        except Empty:
-            self.missing.append(name)
-            return otherwise
+        """What `question` returns or raises, or `otherwise` if it does neither in time."""
+        answer: Future[T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        if answer in wait([answer], ANSWER_SECONDS).done:
+            return answer.result()
+        self.missing.append(name)
+        return otherwise
 
 
 @contextlib.contextmanager

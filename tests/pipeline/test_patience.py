@@ -21,6 +21,19 @@ def test_a_question_without_an_answer_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert answers.missing == ["the disk"]
 
 
+def test_a_question_that_fails_is_not_called_stuck() -> None:
+    """Even if what it raises is a time-out itself."""
+    answers = Answers()
+    for error in (PermissionError("no"), TimeoutError("the name server")):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(OSError, match=str(error)):
+            answers.to("the disk", fail, None)
+    assert answers.missing == []
+
+
 def test_a_meeting_that_takes_too_long_ends_the_rank() -> None:
     script = """
 import threading
