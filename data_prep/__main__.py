@@ -251,7 +251,8 @@ def _shard(options: argparse.Namespace) -> int:
     if task is not None:
         num_shards, num_read = convert_part(source, options.shards, how, task, sys.stderr)
         sys.stdout.write(
-            f"{options.shards}: {num_shards} shards of {task} are there "
+            f"{options.shards}: {num_shards} {'shard' if num_shards == 1 else 'shards'} of {task} "
+            f"{'is' if num_shards == 1 else 'are'} there "
             f"({_rate(num_read, begin)}); after the last task run "
             f"'python -m data_prep merge {options.shards}'\n"
         )

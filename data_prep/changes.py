@@ -54,7 +54,8 @@ def check_unchanged(
     if num_replaced:
         some = sorted(locator for _, locators in found for locator in locators)[:_MAX_KEPT]
         raise ConversionError(
-            f"{num_replaced} of the images in finished shards of {shards} were replaced since "
+            f"{num_replaced} {'image' if num_replaced == 1 else 'images'} in finished shards of "
+            f"{shards} {'was' if num_replaced == 1 else 'were'} replaced since "
             f"({name_some(some, num_replaced)}): put them back, give another --output or empty "
             "this one, or keep these shards as they are with --ignore-changes"
         )

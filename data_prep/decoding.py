@@ -61,6 +61,10 @@ _TURNS: Mapping[int | None, Image.Transpose] = {
 """By EXIF orientation."""
 
 
+_IMAGE_STARTS = (PNG_START, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+"""Of PNG, GIF and TIFF."""
+
+
 class RejectedImage(Exception):
     """An image that no rule makes usable."""
 
@@ -169,12 +173,20 @@ def _open(raw: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(raw))
     except UnidentifiedImageError:
+        if _names_its_format(raw):
+            what = f"it begins with {raw[:4]!r}, and its header is damaged"
+            raise RejectedImage("undecodable", what) from None
         what = f"it begins with {raw[:16]!r}, which Pillow takes for no image"
         raise RejectedImage("not_an_image", what) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise RejectedImage("too_large", str(error)) from None
     except Exception as error:  # Pillow's format readers raise anything
         raise _rejection(error) from None
+
+
+def _names_its_format(raw: bytes) -> bool:
+    """Whether it begins as only images do, of the formats that are most common beside JPEG."""
+    return raw.startswith(_IMAGE_STARTS) or (raw[:4], raw[8:12]) == (b"RIFF", b"WEBP")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -206,7 +218,7 @@ def _find_flaw(
     if is_deep:
         return "sixteen_bit"
     if image.mode in ("I", "F"):
-        what = f"{image.format} of mode {image.mode}: what its values mean is anyone's guess"
+        what = f"{image.format} of mode {image.mode}: what its values mean is unknown"
         raise RejectedImage("undecodable", what)
     if image.has_transparency_data:
         return "transparent"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _RAW_NAMES = {
     "cifar-100-": "cifar100",
 }
 """How names begin in the folders of raw data sets, and the source that reads them."""
+_CLASS_OF_IMAGENET = re.compile(r"n\d{8}\.tar")
 _OTHERS = {
     ".beton": "a .beton of ffcv: give the folder of the shard set that it was made from, and the "
     "file as --data.beton with --data.reader beton",
@@ -63,28 +65,35 @@ def describe_path(path: Path) -> str | None:
 
 def _describe_folder(path: Path, names: Collection[str]) -> str | None:
     for name in names:
+        if (path / name / "_info.json").is_file():
+            return f"it holds the shard set {name}: give {path / name}"
+    for name in names:
         if name.endswith(".json") and (found := _describe_json(path / name)) is not None:
             return f"{name} in it is {found}"
     for beginning, source in _RAW_NAMES.items():
         if any(name.startswith(beginning) for name in names):
-            return (
-                f"it seems to be raw data: make a shard set of it with 'python -m data_prep shard "
-                f"{source} --input {path} --output SHARDS'"
-            )
-    if "train" in names and (path / "train").is_dir():
-        return (
-            "it seems to be a folder of images by split and class: make a shard set of it with "
-            f"'python -m data_prep shard folder --input {path} --output SHARDS'"
-        )
+            return f"it seems to be raw data: {_make_of(source, path)}"
+    if "train" in names and (train := path / "train").is_dir():
+        entries = sorted(train.iterdir())
+        if any(entry.is_dir() for entry in entries):
+            what = "it seems to be a folder of images by split and class"
+            return f"{what}: {_make_of('folder', path)}"
+        inside = [entry.name for entry in entries]
+        if any(map(_CLASS_OF_IMAGENET.fullmatch, inside)):
+            return f"it seems to be raw data: {_make_of('imagenet', path)}"
+        if (found := _describe_folder(train, inside)) is not None:
+            return f"of its folder train: {found}"
     for name in names:
         if name.endswith(_TAR_SUFFIXES):
             return f"it holds tars ({name}), without an index; {_NOT_ADOPTED}"
         if (found := _OTHERS.get(Path(name).suffix)) is not None:
             return f"{name} in it is {found}"
-    for name in names:
-        if (path / name / "_info.json").is_file():
-            return f"it holds the shard set {name}: give {path / name}"
     return None
+
+
+def _make_of(source: str, path: Path) -> str:
+    words = f"shard {source} --input {path} --output SHARDS"
+    return f"make a shard set of it with 'python -m data_prep {words}'"
 
 
 def _describe_json(path: Path) -> str | None:

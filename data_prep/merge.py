@@ -59,6 +59,7 @@ def _describe(missing: Sequence[ShardName], outline: Outline, divisions: Sequenc
         ]
         how = f"with --num-tasks {num_tasks} --task {name_some(map(str, tasks))}"
     return (
-        f"{len(missing)} of {len(shards)} shards are missing or cut off "
+        f"{len(missing)} of {len(shards)} shards {'is' if len(missing) == 1 else 'are'} missing or "
+        f"cut off "
         f"({name_some(name.filename for name in missing)}): run the shard command again {how}"
     )

@@ -57,6 +57,13 @@ def of_timm(path: Path) -> Path:
         (touch("cifar-10-python.tar.gz"), "raw data: .* shard cifar10 --input"),
         (touch("shards/_info.json"), "it holds the shard set shards: give .*/given/shards"),
         (write_folder, r"folder of images by split and class: .* shard folder --input .*/given "),
+        (
+            touch("train/000.tar", "val/000.tar"),
+            r"of its folder train: it holds tars \(000\.tar\), w",
+        ),
+        (touch("train/a.parquet"), r"of its folder train: a\.parquet in it is a Parquet data set"),
+        (touch("train/n01440764.tar"), "raw data: .* shard imagenet --input .*/given "),
+        (touch("train/_info.json"), "it holds the shard set train: give .*/given/train"),
         (touch("notes.txt"), r"has no _info\.json; make one .* or rerun the conversion that was"),
         (file_of("a.beton"), r"is a file; .* seems to be a \.beton of ffcv: .*as --data\.beton"),
         (file_of("a.tar"), "is a file; .* seems to be one tar; give the folder of its shard set"),

@@ -6,6 +6,7 @@ import contextlib
 import io
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -226,6 +227,11 @@ def test_png_with_a_large_text_is_turned_upright() -> None:
             "remove it, or convert it to JPEG or PNG",
         ),
         (
+            lambda: b"\x89PNG\r\n\x1a\n" + b"?" * 8,
+            "undecodable: it begins with b'\\x89PNG', and its header is damaged; copy it "
+            "again from its source, or convert it to an 8-bit RGB JPEG or PNG",
+        ),
+        (
             lambda: jpeg()[:-100],
             "truncated: Corrupt JPEG data: premature end of data segment; "
             "copy it again from its source",
@@ -236,7 +242,7 @@ def test_png_with_a_large_text_is_turned_upright() -> None:
         ),
         (
             lambda: encode(Image.new("F", (8, 8)), "TIFF"),
-            "undecodable: TIFF of mode F: what its values mean is anyone's guess; copy it again "
+            "undecodable: TIFF of mode F: what its values mean is unknown; copy it again "
             "from its source, or convert it to an 8-bit RGB JPEG or PNG",
         ),
     ],
@@ -281,6 +287,13 @@ def test_ycck_is_converted() -> None:
     assert error_of(stored.pixels, Image.open(io.BytesIO(ycck_jpeg())).convert("RGB")) < 2
 
 
+def damaged_header(kind: str) -> bytes:
+    """An image that begins as its format does, and then makes no sense."""
+    content = encode(PICTURE, kind)
+    start = 12 if kind == "WEBP" else 8
+    return content[:start] + b"\xff" * 30
+
+
 BAD: dict[RejectReason, list[Callable[[], bytes]]] = {
     "empty": [bytes],
     "not_an_image": [lambda: b"<html>404</html>", lambda: b"\x1f\x8b\x08\0" + bytes(100)],
@@ -296,6 +309,7 @@ BAD: dict[RejectReason, list[Callable[[], bytes]]] = {
         lambda: encode(Image.new("F", (8, 8)), "TIFF"),
         broken_png,
         jpeg_with_a_hidden_table,
+        *(partial(damaged_header, kind) for kind in ("PNG", "GIF", "TIFF", "WEBP")),
     ],
     "too_large": [lambda: png_of_size(50_000, 50_000), lambda: png_of_size(10_000, 10_000)],
 }
