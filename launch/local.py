@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, assert_never
 
 from launch.options import misplacement_check
-from launch.outcome import outcome_of
+from launch.outcome import Outcome, outcome_of
 from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.config import ranks_per_replica
 from pipeline.console import Console
@@ -26,8 +26,6 @@ from pipeline.stop_signals import heeded_signals
 
 SHUTDOWN_SECONDS = 270
 """What ranks have to save in after a signal, before torchrun kills them."""
-
-_EXIT_CODES = {"completed": 0, "interrupted": STOPPED, "stopped": STOPPED, "stuck": STOPPED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +70,19 @@ def run(options: argparse.Namespace) -> int:
     is_told = any(row["kind"] == "end" and row["time"] >= begin for row in history)
     if code and not is_told:
         console.line(f"{command.run.path}: {outcome}; what the ranks wrote is in {log}")
-    return _EXIT_CODES.get(outcome, FAILED)
+    return exit_code_of(outcome)
+
+
+def exit_code_of(outcome: Outcome) -> int:
+    match outcome:
+        case "completed":
+            return 0
+        case "interrupted" | "stopped" | "stuck":
+            return STOPPED
+        case "failed":
+            return FAILED
+        case unknown:
+            assert_never(unknown)
 
 
 def choose_num_ranks(command: Command, num_gpus: int) -> int:

@@ -17,10 +17,12 @@ from launch.__main__ import main
 from launch.local import (
     _run_torchrun,
     choose_num_ranks,
+    exit_code_of,
     local_environment,
     num_gpus,
     torchrun_command,
 )
+from launch.outcome import Outcome
 from pipeline.command import parse_command
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run_directory import RunDirectory
@@ -306,6 +308,14 @@ def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert (child.returncode == 0) is is_ignored
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [("completed", 0), ("interrupted", 75), ("stopped", 75), ("stuck", 75), ("failed", 1)],
+)
+def test_each_outcome_has_its_exit_code(outcome: Outcome, code: int) -> None:
+    assert exit_code_of(outcome) == code
 
 
 @pytest.mark.parametrize(
