@@ -25,7 +25,7 @@ UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
 class PathOptionError(ValueError, argparse.ArgumentTypeError):
-    """A path was given that begins with the `~` of nobody."""
+    """A path was given that is empty, or begins with the `~` of nobody."""
 
 
 def expanded(text: str) -> str:
@@ -45,8 +45,10 @@ def expanded(text: str) -> str:
 def path_option(text: str) -> Path:
     """The path that `text`, an option or argument of a command line, means: every one is read here.
 
-    Raises `PathOptionError`.
+    Raises `PathOptionError`, also if it is empty: the variable of a script may not be set.
     """
+    if not text:
+        raise PathOptionError("the path is empty; give . for the current folder")
     return Path(expanded(text))
 
 

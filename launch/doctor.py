@@ -7,9 +7,9 @@ import contextlib
 import subprocess
 import sys
 
-from data_prep.files import expanded
+from data_prep.files import path_option
 from launch.local import local_environment, num_gpus, torchrun_command
-from pipeline.config import located
+from pipeline.config import location_option
 
 _OPTIONS = ("shards", "run_dir", "decode_threads", "device")
 """Those of `pipeline.doctor`."""
@@ -22,8 +22,10 @@ _LEAVING_SECONDS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, help="ranks; default: one a GPU, on CPUs one")
-    parser.add_argument("--shards", type=located, help="the shard set that is to be trained on")
-    parser.add_argument("--run-dir", type=expanded, help="where the run is to go")
+    parser.add_argument(
+        "--shards", type=location_option, help="the shard set that is to be trained on"
+    )
+    parser.add_argument("--run-dir", type=path_option, help="where the run is to go")
     parser.add_argument("--decode-threads", type=int, help="data.decode_threads of the run")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), help="distributed.device of the run"

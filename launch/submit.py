@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.__main__ import parse as parse_sharding
@@ -17,6 +17,7 @@ from launch.slurm import TrainingCommand, render_merge, render_prepare, render_t
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
 from pipeline.command import Command, asks_for_help, help_text, parse_command
 from pipeline.metrics.addresses import check_reachable
+from pipeline.overrides import locations_of
 
 _TRAIN_LOG = "slurm-%j.log"
 
@@ -126,12 +127,19 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
         _check_is_mounted(spec, "--fork-from", command.fork_from.run.path)
     if not command.config.data.is_remote:
         _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
-    data = command.config.data
-    places = (command.run.path, *map(Path, (data.shards, data.beton, data.cache_dir)))
-    arguments = without_tilde(arguments, *places)
+    arguments = without_tilde(arguments, *_places(command))
     script = render_train(spec, _training_command(command, arguments))
     python = _python_of(spec)
     return [Job(f"train {command.recipe}", script, logs, python, is_training=True)]
+
+
+def _places(command: Command) -> Iterator[Path]:
+    """All that the command may name by a `~`."""
+    yield command.run.path
+    yield from map(Path, locations_of(command.config))
+    if command.fork_from is not None:
+        yield command.fork_from.run.path
+        yield Path(str(command.fork_from))
 
 
 def _python_of(spec: JobSpec) -> str | None:

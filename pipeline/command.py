@@ -63,6 +63,8 @@ def parse_command(arguments: Sequence[str]) -> Command:
     config = with_values(recipe_config(recipe), values)
     if not run_dir:
         raise ValueError("--run-dir is missing; give the directory that this run's files go to")
+    if source == "":
+        raise ValueError("--fork-from is empty; give the --run-dir of the run to begin at")
     if not config.data.shards:
         raise ValueError("--data.shards is missing; give the directory or URL of the shard set")
     return Command(

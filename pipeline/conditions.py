@@ -64,11 +64,14 @@ def why_idle(
 ) -> str | None:
     """Why the field `name` has no effect beside these `values`, or None if it has one.
 
-    A condition holds only if the field that it looks at has an effect itself. One on a fact that
-    is not among the values yet counts as holding.
+    A condition holds only if the field that it looks at has an effect itself; one on the field
+    `name` is on its value alone. One on a fact that is not among the values yet counts as holding.
     """
     for alternatives in needs_of(fields[name]):
-        reasons = [_why_unmet(condition, values, fields) for condition in alternatives]
+        reasons = [
+            _why_unmet(condition, values, {} if condition.name == name else fields)
+            for condition in alternatives
+        ]
         if None not in reasons:
             return reasons[0] if len(reasons) == 1 else _neither(alternatives)
     return None

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never, get_args
 
 from data_prep.files import path_option
 from pipeline.conditions import (
@@ -89,7 +89,12 @@ def located(text: str) -> str:
 
     Raises `PathOptionError` for the `~` of nobody.
     """
-    return text if is_url(text) or not text else str(path_option(text).absolute())
+    return location_option(text) if text else text
+
+
+def location_option(text: str) -> str:
+    """The same of an option that is left out where there is none: empty it is an error, too."""
+    return text if is_url(text) else str(path_option(text).absolute())
 
 
 def ranks_per_replica(columns: Layout) -> int:
@@ -109,6 +114,7 @@ _ADAM = one_of("optim.name", "adam", "adamw")
 _OF_2012 = one_of("model.name", "alexnet_2012")
 _CROPS = given("augment.crop_pixels")
 _ADDS_COLOR = above_zero("augment.color_noise")
+_CHANGING = tuple(name for name in get_args(ScheduleName) if name != "constant")
 _PUBLISHES = one_of("metrics.enabled", True)
 _EXPORTS = one_of("metrics.exporter", True)
 
@@ -379,7 +385,9 @@ class ScheduleConfig:
     """What each drop multiplies the rate by."""
     patience_evaluations: int = conditional(3, one_of("schedule.name", "plateau"))
     """Evaluations in a row without a lower loss after which the rate drops."""
-    biases: BiasSchedule = "follow"
+    biases: BiasSchedule = conditional(
+        "follow", (one_of("schedule.name", *_CHANGING), one_of("schedule.biases", "halfway"))
+    )
     """Biases drop with the weights, never (net 145 of 2012), or to a tenth at half of the run (net
     170)."""
     conv1_step_epochs: tuple[float, ...] = ()

@@ -28,7 +28,7 @@ from data_prep.files import path_option
 from data_prep.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.pixels import is_compiled
 from data_prep.streams import exit_code_when_told, open_streams
-from pipeline.config import DistributedConfig, is_url, located
+from pipeline.config import DistributedConfig, is_url, location_option
 from pipeline.console import Console
 from pipeline.distributed import Place, World, connect
 from pipeline.exit_codes import FAILED
@@ -284,12 +284,15 @@ def _find_shards(shards: str | None) -> tuple[str | None, int]:
 
 def _find_room(run_dir: Path) -> int | str:
     """Free bytes where the run directory is or would be."""
-    folder = run_dir.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        return f"{folder} cannot be written to: give another --run-dir"
-    return _free_bytes(folder)
+    try:
+        folder = run_dir.resolve()
+        while not folder.exists():
+            folder = folder.parent
+        if folder.is_dir() and os.access(folder, os.W_OK):
+            return _free_bytes(folder)
+    except OSError as error:
+        return f"{run_dir} cannot be looked at ({error.strerror}): give another --run-dir"
+    return f"{folder} cannot be written to: give another --run-dir"
 
 
 def _free_bytes(folder: Path) -> int:
@@ -375,7 +378,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.doctor", description="Check a machine, or several, for training."
     )
-    parser.add_argument("--shards", type=located, help="the shard set that all ranks must find")
+    parser.add_argument(
+        "--shards", type=location_option, help="the shard set that all ranks must find"
+    )
     parser.add_argument(
         "--run-dir", type=path_option, default=Path(), help="where the run is to go"
     )
@@ -395,8 +400,9 @@ def examine(options: argparse.Namespace) -> int:
         save_timeout_seconds=_DEADLINE_SECONDS,
     )
     with connect(place, config) as world:
-        own = collect(place, world.device, options)
         with deadline("the gathering of the answers"):
+            with world.together():
+                own = collect(place, world.device, options)
             facts = world.gather(own)
         checks = judge(facts, options.decode_threads)
         with deadline("all-reduce"):

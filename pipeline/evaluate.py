@@ -21,7 +21,7 @@ from torch import nn
 from data_prep.files import expanded, path_option
 from data_prep.streams import exit_code_when_told, open_streams
 from pipeline import checkpoint
-from pipeline.config import located
+from pipeline.config import location_option
 from pipeline.console import Console, evaluation_table
 from pipeline.data.framing import input_size
 from pipeline.data.preprocess import Viewer
@@ -61,11 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shards",
-        type=located,
+        type=location_option,
         help="where the shard set is now, or another one with the same classes",
     )
     parser.add_argument(
-        "--cache-dir", type=located, help="where shards at a URL are staged on this host"
+        "--cache-dir", type=location_option, help="where shards at a URL are staged on this host"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser

@@ -17,6 +17,8 @@ from pipeline.overrides import with_values
 from pipeline.run_directory import RunDirectory
 from pipeline.settings import Settings
 
+_FLAGS = {"data.shards": "--shards", "data.cache_dir": "--cache-dir"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatedShards:
@@ -72,7 +74,7 @@ def _with_shards(config: Config, shards: str | None, cache_dir: str | None) -> C
         values |= {"data.shards": shards, "data.reader": "remote" if is_url(shards) else "tar"}
     if cache_dir is not None:
         values["data.cache_dir"] = cache_dir
-    return with_values(config, values, {"data.cache_dir": "--cache-dir"})
+    return with_values(config, values, _FLAGS)
 
 
 def _own_shards(

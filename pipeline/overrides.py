@@ -21,15 +21,6 @@ _NONE_WORDS = ("none", "null")
 _BOOLEANS = {"true": True, "false": False}
 
 
-def apply_overrides(config: Config, arguments: Sequence[str]) -> Config:
-    """A copy of `config` with the fields that `arguments` name: `--a.b VALUE` or `--a.b=VALUE`.
-
-    Raises `ValueError` for an unknown field, a value of the wrong type or one out of range, and for
-    a field without an effect.
-    """
-    return with_values(config, parse_overrides(arguments))
-
-
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """The values of `arguments` by dotted name. Raises `ValueError`."""
     kinds = dict(leaf_types(Config))
@@ -48,7 +39,7 @@ def with_values(
 
     What has no effect beside them falls back to its default, so that `alexnet_2012` can have
     another schedule. Raises `ValueError` if it is one of the `values` itself, or one cannot be.
-    `flags` names the options of another command than training that gave a value.
+    `flags` names the options of another command than training that give a value.
     """
     all_values = {name: value for name, _, value in flatten(config)} | dict(values)
     check_effects(values, all_values, flags)
@@ -57,7 +48,13 @@ def with_values(
         for name, entry in FIELDS.items()
         if why_idle(name, all_values, FIELDS) is not None
     }
-    return _replace(config, {**values, **idle})
+    try:
+        return _replace(config, {**values, **idle})
+    except ValueError as error:
+        sentence = str(error)
+        for name, flag in (flags or {}).items():
+            sentence = sentence.replace(name, flag)
+        raise ValueError(sentence) from None
 
 
 def check_effects(
@@ -74,6 +71,12 @@ def locations_given(arguments: Sequence[str]) -> dict[str, str]:
     """What `arguments` say for the fields that hold a `Location`, by dotted name."""
     kinds = dict(leaf_types(Config))
     return {name: text for name, text in _pairs(arguments) if kinds.get(name) == Location}
+
+
+def locations_of(config: Config) -> list[str]:
+    """What the fields that hold a `Location` hold, but for those that are empty."""
+    values = {name: value for name, _, value in flatten(config)}
+    return [values[name] for name, kind in leaf_types(Config) if kind == Location and values[name]]
 
 
 def leaf_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

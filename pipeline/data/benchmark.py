@@ -27,7 +27,7 @@ import torch
 from data_prep.manifest import Manifest
 from data_prep.pixels import is_compiled
 from data_prep.streams import exit_code_when_told, open_streams
-from pipeline.config import Config, DistributedConfig, is_url, located
+from pipeline.config import Config, DistributedConfig, is_url, location_option
 from pipeline.data.batch import Batches
 from pipeline.data.choice import Measurement, choose, table
 from pipeline.data.frames import take_frames
@@ -137,7 +137,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def candidates(config: Config, manifest: Manifest, beton: str) -> Iterator[Config | str]:
+def candidates(config: Config, manifest: Manifest, beton: str | None) -> Iterator[Config | str]:
     """The configurations to measure, and sentences about what is left out."""
     cores = len(os.sched_getaffinity(0))
     yield from _with_threads(config, {1, cores})
@@ -182,7 +182,8 @@ def configured(recipe: str, options: argparse.Namespace) -> Config:
     values = {"data.shards": options.shards, "data.reader": reader}
     if options.cache_dir is not None:
         values["data.cache_dir"] = options.cache_dir
-    config = with_values(recipe_config(recipe), values, {"data.cache_dir": "--cache-dir"})
+    flags = {"data.shards": "SHARDS", "data.cache_dir": "--cache-dir"}
+    config = with_values(recipe_config(recipe), values, flags)
     # One rank alone, on the host's memory or one device: what ranks share is not measured here.
     return dataclasses.replace(config, distributed=DistributedConfig())
 
@@ -240,15 +241,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure the readers that are possible here and say which to choose.",
     )
     parser.add_argument(
-        "shards", type=located, metavar="SHARDS", help="directory or URL of the shard set"
+        "shards", type=location_option, metavar="SHARDS", help="directory or URL of the shard set"
     )
     parser.add_argument(
         "--recipe", choices=sorted(RECIPES), help="default: the first that takes these images"
     )
     parser.add_argument(
-        "--beton", type=located, default="", metavar="FILE", help="the shard set's .beton"
+        "--beton", type=location_option, metavar="FILE", help="the shard set's .beton"
     )
-    parser.add_argument("--cache-dir", type=located, metavar="DIR", help="where a URL is staged")
+    parser.add_argument(
+        "--cache-dir", type=location_option, metavar="DIR", help="where a URL is staged"
+    )
     parser.add_argument("--seconds", type=_positive, default=5.0, help="for each; %(default)s")
     parser.add_argument(
         "--step-rate",

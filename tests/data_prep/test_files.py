@@ -26,6 +26,7 @@ from data_prep.files import (
     write_atomically,
 )
 from data_prep.locks import is_locked, locked
+from pipeline.config import location_option
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,6 @@ from data_prep.locks import is_locked, locked
         ("./~/shards", "./~/shards"),
         ("a/~b", "a/~b"),
         ("https://host/~me/shards", "https://host/~me/shards"),
-        ("", ""),
     ],
 )
 def test_a_tilde_is_a_home_directory(text: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +53,17 @@ def test_the_tilde_of_nobody_is_refused() -> None:
     parser.add_argument("--output", type=path_option)
     with pytest.raises(argparse.ArgumentError, match=r"--output: ~no\.body/x: ~no\.body is no"):
         parser.parse_args(["--output=~no.body/x"])
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    """A script's variable that is not set would make it so."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--output", type=path_option)
+    parser.add_argument("--shards", type=location_option)
+    for word in ("--output=", "--shards="):
+        with pytest.raises(argparse.ArgumentError, match=r": the path is empty; give \. for the c"):
+            parser.parse_args([word])
+    assert parser.parse_args(["--output=."]).output == Path()
 
 
 WRITE_HALF = """

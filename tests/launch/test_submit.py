@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
+from pipeline.config import Config, Location
+from pipeline.overrides import leaf_types
 
 CPU = ("--gpus-per-node", 0, "--ranks-per-node", 2)
 
@@ -54,6 +56,27 @@ def test_scripts_hold_the_home_directory_of_this_host(
         f"python=({tmp_path}/venv/bin/python)",
     ):
         assert words in text
+
+
+def test_no_path_of_training_keeps_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local = [name for name, kind in leaf_types(Config) if kind == Location]
+    local.remove("data.cache_dir")
+    assert len(local) > 4
+    for names, values in (
+        (local, ("--data.reader=beton",)),
+        (["data.cache_dir"], ("--data.reader=remote", "--data.shards=http://h/s")),
+    ):
+        words = [f"--{name}=~/{name}" for name in names]
+        for source in ("~/old", "~/old@best", "~/me@home"):
+            fork = ("--fork-from", source, "--run-dir=~/run")
+            assert slurm("train", "--dry-run", *CPU, "cifar10", *words, *values, *fork) == 0
+            text = capsys.readouterr().out
+            assert "~" not in text
+            assert f"--fork-from {tmp_path}{source[1:]} --run-dir={tmp_path}/run" in text
+            assert all(f"--{name}={tmp_path}/{name} " in text for name in names)
 
 
 RUN = ("cifar10", "--run-dir", "r", "--data.shards", "s")

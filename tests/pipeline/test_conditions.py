@@ -37,6 +37,7 @@ from pipeline.model.columns import BOTH
 from pipeline.model.network import Network
 from pipeline.optim import build_optimizer, set_rates
 from pipeline.overrides import with_values
+from pipeline.recipes import recipe_config
 from pipeline.schedule import Position, Rates, learning_rates
 
 
@@ -118,6 +119,7 @@ OTHER_VALUES: dict[str, Any] = {
     "schedule.step_epochs": (1.0,),
     "schedule.factor": 0.5,
     "schedule.patience_evaluations": 1,
+    "schedule.biases": "constant",
     "schedule.conv1_step_epochs": (3.0,),
     "schedule.conv1_freeze_epoch": 2.0,
     "optim.momentum": 0.5,
@@ -258,6 +260,15 @@ def test_a_field_makes_a_difference_where_it_may_be_given(
         assert rates_of(config.optim, schedule) == before
 
 
+def test_biases_have_a_drop_of_their_own_beside_a_rate_that_stays() -> None:
+    steady = with_values(Config(), {"schedule.name": "constant"})
+    assert rates_of_a_run(with_values(steady, {"schedule.biases": "halfway"})) != (
+        rates_of_a_run(steady)
+    )
+    recipe = with_values(recipe_config("alexnet_2012"), {"schedule.name": "constant"})
+    assert recipe.schedule.biases == "follow", "what its own value comes to here"
+
+
 def values_of(config: Config) -> dict[str, object]:
     return {name: value for name, _, value in flatten(config)}
 
@@ -307,3 +318,7 @@ def test_an_option_of_evaluation_without_effect_is_refused() -> None:
     ):
         _with_shards(config, "/here", "/c")
     assert _with_shards(config, None, "/d").data.cache_dir == "/d"
+    with pytest.raises(
+        ValueError, match=r"\A--shards is the URL http://h/s without --cache-dir; exp"
+    ):
+        _with_shards(Config(), "http://h/s", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -133,6 +134,24 @@ def test_the_instruction_sets_mean_a_precision(changes: dict[str, Any], sentence
     (check,) = (check for check in judge(facts(**changes), 1) if check.title == "precision")
     assert check.is_right
     assert check.text.startswith(sentence)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_run_directory_that_may_not_be_looked_at_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    script = """
+import os, sys
+from pathlib import Path
+from pipeline.doctor import _find_room
+
+os.seteuid(65534)
+print(_find_room(Path(sys.argv[1])))
+"""
+    where = tmp_path / "closed/runs/x"
+    command = [sys.executable, "-c", script, str(where)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    expected = f"{where} cannot be looked at (Permission denied): give another --run-dir\n"
+    assert done.stdout == expected
 
 
 def examine(*options: object) -> subprocess.CompletedProcess[str]:

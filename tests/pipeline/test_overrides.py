@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import pytest
 
 from pipeline.conditions import needs_of, why_idle
 from pipeline.config import FIELDS, Config, OptimConfig, ScheduleConfig, flatten
-from pipeline.overrides import apply_overrides, describe_fields
+from pipeline.overrides import describe_fields, parse_overrides, with_values
 from pipeline.recipes import RECIPES
 from pipeline.suggestion import _SYNONYMS, COMMAND_OPTIONS
+
+
+def overridden(config: Config, arguments: Sequence[str]) -> Config:
+    """As a command of training has it."""
+    return with_values(config, parse_overrides(arguments))
 
 
 def field_of(config: Config, name: str) -> Any:
@@ -41,7 +47,7 @@ def field_of(config: Config, name: str) -> Any:
 )
 def test_a_field_is_replaced(arguments: str, name: str, value: object) -> None:
     config = Config()
-    found = apply_overrides(config, shlex.split(arguments))
+    found = overridden(config, shlex.split(arguments))
     assert field_of(found, name) == value
     assert type(field_of(found, name)) is type(value)
     others = [other for other in FIELDS if other != name]
@@ -53,23 +59,23 @@ def test_a_field_is_replaced(arguments: str, name: str, value: object) -> None:
 @pytest.mark.parametrize("word", ["none", "None", "null"])
 def test_an_optional_field_is_emptied(word: str) -> None:
     config = Config(optim=OptimConfig(clip_norm=1.0))
-    assert apply_overrides(config, ["--optim.clip_norm", word]).optim.clip_norm is None
+    assert overridden(config, ["--optim.clip_norm", word]).optim.clip_norm is None
 
 
 def test_a_tuple_is_emptied() -> None:
     config = Config(schedule=ScheduleConfig(conv1_step_epochs=(1.0,)))
-    found = apply_overrides(config, ["--schedule.conv1_step_epochs", ""])
+    found = overridden(config, ["--schedule.conv1_step_epochs", ""])
     assert found.schedule.conv1_step_epochs == ()
 
 
 def test_no_arguments_change_nothing() -> None:
-    assert apply_overrides(Config(), []) == Config()
+    assert overridden(Config(), []) == Config()
 
 
 def test_values_are_checked_together_and_not_one_by_one() -> None:
     """The first is not possible without the second."""
     arguments = "--schedule.name step --schedule.step_epochs 5"
-    config = apply_overrides(Config(), shlex.split(arguments))
+    config = overridden(Config(), shlex.split(arguments))
     assert config.schedule.step_epochs == (5.0,)
 
 
@@ -98,7 +104,7 @@ def test_values_are_checked_together_and_not_one_by_one() -> None:
 )
 def test_what_cannot_be_is_said_in_one_sentence(arguments: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as error:
-        apply_overrides(Config(), shlex.split(arguments))
+        overridden(Config(), shlex.split(arguments))
     assert sentence in str(error.value)
 
 
@@ -118,7 +124,7 @@ def test_help_shows_flags_that_give_the_recipe(name: str) -> None:
     pairs = zip(flags[::2], flags[1::2], strict=True)
     words = [word for flag, value in pairs if flag not in idle for word in (flag, value)]
     assert len(words) > len(idle) > 0
-    assert apply_overrides(Config(), words) == config
+    assert overridden(Config(), words) == config
 
 
 def idle_fields(config: Config) -> set[str]:
@@ -156,6 +162,12 @@ def idle_fields(config: Config) -> set[str]:
             "cifar10",
             "--schedule.factor 0.5",
             "schedule.name step or plateau or schedule.conv1_step",
+        ),
+        (
+            "cifar10",
+            "--schedule.name constant --schedule.biases constant",
+            "--schedule.biases has no effect: it needs schedule.name cosine or linear or step or "
+            "dexp or plateau or schedule.biases halfway; leave it out",
         ),
         ("alexnet_2012", "--augment.crop_min_area 0.1", "augment.crop_place random_resized, and "),
         (
@@ -203,7 +215,7 @@ def idle_fields(config: Config) -> set[str]:
 )
 def test_an_option_without_effect_is_refused(recipe: str, arguments: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r"\A--[^\n]+; leave it out\Z") as error:
-        apply_overrides(RECIPES[recipe](), shlex.split(arguments))
+        overridden(RECIPES[recipe](), shlex.split(arguments))
     assert sentence in str(error.value)
 
 
@@ -214,7 +226,7 @@ def test_what_a_recipe_gives_falls_back_where_a_choice_leaves_it_without_effect(
     """Config refuses to be made otherwise; what has an effect stays."""
     arguments = "--schedule.name cosine --optim.name adam --augment.color_noise 0"
     before = RECIPES[recipe]()
-    config = apply_overrides(before, arguments.split())
+    config = overridden(before, arguments.split())
     idle = idle_fields(config)
     assert {"schedule.step_epochs", "optim.nesterov", "augment.color_noise_until_epoch"} < idle
     assert all(field_of(config, name) == FIELDS[name].default for name in idle)
@@ -248,7 +260,7 @@ def test_what_a_recipe_gives_falls_back_where_a_choice_leaves_it_without_effect(
 )
 def test_an_unknown_option_names_the_one_that_was_meant(option: str, meant: str | None) -> None:
     with pytest.raises(ValueError, match=f"unknown option --{option.replace('-', '_')}; ") as error:
-        apply_overrides(Config(), [f"--{option}", "1"])
+        overridden(Config(), [f"--{option}", "1"])
     hint = "" if meant is None else f"did you mean {meant} "
     assert str(error.value).endswith(f"; {hint}--help lists them all")
 

@@ -99,6 +99,10 @@ def test_paths_are_those_that_a_shell_would_mean(
         ([*REQUIRED, "--epochs", "0"], "epochs is 0"),
         ([*REQUIRED, "--global_batch_size", "2.5"], "expected a whole number"),
         ([*REQUIRED, "run"], "unexpected argument 'run'"),
+        (
+            [*REQUIRED, "--fork-from="],
+            "--fork-from is empty; give the --run-dir of the run to begin",
+        ),
         ([*REQUIRED, "--run-dir=~no.body/x"], "~no.body is no user's home directory; give ./~no"),
         ([*REQUIRED, "--data.shards=~no.body"], "~no.body is no user's home directory"),
         ([*REQUIRED, "--precision", "fp8"], "expected one of auto, fp32, bf16, fp16"),
