@@ -114,9 +114,12 @@ def _remove(folder: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what a killed `save` or `prune` left."""
+    """Delete what a killed `save`, `prune` or `mark_best` left."""
     for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -236,7 +239,8 @@ def mark_best(directory: Path, step: int) -> bool:
 def _marked_best(directory: Path) -> Path:
     """The checkpoint that `best` names, as a link or in words, or where the link would be."""
     best = directory / BEST
-    return path_of(directory, step_of(Path(best.read_text()))) if best.is_file() else best
+    name = best.read_text(errors="replace").strip() if best.is_file() else ""
+    return directory / name if _NAME.fullmatch(name) else best
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -211,12 +211,36 @@ def test_without_links_a_file_names_the_best(
     assert checkpoint.mark_best(directory, 10)
     assert not (directory / BEST).is_symlink()
     assert checkpoint.named(directory, BEST) == three[2]
+    (directory / BEST).write_text(f"{three[2].name}\n")  # as an editor leaves it
+    assert checkpoint.named(directory, BEST) == three[2]
     checkpoint.prune(directory, keep=1)
     assert sorted(path.name for path in directory.iterdir()) == [
         BEST,
         "step-00000010",
         "step-00000030",
     ]
+
+
+@pytest.mark.parametrize("content", [b"", b"..", b"step-10", b"\xff"])
+def test_a_file_that_names_no_checkpoint_is_no_best(
+    directory: Path, three: list[Path], content: bytes
+) -> None:
+    (directory / BEST).write_bytes(content)
+    with pytest.raises(CheckpointError, match="no checkpoint 'best': expected newest"):
+        checkpoint.named(directory, BEST)
+    checkpoint.prune(directory, keep=2)
+    assert checkpoint.paths(directory) == three[:2]
+
+
+def test_all_that_a_kill_leaves_unfinished_is_deleted(directory: Path, three: list[Path]) -> None:
+    """Folders of checkpoints, the file that names the best, and the link to it."""
+    (directory / ".tmp-step-00000040").mkdir()
+    (directory / ".tmp-step-00000040" / "state.pt").touch()
+    (directory / ".tmp-best-0a1b2c3d").touch()
+    (directory / ".tmp-best").symlink_to(three[0].name)
+    checkpoint.remove_leftovers(directory)
+    assert sorted(directory.iterdir()) == sorted(three)
+    assert_is_state_of(checkpoint.load(three[0]), 30)
 
 
 def test_damaged_ones_that_a_run_goes_on_without_are_no_spares(
