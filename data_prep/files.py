@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"
 """How the name of an unfinished file begins; `remove_leftovers` finds it by that."""
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""How Python keeps the bytes of a name that are no UTF-8."""
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -50,6 +54,11 @@ def path_option(text: str) -> Path:
     if not text:
         raise PathOptionError("the path is empty; give . for the current folder")
     return Path(expanded(text))
+
+
+def as_text(name: str) -> str:
+    """`name` as it can be shown: U+FFFD stands for each byte of a path that is no text."""
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", name)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ One exporter serves a run on a node, whoever starts another, and no other run (s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import os
@@ -25,14 +26,14 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from data_prep.files import describe, path_option
+from data_prep.files import describe, path_option, remove_leftovers
 from data_prep.streams import open_streams
 from pipeline.config import MetricsConfig
 from pipeline.metrics.addresses import LOOPBACK
 from pipeline.metrics.discovery import Claim, Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
-from pipeline.metrics.pages import Identity, application, listen
+from pipeline.metrics.pages import Identity, application, explained, hash_certificates, listen
 from pipeline.port import port_number
 from pipeline.run_directory import RunDirectory
 
@@ -124,8 +125,8 @@ def _stay(
 def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, targets: Path) -> None:
     """Serve the run's ranks on this node until they are gone, or SIGTERM or SIGINT comes.
 
-    Returns at once if another exporter does so already, at the same `address`; one at another has
-    to leave. Raises `OSError` if it cannot listen.
+    Returns at once if another exporter does so already as asked for here; one at another `address`,
+    or with other certificates, has to leave. Raises `OSError` if it cannot listen.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,33 +135,30 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
     run.metrics.mkdir(exist_ok=True)
     claim = Claim(run.metrics / f"exporter-{host}.lock")
     scheme = "https" if metrics.exporter_certfile else "http"
-    if not claim.take():
-        wanted = address and f"{scheme}://{location_of(address, 0, host).removesuffix('0')}"
-        is_at_another = bool(wanted and claim.owner and not claim.owner.startswith(wanted))
-        if not is_at_another or not claim.take_over():
-            sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
-            return
+    place = location_of(address, 0, host).removesuffix("0") if address else ""
+    address = address or LOOPBACK
+    with explained(address, metrics):
+        certificates = hash_certificates(metrics)  # before another one leaves for them
+    end = f", certificates {certificates}" if certificates else ""
+    if not claim.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
+        sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
+        return
     identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
     collector = NodeCollector(run.metrics, host)
     registry = CollectorRegistry()
     registry.register(collector)
     registry.register(NodeOutcomes(run, host))
     registry.register(identity)
-    address = address or LOOPBACK
-    try:
+    with explained(address, metrics):
         port = listen(address, metrics, application(registry, identity))
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {address}:{metrics.exporter_port}: {error.strerror or error}; "
-            "give an --address of this host, a --port from 1024 to 65535, and certificates that "
-            "can be read, if any"
-        ) from None
     socket.setdefaulttimeout(_CLIENT_SECONDS)  # a client that says nothing holds up the next one
     location = location_of(address, port, host)
     target = Target(targets, _target_name(run, targets), identity, address=location, scheme=scheme)
-    server = f"{scheme}://{location}/metrics, process {os.getpid()}"
+    server = f"{scheme}://{location}/metrics, process {os.getpid()}{end}"
     claim.owner = server
     sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
+    with contextlib.suppress(OSError):  # another user's
+        remove_leftovers(targets, {target.path.name})
     target.announce()
     # Of others that were here, or of this run's on nodes that it has lost.
     for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
@@ -193,10 +191,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address",
         help="0.0.0.0 to serve other hosts too; an exporter of this run and node at another "
-        f"address then leaves; default: its own, or {LOOPBACK} if there is none",
+        f"address then leaves; default: wherever one serves already, else {LOOPBACK}",
     )
     for name, text in (
-        ("--certfile", "certificate (PEM) to serve over TLS with; default: no TLS"),
+        (
+            "--certfile",
+            "certificate (PEM) to serve over TLS with; an exporter of this run and node with "
+            "another, or without, then leaves; default: no TLS",
+        ),
         ("--keyfile", "its private key (PEM)"),
         ("--client-cafile", "serve only who shows a certificate of one of these authorities (PEM)"),
     ):

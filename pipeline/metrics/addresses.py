@@ -113,9 +113,11 @@ def exposure(metrics: MetricsConfig, address: str) -> str:
         readers = "everybody who reaches it, over TLS"
     else:
         readers = "everybody who reaches it, not encrypted"
+    first = metrics.exporter_port
+    port = f"the first free port from {first} on" if first else "any free port"
     return (
-        f"metrics: each node serves its ranks' from port {metrics.exporter_port} on, here at "
-        f"{address}, to {readers}: names and folder of run and hosts, speeds, losses, accuracies"
+        f"metrics: each node serves those of its ranks on {port}, here at {address}, to {readers}: "
+        "names and folder of run and hosts, speeds, losses, accuracies"
     )
 
 

@@ -58,6 +58,17 @@ class Claim:
             os.utime(self._path)
         return False
 
+    def take_unless_served(self, begin: str, end: str) -> bool:
+        """Take it, also from an owner whose words do not begin and end so: it is asked to leave.
+
+        One that has said nothing yet stays.
+        """
+        if self.take():
+            return True
+        owner = self.owner
+        is_other = owner != "" and not (owner.startswith(begin) and owner.endswith(end))
+        return is_other and self.take_over()
+
     def take_over(self) -> bool:
         """Ask the owner to leave, by deleting its words, and wait for that."""
         self._file.truncate(0)
@@ -160,15 +171,14 @@ class _Announced:
             ((address,), labels) = entry["targets"], dict(entry["labels"])
         except (OSError, KeyError, TypeError, ValueError):
             return None
-        if not {"run", "node"} <= labels.keys():
+        if not {"run", "node", _EXPORTER} <= labels.keys():
             return None
         return cls(path=path, content=content, address=str(address), labels=labels)
 
     def is_answered(self) -> bool:
         """Whether the exporter that it stands for is there, as far as that can be told."""
         query = {name: self.labels[name] for name in ("run", "node")}
-        if _EXPORTER in self.labels:
-            query["exporter"] = self.labels[_EXPORTER]
+        query["exporter"] = self.labels[_EXPORTER]
         scheme = self.labels.get("__scheme__", "http")
         url = f"{scheme}://{self.address}/metrics?{urlencode(query)}"
         try:

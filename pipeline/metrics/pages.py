@@ -6,17 +6,22 @@ another one's target leads to refuses: such a target is down, and never shows an
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import html
 import secrets
-from collections.abc import Iterable, Mapping
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
 from prometheus_client.core import InfoMetricFamily
 
+from data_prep.files import as_text, sha256_of
 from pipeline.config import MetricsConfig
 
 _NEIGHBOUR_PORTS = 10
@@ -38,8 +43,7 @@ class Identity:
 
     def __post_init__(self) -> None:
         for name in ("run", "run_dir", "node"):  # a path may hold bytes that no text has
-            text = str(getattr(self, name)).encode(errors="surrogateescape")
-            object.__setattr__(self, name, text.decode(errors="replace"))
+            object.__setattr__(self, name, as_text(getattr(self, name)))
 
     @property
     def labels(self) -> dict[str, str]:
@@ -98,6 +102,36 @@ def _page(identity: Identity) -> str:
         f"<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n"
         f'<h1>{title}</h1>\n<p><a href="/metrics">/metrics</a>\n'
     )
+
+
+@contextlib.contextmanager
+def explained(address: str, metrics: MetricsConfig) -> Iterator[None]:
+    """Add to an `OSError` of the block what can be done."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {address}:{metrics.exporter_port}: {error.strerror or error}; "
+            "give an --address of this host, a --port from 1024 to 65535, and certificates that "
+            "can be read, if any"
+        ) from None
+
+
+def hash_certificates(metrics: MetricsConfig) -> str:
+    """Another word for other certificates, authorities of clients included; empty without TLS.
+
+    Raises `OSError` if they cannot be used.
+    """
+    if not metrics.exporter_certfile:
+        return ""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(metrics.exporter_certfile, metrics.exporter_keyfile)
+    names = [metrics.exporter_certfile, metrics.exporter_keyfile]
+    if metrics.exporter_client_cafile:
+        context.load_verify_locations(metrics.exporter_client_cafile)
+        names.append(metrics.exporter_client_cafile)
+    hashes = "".join(sha256_of(Path(name)) for name in names)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> int:

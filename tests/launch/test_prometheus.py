@@ -184,7 +184,7 @@ def test_outcomes_are_served_to_who_watches_these_runs(tmp_path: Path) -> None:
 
 def write_target(root: Path, name: str) -> Path:
     """One that nobody answers for."""
-    labels = {"run": name, "node": "node"}
+    labels = {"run": name, "node": "node", "__param_exporter": "0a"}
     path = RunDirectory(root / name).targets / f"{name}-node.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps([{"targets": [f"127.0.0.1:{free_port()}"], "labels": labels}]))

@@ -82,8 +82,12 @@ def test_what_is_no_loopback(address: str) -> None:
 
 def test_what_is_exposed_is_said_in_one_line() -> None:
     open_to_all = exposure(MetricsConfig(), "10.0.0.1")
-    assert (
-        "from port 9753 on, here at 10.0.0.1, to everybody who reaches it, not enc" in open_to_all
+    assert "from 9753 on, here at 10.0.0.1, to everybody who reaches it, not enc" in open_to_all
+    assert open_to_all.startswith(
+        "metrics: each node serves those of its ranks on the first free port from 9753 on, here at"
+    )
+    assert "ranks on any free port, here at n1, to" in exposure(
+        MetricsConfig(exporter_port=0), "n1"
     )
     encrypted = MetricsConfig(exporter_certfile="a.pem", exporter_keyfile="b.pem")
     assert "everybody who reaches it, over TLS: names" in exposure(encrypted, "n1")

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import ssl
+import subprocess
 import threading
 import urllib.request
 from contextlib import ExitStack
@@ -115,16 +116,19 @@ def test_what_was_not_written_by_an_exporter_is_left_alone(tmp_path: Path) -> No
     for name, content in {
         "other.json": [{"targets": [f"127.0.0.1:{port}"], "labels": {"team": "a"}}],
         "two.json": [{"targets": ["127.0.0.1:1", "127.0.0.1:2"], "labels": {}}],
+        "proxy.json": [
+            {"targets": [f"127.0.0.1:{port}"], "labels": {"run": "r", "node": HOST, "team": "a"}}
+        ],
         "number.json": 7,
     }.items():
         (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "half.json").write_text("[{")
     gone = tmp_path / "gone.json"
-    labels = {"run": "gone", "node": HOST}
+    labels = {"run": "gone", "node": HOST, "__param_exporter": "0a"}
     gone.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": labels}]))
     assert drop_unanswered(tmp_path, ("node", "another")) == []
     assert [line.split(":")[0] for line in drop_unanswered(tmp_path)] == [f"removed {gone}"]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
     assert drop_unanswered(tmp_path / "missing") == []
 
 
@@ -137,7 +141,7 @@ def test_a_proxy_that_wants_a_password_is_not_taken_for_nobody(
         def do_GET(self) -> None:
             self.send_error(status)
 
-    labels = {"run": "run", "node": HOST}
+    labels = {"run": "run", "node": HOST, "__param_exporter": "0a"}
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
         target = [{"targets": [f"127.0.0.1:{server.server_port}"], "labels": labels}]
         (tmp_path / "proxy.json").write_text(json.dumps(target))
@@ -181,6 +185,35 @@ def test_an_exporter_gives_way_to_one_that_shall_listen_elsewhere(tmp_path: Path
             wait_for(lambda: address_of(run).startswith("127.0.0.2:"), "the new address")
             assert by_rank(scrape(run), "alexnet_rank_up") == {}
             assert second.poll() is None
+
+
+@pytest.mark.slow
+def test_an_exporter_gives_way_to_one_with_the_certificates_now_asked_for(tmp_path: Path) -> None:
+    """Wherever it listens; but not to one that cannot read them, nor to one that asks for none."""
+    certificate, key = make_certificate(tmp_path)
+    run = make_run(tmp_path, "run")
+    command = ("pipeline.exporter", "--run-dir", run, "--port", 0)
+    tls = ("--certfile", certificate, "--keyfile", key)
+    leftover = target_file(run).with_name(f".tmp-{target_file(run).name}-0a1b2c3d")
+
+    def replaces(old: subprocess.Popen[bytes]) -> bool:
+        return old.poll() == 0 and target_file(run).exists()
+
+    with exporter_process(run, "--port", 0) as plain:
+        with process(*command, "--certfile", key, "--keyfile", key) as unreadable:
+            assert unreadable.wait(30) == 1
+        assert plain.poll() is None
+        leftover.touch()
+        with process(*command, *tls) as open_to_all:
+            wait_for(lambda: replaces(plain), "the end of the one without TLS")
+            assert entry_of(target_file(run))[1]["__scheme__"] == "https"
+            wait_for(lambda: not leftover.exists(), "the end of an unfinished target")
+            with process(*command, *tls, "--client-cafile", certificate) as closed:
+                wait_for(lambda: replaces(open_to_all), "the end of the one open to all")
+                for options in ((), (*tls, "--client-cafile", certificate)):
+                    with process(*command, *options) as late:
+                        assert b"is already served: https://" in late.communicate(timeout=30)[0]
+                assert closed.poll() is None
 
 
 @pytest.mark.slow
