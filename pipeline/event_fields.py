@@ -6,6 +6,7 @@ The writer refuses any other row, the reader leaves it out and says why, and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,8 @@ AlarmReason = Literal["not_learning", "damaged_image"]
 EvaluatedBy = Literal["train", "evaluate"]
 """The command that made an evaluation: `pipeline.train` at a step of its own, or
 `pipeline.evaluate` of a checkpoint, at any time."""
+EndOutcome = Literal["completed", "stopped", "failed"]
+"""How a process group left."""
 
 EVERY_ROW: Mapping[str, str] = {
     "kind": "which of these rows it is",
@@ -88,6 +91,23 @@ ALARM_FIELDS: Mapping[AlarmReason, Mapping[str, str]] = {
     },
 }
 
+_NUMBERS = frozenset(
+    {
+        *("step", "epoch", "time", "resumed_from", "world_size", "local_batch_size"),
+        *("accumulation_steps", "global_batch_size", "steps_per_epoch", "target_steps"),
+        *("num_train_samples", "num_val_samples", "loss", "top1", "top5", "learning_rate"),
+        *("images_per_second", "data_wait_ratio", "skipped_steps", "grad_norm", "views"),
+        *("correct1", "correct5", "seen", "expected", "seconds", "num_bytes", "rank", "sample"),
+    }
+)
+_NUMBERS_OR_NULL = frozenset(
+    {"resumed_from", "loss", "top5", "grad_norm", "views", "correct5", "sample"}
+)
+"""A loss that is not finite is null, too."""
+
+_TEXTS = frozenset({"source", "error"})
+"""With `outcome` and `phase_seconds`, these are all that readers compute with or compare."""
+
 _NEED_NOT_BE: Mapping[str, frozenset[str]] = {"end": frozenset({"error"})}
 
 _OF_OLDER_VERSIONS: Mapping[str, Mapping[str, Any]] = {
@@ -132,7 +152,32 @@ def completed_row(row: object) -> dict[str, Any]:
     complete: dict[str, Any] = older | row
     if lacking := expected - _NEED_NOT_BE.get(row["kind"], frozenset()) - complete.keys():
         raise ValueError(_lack(row, lacking))
+    for name in sorted(expected & complete.keys()):
+        if (wanted := _wanted(name, complete[name])) is not None:
+            raise ValueError(f"{name} of {_name(row)} is {complete[name]!r:.40}, expected {wanted}")
     return complete
+
+
+def _wanted(name: str, value: object) -> str | None:
+    """What a field must hold if readers cannot do with the `value` that it has, else None."""
+    if name in _NUMBERS:
+        is_null = value is None and name in _NUMBERS_OR_NULL
+        return None if is_null or _is_number(value) else "a number"
+    if name in _TEXTS:
+        return None if isinstance(value, str) else "a text"
+    if name == "outcome":
+        return None if value in get_args(EndOutcome) else ", ".join(get_args(EndOutcome))
+    if name == "phase_seconds":
+        is_right = isinstance(value, dict) and all(
+            seconds is None or _is_number(seconds) for seconds in value.values()
+        )
+        return None if is_right else "an object of numbers"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    """JSON has no other; Python reads NaN and infinities from it, too."""
+    return isinstance(value, int | float) and -math.inf < value < math.inf
 
 
 def _declared(row: Mapping[str, Any]) -> set[str]:

@@ -13,11 +13,11 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.event_fields import Kind, check_row, completed_row
+from pipeline.event_fields import EndOutcome, Kind, check_row, completed_row
 
 Event = dict[str, Any]
 
@@ -26,6 +26,8 @@ STOP_FILE = "STOP file"
 
 LOST_RANK = "lost another rank"
 """In the error of a process group that failed because one of its processes was gone."""
+
+_BLOCK_BYTES = 1 << 16
 
 _PATIENCE_SECONDS = 1.0
 """A writer that is stopped while it holds the lock shall not stop the others."""
@@ -81,6 +83,21 @@ class EventLog:
     def _is_line_open(self) -> bool:
         size = os.fstat(self._file).st_size if self._is_regular else 0
         return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+
+
+def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) -> None:
+    """Append the `end` row that a kill has kept the last process group from writing, if it has.
+
+    A run of which all is done is `completed`, whatever a later command said of it. The time is
+    that of the row before: when the process group was last heard of. Raises `OSError`.
+    """
+    last = last_of_training(path)
+    if last is not None and last["kind"] == "end" and outcome in (last["outcome"], "stopped"):
+        return
+    log = EventLog(path)
+    told = {} if last is None else {"time": last["time"]}
+    log.write("end", step=step, epoch=epoch, outcome=outcome, **told)
+    log.close()
 
 
 def write_failure(path: Path, error: str) -> None:
@@ -144,21 +161,47 @@ def count_resumes(path: Path) -> int:
     return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in read_rows(path))
 
 
-def read_rows(path: Path, last_bytes: int | None = None) -> Iterator[Event]:
+def read_rows(path: Path) -> Iterator[Event]:
     """All rows, those too that a resume has made void; a line that is no row is left out.
 
-    A kill may have broken it, or it is just being written; of others `find_faults` tells. With
-    `last_bytes` only those rows that are whole in the file's last bytes.
+    A kill may have broken it, or it is just being written; of others `find_faults` tells.
     """
-    for _, row in _objects(path, last_bytes):
+    for _, row in _objects(path.read_bytes().splitlines()):
         with contextlib.suppress(ValueError):
             yield completed_row(row)
+
+
+def last_of_training(path: Path) -> Event | None:
+    """The last row that is no evaluation, of any number of which may follow it.
+
+    None without one. An `end` row says how the run was left; any other, that it was begun since.
+    """
+    if not path.is_file():
+        return None
+    for _, row in _objects(_lines_from_the_end(path)):
+        with contextlib.suppress(ValueError):
+            if (event := completed_row(row))["kind"] != "eval":
+                return event
+    return None
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """The lines, last one first; no more of the file is read than is asked for."""
+    with path.open("rb") as file:
+        position, first = file.seek(0, os.SEEK_END), b""
+        while position > 0:
+            num_bytes = min(_BLOCK_BYTES, position)
+            position -= num_bytes
+            file.seek(position)
+            first, *lines = (file.read(num_bytes) + first).split(b"\n")
+            yield from reversed(lines)
+        yield first
 
 
 def find_faults(path: Path) -> list[str]:
     """A sentence for each line that is JSON, and yet no row."""
     faults = []
-    for number, row in _objects(path):
+    for number, row in _objects(path.read_bytes().splitlines()):
         try:
             completed_row(row)
         except ValueError as error:
@@ -166,12 +209,8 @@ def find_faults(path: Path) -> list[str]:
     return faults
 
 
-def _objects(path: Path, last_bytes: int | None = None) -> Iterator[tuple[int, Any]]:
+def _objects(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     """The lines that are JSON, with their numbers from 1."""
-    with path.open("rb") as file:
-        if last_bytes is not None:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
-        content = file.read()
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         with contextlib.suppress(ValueError, RecursionError):
             yield number, json.loads(line)

@@ -154,7 +154,13 @@ def _build(
     start = find_start(run, command.fork_from, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
-        return finish(run, start.path, world)
+        return finish(
+            run,
+            start.path,
+            world,
+            steps_per_epoch=plan.steps_per_epoch,
+            target_steps=target_steps,
+        )
     settings = dataclasses.replace(settings, forked_from=start.forked_from)
     with world.together():
         check_cache(config, shards, plan, world.place.local_world_size)
@@ -280,6 +286,7 @@ def _open_run(
             f"--run-dir {run.path} cannot be written to: {error.strerror}; give another directory"
         ) from None
     checkpoint.remove_leftovers(run.checkpoints)
+    remove_leftovers(run.path, {run.config.name})
     remove_leftovers(run.predictions("val").parent)
     if remove_old_request(run, place):
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 from pipeline import checkpoint
 from pipeline.distributed import World
+from pipeline.event_fields import EndOutcome
+from pipeline.events import write_last_word
 from pipeline.fork_source import ForkSource
 from pipeline.progress import Progress
 from pipeline.replica import Replica
@@ -61,14 +64,20 @@ def _found(source: ForkSource, run: RunDirectory) -> Path:
     return checkpoint.named(directory, source.checkpoint)
 
 
-def finish(run: RunDirectory, path: Path, world: World) -> int:
+def finish(
+    run: RunDirectory, path: Path, world: World, *, steps_per_epoch: int, target_steps: int
+) -> int:
     """Do what a kill may have left undone after the last step; returns the steps done."""
+    step = checkpoint.step_of(path)
     with world.together():
         if world.is_main:
             marked = Progress.from_state_dict(checkpoint.load(path)["progress"]).marked
             if marked is not None:
                 checkpoint.mark_best(run.checkpoints, marked[0])
-    return checkpoint.step_of(path)
+            outcome: EndOutcome = "completed" if step >= target_steps else "stopped"
+            with contextlib.suppress(OSError):  # a full disk costs the row
+                write_last_word(run.events, step, step / steps_per_epoch, outcome)
+    return step
 
 
 def resume(

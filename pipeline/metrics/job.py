@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from data_prep.files import as_text
 from pipeline.events import Event, own_evaluations
 from pipeline.metrics.families import Families, Measurement
 from pipeline.metrics.run_facts import BUILD_LABELS, RUN_LABELS, RunFacts
@@ -109,7 +110,7 @@ class JobMetrics:
         self._global_batch.set(facts.global_batch_size)
         self._world_size.set(facts.world_size)
         for info, labels in ((self._build_info, BUILD_LABELS), (self._run_info, RUN_LABELS)):
-            info.labels(*(getattr(facts, name) for name in labels)).set(1)
+            info.labels(*(as_text(getattr(facts, name)) for name in labels)).set(1)
 
     def resumed(
         self,

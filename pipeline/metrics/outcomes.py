@@ -21,7 +21,8 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from pipeline.events import Event, read_rows
+from data_prep.files import as_text
+from pipeline.events import Event, last_of_training
 from pipeline.metrics.rank_file import (
     OUTCOMES,
     PATTERN,
@@ -37,9 +38,6 @@ RUN_OUTCOME = "alexnet_run_outcome"
 
 KEPT_SECONDS = 180.0
 """How long the outcome of a run that has ended is served: several scrapes, and time for alerts."""
-
-_TAIL_BYTES = 1 << 16
-"""Behind an `end` row stand at most a few evaluations."""
 
 _LEAVING_SECONDS = 30.0
 """A run whose lock is held longer than that behind its `end` row has begun again."""
@@ -69,7 +67,7 @@ def standing_of(run: RunDirectory, host: str, now: float) -> Standing | None:
     because some file systems have no locks across hosts, and a run may publish no metrics.
     """
     ranks = tuple(of_newest_attempt(_read_ranks(run), host, now))
-    last = _last_boundary(run)
+    last = last_of_training(run.events)
     has_lock = is_locked(run)
     if last is not None and last["kind"] == "end":
         is_left = not has_lock or now - last["time"] < _LEAVING_SECONDS
@@ -100,14 +98,6 @@ def of_newest_attempt(files: Iterable[RankFile], host: str, now: float) -> Itera
     for file in files:
         if file.heartbeat >= begin or file.outcome(host, now) == "running":
             yield file
-
-
-def _last_boundary(run: RunDirectory) -> Event | None:
-    """The last `run` or `end` row of the events, if it is near their end."""
-    if not run.events.is_file():
-        return None
-    rows = read_rows(run.events, _TAIL_BYTES)
-    return next((row for row in reversed([*rows]) if row["kind"] in ("run", "end")), None)
 
 
 def _has_begun_again(ranks: Iterable[RankFile], end: Event) -> bool:
@@ -187,5 +177,6 @@ def _labels_of(rank: RankFile) -> dict[str, str]:
 
 
 def _add(family: Metric, outcome: Outcome, **labels: str) -> None:
+    texts = {name: as_text(value) for name, value in labels.items()}
     for state in OUTCOMES:
-        family.add_sample(family.name, labels | {"outcome": state}, float(state == outcome))
+        family.add_sample(family.name, texts | {"outcome": state}, float(state == outcome))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.files import describe, path_option, write_atomically
+from data_prep.files import as_text, describe, path_option, write_atomically
 from data_prep.streams import exit_code_when_told, open_streams
 from pipeline.run_directory import RunDirectory
 
@@ -33,7 +33,7 @@ def write_report(run: RunDirectory, output: Path) -> None:
         raise NotADirectoryError(f"{output.parent} is not a directory: give another --output")
     if output.exists() and not output.is_file():  # a rename would replace even a device
         raise FileExistsError(f"{output} is not a regular file: give another --output")
-    write_atomically(output, text.encode())
+    write_atomically(output, as_text(text).encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

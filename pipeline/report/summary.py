@@ -44,6 +44,7 @@ class Summary:
     step: int
     epoch: float
     attempts: tuple[Attempt, ...]
+    num_resumes: int
     num_stop_requests: int
     final: Event | None
     """The newest evaluation, whatever command made it."""
@@ -96,6 +97,7 @@ def summarize(rows: Sequence[Event]) -> Summary:
         step=training[-1]["step"] if training else 0,
         epoch=training[-1]["epoch"] if training else 0.0,
         attempts=find_attempts(rows),
+        num_resumes=sum(row["resumed_from"] is not None for row in starts),
         num_stop_requests=len(of_kind(events, "signal")),
         final=own[-1] if own else None,
         best1=max(alike, key=lambda row: row["correct1"], default=None),
@@ -118,11 +120,16 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def intervals(events: Sequence[Event]) -> list[Interval]:
-    """The log intervals; if there are many, neighbours are merged."""
+    """The log intervals; if there are many, neighbours are merged.
+
+    The first one begins where the run did: a fork, in the middle of another run.
+    """
     trains = of_kind(events, "train")
     per_group = math.ceil(len(trains) / _MAX_INTERVALS)
     merged: list[Interval] = []
-    begin = 0.0
+    starts = of_kind(events, "run")
+    begins = [row["epoch"] for row in (*starts[:1], *trains[:1])]  # the first start may be lost
+    begin = min(begins) if starts else 0.0
     for start in range(0, len(trains), per_group or 1):
         rows = trains[start : start + per_group]
         merged.append(_merge(rows, begin))

@@ -13,6 +13,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.config import Config, ModelConfig
+from pipeline.events import write_failure
 from pipeline.failure import RankFailure
 from pipeline.fork import Here, fork, take_over
 from pipeline.overrides import with_values
@@ -22,6 +23,7 @@ from pipeline.saved_config import from_json, to_json
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (
     STEPS_PER_EPOCH,
+    all_rows,
     assert_same_state,
     make_shards,
     newest_state,
@@ -77,6 +79,43 @@ def test_a_finished_run_is_known_before_its_data_are_opened(
     assert train_here(without, straight, *STEADY, "--epochs", 2) == 0
     assert capsys.readouterr().out == "nothing to do: 16 steps are done\n"
     assert RunDirectory(straight).events.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("is_refused", "options", "outcome"),
+    [
+        (False, ("--epochs", 2), "completed"),
+        (False, ("--epochs", 3, "--max-steps", 16), "stopped"),
+        (True, ("--epochs", 2), "completed"),
+        (True, ("--epochs", 3, "--max-steps", 16), "failed"),
+    ],
+)
+def test_the_last_word_that_a_kill_left_out_is_written_by_the_same_command(
+    is_refused: bool,
+    options: tuple[object, ...],
+    outcome: str,
+    straight: Path,
+    shards: Path,
+    tmp_path: Path,
+) -> None:
+    """Once; also where another command was refused since then."""
+    run = shutil.copytree(straight, tmp_path / "run", symlinks=True)
+    (run / ".tmp-config.json-0a1b2c3d").touch()
+    events = RunDirectory(run).events
+    *killed, end = events.read_text().splitlines(keepends=True)
+    assert json.loads(end)["kind"] == "end"
+    events.write_text("".join(killed))
+    if is_refused:
+        write_failure(events, "no room")
+    before = all_rows(run)
+    for _ in range(2):
+        assert train_here(shards, run, *STEADY, *options) == 0
+    *others, last = all_rows(run)
+    assert (last["kind"], last["step"], last["outcome"]) == ("end", 16, outcome)
+    if outcome != "failed":
+        assert others == before
+        assert (last["epoch"], last["time"]) == (2, before[-1]["time"])
+    assert not list(run.glob(".tmp-*"))
 
 
 def test_a_fork_that_changes_nothing_computes_the_same(

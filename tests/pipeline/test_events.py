@@ -204,6 +204,10 @@ def declared_rows() -> list[dict[str, Any]]:
     kinds: list[dict[str, Any]] = [
         {"kind": kind, **dict.fromkeys(FIELDS[kind], 1)} for kind in get_args(Kind)
     ]
+    of_no_number = {"phase_seconds": {}, "source": "a", "error": "b", "outcome": "failed"}
+    kinds = [
+        row | {name: of_no_number[name] for name in row.keys() & of_no_number} for row in kinds
+    ]
     assert {row["kind"] for row in kinds} == set(FIELDS)
     alarms = [
         {"kind": "alarm", **dict.fromkeys(ALARM_FIELDS[reason], 1), "reason": reason}
@@ -243,6 +247,46 @@ def test_kinds_and_reasons_that_are_not_declared_are_no_rows() -> None:
         completed_row(every | {"kind": "note"})
     with pytest.raises(ValueError, match="the reason of an alarm is 'fire', expected not_learning"):
         completed_row(every | {"kind": "alarm", "reason": "fire"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "expected"),
+    [
+        *(
+            ("end", name, value, "a number")
+            for name in ("step", "epoch", "time")
+            for value in (None, "1", math.nan, math.inf, [1])
+        ),
+        ("end", "outcome", "burnt", "completed, stopped, failed"),
+        ("end", "error", None, "a text"),
+        ("signal", "source", 15, "a text"),
+        ("run", "resumed_from", "10", "a number"),
+        ("run", "target_steps", None, "a number"),
+        ("train", "loss", "low", "a number"),
+        ("train", "phase_seconds", None, "an object of numbers"),
+        ("train", "phase_seconds", {"other": "1"}, "an object of numbers"),
+        ("eval", "correct1", None, "a number"),
+        ("checkpoint", "seconds", {}, "a number"),
+    ],
+)
+def test_a_value_that_cannot_be_computed_with_makes_no_row(
+    path: Path, kind: str, name: str, value: object, expected: str
+) -> None:
+    (row,) = (row for row in DECLARED if row["kind"] == kind)
+    path.write_text(json.dumps(row | {name: value}) + "\n")
+    assert list(read_rows(path)) == []
+    (fault,) = find_faults(path)
+    assert fault.startswith(f"line 1 is not an event: {name} of a '{kind}' row is ")
+    assert fault.endswith(f", expected {expected}")
+
+
+def test_what_is_not_finite_is_read_as_null() -> None:
+    for kind, name in (("train", "loss"), ("train", "grad_norm"), ("eval", "top5")):
+        (row,) = (row for row in DECLARED if row["kind"] == kind)
+        assert completed_row(row | {name: None})[name] is None
+    phases = {"phase_seconds": {"other": None}}
+    (row,) = (row for row in DECLARED if row["kind"] == "train")
+    assert completed_row(row | phases)["phase_seconds"] == {"other": None}
 
 
 def test_rows_of_older_versions_are_read(path: Path) -> None:

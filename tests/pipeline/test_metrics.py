@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -52,6 +53,12 @@ def record_loaded(metrics: RankMetrics, source: str) -> None:
         decode_seconds=0.2,
         num_replaced=1,
     )
+
+
+def test_a_title_that_is_no_text_is_published() -> None:
+    registry = CollectorRegistry()
+    JobMetrics(registry).started(dataclasses.replace(FACTS, dataset=os.fsdecode(b"caf\xe9")))
+    assert 'dataset="caf\ufffd"' in exposition(registry).decode()
 
 
 def test_a_step_is_counted() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline.config import MetricsConfig
 from pipeline.metrics.outcomes import (
@@ -22,10 +23,17 @@ from pipeline.metrics.outcomes import (
     Standing,
     standing_of,
 )
-from pipeline.metrics.rank_file import Outcome, rank_file_name, read_rank_file
+from pipeline.metrics.rank_file import (
+    HEARTBEAT,
+    Outcome,
+    Writer,
+    rank_file_name,
+    read_rank_file,
+    render_rank_file,
+)
 from pipeline.run_directory import RunDirectory
 from pipeline.run_lock import lock_run
-from tests.pipeline.fake_run import RunHistory, start_fields
+from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields
 from tests.pipeline.monitoring import finish, rank_process, served, wait_for
 
 HERE = socket.gethostname()
@@ -121,6 +129,47 @@ def test_a_long_history_is_read_from_its_end(run: RunDirectory) -> None:
     history.write("end", 0, outcome="stopped")
     assert standing(run).outcome == "stopped"
     history.close()
+
+
+def test_however_many_evaluations_follow_the_end_stands(run: RunDirectory) -> None:
+    """Those of `pipeline.evaluate`: more than are read at once, and a row longer than that."""
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    history.write("end", 10, outcome="completed")
+    evaluation = eval_fields(5, 9, 10, 10) | {"by": "evaluate"}
+    for _ in range(250):
+        history.write("eval", 10, **evaluation)
+    history.write("eval", 10, **evaluation | {"shard_set": "x" * 200_000})
+    assert standing(run).outcome == "completed"
+    history.write("run", 10, **start_fields(resumed_from=10))
+    history.write("eval", 10, **evaluation)
+    history.close()
+    assert standing(run).outcome == "killed"
+
+
+def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:
+    """By a name that is no text, of itself or of a rank's host, or by a row without a time."""
+    root = run.path.parent
+    odd, damaged = (RunDirectory(root / name) for name in (os.fsdecode(b"caf\xe9"), "damaged"))
+    for each in (run, odd, damaged):
+        each.path.mkdir(exist_ok=True)
+        history = RunHistory(each)
+        history.write("run", 0, **start_fields())
+        history.write("end", 10, outcome="completed")
+        history.close()
+    with damaged.events.open("a") as file:
+        file.write('{"kind": "end", "step": 1, "epoch": 1, "time": null, "outcome": "failed"}\n')
+    odd.metrics.mkdir()
+    own = Writer.this_process(rank=0, local_rank=0, interval_seconds=1)
+    writer = dataclasses.replace(own, host=os.fsdecode(b"n\xff"), since=0.0)
+    rank = render_rank_file(writer, f"{HEARTBEAT} {time.time()}\n".encode())
+    (odd.metrics / rank_file_name(0)).write_bytes(rank)
+    registry = CollectorRegistry()
+    registry.register(RootOutcomes(root, HERE))
+    text = generate_latest(registry).decode()
+    for name in ("run", "caf\ufffd", "damaged"):
+        assert f'alexnet_run_outcome{{outcome="completed",run="{name}"}} 1.0' in text
+    assert 'node="n\ufffd"' in text
 
 
 def test_where_no_lock_can_be_known_the_ranks_tell(

@@ -15,6 +15,7 @@ import pytest
 from pipeline.report.__main__ import main
 from pipeline.run_directory import RunDirectory
 from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields, train_fields, write_run
+from tests.pipeline.html_tree import Element
 from tests.pipeline.report_page import NAMES, SECTIONS, bars_of, page_of, saved_predictions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,9 +109,29 @@ def test_run_without_evaluation(run: RunDirectory) -> None:
     history.write("train", 5, **(train_fields(5) | {"loss": float("nan")}))
     history.close()
     page = page_of(run)
+    assert legends(page) == ["training, top-1", "training", "learning rate, below", "all ranks"]
     assert "has not ended" in page.with_id("headline").text
     assert "There is no evaluation yet" in page.with_id("headline").text
     assert len(page.with_id("time").all("svg")) == 2
+
+
+def legends(page: Element) -> list[str]:
+    """What the keys of the curves and of the throughput say."""
+    curves, time = (page.with_id(section).all("ul", "legend") for section in ("curves", "time"))
+    return [key.text for legend in (*curves, time[0]) for key in legend.all("li")]
+
+
+def test_keys_are_of_what_is_drawn(run: RunDirectory) -> None:
+    assert legends(page_of(run))[-3:] == ["all ranks", "resumed", "stop requested"]
+    remove_events(run)
+    history = RunHistory(run)
+    history.write("end", 0, outcome="failed", error="no room")  # an attempt, and no resume
+    history.write("run", 0, **start_fields())
+    history.write("train", 5, **train_fields(5))
+    history.close()
+    page = page_of(run)
+    assert "in 2 attempts" in page.with_id("headline").text
+    assert legends(page)[-1] == "all ranks"
 
 
 def test_failed_run_and_invalid_evaluation(run: RunDirectory) -> None:
@@ -124,6 +145,12 @@ def test_failed_run_and_invalid_evaluation(run: RunDirectory) -> None:
     assert "failed after" in headline
     assert "rank 1 <lost>" in headline
     assert "is invalid: it saw 99 images; expected 100." in headline
+
+
+def test_a_run_whose_name_is_no_text_has_a_report(run: RunDirectory) -> None:
+    odd = RunDirectory(run.path.rename(run.path.with_name(os.fsdecode(b"caf\xe9"))))
+    assert main([str(odd.path)]) == 0
+    assert "Training report · caf\ufffd" in odd.report.read_text()
 
 
 def report(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -195,6 +222,10 @@ def test_wrong_output_keeps_the_old_page(
             "the reason of an alarm is 'fire', expected not_learning, damaged_image",
         ),
         ("[1]", "it is [1], expected an object"),
+        (
+            '{"kind": "end", "step": null, "epoch": 1, "time": 1, "outcome": "failed"}',
+            "step of a 'end' row is None, expected a number",
+        ),
     ],
 )
 def test_an_odd_row_costs_itself_alone(run: RunDirectory, line: str, fault: str) -> None:

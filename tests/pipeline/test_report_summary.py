@@ -168,6 +168,16 @@ def test_checkpoints_in_a_row_are_one_line() -> None:
     assert rows[1].detail == "periodic, 15.0 MB in 0.25 s, from step 10 on"
 
 
+def test_a_fork_has_no_interval_before_it_began() -> None:
+    fork = event("run", 40, 1.0, **start_fields() | {"forked_from": "runs/a"})
+    rows = [event("train", step, step, **train_fields(step)) for step in (50, 60)]
+    resumed = event("run", 50, 55.0, **start_fields(resumed_from=50))
+    found = intervals([fork, rows[0], resumed, rows[1]])
+    assert [(each.first_epoch, each.last_epoch) for each in found] == [(4, 5), (5, 6)]
+    (first, _) = intervals([rows[0], resumed, rows[1]])  # its first row is lost
+    assert first.first_epoch == 5
+
+
 @given(st.integers(0, 3000))
 def test_merged_intervals_keep_all_time(num_rows: int) -> None:
     merged = intervals(
