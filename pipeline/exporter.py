@@ -97,6 +97,7 @@ def _stay(
     claim: Claim,
     target: Target,
     linger_seconds: float,
+    deadline: float,
     stop: threading.Event,
 ) -> None:
     """Keep the target announced until `stop`, or until the ranks are gone for the linger.
@@ -104,7 +105,6 @@ def _stay(
     Or until a successor, which listens elsewhere, asks for the claim.
     """
     touched, started = claim.touched, collector.last_start()
-    deadline = time.monotonic() + max(linger_seconds, _FIRST_RANK_SECONDS)
     while not stop.is_set() and time.monotonic() < deadline:
         if claim.is_wanted_by_another():
             return
@@ -159,12 +159,21 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
     sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
     with contextlib.suppress(OSError):  # another user's
         remove_leftovers(targets, {target.path.name})
+    begin = time.monotonic()
+    # Before the target is there: whoever sees it may end the ranks at once.
+    deadline = next_deadline(
+        begin + max(metrics.exporter_linger_seconds, _FIRST_RANK_SECONDS),
+        begin,
+        metrics.exporter_linger_seconds,
+        are_expected=False,
+        are_seen=collector.has_running_ranks(),
+    )
     target.announce()
     # Of others that were here, or of this run's on nodes that it has lost.
     for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-    _stay(collector, claim, target, metrics.exporter_linger_seconds, stop)
+    _stay(collector, claim, target, metrics.exporter_linger_seconds, deadline, stop)
     target.withdraw()  # before the claim ends with the process: a successor writes the same file
 
 
