@@ -221,7 +221,8 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         raise ShardSetError(f"{path} is not the manifest of a shard set: it is {what}")
     if version != FORMAT_VERSION:
         raise ShardSetError(
-            f"{path} has format version {version}; expected {FORMAT_VERSION}: convert again"
+            f"{path} has format version {version}; expected {FORMAT_VERSION}: use the version of "
+            "this program that made it, or convert again"
         )
     return _parse(path, fields)
 

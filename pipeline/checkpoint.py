@@ -175,16 +175,18 @@ def verify(path: Path) -> None:
 def read_facts(path: Path) -> Facts:
     """What a checkpoint says of itself; raises `CheckpointError`."""
     try:
-        facts = Facts(**json.loads((path / _FACTS).read_bytes()))
+        fields = json.loads((path / _FACTS).read_bytes())
+        version = fields["format_version"]
+        facts = Facts(**fields) if version == FORMAT_VERSION else None
     except OSError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint: {_FACTS} cannot be read ({error.strerror})"
         ) from None
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"checkpoint {path} is damaged: {_FACTS} is not as written") from None
-    if facts.format_version != FORMAT_VERSION:
+    if facts is None:
         raise CheckpointError(
-            f"checkpoint {path} has format version {facts.format_version}; "
+            f"checkpoint {path} has format version {version}; "
             f"expected {FORMAT_VERSION}: use the version of this program that wrote it"
         )
     return facts

@@ -27,6 +27,7 @@ from pipeline.data.preprocess import Viewer
 from pipeline.data.reading import Reader
 from pipeline.distributed import World
 from pipeline.event_fields import EvaluatedBy
+from pipeline.format_version import PREDICTIONS_VERSION
 from pipeline.grid import Grid
 from pipeline.run_directory import RunDirectory
 from pipeline.watchdog import Phase
@@ -214,6 +215,7 @@ def save_predictions(run: RunDirectory, step: int, evaluation: Evaluation) -> No
     path.parent.mkdir(exist_ok=True)
     with atomic_writer(path) as file:
         arrays: dict[str, Any] = {
+            "format_version": PREDICTIONS_VERSION,
             "step": step,
             "views": subject.views,
             "manifest_sha256": subject.manifest_sha256,

@@ -27,6 +27,7 @@ EVERY_ROW: Mapping[str, str] = {
 
 FIELDS: Mapping[Kind, Mapping[str, str]] = {
     "run": {
+        "format_version": "of the rows from here on: 1",
         "resumed_from": "step that the process group goes on from, or null",
         "forked_from": "checkpoint of another run that it begins at, or null",
         "world_size": "number of ranks",
@@ -111,7 +112,7 @@ _TEXTS = frozenset({"source", "error"})
 _NEED_NOT_BE: Mapping[str, frozenset[str]] = {"end": frozenset({"error"})}
 
 _OF_OLDER_VERSIONS: Mapping[str, Mapping[str, Any]] = {
-    "run": {"forked_from": None, "shard_set": None},
+    "run": {"format_version": 1, "forked_from": None, "shard_set": None},
     "eval": {
         "by": "train",
         "views": None,

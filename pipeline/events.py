@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.event_fields import EndOutcome, Kind, check_row, completed_row
+from pipeline.format_version import EVENTS_VERSION, check_format_version
 
 Event = dict[str, Any]
 
@@ -47,6 +48,8 @@ class EventLog:
         Raises `OSError` if the disk does not take it, and `ValueError` if there is no such row.
         """
         row = {"kind": kind, "step": step, "epoch": round(epoch, 6), "time": time.time(), **fields}
+        if kind == "run":
+            row["format_version"] = EVENTS_VERSION
         check_row(row)
         line = json.dumps(finite(row)).encode() + b"\n"
         with self._locked():
@@ -165,16 +168,27 @@ def read_rows(path: Path) -> Iterator[Event]:
     """All rows, those too that a resume has made void; a line that is no row is left out.
 
     A kill may have broken it, or it is just being written; of others `find_faults` tells.
+    Raises `ValueError` if rows are of a newer format version than this program reads.
     """
     for _, row in _objects(path.read_bytes().splitlines()):
+        if isinstance(row, dict) and row.get("kind") == "run":
+            check_format_version(row.get("format_version", 1), EVENTS_VERSION, path)
         with contextlib.suppress(ValueError):
             yield completed_row(row)
+
+
+def check_readable(path: Path) -> None:
+    """Raise `ValueError` if rows are of a newer format version than this program reads."""
+    if path.is_file():
+        for _ in read_rows(path):
+            pass
 
 
 def last_of_training(path: Path) -> Event | None:
     """The last row that is no evaluation, of any number of which may follow it.
 
     None without one. An `end` row says how the run was left; any other, that it was begun since.
+    Rows of a newer format version are not refused: an exporter shows of them what it can.
     """
     if not path.is_file():
         return None

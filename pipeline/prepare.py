@@ -28,7 +28,7 @@ from pipeline.data.staging import staged_reader
 from pipeline.data.training import check_cache, make_plan, open_batches
 from pipeline.distributed import Place, World
 from pipeline.eta import Eta
-from pipeline.events import write_failure
+from pipeline.events import check_readable, write_failure
 from pipeline.exporter import start_exporter
 from pipeline.failure import RankFailure
 from pipeline.fork import Here, fork
@@ -285,6 +285,7 @@ def _open_run(
         raise ValueError(
             f"--run-dir {run.path} cannot be written to: {error.strerror}; give another directory"
         ) from None
+    check_readable(run.events)
     checkpoint.remove_leftovers(run.checkpoints)
     remove_leftovers(run.path, {run.config.name})
     remove_leftovers(run.predictions("val").parent)

@@ -21,18 +21,20 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(nested: Mapping[str, Any]) -> Config:
-    """The inverse of `to_json`.
+    """The inverse of `to_json`; a field that an older version did not have has its default.
 
-    Raises `ValueError` if `nested` is not of this version's fields or a value not of its type.
+    Raises `ValueError` if a field is unknown here or a value not of its type.
     """
     return _from_json(Config, nested, "")
 
 
 def _from_json(kind: type[T], nested: Mapping[str, Any], prefix: str) -> T:
     hints = typing.get_type_hints(kind)
-    if set(nested) != set(hints):
-        unknown = ", ".join(sorted(set(nested) ^ set(hints)))
-        raise ValueError(f"the configuration was saved by another version: {unknown} differ")
+    if unknown := set(nested) - set(hints):
+        raise ValueError(
+            f"the configuration was saved by another version: {', '.join(sorted(unknown))} is "
+            "unknown here"
+        )
     values = {}
     for name, value in nested.items():
         hint = hints[name]
@@ -69,7 +71,7 @@ def differences(
 
     Each as 'name: was …, is …'. With `at_any_length` the number of epochs may be another one.
     """
-    was = dict(_leaves(saved))
+    was = dict(_leaves(to_json(Config()))) | dict(_leaves(saved))
     now = dict(_leaves(to_json(config)))
     free = {name for name, entry, _ in flatten(config) if is_operational(entry)}
     free |= {"epochs"} if at_any_length else set()

@@ -21,6 +21,7 @@ from pipeline import checkpoint
 from pipeline.config import Config, Precision
 from pipeline.data.partition import steps_of_epoch
 from pipeline.distributed import World
+from pipeline.format_version import CONFIG_VERSION, check_format_version
 from pipeline.length import why_not
 from pipeline.processor import instruction_sets, processor_name
 from pipeline.run_directory import RunDirectory
@@ -114,6 +115,7 @@ def _read(run: RunDirectory) -> dict[str, Any] | None:
             f"{run.config} is damaged (of {', '.join(_FIELDS)} one is missing or not of its type): "
             "restore it from a copy"
         )
+    check_format_version(saved.get("format_version", 1), CONFIG_VERSION, run.config)
     return saved
 
 
@@ -169,7 +171,8 @@ def check_same_run(
 
 def write_settings(run: RunDirectory, settings: Settings, world: World) -> None:
     """Write `config.json`, with the versions of everything that computes, if anything is new."""
-    content = settings.to_json() | {
+    content = {"format_version": CONFIG_VERSION} | settings.to_json()
+    content |= {
         "versions": versions(),
         "git_revision": git_revision(),
         "hardware": _hardware(world),

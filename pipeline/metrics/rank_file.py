@@ -1,6 +1,6 @@
 """`RUN/metrics/rank-NNNNN.prom`: one rank's metrics as text, and which process wrote them.
 
-    # {"rank": 0, "local_rank": 0, "host": "node17", "pid": 4711, "start_ticks": 86400, …}
+    # {"format_version": 1, "rank": 0, "local_rank": 0, "host": "node17", "pid": 4711, …}
     # HELP alexnet_train_steps_total …
     …
     # EOF
@@ -24,6 +24,8 @@ from typing import Any, Literal, Self, get_args
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+
+from pipeline.format_version import RANK_FILE_VERSION, check_format_version
 
 HEARTBEAT = "alexnet_heartbeat_timestamp_seconds"
 RANK_OUTCOME = "alexnet_rank_outcome"
@@ -120,17 +122,23 @@ class RankFile:
 
 def render_rank_file(writer: Writer, exposition: bytes) -> bytes:
     """The content of the file, from a Prometheus text exposition."""
-    return f"# {json.dumps(asdict(writer))}\n".encode() + exposition + _END
+    facts = {"format_version": RANK_FILE_VERSION} | asdict(writer)
+    return f"# {json.dumps(facts)}\n".encode() + exposition + _END
 
 
 def read_writer(path: Path) -> Writer:
-    """Who wrote the file. Raises `OSError`, and `ValueError` if its first line is damaged."""
+    """Who wrote the file.
+
+    Raises `OSError`, and `ValueError` if its first line is damaged or names a newer version.
+    """
     with path.open("rb") as file:
         line = file.readline()
     try:
-        writer = _parse_writer(json.loads(line.removeprefix(b"# ")))
+        fields = json.loads(line.removeprefix(b"# "))
+        writer = _parse_writer(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the first line does not name its writer: {error!r}") from None
+    check_format_version(fields.get("format_version", 1), RANK_FILE_VERSION, path)
     if path.name != rank_file_name(writer.rank):
         raise ValueError(f"{path}: was written for rank {writer.rank}")
     return writer

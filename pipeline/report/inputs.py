@@ -20,6 +20,7 @@ from data_prep.manifest import (
     read_manifest,
 )
 from pipeline.events import Event, find_faults, history_of, own_evaluations, read_rows
+from pipeline.format_version import CONFIG_VERSION, PREDICTIONS_VERSION, check_format_version
 from pipeline.run_directory import RunDirectory
 
 SPLIT = "val"
@@ -87,7 +88,8 @@ class Inputs:
 def read_inputs(run: RunDirectory) -> Inputs:
     """Read everything there is.
 
-    Raises `ValueError` if `run` is not a run directory, or its configuration is damaged.
+    Raises `ValueError` if `run` is not a run directory, or its configuration is damaged, or
+    a file is of a newer format version.
     """
     settings = _read_settings(run)
     shard_set = _read_shard_set(settings)
@@ -115,6 +117,7 @@ def _read_settings(run: RunDirectory) -> Mapping[str, Any]:
         raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("config"), dict):
         raise ValueError(f"{run.config} is not a run's configuration: it has no 'config' object")
+    check_format_version(settings.get("format_version", 1), CONFIG_VERSION, run.config)
     return settings
 
 
@@ -142,6 +145,8 @@ def _read_predictions(
 ) -> Predictions | Missing:
     try:
         with np.load(path) as arrays:
+            version = int(arrays["format_version"]) if "format_version" in arrays else 1
+            check_format_version(version, PREDICTIONS_VERSION, path)
             predictions = Predictions(
                 step=int(arrays["step"]),
                 views=int(arrays["views"]) if "views" in arrays else None,

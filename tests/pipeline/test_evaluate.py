@@ -208,7 +208,13 @@ def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
     save_predictions(directory, 12, result)
     with np.load(directory.predictions("val")) as saved:
         assert saved["step"] == 12
-        assert set(saved) == {"step", "views", "manifest_sha256", *result.predictions}
+        assert set(saved) == {
+            "format_version",
+            "step",
+            "views",
+            "manifest_sha256",
+            *result.predictions,
+        }
         for name, values in result.predictions.items():
             np.testing.assert_array_equal(saved[name], values)
     assert [path.name for path in directory.predictions("val").parent.iterdir()] == ["val.npz"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, DataConfig, OptimConfig, ScheduleConfig, flatten
+from pipeline.config import AugmentConfig, Config, DataConfig, OptimConfig, ScheduleConfig, flatten
 from pipeline.recipes import RECIPES
 from pipeline.saved_config import differences, from_json, to_json
 
@@ -132,10 +132,17 @@ def test_a_difference_says_both_values() -> None:
     ]
 
 
-def test_a_field_that_was_not_there_differs() -> None:
+def test_a_field_that_was_not_there_had_its_default() -> None:
+    """As of a run that was begun before the field was added."""
     saved = to_json(Config())
     del saved["augment"]["flip"]
-    assert differences(Config(), saved) == ["augment.flip: was None, is none"]
+    assert differences(Config(), saved) == []
+    assert from_json(saved) == Config()
+    flipped = Config(augment=AugmentConfig(flip="random"))
+    assert differences(flipped, saved) == ["augment.flip: was none, is random"]
+
+
+def test_a_field_that_is_not_there_any_more_differs() -> None:
     saved = to_json(Config())
     saved["model"]["groups"] = 2
     assert differences(Config(), saved) == ["model.groups: was 2, is None"]

@@ -48,7 +48,7 @@ def test_what_is_written_is_read(written: RunDirectory) -> None:
     assert set(content["versions"]) == {"alexnet-2012", "python", "torch", "cuda", "numpy"}
     assert " cores of " in content["hardware"]
     assert set(content) == {
-        *("recipe", "config", "manifest_sha256", "forked_from"),
+        *("format_version", "recipe", "config", "manifest_sha256", "forked_from"),
         *("versions", "git_revision", "hardware"),
     }
     assert [path.name for path in written.path.iterdir()] == ["config.json"]
