@@ -22,11 +22,12 @@ def reason(
     "schedule",
     [
         ScheduleConfig(),
-        ScheduleConfig(biases="constant", conv1_step_epochs=(3.0,), conv1_freeze_epoch=5.0),
+        ScheduleConfig(conv1_step_epochs=(3.0,), conv1_freeze_epoch=5.0),
         ScheduleConfig(name="step", step_epochs=(4.0, 12.0)),
+        ScheduleConfig(name="step", step_epochs=(4.0,), biases="constant"),
         ScheduleConfig(name="plateau"),
     ],
-    ids=["constant", "constant as net 145", "step", "plateau"],
+    ids=["constant", "conv1 alone", "step", "biases that stay", "plateau"],
 )
 def test_rates_that_do_not_look_at_the_length_let_it_change(schedule: ScheduleConfig) -> None:
     assert reason(schedule, 10, now=20) is None
