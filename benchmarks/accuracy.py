@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measurement import parser, precision_of, report, shard_folder, spread, train
-from pipeline.events import Event
+from pipeline.run.events import Event
 
 
 def accuracies(events: list[Event]) -> list[float]:

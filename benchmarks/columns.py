@@ -28,13 +28,14 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measurement import shard_synthetic, torchrun, train
-from pipeline import checkpoint
-from pipeline.config import Config, DistributedConfig, ModelConfig
-from pipeline.distributed import Place, connect
-from pipeline.grid import build_grid
-from pipeline.model import build_model
-from pipeline.replica import Replica
-from pipeline.run_directory import RunDirectory
+from pipeline.config.schema import Config, DistributedConfig, ModelConfig
+from pipeline.model.build import build_model
+from pipeline.optim.replica import Replica
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import connect
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
 
 STEPS = 50
 RATES = (5e-6, 1e-4, 1e-2)

@@ -26,7 +26,7 @@ from benchmarks.image_folder import find_images, link_images
 from benchmarks.measurement import parser, report, shard_folder_command
 from benchmarks.memory import peak_bytes
 from benchmarks.rivals.rounds import STORED_PIXELS, Setting
-from data_prep.manifest import Encoding
+from data_prep.shard_set.manifest import Encoding
 
 NUM_IMAGES = 4_000
 MEMORY_IMAGES = (1_000, 20_000)

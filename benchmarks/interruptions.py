@@ -30,9 +30,9 @@ from typing import Any
 import torch
 
 from benchmarks.measurement import parser, report, shard_synthetic, spread
-from pipeline import checkpoint
-from pipeline.events import Event, read_events, read_rows
-from pipeline.run_directory import RunDirectory
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import Event, read_events, read_rows
 from tests.integration.slurm_cluster import Cluster, run_cluster
 
 NUM_TRAIN, GLOBAL_BATCH_SIZE, EPOCHS = 4096, 64, 20

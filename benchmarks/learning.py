@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import parser, precision_of, report, shard_folder, train
-from pipeline.events import Event
+from pipeline.run.events import Event
 
 NUM_TRAIN, NUM_VAL = 1000, 100
 NUM_RANKS = {"split": 2, "fused": 1}

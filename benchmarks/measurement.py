@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.events import Event, read_events
-from pipeline.processor import instruction_sets, processor_name
-from pipeline.run_directory import RunDirectory
-from pipeline.settings import versions
+from pipeline.optim.processor import instruction_sets, processor_name
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import Event, read_events
+from pipeline.train.provenance import versions
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

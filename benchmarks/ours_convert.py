@@ -9,7 +9,7 @@ import shutil
 
 from benchmarks.measurement import shard_folder
 from benchmarks.rivals.rounds import STORED_PIXELS, Epoch, Task, serve
-from data_prep.manifest import read_manifest
+from data_prep.shard_set.manifest import read_manifest
 
 
 def open_epoch(task: Task) -> Epoch:

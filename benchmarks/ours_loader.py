@@ -24,13 +24,13 @@ from benchmarks.rivals.rounds import (
     check_batch,
     serve,
 )
-from pipeline.config import AugmentConfig, Config, DataConfig
-from pipeline.data.augment import draw_flips
-from pipeline.data.frames import take_frames
-from pipeline.data.loader import Loader, training_requests
-from pipeline.data.partition import BatchPlan
-from pipeline.data.readers import open_training_reader
-from pipeline.data.shard_set import ShardSet
+from pipeline.config.schema import AugmentConfig, Config, DataConfig
+from pipeline.data.augment.frames import take_frames
+from pipeline.data.augment.shifts import draw_flips
+from pipeline.data.batches.loader import Loader, training_requests
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.order.partition import BatchPlan
+from pipeline.data.readers.open import open_training_reader
 
 DEPTH = 4
 SEED = 0

@@ -23,13 +23,15 @@ from unittest import mock
 import torch
 
 from benchmarks.measurement import parser, report, spread
-from pipeline.config import Config, DistributedConfig, Precision
-from pipeline.distributed import Place, connect
-from pipeline.grid import build_grid
-from pipeline.model import build_model, response_norm
-from pipeline.precision import arithmetic_of, fastest
-from pipeline.recipes import recipe_config
-from pipeline.replica import Replica
+from pipeline.config.recipes import recipe_config
+from pipeline.config.schema import Config, DistributedConfig, Precision
+from pipeline.model import response_norm
+from pipeline.model.build import build_model
+from pipeline.optim.precision import arithmetic_of, fastest
+from pipeline.optim.replica import Replica
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import connect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

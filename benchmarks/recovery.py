@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.measurement import parser, report, shard_synthetic, spread, torchrun
-from data_prep.manifest import read_manifest
-from pipeline import checkpoint
-from pipeline.data.loader import Loader, training_requests
-from pipeline.data.partition import BatchPlan
-from pipeline.data.readers import open_training_reader
-from pipeline.data.shard_set import ShardSet
+from data_prep.shard_set.manifest import read_manifest
+from pipeline.config.recipes import cifar10
+from pipeline.data.batches.loader import Loader, training_requests
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.order.partition import BatchPlan
+from pipeline.data.readers.open import open_training_reader
 from pipeline.metrics.rank_file import rank_file_name, read_writer
-from pipeline.recipes import cifar10
-from pipeline.run_directory import RunDirectory
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
 
 NUM_RANKS, NUM_STEPS, GLOBAL_BATCH_SIZE, NUM_TRAIN = 2, 96, 128, 4096
 

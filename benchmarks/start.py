@@ -30,13 +30,14 @@ from benchmarks.image_folder import find_images, link_images
 from benchmarks.measurement import parser, report, shard_folder, spread
 from benchmarks.memory import private_bytes
 from benchmarks.rivals.rounds import BATCH_SIZE, STORED_PIXELS
-from data_prep.files import sha256_of
-from data_prep.manifest import Split, read_checksums, read_index, read_manifest, write_manifest
-from pipeline.data.loader import Loader, training_requests
-from pipeline.data.partition import BatchPlan
-from pipeline.data.readers import open_training_reader
-from pipeline.data.shard_set import ShardSet
-from pipeline.recipes import alexnet_2012
+from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.index import read_checksums, read_index
+from data_prep.shard_set.manifest import Split, read_manifest, write_manifest
+from pipeline.config.recipes import alexnet_2012
+from pipeline.data.batches.loader import Loader, training_requests
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.order.partition import BatchPlan
+from pipeline.data.readers.open import open_training_reader
 
 NUM_SAMPLES = 1_281_167
 NUM_RANKS = 2

@@ -24,13 +24,14 @@ import torch
 from benchmarks import columns, step_gpu
 from benchmarks.measurement import parser, report, spread
 from benchmarks.rivals.blog_alexnet import plain_step
-from pipeline.config import Config, DistributedConfig, ModelConfig
-from pipeline.distributed import Place, connect
-from pipeline.grid import build_grid
-from pipeline.model import build_model
-from pipeline.precision import arithmetic_of, resolve
-from pipeline.recipes import alexnet_fast
-from pipeline.replica import Replica
+from pipeline.config.recipes import alexnet_fast
+from pipeline.config.schema import Config, DistributedConfig, ModelConfig
+from pipeline.model.build import build_model
+from pipeline.optim.precision import arithmetic_of, resolve
+from pipeline.optim.replica import Replica
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import connect
 
 LOCAL_BATCH_SIZE = 64
 BLOG, GROUPED = "blog: fp32, NCHW, torch's LRN", "the same, grouped"

@@ -33,21 +33,22 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measurement import spread
 from benchmarks.rivals import eager_alexnet
-from pipeline.config import DistributedConfig
-from pipeline.data.augment import draw_flips
-from pipeline.data.color import ORIGINAL, draw_color_shifts
-from pipeline.data.device import to_device
-from pipeline.data.frames import Picks
-from pipeline.data.framing import training_framing
-from pipeline.data.normalize import Normalizer
-from pipeline.data.randomness import dropout_keys
-from pipeline.distributed import Place, connect
-from pipeline.grid import build_grid
-from pipeline.model import build_model
+from pipeline.config.recipes import alexnet_fast
+from pipeline.config.schema import DistributedConfig
+from pipeline.data.augment.color import ORIGINAL, draw_color_shifts
+from pipeline.data.augment.device import to_device
+from pipeline.data.augment.frames import Picks
+from pipeline.data.augment.framing import training_framing
+from pipeline.data.augment.normalize import Normalizer
+from pipeline.data.augment.shifts import draw_flips
+from pipeline.data.order.randomness import dropout_keys
 from pipeline.model.alexnet import AlexNet2012
-from pipeline.precision import autocast
-from pipeline.recipes import alexnet_fast
-from pipeline.replica import Replica
+from pipeline.model.build import build_model
+from pipeline.optim.precision import autocast
+from pipeline.optim.replica import Replica
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import connect
 
 Precision = Literal["bf16", "fp16"]
 Step = Callable[[], None]
@@ -116,7 +117,7 @@ class OurStep:
         self._normalizer = Normalizer(np.full((224, 224, 3), 120.0), np.ones(3), _GPU)
 
     def inputs(self) -> torch.Tensor:
-        """What `pipeline.data.preprocess.Augmenter` does with images that are resident."""
+        """What `pipeline.data.augment.preprocess.Augmenter` does with images that are resident."""
         size = self._augment.color_noise
         sides = (np.full(len(self._samples), side) for side in self._images.shape[1:3])
         boxes = self._framing.boxes(self._samples, 0, *sides)

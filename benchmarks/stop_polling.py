@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 from benchmarks.measurement import parser, report, spread, torchrun
-from pipeline.config import DistributedConfig
-from pipeline.distributed import Place, connect
-from pipeline.failure import leave
-from pipeline.run_directory import RunDirectory
-from pipeline.stop import StopRequests, StopSignals
+from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.failure import leave
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.stop import StopRequests, StopSignals
+from pipeline.ranks.world import connect
+from pipeline.run.directory import RunDirectory
 
 NUM_RANKS, NUM_STEPS, STEP_SECONDS, ROUNDS = 2, 1_000, 0.01, 5
 

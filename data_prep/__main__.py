@@ -19,21 +19,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, assert_never
 
-from data_prep.assignment import Task
-from data_prep.beton import write_beton
-from data_prep.cifar import open_cifar10, open_cifar100
-from data_prep.conversion import Options, convert, convert_part
-from data_prep.files import path_option
-from data_prep.imagenet import NUM_CLASSES, open_imagenet
-from data_prep.images import JPEG_QUALITY
-from data_prep.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, check_name
-from data_prep.merge import merge
-from data_prep.output import ConversionError
-from data_prep.progress import Progress
-from data_prep.sources import Source, SourceError, open_folder
-from data_prep.streams import exit_code_when_told, open_streams
-from data_prep.synthetic import make_synthetic
-from data_prep.verify import find_damages
+from data_prep.beton.beton import write_beton
+from data_prep.convert.assignment import Task
+from data_prep.convert.conversion import Options, convert, convert_part
+from data_prep.convert.images import JPEG_QUALITY
+from data_prep.convert.merge import merge
+from data_prep.convert.output import ConversionError
+from data_prep.convert.progress import Progress
+from data_prep.shard_set.files import path_option
+from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, check_name
+from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from data_prep.sources.cifar import open_cifar10, open_cifar100
+from data_prep.sources.folder import open_folder
+from data_prep.sources.imagenet import NUM_CLASSES, open_imagenet
+from data_prep.sources.source import Source, SourceError
+from data_prep.sources.synthetic import make_synthetic
+from data_prep.verify.verify import find_damages
 
 _INTERRUPTED = 130
 _MAX_COUNT = 10_000_000

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_prep.files import describe
-from data_prep.streams import exit_code_when_told, open_streams
+from data_prep.shard_set.files import describe
+from data_prep.shard_set.streams import exit_code_when_told, open_streams
 from launch import doctor, local, outcome, prometheus, runs, submit
 
 

@@ -16,13 +16,12 @@ from typing import IO, assert_never
 
 from launch.options import misplacement_check
 from launch.outcome import Outcome, outcome_of
-from pipeline.command import Command, asks_for_help, help_text, parse_command
-from pipeline.config import ranks_per_replica
-from pipeline.console import Console
-from pipeline.events import read_events
-from pipeline.exit_codes import FAILED, STOPPED
-from pipeline.run_lock import LOG_VARIABLE
-from pipeline.stop_signals import heeded_signals
+from pipeline.config.schema import ranks_per_replica
+from pipeline.run.console import Console
+from pipeline.run.ending import FAILED, STOPPED, heeded_signals
+from pipeline.run.events import read_events
+from pipeline.run.lock import LOG_VARIABLE
+from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
 SHUTDOWN_SECONDS = 270
 """What ranks have to save in after a signal, before torchrun kills them."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from data_prep.files import PathOptionError, expanded, path_option
+from data_prep.shard_set.files import PathOptionError, expanded, path_option
 from launch.spec import PathText
 
 _OPTIONS = {

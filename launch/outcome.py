@@ -6,10 +6,10 @@ import argparse
 import sys
 from typing import Literal
 
-from data_prep.files import path_option
-from pipeline.events import LOST_RANK, STOP_FILE, Event, of_training, read_events
+from data_prep.shard_set.files import path_option
 from pipeline.metrics.discovery import drop_unanswered
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import LOST_RANK, STOP_FILE, Event, of_training, read_events
 
 Outcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
 

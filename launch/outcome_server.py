@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 
 ADDRESS = "127.0.0.1"
 DEFAULT_PORT = 9752

@@ -17,11 +17,11 @@ from importlib import resources
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
-from data_prep.files import path_option, write_atomically
+from data_prep.shard_set.files import path_option, write_atomically
 from launch import outcome_server
 from pipeline.metrics.discovery import drop_unanswered
-from pipeline.port import port_number
-from pipeline.run_directory import RunDirectory
+from pipeline.metrics.port import port_number
+from pipeline.run.directory import RunDirectory
 
 DEFAULT_PORT = 9090
 DEFAULT_SCRAPE_INTERVAL = "15s"

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from data_prep.files import path_option
-from pipeline.events import Event, of_training, own_evaluations, read_events
+from data_prep.shard_set.files import path_option
 from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import Standing, standing_of
-from pipeline.run_directory import RunDirectory
-from pipeline.run_lock import log_at_work
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import Event, of_training, own_evaluations, read_events
+from pipeline.run.lock import log_at_work
 
 _AT_WORK = ("starting", "training")
 

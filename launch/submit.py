@@ -15,9 +15,9 @@ from data_prep.__main__ import parse as parse_sharding
 from launch.options import OF_PREPARING, add_options, without_tilde
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
-from pipeline.command import Command, asks_for_help, help_text, parse_command
+from pipeline.config.command_line import locations_of
 from pipeline.metrics.addresses import check_reachable
-from pipeline.overrides import locations_of
+from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
 _TRAIN_LOG = "slurm-%j.log"
 

@@ -14,8 +14,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from pipeline.exit_codes import FAILED, INTERRUPTED
-from pipeline.stop_signals import AGENT_VARIABLE
+from pipeline.run.ending import AGENT_VARIABLE, FAILED, INTERRUPTED
 
 
 def main(arguments: Sequence[str]) -> int:

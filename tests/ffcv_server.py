@@ -23,9 +23,9 @@ import ffcv.types
 import ffcv.writer
 import numpy as np
 
-from data_prep import beton_samples
 from data_prep.__main__ import main
-from data_prep.beton import write_beton
+from data_prep.beton import samples as beton_samples
+from data_prep.beton.beton import write_beton
 
 
 def serve() -> None:

@@ -1,1 +1,1 @@
-"""From a shard set to batches: who reads which sample, reading, decoding, augmentation."""
+"""From a shard set to batches: `open` above `batches`, `readers`, `cache`, `augment`, `order`."""

@@ -6,10 +6,3 @@ counters that end in `_total`, ratios in [0, 1], labels from closed sets only. C
 0 from the start; a gauge of something measured appears with its first value, because a loss of 0
 would be a lie. `docs/metrics.md` lists them all.
 """
-
-from pipeline.metrics.job import CHECKPOINT_KINDS, JobMetrics
-from pipeline.metrics.publisher import Publisher
-from pipeline.metrics.rank import PHASES, RankMetrics
-from pipeline.metrics.run_facts import RunFacts
-
-__all__ = ["CHECKPOINT_KINDS", "PHASES", "JobMetrics", "Publisher", "RankMetrics", "RunFacts"]

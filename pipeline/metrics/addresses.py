@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pipeline.config import AUTO_ADDRESS, MetricsConfig
+from pipeline.config.schema import AUTO_ADDRESS, MetricsConfig
 
 LOOPBACK = "127.0.0.1"
 

@@ -20,7 +20,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
-from data_prep.files import write_atomically
+from data_prep.shard_set.files import write_atomically
 from pipeline.metrics.pages import Identity
 
 _EXPORTER = "__param_exporter"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from data_prep.files import as_text
-from pipeline.events import Event, own_evaluations
+from data_prep.shard_set.files import as_text
 from pipeline.metrics.families import Families, Measurement
 from pipeline.metrics.run_facts import BUILD_LABELS, RUN_LABELS, RunFacts
+from pipeline.run.events import Event, own_evaluations
 
 CHECKPOINT_KINDS = ("periodic", "best", "preempt")
 """Why a checkpoint is written."""

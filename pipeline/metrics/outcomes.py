@@ -21,8 +21,7 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from data_prep.files import as_text
-from pipeline.events import Event, last_of_training
+from data_prep.shard_set.files import as_text
 from pipeline.metrics.rank_file import (
     OUTCOMES,
     PATTERN,
@@ -31,8 +30,9 @@ from pipeline.metrics.rank_file import (
     RankFile,
     read_rank_file,
 )
-from pipeline.run_directory import RunDirectory
-from pipeline.run_lock import is_locked
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import Event, last_of_training
+from pipeline.run.lock import is_locked
 
 RUN_OUTCOME = "alexnet_run_outcome"
 

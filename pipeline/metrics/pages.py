@@ -21,8 +21,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
 from prometheus_client.core import InfoMetricFamily
 
-from data_prep.files import as_text, sha256_of
-from pipeline.config import MetricsConfig
+from data_prep.shard_set.files import as_text, sha256_of
+from pipeline.config.schema import MetricsConfig
 
 _NEIGHBOUR_PORTS = 10
 _PLAIN = "text/plain; charset=utf-8"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from data_prep.files import TEMPORARY_PREFIX, write_atomically
+from data_prep.shard_set.files import TEMPORARY_PREFIX, write_atomically
 from pipeline.metrics.families import Families, exposition
 from pipeline.metrics.rank_file import Writer, rank_file_name, render_rank_file
 

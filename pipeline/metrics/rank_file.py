@@ -25,7 +25,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from pipeline.format_version import RANK_FILE_VERSION, check_format_version
+from pipeline.run.ending import process_start_ticks
+from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
 
 HEARTBEAT = "alexnet_heartbeat_timestamp_seconds"
 RANK_OUTCOME = "alexnet_rank_outcome"
@@ -43,19 +44,6 @@ _END = b"# EOF\n"
 
 def rank_file_name(rank: int) -> str:
     return f"rank-{rank:05d}.prom"
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if it is gone or a zombie.
-
-    With the pid it names one process for as long as the host is up: pids are reused.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    fields = stat[stat.rindex(b")") + 2 :].split()  # the command's name may hold spaces
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

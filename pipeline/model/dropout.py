@@ -7,7 +7,7 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from pipeline.config import DropoutForm
+from pipeline.config.schema import DropoutForm
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -48,7 +48,7 @@ class Dropout(nn.Module):
         self._first = layer * _UNITS_PER_LAYER + first_unit
 
     def forward(self, units: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        """Units N×U, keys int64 N (`pipeline.data.randomness.dropout_keys`), N×U out."""
+        """Units N×U, keys int64 N (`pipeline.data.order.randomness.dropout_keys`), N×U out."""
         if self.probability == 0:
             return units
         if not self.training:
@@ -81,7 +81,7 @@ class KeyedSequential(nn.Sequential):
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 (`pipeline.data.randomness`) on int64, which wraps around."""
+    """The finaliser of SplitMix64 (`pipeline.data.order.randomness`) on int64: it wraps around."""
     state = state + _GOLDEN_GAMMA
     state.bitwise_xor_(_shifted(state, 30)).mul_(_FIRST_FACTOR)
     state.bitwise_xor_(_shifted(state, 27)).mul_(_SECOND_FACTOR)

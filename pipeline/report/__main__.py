@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.files import as_text, describe, path_option, write_atomically
-from data_prep.streams import exit_code_when_told, open_streams
-from pipeline.run_directory import RunDirectory
+from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
+from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from pipeline.run.directory import RunDirectory
 
 _EXTRA = ("jinja2", "matplotlib")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.events import Event, of_training
+from pipeline.run.events import Event, of_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from pipeline.events import Event
 from pipeline.report.summary import Interval, evaluations, of_kind, shares
+from pipeline.run.events import Event
 
 _POINTS_PER_INCH = 72
 _SIZE_POINTS = (400, 250)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.manifest import Manifest, ShardSetError
-from data_prep.pixels import decode_jpeg
+from data_prep.shard_set.manifest import Manifest, ShardSetError
+from data_prep.shard_set.pixels import decode_jpeg
 from pipeline.report.inputs import SPLIT, Missing, ShardSet
 from pipeline.report.predictions import Counts, row_shares
 

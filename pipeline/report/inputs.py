@@ -12,16 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    manifest_sha256,
-    read_index,
-    read_manifest,
-)
-from pipeline.events import Event, find_faults, history_of, own_evaluations, read_rows
-from pipeline.format_version import CONFIG_VERSION, PREDICTIONS_VERSION, check_format_version
-from pipeline.run_directory import RunDirectory
+from data_prep.shard_set.index import read_index
+from data_prep.shard_set.manifest import MANIFEST_NAME, Manifest, manifest_sha256, read_manifest
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import Event, find_faults, history_of, own_evaluations, read_rows
+from pipeline.run.format_version import CONFIG_VERSION, PREDICTIONS_VERSION, check_format_version
 
 SPLIT = "val"
 """The split whose predictions are shown."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.report.images import png_uri
 from pipeline.report.inputs import Missing
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 
 _NUM_COLUMNS = {"alexnet_2012": 2, "alexnet_2014": 1, "alexnet_single": 1, "alexnet_bn": 1}
 """Of the networks whose first kernels are large enough to show something to the eye."""
@@ -35,7 +35,7 @@ def read_kernels(run: RunDirectory, network: str | None) -> Kernels | Missing | 
     if network not in _NUM_COLUMNS:
         return None
     try:
-        from pipeline import checkpoint  # here, because all else of a report needs no torch
+        from pipeline.run import checkpoint  # here, because all else of a report needs no torch
 
         path = checkpoint.newest_good(run.checkpoints)
         if path is None:

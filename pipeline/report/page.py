@@ -25,7 +25,7 @@ from pipeline.report.predictions import (
 )
 from pipeline.report.summary import Summary, intervals, summarize
 from pipeline.report.timeline import timeline
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 
 _TEMPLATE = "page.html.j2"
 

@@ -1,6 +1,6 @@
 """From a run's events to the figures of its report: pure functions.
 
-They take all rows of the events, or the one history: `pipeline.events.history_of`.
+They take all rows of the events, or the one history: `pipeline.run.events.history_of`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.events import Event, history_of, of_training, own_evaluations
-from pipeline.metrics import PHASES
+from pipeline.metrics.rank import PHASES
 from pipeline.report.attempts import Attempt, find_attempts
+from pipeline.run.events import Event, history_of, of_training, own_evaluations
 
 _MAX_INTERVALS = 400
 """More points than this are not seen in a curve."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from pipeline.event_fields import AlarmReason, Kind
-from pipeline.events import Event
+from pipeline.run.event_fields import AlarmReason, Kind
+from pipeline.run.events import Event
 
 _MAX_ALIKE = 3
 """Of more damaged images in a row than these the last ones are only counted."""

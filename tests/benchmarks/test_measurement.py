@@ -12,7 +12,7 @@ import pytest
 from benchmarks.measurement import report
 from benchmarks.step import our_config
 from tests.pipeline.monitoring import REPOSITORY
-from tests.pipeline.ranks import call_in_processes
+from tests.pipeline.rank_jobs import call_in_processes
 
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
 

@@ -10,10 +10,10 @@ import numpy as np
 from benchmarks.image_folder import find_images, link_images
 from benchmarks.measurement import shard_folder
 from benchmarks.start import enlarge, figures
-from data_prep.manifest import read_manifest
-from pipeline.data.readers import open_evaluation_reader
-from pipeline.data.shard_set import ShardSet
-from pipeline.recipes import alexnet_2012
+from data_prep.shard_set.manifest import read_manifest
+from pipeline.config.recipes import alexnet_2012
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.readers.open import open_evaluation_reader
 
 NUM_SAMPLES = 300
 """More than the batches of one epoch: 1 of 256; in 13 shards of 24 samples."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from data_prep.pixels import Pixels
+from data_prep.shard_set.pixels import Pixels
 from tests.data_prep.raw_data import encode
 
 ADOBE = b"Adobe\0\x64\0\0\0\0"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.pixels import Pixels
+from data_prep.shard_set.pixels import Pixels
 
 REPOSITORY = Path(__file__).parents[2]
 HEIGHT, WIDTH = 40, 60

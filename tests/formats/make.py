@@ -220,7 +220,7 @@ def _wait_for_step(run: Path, step: int, attempt: int = 3) -> None:
 
 def _make_compressible(run: Path) -> None:
     """Put patterns into the checkpoint of the run's first step."""
-    from pipeline import checkpoint  # here, as it may be called otherwise when `v2` is made
+    from pipeline.run import checkpoint  # here, as it may be called otherwise when `v2` is made
 
     state = states.load(states.newest(run))
     layout = states.layout_of({name: state[name] for name in ("model", "optimizer")})

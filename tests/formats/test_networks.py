@@ -10,7 +10,7 @@ import pytest
 
 from tests.formats import states
 from tests.formats.fixtures import NETWORKS, RUN_SHARDS, SMALL, SPLIT
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
 
 pytestmark = pytest.mark.slow
 

@@ -27,7 +27,7 @@ from tests.formats.fixtures import (
 )
 from tests.formats.make import result_of
 from tests.formats.test_weights import compare, known_weights
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
 
 LAST_STEP = RUN_EPOCHS * STEPS_PER_EPOCH
 

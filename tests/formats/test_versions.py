@@ -25,7 +25,7 @@ from tests.formats.fixtures import (
     unpack_beton,
     unpack_run,
 )
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
 
 NEWER = 99
 

@@ -18,7 +18,7 @@ from tests.formats.fixtures import (
     run_module,
 )
 from tests.formats.make import result_of, weights_words
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
 
 _LOSS_TOLERANCE = 1e-5
 _NORM_TOLERANCE = 1e-5

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline import train
-from pipeline.data.loader import Loader
-from pipeline.failure import leave
-from pipeline.replica import Replica
-from pipeline.watchdog import Watchdog, _Board
+from pipeline.data.batches.loader import Loader
+from pipeline.optim.replica import Replica
+from pipeline.ranks.failure import leave
+from pipeline.ranks.watchdog import Watchdog, _Board
+from pipeline.train import __main__ as train
 
 _PLACES: dict[str, tuple[type[Any], str]] = {
     "reading": (Loader, "__next__"),

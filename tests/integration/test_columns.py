@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import checkpoint
 from pipeline.model import alexnet
-from pipeline.run_directory import RunDirectory
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
 from tests.integration.training import assert_same_state, make_large_shards, rows
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
 
 NUM_TRAIN, NUM_VAL = 24, 7
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.manifest import read_index, read_manifest
-from pipeline.data.partition import BatchPlan, epoch_order
+from data_prep.shard_set.index import read_index
+from data_prep.shard_set.manifest import read_manifest
+from pipeline.data.order.partition import BatchPlan, epoch_order
 from pipeline.report.__main__ import write_report
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.integration.training import (
     GLOBAL_BATCH,
     NUM_TRAIN,
@@ -19,8 +20,8 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
-from tests.pipeline.html_tree import parse
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
+from tests.pipeline.report.html_tree import parse
 
 TWO_OF_TRAIN = ("--data.max_corrupt_ratio", 2.4 / NUM_TRAIN)
 

@@ -11,15 +11,15 @@ from unittest import mock
 import pytest
 import torch
 
-from pipeline import checkpoint
-from pipeline.config import Config, ModelConfig
-from pipeline.events import write_failure
-from pipeline.failure import RankFailure
-from pipeline.fork import Here, fork, take_over
-from pipeline.overrides import with_values
-from pipeline.replica import Replica
-from pipeline.run_directory import RunDirectory
-from pipeline.saved_config import from_json, to_json
+from pipeline.config.command_line import with_values
+from pipeline.config.saved import from_json, to_json
+from pipeline.config.schema import Config, ModelConfig
+from pipeline.optim.replica import Replica
+from pipeline.ranks.failure import RankFailure
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import write_failure
+from pipeline.train.fork import Here, fork, take_over
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (
     STEPS_PER_EPOCH,
@@ -31,7 +31,7 @@ from tests.integration.training import (
     train_here,
     training,
 )
-from tests.pipeline.ranks import Job
+from tests.pipeline.rank_jobs import Job
 from tests.pipeline.worlds import SINGLE
 
 STEADY = ("--schedule.name", "constant", "--schedule.warmup_ratio", 0, "--precision", "fp32")

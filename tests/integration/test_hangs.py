@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.integration.training import (
     STEPS_PER_EPOCH,
     Keeper,
@@ -24,7 +24,7 @@ from tests.integration.training import (
     wait_for_step,
 )
 from tests.pipeline.monitoring import wait_for
-from tests.pipeline.ranks import DEADLINE_SECONDS
+from tests.pipeline.rank_jobs import DEADLINE_SECONDS
 
 HOST = socket.gethostname()
 SLEEPY = "tests.integration.sleepy_train"

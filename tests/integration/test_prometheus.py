@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import write_atomically
+from data_prep.shard_set.files import write_atomically
 from launch.__main__ import main
 from launch.prometheus import server_command
 from tests.integration.training import make_shards, ranks_of, rows, torchrun, training

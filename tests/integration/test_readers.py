@@ -9,8 +9,8 @@ import pytest
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.ffcv_process import FfcvProcess
 from tests.integration.training import assert_same_state, make_large_shards, rows
-from tests.pipeline.data.flaky_server import serving
-from tests.pipeline.ranks import Job
+from tests.pipeline.data.cache.flaky_server import serving
+from tests.pipeline.rank_jobs import Job
 
 
 @pytest.fixture(scope="module")

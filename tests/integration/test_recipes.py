@@ -7,10 +7,10 @@ from unittest import mock
 
 import pytest
 
-from pipeline.command import parse_command
-from pipeline.recipes import RECIPES
-from pipeline.stop import StopSignals
-from pipeline.train import train
+from pipeline.config.recipes import RECIPES
+from pipeline.ranks.stop import StopSignals
+from pipeline.train.__main__ import train
+from pipeline.train.command import parse_command
 from tests.integration.training import make_large_shards, newest_state, rows
 from tests.pipeline.worlds import SINGLE
 

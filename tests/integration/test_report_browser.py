@@ -11,7 +11,7 @@ import pytest
 from pipeline.report.__main__ import main
 from tests.integration.browser import browser_page
 from tests.pipeline.fake_run import write_run
-from tests.pipeline.report_page import SECTIONS
+from tests.pipeline.report.report_page import SECTIONS
 
 NAMES = (
     "black-and-gold garden spider",

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.metrics.outcomes import RootOutcomes
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
 from tests.integration.training import (
     all_rows,

@@ -21,21 +21,23 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from data_prep.manifest import hash_class_names, manifest_sha256, read_index, read_manifest
+from data_prep.shard_set.index import read_index
+from data_prep.shard_set.manifest import hash_class_names, manifest_sha256, read_manifest
 from launch.outcome import outcome_of
 from launch.runs import describe
-from pipeline import checkpoint, loop
-from pipeline import evaluate as evaluate_module
-from pipeline.data.partition import BatchPlan, epoch_order
-from pipeline.distributed import World
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.event_fields import check_row
-from pipeline.events import own_evaluations, read_events
-from pipeline.metrics import PHASES
+from pipeline.data.order.partition import BatchPlan, epoch_order
+from pipeline.evaluate import __main__ as evaluate_module
 from pipeline.metrics.outcomes import standing_of
+from pipeline.metrics.rank import PHASES
 from pipeline.metrics.rank_file import read_rank_file
-from pipeline.run_directory import RunDirectory
-from pipeline.settings import read_settings
+from pipeline.ranks.world import World
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.event_fields import check_row
+from pipeline.run.events import own_evaluations, read_events
+from pipeline.run.settings import read_settings
+from pipeline.train import loop
+from pipeline.train.evaluation import Evaluation, evaluate
 from tests.integration.training import (
     GLOBAL_BATCH,
     NUM_TRAIN,
@@ -55,7 +57,7 @@ from tests.integration.training import (
     wait_for_step,
 )
 from tests.pipeline.monitoring import parse
-from tests.pipeline.ranks import DEADLINE_SECONDS, Job, call_on_ranks
+from tests.pipeline.rank_jobs import DEADLINE_SECONDS, Job, call_on_ranks
 from tests.pipeline.worlds import SINGLE
 
 STOPPED = 75

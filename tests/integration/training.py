@@ -14,12 +14,12 @@ from unittest import mock
 
 import torch
 
-from pipeline import checkpoint
-from pipeline.command import parse_command
-from pipeline.events import read_events, read_rows
-from pipeline.run_directory import RunDirectory
-from pipeline.stop import StopSignals
-from pipeline.train import train
+from pipeline.ranks.stop import StopSignals
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import read_events, read_rows
+from pipeline.train.__main__ import train
+from pipeline.train.command import parse_command
 from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
 from tests.pipeline.worlds import SINGLE
 

@@ -23,11 +23,11 @@ from launch.local import (
     torchrun_command,
 )
 from launch.outcome import Outcome
-from pipeline.command import parse_command
 from pipeline.metrics.rank_file import read_rank_file
-from pipeline.run_directory import RunDirectory
-from pipeline.run_lock import lock_run
-from pipeline.stop_signals import STOP_SIGNALS
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import STOP_SIGNALS
+from pipeline.run.lock import lock_run
+from pipeline.train.command import parse_command
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.pipeline.monitoring import REPOSITORY, wait_for
 

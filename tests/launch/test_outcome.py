@@ -9,7 +9,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.outcome import outcome_of
-from pipeline.events import LOST_RANK, EventLog
+from pipeline.run.events import LOST_RANK, EventLog
 from tests.pipeline.fake_run import eval_fields, start_fields
 
 Row = dict[str, Any]

@@ -19,7 +19,7 @@ from launch import outcome_server
 from launch.__main__ import main
 from launch.outcome_server import page_of
 from launch.prometheus import render_config
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.pipeline.fake_run import RunHistory, start_fields
 from tests.pipeline.monitoring import (
     REPOSITORY,

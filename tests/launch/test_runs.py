@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from pipeline.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.pipeline.fake_run import RunHistory, start_fields
 from tests.pipeline.monitoring import finish, rank_process, wait_for
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from pipeline.config import Config, Location
-from pipeline.overrides import leaf_types
+from pipeline.config.command_line import leaf_types
+from pipeline.config.schema import Config, Location
 
 CPU = ("--gpus-per-node", 0, "--ranks-per-node", 2)
 

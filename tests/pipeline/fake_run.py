@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.files import sha256_of
-from data_prep.manifest import (
+from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.index import INDEX_DTYPE
+from data_prep.shard_set.manifest import (
     FORMAT_VERSION,
-    INDEX_DTYPE,
     Encoding,
     Manifest,
     Split,
@@ -26,9 +26,9 @@ from data_prep.manifest import (
     manifest_sha256,
     write_manifest,
 )
-from pipeline.events import EventLog
-from pipeline.metrics import PHASES
-from pipeline.run_directory import RunDirectory
+from pipeline.metrics.rank import PHASES
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import EventLog
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

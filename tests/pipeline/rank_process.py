@@ -16,9 +16,12 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.metrics import JobMetrics, Publisher, RankMetrics, RunFacts
-from pipeline.run_directory import RunDirectory
-from pipeline.run_lock import lock_run
+from pipeline.metrics.job import JobMetrics
+from pipeline.metrics.publisher import Publisher
+from pipeline.metrics.rank import RankMetrics
+from pipeline.metrics.run_facts import RunFacts
+from pipeline.run.directory import RunDirectory
+from pipeline.run.lock import lock_run
 from tests.pipeline.fake_run import RunHistory, start_fields
 
 SAMPLES_PER_SECOND = 1000

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.distributed import Place, World
-from pipeline.grid import Grid, build_grid
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import Grid, build_grid
+from pipeline.ranks.world import World
 
 T = TypeVar("T")
 

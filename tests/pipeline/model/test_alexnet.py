@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
-from pipeline.model import build_model
+from pipeline.config.schema import ModelConfig
 from pipeline.model.alexnet import AlexNet2012
+from pipeline.model.build import build_model
 
 # Name, output, weights, biases: figure 2 of the paper and `layers-145.cfg` of the code.
 LAYERS = [

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from pipeline.config import Config, ModelConfig
-from pipeline.distributed import World
-from pipeline.grid import build_grid
-from pipeline.model import build_model
+from pipeline.config.schema import Config, ModelConfig
+from pipeline.model.build import build_model
 from pipeline.model.columns import BOTH, Columns, part_of, parts_of, whole_of
-from pipeline.replica import Replica
-from tests.pipeline.ranks import call_on_ranks
+from pipeline.optim.replica import Replica
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import World
+from tests.pipeline.rank_jobs import call_on_ranks
 
 NUM_CLASSES = 12
 CONFIG = ModelConfig(name="alexnet_2012", dropout_form="original")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import DropoutForm
-from pipeline.data import randomness
+from pipeline.config.schema import DropoutForm
+from pipeline.data.order import randomness
 from pipeline.model import dropout
 from pipeline.model.dropout import Dropout, KeyedSequential
 

@@ -1,0 +1,1 @@
+"""Writes the `.beton` of a shard set. Knows no raw data."""

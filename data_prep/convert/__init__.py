@@ -1,0 +1,1 @@
+"""From a source to a shard set. Knows no source by name."""

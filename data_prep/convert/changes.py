@@ -1,0 +1,98 @@
+"""Raw images that were replaced since they were converted: how they are noticed.
+
+While a conversion goes on, the record of each shard has the stamps of its images (see
+`sources.Reader`). Those of a finished shard set lie beside its folder, in SHARDS.inputs.npz: they
+say when files were written, and a shard set is to have the same bytes whenever it is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.convert.assignment import ShardName
+from data_prep.convert.output import ConversionError
+from data_prep.shard_set.files import atomic_writer, describe
+from data_prep.sources.source import Source, name_some
+
+_log = logging.getLogger(__name__)
+
+Stamps = npt.NDArray[np.uint64]
+"""One a planned sample of a shard, in the plan's order."""
+Rows = Mapping[ShardName, npt.NDArray[np.intp]]
+"""Which rows of their split go into which shard."""
+
+_NUM_THREADS = 8
+"""On network file systems each look at a file is a round trip."""
+_MAX_KEPT = 6
+"""Names of a shard that are kept for an error: more than it shows."""
+
+
+def check_unchanged(
+    shards: Path, source: Source, rows: Rows, stamps: Mapping[ShardName, Stamps]
+) -> None:
+    """Raise `ConversionError` if images of these shards are not those that the stamps are of."""
+
+    def compare(name: ShardName) -> tuple[int, Sequence[str]]:
+        samples = source.pick(name.split, rows[name])
+        replaced = [
+            sample.locator
+            for sample, before in zip(samples, stamps[name].tolist(), strict=True)
+            if source.reader.stamp(sample) != before
+        ]
+        return len(replaced), replaced[:_MAX_KEPT]
+
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        found = list(threads.map(compare, stamps))
+    num_replaced = sum(count for count, _ in found)
+    if num_replaced:
+        some = sorted(locator for _, locators in found for locator in locators)[:_MAX_KEPT]
+        raise ConversionError(
+            f"{num_replaced} {'image' if num_replaced == 1 else 'images'} in finished shards of "
+            f"{shards} {'was' if num_replaced == 1 else 'were'} replaced since "
+            f"({name_some(some, num_replaced)}): put them back, give another --output or empty "
+            "this one, or keep these shards as they are with --ignore-changes"
+        )
+
+
+def save_stamps(shards: Path, manifest_sha256: str, stamps: Sequence[Stamps]) -> None:
+    """Keep the stamps of a shard set that is about to be published; a failure is only logged."""
+    path = _path(shards)
+    try:
+        with atomic_writer(path) as file:
+            np.savez(
+                file,
+                allow_pickle=False,
+                manifest_sha256=np.array(manifest_sha256),
+                stamps=np.concatenate(stamps),
+            )
+    except OSError as error:
+        _log.warning("%s; that images are replaced later will not be noticed", describe(error))
+
+
+def load_stamps(shards: Path, manifest_sha256: str, rows: Rows) -> Mapping[ShardName, Stamps]:
+    """The stamps of a published shard set; none, with a line that says so, if they are not there.
+
+    `rows` has all its shards, in their order.
+    """
+    path = _path(shards)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["manifest_sha256"]) == manifest_sha256:
+                ends = np.cumsum([len(chosen) for chosen in rows.values()])
+                return dict(zip(rows, np.split(arrays["stamps"], ends[:-1]), strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    _log.info("%s is not there or of another shard set: images were not compared", path)
+    return {}
+
+
+def _path(shards: Path) -> Path:
+    shards = shards.resolve()
+    return shards.with_name(f"{shards.name}.inputs.npz")

@@ -1,0 +1,161 @@
+"""Worker processes that write shards, and end with the process that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from data_prep.convert.assignment import ShardName
+from data_prep.convert.output import ConversionError
+from data_prep.convert.shard import ShardPlan, write_shard
+from data_prep.shard_set.manifest import Encoding
+from data_prep.sources.source import Reader
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+_POLL_SECONDS = 0.2
+_MAX_READ_BYTES = 1 << 20
+_PLANS_PER_WORKER = 2
+"""That are made ahead: all at once would be an object for every sample there is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """What all shards of a conversion have in common."""
+
+    reader: Reader
+    shards: Path
+    records: Path
+    encoding: Encoding
+    size: int | None
+    jpeg_quality: int | None
+
+    def run(self, plan: ShardPlan, count_sample: Callable[[], None]) -> None:
+        """Write one shard, then its record, whose presence says that the shard is finished."""
+        path = self.shards / plan.name.filename
+        record = write_shard(
+            plan,
+            path,
+            self.reader,
+            encoding=self.encoding,
+            size=self.size,
+            jpeg_quality=self.jpeg_quality,
+            count_sample=count_sample,
+        )
+        record.save(self.records / plan.name.record_filename)
+
+
+def write_shards(
+    names: Sequence[ShardName],
+    make_plan: Callable[[ShardName], ShardPlan],
+    job: ShardJob,
+    num_workers: int,
+    show: Callable[[int], None],
+) -> Generator[ShardName, None, None]:
+    """Write all shards; yields each name when its shard and record are on disk.
+
+    `show` is told the number of samples done, several times a second. Close the generator to stop.
+    Raises `ConversionError` if a worker dies or lacks memory, and what else the workers raise.
+    """
+    if not names:
+        return
+    # Spawned, not forked: safe with threads, and no worker inherits an end of another's pipe.
+    context = multiprocessing.get_context("spawn")
+    stop_reader, stop = context.Pipe(duplex=False)
+    counter, counter_writer = context.Pipe(duplex=False)
+    os.set_blocking(counter.fileno(), False)
+    executor = ProcessPoolExecutor(
+        min(num_workers, len(names)),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(job, stop_reader, counter_writer),
+    )
+    num_done = 0
+    waiting = iter(names)
+    pending: dict[Future[None], ShardName] = {}
+    try:
+        while True:
+            room = _PLANS_PER_WORKER * num_workers - len(pending)
+            with _stops_held():
+                for name in itertools.islice(waiting, room):
+                    pending[executor.submit(_run, make_plan(name))] = name
+            if not pending:
+                break
+            done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            num_done += _count(counter)
+            show(num_done)
+            for future in done:
+                name = pending.pop(future)
+                future.result()
+                yield name
+        executor.shutdown()
+    except (BrokenProcessPool, MemoryError):
+        raise ConversionError(
+            "a worker process died or ran out of memory; run the same command again to go on, "
+            f"with fewer than --workers {num_workers} if memory is short"
+        ) from None
+    finally:
+        stop.close()
+        executor.shutdown(cancel_futures=True)
+        for end in (stop_reader, counter, counter_writer):
+            end.close()
+
+
+@contextlib.contextmanager
+def _stops_held() -> Iterator[None]:
+    """Signals to stop wait until the block ends; in processes that it starts, for ever.
+
+    A worker that got one before it could ignore it would die with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _count(counter: Connection) -> int:
+    """How many samples were done since the last call: a byte each."""
+    try:
+        return len(os.read(counter.fileno(), _MAX_READ_BYTES))
+    except BlockingIOError:
+        return 0
+
+
+_run_in_worker: Callable[[ShardPlan], None]
+"""Set in worker processes only."""
+
+
+def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
+    global _run_in_worker
+    for stop_signal in _STOPS:
+        signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too, and stops us
+    threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
+
+    # A byte in a pipe needs no lock, which a worker that is killed could leave locked.
+    def count_sample() -> None:
+        os.write(counter.fileno(), b".")
+
+    def run(plan: ShardPlan) -> None:
+        job.run(plan, count_sample)
+
+    _run_in_worker = run
+
+
+def _exit_with_parent(stop: Connection) -> None:
+    """Leave at once when the parent closes its end of the pipe, or dies."""
+    stop.poll(None)
+    os._exit(1)
+
+
+def _run(plan: ShardPlan) -> None:
+    _run_in_worker(plan)

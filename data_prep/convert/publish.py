@@ -1,0 +1,130 @@
+"""Writes the files that say what is in the shards and, last, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.convert.changes import save_stamps
+from data_prep.convert.output import ConversionError, Outline
+from data_prep.convert.shard import ShardRecord
+from data_prep.convert.statistics import (
+    PixelSums,
+    colour_mean,
+    colour_std,
+    mean_image,
+    principal_components,
+)
+from data_prep.convert.tally import Tally, describe_rejected
+from data_prep.shard_set.files import sha256_of, write_atomically
+from data_prep.shard_set.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    Split,
+    Statistics,
+    hash_class_names,
+    serialize,
+    write_manifest,
+)
+
+logger = logging.getLogger(__name__)
+
+_MEAN_IMAGE_NAME = "train.mean.npy"
+
+
+def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
+    """Write the indexes, the mean image and, last, the manifest; `tally` has all shards.
+
+    Raises `ConversionError` if no image of a split can be used.
+    """
+    contents = tally.contents
+    has_one_size = len(contents.sizes) == 1
+    height, width = next(iter(contents.sizes)) if has_one_size else (None, None)
+    for description in describe_rejected(contents.rejected):
+        logger.warning("left out: %s", description)
+    names = outline.shard_names()
+    splits = {
+        split: _publish_split(
+            shards,
+            split,
+            {name.filename: tally.records[name] for name in names if name.split == split},
+        )
+        for split in outline.num_samples
+    }
+    settings: Mapping[str, Any] = outline.settings
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        encoding=outline.encoding,
+        image_height=height,
+        image_width=width,
+        class_names=outline.class_names,
+        class_names_sha256=hash_class_names(outline.class_names),
+        splits=splits,
+        statistics=_publish_statistics(shards, contents.pixels, has_one_size=has_one_size),
+        source=settings["source"],
+        name=settings.get("name"),  # a conversion begun by an older version has none
+        options=outline.manifest_options,
+        seed=settings["seed"],
+        rewritten=dict(contents.rewritten),
+        rejected=dict(Counter(reason for _, reason, _ in contents.rejected)),
+    )
+    stamps = [tally.records[name].stamps for name in names]
+    if any(part.any() for part in stamps):  # else none of the images can be replaced
+        save_stamps(shards, hashlib.sha256(serialize(manifest)).hexdigest(), stamps)
+    write_manifest(shards, manifest)
+    return manifest
+
+
+def _publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -> Split:
+    """Write a split's index and checksums.
+
+    `records` are by file name, in shard order. Raises `ConversionError` if they hold no sample.
+    """
+    index = np.concatenate([record.index for record in records.values()])
+    checksums = np.concatenate([record.checksums for record in records.values()])
+    if not len(index):
+        raise ConversionError(f"no image of the split '{name}' can be used")
+    index_name, checksums_name = f"{name}.index.npy", f"{name}.crc32.npy"
+    return Split(
+        name=name,
+        num_samples=len(index),
+        filenames=tuple(records),
+        shard_lengths=tuple(len(record.index) for record in records.values()),
+        shard_bytes=tuple(record.num_bytes for record in records.values()),
+        shard_sha256=tuple(record.sha256 for record in records.values()),
+        index_filename=index_name,
+        index_sha256=_save(shards / index_name, index),
+        checksums_filename=checksums_name,
+        checksums_sha256=_save(shards / checksums_name, checksums),
+    )
+
+
+def _publish_statistics(shards: Path, pixels: PixelSums, *, has_one_size: bool) -> Statistics:
+    """Write the mean image, if all images have one size; returns all statistics."""
+    stds, vectors = principal_components(pixels)
+    image = mean_image(pixels) if has_one_size else None
+    return Statistics(
+        num_images=pixels.num_images,
+        mean=colour_mean(pixels),
+        std=colour_std(pixels),
+        pca_stds=tuple(stds.tolist()),
+        pca_vectors=tuple(tuple(row) for row in vectors.tolist()),
+        mean_image_filename=None if image is None else _MEAN_IMAGE_NAME,
+        mean_image_sha256=None if image is None else _save(shards / _MEAN_IMAGE_NAME, image),
+    )
+
+
+def _save(path: Path, array: npt.NDArray[np.generic]) -> str:
+    """Write an .npy file; returns its sha256."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+    return sha256_of(path)

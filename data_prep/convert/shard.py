@@ -1,0 +1,247 @@
+"""Writes one shard, and beside it the record of all that the manifest needs from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Self, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.convert.assignment import ShardName
+from data_prep.convert.decoding import RejectedImage
+from data_prep.convert.images import StoredImage, store
+from data_prep.convert.output import ConversionError
+from data_prep.convert.statistics import PixelSums
+from data_prep.shard_set.files import atomic_writer, sha256_of_rest
+from data_prep.shard_set.index import INDEX_DTYPE
+from data_prep.shard_set.manifest import LABEL_SUFFIX, MEMBER_SUFFIX, Encoding
+from data_prep.shard_set.tar_walk import BLOCK_BYTES
+from data_prep.sources.samples import Sample
+from data_prep.sources.source import Reader
+
+_FILE_MODE = 0o644
+_MAX_SIZES = 2  # enough to know that they differ
+_END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What goes into one shard: decided before any image is read."""
+
+    name: ShardName
+    samples: Sequence[Sample]
+
+
+@dataclass(slots=True)
+class ShardContents:
+    """What is in one shard, or in several: they add up."""
+
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    """Height and width of the images; of many sizes, some."""
+    rewritten: Counter[str] = field(default_factory=Counter)
+    rejected: list[tuple[str, str, str]] = field(default_factory=list)
+    """Locator and reason of each rejected sample; and what is wrong with it, with what to do."""
+    pixels: PixelSums = field(default_factory=PixelSums)
+    """Of the train split only: nothing may be learnt from the other."""
+
+    def add(self, image: StoredImage, *, is_train: bool) -> None:
+        """Count in one image."""
+        height, width, _ = image.pixels.shape
+        if len(self.sizes) < _MAX_SIZES:
+            self.sizes.add((height, width))
+        if image.rewritten is not None:
+            self.rewritten[image.rewritten] += 1
+        if is_train:
+            self.pixels.add(image.pixels)
+
+    def merge(self, other: ShardContents) -> None:
+        """Count in all of `other`."""
+        if len(self.sizes) < _MAX_SIZES:
+            self.sizes |= other.sizes
+        self.rewritten += other.rewritten
+        self.rejected += other.rejected
+        self.pixels.merge(other.pixels)
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardRecord:
+    """A finished shard. Rejected samples have no row: it may be shorter than its plan."""
+
+    num_bytes: int
+    sha256: str
+    index: npt.NDArray[np.void]
+    """`INDEX_DTYPE[rows]`."""
+    checksums: npt.NDArray[np.uint32]
+    """CRC-32 of each row's image member."""
+    stamps: npt.NDArray[np.uint64]
+    """By which it is noticed that an image was replaced: one a sample of the plan."""
+    contents: ShardContents
+
+    def save(self, path: Path) -> None:
+        """Write all to one .npz file, atomically."""
+        contents = self.contents
+        pixels = contents.pixels
+        facts = {
+            "num_bytes": self.num_bytes,
+            "sha256": self.sha256,
+            "sizes": sorted(contents.sizes),
+            "rewritten": contents.rewritten,
+            "rejected": contents.rejected,
+            "pixels": [pixels.num_images, pixels.num_pixels],
+        }
+        arrays = {
+            "facts": np.array(json.dumps(facts)),
+            "index": self.index,
+            "checksums": self.checksums,
+            "stamps": self.stamps,
+            "sums": pixels.sums,
+            "products": pixels.products,
+        }
+        if pixels.image_sum is not None:  # no shard has the 16 million images that need more
+            arrays["image_sum"] = pixels.image_sum.astype(np.uint32)
+        with atomic_writer(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
+        with np.load(path) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            num_images, num_pixels = facts["pixels"]
+            return cls(
+                num_bytes=facts["num_bytes"],
+                sha256=facts["sha256"],
+                index=arrays["index"],
+                checksums=arrays["checksums"],
+                stamps=arrays["stamps"],
+                contents=ShardContents(
+                    sizes={(height, width) for height, width in facts["sizes"]},
+                    rewritten=Counter(facts["rewritten"]),
+                    rejected=[(place, reason, what) for place, reason, what in facts["rejected"]],
+                    pixels=PixelSums(
+                        num_images=num_images,
+                        num_pixels=num_pixels,
+                        sums=arrays["sums"],
+                        products=arrays["products"],
+                        image_sum=arrays["image_sum"] if num_images else None,
+                    ),
+                ),
+            )
+
+
+def write_shard(
+    plan: ShardPlan,
+    path: Path,
+    reader: Reader,
+    *,
+    encoding: Encoding,
+    size: int | None,
+    jpeg_quality: int | None,
+    count_sample: Callable[[], None],
+) -> ShardRecord:
+    """Write the shard to `path`, atomically, and tell what became of it.
+
+    The file is hashed while it is written, and read back before it gets its name.
+    Raises `OSError` if a sample cannot be read or the shard cannot be written, and
+    `ConversionError` if its images do not suit the encoding.
+    """
+    contents = ShardContents()
+    rows, checksums, stamps = [], [], []
+    with atomic_writer(path) as file:
+        tar = _TarWriter(file)
+        for sample in plan.samples:
+            stamps.append(reader.stamp(sample))  # first: what is replaced meanwhile is noticed
+            try:
+                image = store(reader.read(sample), encoding, size, jpeg_quality)
+            except RejectedImage as rejection:
+                contents.rejected.append((sample.locator, rejection.reason, str(rejection)))
+            else:
+                offset = tar.add(f"{sample.key}.{MEMBER_SUFFIX[encoding]}", image.content)
+                tar.add(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())
+                rows.append((plan.name.number, offset, len(image.content), sample.label))
+                checksums.append(zlib.crc32(image.content))
+                contents.add(image, is_train=plan.name.split == "train")
+                check_sizes(contents.sizes, encoding)
+            count_sample()
+        num_bytes, sha256 = tar.finish()
+        _check_written(file, sha256, path)
+    return ShardRecord(
+        num_bytes=num_bytes,
+        sha256=sha256,
+        index=np.array(rows, INDEX_DTYPE),
+        checksums=np.array(checksums, np.uint32),
+        stamps=np.array(stamps, np.uint64),
+        contents=contents,
+    )
+
+
+def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | None:
+    """The record of a finished shard; None if either is missing or damaged."""
+    try:
+        record = ShardRecord.load(records / name.record_filename)
+        is_whole = (shards / name.filename).stat().st_size == record.num_bytes
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return None
+    return record if is_whole else None
+
+
+def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:
+    """Raise `ConversionError` if images of these sizes cannot be stored with that encoding."""
+    match encoding:
+        case "jpeg":
+            return
+        case "rgb":
+            if len(sizes) > 1:
+                (height, width), (other_height, other_width) = sorted(sizes)[:2]
+                raise ConversionError(
+                    f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
+                    "--encoding rgb needs one: give --size N, or --encoding jpeg"
+                )
+        case unknown:
+            assert_never(unknown)
+
+
+class _TarWriter:
+    """A ustar archive whose bytes depend on nothing but the members."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._num_bytes = 0
+
+    def add(self, name: str, content: bytes) -> int:
+        """Append a member; returns the offset of its content."""
+        header = tarfile.TarInfo(name)  # owner and time are 0 unless set
+        header.size = len(content)
+        header.mode = _FILE_MODE
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._num_bytes
+        self._write(content)
+        self._write(bytes(-len(content) % BLOCK_BYTES))
+        return offset
+
+    def finish(self) -> tuple[int, str]:
+        """End the archive; returns its length and its sha256."""
+        self._write(_END_OF_ARCHIVE)
+        self._file.flush()
+        return self._num_bytes, self._hash.hexdigest()
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._hash.update(content)
+        self._num_bytes += len(content)
+
+
+def _check_written(file: BinaryIO, expected: str, path: Path) -> None:
+    file.seek(0)
+    if sha256_of_rest(file) != expected:
+        raise OSError(f"{path} does not read back as it was written: the disk is damaged")

@@ -1,0 +1,96 @@
+"""The files that a manifest names, checked against it: index, checksums, mean image, shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.manifest import ShardSetError, Split, Statistics
+
+INDEX_DTYPE = np.dtype(
+    [("shard", "<u4"), ("offset", "<u8"), ("num_bytes", "<u4"), ("label", "<u4")]
+)
+"""One row a sample, in the order of shards and of members in them.
+
+`shard` counts the split's `filenames`; `offset` and `num_bytes` locate the image member's content
+in that tar, so a reader needs one positioned read and no tar parsing.
+"""
+
+
+def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
+    """Memory-map a split's index, `INDEX_DTYPE[num_samples]`.
+
+    Raises `ShardSetError` if it is missing, damaged or not the one the manifest names.
+    """
+    return _map_rows(shards / split.index_filename, split.index_sha256, INDEX_DTYPE, split)
+
+
+def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:
+    """Memory-map the CRC-32 of a split's image members, uint32[num_samples].
+
+    Raises `ShardSetError` if they are missing, damaged or not the ones the manifest names.
+    """
+    if split.checksums_filename is None:
+        raise ShardSetError(f"{shards} has no checksums: convert the data again")
+    path = shards / split.checksums_filename
+    return _map_rows(path, split.checksums_sha256, np.dtype(np.uint32), split)
+
+
+def _map_rows(
+    path: Path, sha256: str | None, dtype: np.dtype[Any], split: Split
+) -> npt.NDArray[Any]:
+    try:
+        if sha256_of(path) != sha256:
+            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise ShardSetError(f"{path} is missing: convert the data again") from None
+    if rows.dtype != dtype or rows.shape != (split.num_samples,):
+        raise ShardSetError(
+            f"{path} holds {rows.shape} rows of {rows.dtype}; "
+            f"expected ({split.num_samples},) of {dtype}: convert the data again"
+        )
+    return rows
+
+
+def read_mean_image(shards: Path, statistics: Statistics) -> npt.NDArray[np.float32]:
+    """The mean of the train split's images, float32 H×W×3, 0–255 scale.
+
+    Raises `ShardSetError` if there is none, or it is missing, damaged or not the manifest's.
+    """
+    if statistics.mean_image_filename is None:
+        raise ShardSetError(
+            f"{shards} has no mean image, as its images differ in size: convert it with --size N, "
+            "or use --augment.normalize mean_std"
+        )
+    path = shards / statistics.mean_image_filename
+    try:
+        if sha256_of(path) != statistics.mean_image_sha256:
+            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
+        image: npt.NDArray[np.float32] = np.load(path)
+    except FileNotFoundError:
+        raise ShardSetError(f"{path} is missing: convert the data again") from None
+    return image
+
+
+def check_shard_sizes(shards: Path, split: Split) -> None:
+    """Check that every shard of a split is there and as long as the manifest says.
+
+    Cheap (one `stat` a shard); content is checked by `python -m data_prep verify --full`.
+    Raises `ShardSetError` naming the first shard that fails.
+    """
+    for filename, expected in zip(split.filenames, split.shard_bytes, strict=True):
+        path = shards / filename
+        try:
+            found = path.stat().st_size
+        except FileNotFoundError:
+            raise ShardSetError(f"shard {path} is missing: copy it back or convert again") from None
+        if found != expected:
+            raise ShardSetError(
+                f"shard {path} has {found} bytes; expected {expected}: "
+                "copy it again or convert again"
+            )

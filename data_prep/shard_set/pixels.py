@@ -1,0 +1,190 @@
+"""Takes windows out of stored images, in compiled code where it was built.
+
+`_pixels.c` decodes no more of a JPEG than its window needs and copies out of mapped files without
+the interpreter lock. Where no compiler or no libjpeg was there to build it, the same happens here,
+with the same bytes and slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import mmap
+from enum import IntEnum
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from data_prep.shard_set.jpeg_header import read_jpeg_header
+
+Pixels = npt.NDArray[np.uint8]
+"""uint8 H×W×3."""
+
+
+BILINEAR, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
+
+
+class Window(NamedTuple):
+    """A rectangle of an image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+_INTERFACE = 2
+"""Of the `_pixels.c` that belongs to this module."""
+
+
+def _import_compiled() -> ModuleType | None:
+    """The compiled code, unless it was built from another version of the source, or not at all."""
+    try:
+        module = importlib.import_module("data_prep.shard_set._pixels")
+    except ImportError:
+        return None
+    return module if getattr(module, "INTERFACE", None) == _INTERFACE else None
+
+
+_pixels = _import_compiled()
+
+
+def is_compiled() -> bool:
+    """Whether the fast code is there."""
+    return _pixels is not None
+
+
+def jpeg_size(content: bytes) -> tuple[int, int]:
+    """Height and width; raises `ValueError` if it is no JPEG."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    except (KeyError, ValueError):  # of subsamplings that simplejpeg has no name for, too
+        header = read_jpeg_header(content)
+        height, width = header.height, header.width
+    return height, width
+
+
+class Verdict(IntEnum):
+    """On a whole JPEG; the numbers are those of `_pixels.c`."""
+
+    WHOLE = 0
+    """All pixels are there, whatever there was to complain of."""
+    TRUNCATED = 1
+    """Pixels are lost, because the data stop early."""
+    DAMAGED = 2
+    """Pixels are lost, or cannot be had, for another reason."""
+
+
+def judge_jpeg(content: bytes, out: Pixels) -> tuple[Verdict, str | None] | None:
+    """Decode all of a JPEG into `out`, uint8 H×W×3 as RGB, or H×W×4 as libjpeg's CMYK.
+
+    Returns what there is to complain of, too, if it is anything; None without the compiled code.
+    """
+    if _pixels is None:
+        return None
+    verdict, complaint = _pixels.judge_jpeg(content, out, *out.shape)
+    return Verdict(verdict), complaint
+
+
+def decode_jpeg(content: bytes) -> Pixels:
+    """Decode all of a JPEG as `cut_jpegs` does; raises `ValueError` if that is damaged."""
+    height, width = jpeg_size(content)
+    out = np.empty((1, height, width, 3), np.uint8)
+    if (failure := cut_jpegs([content], np.array([[0, 0, height, width]]), out)) is not None:
+        raise ValueError(failure[1])
+    whole: Pixels = out[0]
+    return whole
+
+
+def cut_jpegs(
+    contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
+) -> tuple[int, str] | None:
+    """Decode a window of each of N JPEGs into `out`, uint8 N×H×W×3, scaled if sizes differ.
+
+    `windows` is N×4: top, left, height and width. Scaling is Pillow's BILINEAR (a triangle filter
+    as wide as the scale), first to the height and then to the width. Returns None, or the number of
+    the first one that is damaged, as far down as its window goes, and what is wrong with it.
+    """
+    if _pixels is not None:
+        answer: tuple[int, str] | None = _pixels.cut_jpegs(
+            contents, np.ascontiguousarray(windows, np.int32), out, out.shape[1], out.shape[2]
+        )
+        return answer
+    for number, (content, window) in enumerate(zip(contents, windows.tolist(), strict=True)):
+        try:
+            _take(simplejpeg.decode_jpeg(content), Window(*window), out[number], BILINEAR)
+        except ValueError as error:
+            return number, str(error)
+    return None
+
+
+def scale_window(
+    pixels: Pixels, window: Window, out: Pixels, resampling: Image.Resampling = BILINEAR
+) -> None:
+    """Scale a window of an image into `out`, as `cut_jpegs` does; LANCZOS is the other filter."""
+    if _pixels is None:
+        _take(pixels, window, out, resampling)
+        return
+    height, width, _ = pixels.shape
+    number = (BILINEAR, LANCZOS).index(resampling)
+    _pixels.scale_window(number, pixels, height, width, *window, out, out.shape[0], out.shape[1])
+
+
+def _take(image: Pixels, window: Window, out: Pixels, resampling: Image.Resampling) -> None:
+    top, left, height, width = window
+    is_inside = 0 <= top <= image.shape[0] - height and 0 <= left <= image.shape[1] - width
+    if not is_inside or min(height, width) < 1:
+        raise ValueError("the window is not inside the image")
+    taken = image[top : top + height, left : left + width]
+    if taken.shape != out.shape:
+        scaled = Image.fromarray(taken)
+        for size in ((width, out.shape[0]), (out.shape[1], out.shape[0])):
+            scaled = scaled.resize(size, resampling)
+        taken = np.asarray(scaled)
+    out[:] = taken
+
+
+class MappedFile:
+    """A whole file in memory, to copy windows from."""
+
+    def __init__(self, file: int) -> None:
+        """Map the open `file`; raises `OSError`, or `ValueError` if it is empty."""
+        self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        self.num_bytes = len(self._map)
+        array = np.frombuffer(self._map, np.uint8)
+        self.address = int(array.__array_interface__["data"][0])
+
+
+def copy_windows(
+    addresses: npt.NDArray[np.uint64],
+    size: tuple[int, int],
+    tops: npt.NDArray[np.int64],
+    lefts: npt.NDArray[np.int64],
+    out: Pixels,
+    flips: npt.NDArray[np.bool_] | None = None,
+) -> int | None:
+    """Copy a window out of each of N images of `size`, whose first bytes are at `addresses`.
+
+    Those of `flips` are mirrored left to right. The windows have the size of `out`, uint8 N×H×W×3;
+    the caller answers for their lying inside the images, and these inside their files. Returns
+    None, or the number of the first image that cannot be read any more because its file was cut or
+    its disk fails (uncompiled code dies of it).
+    """
+    count, height, width, _ = out.shape
+    if flips is None:
+        flips = np.zeros(count, np.bool_)
+    if _pixels is not None:
+        row_bytes = 3 * size[1]
+        failed = _pixels.copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out)
+        return None if failed < 0 else failed
+    for row in range(count):
+        memory = (ctypes.c_uint8 * (size[0] * size[1] * 3)).from_address(int(addresses[row]))
+        image = np.ctypeslib.as_array(memory).reshape(*size, 3)
+        top, left = tops[row], lefts[row]
+        window = image[top : top + height, left : left + width]
+        out[row] = window[:, ::-1] if flips[row] else window
+    return None

@@ -1,0 +1,1 @@
+"""Finds all that is wrong with a shard set. Imports nothing that writes one."""

@@ -1,0 +1,161 @@
+"""Finds all that is wrong with one shard."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.manifest import MEMBER_SUFFIX, Encoding, Manifest
+from data_prep.shard_set.pixels import Pixels, decode_jpeg
+from data_prep.verify.archive import ArchivedSample, Damage, pair_members, read_members
+
+Array = npt.NDArray[Any]
+
+_MAX_DIGITS = 9  # of a label; with thousands of them int() fails
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardCheck:
+    """One shard and what the other files say of it."""
+
+    path: Path
+    split: str
+    number: int
+    num_samples: int
+    num_bytes: int
+    sha256: str
+    index: Array | None
+    """Its rows of the index, or None if the index is of no use."""
+    checksums: Array | None
+    manifest: Manifest
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFindings:
+    """What is in a shard, and what is wrong with it."""
+
+    keys: list[str]
+    damages: list[Damage]
+
+
+def check_shard(check: ShardCheck) -> ShardFindings:
+    """Find the damages of a shard; with `check.full`, in its contents too."""
+    try:
+        return _check_readable(check)
+    except FileNotFoundError:
+        what = "missing"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    return ShardFindings([], [Damage(check.path.name, what)])
+
+
+def _check_readable(check: ShardCheck) -> ShardFindings:
+    """The same; raises `OSError` if the disk does not give the shard away."""
+    name = check.path.name
+    num_bytes = check.path.stat().st_size
+    members, damages = read_members(check.path)
+    samples, unpaired = pair_members(name, members, MEMBER_SUFFIX[check.manifest.encoding])
+    damages += unpaired
+    if num_bytes != check.num_bytes:
+        damages.append(Damage(name, f"has {num_bytes} bytes; expected {check.num_bytes}"))
+    if len(samples) != check.num_samples:
+        what = f"holds {len(samples)} whole samples; expected {check.num_samples}"
+        damages.append(Damage(name, what))
+    else:
+        damages += _check_index(check, samples)
+    if check.full:
+        damages += _check_contents(check, samples)
+        if not damages and sha256_of(check.path) != check.sha256:
+            damages = [Damage(name, "its sha256 is wrong, though all its samples are whole")]
+    return ShardFindings([sample.key for sample in samples], damages)
+
+
+def _check_index(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[Damage]:
+    """Compare the places of the images with the index; both have as many rows."""
+    if check.index is None:
+        return []
+    rows = check.index[["shard", "offset", "num_bytes"]].tolist()
+    return [
+        Damage(
+            check.path.name,
+            f"the index has it at shard, offset, bytes = {row}; it is at {place}",
+            sample.key,
+        )
+        for row, sample in zip(rows, samples, strict=True)
+        if row != (place := (check.number, sample.image.offset, sample.image.num_bytes))
+    ]
+
+
+def _check_contents(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[Damage]:
+    """Read all samples: labels, checksums, and whether the images decode."""
+    index, checksums = check.index, check.checksums
+    if len(samples) != check.num_samples:
+        index = checksums = None  # no telling which row is whose
+    damages = []
+    with check.path.open("rb") as file:
+        for row, sample in enumerate(samples):
+            image = os.pread(file.fileno(), sample.image.num_bytes, sample.image.offset)
+            label = os.pread(file.fileno(), sample.label.num_bytes, sample.label.offset)
+            problems = [
+                _check_label(label, None if index is None else int(index["label"][row]), check),
+                _check_image(image, check.manifest)
+                or _check_sum(image, None if checksums is None else int(checksums[row])),
+            ]
+            damages += [
+                Damage(check.path.name, what, sample.key) for what in problems if what is not None
+            ]
+    return damages
+
+
+def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str | None:
+    num_classes = check.manifest.num_classes
+    if not content.isdigit() or len(content) > _MAX_DIGITS or int(content) >= num_classes:
+        return f"its label is {content[:20]!r}; expected a number below {num_classes}"
+    if expected is not None and int(content) != expected:
+        return f"its label is {int(content)}, in the index {expected}"
+    return None
+
+
+def _check_image(content: bytes, manifest: Manifest) -> str | None:
+    try:
+        pixels = _decode(content, manifest.encoding)
+    except Exception as error:  # a damaged .npy header raises anything
+        return f"its image does not decode: {error}"
+    size = (manifest.image_height, manifest.image_width)
+    if None not in size and pixels.shape[:2] != size:
+        return f"its image is {pixels.shape[0]}×{pixels.shape[1]}; expected {size[0]}×{size[1]}"
+    return None
+
+
+def _decode(content: bytes, encoding: Encoding) -> Pixels:
+    """As training does."""
+    match encoding:
+        case "jpeg":
+            return decode_jpeg(content)
+        case "rgb":
+            return _decode_npy(content)
+        case unknown:
+            assert_never(unknown)
+
+
+def _decode_npy(content: bytes) -> Pixels:
+    pixels: Pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"{pixels.dtype}{list(pixels.shape)}; expected uint8[height, width, 3]")
+    return pixels
+
+
+def _check_sum(content: bytes, expected: int | None) -> str | None:
+    if expected is not None and zlib.crc32(content) != expected:
+        return "its image is not the one that was written (CRC-32)"
+    return None

@@ -1,0 +1,277 @@
+"""Measures the readers that are possible for a shard set on this host, and says which to choose.
+
+    python -m pipeline.data.benchmark SHARDS [--recipe RECIPE] [--beton FILE]
+        [--cache-dir DIR] [--seconds 5] [--step-rate IMAGES_PER_SECOND]
+
+Each reader is opened as training opens it, in a process of its own, with one thread and with as
+many as this process may use. One pass over the data comes first, or as much of it as the time
+allows: what is measured is reading from the page cache, not from the disk. The step rate is that of
+the recipe's network on one device of this host, on images that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from data_prep.shard_set.manifest import Manifest
+from data_prep.shard_set.pixels import is_compiled
+from pipeline.benchmark.choice import Measurement, choose, table
+from pipeline.config.command_line import with_values
+from pipeline.config.recipes import RECIPES, recipe_config
+from pipeline.config.schema import Config, DistributedConfig, is_url, location_option
+from pipeline.data.augment.frames import take_frames
+from pipeline.data.augment.framing import ImageSize, input_size
+from pipeline.data.augment.normalize import build_normalizer
+from pipeline.data.augment.preprocess import Augmenter
+from pipeline.data.batches.batch import Batches
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.open import make_plan, open_batches
+from pipeline.model.build import build_model, image_size
+from pipeline.optim.precision import arithmetic_of, resolve
+from pipeline.optim.replica import Replica
+from pipeline.ranks.failure import exit_code_of, sentence_of
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import connect
+
+_ENDLESS = 1 << 40
+_WARM_UP_STEPS = 2
+
+
+def measure(config: Config, seconds: float) -> Measurement:
+    """Read with one reader, after a pass of at most as long; in a fresh process."""
+    before = _private_bytes()
+    with _opened(config) as (batches, num_samples, device):
+        _read(batches, device, num_samples, seconds)
+        begin, cpu = time.perf_counter(), time.process_time()
+        num_read = _read(batches, device, None, seconds)
+        passed, used = time.perf_counter() - begin, time.process_time() - cpu
+        return Measurement(
+            reader=config.data.reader,
+            num_threads=config.data.decode_threads,
+            images_per_second=num_read / passed,
+            cores=used / passed,
+            private_bytes=max(0, _private_bytes() - before),
+        )
+
+
+@contextlib.contextmanager
+def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
+    """Batches without an end, as one rank trains on them, the split's size and the device."""
+    with (
+        contextlib.ExitStack() as resources,
+        connect(Place(), config.distributed) as world,
+    ):
+        shards = ShardSet.opened(config.data, resources)
+        grid = build_grid(world, "fused", config.distributed.timeout_seconds)
+        plan = make_plan(config, shards.manifest.split("train"), grid.num_replicas)
+        source = open_batches(config, shards, plan, world, grid, resources)
+        yield resources.enter_context(source(0, _ENDLESS)), plan.num_samples, world.device
+
+
+def _read(batches: Batches, device: torch.device, at_most: int | None, seconds: float) -> int:
+    """Take frames for so long, or until so many have come; returns their number."""
+    num_read, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end and (at_most is None or num_read < at_most):
+        batch = next(batches)
+        images, _ = batch.to(device)
+        take_frames(images, batch.picks)
+        num_read += batch.num_valid
+    _wait(device)
+    return num_read
+
+
+def _private_bytes() -> int:
+    """Without files in memory, which the page cache has anyway."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty:"))
+
+
+def step_rate(config: Config, shards: ShardSet, seconds: float) -> tuple[float, str]:
+    """Images a second of training on one batch that is there already; and on what device."""
+    with connect(Place(), config.distributed) as world:
+        manifest = shards.manifest
+        size = input_size(config.augment, manifest.image_size)
+        network = build_model(config.model, manifest.num_classes, size)
+        grid = build_grid(world, "fused", config.distributed.timeout_seconds)
+        config = resolve(config, None, world.gather(arithmetic_of(world.device)))
+        replica = Replica(network, config, world, grid)
+        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
+        augmenter = Augmenter(config.augment, config.seed, manifest.statistics, normalizer)
+        count = config.global_batch_size
+        images = torch.zeros((count, *size, 3), dtype=torch.uint8, device=world.device)
+        zeros = torch.zeros(count, dtype=torch.int64, device=world.device)
+        samples = zeros.cpu().numpy()
+
+        def step() -> None:
+            inputs = augmenter(images, samples, 0)
+            replica.add_gradients(inputs, zeros, zeros, step_samples=count, is_last=True)
+            replica.update()
+
+        for _ in range(_WARM_UP_STEPS):
+            step()
+        _wait(world.device)
+        num_steps, begin = 0, time.perf_counter()
+        while num_steps == 0 or time.perf_counter() - begin < seconds:
+            step()
+            _wait(world.device)
+            num_steps += 1
+        name = torch.cuda.get_device_name() if world.device.type == "cuda" else "this CPU"
+        rate = num_steps * count / (time.perf_counter() - begin)
+        return rate, f"{name}, {config.resolved_precision}"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def candidates(config: Config, manifest: Manifest, beton: str | None) -> Iterator[Config | str]:
+    """The configurations to measure, and sentences about what is left out."""
+    cores = len(os.sched_getaffinity(0))
+    yield from _with_threads(config, {1, cores})
+    if beton:
+        values = {"data.reader": "beton", "data.beton": beton}
+        yield from _with_threads(with_values(config, values), {1, cores})
+    else:
+        yield "beton is left out: no --beton FILE (made by 'python -m data_prep beton')"
+    if manifest.image_size is None:
+        yield "resident is left out: the images differ in size"
+    else:  # its threads only fill the memory
+        yield from _with_threads(with_values(config, {"data.reader": "resident"}), {cores})
+
+
+def _with_threads(config: Config, numbers: set[int]) -> Iterator[Config]:
+    for number in sorted(numbers):
+        yield with_values(config, {"data.decode_threads": number})
+
+
+def fitting_recipe(size: ImageSize | None) -> str:
+    """The first recipe that trains on images of `size`; None: they differ in it.
+
+    Raises `ValueError` if none does.
+    """
+    for name in RECIPES:
+        config = recipe_config(name)
+        if size is None:
+            config = with_scaled_crops(config)
+        with contextlib.suppress(ValueError):
+            if input_size(config.augment, size) == (image_size(config.model.name),) * 2:
+                return name
+    assert size is not None
+    raise ValueError(
+        f"no recipe trains on images of {size[0]}×{size[1]} as it is: convert the shard set with "
+        "--size 32 or --size 256, or give --recipe with a --step-rate"
+    )
+
+
+def configured(recipe: str, options: argparse.Namespace) -> Config:
+    """The recipe on the shard set; raises `ValueError` if that cannot be."""
+    reader = "remote" if is_url(options.shards) else "tar"
+    values = {"data.shards": options.shards, "data.reader": reader}
+    if options.cache_dir is not None:
+        values["data.cache_dir"] = options.cache_dir
+    flags = {"data.shards": "SHARDS", "data.cache_dir": "--cache-dir"}
+    config = with_values(recipe_config(recipe), values, flags)
+    # One rank alone, on the host's memory or one device: what ranks share is not measured here.
+    return dataclasses.replace(config, distributed=DistributedConfig())
+
+
+def with_scaled_crops(config: Config) -> Config:
+    """For originals of many sizes, which no other crop suits and which have no mean image."""
+    augment = dataclasses.replace(config.augment, crop_place="random_resized", normalize="mean_std")
+    return dataclasses.replace(config, augment=augment)
+
+
+def run(options: argparse.Namespace) -> int:
+    config, say = configured(options.recipe or next(iter(RECIPES)), options), sys.stdout.write
+    with contextlib.ExitStack() as resources:
+        shards = ShardSet.opened(config.data, resources)
+        recipe = options.recipe or fitting_recipe(shards.manifest.image_size)
+        config = configured(recipe, options)
+        if shards.manifest.image_size is None:
+            config = with_scaled_crops(config)
+            say("the images differ in size: --augment.crop_place random_resized is measured\n")
+        input_size(config.augment, shards.manifest.image_size)
+        if not is_compiled():
+            say(
+                "data_prep.shard_set._pixels was not compiled: JPEGs and pixels are read more "
+                "slowly\n"
+            )
+        rate, device = options.step_rate, "at the rate given"
+        if rate is None:
+            rate, device = step_rate(config, shards, options.seconds)
+        say(f"training takes {rate:,.0f} images a second ({device}), {recipe}\n")
+        found = list(_measure_all(config, shards.manifest, options))
+    say(f"{table(found, rate, device)}\n")
+    say(f"{choose(found, rate, max(1, torch.cuda.device_count()))}\n")
+    return 0
+
+
+def _measure_all(
+    config: Config, manifest: Manifest, options: argparse.Namespace
+) -> Iterator[Measurement]:
+    """Measure what can be; one that cannot is named with the reason."""
+    for candidate in candidates(config, manifest, options.beton):
+        if isinstance(candidate, str):
+            sys.stdout.write(f"{candidate}\n")
+            continue
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            try:
+                yield process.submit(measure, candidate, options.seconds).result()
+            except (OSError, ValueError, RuntimeError) as error:
+                if candidate.data.reader == config.data.reader:
+                    raise
+                reason = sentence_of(error)
+                sys.stdout.write(f"{candidate.data.reader} is left out: {reason}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.data.benchmark",
+        description="Measure the readers that are possible here and say which to choose.",
+    )
+    parser.add_argument(
+        "shards", type=location_option, metavar="SHARDS", help="directory or URL of the shard set"
+    )
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), help="default: the first that takes these images"
+    )
+    parser.add_argument(
+        "--beton", type=location_option, metavar="FILE", help="the shard set's .beton"
+    )
+    parser.add_argument(
+        "--cache-dir", type=location_option, metavar="DIR", help="where a URL is staged"
+    )
+    parser.add_argument("--seconds", type=_positive, default=5.0, help="for each; %(default)s")
+    parser.add_argument(
+        "--step-rate",
+        type=_positive,
+        metavar="N",
+        help="images a second that one device trains on; it is measured if not given",
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    return exit_code_of(lambda: run(options))

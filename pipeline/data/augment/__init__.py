@@ -1,0 +1,4 @@
+"""From stored pixels to the network's input: crops, flips, colour, normalization.
+
+Reads no images.
+"""

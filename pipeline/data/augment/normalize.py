@@ -1,0 +1,144 @@
+"""From uint8 pixels to the network's numbers, in one place for every reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from data_prep.shard_set.index import read_mean_image
+from data_prep.shard_set.manifest import Manifest, Statistics
+from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.device import to_device
+from pipeline.data.augment.frames import Picks, take_frames, whole_images
+from pipeline.data.augment.framing import input_size
+from pipeline.data.augment.shifts import Flags
+
+_CHANNELS = ("red", "green", "blue")
+_LEAST_DEVIATION = 0.1
+"""Of a channel that has anything to tell, in grey levels."""
+
+
+class Normalizer:
+    """Subtracts a mean and divides by a deviation, per channel, 0–255 scale."""
+
+    def __init__(
+        self,
+        mean: npt.NDArray[np.floating],
+        std: npt.NDArray[np.floating],
+        device: torch.device,
+    ) -> None:
+        """`mean` is 3, or H×W×3 for inputs of H×W; `std` is 3."""
+        self._shift = torch.from_numpy(-mean / std).float().to(device)
+        self._scale = torch.from_numpy(1 / std).float().to(device)
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        *,
+        color_shifts: torch.Tensor | None = None,
+        divisor: float = 1.0,
+    ) -> torch.Tensor:
+        """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory.
+
+        `color_shifts`, N×3 on the 0–255 scale, are added first; all is divided by `divisor` last.
+        """
+        count, height, width, channels = images.shape
+        # Rows of whole lines: the CPU's inner loop is then long enough for vectors.
+        lines = images.reshape(count, height, width * channels).float()
+        shift = self._shift.expand(height, width, channels).reshape(height, width * channels)
+        lines = torch.addcmul(shift / divisor, lines, self._scale.repeat(width) / divisor)
+        if color_shifts is not None:
+            shifts = color_shifts * (self._scale / divisor)
+            lines += shifts.repeat(1, width)[:, None, :]
+        return lines.view(images.shape).permute(0, 3, 1, 2)
+
+    def take(
+        self,
+        images: torch.Tensor,
+        picks: Picks | None,
+        flips: Flags,
+        *,
+        color_shifts: torch.Tensor | None = None,
+        divisor: float = 1.0,
+    ) -> torch.Tensor:
+        """Frames of uint8 M×H×W×3, some mirrored, as `__call__` makes them: N×3×h×w.
+
+        On a GPU one kernel does it all.
+        """
+        if images.device.type != "cuda":
+            frames = take_frames(images, picks, flips)
+            return self(frames, color_shifts=color_shifts, divisor=divisor)
+        from pipeline.data.augment import frames_cuda
+
+        picks = picks or whole_images(images)
+        return frames_cuda.normalize_frames(
+            images.contiguous(),
+            *picks.on(images.device),
+            to_device(flips, images.device),
+            picks.size,
+            shift=self._shift,
+            scale=self._scale,
+            color_shifts=color_shifts,
+            divisor=divisor,
+        )
+
+
+def build_normalizer(
+    config: AugmentConfig, manifest: Manifest, shards: Path, device: torch.device
+) -> Normalizer:
+    """The normalization for training and evaluation alike.
+
+    Raises `ShardSetError` if a mean image is wanted and is not there.
+    """
+    ones = np.ones(3)
+    match config.normalize:
+        case "none":
+            return Normalizer(0 * ones, ones, device)
+        case "mean_std":
+            statistics = manifest.statistics
+            std = np.array(statistics.std)
+            std[constant_channels(statistics)] = 1.0
+            return Normalizer(np.array(statistics.mean), std, device)
+        case "mean_image":
+            mean = read_mean_image(shards, manifest.statistics)
+            return Normalizer(_middle(mean, config), ones, device)
+        case unknown:
+            assert_never(unknown)
+
+
+def constant_channels(statistics: Statistics) -> list[int]:
+    """Channels whose deviation is none, or that of a few pixels that are one grey level off.
+
+    Divided by it these would be numbers beyond all others, or none.
+    """
+    return [channel for channel, std in enumerate(statistics.std) if not std >= _LEAST_DEVIATION]
+
+
+def constancy(config: AugmentConfig, statistics: Statistics) -> str | None:
+    """A sentence about channels that are not divided by their deviation; None: there are none."""
+    match config.normalize:
+        case "none" | "mean_image":
+            return None
+        case "mean_std":
+            constant = constant_channels(statistics)
+        case unknown:
+            assert_never(unknown)
+    if not constant:
+        return None
+    names = " and ".join(
+        f"{_CHANNELS[channel]} (deviation {statistics.std[channel]:.2g})" for channel in constant
+    )
+    return (
+        f"constant in all training images: {names}; augment.normalize mean_std divides by 1 there"
+    )
+
+
+def _middle(mean: npt.NDArray[np.float32], config: AugmentConfig) -> npt.NDArray[np.float32]:
+    """The middle of the mean image, whatever place a crop is from, as in the 2012 code."""
+    height, width = input_size(config, mean.shape[:2])
+    top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
+    return mean[top : top + height, left : left + width]

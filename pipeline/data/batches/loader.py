@@ -1,0 +1,194 @@
+"""Reads ahead of the plan, in a thread, into a ring of preallocated batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+
+from data_prep.shard_set.pixels import Pixels
+from pipeline.data.batches.batch import HostBatch
+from pipeline.data.order.partition import (
+    BatchPlan,
+    EvaluationBlock,
+    Indices,
+)
+from pipeline.data.readers.reading import ReadCost, Reader
+
+
+class Request(NamedTuple):
+    """One batch to read."""
+
+    samples: Indices
+    epoch: int
+    """Decides the random frames of training; evaluation has none."""
+
+
+def training_requests(
+    plan: BatchPlan, seed: int, replica: int, start_step: int, end_step: int
+) -> Iterator[Request]:
+    """The samples of each micro-batch of one replica, from `start_step` up to `end_step`."""
+    for requests in requests_of_all(plan, seed, start_step, end_step):
+        yield requests[replica]
+
+
+def requests_of_all(
+    plan: BatchPlan, seed: int, start_step: int, end_step: int
+) -> Iterator[list[Request]]:
+    """The same of every replica, in their order."""
+    epoch, order = -1, np.empty(0, np.int64)
+    for step in range(start_step, end_step):
+        if plan.epoch_of(step) != epoch:
+            epoch = plan.epoch_of(step)
+            order = plan.order(seed, epoch)
+        for micro_batch in range(plan.accumulation_steps):
+            parts = (
+                plan.positions(step, micro_batch, replica) for replica in range(plan.num_replicas)
+            )
+            yield [Request(order[part.start : part.stop], epoch) for part in parts]
+
+
+def evaluation_requests(blocks: list[EvaluationBlock]) -> Iterator[Request]:
+    """The samples of each block."""
+    for block in blocks:
+        yield Request(np.arange(block.start, block.start + block.num_valid), epoch=0)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One batch of the ring: tensors and, over the same memory, the array the reader fills."""
+
+    images: torch.Tensor
+    pixels: Pixels
+    copied: torch.cuda.Event | None = None
+
+
+class Loader:
+    """Iterates over the `HostBatch`es of `requests`, up to `depth` of them read ahead.
+
+    A batch shorter than `batch_size` is padded with black images when `pad` is set and yielded as
+    it is otherwise. An error of the reader is raised by the `next` that would have given the batch,
+    and by every later one. A closed loader is exhausted; one that is closed before its end has its
+    reader give up.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        requests: Iterator[Request],
+        *,
+        batch_size: int,
+        depth: int,
+        pad: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        self._reader = reader
+        self._requests = requests
+        self._pad = pad
+        self._free: SimpleQueue[_Slot | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[_Slot, HostBatch] | None] = SimpleQueue()  # None: the end
+        self._taken: tuple[_Slot, HostBatch] | None = None
+        self._closing = threading.Event()
+        self._has_ended = False
+        self._is_exhausted = False
+        self._failure: BaseException | None = None
+        self._cost = ReadCost()
+        self._cost_lock = threading.Lock()
+        shape = (batch_size, *reader.image_shape)
+        for _ in range(depth + 1):  # one more: the batch the consumer is working on
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            self._free.put(_Slot(images, images.numpy()))
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_batches(self) -> int:
+        """Batches that are ready now."""
+        return self._ready.qsize() - self._has_ended
+
+    def take_cost(self) -> ReadCost:
+        """What reading cost since the last call."""
+        with self._cost_lock:
+            cost, self._cost = self._cost, ReadCost()
+        return cost
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> HostBatch:
+        self._give_back()
+        self._taken = self._ready.get()
+        if self._taken is not None:
+            return self._taken[1]
+        self._is_exhausted = True
+        self._ready.put(None)  # an exhausted or failed loader stays so
+        raise self._failure or StopIteration
+
+    def _give_back(self) -> None:
+        if self._taken is not None:
+            slot, batch = self._taken
+            slot.copied = batch.copied
+            self._free.put(slot)
+            self._taken = None
+
+    def _run(self) -> None:
+        try:
+            self._read_ahead()
+        except BaseException as error:
+            self._failure = error
+        self._ready.put(None)
+        self._has_ended = True
+
+    def _read_ahead(self) -> None:
+        for request in self._requests:
+            slot = self._free.get()
+            if slot is None or self._closing.is_set():
+                return
+            if slot.copied is not None:
+                slot.copied.synchronize()
+            self._ready.put((slot, self._fill(slot, request)))
+
+    def _fill(self, slot: _Slot, request: Request) -> HostBatch:
+        samples, num_valid = request.samples, len(request.samples)
+        labels, cost = self._reader.read(samples, request.epoch, slot.pixels)
+        with self._cost_lock:
+            self._cost.add(cost)
+        if self._pad:
+            missing = len(slot.pixels) - num_valid
+            slot.pixels[num_valid:] = 0
+            samples, labels = (np.pad(rows, (0, missing), "edge") for rows in (samples, labels))
+        return HostBatch(
+            images=slot.images[: len(samples)],
+            labels=torch.from_numpy(labels),
+            samples=samples,
+            num_valid=num_valid,
+        )
+
+    def close(self) -> None:
+        """Stop reading ahead; waits for the read in progress, but not for a shard from a URL."""
+        self._closing.set()
+        if not self._is_exhausted:
+            self._reader.give_up()
+        self._free.put(None)  # wakes a thread that waits for a free slot
+        self._thread.join()
+        self._taken = self._failure = None
+        while self._ready.get() is not None:  # the thread has put the end behind its batches
+            pass
+        self._ready.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

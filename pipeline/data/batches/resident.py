@@ -1,0 +1,283 @@
+"""The train split decoded in device memory, divided among the ranks: no file is read in training.
+
+Every rank holds a stretch of the split. A batch needs images from all of them: each rank cuts the
+frames that the others need out of what it holds, and one exchange brings them to whom they belong,
+while the device is still at work on the batch before. On the CPU the device is the host.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.data.augment.device import to_device
+from pipeline.data.augment.frames import Picks, take_frames
+from pipeline.data.augment.framing import Framing
+from pipeline.data.batches.loader import Request
+from pipeline.data.order.partition import Indices
+from pipeline.data.readers.reading import ReadCost, Reader
+from pipeline.ranks.world import World
+
+CHUNK_SAMPLES = 256
+_MOST_OF_FREE = 0.8
+"""Of the memory that is free before training has any."""
+
+_GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResidentSplit:
+    """This rank's stretch of the split, and whose the rest is."""
+
+    images: torch.Tensor
+    """uint8 n×H×W×3 on the device: samples from `edges[rank]` up to `edges[rank + 1]`."""
+    edges: Indices
+    """int64, one more than there are ranks."""
+    labels: Indices
+    """Of all samples, int64."""
+    damage: ReadCost = field(default_factory=ReadCost)
+    """The damaged images that were found in this rank's stretch."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.labels)
+
+
+def load(reader: Reader, world: World) -> ResidentSplit:
+    """Read the split with all ranks, each its own stretch; they call it together.
+
+    `reader` must give whole images. Raises `ValueError` with the arithmetic if the device has no
+    room for it, and what the reader raises.
+    """
+    edges = _edges(reader.num_samples, world)
+    start, stop = edges[world.rank : world.rank + 2].tolist()
+    with world.together():
+        check_room(reader.num_samples, reader.image_shape, world, free_bytes(world))
+    images = torch.empty(
+        (stop - start, *reader.image_shape), dtype=torch.uint8, device=world.device
+    )
+    labels, damage = np.empty(stop - start, np.int64), ReadCost()
+    with world.together():
+        for first in range(start, stop, CHUNK_SAMPLES):
+            samples = np.arange(first, min(first + CHUNK_SAMPLES, stop))
+            pixels = np.empty((len(samples), *reader.image_shape), np.uint8)
+            part = slice(first - start, first - start + len(samples))
+            labels[part], cost = reader.read(samples, 0, pixels)
+            images[part] = torch.from_numpy(pixels).to(world.device)
+            damage.num_replaced += cost.num_replaced
+            damage.damages += cost.damages
+    all_labels = np.concatenate(world.gather(labels))
+    return ResidentSplit(images=images, edges=edges, labels=all_labels, damage=damage)
+
+
+def stretch(num_samples: int, world: World) -> range:
+    """The samples that this rank holds."""
+    start, stop = _edges(num_samples, world)[world.rank : world.rank + 2].tolist()
+    return range(start, stop)
+
+
+def _edges(num_samples: int, world: World) -> Indices:
+    return np.array([num_samples * rank // world.size for rank in range(world.size + 1)])
+
+
+def check_room(
+    num_samples: int, image_shape: tuple[int, int, int], world: World, free: int
+) -> None:
+    """Raise `ValueError` if a rank's share does not fit into `free` bytes."""
+    image_bytes = int(np.prod(image_shape))
+    share = -(-num_samples // world.size) * image_bytes
+    if share <= _MOST_OF_FREE * free:
+        return
+    needed = -(-num_samples * image_bytes // int(_MOST_OF_FREE * free or 1))
+    size = "×".join(map(str, image_shape))
+    raise ValueError(
+        f"the train split does not fit in memory: {num_samples:,} images of {size} bytes are "
+        f"{num_samples * image_bytes / _GIGABYTE:.1f} GB, {share / _GIGABYTE:.1f} GB for each of "
+        f"{world.size} ranks, and {world.device.type} has {free / _GIGABYTE:.1f} GB free for each, "
+        f"of which {_MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, "
+        "or another --data.reader"
+    )
+
+
+def free_bytes(world: World) -> int:
+    """Memory that this rank may still take, on its device."""
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    return host_free_bytes() // world.place.local_world_size
+
+
+def host_free_bytes(root: Path = Path("/")) -> int:
+    """What the host, or the control group this process is limited by, has left."""
+    fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    group = root / "sys/fs/cgroup"
+    if (group / "memory.max").is_file():
+        limit, used = (
+            (group / f"memory.{name}").read_text().strip() for name in ("max", "current")
+        )
+        if limit != "max":
+            free = min(free, int(limit) - int(used) + _cached_bytes(group))
+    return max(0, free)
+
+
+def _cached_bytes(group: Path) -> int:
+    """What of a control group's use the kernel gives up when asked: files it has read."""
+    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(fields["inactive_file"]) + int(fields["active_file"])
+
+
+@dataclass(kw_only=True, slots=True)
+class ResidentBatch:
+    """See `HostBatch`; `picks` says which frames of `images` it is made of, None: all."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    samples: Indices
+    num_valid: int
+    picks: Picks | None
+
+    def to(self, _device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images, self.labels
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """Frames on their way to this rank."""
+
+    request: Request
+    received: torch.Tensor
+    order: Indices
+    """Which of the received frames each sample's is."""
+    work: dist.Work
+
+
+class ResidentBatches:
+    """Iterates over the batches of this rank's replica; see `Loader`.
+
+    All ranks must take as many batches.
+    """
+
+    queued_batches = 0
+
+    def __init__(
+        self,
+        split: ResidentSplit,
+        framing: Framing,
+        requests: Iterator[list[Request]],
+        world: World,
+        replicas: list[int],
+    ) -> None:
+        """`requests` are of all replicas; `replicas` says which one each rank belongs to."""
+        self._split = split
+        self._framing = framing
+        self._requests = requests
+        self._world = world
+        self._replicas = replicas
+        self._under_way: deque[_Exchange] = deque()
+        self._cost = ReadCost()
+        self._cost.add(split.damage)
+
+    def take_cost(self) -> ReadCost:
+        """The samples since the last call, and at first the damage; nothing is read any more."""
+        cost, self._cost = self._cost, ReadCost()
+        return cost
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ResidentBatch:
+        if self._world.size == 1:
+            (request,) = next(self._requests)
+            return self._batch(request, self._split.images, self._pick(request))
+        if not self._under_way:
+            self._begin_exchange()
+        if not self._under_way:
+            raise StopIteration
+        done = self._under_way.popleft()
+        self._begin_exchange()  # of the next batch: it goes on while this one is trained on
+        done.work.wait()
+        whole = Picks(
+            rows=done.order,
+            tops=np.zeros_like(done.order),
+            lefts=np.zeros_like(done.order),
+            size=self._framing.output_size,
+        )
+        return self._batch(done.request, done.received, whole)
+
+    def _batch(self, request: Request, images: torch.Tensor, picks: Picks) -> ResidentBatch:
+        samples = request.samples
+        self._cost.num_samples += len(samples)
+        return ResidentBatch(
+            images=images,
+            labels=to_device(self._split.labels[samples], images.device),
+            samples=samples,
+            num_valid=len(samples),
+            picks=picks,
+        )
+
+    def _begin_exchange(self) -> None:
+        requests = next(self._requests, None)
+        if requests is None:
+            return
+        wanted = [requests[replica] for replica in self._replicas]
+        owners = [self._owners(request.samples) for request in wanted]
+        mine = [
+            request.samples[owner == self._world.rank]
+            for request, owner in zip(wanted, owners, strict=True)
+        ]
+        request, owner = wanted[self._world.rank], owners[self._world.rank]
+        sent = Request(np.concatenate(mine), request.epoch)
+        outgoing = take_frames(self._split.images, self._pick(sent))
+        received = outgoing.new_empty((len(request.samples), *outgoing.shape[1:]))
+        work = dist.all_to_all_single(
+            received,
+            outgoing,
+            np.bincount(owner, minlength=self._world.size).tolist(),
+            [len(samples) for samples in mine],
+            async_op=True,
+        )
+        arrival = np.argsort(owner, kind="stable")
+        order = np.empty_like(arrival)
+        order[arrival] = np.arange(len(arrival))
+        assert work is not None, "it was asked for"
+        self._under_way.append(_Exchange(request, received, order, work))
+
+    def _owners(self, samples: Indices) -> Indices:
+        """The rank that holds each sample."""
+        return np.searchsorted(self._split.edges, samples, side="right") - 1
+
+    def _pick(self, request: Request) -> Picks:
+        """The frames of samples that this rank holds."""
+        samples = request.samples
+        _, height, width, _ = self._split.images.shape
+        sides = (np.full(len(samples), side) for side in (height, width))
+        boxes = self._framing.boxes(samples, request.epoch, *sides)
+        return Picks(
+            rows=samples - self._split.edges[self._world.rank],
+            tops=boxes.tops,
+            lefts=boxes.lefts,
+            size=self._framing.output_size,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for what is under way: all ranks have sent it."""
+        if error is None:
+            for exchange in self._under_way:
+                exchange.work.wait()
+        self._under_way.clear()

@@ -1,0 +1,1 @@
+"""Shards at a URL as files of this host: fetched, verified, bounded. Knows no images, no torch."""

@@ -1,0 +1,1 @@
+"""Finds, reads and decodes images in files. No batches, no normalization."""

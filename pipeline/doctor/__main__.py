@@ -1,0 +1,110 @@
+"""`torchrun … -m pipeline.doctor`: checks, on every rank, what ruins runs.
+
+Every rank collects facts of its host, all meet, and rank 0 judges: one line a check. It exits with
+1 if one fails. `python -m launch doctor` starts it here, `launch slurm train --doctor` on the nodes
+of a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data_prep.shard_set.files import path_option
+from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from pipeline.config.schema import DistributedConfig, location_option
+from pipeline.doctor.checks import Check, checked, judge
+from pipeline.doctor.facts import collect
+from pipeline.doctor.patience import deadline
+from pipeline.ranks.failure import exit_code_of, leave
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.world import World, connect
+from pipeline.run.console import Console
+from pipeline.run.ending import FAILED
+
+_DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
+_MAX_SKEW_SECONDS = 1.0
+_PROBE_VALUES = 4 << 20
+
+
+def measure_meeting(world: World) -> Check:
+    """One reduction of ones over all ranks, and how long it takes."""
+    values = torch.ones(_PROBE_VALUES, device=world.device)
+    world.sum(values)
+    begin = time.perf_counter()
+    world.sum(values)
+    total = float(values[0])
+    seconds = time.perf_counter() - begin
+    expected = float(world.size**2)
+    return checked(
+        "all-reduce",
+        f"{values.nbytes / 1e6:.0f} MB over {world.size} ranks in {1e3 * seconds:.0f} ms",
+        [] if total == expected else [f"it gives {total:g} instead of {expected:g}"],
+    )
+
+
+def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
+    """How far the hosts' clocks are apart: of some tries the one that waited least."""
+    skews = []
+    for _ in range(5):
+        world.gather(None)
+        times = world.gather(now())
+        skews.append(max(times) - min(times))
+    skew = min(skews)
+    wrong = [] if skew <= _MAX_SKEW_SECONDS else [f"{skew:.1f} s apart: set them by NTP"]
+    return checked("clocks", f"at most {1e3 * skew:.0f} ms apart", wrong)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.doctor", description="Check a machine, or several, for training."
+    )
+    parser.add_argument(
+        "--shards", type=location_option, help="the shard set that all ranks must find"
+    )
+    parser.add_argument(
+        "--run-dir", type=path_option, default=Path(), help="where the run is to go"
+    )
+    parser.add_argument(
+        "--decode-threads", type=int, default=1, help="data.decode_threads (%(default)s)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def examine(options: argparse.Namespace) -> int:
+    """Collect, meet and judge; returns the exit code. Raises `RankFailure` if ranks do not meet."""
+    place = Place.from_environment()
+    config = DistributedConfig(
+        device=options.device,
+        timeout_seconds=_DEADLINE_SECONDS,
+        save_timeout_seconds=_DEADLINE_SECONDS,
+    )
+    with connect(place, config) as world:
+        with deadline("the gathering of the answers"):
+            with world.together():
+                own = collect(place, world.device, options)
+            facts = world.gather(own)
+        checks = judge(facts, options.decode_threads)
+        with deadline("all-reduce"):
+            checks.insert(1, measure_meeting(world))
+        with deadline("clocks"):
+            checks.insert(2, measure_clocks(world))
+    num_wrong = sum(not check.is_right for check in checks)
+    if place.rank == 0:
+        console = Console(sys.stdout)
+        for check in checks:
+            console.line(f"{'ok  ' if check.is_right else 'FAIL'}  {check.title}: {check.text}")
+        if num_wrong:
+            sys.stderr.write(f"error: {num_wrong} of {len(checks)} checks failed\n")
+    return FAILED if num_wrong else 0
+
+
+if __name__ == "__main__":
+    open_streams()
+    leave(exit_code_when_told(exit_code_of(lambda: examine(_parser().parse_args()))))

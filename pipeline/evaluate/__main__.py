@@ -1,0 +1,201 @@
+"""Evaluates a run's checkpoint exactly, and records the result in the run.
+
+    torchrun --nproc_per_node=N -m pipeline.evaluate --run-dir RUN [--split val] [--shards SHARDS]
+
+`--shards` is the run's own shard set at another place, or another one with the same classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from torch import nn
+
+from data_prep.shard_set.files import expanded, path_option
+from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from pipeline.config.schema import location_option
+from pipeline.data.augment.framing import input_size
+from pipeline.data.augment.preprocess import Viewer
+from pipeline.data.readers.staging import staged_reader
+from pipeline.evaluate.shards import open_shards
+from pipeline.model.build import build_model
+from pipeline.optim.replica import load_weights
+from pipeline.ranks.failure import exit_code_of, leave, sentence_of
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.world import World, connect, failure_of_all
+from pipeline.run import checkpoint
+from pipeline.run.console import Console
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import EventLog, finite, read_events
+from pipeline.run.settings import Settings, read_settings
+from pipeline.train.evaluation import Evaluation, Subject, evaluate, save_predictions
+from pipeline.train.lines import evaluation_table
+
+_TELLING_SECONDS = 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate",
+        description="Evaluate a run's checkpoint exactly, on any number of ranks.",
+    )
+    parser.add_argument("--run-dir", type=path_option, required=True, help="the run's directory")
+    parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        type=expanded,
+        default="newest",
+        help="newest, best, a step or a checkpoint's path; default: %(default)s",
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 10),
+        help="1: the middle of each image, 10: the ten views of 2012; default: as in training",
+    )
+    parser.add_argument(
+        "--shards",
+        type=location_option,
+        help="where the shard set is now, or another one with the same classes",
+    )
+    parser.add_argument(
+        "--cache-dir", type=location_option, help="where shards at a URL are staged on this host"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    return parser
+
+
+def _evaluate_run(
+    options: argparse.Namespace,
+    run: RunDirectory,
+    settings: Settings,
+    world: World,
+    resources: contextlib.ExitStack,
+) -> None:
+    world.check_alike({"--split": options.split, "--views": options.views})
+    with world.together():
+        opened = open_shards(
+            run, settings, options.shards, options.cache_dir, world.device, resources
+        )
+        config, shards = opened.config, opened.shards
+        reader = staged_reader(config, shards, options.split)
+        resources.callback(reader.close)
+        size = input_size(config.augment, shards.manifest.image_size)
+        model = build_model(config.model, shards.manifest.num_classes, size)
+        subject = Subject(
+            split=options.split,
+            num_classes=shards.manifest.num_classes,
+            views=options.views or config.evaluation.views,
+            shard_set=shards.manifest.title,
+            manifest_sha256=opened.manifest_sha256,
+            own_shards=opened.is_own,
+        )
+        framed = reader.image_shape[:2]
+        viewer = Viewer(config.augment, subject.views, framed, opened.normalizer)
+        chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
+    world.check_alike({"the hash of the manifest": subject.manifest_sha256})
+    # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
+    world.spread(model.to(world.device).state_dict().values())
+    result = evaluate(
+        model,
+        reader,
+        viewer,
+        world,
+        build_grid(world, "fused", config.distributed.timeout_seconds),
+        subject=subject,
+        block_size=config.evaluation.block_size,
+        depth=config.data.prefetch_batches,
+    )
+    if chosen is not None:
+        _tell(run, *chosen, result, as_json=options.json)
+
+
+def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) -> tuple[Path, int]:
+    """Put the weights of the checkpoint `name` into `model`; returns its path and step.
+
+    Raises `ValueError` if it is not there, damaged or of another run.
+    """
+    while True:
+        path = checkpoint.named(run.checkpoints, name)
+        try:
+            state = checkpoint.load(path)
+            break
+        except checkpoint.CheckpointError:
+            if path.exists():
+                raise  # else the run has deleted it since: choose again
+    settings.check_continues(json.loads(state["settings"]), path)
+    load_weights(model, state["model"], column=None)
+    return path, state["progress"]["step"]
+
+
+def _tell(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_json: bool) -> None:
+    """Print the result, and record it if the checkpoint at `path` is in the run."""
+    console = Console(sys.stdout)
+    if as_json:
+        row = {"checkpoint": str(path), "step": step, **result.event("evaluate")}
+        console.line(json.dumps(finite(row)))
+    else:
+        console.line(f"{path}, step {step:,}")
+        console.table(evaluation_table(result))
+    if path.resolve().parent != run.checkpoints.resolve():
+        return
+    try:
+        # First the predictions: a report between the two takes them for what they are, not new.
+        if result.subject.own_shards:
+            save_predictions(run, step, result)
+        _record(run, step, result)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"warning: the evaluation is not recorded: {sentence_of(error)}\n")
+
+
+def _record(run: RunDirectory, step: int, result: Evaluation) -> None:
+    """Append it to the run's events; the run may be training meanwhile.
+
+    Raises `OSError`, and `ValueError` if they do not say how long an epoch is.
+    """
+    starts = [row for row in read_events(run.events) if row["kind"] == "run"]
+    if not starts:
+        raise ValueError(f"{run.events} has no start of the run; restore it from a copy")
+    log = EventLog(run.events)
+    epoch = step / starts[-1]["steps_per_epoch"]
+    log.write("eval", step=step, epoch=epoch, **result.event("evaluate"))
+    log.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    run = RunDirectory(options.run_dir)
+    signal.signal(signal.SIGTERM, _leave_soon)
+
+    def body() -> int:
+        place = Place.from_environment()
+        try:
+            settings = read_settings(run)
+        except ValueError as error:
+            raise failure_of_all(place, error) from None
+        with (
+            connect(place, settings.config.distributed) as world,
+            contextlib.ExitStack() as resources,
+        ):
+            _evaluate_run(options, run, settings, world, resources)
+        return 0
+
+    return exit_code_of(body)
+
+
+def _leave_soon(_number: int, _frame: FrameType | None) -> None:
+    """A rank that torchrun ends because another one has failed shall have time to say why."""
+    signal.alarm(_TELLING_SECONDS)
+
+
+if __name__ == "__main__":
+    open_streams()
+    leave(exit_code_when_told(main()))

@@ -1,0 +1,257 @@
+"""Serves the metrics of a run's ranks on this node to Prometheus, as one target.
+
+    python -m pipeline.exporter --run-dir RUN [--port 9753] [--address 127.0.0.1]
+
+One exporter serves a run on a node, whoever starts another, and no other run (see
+`pipeline.metrics.pages`). It outlives its ranks by
+`--linger-seconds`, so that their last values are scraped, and marks a dead one with
+`alexnet_rank_up 0`. While it serves, a `file_sd` target tells Prometheus its address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from data_prep.shard_set.files import describe, path_option, remove_leftovers
+from pipeline.config.schema import MetricsConfig
+from pipeline.metrics.addresses import LOOPBACK
+from pipeline.metrics.discovery import Claim, Target, drop_unanswered, location_of
+from pipeline.metrics.node import NodeCollector
+from pipeline.metrics.outcomes import NodeOutcomes
+from pipeline.metrics.pages import Identity, application, explained, hash_certificates, listen
+from pipeline.metrics.port import port_number
+from pipeline.run.directory import RunDirectory
+
+_CLIENT_SECONDS = 5.0
+_FIRST_RANK_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | None) -> None:
+    """Start this node's exporter as a process of its own, which outlives the caller.
+
+    Call it once a node. It never raises: an exporter that cannot start is logged, and the training
+    goes on without it.
+    """
+    options = {
+        "--run-dir": run.path.resolve(),
+        "--port": metrics.exporter_port,
+        "--linger-seconds": metrics.exporter_linger_seconds,
+        "--address": address,
+        "--certfile": metrics.exporter_certfile,
+        "--keyfile": metrics.exporter_keyfile,
+        "--client-cafile": metrics.exporter_client_cafile,
+    }
+    command = [sys.executable, "-m", "pipeline.exporter"]
+    for name, value in options.items():
+        command += [f"{name}={value}"] if value not in (None, "") else []
+    log_path = run.metrics / f"exporter-{socket.gethostname()}.log"
+    try:
+        run.metrics.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log_file:
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+    except OSError as error:
+        _log.warning(
+            "cannot start the metrics exporter: %s; training goes on without it", describe(error)
+        )
+
+
+def next_deadline(
+    deadline: float, now: float, linger_seconds: float, *, are_expected: bool, are_seen: bool
+) -> float:
+    """When to leave, given whether ranks were seen or are about to start, in seconds of one clock.
+
+    A minute may pass before the first rank publishes.
+    """
+    if are_expected:
+        return now + max(linger_seconds, _FIRST_RANK_SECONDS)
+    # Never less than two looks: ranks that run are served, however short the linger.
+    return now + max(linger_seconds, 2 * _POLL_SECONDS) if are_seen else deadline
+
+
+def _stay(
+    collector: NodeCollector,
+    claim: Claim,
+    target: Target,
+    linger_seconds: float,
+    deadline: float,
+    stop: threading.Event,
+) -> None:
+    """Keep the target announced until `stop`, or until the ranks are gone for the linger.
+
+    Or until a successor, which listens elsewhere, asks for the claim.
+    """
+    touched, started = claim.touched, collector.last_start()
+    while not stop.is_set() and time.monotonic() < deadline:
+        if claim.is_wanted_by_another():
+            return
+        target.announce()
+        previous = touched, started
+        touched, started = claim.touched, collector.last_start()
+        deadline = next_deadline(
+            deadline,
+            time.monotonic(),
+            linger_seconds,
+            are_expected=touched != previous[0],
+            # A rank may come and go between two looks.
+            are_seen=started != previous[1] or collector.has_running_ranks(),
+        )
+        stop.wait(_POLL_SECONDS)
+
+
+def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, targets: Path) -> None:
+    """Serve the run's ranks on this node until they are gone, or SIGTERM or SIGINT comes.
+
+    Returns at once if another exporter does so already as asked for here; one at another `address`,
+    or with other certificates, has to leave. Raises `OSError` if it cannot listen.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    host = socket.gethostname()
+    run.metrics.mkdir(exist_ok=True)
+    claim = Claim(run.metrics / f"exporter-{host}.lock")
+    scheme = "https" if metrics.exporter_certfile else "http"
+    place = location_of(address, 0, host).removesuffix("0") if address else ""
+    address = address or LOOPBACK
+    with explained(address, metrics):
+        certificates = hash_certificates(metrics)  # before another one leaves for them
+    end = f", certificates {certificates}" if certificates else ""
+    if not claim.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
+        sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
+        return
+    identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
+    collector = NodeCollector(run.metrics, host)
+    registry = CollectorRegistry()
+    registry.register(collector)
+    registry.register(NodeOutcomes(run, host))
+    registry.register(identity)
+    with explained(address, metrics):
+        port = listen(address, metrics, application(registry, identity))
+    socket.setdefaulttimeout(_CLIENT_SECONDS)  # a client that says nothing holds up the next one
+    location = location_of(address, port, host)
+    target = Target(targets, _target_name(run, targets), identity, address=location, scheme=scheme)
+    server = f"{scheme}://{location}/metrics, process {os.getpid()}{end}"
+    claim.owner = server
+    sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
+    with contextlib.suppress(OSError):  # another user's
+        remove_leftovers(targets, {target.path.name})
+    begin = time.monotonic()
+    # Before the target is there: whoever sees it may end the ranks at once.
+    deadline = next_deadline(
+        begin + max(metrics.exporter_linger_seconds, _FIRST_RANK_SECONDS),
+        begin,
+        metrics.exporter_linger_seconds,
+        are_expected=False,
+        are_seen=collector.has_running_ranks(),
+    )
+    target.announce()
+    # Of others that were here, or of this run's on nodes that it has lost.
+    for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+    _stay(collector, claim, target, metrics.exporter_linger_seconds, deadline, stop)
+    target.withdraw()  # before the claim ends with the process: a successor writes the same file
+
+
+def _target_name(run: RunDirectory, targets: Path) -> str:
+    """That of the run; where runs of several folders are announced, one that tells them apart."""
+    if targets.resolve() == run.targets:
+        return run.name
+    return f"{run.name}-{hashlib.sha256(bytes(run.path.resolve())).hexdigest()[:8]}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = MetricsConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.exporter",
+        description="Serve the metrics of a run's ranks on this node to Prometheus.",
+    )
+    parser.add_argument("--run-dir", type=path_option, required=True, help="the run's directory")
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=defaults.exporter_port,
+        help="the first port to try; default: %(default)s",
+    )
+    parser.add_argument(
+        "--address",
+        help="0.0.0.0 to serve other hosts too; an exporter of this run and node at another "
+        f"address then leaves; default: wherever one serves already, else {LOOPBACK}",
+    )
+    for name, text in (
+        (
+            "--certfile",
+            "certificate (PEM) to serve over TLS with; an exporter of this run and node with "
+            "another, or without, then leaves; default: no TLS",
+        ),
+        ("--keyfile", "its private key (PEM)"),
+        ("--client-cafile", "serve only who shows a certificate of one of these authorities (PEM)"),
+    ):
+        parser.add_argument(name, type=path_option, metavar="FILE", help=text)
+    parser.add_argument(
+        "--targets-dir",
+        type=path_option,
+        help="where Prometheus looks for file_sd targets; default: beside the run directory",
+    )
+    parser.add_argument(
+        "--linger-seconds",
+        type=_seconds,
+        default=defaults.exporter_linger_seconds,
+        help="how long to serve the last values of ranks that are gone; default: %(default)s",
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: expected 0 or more")
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    run = RunDirectory(options.run_dir)
+    try:
+        if not run.path.is_dir():
+            raise FileNotFoundError(
+                f"{run.path} is not a directory: give the --run-dir of a run that has started"
+            )
+        metrics = MetricsConfig(
+            exporter_port=options.port,
+            exporter_linger_seconds=options.linger_seconds,
+            exporter_certfile=str(options.certfile or ""),
+            exporter_keyfile=str(options.keyfile or ""),
+            exporter_client_cafile=str(options.client_cafile or ""),
+        )
+        serve(run, metrics, address=options.address, targets=options.targets_dir or run.targets)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {describe(error)}\n")
+        return 1
+    return 0

@@ -1,0 +1,68 @@
+"""The networks, by name."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from pipeline.config.schema import ModelConfig, ModelName
+from pipeline.model.alexnet import AlexNet2012
+from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle
+from pipeline.model.columns import BOTH, Columns, parts_of
+from pipeline.model.network import Network
+from pipeline.model.single_column import AlexNet2014
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, input_size: tuple[int, int], columns: Columns = BOTH
+) -> Network:
+    """The network with fresh weights, from torch's global generator, for inputs of height × width.
+
+    A rank of one column gets its part of the weights that both columns have on one rank. Raises
+    `ValueError` if the network does not take inputs of this size.
+    """
+    network = _build(config, num_classes, BOTH)
+    size = network.image_size
+    if input_size != (size, size):
+        raise ValueError(
+            f"{config.name} takes images of {size}×{size}, and gets {input_size[0]}×"
+            f"{input_size[1]}: convert the shard set with another --size, set augment.crop_pixels "
+            f"to {size}, or choose another network"
+        )
+    if columns.column is None:
+        return network
+    part = _build(config, num_classes, columns)
+    part.load_state_dict(parts_of(network.state_dict(), columns.column))
+    return part
+
+
+def image_size(name: ModelName) -> int:
+    """Height and width of what the network takes."""
+    match name:
+        case "alexnet_2012":
+            return AlexNet2012.image_size
+        case "alexnet_2014":
+            return AlexNet2014.image_size
+        case "alexnet_single":
+            return AlexNetSingle.image_size
+        case "alexnet_bn":
+            return AlexNetBN.image_size
+        case "alexnet_cifar":
+            return AlexNetCifar.image_size
+        case unknown:
+            assert_never(unknown)
+
+
+def _build(config: ModelConfig, num_classes: int, columns: Columns) -> Network:
+    match config.name:
+        case "alexnet_2012":
+            return AlexNet2012(num_classes, config, columns)
+        case "alexnet_2014":
+            return AlexNet2014(num_classes, config.dropout)
+        case "alexnet_single":
+            return AlexNetSingle(num_classes, config.dropout)
+        case "alexnet_bn":
+            return AlexNetBN(num_classes, config.dropout, config.batch_norm_momentum)
+        case "alexnet_cifar":
+            return AlexNetCifar(num_classes, config.dropout, config.batch_norm_momentum)
+        case unknown:
+            assert_never(unknown)

@@ -1,0 +1,4 @@
+"""One update: optimizer, schedule, precision, and the replica that keeps all copies equal.
+
+No data.
+"""

@@ -1,0 +1,133 @@
+"""The optimizer of a network, its state under the parameters' names, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.config.schema import OptimConfig
+from pipeline.model.network import Network
+from pipeline.optim.schedule import Rates
+
+
+def build_optimizer(model: Network, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over all parameters, in a group for each field of `Rates`, of that name.
+
+    Only weights (two or more dimensions) decay. `adam` adds the decay to the gradient (Kingma and
+    Ba, arXiv 1412.6980), `adamw` takes it off the weights (arXiv 1711.05101). Keras adds epsilon
+    before the second moment's bias correction and `adam` behind it, which only gradients as small
+    as epsilon can tell.
+    """
+    groups = _groups(model, config.weight_decay)
+    rate, betas = config.learning_rate, (config.beta1, config.beta2)
+    match config.name:
+        case "sgd":
+            optimizer = torch.optim.SGD(
+                groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True
+            )
+            if config.momentum > 0:
+                _start_momentum(optimizer)
+            return optimizer
+        case "adam":
+            return torch.optim.Adam(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
+        case unknown:
+            assert_never(unknown)
+
+
+def _groups(model: Network, weight_decay: float) -> list[dict[str, Any]]:
+    first = set(model.first_convolution.parameters())
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in Rates.__dataclass_fields__}
+    for parameter in model.parameters():
+        kind = "weights" if parameter.ndim > 1 else "biases"
+        groups[f"conv1_{kind}" if parameter in first else kind].append(parameter)
+    return [
+        {"name": name, "params": params, "weight_decay": weight_decay * name.endswith("weights")}
+        for name, params in groups.items()
+    ]
+
+
+def _start_momentum(optimizer: torch.optim.SGD) -> None:
+    """Begin all velocities at 0, which gives what torch's own beginning in the first step does.
+
+    But in fp16 the first step may be skipped, and torch's fused SGD then keeps the memory it has
+    not filled yet as the velocities (seen in torch 2.13).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, config: OptimConfig) -> None:
+    """Give each group its learning rate.
+
+    The 2012 update is v ← 0.9 v − rate · gradient, w ← w + v (section 5); torch keeps v / −rate.
+    So with `momentum_form` velocity that is rescaled when the rate changes, and v goes on. A rate
+    of 0 stops at once, where the original's last small velocity takes ten updates to die out.
+    """
+    for group in optimizer.param_groups:
+        before, now = group["lr"], getattr(rates, group["name"])
+        group["lr"] = now
+        match config.momentum_form:
+            case "gradient":
+                pass
+            case "velocity":
+                if before != now and before * now > 0:
+                    for parameter in group["params"]:
+                        optimizer.state[parameter]["momentum_buffer"].mul_(before / now)
+            case unknown:
+                assert_never(unknown)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_optimizer_state` takes: rates by group, and tensors by the parameters' names."""
+    return {
+        "rates": {group["name"]: group["lr"] for group in optimizer.param_groups},
+        "tensors": {
+            name: dict(optimizer.state[parameter])
+            for name, parameter in model.named_parameters()
+            if parameter in optimizer.state
+        },
+    }
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Go on from an `optimizer_state`; raises `ValueError` if it is another network's."""
+    parameters = dict(model.named_parameters())
+    if not set(state["tensors"]) <= set(parameters):
+        unknown = ", ".join(sorted(set(state["tensors"]) - set(parameters)))
+        raise ValueError(
+            f"the checkpoint's optimizer has a state for {unknown}, which this network lacks: "
+            "use the recipe it was trained with"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = state["rates"][group["name"]]
+    for name, tensors in state["tensors"].items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            kind: _laid_out_like(parameter, tensor) for kind, tensor in tensors.items()
+        }
+
+
+def _laid_out_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the parameter's shape in the parameter's order of memory.
+
+    torch's fused optimizers go through the memory of both and do not compare their strides.
+    """
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+
+
+def cross_entropy_sum(
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
+    """Cross-entropy in fp32, summed over the batch: logits N×C, labels int64 N, a scalar out."""
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")

@@ -1,0 +1,280 @@
+"""One copy of the model, on one rank or on two, and the update that keeps all copies equal."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, assert_never
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config.schema import Config
+from pipeline.model.columns import part_of, parts_of, whole_of
+from pipeline.model.network import Network
+from pipeline.optim.optimizer import (
+    build_optimizer,
+    cross_entropy_sum,
+    load_optimizer_state,
+    optimizer_state,
+    set_rates,
+)
+from pipeline.optim.precision import Outcome, apply_gradients, autocast, loss_scaler
+from pipeline.optim.schedule import Rates
+from pipeline.ranks.mesh import Grid
+from pipeline.ranks.world import World
+
+_HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
+"""DDP's option to copy rank 0's buffers in every forward pass; torch 2.13 has renamed it."""
+
+_MAX_GRAPH_IMAGES = 256
+"""Up to so many images in a micro-batch the GPU would wait for launches."""
+
+_Buckets = torch.futures.Future[torch.Tensor]
+
+
+class Replica:
+    """Model, optimizer and loss scaler of this rank.
+
+    After every step all replicas hold the same bits: gradients are averaged by DDP among the ranks
+    that hold the same columns, and the moments of BatchNorm, which each rank takes from its own
+    images, by one small reduction of our own.
+    """
+
+    def __init__(self, model: Network, config: Config, world: World, grid: Grid) -> None:
+        self.model = model.to(world.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._config = config
+        self._world = world
+        self.grid = grid
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._buffers = list(model.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._moments = [b for b in self._buffers if b.is_floating_point()]
+        self._optimizer = build_optimizer(model, config.optim)
+        self._precision = config.resolved_precision
+        self._scaler = loss_scaler(self._precision, world.device, grid.same_replica)
+        self._ddp = self._distribute()
+        if self._ddp is None:  # which else keeps them in its buckets
+            self._make_gradients()
+        self._forward = self._compile(self.model if self._ddp is None else self._ddp)
+        self.when_gradients_are_ready: Callable[[], None] = lambda: None
+        """Called in each step when only the averaging of gradients is left of the backward pass."""
+
+    def _make_gradients(self) -> None:
+        """Make the gradients before the first backward pass does.
+
+        That may be recorded as a CUDA graph, and what is made in it is its own to overwrite.
+        """
+        for parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def _distribute(self) -> DistributedDataParallel | None:
+        if self.grid.same_column is None:
+            return None
+        parallel = DistributedDataParallel(
+            self.model,
+            process_group=self.grid.same_column,
+            bucket_cap_mb=self._config.distributed.bucket_bytes / (1 << 20),
+            gradient_as_bucket_view=True,
+            **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
+        )
+        # A lambda, because DDP takes no hook whose annotations are still text.
+        parallel.register_comm_hook(self, lambda replica, bucket: _average_bucket(replica, bucket))
+        return parallel
+
+    def _compile(self, module: nn.Module) -> Callable[..., torch.Tensor]:
+        """Fuse small operations; small batches of a GPU are launched as CUDA graphs too."""
+        if not self._is_compiled():
+            return module
+        is_cuda = self._world.device.type == "cuda"
+        parts = self.grid.num_replicas * self._config.accumulation_steps
+        is_small = is_cuda and self._config.global_batch_size // parts <= _MAX_GRAPH_IMAGES
+        compiled: Callable[..., torch.Tensor] = torch.compile(
+            module, mode="reduce-overhead" if is_small else "default"
+        )
+        return compiled
+
+    def _is_compiled(self) -> bool:
+        match self._config.compile:
+            case "auto":
+                return self._world.device.type == "cuda" and self.grid.column is None
+            case "on":
+                return True
+            case "off":
+                return False
+            case unknown:
+                assert_never(unknown)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Of fp16; None in other precisions."""
+        return self._scaler.get_scale() if self._scaler.is_enabled() else None
+
+    def set_rates(self, rates: Rates) -> None:
+        set_rates(self._optimizer, rates, self._config.optim)
+
+    def add_gradients(
+        self,
+        inputs: torch.Tensor,
+        keys: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        step_samples: int,
+        is_last: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward pass of one micro-batch: inputs N×3×H×W, keys and labels int64 N.
+
+        `step_samples` counts the samples of the step on all replicas: each weighs the same, however
+        unequally a ragged batch is divided. Returns the summed loss and the logits N×C, detached.
+        """
+        with self._synchronization(is_last):
+            with autocast(self._precision, self._world.device):
+                logits = self._forward(inputs, keys)
+            loss = cross_entropy_sum(logits, labels, self._config.optim.label_smoothing)
+            moments = self._start_averaging_moments() if is_last else None
+            # Replicas are averaged; the mean over the step's samples is meant.
+            self._scaler.scale(loss * (self.grid.num_replicas / step_samples)).backward()
+        if moments is not None:
+            self._finish_averaging_moments(*moments)
+        return loss.detach(), logits.detach()
+
+    def _synchronization(self, is_last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
+
+    def _start_averaging_moments(self) -> tuple[dist.Work, torch.Tensor] | None:
+        if self.grid.same_column is None or not self._moments:
+            return None
+        flat = torch.cat([moment.flatten() for moment in self._moments])
+        work = dist.all_reduce(flat, group=self.grid.same_column, async_op=True)
+        assert work is not None
+        return work, flat
+
+    def _finish_averaging_moments(self, work: dist.Work, flat: torch.Tensor) -> None:
+        work.wait()
+        flat /= self.grid.num_replicas
+        parts = flat.split([moment.numel() for moment in self._moments])
+        for moment, part in zip(self._moments, parts, strict=True):
+            moment.copy_(part.view_as(moment))
+
+    def update(self, *, wants_norm: bool = False) -> tuple[torch.Tensor | None, Outcome]:
+        """Apply the gradients and clear them; see `precision.apply_gradients`.
+
+        A step that is skipped leaves no trace in BatchNorm's moments either.
+        """
+        norm, outcome = apply_gradients(
+            self._optimizer,
+            self._scaler,
+            self._parameters,
+            self._config.optim.clip_norm,
+            self.grid.same_replica,
+            wants_norm=wants_norm,
+        )
+        self._optimizer.zero_grad(set_to_none=False)
+        if outcome.skipped is not None:
+            for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+                buffer.copy_(torch.where(outcome.skipped, before, buffer))
+                before.copy_(buffer)
+        return norm, outcome
+
+    def warm_up(self, inputs: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> None:
+        """Run a step that leaves no trace.
+
+        DDP orders its buckets anew after its first backward pass, and with them the additions in
+        the reduction. Behind a warm-up a resumed run has the order of one that never stopped.
+        """
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.add_gradients(inputs, keys, labels, step_samples=len(inputs), is_last=True)
+        self._optimizer.zero_grad(set_to_none=False)
+        self.model.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both columns' weights and optimizer state under the plain model's names, and the scaler.
+
+        The ranks of a replica call it together; what its first rank gets is whole. The same on any
+        number of ranks in any layout.
+        """
+        columns = self.grid.columns
+        optimizer = optimizer_state(self.model, self._optimizer)
+        return {
+            "model": {
+                name: whole_of(name, part, columns)
+                for name, part in self.model.state_dict().items()
+            },
+            "optimizer": optimizer
+            | {
+                "tensors": {
+                    name: {kind: whole_of(name, part, columns) for kind, part in tensors.items()}
+                    for name, tensors in optimizer["tensors"].items()
+                }
+            },
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state: dict[str, Any], *, with_optimizer: bool = True, with_scaler: bool = True
+    ) -> None:
+        """Go on from a `state_dict`, each rank with its part of it.
+
+        Raises `ValueError` if it is another network's.
+        """
+        load_weights(self.model, state["model"], self.grid.column)
+        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+            before.copy_(buffer)
+        if with_optimizer:
+            part = _part_of_optimizer(state["optimizer"], self.grid.column)
+            load_optimizer_state(self.model, self._optimizer, part)
+        if with_scaler:
+            self._scaler.load_state_dict(state["scaler"])
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether every weight and moment is a number. Waits for the device."""
+        values = (*self._parameters, *self._moments)
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:
+    """Put a checkpoint's weights, or one column's part of them, into `model`.
+
+    Raises `ValueError` if they are another network's.
+    """
+    try:
+        model.load_state_dict(weights if column is None else parts_of(weights, column))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"the checkpoint's weights do not fit this network ({reason}): use the recipe and "
+            "shard set it was trained with"
+        ) from None
+
+
+def _part_of_optimizer(state: dict[str, Any], column: int | None) -> dict[str, Any]:
+    if column is None:
+        return state
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensors in state["tensors"].items():
+        for kind, whole in tensors.items():
+            part = part_of(name, whole, column)
+            if part is not None:
+                parts.setdefault(name, {})[kind] = part
+    return state | {"tensors": parts}
+
+
+def _average_bucket(
+    replica: Replica,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # not exported
+) -> _Buckets:
+    """DDP's communication hook: the mean over the replicas, and a call before the last bucket."""
+    if bucket.is_last():
+        replica.when_gradients_are_ready()
+    grid = replica.grid
+    gradients = bucket.buffer().div_(grid.num_replicas)
+    work = dist.all_reduce(gradients, group=grid.same_column, async_op=True)
+    assert work is not None
+    future: _Buckets = work.get_future().then(lambda done: done.value()[0])
+    return future

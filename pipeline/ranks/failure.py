@@ -1,0 +1,133 @@
+"""How a job ends: when it fails, with one sentence, from the first rank to fail and from rank 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import NoReturn, Self
+
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import Store
+
+from data_prep.shard_set.files import describe
+from pipeline.run.ending import FAILED, INTERRUPTED
+from pipeline.run.events import LOST_RANK
+
+_FORESEEN = (OSError, ValueError, ImportError)
+
+
+class RankFailure(RuntimeError):
+    """The job cannot go on: one sentence that names the rank that failed first and why."""
+
+    def __init__(self, text: str, *, is_told_here: bool) -> None:
+        super().__init__(text)
+        self.is_told_here = is_told_here
+        """Whether this rank tells it: so do rank 0 and the one that failed first."""
+
+
+_LAST_WORD = "last word"
+
+
+@dataclass(frozen=True, slots=True)
+class LastWord:
+    """What ends the job, as the first rank to know leaves it in the job's store.
+
+    It is there before that rank goes, and before the connections of the others to it break: one
+    whose collective fails finds the cause there, and its own sentence is none.
+    """
+
+    text: str
+    rank: int | None = None
+    """The one that failed; None: a verdict of `pipeline.ranks.watchdog` on those that hang."""
+    host: str = ""
+
+    def __str__(self) -> str:
+        return self.text if self.rank is None else f"rank {self.rank} on {self.host}: {self.text}"
+
+    def left_in(self, store: Store) -> Self:
+        """Leave it, unless there is one; returns the one that is there.
+
+        Raises `RuntimeError` if the store is gone.
+        """
+        word = json.dumps(asdict(self))
+        return type(self)(**json.loads(store.compare_set(_LAST_WORD, "", word)))
+
+    @classmethod
+    def found_in(cls, store: Store) -> Self | None:
+        """The one that is there, if any is; raises `RuntimeError` if the store is gone."""
+        return cls(**json.loads(store.get(_LAST_WORD))) if store.check([_LAST_WORD]) else None
+
+
+def sentence_of(error: BaseException) -> str:
+    """What to tell a user of an exception; one that nobody foresaw keeps its type's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return describe(error)
+    if isinstance(error, (*_FORESEEN, RankFailure)):
+        return str(error)
+    if _is_from_collective(error):
+        return f"{LOST_RANK}: it was killed, hangs or its host is gone ({fact_of(error)})"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _is_from_collective(error: BaseException) -> bool:
+    """Whether a broken connection or a passed deadline raised it; gloo has no type of its own."""
+    if isinstance(error, DistError):
+        return True
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "imed out", "timeout")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def fact_of(error: BaseException) -> str:
+    """What a broken connection's error says happened.
+
+    Before it gloo has the line of its source, and behind it advice and wishes.
+    """
+    text = re.sub(r"^\[\S+:\d+\] ", "", _first_line(error))
+    return text.partition(". ")[0]
+
+
+def _first_line(error: BaseException) -> str:
+    """Of its text; gloo and torch add stacks below."""
+    return str(error).partition("\n")[0]
+
+
+def exit_code_of(body: Callable[[], int]) -> int:
+    """Run `body`; an exception becomes a sentence on standard error and the exit code `FAILED`.
+
+    A `RankFailure` is known to all ranks, and not each tells it. What nobody foresaw comes with its
+    traceback.
+    """
+    try:
+        return body()
+    except RankFailure as failure:
+        _print_unforeseen(failure.__cause__)
+        if failure.is_told_here:
+            sys.stderr.write(f"error: {failure}\n")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        _print_unforeseen(error)
+        sys.stderr.write(f"error: {sentence_of(error)}\n")
+    sys.stderr.flush()
+    return FAILED
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with the exit code `code`, without taking the interpreter apart.
+
+    A thread of gloo that lets go of its last tensor while Python is being taken apart aborts the
+    process, and a run that is done would fail (seen in torch 2.13, in one of a dozen runs).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _print_unforeseen(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, _FORESEEN) and not _is_from_collective(error):
+        traceback.print_exception(error)

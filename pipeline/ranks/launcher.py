@@ -1,0 +1,84 @@
+"""Which process of the job this one is.
+
+Only this module reads the launcher's environment variables. Without a launcher the job is one
+process.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pipeline.run.ending import AGENT_VARIABLE
+from pipeline.run.lock import LOG_VARIABLE, JobStart
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which process of the job this one is."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    attempt: int = 0
+    """How often torchrun has started all ranks anew because one of this host had failed."""
+    is_store_kept: bool = False
+    """Whether the store where the ranks meet is torchrun's own, the same for all attempts."""
+    max_attempts: int = 0
+    """How often it does so when a rank fails (--max-restarts)."""
+    meeting: str = ""
+    """Address and port where the ranks meet."""
+    start: JobStart | None = None
+    """Which start of a SLURM job this is, if it is one."""
+    log: str = ""
+    """The file of what the job writes, if its launcher says so."""
+    is_launched: bool = False
+    """Whether a launcher such as torchrun started this process."""
+    agent: int | None = None
+    """The process of torchrun, if that is the launcher: it looks after this one as its parent."""
+
+    @classmethod
+    def from_environment(cls) -> Place:
+        """As torchrun says it; raises `ValueError` if it says only a part."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        values = {name: os.environ.get(name) for name in names}
+        if values["RANK"] is None and values["WORLD_SIZE"] is None:
+            return cls()
+        for name, value in values.items():
+            if value is None or not value.isdecimal():
+                raise ValueError(
+                    f"the environment variable {name} is {value}; expected a number beside the "
+                    f"others of {', '.join(names)}: start with torchrun, or unset them all"
+                )
+        rank, local_rank, world_size, local_world_size = (
+            int(value or 0) for value in values.values()
+        )
+        return cls(
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            local_world_size=local_world_size,
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            is_store_kept=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
+            meeting=":".join(
+                os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
+            ),
+            start=_start_of_job(),
+            log=os.environ.get(LOG_VARIABLE, ""),
+            is_launched=True,
+            agent=_agent() if "TORCHELASTIC_RUN_ID" in os.environ else None,
+        )
+
+
+def _agent() -> int:
+    """As our launchers say it: the agent may have been killed while this process was starting."""
+    return int(os.environ.get(AGENT_VARIABLE) or os.getppid())
+
+
+def _start_of_job() -> JobStart | None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    return JobStart(job=job, number=int(os.environ.get("SLURM_RESTART_COUNT", 0)))

@@ -1,0 +1,171 @@
+"""Stopping early: asked for by a signal or a file, agreed on by all ranks between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.world import World
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import STOP_SIGNALS, heeded_signals, process_start_ticks
+from pipeline.run.events import STOP_FILE
+from pipeline.run.lock import MAKE_ROOM
+
+_SOURCES = ("", *(number.name for number in STOP_SIGNALS), "end of torchrun", STOP_FILE)
+_END_OF_AGENT, _FILE = len(_SOURCES) - 2, len(_SOURCES) - 1  # of several the last is agreed on
+
+JOB_BEGIN = "ALEXNET_JOB_BEGIN"
+"""Environment variable: when the job began, in Unix seconds. Its first act may be another."""
+
+_IMPATIENT_SECONDS = 2.0
+"""Ctrl-C again, so much later, does not wait for the step. One press counts once, though it comes
+twice under torchrun: from the terminal and from torchrun, which hands its own on."""
+
+_POLL_SECONDS = 0.5
+_MAX_POLL_STEPS = 64
+
+
+class StopSignals:
+    """Notes signals that ask for a stop, and does nothing else: what to save is never half done.
+
+    Made before the ranks connect. From then on a rank that torchrun asks to leave, because another
+    one has failed, lives on long enough to say why.
+    """
+
+    def __init__(self) -> None:
+        self.noted = 0
+        """Place in `_SOURCES` of the last one; 0: none came."""
+        self._impatient_from = math.inf
+        for number in heeded_signals():
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.noted = _SOURCES.index(signal.Signals(number).name)
+        if number != signal.SIGINT:
+            return
+        if time.monotonic() > self._impatient_from:
+            raise KeyboardInterrupt
+        self._impatient_from = min(self._impatient_from, time.monotonic() + _IMPATIENT_SECONDS)
+
+    def ignore(self) -> None:
+        """Heed no more: the process is about to leave, and shall keep its own exit code.
+
+        torchrun sends SIGTERM to those that leave after the first.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def remove_old_request(run: RunDirectory, place: Place) -> bool:
+    """Remove a STOP file from before the job started; returns whether there was one.
+
+    One that is younger asks this job: it may have been checking the nodes at the time, or starting
+    ranks again, and a SLURM job may have been queued again.
+    """
+    try:
+        if place.start is not None and place.start.number > 0:
+            is_old = run.stop_request.read_text() == MAKE_ROOM
+        else:
+            is_old = run.stop_request.stat().st_mtime < _begin_of_job(place)
+    except FileNotFoundError:
+        return False
+    if is_old:
+        run.stop_request.unlink(missing_ok=True)
+    return is_old
+
+
+def _begin_of_job(place: Place) -> float:
+    """In Unix seconds: as the job's script says it, else when torchrun or this process started."""
+    if JOB_BEGIN in os.environ:
+        return float(os.environ[JOB_BEGIN])
+    ticks = process_start_ticks(place.agent or os.getpid())
+    start_seconds = (ticks or 0) / os.sysconf("SC_CLK_TCK")
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds)
+
+
+class StopRequests:
+    """Lets the ranks agree on requests to stop.
+
+    Every few steps the ranks start a small reduction over the control group and look at its result
+    a few steps later, so that nobody ever waits for it; it carries the next distance too, so that
+    all ranks look after the same step.
+    """
+
+    def __init__(self, world: World, run: RunDirectory, signals: StopSignals) -> None:
+        self._world = world
+        self._file = run.stop_request
+        self._signals = signals
+        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
+        self._next_poll_step: int | None = None
+        self._last_poll: tuple[int, float] | None = None
+        """Its step and time."""
+
+    def agreed(self, step: int) -> str | None:
+        """Called after every step: where a request came from that all ranks now know, or None."""
+        if self._next_poll_step is not None and step < self._next_poll_step:
+            return None
+        source, distance = self._finish()
+        if source:
+            if self._world.is_main and source == _FILE:
+                with contextlib.suppress(OSError):  # what stays is older than the next start
+                    self._file.unlink(missing_ok=True)
+            return _SOURCES[source]
+        self._next_poll_step = step + distance
+        self._start(step)
+        return None
+
+    def _start(self, step: int) -> None:
+        asked = self._signals.noted
+        agent = self._world.place.agent
+        if agent is not None and agent != os.getppid():  # nobody looks after this rank any more
+            asked = _END_OF_AGENT
+        if self._world.is_main and self._is_file_there():
+            asked = _FILE
+        # The slowest rank decides: the maximum of what is negative is the smallest distance.
+        values = torch.tensor([asked, -self._distance(step)])
+        work = None
+        if self._world.control is not None:
+            work = dist.all_reduce(
+                values, dist.ReduceOp.MAX, group=self._world.control, async_op=True
+            )
+        self._pending = work, values
+
+    def _is_file_there(self) -> bool:
+        try:
+            return self._file.exists()
+        except OSError:  # of a network file system, which may answer the next time
+            return False
+
+    def _distance(self, step: int) -> int:
+        """Steps between two looks, judged by those since the last one and all that lay between.
+
+        At most twice as many as those: the first steps may only have been handed to a device.
+        """
+        now = time.monotonic()
+        last_step, last_time = self._last_poll or (step, now)
+        self._last_poll = step, now
+        num_steps = step - last_step
+        due = num_steps * _POLL_SECONDS / max(now - last_time, 1e-6)
+        return max(1, min(int(due), 2 * num_steps, _MAX_POLL_STEPS))
+
+    def _finish(self) -> tuple[int, int]:
+        """Agreed source (0: none) and distance to the next look, in steps."""
+        if self._pending is None:
+            return 0, 1
+        work, values = self._pending
+        if work is not None:
+            work.wait()
+        source, distance = values.tolist()
+        return source, -distance
+
+    def close(self) -> None:
+        """End a reduction still under way; the ranks are at the same step, so all are in it."""
+        self._finish()

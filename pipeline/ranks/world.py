@@ -1,0 +1,270 @@
+"""The ranks of a job: how they meet, talk and fail together.
+
+Everything here works the same with a world of one.
+
+Two process groups: the default one (NCCL on GPUs, gloo elsewhere) carries tensors in training, and
+its deadline is short. The control group (always gloo) carries small Python values; what rank 0
+does alone, such as saving, is waited for there, under a deadline of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, assert_never
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.failure import LastWord, RankFailure, fact_of, sentence_of
+from pipeline.ranks.launcher import Place
+from pipeline.run.ending import heeded_signals
+
+T = TypeVar("T")
+
+_MEETING_SECONDS = 120.0
+"""At least so long ranks wait for others to start: a busy host takes long to import torch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process's view of the job."""
+
+    place: Place
+    device: torch.device
+    store: Store | None
+    control: dist.ProcessGroup | None
+    board: Store | None = None
+    """Another connection to the store, for a thread of its own: a connection serves one at a time.
+
+    It is made while all ranks meet. Later the rank that keeps the store may have left, and whoever
+    connects waits for it for minutes.
+    """
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def size(self) -> int:
+        return self.place.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The small picklable `value` of every rank, in rank order, on every rank."""
+        if self.control is None:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's small picklable `value`, on every rank."""
+        if self.control is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over the ranks, in place, of a tensor on `device`."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Fill tensors on `device` with rank 0's values, on every rank."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the block on every rank; if any fails in it, all leave with the same `RankFailure`.
+
+        The block must not contain collectives: a rank that failed would be missing in them.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as exception:
+            error = exception
+        sentence = None if error is None else sentence_of(error)
+        outcomes = self.gather((socket.gethostname(), sentence))
+        failed = [number for number, (_, text) in enumerate(outcomes) if text is not None]
+        if failed:
+            host, text = outcomes[failed[0]]
+            is_everywhere = len({text for _, text in outcomes}) == 1
+            who = "" if is_everywhere else f"rank {failed[0]} on {host}: "
+            is_told_here = self.rank in (0, failed[0])
+            raise RankFailure(f"{who}{text}", is_told_here=is_told_here) from error
+
+    def check_alike(self, values: Mapping[str, object]) -> None:
+        """Raise `RankFailure` on every rank if some rank holds another value of a name than rank 0.
+
+        All ranks call it, with the same names and small picklable values.
+        """
+        first, *others = self.gather(values)
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise RankFailure(
+                        f"{name} is {value} on rank 0 and {other[name]} on rank {rank}: start all "
+                        "ranks with the same command, on the same shard set",
+                        is_told_here=self.rank in (0, rank),
+                    )
+
+    def report_failure(self, error: Exception) -> RankFailure:
+        """Leave word of what ends this rank, for the other ranks and for torchrun's summary.
+
+        Returns what the first rank to fail has left: this one's, if it is the first.
+        """
+        get_error_handler().record_exception(error)
+        text = sentence_of(error)
+        if self.store is None:
+            return RankFailure(text, is_told_here=True)
+        word = LastWord(text, self.rank, socket.gethostname())
+        with contextlib.suppress(RuntimeError):  # the store may be gone already
+            word = word.left_in(self.store)
+        return RankFailure(str(word), is_told_here=self.rank in (0, word.rank))
+
+
+@contextlib.contextmanager
+def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
+    """Join the job's process groups for the length of the block.
+
+    Raises `RankFailure` if some rank lacks the device asked for or that the others have, or if the
+    ranks do not find each other before the deadline.
+    """
+    device, fault = torch.device("cpu"), None
+    try:
+        device = _device(place, config)
+    except ValueError as error:
+        fault = error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
+    store, board, control = None, None, None
+    if place.is_launched:
+        with _killable():
+            store, device, fault = _join(place, config, device, fault)
+            unknown: Any = store  # torch does not type `clone`
+            board = unknown.clone()
+        deadline = collective_deadline(config.save_timeout_seconds)
+        control = dist.new_group(backend="gloo", timeout=deadline)
+    world = World(place=place, device=device, store=store, control=control, board=board)
+    with world.together():
+        if fault is not None:
+            raise fault
+    try:
+        yield world
+    except RankFailure:
+        raise
+    except Exception as error:
+        # The groups stay as they are: a rank that failed must leave at once, so others notice.
+        raise world.report_failure(error) from error
+    if place.is_launched:
+        dist.destroy_process_group()
+
+
+def collective_deadline(limit_seconds: float) -> datetime.timedelta:
+    """For a process group in whose collectives a rank may wait so long; see `watchdog`.
+
+    Later, so that a hang is told by the watchdog, which can name the rank.
+    """
+    return datetime.timedelta(seconds=1.5 * limit_seconds + 5)
+
+
+@contextlib.contextmanager
+def _killable() -> Iterator[None]:
+    """Let signals end this process at once: while it waits for other ranks no handler is run."""
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _join(
+    place: Place, config: DistributedConfig, device: torch.device, fault: ValueError | None
+) -> tuple[Store, torch.device, ValueError | None]:
+    """Meet the other ranks: returns this attempt's store, the device, and this rank's fault if any.
+
+    The device is a CPU if not all have a GPU: then they can at least tell each other.
+    """
+    patience = max(config.timeout_seconds, _MEETING_SECONDS)
+    try:
+        meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=patience))
+        everything, rank, world_size = next(meeting)
+        # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
+        # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
+        attempt = place.attempt if place.is_store_kept else "new"
+        store = PrefixStore(f"alexnet/{attempt}", everything)
+        kind = device.type if fault is None else "none"
+        store.set(f"device/{rank}", kind)
+        kinds = {store.get(f"device/{other}").decode() for other in range(world_size)}
+        if kind == "cpu" and config.device == "auto" and "cuda" in kinds:
+            fault = ValueError(
+                f"{socket.gethostname()} finds no GPU, and other ranks have one each: call "
+                "nvidia-smi there, leave that host out, or use --distributed.device cpu"
+            )
+        if kinds != {"cuda"}:
+            device = torch.device("cpu")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("default", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=collective_deadline(config.timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RankFailure(
+            f"the ranks did not find each other within {patience:g} s "
+            f"({fact_of(error)}); start all of them with one torchrun command a node",
+            is_told_here=True,
+        ) from None
+    return store, device, fault
+
+
+def failure_of_all(place: Place, error: ValueError) -> RankFailure:
+    """What every rank raises for an `error` that all of them find before they connect.
+
+    The ranks meet first: one that left at once could make torchrun end rank 0 before it has told.
+    """
+    with connect(place, DistributedConfig(device="cpu")) as world:
+        world.gather(None)
+    return RankFailure(str(error), is_told_here=world.is_main)
+
+
+def _device(place: Place, config: DistributedConfig) -> torch.device:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    match config.device:
+        case "cpu":
+            return torch.device("cpu")
+        case "auto":
+            if num_gpus == 0:
+                return torch.device("cpu")
+        case "cuda":
+            pass
+        case unknown:
+            assert_never(unknown)
+    if num_gpus < place.local_world_size:
+        raise ValueError(
+            f"{place.local_world_size} ranks on {socket.gethostname()} need as many GPUs, and it "
+            f"has {num_gpus}: use --nproc_per_node={max(num_gpus, 1)}, "
+            "or --distributed.device cpu"
+        )
+    return torch.device("cuda", place.local_rank)

@@ -1,0 +1,4 @@
+"""What a run leaves: directory, lock, events, settings, checkpoints, and how it ends.
+
+No torch but in `checkpoint`.
+"""

@@ -1,0 +1,69 @@
+"""The run directory: where everything of one run lies, and what keeps two runs apart.
+
+RUN/
+  config.json           the resolved config, versions, git revision, manifest hash
+  events.jsonl          see `pipeline.run.events`
+  checkpoints/step-…    see `pipeline.run.checkpoint`
+  predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
+  metrics/rank-*.prom   see `pipeline.metrics`
+  report.html           see `pipeline.report`
+  logs/*.log            what jobs started by `launch` wrote, one file each
+  hangs/rank-*.txt      the stacks of a job that hung: see `pipeline.ranks.watchdog`
+  STOP                  make this file to stop the run soon; it is then removed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The names of everything in the run directory at `path`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def hangs(self) -> Path:
+        return self.path / "hangs"
+
+    @property
+    def targets(self) -> Path:
+        """Prometheus `file_sd` targets of all runs beside this one."""
+        return self.path.resolve().parent / "prometheus-targets"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "STOP"
+
+    def predictions(self, split: str) -> Path:
+        return self.path / "predictions" / f"{split}.npz"

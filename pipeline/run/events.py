@@ -1,0 +1,230 @@
+"""`RUN/events.jsonl`: what happened in a run, one JSON object a line; see `event_fields`.
+
+Rank 0 of training appends, and so does `pipeline.evaluate`, perhaps at the same time: each row is
+one write at the end of the file. Readers see whole rows in the order in which they were written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.run.event_fields import EndOutcome, Kind, check_row, completed_row
+from pipeline.run.format_version import EVENTS_VERSION, check_format_version
+
+Event = dict[str, Any]
+
+STOP_FILE = "STOP file"
+"""Source of a `signal` row: somebody who wants the run to stop, and not to go on by itself."""
+
+LOST_RANK = "lost another rank"
+"""In the error of a process group that failed because one of its processes was gone."""
+
+_BLOCK_BYTES = 1 << 16
+
+_PATIENCE_SECONDS = 1.0
+"""A writer that is stopped while it holds the lock shall not stop the others."""
+
+
+class EventLog:
+    """Appends rows to one `events.jsonl`; a row is on its way to the disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `OSError` if the file cannot be opened."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+
+    def write(self, kind: Kind, *, step: int, epoch: float, **fields: Any) -> None:
+        """Append one row.
+
+        Raises `OSError` if the disk does not take it, and `ValueError` if there is no such row.
+        """
+        row = {"kind": kind, "step": step, "epoch": round(epoch, 6), "time": time.time(), **fields}
+        if kind == "run":
+            row["format_version"] = EVENTS_VERSION
+        check_row(row)
+        line = json.dumps(finite(row)).encode() + b"\n"
+        with self._locked():
+            if self._is_line_open():  # by a kill or a full disk: it shall spoil no row but itself
+                line = b"\n" + line
+            while line:  # once, unless the disk is nearly full
+                line = line[os.write(self._file, line) :]
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other writers out; on file systems without locks, or if one is stuck, go on."""
+        if not self._is_regular:
+            yield
+            return
+        is_held = False
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not is_held and time.monotonic() < deadline:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_held = True
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:
+                break
+        try:
+            yield
+        finally:
+            if is_held:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _is_line_open(self) -> bool:
+        size = os.fstat(self._file).st_size if self._is_regular else 0
+        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+
+
+def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) -> None:
+    """Append the `end` row that a kill has kept the last process group from writing, if it has.
+
+    A run of which all is done is `completed`, whatever a later command said of it. The time is
+    that of the row before: when the process group was last heard of. Raises `OSError`.
+    """
+    last = last_of_training(path)
+    if last is not None and last["kind"] == "end" and outcome in (last["outcome"], "stopped"):
+        return
+    log = EventLog(path)
+    told = {} if last is None else {"time": last["time"]}
+    log.write("end", step=step, epoch=epoch, outcome=outcome, **told)
+    log.close()
+
+
+def write_failure(path: Path, error: str) -> None:
+    """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
+    history = of_training(read_events(path)) if path.is_file() else []
+    step, epoch = (history[-1]["step"], history[-1]["epoch"]) if history else (0, 0.0)
+    log = EventLog(path)
+    log.write("end", step=step, epoch=epoch, outcome="failed", error=error)
+    log.close()
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as None: JSON has no name for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def read_events(path: Path) -> list[Event]:
+    """The rows of the run's one history, oldest first: see `history_of`."""
+    return history_of(read_rows(path))
+
+
+def history_of(rows: Iterator[Event] | Sequence[Event]) -> list[Event]:
+    """What of all `rows` is true of the run as it is.
+
+    A run that was killed and resumed from step `k` did the steps after `k` twice: what the killed
+    attempt logged after `k` is left out, so that steps of training never run backwards.
+    """
+    history: list[Event] = []
+    for row in rows:
+        if row["kind"] == "run":
+            resumed_from = row["resumed_from"] or 0
+            history = [old for old in history if old["step"] <= resumed_from]
+        history.append(row)
+    return history
+
+
+def of_training(events: Sequence[Event]) -> list[Event]:
+    """Without the evaluations that `pipeline.evaluate` made, whenever that was."""
+    return [row for row in events if row["kind"] != "eval" or row["by"] == "train"]
+
+
+def own_evaluations(events: Sequence[Event]) -> list[Event]:
+    """Evaluations of `val` of the shard set that the run trains on, oldest first.
+
+    The last one is the newest: what the run's accuracy is, wherever it is told.
+    """
+    evals = [row for row in events if row["kind"] == "eval"]
+    return [row for row in evals if row["split"] == "val" and row["own_shards"]]
+
+
+def count_resumes(path: Path) -> int:
+    """How often the run went on from a checkpoint, in attempts too that left none themselves."""
+    if not path.is_file():
+        return 0
+    return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in read_rows(path))
+
+
+def read_rows(path: Path) -> Iterator[Event]:
+    """All rows, those too that a resume has made void; a line that is no row is left out.
+
+    A kill may have broken it, or it is just being written; of others `find_faults` tells.
+    Raises `ValueError` if rows are of a newer format version than this program reads.
+    """
+    for _, row in _objects(path.read_bytes().splitlines()):
+        if isinstance(row, dict) and row.get("kind") == "run":
+            check_format_version(row.get("format_version", 1), EVENTS_VERSION, path)
+        with contextlib.suppress(ValueError):
+            yield completed_row(row)
+
+
+def check_readable(path: Path) -> None:
+    """Raise `ValueError` if rows are of a newer format version than this program reads."""
+    if path.is_file():
+        for _ in read_rows(path):
+            pass
+
+
+def last_of_training(path: Path) -> Event | None:
+    """The last row that is no evaluation, of any number of which may follow it.
+
+    None without one. An `end` row says how the run was left; any other, that it was begun since.
+    Rows of a newer format version are not refused: an exporter shows of them what it can.
+    """
+    if not path.is_file():
+        return None
+    for _, row in _objects(_lines_from_the_end(path)):
+        with contextlib.suppress(ValueError):
+            if (event := completed_row(row))["kind"] != "eval":
+                return event
+    return None
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """The lines, last one first; no more of the file is read than is asked for."""
+    with path.open("rb") as file:
+        position, first = file.seek(0, os.SEEK_END), b""
+        while position > 0:
+            num_bytes = min(_BLOCK_BYTES, position)
+            position -= num_bytes
+            file.seek(position)
+            first, *lines = (file.read(num_bytes) + first).split(b"\n")
+            yield from reversed(lines)
+        yield first
+
+
+def find_faults(path: Path) -> list[str]:
+    """A sentence for each line that is JSON, and yet no row."""
+    faults = []
+    for number, row in _objects(path.read_bytes().splitlines()):
+        try:
+            completed_row(row)
+        except ValueError as error:
+            faults.append(f"line {number} is not an event: {error}")
+    return faults
+
+
+def _objects(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """The lines that are JSON, with their numbers from 1."""
+    for number, line in enumerate(lines, 1):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield number, json.loads(line)

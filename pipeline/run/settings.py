@@ -1,0 +1,113 @@
+"""`RUN/config.json`: what a run computes, and reading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.shard_set.manifest import MANIFEST_NAME
+from pipeline.config.saved import differences, from_json, to_json
+from pipeline.config.schema import Config
+from pipeline.run.directory import RunDirectory
+from pipeline.run.format_version import CONFIG_VERSION, check_format_version
+
+_FIELDS = {"recipe": str, "config": dict, "manifest_sha256": str}
+"""What `config.json` has at least."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What `config.json` says."""
+
+    recipe: str
+    config: Config
+    manifest_sha256: str
+    forked_from: Mapping[str, Any] | None = None
+    """Of a run that began at another one's checkpoint: source, as `--fork-from` had it, and the
+    checkpoint that this was."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "config": to_json(self.config),
+            "manifest_sha256": self.manifest_sha256,
+            "forked_from": self.forked_from,
+        }
+
+    def check_continues(self, saved: Mapping[str, Any], where: Path) -> None:
+        """Raise `ValueError` if what was `saved` at `where` is of a run that computes otherwise.
+
+        Its length may be another one: whether that can be is for `pipeline.train.same_run`.
+        """
+        found = differences(self.config, saved["config"], at_any_length=True)
+        if found:  # then its length is one of them
+            found = differences(self.config, saved["config"])
+        if found and saved["recipe"] != self.recipe:
+            raise ValueError(
+                f"{where} belongs to a run of the recipe {saved['recipe']}, and this one is "
+                f"{self.recipe}: use another --run-dir, or {saved['recipe']} with the same options "
+                "as before"
+            )
+        if found:
+            raise ValueError(
+                f"{where} belongs to a run with another configuration ({'; '.join(found)}): "
+                "use another --run-dir (with --fork-from to begin at this run's weights), or the "
+                "same options as before"
+            )
+        check_shard_set(
+            saved["manifest_sha256"], self.manifest_sha256, self.config.data.shards, where
+        )
+
+
+def check_shard_set(saved_sha256: str, found_sha256: str, shards: str, where: Path) -> None:
+    """Raise `ValueError` if `where` belongs to a run on another shard set than `shards`."""
+    if found_sha256 != saved_sha256:
+        raise ValueError(
+            f"{where} belongs to a run on another shard set: its {MANIFEST_NAME} had the hash "
+            f"{saved_sha256[:8]}…, that of {shards} has {found_sha256[:8]}…; "
+            "use another --run-dir, or the shard set as it was"
+        )
+
+
+def read_settings(run: RunDirectory) -> Settings:
+    """Read `config.json`; raises `ValueError` if it is not there or not of this version."""
+    saved = read_saved(run)
+    if saved is None:
+        raise ValueError(
+            f"{run.path} is not a run directory: it has no {run.config.name}; "
+            "give the --run-dir of a training run"
+        )
+    return Settings(
+        recipe=saved["recipe"],
+        config=from_json(saved["config"]),
+        manifest_sha256=saved["manifest_sha256"],
+        forked_from=saved.get("forked_from"),
+    )
+
+
+def read_saved(run: RunDirectory) -> dict[str, Any] | None:
+    """What `config.json` holds; None if it is not there. Raises `ValueError` if it is damaged."""
+    try:
+        saved = json.loads(run.config.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
+    if not isinstance(saved, dict) or not all(
+        isinstance(saved.get(name), kind) for name, kind in _FIELDS.items()
+    ):
+        raise ValueError(
+            f"{run.config} is damaged (of {', '.join(_FIELDS)} one is missing or not of its type): "
+            "restore it from a copy"
+        )
+    check_format_version(saved.get("format_version", 1), CONFIG_VERSION, run.config)
+    return saved
+
+
+def forked_from(run: RunDirectory) -> Mapping[str, Any] | None:
+    """`Settings.forked_from` of the run in the directory. Raises `ValueError`."""
+    saved = read_saved(run)
+    return None if saved is None else saved.get("forked_from")

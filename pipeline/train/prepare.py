@@ -1,0 +1,365 @@
+"""From a command to everything that training works with, on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from data_prep.shard_set.files import remove_leftovers
+from data_prep.shard_set.manifest import Manifest, manifest_sha256
+from pipeline.config.command_line import check_effects
+from pipeline.config.saved import to_json
+from pipeline.config.schema import (
+    IMAGE_SIZES,
+    ONE_SIZE,
+    SEVERAL_SIZES,
+    Config,
+    MetricsConfig,
+    flatten,
+)
+from pipeline.data.augment.framing import input_size
+from pipeline.data.augment.normalize import build_normalizer
+from pipeline.data.augment.preprocess import Augmenter, Viewer
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.open import check_cache, make_plan, open_batches
+from pipeline.data.order.partition import BatchPlan
+from pipeline.data.readers.staging import staged_reader
+from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
+from pipeline.metrics.exporter import start_exporter
+from pipeline.metrics.publisher import Publisher
+from pipeline.metrics.rank import RankMetrics
+from pipeline.model.build import build_model
+from pipeline.optim.precision import arithmetic_of, emulation, resolve
+from pipeline.optim.replica import Replica
+from pipeline.ranks.failure import RankFailure
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.mesh import Grid, build_grid, check_layout
+from pipeline.ranks.stop import remove_old_request
+from pipeline.ranks.watchdog import Phase, Watchdog
+from pipeline.ranks.world import World
+from pipeline.run import checkpoint
+from pipeline.run.console import Console
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import check_readable, write_failure
+from pipeline.run.lock import lock_run
+from pipeline.run.settings import Settings
+from pipeline.train.batch_norm import check_parts, least_values
+from pipeline.train.command import Command
+from pipeline.train.eta import Eta
+from pipeline.train.fork import Here, fork
+from pipeline.train.journal import Journal
+from pipeline.train.length import num_steps
+from pipeline.train.loop import Parts
+from pipeline.train.progress import Progress
+from pipeline.train.provenance import write_settings
+from pipeline.train.resume import Start, find_start, finish, resume
+from pipeline.train.same_run import check_same_run, kept_precision
+
+_OF_A_HOST = (
+    *(
+        "data.shards",
+        "data.beton",
+        "data.cache_",
+        "data.fetch_",
+        "data.decode_threads",
+        "data.prefetch_batches",
+    ),
+    "metrics.",
+)
+"""How the names of fields begin that may differ from host to host."""
+
+
+def prepare(
+    command: Command, world: World, resources: contextlib.ExitStack
+) -> tuple[Parts, Start] | int:
+    """Check and open everything, and go to where the run begins.
+
+    Returns the number of steps done if there is nothing to do: then nothing large was opened.
+    What can be wrong on one rank alone is done together; then nobody waits for a rank that left.
+    """
+    config, run = command.config, command.run
+    _set_threads(world)
+    world.check_alike(_of_all_hosts(command))
+    with world.together():
+        check_layout(config.model.columns, world.size)
+        if world.is_main:
+            _open_run(run, world.place, config.distributed.save_timeout_seconds, resources)
+    config = _with_precision(config, run, world)
+    with _failures_told(run, world):
+        with world.together():
+            shards = ShardSet.opened(config.data, resources)
+            _check_suits(command, shards)
+            settings = Settings(
+                recipe=command.recipe,
+                config=config,
+                manifest_sha256=manifest_sha256(shards.folder),
+            )
+        world.check_alike({"the hash of the manifest": settings.manifest_sha256})
+    with world.together():
+        check_same_run(
+            run,
+            settings,
+            num_samples=shards.manifest.split("train").num_samples,
+            fork_from=None if command.fork_from is None else str(command.fork_from),
+        )
+    with _failures_told(run, world):
+        return _build(command, settings, shards, world, resources)
+
+
+def _check_suits(command: Command, shards: ShardSet) -> None:
+    """Raise `ValueError` if an option that was given has no effect on these shards."""
+    values = {name: value for name, _, value in flatten(command.config)}
+    sizes = SEVERAL_SIZES if shards.manifest.image_size is None else ONE_SIZE
+    check_effects(sorted(command.given), values | {IMAGE_SIZES: sizes})
+
+
+def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
+    """Decide on `auto` for all ranks together, or keep what the run in the directory has."""
+    kept = None
+    with world.together():
+        if world.is_main:
+            kept = kept_precision(run)
+    kept, devices = world.broadcast(kept), world.gather(arithmetic_of(world.device))
+    with world.together():
+        config = resolve(config, kept, devices)
+    warning = emulation(config.resolved_precision, devices)
+    if warning is not None and world.is_main:
+        Console(sys.stdout).line(f"warning: {warning}")
+    return config
+
+
+@contextlib.contextmanager
+def _failures_told(run: RunDirectory, world: World) -> Iterator[None]:
+    """Let what fails in the block be the last event of the run: it has no journal yet."""
+    try:
+        yield
+    except Exception as error:
+        failure = error if isinstance(error, RankFailure) else world.report_failure(error)
+        if world.is_main:
+            with contextlib.suppress(OSError):
+                write_failure(run.events, str(failure))
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def _build(
+    command: Command,
+    settings: Settings,
+    shards: ShardSet,
+    world: World,
+    resources: contextlib.ExitStack,
+) -> tuple[Parts, Start] | int:
+    config, run, manifest = settings.config, command.run, shards.manifest
+    grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
+    with world.together():
+        plan = make_plan(config, manifest.split("train"), grid.num_replicas)
+        target_steps = _target_steps(config, plan)
+    start = find_start(run, command.fork_from, world)
+    end_step = min(command.max_steps or target_steps, target_steps)
+    if start.path is not None and checkpoint.step_of(start.path) >= end_step:
+        return finish(
+            run,
+            start.path,
+            world,
+            steps_per_epoch=plan.steps_per_epoch,
+            target_steps=target_steps,
+        )
+    settings = dataclasses.replace(settings, forked_from=start.forked_from)
+    with world.together():
+        check_cache(config, shards, plan, world.place.local_world_size)
+        val_reader = staged_reader(config, shards, "val")
+        resources.callback(val_reader.close)
+        size = input_size(config.augment, manifest.image_size)
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, manifest.num_classes, size, grid.columns)
+        check_parts(plan, target_steps, least_values(model, size))
+        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
+        framed = val_reader.image_shape[:2]
+        viewer = Viewer(config.augment, config.evaluation.views, framed, normalizer)
+    batches = open_batches(config, shards, plan, world, grid, resources)
+    registry = CollectorRegistry()
+    metrics = RankMetrics(world.rank, world.place.local_rank, registry)
+    address = _exporter_address(config.metrics, world)
+    if config.metrics.enabled:
+        _publish(registry, config.metrics, run, world.place, address, resources)
+        resources.push(partial(_note_failure, metrics))  # the last values shall have it
+    replica = Replica(model, config, world, grid)
+    _warm_up(replica, plan, size, world)
+    progress = _progress(start, replica, settings, manifest, plan, target_steps, run, world)
+    with world.together():
+        if world.is_main:
+            write_settings(run, settings, world)
+    parts = Parts(
+        settings=settings,
+        manifest=manifest,
+        plan=plan,
+        target_steps=target_steps,
+        end_step=end_step,
+        run=run,
+        world=world,
+        grid=grid,
+        replica=replica,
+        augmenter=Augmenter(config.augment, config.seed, manifest.statistics, normalizer),
+        viewer=viewer,
+        open_batches=batches,
+        val_reader=val_reader,
+        progress=progress,
+        journal=Journal.of_rank(world.rank, run, registry, plan, _eta(config, plan, target_steps)),
+        metrics=metrics,
+        watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, grid)),
+    )
+    return parts, start
+
+
+def _progress(
+    start: Start,
+    replica: Replica,
+    settings: Settings,
+    manifest: Manifest,
+    plan: BatchPlan,
+    target_steps: int,
+    run: RunDirectory,
+    world: World,
+) -> Progress:
+    """Give the replica the weights that the run begins with."""
+    if start.path is not None:
+        return resume(replica, settings, run, world, start.path)
+    if start.fork is None:
+        return Progress()
+    here = Here(
+        config=to_json(settings.config),
+        optim=settings.config.optim,
+        manifest_sha256=settings.manifest_sha256,
+        num_classes=manifest.num_classes,
+        steps_per_epoch=plan.steps_per_epoch,
+        target_steps=target_steps,
+    )
+    return fork(replica, start.fork, here, world)
+
+
+def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
+    return Eta(
+        steps_per_epoch=plan.steps_per_epoch,
+        target_steps=target_steps,
+        evaluation_epochs=config.evaluation.every_epochs,
+        checkpoint_epochs=config.checkpoint.every_epochs,
+    )
+
+
+def _waiting_phases(config: Config, grid: Grid) -> frozenset[Phase]:
+    """Where ranks wait for each other because of the network's layout or the reader."""
+    phases = set()
+    if grid.same_replica is not None:
+        phases |= {Phase.COMPUTING, Phase.EVALUATING}
+    if config.data.is_resident:
+        phases |= {Phase.READING}
+    return frozenset(phases)
+
+
+def _of_all_hosts(command: Command) -> dict[str, object]:
+    """What decides what the ranks compute and when they talk: they must agree on it."""
+    fields = {name: value for name, _, value in flatten(command.config)}
+    shared = {name: fields[name] for name in fields if not name.startswith(_OF_A_HOST)}
+    source = None if command.fork_from is None else str(command.fork_from)
+    options = {"--max-steps": command.max_steps, "--fork-from": source}
+    return {"the recipe": command.recipe, **options, **shared}
+
+
+def _set_threads(world: World) -> None:
+    """Divide the host's cores among its ranks; torchrun would leave each with one."""
+    if world.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // world.place.local_world_size))
+
+
+def _open_run(
+    run: RunDirectory, place: Place, patience_seconds: float, resources: contextlib.ExitStack
+) -> None:
+    """Make the run directory, claim it, and clear away what a killed job left."""
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        resources.callback(os.close, lock_run(run, place.start, patience_seconds, place.log))
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"--run-dir {run.path} cannot be made: a file of that name is in the way; "
+            "give another directory"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"--run-dir {run.path} cannot be written to: {error.strerror}; give another directory"
+        ) from None
+    check_readable(run.events)
+    checkpoint.remove_leftovers(run.checkpoints)
+    remove_leftovers(run.path, {run.config.name})
+    remove_leftovers(run.predictions("val").parent)
+    if remove_old_request(run, place):
+        Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
+
+
+def _target_steps(config: Config, plan: BatchPlan) -> int:
+    """Steps of the whole run."""
+    steps = num_steps(config.epochs, plan.steps_per_epoch)
+    if steps == 0:
+        raise ValueError(
+            f"epochs is {config.epochs:g}, less than half a step: an epoch has "
+            f"{plan.steps_per_epoch} steps; give at least {1 / plan.steps_per_epoch:.2g}"
+        )
+    return steps
+
+
+def _exporter_address(metrics: MetricsConfig, world: World) -> str | None:
+    """`choose_address` for this rank's node; None too if the node shall have no exporter.
+
+    All ranks call it together, whatever their options: these may differ from host to host.
+    """
+    nodes, address = world.gather(Node.this_one(world.place.meeting)), None
+    with world.together():
+        if metrics.enabled and metrics.exporter:
+            address = choose_address(metrics.exporter_address, nodes, world.rank)
+    return address
+
+
+def _publish(
+    registry: CollectorRegistry,
+    metrics: MetricsConfig,
+    run: RunDirectory,
+    place: Place,
+    address: str | None,
+    resources: contextlib.ExitStack,
+) -> None:
+    """Start the node's exporter, which listens at `address`, and this rank's publisher."""
+    if metrics.exporter:
+        if place.rank == 0 and address is not None and not is_loopback(address):
+            Console(sys.stdout).line(exposure(metrics, address))
+        if place.local_rank == 0:
+            start_exporter(run, metrics, address)
+    publisher = Publisher(
+        run.metrics,
+        registry,
+        rank=place.rank,
+        local_rank=place.local_rank,
+        interval_seconds=metrics.publish_seconds,
+    )
+    resources.callback(publisher.close)
+
+
+def _note_failure(
+    metrics: RankMetrics, _: object, error: BaseException | None, *__: object
+) -> None:
+    if isinstance(error, Exception):
+        metrics.record_outcome("failed")
+
+
+def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: World) -> None:
+    shape = (plan.local_batch_size, 3, *size)
+    images = torch.zeros(shape, device=world.device).to(memory_format=torch.channels_last)
+    zeros = torch.zeros(len(images), dtype=torch.int64, device=world.device)
+    replica.warm_up(images, zeros, zeros)

@@ -1,0 +1,306 @@
+"""Windows of JPEGs and of stored pixels, against Pillow and a decoder that takes no short cut."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep.shard_set import pixels as pixels_module
+from data_prep.shard_set.pixels import (
+    BILINEAR,
+    LANCZOS,
+    MappedFile,
+    Pixels,
+    Window,
+    copy_windows,
+    cut_jpegs,
+    decode_jpeg,
+    is_compiled,
+    jpeg_size,
+    scale_window,
+)
+from tests.data_prep.odd_jpegs import sampled
+from tests.real_data import imagenet_jpegs
+
+SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+OTHER_SAMPLINGS = (
+    [(1, 2), (1, 1), (1, 1)],
+    [(4, 1), (1, 1), (1, 1)],
+    [(2, 2), (1, 2), (1, 2)],
+    [(2, 2), (2, 1), (2, 1)],
+    [(2, 1), (2, 1), (2, 1)],
+    [(1, 2), (1, 2), (1, 2)],
+)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to the same pixels."""
+    if request.param == "plain":
+        monkeypatch.setattr(pixels_module, "_pixels", None)
+    return str(request.param)
+
+
+def picture(height: int, width: int) -> Pixels:
+    """Waves and noise: edges between blocks and between chroma samples."""
+    noise = np.random.default_rng(height * 1000 + width).integers(0, 80, (height, width, 3))
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 3), np.cos(y / 5), np.sin((x + y) / 7)], axis=2)
+    return np.clip(110 + 70 * waves + noise - 40, 0, 255).astype(np.uint8)
+
+
+def jpeg(image: Pixels, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def scaled(
+    image: Pixels, height: int, width: int, resampling: Image.Resampling = BILINEAR
+) -> Pixels:
+    """By Pillow, first to the height and then to the width."""
+    taller = Image.fromarray(image).resize((image.shape[1], height), resampling)
+    return np.asarray(taller.resize((width, height), resampling))
+
+
+def cut(content: bytes, window: Window, height: int, width: int) -> Pixels:
+    out = np.full((1, height, width, 3), 7, np.uint8)
+    failure = cut_jpegs([content], np.array([window]), out)
+    if failure is not None:
+        raise ValueError(failure[1])
+    found: Pixels = out[0]
+    return found
+
+
+def taken(image: Pixels, window: Window) -> Pixels:
+    top, left, height, width = window
+    return image[top : top + height, left : left + width]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[bytes, Window, tuple[int, int]]:
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    options = {
+        "quality": draw(st.sampled_from([30, 90])),
+        "subsampling": draw(st.sampled_from(SUBSAMPLINGS)),
+        "progressive": draw(st.booleans()),
+    }
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    window = Window(
+        top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
+    )
+    image = picture(height, width)
+    others = st.sampled_from([None, *OTHER_SAMPLINGS])
+    if (samplings := draw(others)) is not None:
+        content = sampled(image, samplings)
+    else:
+        content = jpeg(image[:, :, 0] if draw(st.booleans()) else image, **options)
+    return content, window, (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
+
+
+def test_the_compiled_code_is_there() -> None:
+    """Where libjpeg-turbo's headers are, as `make` sees to it."""
+    if not Path("/usr/include/jpeglib.h").exists() and not os.environ.get("CI"):
+        pytest.skip("needs libjpeg-turbo's headers at build time: Debian's libjpeg62-turbo-dev")
+    assert is_compiled()
+
+
+@given(cases())
+def test_a_window_has_the_pixels_of_the_whole_image(
+    case: tuple[bytes, Window, tuple[int, int]],
+) -> None:
+    content, window, _ = case
+    whole = simplejpeg.decode_jpeg(content)
+    assert np.array_equal(cut(content, window, window.height, window.width), taken(whole, window))
+
+
+def test_code_that_was_built_from_another_source_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not is_compiled():
+        pytest.skip("data_prep.shard_set._pixels was not built")
+    monkeypatch.setattr(sys.modules["data_prep.shard_set._pixels"], "INTERFACE", 1)
+    assert pixels_module._import_compiled() is None
+
+
+@given(cases())
+def test_a_scaled_window_is_what_pillow_makes_of_it(
+    case: tuple[bytes, Window, tuple[int, int]],
+) -> None:
+    content, window, size = case
+    whole = simplejpeg.decode_jpeg(content)
+    expected = scaled(taken(whole, window), *size)
+    assert np.array_equal(cut(content, window, *size), expected)
+    for resampling in (BILINEAR, LANCZOS):
+        out = np.empty((*size, 3), np.uint8)
+        scale_window(whole, window, out, resampling)
+        assert np.array_equal(out, scaled(taken(whole, window), *size, resampling))
+
+
+@pytest.mark.usefixtures("way")
+def test_both_ways_agree_with_pillow() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        height, width = rng.randint(20, 200), rng.randint(20, 200)
+        content = jpeg(picture(height, width), quality=90)
+        window = Window(
+            rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 11), rng.randint(1, 11)
+        )
+        whole = np.asarray(Image.open(io.BytesIO(content)))
+        found = cut(content, window, 224, 100)
+        assert np.array_equal(found, scaled(taken(whole, window), 224, 100))
+
+
+def test_real_images_are_cut_as_whole_ones_are() -> None:
+    rng = random.Random(1)
+    paths = imagenet_jpegs()[::20]
+    assert len(paths) == 50
+    for path in paths:
+        content = path.read_bytes()
+        whole = simplejpeg.decode_jpeg(content, strict=False)
+        height, width, _ = whole.shape
+        top, left = rng.randint(0, height // 2), rng.randint(0, width // 2)
+        window = Window(top, left, rng.randint(1, height - top), rng.randint(1, width - left))
+        as_is = cut(content, window, window.height, window.width)
+        assert np.array_equal(as_is, taken(whole, window)), path.name
+        assert np.array_equal(cut(content, window, 224, 224), scaled(as_is, 224, 224)), path.name
+
+
+@pytest.mark.usefixtures("way")
+def test_a_subsampling_without_a_name() -> None:
+    """4:4:1 has as many blocks a unit as 4:2:0: here only the header tells them apart."""
+    content = bytearray(jpeg(picture(64, 64), subsampling="4:2:0"))
+    place = content.index(b"\xff\xc0") + 11
+    assert content[place] == 0x22
+    content[place] = 0x14
+    assert jpeg_size(bytes(content)) == (64, 64)
+    whole = np.asarray(Image.open(io.BytesIO(content)))
+    window = Window(9, 30, 40, 17)
+    assert np.array_equal(cut(bytes(content), window, 40, 17), taken(whole, window))
+    with pytest.raises(ValueError, match=r"truncated|Premature|premature"):
+        decode_jpeg(bytes(content[:-100]))
+
+
+@pytest.mark.usefixtures("way")
+def test_a_damaged_jpeg_is_refused() -> None:
+    content = jpeg(picture(64, 64), quality=90)
+    assert jpeg_size(content) == (64, 64)
+    whole = Window(0, 0, 64, 64)
+    for damaged, what in (
+        (b"", "^(?!the window)"),
+        (b"no JPEG at all", "^(?!the window)"),
+        (content[:300], "^(?!the window)"),
+        (content[: len(content) // 2], "(?i)premature end"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            cut(damaged, whole, 64, 64)
+        with pytest.raises(ValueError, match=what):
+            decode_jpeg(damaged)
+    with pytest.raises(ValueError, match=r"."):
+        jpeg_size(b"no JPEG at all")
+
+
+@pytest.mark.usefixtures("way")
+def test_the_first_damaged_one_of_many_is_told() -> None:
+    image = picture(40, 50)
+    good = jpeg(image, quality=90)
+    window = np.array([[0, 0, 40, 50]] * 4)
+    out = np.zeros((4, 40, 50, 3), np.uint8)
+    failure = cut_jpegs([good, good[:500], good, b""], window, out)
+    assert failure is not None
+    assert failure[0] == 1
+    assert failure[1]
+    assert np.array_equal(out[0], np.asarray(Image.open(io.BytesIO(good))))
+    assert cut_jpegs([good] * 4, window, out) is None
+    assert np.array_equal(out[3], out[0])
+    assert cut_jpegs([], window[:0], out[:0]) is None
+
+
+def test_rows_below_the_window_are_not_decoded() -> None:
+    """So damage there is not noticed: checksums are for that."""
+    content = jpeg(picture(200, 64), quality=90)
+    half = content[: len(content) // 2]
+    window = Window(0, 0, 16, 64)
+    assert np.array_equal(cut(half, window, 16, 64), cut(content, window, 16, 64))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    "window",
+    [
+        *((0, 0, 65, 64), (1, 0, 64, 64), (0, 1, 64, 64), (-1, 0, 4, 4), (0, -1, 4, 4)),
+        *((0, 0, 0, 4), (1, 0, 2**31 - 1, 4), (0, 1, 4, 2**31 - 1)),
+    ],
+)
+def test_a_window_beyond_the_image_is_refused(window: tuple[int, int, int, int]) -> None:
+    image = picture(64, 64)
+    with pytest.raises(ValueError, match="window"):
+        cut(jpeg(image), Window(*window), 32, 32)
+    with pytest.raises(ValueError, match="window"):
+        scale_window(image, Window(*window), np.empty((32, 32, 3), np.uint8))
+
+
+@pytest.mark.usefixtures("way")
+def test_windows_are_copied_out_of_a_file(tmp_path: Path) -> None:
+    images = np.stack([picture(20, 30) + np.uint8(i) for i in range(5)])
+    path = tmp_path / "pixels"
+    path.write_bytes(b"header" + images.tobytes())
+    with path.open("rb") as file:
+        mapped = MappedFile(file.fileno())
+    assert mapped.num_bytes == 6 + images.nbytes
+    order, tops, lefts = np.array([4, 0, 0, 2]), np.array([0, 13, 5, 1]), np.array([22, 0, 3, 4])
+    addresses = np.uint64(mapped.address + 6) + order.astype(np.uint64) * np.uint64(20 * 30 * 3)
+    out = np.empty((4, 7, 8, 3), np.uint8)
+    assert copy_windows(addresses, (20, 30), tops, lefts, out) is None
+    windows = [
+        images[number][top : top + 7, left : left + 8]
+        for number, top, left in zip(order, tops, lefts, strict=True)
+    ]
+    assert np.array_equal(out, windows)
+    flips = np.array([True, False, True, True])
+    assert copy_windows(addresses, (20, 30), tops, lefts, out, flips) is None
+    mirrored = [
+        window[:, ::-1] if flip else window for window, flip in zip(windows, flips, strict=True)
+    ]
+    assert np.array_equal(out, mirrored)
+
+
+def test_a_file_that_is_cut_under_the_copy_ends_the_copy_and_nothing_else(tmp_path: Path) -> None:
+    """In a process of its own, which a failure would end; Python's own handler is there too."""
+    program = """
+import faulthandler, os, sys
+import numpy as np
+from data_prep.shard_set.pixels import MappedFile, copy_windows
+faulthandler.enable()
+path = sys.argv[1]
+size = 1 << 16
+with open(path, "wb") as file:
+    file.write(bytes(4 * size * 3))
+file = os.open(path, os.O_RDONLY)
+mapped = MappedFile(file)
+addresses = mapped.address + np.arange(4, dtype=np.uint64) * np.uint64(size * 3)
+zeros, out = np.zeros(4, np.int64), np.empty((4, 256, 256, 3), np.uint8)
+assert copy_windows(addresses, (256, 256), zeros, zeros, out) is None
+os.truncate(path, 2 * size * 3)
+for _ in range(3):
+    print(copy_windows(addresses, (256, 256), zeros, zeros, out))
+print(copy_windows(addresses[:2], (256, 256), zeros[:2], zeros[:2], out[:2]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "pixels"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["2", "2", "2", "None"]), done.stderr

@@ -1,0 +1,181 @@
+"""The source `folder`: what is a class, what is a sample, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.sources.folder import open_folder
+from data_prep.sources.source import SourceError
+from tests.data_prep.raw_data import jpeg, write_folder
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+"""One name, as Linux and as macOS write it."""
+
+
+def add_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jpeg())
+
+
+def test_folder_gives_classes_by_name_and_samples_by_split(tmp_path: Path) -> None:
+    source = open_folder(write_folder(tmp_path, 3, 2, ("dog", "cat")))
+    assert source.class_names == ("cat", "dog")
+    assert {split: len(samples) for split, samples in source.splits.items()} == {
+        "train": 6,
+        "val": 4,
+    }
+    samples = {sample.key: sample for sample in source.splits["train"]}
+    sample = samples["dog_0002"]
+    assert (sample.label, sample.locator) == (1, "train/dog/0002.jpg")
+    content = (tmp_path / "train/dog/0002.jpg").read_bytes()
+    assert source.reader.read(sample) == content
+
+
+def test_split_test_is_val(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "test")
+    samples = open_folder(tmp_path).splits["val"]
+    assert sorted(sample.locator for sample in samples)[0] == "test/cat/0000.jpg"
+
+
+def test_val_goes_before_test_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path)
+    add_image(tmp_path / "test/cat/other.jpg")
+    with caplog.at_level(logging.WARNING):
+        samples = open_folder(tmp_path).splits["val"]
+    assert {sample.locator.split("/")[0] for sample in samples} == {"val"}
+    assert f"{tmp_path / 'test'} is left out" in caplog.text
+
+
+def test_files_count_whatever_they_are_called_but_hidden_ones(tmp_path: Path) -> None:
+    write_folder(tmp_path, 1, 1)
+    for name in (".DS_Store", "0000.png", "notes.txt", "a.b.JPEG"):
+        add_image(tmp_path / "train/cat" / name)
+    (tmp_path / "train/.cache").mkdir()
+    samples = open_folder(tmp_path).splits["train"]
+    assert sorted(sample.key for sample in samples if sample.label == 0) == [
+        "cat_0000",
+        "cat_0000-2",
+        "cat_a_b",
+        "cat_notes",
+    ]
+
+
+def remove_val(root: Path) -> None:
+    (root / "val").rename(root / "validation")
+
+
+def empty_class(root: Path) -> None:
+    (root / "val/dog/0000.jpg").unlink()
+    (root / "val/dog/0001.jpg").unlink()
+
+
+def extra_class(root: Path) -> None:
+    add_image(root / "val/wolf/1.jpg")
+
+
+def subfolder(root: Path) -> None:
+    add_image(root / "train/cat/more/1.jpg")
+
+
+def broken_link(root: Path) -> None:
+    (root / "train/cat/gone.jpg").symlink_to("nowhere")
+
+
+def pipe(root: Path) -> None:
+    os.mkfifo(root / "val/dog/pipe.jpg")
+
+
+def name_that_is_no_text(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / "c\udcffat")
+
+
+def name_of_two_lines(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / "c\nat")
+
+
+def space_at_the_end(root: Path) -> None:
+    (root / "val/dog").rename(root / "val/dog ")
+
+
+def other_case(root: Path) -> None:
+    (root / "val/dog").rename(root / "val/Dog")
+
+
+def other_script(root: Path) -> None:
+    (root / "val/dog").rename(root / "val/d\N{CYRILLIC SMALL LETTER O}g")
+
+
+def one_name_in_two_forms(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / COMPOSED)
+        (root / split / "dog").rename(root / split / DECOMPOSED)
+
+
+def no_classes(root: Path) -> None:
+    (root / "train").rename(root / "x")
+    (root / "train").mkdir()
+
+
+def numbers_as_names(root: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("1", "2", "10"):
+            add_image(root / split / name / "1.jpg")
+
+
+def no_root(root: Path) -> None:
+    root.rename(root.parent / "moved")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_val, "has no folder val/ or test/; expected val/ or test/CLASS"),
+        (empty_class, "val/dog is empty: add images"),
+        (extra_class, "differ: wolf in only one of them"),
+        (subfolder, r"no files among the images \(.*train/cat/more\)"),
+        (broken_link, r"no files among the images \(.*train/cat/gone.jpg\)"),
+        (pipe, r"no files among the images \(.*val/dog/pipe.jpg\)"),
+        (name_that_is_no_text, r"no text in UTF-8.*'c\\udcffat'"),
+        (name_of_two_lines, r"hold line breaks.*'c\\nat'"),
+        (space_at_the_end, "differ: 'dog ', dog in only one of them"),
+        (other_case, "differ: Dog, dog in only one of them"),
+        (other_script, r"differ: dog, d\u043eg \('d\\u043eg'\) in only one of them"),
+        (one_name_in_two_forms, r"in their bytes alone \('caf\\xe9', 'cafe\\u0301'\): put their"),
+        (no_classes, "train has no class folders"),
+        (numbers_as_names, r"\(1, 10, 2\).*pad them with zeros to one length, e\.g\. 01"),
+        (no_root, "is not a folder; expected one that holds train/CLASS"),
+    ],
+)
+def test_folder_that_is_in_doubt_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    root = write_folder(tmp_path / "raw")
+    spoil(root)
+    with pytest.raises(SourceError, match=message):
+        open_folder(root)
+
+
+def test_a_name_is_the_same_in_other_bytes(tmp_path: Path) -> None:
+    expected = open_folder(write_folder(tmp_path / "1", 2, 1, (COMPOSED, "dog")))
+    write_folder(tmp_path / "2", 2, 1, (DECOMPOSED, "dog"))
+    (tmp_path / "2/val" / DECOMPOSED).rename(tmp_path / "2/val" / COMPOSED)
+    source = open_folder(tmp_path / "2")
+    assert source.class_names == expected.class_names == (COMPOSED, "dog")
+    for split in ("train", "val"):
+        samples, others = source.splits[split], expected.splits[split]
+        assert [(one.key, one.label) for one in samples] == [(one.key, one.label) for one in others]
+        contents = [source.reader.read(one) for one in samples]
+        assert contents == [expected.reader.read(one) for one in others]
+
+
+def test_numbers_of_one_length_are_fine(tmp_path: Path) -> None:
+    names = tuple(f"{number:02d}" for number in range(11))
+    assert open_folder(write_folder(tmp_path, 1, 1, names)).class_names == names

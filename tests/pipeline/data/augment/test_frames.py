@@ -1,0 +1,81 @@
+"""Frames out of images in memory: on the CPU, and the kernel for GPUs, interpreted and compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.shard_set.manifest import Statistics
+from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.frames import Picks, take_frames
+from pipeline.data.augment.normalize import Normalizer
+from pipeline.data.augment.preprocess import Augmenter
+from tests.pipeline.kernels import compile_for_h100, needs_gpu, run_interpreted
+
+triton = pytest.importorskip("triton")
+
+UNIT = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+STATISTICS = Statistics(
+    num_images=1, mean=(1, 1, 1), std=(1, 1, 1), pca_stds=(1, 1, 1), pca_vectors=UNIT
+)
+RANDOM = np.random.default_rng(5)
+IMAGES = torch.from_numpy(RANDOM.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8))
+PICKS = Picks(
+    rows=np.array([5, 0, 0, 3]),
+    tops=np.array([0, 4, 2, 1]),
+    lefts=np.array([8, 0, 3, 2]),
+    size=(16, 16),
+)
+
+
+def test_frames_are_windows_of_the_chosen_images() -> None:
+    found = take_frames(IMAGES, PICKS)
+    for frame, row, top, left in zip(found, PICKS.rows, PICKS.tops, PICKS.lefts, strict=True):
+        assert torch.equal(frame, IMAGES[row, top : top + 16, left : left + 16])
+    assert take_frames(IMAGES, None) is IMAGES
+
+
+@given(flips=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_chosen_frames_are_mirrored_and_the_images_stay_as_they_are(flips: list[bool]) -> None:
+    before = IMAGES.clone()
+    for images in (IMAGES, IMAGES.flip(2), IMAGES[:, :, :1]):
+        frames = take_frames(images, None, np.array(flips))
+        for frame, image, is_flipped in zip(frames, images, flips, strict=True):
+            assert torch.equal(frame, image.flip(1) if is_flipped else image)
+    assert torch.equal(IMAGES, before)
+
+
+@pytest.mark.slow
+def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
+    run_interpreted("tests.pipeline.data.augment.interpreted_frames")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_the_kernel_compiles_for_an_h100(normalizes: bool) -> None:
+    from pipeline.data.augment import frames_cuda
+
+    names = ("rows", "tops", "lefts")
+    pointers = dict.fromkeys(names, "*i64") | dict.fromkeys(("shift", "scale", "colors"), "*fp32")
+    pointers |= {"images": "*u8", "flips": "*u8", "out": "*fp32" if normalizes else "*u8"}
+    pointers["inverse_divisor"] = "fp32"
+    constants = {"NORMALIZES": normalizes, "SHIFT_IS_IMAGE": True, "BLOCK": 1024}
+    assert compile_for_h100(frames_cuda._frame_kernel, pointers, constants).asm["cubin"]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("color_noise", [0.0, 0.1])
+def test_on_a_gpu_augmentation_is_that_of_the_cpu(color_noise: float) -> None:
+    config = AugmentConfig(crop_pixels=16, flip="random", color_noise=color_noise)
+    mean, std = RANDOM.uniform(90, 140, (16, 16, 3)), np.array([60.0, 50.0, 40.0])
+    found, expected = (
+        Augmenter(config, 0, STATISTICS, Normalizer(mean, std, torch.device(name)))(
+            IMAGES.to(name), np.arange(4), 1, PICKS
+        ).cpu()
+        for name in ("cuda", "cpu")
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,147 @@
+"""What is resident: who holds what, what comes to whom, and when there is no room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.frames import take_frames
+from pipeline.data.augment.framing import training_framing
+from pipeline.data.batches.loader import requests_of_all
+from pipeline.data.batches.resident import (
+    ResidentBatches,
+    ResidentSplit,
+    check_room,
+    host_free_bytes,
+    load,
+)
+from pipeline.data.order.partition import BatchPlan
+from pipeline.data.readers.reading import ReadCost
+from pipeline.ranks.world import World
+from tests.pipeline.rank_jobs import call_on_ranks
+from tests.pipeline.worlds import SINGLE, world_of_equals
+
+NUM_SAMPLES = 31
+GIGABYTE = 10**9
+
+
+class FakeReader:
+    """Every pixel of an image is its sample number, but for the place in the image."""
+
+    num_samples = NUM_SAMPLES
+    image_shape = (6, 7, 3)
+
+    def read(
+        self, samples: npt.NDArray[np.int64], epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.int64], ReadCost]:
+        images[: len(samples)] = image_of(samples)
+        return samples * 3 % 10, ReadCost(len(samples))
+
+    def give_up(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def image_of(samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    places = np.arange(6)[:, None, None] * 11 + np.arange(7)[:, None] * 3 + np.arange(3)
+    return (samples[:, None, None, None] * 5 + places).astype(np.uint8)
+
+
+def make_plan(num_replicas: int) -> BatchPlan:
+    return BatchPlan(
+        num_samples=NUM_SAMPLES,
+        global_batch_size=12,
+        num_replicas=num_replicas,
+        accumulation_steps=2,
+        drop_last=False,
+    )
+
+
+def batches_of_rank(
+    world: World, replicas: list[int], stop_early: bool
+) -> list[tuple[list[int], list[int], npt.NDArray[np.uint8]]]:
+    framing = training_framing(AugmentConfig(crop_pixels=4), (6, 7), 0)
+    plan = make_plan(max(replicas) + 1)
+    requests = requests_of_all(plan, 0, 1, 1 + 2 * plan.steps_per_epoch)
+    found = []
+    with ResidentBatches(load(FakeReader(), world), framing, requests, world, replicas) as batches:
+        for number, batch in enumerate(batches):
+            images, labels = batch.to(world.device)
+            pixels = take_frames(images, batch.picks).numpy()
+            found.append((batch.samples.tolist(), labels.tolist(), pixels))
+            assert batches.take_cost() == ReadCost(len(batch.samples))
+            if stop_early and number == 2:
+                break
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [[0], [0, 1], [0, 0], [0, 1, 2], [0, 0, 1, 1]], ids=str)
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_every_rank_gets_the_frames_of_its_replica(replicas: list[int], stop_early: bool) -> None:
+    if len(replicas) == 1:
+        ranks = [batches_of_rank(SINGLE, replicas, stop_early)]
+    else:
+        ranks = call_on_ranks(len(replicas), batches_of_rank, replicas, stop_early)
+    plan = make_plan(max(replicas) + 1)
+    framing = training_framing(AugmentConfig(crop_pixels=4), (6, 7), 0)
+    asked = list(requests_of_all(plan, 0, 1, 1 + 2 * plan.steps_per_epoch))
+    for replica, found in zip(replicas, ranks, strict=True):
+        assert len(found) == (3 if stop_early else len(asked))
+        for requests, (samples, labels, pixels) in zip(asked, found, strict=False):
+            request = requests[replica]
+            assert samples == request.samples.tolist()
+            assert labels == [sample * 3 % 10 for sample in samples]
+            sides = (np.full(len(samples), side) for side in (6, 7))
+            boxes = framing.boxes(request.samples, request.epoch, *sides)
+            for image, frame, top, left in zip(
+                image_of(request.samples), pixels, boxes.tops, boxes.lefts, strict=True
+            ):
+                assert np.array_equal(frame, image[top : top + 4, left : left + 4])
+
+
+def test_a_split_is_divided_into_stretches() -> None:
+    split = load(FakeReader(), SINGLE)
+    assert isinstance(split, ResidentSplit)
+    assert split.edges.tolist() == [0, NUM_SAMPLES]
+    assert torch.equal(split.images, torch.from_numpy(image_of(np.arange(NUM_SAMPLES))))
+
+
+def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
+    imagenet = 1_281_167, (256, 256, 3)
+    check_room(*imagenet, world_of_equals(8), 40 * GIGABYTE)
+    with pytest.raises(ValueError, match="does not fit") as error:
+        check_room(*imagenet, world_of_equals(8), 39 * GIGABYTE)
+    assert str(error.value) == (
+        "the train split does not fit in memory: 1,281,167 images of 256×256×3 bytes are 251.9 GB, "
+        "31.5 GB for each of 8 ranks, and cpu has 39.0 GB free for each, of which 80% may be "
+        "taken: use 9 ranks or more, a smaller --size, or another --data.reader"
+    )
+    check_room(*imagenet, world_of_equals(9), 39 * GIGABYTE)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [(None, None, 4000 << 10), ("max", "5", 4000 << 10), ("3000000", "1000000", 2_000_700)],
+)
+def test_the_control_group_s_limit_counts(
+    tmp_path: Path, limit: str | None, used: str | None, expected: int
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    if limit is not None and used is not None:
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text("anon 9\nfile 900\ninactive_file 600\nactive_file 100\n")
+    assert host_free_bytes(tmp_path) == expected
+
+
+def test_this_host_has_memory() -> None:
+    assert host_free_bytes() > 1 << 20

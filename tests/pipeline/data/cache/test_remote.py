@@ -1,0 +1,331 @@
+"""Fetching one file: what every fault of a server or command leads to, and what is left behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.cache import remote
+from pipeline.data.cache.remote import (
+    Content,
+    FetchCost,
+    FetchError,
+    FetchStopped,
+    Patience,
+    check_url,
+    command_of,
+    fetch,
+    location_of,
+)
+from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
+
+DEADLINE_SECONDS = 30.0
+NAME = "train-000000.tar"
+BYTES = np.random.default_rng(0).bytes(300_000)
+CONTENT = Content(num_bytes=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
+QUICK = Patience(timeout_seconds=0.3, attempts=3)
+UNHURRIED = Patience(timeout_seconds=DEADLINE_SECONDS, attempts=3)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "a folder"
+    path.mkdir()
+    (path / NAME).write_bytes(BYTES)
+    return path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[FlakyServer]:
+    with serving(folder) as running:
+        yield running
+
+
+def fetched(
+    url: str, patience: Patience = UNHURRIED, content: Content = CONTENT
+) -> tuple[bytes, FetchCost]:
+    file, cost = io.BytesIO(), FetchCost()
+    fetch(location_of(url, NAME), file, content, patience, threading.Event(), cost)
+    return file.getvalue(), cost
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; nobody may have waited for it yet."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(int(DEADLINE_SECONDS / 0.005)):
+        if is_so():
+            return
+        pause.wait(0.005)
+    pytest.fail("it did not come about")
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("https://host/set", "https://host/set/a.tar"),
+        ("s3://bucket/set/", "s3://bucket/set/a.tar"),
+        ("https://host/set/{}?key=1", "https://host/set/a.tar?key=1"),
+        ("pipe:ssh host cat /data/{} | zstd -d", "pipe:ssh host cat /data/a.tar | zstd -d"),
+    ],
+)
+def test_a_url_says_where_files_are(url: str, location: str) -> None:
+    check_url(url)
+    assert location_of(url, "a.tar") == location
+
+
+def test_names_are_quoted_for_shells_and_webs() -> None:
+    assert location_of("pipe:cat {}", "a b;c") == "pipe:cat 'a b;c'"
+    assert location_of("http://host", "a b?c") == "http://host/a%20b%3Fc"
+
+
+@pytest.mark.parametrize("url", ["pipe:cat /data", "https://host/set?key=1"])
+def test_a_url_without_a_place_for_names_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.shards is .+ expected \{\} where the name"):
+        check_url(url)
+
+
+def test_the_commands() -> None:
+    http = command_of("https://host/a.tar", 60.0)
+    assert http is not None
+    assert http[0] == "curl"
+    assert "--fail" in http
+    assert http[-2:] == ["--url", "https://host/a.tar"]
+    s3 = ["aws", "s3", "cp", "--only-show-errors", "s3://bucket/a.tar", "-"]
+    assert command_of("s3://bucket/a.tar", 60.0) == s3
+    assert command_of("file:///nfs/a%20b.tar", 60.0) == ["cat", "--", "/nfs/a b.tar"]
+    assert command_of("pipe:ssh host cat a.tar", 60.0) == ["/bin/sh", "-c", "ssh host cat a.tar"]
+    assert command_of("gs://bucket/a.tar", 60.0) is None
+
+
+@pytest.mark.parametrize("fault", ["drop", "stall", "silence", "503", "404", "short", "flip"])
+def test_after_a_fault_the_file_is_fetched_again(server: FlakyServer, fault: Fault) -> None:
+    server.faults[NAME] = [fault]
+    content, cost = fetched(server.url, QUICK if fault in ("stall", "silence") else UNHURRIED)
+    assert content == BYTES
+    assert (cost.num_files, cost.num_retries, server.requests[NAME]) == (1, 1, 2)
+    brought = {"drop": 150_000, "short": 150_000, "flip": 300_000}
+    if fault != "stall":  # of half a file curl may hold some back
+        assert cost.num_bytes == 300_000 + brought.get(fault, 0)
+    assert cost.seconds > 0
+
+
+def test_what_is_too_long_is_cut_off(server: FlakyServer) -> None:
+    server.faults[NAME] = ["long"]
+    content, cost = fetched(server.url)
+    assert content == BYTES
+    assert cost.num_retries == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("drop", r"curl: \(18\) .+ \(exit code 18\)"),
+        ("stall", r"no byte came for 0\.3 s|\(exit code 28\)"),
+        ("503", r"returned error: 503 \(exit code 22\)"),
+        ("404", r"returned error: 404 \(exit code 22\)"),
+        ("short", r"it ended after 150000 of 300000 bytes"),
+        ("long", r"it is longer than the 300000 bytes of the manifest"),
+        (
+            "flip",
+            r"its hash is \w{8}…, expected \w{8}…: damaged on the way, or not the file of .+",
+        ),
+    ],
+)
+def test_a_fault_that_stays_is_told(server: FlakyServer, fault: Fault, cause: str) -> None:
+    server.faults[NAME] = [fault] * 3
+    url = re.escape(f"{server.url}/{NAME}")
+    sentence = rf"^{url} could not be fetched in 3 attempts: .*{cause}; see that .+attempts or"
+    with pytest.raises(FetchError, match=sentence):
+        fetched(server.url, QUICK if fault == "stall" else UNHURRIED)
+    assert server.requests[NAME] == 3
+
+
+def test_what_no_other_attempt_mends_is_not_tried_again(server: FlakyServer) -> None:
+    server.faults[NAME] = ["403"]
+    with pytest.raises(FetchError, match=r"in 1 attempt: .* returned error: 403 .+whole \([^,]+$"):
+        fetched(server.url)
+    assert server.requests[NAME] == 1
+    server.faults[NAME] = ["404"]
+    with pytest.raises(FetchError, match=r"in 1 attempt: .* returned error: 404"):
+        fetched(server.url, content=Content(num_bytes=None, sha256=None))
+    assert server.requests[NAME] == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("pipe:no-such-program {}", "no-such-program: not found"),
+        ("file:///nowhere", "/nowhere/.*No such file"),
+        ("pipe:cat {} /etc", "Is a directory"),
+    ],
+)
+def test_commands_that_no_other_attempt_mends(url: str, cause: str) -> None:
+    with pytest.raises(FetchError, match=f"in 1 attempt: .*{cause}"):
+        fetched(url, content=Content(num_bytes=None, sha256=None))
+
+
+def test_a_server_that_is_not_there_is_told(server: FlakyServer) -> None:
+    url = server.url
+    server.close()
+    with pytest.raises(FetchError, match=r"in 3 attempts: curl: \(7\) .+ \(exit code 7\)"):
+        fetched(url)
+
+
+def test_faults_of_many_kinds_in_a_row(server: FlakyServer) -> None:
+    server.faults[NAME] = ["503", "drop", "flip", "long", "short"]
+    content, cost = fetched(server.url, Patience(timeout_seconds=DEADLINE_SECONDS, attempts=6))
+    assert content == BYTES
+    assert cost.num_retries == 5
+
+
+def test_content_that_no_hash_is_known_of_is_checked(server: FlakyServer) -> None:
+    server.faults[NAME] = ["short"]
+    file, cost = io.BytesIO(), FetchCost()
+    sizes: list[int] = []
+
+    def check(arrived: bytes) -> None:
+        sizes.append(len(arrived))
+        if len(arrived) < len(BYTES):
+            raise ValueError("half of it is missing")
+
+    anything = Content(num_bytes=None, sha256=None)
+    location, stop = location_of(server.url, NAME), threading.Event()
+    fetch(location, file, anything, UNHURRIED, stop, cost, check)
+    assert file.getvalue() == BYTES
+    assert sizes == [150_000, 300_000]
+    assert cost.num_retries == 1
+
+
+def test_a_mounted_folder_is_fetched_from(folder: Path) -> None:
+    assert fetched(folder.as_uri())[0] == BYTES
+
+
+def test_a_command_is_fetched_from(folder: Path) -> None:
+    content, _ = fetched(f"pipe:cat {shlex.quote(str(folder))}/{{}} | cat")
+    assert content == BYTES
+
+
+@pytest.mark.parametrize(
+    ("command", "cause"),
+    [
+        ("head -c 1000 {}; echo lost >&2; exit 3", r"lost \(exit code 3\)"),
+        ("cat {}; exit 4", r"the command failed and said nothing \(exit code 4\)"),
+        ("head -c 1000 {}", r"it ended after 1000 of 300000 bytes"),
+        ("kill -9 $$", r"\(exit code -9\)"),
+        ("exec >&-; sleep 1000", r"no byte came for 0\.3 s"),
+    ],
+)
+def test_a_command_that_fails_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, cause: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(FetchError, match=cause):
+        fetched(f"pipe:{command} # {{}}", Patience(timeout_seconds=0.3, attempts=1))
+
+
+def test_nothing_a_stalled_command_started_is_left(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    url = f"pipe:echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; wait # {{}}"
+    with pytest.raises(FetchError, match=r"in 2 attempts: no byte came for 0\.2 s"):
+        fetched(url, Patience(timeout_seconds=0.2, attempts=2))
+    started = [int(line) for line in pids.read_text().split()]
+    assert len(started) == 4
+    for pid in started:  # a kill takes a moment
+        wait_until(lambda pid=pid: not is_running(pid))  # type: ignore[misc]
+
+
+def test_a_fetch_can_be_stopped(server: FlakyServer) -> None:
+    server.faults[NAME] = ["stall"]
+    stop, outcome = threading.Event(), []
+
+    def run() -> None:
+        location = location_of(server.url, NAME)
+        try:
+            fetch(location, io.BytesIO(), CONTENT, UNHURRIED, stop, FetchCost())
+        except FetchStopped as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert server.has_stalled.wait(DEADLINE_SECONDS)
+    stop.set()
+    thread.join(DEADLINE_SECONDS)
+    assert len(outcome) == 1
+
+
+def test_a_disk_that_is_full_is_not_the_servers_fault(server: FlakyServer) -> None:
+    class FullDisk(io.BytesIO):
+        def write(self, _content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    location = location_of(server.url, NAME)
+    with pytest.raises(OSError, match="No space left on device"):
+        fetch(location, FullDisk(), CONTENT, UNHURRIED, threading.Event(), FetchCost())
+    assert server.requests[NAME] == 1
+
+
+def test_s3_is_fetched_by_its_own_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "calls"
+    script(
+        tmp_path / "aws",
+        f'echo "$@" >> {log}\ncase $4 in s3://bucket/set/*) cat "{folder}/${{4##*/}}";; esac',
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert fetched("s3://bucket/set")[0] == BYTES
+    assert log.read_text() == f"s3 cp --only-show-errors s3://bucket/set/{NAME} -\n"
+
+
+def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(
+        FetchError, match=r"cannot run aws, which fetches data\.shards: No such file"
+    ):
+        fetched("s3://bucket/set")
+
+
+def test_other_schemes_are_webdatasets(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path / "gsutil", f'cat "{folder}/${{2##*/}}"; exit ${{STATUS:-0}}')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert fetched("gs://bucket/set")[0] == BYTES
+    monkeypatch.setenv("STATUS", "23")  # one of those that webdataset itself lets pass
+    with pytest.raises(FetchError, match=r"the command of webdataset failed \(exit code 23\)"):
+        fetched("gs://bucket/set")
+
+
+def test_a_scheme_nobody_knows_is_told() -> None:
+    with pytest.raises(FetchError, match=r"webdataset cannot open abc://host/.+: no gopen handler"):
+        fetched("abc://host/set")

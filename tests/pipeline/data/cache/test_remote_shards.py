@@ -1,0 +1,308 @@
+"""Shards handed out as open files: an epoch through a cache that is smaller than the split."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.shard_set.index import read_index
+from data_prep.shard_set.manifest import ShardSetError, Split, read_manifest
+from pipeline.config.schema import Config, DataConfig
+from pipeline.data.batches.loader import Loader, Request, training_requests
+from pipeline.data.cache import remote_shards, shard_cache
+from pipeline.data.cache.remote_shards import RemoteShards
+from pipeline.data.cache.shard_cache import ShardCache
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.order.partition import BatchPlan, ShardShuffle
+from pipeline.data.order.shard_needs import (
+    ShardNeed,
+    check_cache_bytes,
+    evaluation_needs,
+    run_position,
+    training_needs,
+)
+from pipeline.data.readers.staging import staged_reader
+from tests.pipeline.fake_run import encode, make_images, write_shard_set
+
+DEADLINE_SECONDS = 20.0
+NUM_SHARDS = 8
+SHARD_LENGTH = 10
+LENGTHS = (SHARD_LENGTH,) * NUM_SHARDS
+LABELS = np.arange(NUM_SHARDS * SHARD_LENGTH) % 10
+IMAGES = make_images(LABELS)
+
+
+@pytest.fixture(autouse=True)
+def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_shards, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(shard_cache, "_ROOM_SECONDS", 0.01)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "origin"
+    write_shard_set(path, IMAGES, LABELS, ["a"] * 10, shard_length=SHARD_LENGTH)
+    return path
+
+
+@pytest.fixture
+def split(folder: Path) -> Split:
+    return read_manifest(folder).split("val")
+
+
+@pytest.fixture
+def open_cache(folder: Path, tmp_path: Path) -> Iterator[Callable[[int | None], ShardCache]]:
+    opened: list[ShardCache] = []
+
+    def make(max_bytes: int | None = None) -> ShardCache:
+        cache = ShardCache(
+            f"pipe:echo {{}} >> {tmp_path}/fetched; cat {folder}/{{}}",
+            tmp_path / "cache",
+            max_bytes=max_bytes,
+            timeout_seconds=DEADLINE_SECONDS,
+            attempts=1,
+        )
+        cache.stage_manifest()
+        opened.append(cache)
+        return cache
+
+    yield make
+    for cache in opened:
+        cache.close()
+
+
+def fetched(tmp_path: Path) -> list[int]:
+    """The numbers of the shards that were fetched, in order."""
+    names = (tmp_path / "fetched").read_text().split()
+    return [int(name[4:10]) for name in names if name.endswith(".tar")]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(int(DEADLINE_SECONDS / 0.005)):
+        if is_so():
+            return
+        pause.wait(0.005)
+    pytest.fail("it did not come about")
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_epochs_pass_through_a_cache_that_is_smaller_than_the_split(
+    open_cache: Callable[[int | None], ShardCache],
+    folder: Path,
+    split: Split,
+    tmp_path: Path,
+    num_threads: int,
+) -> None:
+    index = read_index(folder, split)
+    plan = BatchPlan(
+        num_samples=split.num_samples,
+        global_batch_size=7,
+        num_replicas=1,
+        accumulation_steps=1,
+        drop_last=True,
+        shuffle=ShardShuffle(split.shard_lengths, 2),
+    )
+    max_bytes = 5 * max(split.shard_bytes)
+    check_cache_bytes(max_bytes, plan, split, split, train_ahead=7, val_ahead=1)
+    cache = open_cache(max_bytes)
+    end_step = 3 * plan.steps_per_epoch
+    seen: list[int] = []
+    with RemoteShards(cache, "val", LENGTHS) as shards, ThreadPoolExecutor(num_threads) as pool:
+
+        def read(sample: int) -> None:
+            shard, offset, num_bytes, _ = index[sample].tolist()
+            with shards.reading(shard) as file:
+                content = os.pread(file, num_bytes, offset)
+            assert content == encode(IMAGES[sample], "rgb")
+
+        shards.expect(training_needs(plan, split.shard_lengths, 0, 0, end_step))
+        for step, request in enumerate(training_requests(plan, 0, 0, 0, end_step)):
+            list(pool.map(read, request.samples.tolist()))
+            seen += request.samples.tolist()
+            shards.passed(run_position(plan, step + 1))
+            num_whole = len(list((tmp_path / "cache").glob("*/val-*.tar")))
+            assert num_whole * max(split.shard_bytes) <= max_bytes  # they are of one size
+    assert len(seen) == 3 * 77
+    assert len(fetched(tmp_path)) < 3 * NUM_SHARDS + 3  # and not once for each of 33 steps
+    assert cache.in_use("val") == []
+
+
+def test_a_shard_is_given_up_when_its_last_need_has_passed(
+    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
+) -> None:
+    cache = open_cache(None)
+    shards = RemoteShards(cache, "val", LENGTHS)
+    are_handed_on = threading.Event()
+
+    def needs() -> Iterator[ShardNeed]:
+        yield from (ShardNeed(3, 0, 9), ShardNeed(1, 5, 6), ShardNeed(3, 12, 20))
+        are_handed_on.set()
+
+    shards.expect(needs())
+    assert are_handed_on.wait(DEADLINE_SECONDS)
+    wait_until(lambda: sorted(cache.in_use("val")) == [1, 3])
+    shards.passed(6)
+    assert sorted(cache.in_use("val")) == [1, 3]
+    shards.passed(10)
+    assert cache.in_use("val") == [3]
+    shards.passed(20)
+    assert cache.in_use("val") == [3]
+    shards.passed(21)
+    assert cache.in_use("val") == []
+    assert sorted(fetched(tmp_path)) == [1, 3]
+    shards.close()
+
+
+def test_what_is_being_read_is_not_closed(
+    open_cache: Callable[[int | None], ShardCache], folder: Path
+) -> None:
+    cache = open_cache(None)
+    shards = RemoteShards(cache, "val", LENGTHS)
+    with shards.reading(4) as file:
+        shards.passed(1000)
+        assert cache.in_use("val") == [4]
+        assert os.pread(file, 512, 0) == (folder / "val-000004.tar").read_bytes()[:512]
+    shards.passed(1000)
+    assert cache.in_use("val") == []
+    with shards.reading(4) as file:
+        assert os.pread(file, 512, 0) == (folder / "val-000004.tar").read_bytes()[:512]
+    shards.close()
+
+
+def test_no_more_than_the_split_is_ahead(
+    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
+) -> None:
+    """However much room there is: the needs of later epochs are computed when it is time."""
+    asked: list[int] = []
+
+    def needs() -> Iterator[ShardNeed]:
+        for number in range(10 * NUM_SHARDS):
+            asked.append(number)
+            yield ShardNeed(number % NUM_SHARDS, number, number)
+
+    cache = open_cache(None)
+    with RemoteShards(cache, "val", LENGTHS) as shards:
+        shards.expect(needs())
+        wait_until(lambda: len(cache.in_use("val")) == NUM_SHARDS)
+        wait_until(lambda: len(asked) == NUM_SHARDS + 1)
+        assert sorted(fetched(tmp_path)) == list(range(NUM_SHARDS))
+        shards.passed(3)
+        wait_until(lambda: len(asked) == NUM_SHARDS + 4)
+
+
+def test_needs_that_are_over_are_not_staged(
+    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
+) -> None:
+    cache = open_cache(None)
+    gate = threading.Event()
+
+    def needs() -> Iterator[ShardNeed]:
+        assert gate.wait(DEADLINE_SECONDS)
+        yield from (ShardNeed(0, 0, 4), ShardNeed(1, 5, 9))
+
+    with RemoteShards(cache, "val", LENGTHS) as shards:
+        shards.expect(needs())
+        shards.passed(5)
+        gate.set()
+        wait_until(lambda: cache.in_use("val") == [1])
+    assert fetched(tmp_path) == [1]
+
+
+def test_a_new_list_takes_the_place_of_the_old_one(
+    open_cache: Callable[[int | None], ShardCache], split: Split, tmp_path: Path
+) -> None:
+    """As every evaluation brings one; positions begin anew."""
+    cache = open_cache(None)
+    with RemoteShards(cache, "val", LENGTHS) as shards:
+        for _ in range(2):
+            shards.expect(evaluation_needs(split.shard_lengths))
+            wait_until(lambda: len(cache.in_use("val")) == NUM_SHARDS)
+            for number in range(NUM_SHARDS):
+                with shards.reading(number):
+                    pass
+                shards.passed((number + 1) * SHARD_LENGTH)
+                assert len(cache.in_use("val")) == NUM_SHARDS - number - 1
+    assert sorted(fetched(tmp_path)) == list(range(NUM_SHARDS))
+
+
+def test_a_list_that_was_replaced_stages_no_more(
+    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
+) -> None:
+    cache = open_cache(None)
+    gate = threading.Event()
+
+    def old_needs() -> Iterator[ShardNeed]:
+        yield ShardNeed(0, 0, 9)
+        assert gate.wait(DEADLINE_SECONDS)
+        yield ShardNeed(1, 0, 9)
+
+    with RemoteShards(cache, "val", LENGTHS) as shards:
+        shards.expect(old_needs())
+        wait_until(lambda: cache.in_use("val") == [0])
+        shards.expect([ShardNeed(2, 0, 9)])
+        gate.set()
+        wait_until(lambda: sorted(cache.in_use("val")) == [0, 2])
+        shards.passed(1)
+        assert cache.in_use("val") == [2]
+    assert sorted(fetched(tmp_path)) == [0, 2]
+
+
+def test_a_cache_is_closed_whoever_still_waits(
+    open_cache: Callable[[int | None], ShardCache],
+) -> None:
+    cache = open_cache(None)
+    shards = RemoteShards(cache, "val", LENGTHS[:2])
+    shards.expect(ShardNeed(number, number, number) for number in range(NUM_SHARDS))
+    wait_until(lambda: sorted(cache.in_use("val")) == [0, 1])
+    closing = threading.Thread(target=cache.close, daemon=True)
+    closing.start()
+    closing.join(DEADLINE_SECONDS)
+    assert not closing.is_alive()
+    shards.close()
+
+
+def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path: Path) -> None:
+    """What a stalled server owes does not hold up a stop."""
+    waits = tmp_path / "waits"
+    data = DataConfig(
+        shards=f"pipe:case {{}} in *.tar) touch {waits}; sleep 1000;; esac; cat {folder}/{{}}",
+        reader="remote",
+        cache_dir=str(tmp_path / "cache"),
+        fetch_timeout_seconds=1000,
+    )
+    with contextlib.ExitStack() as resources:
+        shards = ShardSet.opened(data, resources)
+        reader = staged_reader(Config(data=data), shards, "val")
+        resources.callback(reader.close)
+        loader = Loader(reader, iter([Request(np.arange(4), 0)]), batch_size=4, depth=1)
+        wait_until(waits.exists)
+        closing = threading.Thread(target=loader.close, daemon=True)
+        closing.start()
+        closing.join(DEADLINE_SECONDS)
+        is_closed = not closing.is_alive()
+        reader.give_up()
+    assert is_closed
+
+
+def test_damage_in_the_cache_is_mended_by_deleting_it(folder: Path, tmp_path: Path) -> None:
+    data = DataConfig(shards=folder.as_uri(), reader="remote", cache_dir=str(tmp_path / "cache"))
+    with contextlib.ExitStack() as resources:
+        shards = ShardSet.opened(data, resources)
+        assert shards.cache is not None
+        path = shards.cache.get("val", 0)
+        content = bytearray(path.read_bytes())
+        content[int(read_index(folder, read_manifest(folder).split("val"))[0]["offset"])] ^= 1
+        path.write_bytes(content)
+        reader = staged_reader(Config(data=data), shards, "val")
+        resources.callback(reader.close)
+        images = np.empty((4, *reader.image_shape), np.uint8)
+        with pytest.raises(ShardSetError, match=rf"{path}.*; delete it from the cache"):
+            reader.read(np.arange(4), 0, images)

@@ -1,0 +1,259 @@
+"""Exact evaluation, against a plain loop over the images."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from data_prep.shard_set.manifest import read_manifest
+from pipeline.config.schema import AugmentConfig, Config
+from pipeline.data.augment.normalize import Normalizer
+from pipeline.data.augment.preprocess import Viewer
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.readers.open import open_evaluation_reader
+from pipeline.evaluate import __main__ as evaluate_module
+from pipeline.ranks.world import World
+from pipeline.run.directory import RunDirectory
+from pipeline.train.evaluation import (
+    Evaluation,
+    InexactEvaluation,
+    Subject,
+    evaluate,
+    save_predictions,
+)
+from pipeline.train.lines import evaluation_line, evaluation_table
+from tests.pipeline.fake_run import make_images, write_shard_set
+from tests.pipeline.rank_jobs import call_on_ranks
+from tests.pipeline.worlds import SINGLE, fused, world_of_equals
+
+NUM_SAMPLES = 101
+NUM_CLASSES = 7
+BLOCK_SIZE = 16
+NORMALIZER = Normalizer(
+    np.array((120.0, 110.0, 100.0)), np.array((60.0, 50.0, 40.0)), torch.device("cpu")
+)
+
+
+class Net(nn.Module):
+    """With dropout and BatchNorm, whose part in evaluation is another one than in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.dense = nn.Linear(8 * 7 * 7, NUM_CLASSES)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.dropout(self.norm(self.convolution(images))).flatten(1)
+        logits: torch.Tensor = self.dense(features)
+        return logits
+
+
+class Fixed(nn.Module):
+    """Gives each image of a batch the same logits."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self._logits = torch.tensor(logits)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._logits.expand(len(images), -1)
+
+
+def labels() -> npt.NDArray[np.int64]:
+    return np.arange(NUM_SAMPLES, dtype=np.int64) * 5 % NUM_CLASSES
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("evaluate") / "shards"
+    names = [f"class {number}" for number in range(NUM_CLASSES)]
+    write_shard_set(path, make_images(labels()), labels(), names)
+    return path
+
+
+def subject(num_classes: int = NUM_CLASSES) -> Subject:
+    return Subject(
+        split="val",
+        num_classes=num_classes,
+        views=1,
+        shard_set="Colours",
+        manifest_sha256="0" * 64,
+        own_shards=True,
+    )
+
+
+def run(
+    world: World,
+    shards: Path,
+    model: nn.Module,
+    block_size: int = BLOCK_SIZE,
+    depth: int = 2,
+    num_classes: int = NUM_CLASSES,
+) -> Evaluation:
+    viewer = Viewer(AugmentConfig(), 1, (16, 16), NORMALIZER)
+    reader = open_evaluation_reader(Config(), ShardSet(shards, read_manifest(shards), None), "val")
+    with contextlib.closing(reader):
+        return evaluate(
+            *(model, reader, viewer, world, fused(world)),
+            subject=subject(num_classes),
+            block_size=block_size,
+            depth=depth,
+        )
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 101, 500])
+def test_it_counts_what_a_plain_loop_counts(shards: Path, block_size: int) -> None:
+    model = Net()
+    found = run(SINGLE, shards, model, block_size)
+    model.eval()
+    correct1 = correct5 = 0
+    losses = []
+    for image, label in zip(make_images(labels()), labels(), strict=True):
+        pixels = (image.astype(np.float64) - (120, 110, 100)) / (60, 50, 40)
+        row = torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32)
+        logits = model(row)[0].detach().double().numpy()
+        order = np.argsort(-logits, kind="stable")
+        correct1 += int(order[0] == label)
+        correct5 += int(label in order[:5])
+        losses.append(float(np.log(np.exp(logits).sum()) - logits[label]))
+    assert (found.seen, found.expected) == (NUM_SAMPLES, NUM_SAMPLES)
+    assert (found.correct1, found.correct5) == (correct1, correct5)
+    assert 0 < correct1 < correct5 < NUM_SAMPLES
+    assert found.loss == pytest.approx(float(np.mean(losses)), rel=1e-5)
+    np.testing.assert_allclose(found.predictions["losses"], losses, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.predictions["labels"], labels())
+    assert (found.top1, found.top5) == (correct1 / NUM_SAMPLES, correct5 / NUM_SAMPLES)
+
+
+def on_ranks(world: World, shards: Path) -> dict[str, Any]:
+    result = run(world, shards, Net())
+    return {**result.event("train"), "seconds": 0, **result.predictions}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])
+def test_any_number_of_ranks_finds_the_same_bits(shards: Path, size: int) -> None:
+    """Eight are more than there are blocks."""
+    expected = on_ranks(SINGLE, shards)
+    for found in call_on_ranks(size, on_ranks, shards):
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert np.array_equal(found[name], value), name
+
+
+def test_the_model_is_left_as_it_was(shards: Path) -> None:
+    for training in (True, False):
+        model = Net().train(training)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        num_threads = torch.get_num_threads()
+        run(SINGLE, shards, model)
+        assert model.training is training
+        assert torch.get_num_threads() == num_threads
+        assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
+
+
+def test_a_sample_seen_twice_is_no_result(shards: Path) -> None:
+    """Both ranks of this world bring the same samples: half of the split, twice."""
+    with pytest.raises(InexactEvaluation, match=r"saw 106 samples, 53 different .*101 once"):
+        run(world_of_equals(2, rank=0), shards, Net())
+
+
+def test_the_order_is_the_logits_where_probabilities_are_0(shards: Path) -> None:
+    found = run(SINGLE, shards, Fixed([300.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert found.predictions["topk_classes"].tolist() == [[0, 6, 5, 4, 3]] * NUM_SAMPLES
+    assert found.predictions["topk_probabilities"].tolist() == [[1, 0, 0, 0, 0]] * NUM_SAMPLES
+    assert found.correct5 == int(np.isin(labels(), [0, 6, 5, 4, 3]).sum())
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_never_right(shards: Path, broken: float) -> None:
+    logits = [0.0] * NUM_CLASSES
+    logits[0] = broken
+    found = run(SINGLE, shards, Fixed(logits))
+    assert (found.correct1, found.correct5, found.seen) == (0, 0, NUM_SAMPLES)
+    assert math.isnan(found.loss)
+
+
+def test_a_logit_that_rules_out_a_class_is_a_number(shards: Path) -> None:
+    logits = [0.0, 1.0] + [-math.inf] * (NUM_CLASSES - 2)
+    found = run(SINGLE, shards, Fixed(logits))
+    assert found.correct1 == int((labels() == 1).sum())
+    assert found.loss == math.inf
+
+
+def test_fewer_classes_than_five(tmp_path: Path) -> None:
+    few = np.arange(10, dtype=np.int64) % 3
+    write_shard_set(tmp_path / "shards", make_images(few), few, ["a", "b", "c"])
+    found = run(SINGLE, tmp_path / "shards", Fixed([0.0, 2.0, 1.0]), num_classes=3)
+    assert (found.correct1, found.correct5, found.top5, found.seen) == (3, None, None, 10)
+    assert "top-5" not in evaluation_line(found)
+    assert "top-5" not in evaluation_table(found)
+    assert found.predictions["topk_classes"].shape == (10, 3)
+
+
+def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
+    result, directory = run(SINGLE, shards, Net()), RunDirectory(tmp_path)
+    save_predictions(directory, 12, result)
+    with np.load(directory.predictions("val")) as saved:
+        assert saved["step"] == 12
+        assert set(saved) == {
+            "format_version",
+            "step",
+            "views",
+            "manifest_sha256",
+            *result.predictions,
+        }
+        for name, values in result.predictions.items():
+            np.testing.assert_array_equal(saved[name], values)
+    assert [path.name for path in directory.predictions("val").parent.iterdir()] == ["val.npz"]
+
+
+def test_an_event_is_json() -> None:
+    result = Evaluation(
+        subject=subject(),
+        seen=4,
+        expected=4,
+        correct1=1,
+        correct5=3,
+        loss=2.0,
+        seconds=0.5,
+        predictions={},
+    )
+    assert json.loads(json.dumps(result.event("evaluate"))) == {
+        "by": "evaluate",
+        "split": "val",
+        "views": 1,
+        "shard_set": "Colours",
+        "manifest_sha256": "0" * 64,
+        "own_shards": True,
+        "top1": 0.25,
+        "top5": 0.75,
+        "loss": 2.0,
+        "correct1": 1,
+        "correct5": 3,
+        "seen": 4,
+        "expected": 4,
+        "seconds": 0.5,
+    }
+
+
+def test_a_directory_that_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate_module.main(["--run-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} is not a run directory: it has no config.json; "
+        "give the --run-dir of a training run\n"
+    )

@@ -1,0 +1,410 @@
+"""Real ranks behind a real exporter: merging, death, restarts, ports, and the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+
+from pipeline.metrics.discovery import Claim, Target, location_of
+from pipeline.metrics.exporter import main, next_deadline
+from pipeline.metrics.node import NodeCollector, merge
+from pipeline.metrics.pages import Identity
+from pipeline.metrics.publisher import Publisher
+from pipeline.metrics.rank import RankMetrics
+from pipeline.metrics.rank_file import RankFile, Writer, read_rank_file, render_rank_file
+from tests.pipeline.monitoring import (
+    REPOSITORY,
+    address_of,
+    assert_clean_exposition,
+    by_rank,
+    entry_of,
+    exporter_process,
+    fetch,
+    finish,
+    free_port,
+    process,
+    rank_process,
+    scrape,
+    target_file,
+    wait_for,
+)
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+def publish(directory: Path, rank: int, num_samples: int = 0) -> Path:
+    """The file of a rank that lives in this process."""
+    registry = CollectorRegistry()
+    RankMetrics(rank, rank, registry).record_step(num_samples, {})
+    Publisher(directory, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
+    return directory / f"rank-{rank:05d}.prom"
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change fields of the writer in a rank file."""
+    first, rest = path.read_bytes().split(b"\n", 1)
+    fields = json.loads(first.removeprefix(b"# ")) | changes
+    path.write_bytes(f"# {json.dumps(fields)}\n".encode() + rest)
+
+
+def collect(directory: Path, name: str) -> dict[int, float]:
+    """Values by rank of one family, as the exporter would serve them."""
+    families = NodeCollector(directory, HOST).collect()
+    family = next((f for f in families if f.name == name), None)
+    return {int(s.labels["rank"]): s.value for s in family.samples} if family else {}
+
+
+def num_damaged(collector: NodeCollector) -> float:
+    family = next(f for f in collector.collect() if f.name == "alexnet_exporter_damaged_files")
+    return family.samples[0].value
+
+
+# ------------------------------------------------------------------ merging, without a process
+
+
+def test_eight_ranks_become_one_exposition(tmp_path: Path) -> None:
+    for rank in range(8):
+        publish(tmp_path, rank, num_samples=100 + rank)
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(tmp_path, HOST))
+    text = generate_latest(registry)
+    assert_clean_exposition(text)
+    assert text.count(b"# TYPE alexnet_train_samples_total counter") == 1
+    samples = collect(tmp_path, "alexnet_train_samples")
+    assert samples == {rank: 100 + rank for rank in range(8)}
+    assert set(collect(tmp_path, "alexnet_rank_up").values()) == {1}
+
+
+FAMILY_NAMES = st.sampled_from(["a", "b", "c"])
+
+
+@given(st.lists(st.dictionaries(FAMILY_NAMES, st.sampled_from(["gauge", "counter"])), max_size=5))
+def test_merge_keeps_each_family_once_and_no_mixed_types(ranks: list[dict[str, str]]) -> None:
+    expositions = []
+    for rank, types in enumerate(ranks):
+        families = []
+        for name, kind in types.items():
+            family = Metric(name, "Help", kind)
+            family.add_sample(name, {"rank": str(rank)}, rank)
+            families.append(family)
+        expositions.append(families)
+    merged = merge(expositions)
+    assert [f.name for f in merged] == list(dict.fromkeys(n for types in ranks for n in types))
+    for family in merged:
+        holders = [rank for rank, types in enumerate(ranks) if types.get(family.name)]
+        agreeing = [r for r in holders if ranks[r][family.name] == ranks[holders[0]][family.name]]
+        assert [sample.value for sample in family.samples] == agreeing
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=st.one_of(st.integers(0, 4000), st.binary(max_size=200)))
+def test_a_damaged_file_is_counted_and_leaves_the_others_alone(
+    tmp_path: Path, damage: int | bytes
+) -> None:
+    """Half files, cut anywhere, and arbitrary bytes."""
+    if not (tmp_path / "rank-00001.prom").exists():
+        publish(tmp_path, 1, num_samples=7)
+        (tmp_path / "whole").write_bytes(publish(tmp_path, 0).read_bytes())
+    whole = (tmp_path / "whole").read_bytes()
+    content = whole[: damage % len(whole)] if isinstance(damage, int) else damage
+    (tmp_path / "rank-00000.prom").write_bytes(content)
+    collector = NodeCollector(tmp_path, HOST)
+    assert num_damaged(collector) == 1
+    assert num_damaged(collector) == 2
+    assert collect(tmp_path, "alexnet_train_samples") == {1: 7}
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"alexnet_x{ 1\n", b'alexnet_x{a="b"} pear\n', b"# TYPE alexnet_x\n", b"\xff\n"]
+)
+def test_a_damaged_body_is_reported(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "rank-00000.prom"
+    writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=1)
+    path.write_bytes(render_rank_file(writer, body))
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        read_rank_file(path)
+
+
+def test_a_copied_file_does_not_double_a_rank(tmp_path: Path) -> None:
+    (tmp_path / "rank-00001.prom").write_bytes(publish(tmp_path, 0).read_bytes())
+    assert num_damaged(NodeCollector(tmp_path, HOST)) == 1
+    assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
+
+
+def test_ranks_of_other_hosts_are_left_to_their_own_exporter(tmp_path: Path) -> None:
+    publish(tmp_path, 0)
+    rewrite(publish(tmp_path, 1), host="elsewhere")
+    assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
+    assert num_damaged(NodeCollector(tmp_path, HOST)) == 0
+
+
+def test_a_reused_pid_is_not_the_rank(tmp_path: Path) -> None:
+    rewrite(publish(tmp_path, 0), start_ticks=1)
+    assert collect(tmp_path, "alexnet_rank_up") == {0: 0}
+
+
+def test_dead_ranks_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:
+    """Two ranks died; the job came back with one: rank 1 is no missing rank, it is history."""
+    heartbeat = read_rank_file(publish(tmp_path, 1)).heartbeat
+    rewrite(tmp_path / "rank-00001.prom", start_ticks=1)
+    publish(tmp_path, 0)
+    rewrite(tmp_path / "rank-00000.prom", since=heartbeat - 1)
+    assert collect(tmp_path, "alexnet_rank_up") == {0: 1, 1: 0}
+    rewrite(tmp_path / "rank-00000.prom", since=heartbeat + 1)
+    assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
+
+
+def test_a_rank_silent_for_ten_intervals_is_down() -> None:
+    writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=2)
+    file = RankFile(writer=writer, heartbeat=1000, said="running", families=())
+    assert file.is_up(1020)
+    assert not file.is_up(1020.1)
+    ended = dataclasses.replace(writer, start_ticks=writer.start_ticks + 1)
+    assert not dataclasses.replace(file, writer=ended).is_up(1000)
+
+
+def test_when_to_leave() -> None:
+    nobody = {"are_expected": False, "are_seen": False}
+    assert next_deadline(60, 10, 30, **nobody) == 60
+    assert next_deadline(60, 10, 30, are_expected=False, are_seen=True) == 40
+    assert next_deadline(60, 10, 30, are_expected=True, are_seen=False) == 70
+    assert next_deadline(60, 10, 90, are_expected=True, are_seen=True) == 100
+
+
+def test_an_exporter_that_does_not_linger_serves_while_ranks_run() -> None:
+    assert next_deadline(60, 10, 0, are_expected=False, are_seen=True) > 10.5
+
+
+def test_location_of_any_address_is_the_host() -> None:
+    assert location_of("0.0.0.0", 1, "node17") == "node17:1"
+    assert location_of("::1", 1, "node17") == "[::1]:1"
+    assert location_of("10.0.0.1", 1, "node17") == "10.0.0.1:1"
+
+
+# ------------------------------------------------------------------------------ whole processes
+
+
+@pytest.mark.slow
+def test_a_killed_rank_shows_on_the_next_scrape_and_its_successor_too(run: Path) -> None:
+    with exporter_process(run, "--port", 0), rank_process(run, 0):
+        with rank_process(run, 1) as victim:
+            assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1, 1: 1}
+            victim.kill()
+            # It stays a zombie, as under a torchrun that has not noticed yet.
+            os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+            samples = scrape(run)
+            assert by_rank(samples, "alexnet_rank_up") == {0: 1, 1: 0}
+            assert by_rank(samples, "alexnet_train_samples_total").keys() == {0, 1}
+        with rank_process(run, 1):
+            assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1, 1: 1}
+        assert_clean_exposition(fetch(address_of(run)))
+
+
+@pytest.mark.slow
+def test_a_frozen_rank_is_down_until_it_thaws(run: Path) -> None:
+    with exporter_process(run, "--port", 0), rank_process(run, 0, 0.05) as rank:
+        rank.send_signal(signal.SIGSTOP)
+        wait_for(lambda: by_rank(scrape(run), "alexnet_rank_up") == {0: 0}, "rank_up 0")
+        rank.send_signal(signal.SIGCONT)
+        wait_for(lambda: by_rank(scrape(run), "alexnet_rank_up") == {0: 1}, "rank_up 1")
+
+
+@pytest.mark.slow
+def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
+    with exporter_process(run, "--port", 0, "--linger-seconds", 5) as exporter:
+        with rank_process(run, 0) as rank:
+            assert scrape(run)["alexnet_run_end_timestamp_seconds", frozenset()] == 0
+            finish(rank)
+        samples = scrape(run)
+        assert samples["alexnet_run_end_timestamp_seconds", frozenset()] > 0
+        assert by_rank(samples, "alexnet_rank_up") == {0: 0}
+        assert exporter.wait(30) == 0
+    assert not target_file(run).exists()
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_node_get_two_ports_and_two_targets(tmp_path: Path) -> None:
+    port = free_port()
+    runs = [tmp_path / name for name in ("one", "two")]
+    with ExitStack() as stack:
+        for run in runs:
+            run.mkdir()
+            stack.enter_context(rank_process(run, 0))
+            stack.enter_context(exporter_process(run, "--port", port))
+        first, second = map(address_of, runs)
+        assert first == f"127.0.0.1:{port}"
+        assert second != first
+        for run in runs:
+            assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
+            own = {"run": run.name, "run_dir": str(run), "node": HOST}
+            _, labels = entry_of(target_file(run))
+            assert {name: text for name, text in labels.items() if name[:2] != "__"} == own
+            served = frozenset((f"served_{name}", text) for name, text in own.items())
+            assert scrape(run)["alexnet_exporter_info", served] == 1
+
+
+def test_a_taken_port_gives_way_to_the_next(run: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with exporter_process(run, "--port", port):
+            assert address_of(run) != f"127.0.0.1:{port}"
+            assert by_rank(scrape(run), "alexnet_rank_up") == {}
+
+
+def test_sigterm_ends_it_and_the_next_gets_the_same_port(run: Path) -> None:
+    port = free_port()
+    for _ in range(2):
+        with exporter_process(run, "--port", port) as exporter:
+            assert address_of(run) == f"127.0.0.1:{port}"
+            scrape(run)
+            exporter.terminate()
+            assert exporter.wait(30) == 0
+        assert not target_file(run).exists()
+
+
+def test_a_second_exporter_leaves_the_run_to_the_first(run: Path) -> None:
+    with exporter_process(run, "--port", 0) as first:
+        address = address_of(run)
+        with process("pipeline.exporter", "--run-dir", run) as second:
+            output, _ = second.communicate(timeout=30)
+            assert second.returncode == 0
+            assert f"already served: http://{address}/metrics, process {first.pid}" in (
+                output.decode()
+            )
+        assert address_of(run) == address
+        scrape(run)
+
+
+def test_the_target_of_a_killed_exporter_is_replaced(run: Path) -> None:
+    with exporter_process(run, "--port", 0) as exporter:
+        exporter.kill()
+        exporter.wait(30)
+        stale = address_of(run)
+    with exporter_process(run, "--port", free_port()):
+        wait_for(lambda: address_of(run) != stale, "the new address")
+        scrape(run)
+
+
+def test_who_finds_the_claim_taken_asks_its_owner_to_stay(tmp_path: Path) -> None:
+    path = tmp_path / "exporter.lock"
+    owner = Claim(path)
+    assert owner.take()
+    os.utime(path, (0, 0))
+    assert not Claim(path).take()
+    assert owner.touched > 0
+
+
+def test_a_lost_target_is_written_again(run: Path) -> None:
+    with exporter_process(run, "--port", 0):
+        target_file(run).unlink()
+        wait_for(target_file(run).exists, "the target")
+
+
+def test_a_file_system_that_does_not_answer_does_not_end_the_exporter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Path) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    identity = Identity(run="run", run_dir=str(tmp_path), node="node")
+    target = Target(tmp_path, "run", identity, address="127.0.0.1:1", scheme="http")
+    target.announce()
+    monkeypatch.setattr(Path, "exists", fail)
+    for _ in range(2):
+        target.announce()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Stale file handle; trying on" in caplog.text
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from pipeline.config.schema import MetricsConfig
+from pipeline.metrics.exporter import start_exporter
+from pipeline.run.directory import RunDirectory
+metrics = MetricsConfig(exporter_port=0, exporter_linger_seconds=1)
+start_exporter(RunDirectory(Path(sys.argv[1])), metrics, None)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_a_started_exporter_is_detached_and_logs(run: Path) -> None:
+    with rank_process(run, 0) as rank:
+        subprocess.run([sys.executable, "-c", STARTER, run], check=True, cwd=REPOSITORY)
+        wait_for(target_file(run).exists, "the target")
+        assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
+        assert "serving" in (run / "metrics" / f"exporter-{HOST}.log").read_text()
+        finish(rank)
+    wait_for(lambda: not target_file(run).exists(), "the exporter's end")
+
+
+def test_an_exporter_that_cannot_start_does_not_raise(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    child = subprocess.run(
+        [sys.executable, "-c", STARTER, blocked], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert child.returncode == 0
+    assert f"cannot start the metrics exporter: {blocked}/metrics: Not a" in child.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run-dir", "missing"], "missing is not a directory"),
+        (["--run-dir", "blocked"], "blocked/metrics: File exists"),
+        (["--run-dir", ".", "--address", "192.0.2.1"], "cannot listen on 192.0.2.1:9753"),
+        (["--run-dir", ".", "--certfile", "a"], "metrics.exporter_keyfile is empty with"),
+        (["--run-dir", ".", "--certfile", "a", "--keyfile", "b"], "cannot listen on 127.0.0.1:97"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked/metrics").touch()
+    assert main(options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--port", "65536"), ("--port", "x"), ("--linger-seconds", "-1")]
+)
+def test_wrong_numbers_are_refused(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--run-dir", str(tmp_path), option, value])
+    assert f"argument {option}: '{value}' is not a" in capsys.readouterr().err

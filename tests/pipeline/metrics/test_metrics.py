@@ -1,0 +1,355 @@
+"""Recording, the exposition, and its publication on good and bad disks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from pipeline.metrics import publisher as publisher_module
+from pipeline.metrics.families import exposition
+from pipeline.metrics.job import CHECKPOINT_KINDS, JobMetrics
+from pipeline.metrics.node import NodeCollector
+from pipeline.metrics.outcomes import NodeOutcomes
+from pipeline.metrics.pages import Identity
+from pipeline.metrics.publisher import Publisher
+from pipeline.metrics.rank import PHASES, RankMetrics
+from pipeline.metrics.rank_file import read_rank_file
+from pipeline.run.directory import RunDirectory
+from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
+from tests.pipeline.rank_process import FACTS
+
+RANK = {"rank": "3", "local_rank": "1"}
+
+
+def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMetrics]:
+    """A registry in which everything has a value."""
+    metrics, job = RankMetrics(rank, rank, registry), JobMetrics(registry)
+    metrics.record_step(64, dict.fromkeys(PHASES, 0.01))
+    metrics.record_skip()
+    record_loaded(metrics, "tar")
+    job.started(FACTS)
+    job.trained(loss=2.0, top1=0.5, learning_rate=0.1, grad_norm=1.0, grad_scale=1.0)
+    job.evaluated("val", top1=0.5, top5=0.9, loss=1.0, seen=10, expected=10)
+    return metrics, job
+
+
+def record_loaded(metrics: RankMetrics, source: str) -> None:
+    metrics.record_loaded(
+        source,
+        num_samples=64,
+        num_bytes=4096,
+        read_seconds=0.1,
+        decode_seconds=0.2,
+        num_replaced=1,
+    )
+
+
+def test_a_title_that_is_no_text_is_published() -> None:
+    registry = CollectorRegistry()
+    JobMetrics(registry).started(dataclasses.replace(FACTS, dataset=os.fsdecode(b"caf\xe9")))
+    assert 'dataset="caf\ufffd"' in exposition(registry).decode()
+
+
+def test_a_step_is_counted() -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(3, 1, registry)
+    metrics.record_step(64, {"data_wait": 0.25, "optimizer": 0.5})
+    metrics.record_step(32, {"data_wait": 0.25, "other": -1e-9})
+    metrics.record_skip()
+    value = registry.get_sample_value
+    assert value("alexnet_train_samples_total", RANK) == 96
+    assert value("alexnet_train_steps_total", RANK) == 2
+    assert value("alexnet_train_steps_skipped_total", RANK) == 1
+    assert value("alexnet_step_seconds_total", {**RANK, "phase": "data_wait"}) == 0.5
+    assert value("alexnet_step_seconds_total", {**RANK, "phase": "optimizer"}) == 0.5
+    assert value("alexnet_step_seconds_total", {**RANK, "phase": "other"}) == 0
+
+
+@given(steps=st.lists(st.fixed_dictionaries(dict.fromkeys(PHASES, st.floats(0, 100))), max_size=5))
+def test_phases_sum_to_the_duration_of_the_steps(steps: list[dict[str, float]]) -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(0, 0, registry)
+    for phase_seconds in steps:
+        metrics.record_step(1, phase_seconds)
+    samples = parse(exposition(registry))
+    phases = sum(v for (name, _), v in samples.items() if name == "alexnet_step_seconds_total")
+    assert phases == pytest.approx(samples["alexnet_step_duration_seconds_sum", frozenset()])
+    assert samples["alexnet_step_duration_seconds_count", frozenset()] == len(steps)
+
+
+def test_only_rank_0_has_the_histogram_without_a_rank() -> None:
+    registry = CollectorRegistry()
+    RankMetrics(1, 1, registry)
+    assert b"step_duration" not in exposition(registry)
+
+
+def test_counters_begin_at_0_and_measurements_are_absent() -> None:
+    registry = CollectorRegistry()
+    RankMetrics(3, 1, registry)
+    JobMetrics(registry)
+    value = registry.get_sample_value
+    assert {value("alexnet_step_seconds_total", {**RANK, "phase": p}) for p in PHASES} == {0}
+    assert {value("alexnet_checkpoints_total", {"kind": kind}) for kind in CHECKPOINT_KINDS} == {0}
+    names = {name for name, _ in parse(exposition(registry))}
+    assert "alexnet_resumes_total" in names
+    assert not names & {"alexnet_train_loss", "alexnet_eval_loss", "alexnet_eval_accuracy_ratio"}
+    assert "alexnet_last_step_timestamp_seconds" not in names, "a run that starts is no stalled one"
+
+
+def test_unknown_labels_are_refused() -> None:
+    registry = CollectorRegistry()
+    metrics, job = RankMetrics(0, 0, registry), JobMetrics(registry)
+    with pytest.raises(KeyError):
+        metrics.record_step(1, {"lunch": 1.0})
+    with pytest.raises(KeyError):
+        record_loaded(metrics, "hearsay")
+    with pytest.raises(KeyError):
+        job.checkpoint_failed("weekly")
+
+
+def test_loss_keeps_its_last_finite_value() -> None:
+    registry = CollectorRegistry()
+    job = JobMetrics(registry)
+    for loss in (2.5, math.nan, math.inf):
+        job.trained(loss=loss, top1=0.5, learning_rate=0.1)
+    assert registry.get_sample_value("alexnet_train_loss") == 2.5
+    assert b"alexnet_grad_scale" not in exposition(registry)
+
+
+def test_the_best_accuracy_survives_worse_ones_and_a_resumption() -> None:
+    registry = CollectorRegistry()
+    job = JobMetrics(registry)
+    job.resumed(3, step=5, history=[], best_top1=0.6)
+    top1 = {"split": "val", "k": "1"}
+    value = registry.get_sample_value
+    for accuracy, best in ((0.5, 0.6), (0.7, 0.7), (0.6, 0.7)):
+        job.evaluated("val", top1=accuracy, top5=1.0, loss=1.0, seen=10, expected=10)
+        assert value("alexnet_eval_accuracy_ratio", top1) == accuracy
+        assert value("alexnet_best_eval_accuracy_ratio", top1) == best
+    assert value("alexnet_resumes_total") == 3
+
+
+def test_a_quantile_of_step_times_is_right_to_19_percent() -> None:
+    registry = CollectorRegistry()
+    RankMetrics(0, 0, registry).record_step(1, {"other": 0.307})
+    buckets = sorted(
+        float(dict(labels)["le"])
+        for (name, labels), count in parse(exposition(registry)).items()
+        if name == "alexnet_step_duration_seconds_bucket" and float(dict(labels)["le"]) > 0.002
+    )
+    ratios = [high / low for low, high in itertools.pairwise(buckets[:-1])]
+    assert len(ratios) > 50
+    assert max(ratios) < 1.2
+    assert buckets[-2] > 30
+
+
+def test_checkpoints_and_the_end() -> None:
+    registry = CollectorRegistry()
+    job = JobMetrics(registry)
+    job.started(FACTS, step=40, epoch=0.4)
+    job.checkpointed("best", seconds=0.2, num_bytes=1000, step=50)
+    job.checkpoint_failed("best")
+    job.stop_requested()
+    value = registry.get_sample_value
+    assert value("alexnet_global_step") == 40
+    assert value("alexnet_checkpoints_total", {"kind": "best"}) == 2
+    assert value("alexnet_checkpoint_failures_total", {"kind": "best"}) == 1
+    assert value("alexnet_checkpoint_last_step") == 50
+    assert value("alexnet_preempt_signals_total") == 1
+    job.ended()
+    end, start = (
+        value("alexnet_run_end_timestamp_seconds"),
+        value("alexnet_run_start_timestamp_seconds"),
+    )
+    assert end is not None
+    assert start is not None
+    assert value("alexnet_run_duration_seconds") == pytest.approx(end - start)
+
+
+def test_the_number_of_series_is_bounded_and_constant() -> None:
+    registry = CollectorRegistry()
+    metrics, job = fill(registry)
+    before = parse(exposition(registry)).keys()
+    for step in range(500):
+        metrics.record_step(64, dict.fromkeys(PHASES, step / 1000))
+        if step % 2 == 0:
+            metrics.record_skip()
+        job.did_step(step, step / 5)
+        job.trained(loss=1 / (step + 1), top1=0.1, learning_rate=0.1)
+        job.checkpointed("periodic", seconds=step, num_bytes=step, step=step)
+    assert parse(exposition(registry)).keys() == before
+    assert len(before) < 150
+
+
+def test_promtool_finds_nothing(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    fill(registry)
+    Publisher(tmp_path, registry, rank=0, local_rank=0, interval_seconds=2).close()
+    content = (tmp_path / "rank-00000.prom").read_bytes()
+    assert_clean_exposition(content)
+    assert b"_created" not in content
+
+
+def test_the_page_lists_every_metric(tmp_path: Path) -> None:
+    """docs/metrics.md has exactly the names, types and labels that are published."""
+    registry = CollectorRegistry()
+    fill(registry)
+    run, host = RunDirectory(tmp_path), os.uname().nodename
+    metrics = run.metrics
+    Publisher(metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
+    identity = Identity(run="run", run_dir=str(tmp_path), node="node")
+    suffixes = {"counter": "_total", "info": "_info"}
+    published = {
+        (
+            family.name + suffixes.get(family.type, ""),
+            "gauge" if family.type == "info" else family.type,  # as Prometheus' format has it
+            frozenset(label for sample in family.samples for label in sample.labels) - {"le"},
+        )
+        for source in (registry, NodeCollector(metrics, host), NodeOutcomes(run, host), identity)
+        for family in source.collect()
+    }
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(alexnet_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
+    documented = {
+        (name, kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows
+    }
+    assert documented == published
+
+
+def published_steps(path: Path) -> float:
+    families = read_rank_file(path).families
+    (sample,) = next(f.samples for f in families if f.name == "alexnet_train_steps")
+    return sample.value
+
+
+def test_close_publishes_the_last_values(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(0, 0, registry)
+    publisher = Publisher(
+        tmp_path / "metrics", registry, rank=0, local_rank=0, interval_seconds=3600
+    )
+    path = tmp_path / "metrics" / "rank-00000.prom"
+    wait_for(path.exists, "the first values, at once")
+    metrics.record_step(1, {})
+    publisher.close()
+    publisher.close()
+    assert published_steps(path) == 1
+    assert read_rank_file(path).is_up(read_rank_file(path).heartbeat)
+
+
+def test_leftovers_of_a_killed_predecessor_go(tmp_path: Path) -> None:
+    own, other = tmp_path / ".tmp-rank-00001.prom-abc", tmp_path / ".tmp-rank-00002.prom-abc"
+    own.touch()
+    other.touch()
+    Publisher(tmp_path, CollectorRegistry(), rank=1, local_rank=0, interval_seconds=2).close()
+    assert not own.exists()
+    assert other.exists()
+
+
+class Outage:
+    """A disk that can fail, again and again, and be repaired."""
+
+    def __init__(self, directory: Path, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self.directory = directory
+        self.begin = begin
+        self.end = end
+
+
+@contextlib.contextmanager
+def full_disk(tmp_path: Path) -> Iterator[Outage]:
+    """A tiny file system that a file fills."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("this user cannot mount a tmpfs")
+    filler = disk / "filler"
+
+    def fill_up() -> None:
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+
+    try:
+        yield Outage(disk / "metrics", fill_up, filler.unlink)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@contextlib.contextmanager
+def lost_directory(tmp_path: Path) -> Iterator[Outage]:
+    """A directory whose place a file takes, in one atomic step."""
+    directory, elsewhere, file = (tmp_path / name for name in ("metrics", "elsewhere", "file"))
+    elsewhere.mkdir()
+    directory.symlink_to(elsewhere)
+
+    def replace() -> None:
+        if directory.is_symlink():
+            file.touch()
+            file.replace(directory)
+
+    yield Outage(directory, replace, directory.unlink)
+
+
+@pytest.mark.parametrize("outage_of", [full_disk, lost_directory])
+def test_a_failing_disk_is_counted_and_outlived(
+    outage_of: Callable[[Path], contextlib.AbstractContextManager[Outage]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(0, 0, registry)
+
+    def failures() -> float:
+        labels = {"rank": "0", "local_rank": "0"}
+        return registry.get_sample_value("alexnet_metrics_publish_failures_total", labels) or 0
+
+    def is_failing() -> bool:
+        outage.begin()  # each time: a file that was being replaced gives its space back
+        return failures() >= 3
+
+    with outage_of(tmp_path) as outage:
+        path = outage.directory / "rank-00000.prom"
+        publisher = Publisher(
+            outage.directory, registry, rank=0, local_rank=0, interval_seconds=0.02
+        )
+        wait_for(path.exists, "the first values")
+        wait_for(is_failing, "three failures")
+        metrics.record_step(1, {})
+        outage.end()
+        wait_for(lambda: path.exists() and published_steps(path) == 1, "new values")
+        publisher.close()
+        assert not list(outage.directory.glob(".tmp-*"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cannot write metrics to" in caplog.text
+
+
+def test_a_hanging_disk_does_not_hold_up_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    has_hung, repaired = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        has_hung.set()
+        repaired.wait()
+
+    monkeypatch.setattr(publisher_module, "write_atomically", hang)
+    monkeypatch.setattr(publisher_module, "CLOSE_SECONDS", 0.05)
+    publisher = Publisher(tmp_path, CollectorRegistry(), rank=0, local_rank=0, interval_seconds=2)
+    assert has_hung.wait(30)
+    publisher.close()
+    assert "the last metrics may be missing" in caplog.text
+    repaired.set()

@@ -1,0 +1,233 @@
+"""How runs and ranks stand, told from real run directories whose ranks end in every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from pipeline.config.schema import MetricsConfig
+from pipeline.metrics.outcomes import (
+    KEPT_SECONDS,
+    NodeOutcomes,
+    RootOutcomes,
+    Standing,
+    standing_of,
+)
+from pipeline.metrics.rank_file import (
+    HEARTBEAT,
+    Outcome,
+    Writer,
+    rank_file_name,
+    read_rank_file,
+    render_rank_file,
+)
+from pipeline.run.directory import RunDirectory
+from pipeline.run.lock import lock_run
+from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields
+from tests.pipeline.monitoring import finish, rank_process, served, wait_for
+
+HERE = socket.gethostname()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "runs" / "run")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def standing(run: RunDirectory, host: str = HERE, in_seconds: float = 0.0) -> Standing:
+    found = standing_of(run, host, time.time() + in_seconds)
+    assert found is not None
+    return found
+
+
+def by_rank(run: RunDirectory) -> dict[tuple[str, ...], str]:
+    return served(NodeOutcomes(run, HERE), "alexnet_rank_outcome")
+
+
+@pytest.mark.slow
+def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
+    """With one killed the run goes on, for all that can be known; then it is killed, then done."""
+    assert standing_of(run, HERE, time.time()) is None
+    with rank_process(run.path, 0) as leader, rank_process(run.path, 1) as victim:
+        assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "running"}
+        first, second = (run.metrics / rank_file_name(rank) for rank in (0, 1))
+        begin = read_rank_file(second).writer.since
+        wait_for(lambda: read_rank_file(first).heartbeat > begin, "both at once")
+        victim.kill()
+        victim.wait()
+        assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "killed"}
+        assert standing(run).outcome == "running"
+        leader.kill()
+        leader.wait()
+    assert set(by_rank(run).values()) == {"killed"}
+    assert served(NodeOutcomes(run, HERE), "alexnet_run_outcome") == {(): "killed"}
+    root = RootOutcomes(run.path.parent, HERE)
+    assert served(root, "alexnet_run_outcome") == {("run",): "killed"}
+    with rank_process(run.path, 0) as leader:
+        assert by_rank(run) == {("0", "0"): "running"}, "rank 1 is history"
+        finish(leader)
+    assert served(root, "alexnet_run_outcome") == {("run",): "completed"}
+    assert served(root, "alexnet_rank_outcome") == {("run", HERE, "0", "0"): "completed"}
+
+
+def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
+    with rank_process(run.path, 0) as leader:
+        leader.kill()
+        leader.wait()
+    (rank,) = standing(run, "elsewhere").ranks
+    assert rank.patience_seconds == pytest.approx(1)
+    soon, late = -time.time() + rank.heartbeat + 0.9, -time.time() + rank.heartbeat + 1.1
+    assert standing(run, "elsewhere", soon).outcome == "running"
+    found = standing(run, "elsewhere", late)
+    assert (found.outcome, found.ended) == ("killed", rank.heartbeat + 1)
+    assert served(NodeOutcomes(run, "elsewhere"), "alexnet_run_outcome") == {}
+    assert served(NodeOutcomes(run, "elsewhere"), "alexnet_rank_outcome") == {}
+
+
+@pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
+def test_the_last_word_counts_until_the_run_begins_again(
+    outcome: Outcome, run: RunDirectory
+) -> None:
+    """A lock that is held for long behind it is that of a new attempt."""
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    lock = lock_run(run, None, 0)
+    assert standing(run).outcome == "running"
+    history.write("end", 10, outcome=outcome)
+    assert standing(run).outcome == outcome
+    assert standing(run, in_seconds=60).outcome == "running"
+    os.close(lock)
+    assert standing(run, in_seconds=60).outcome == outcome
+    history.write("run", 10, **start_fields(resumed_from=10))
+    found = standing(run)
+    assert found.outcome == "killed", "no lock, and no rank that publishes"
+    assert found.ended == pytest.approx(time.time(), abs=60)
+    history.close()
+
+
+def test_a_long_history_is_read_from_its_end(run: RunDirectory) -> None:
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    history.write("end", 0, outcome="failed", error="x")
+    history.write("run", 0, **start_fields())
+    for step in range(2000):
+        history.write("checkpoint", step, path="p", num_bytes=1, seconds=0.1, reason="periodic")
+    assert run.events.stat().st_size > 1 << 17
+    assert standing(run).outcome == "killed"
+    history.write("end", 0, outcome="stopped")
+    assert standing(run).outcome == "stopped"
+    history.close()
+
+
+def test_however_many_evaluations_follow_the_end_stands(run: RunDirectory) -> None:
+    """Those of `pipeline.evaluate`: more than are read at once, and a row longer than that."""
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    history.write("end", 10, outcome="completed")
+    evaluation = eval_fields(5, 9, 10, 10) | {"by": "evaluate"}
+    for _ in range(250):
+        history.write("eval", 10, **evaluation)
+    history.write("eval", 10, **evaluation | {"shard_set": "x" * 200_000})
+    assert standing(run).outcome == "completed"
+    history.write("run", 10, **start_fields(resumed_from=10))
+    history.write("eval", 10, **evaluation)
+    history.close()
+    assert standing(run).outcome == "killed"
+
+
+def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:
+    """By a name that is no text, of itself or of a rank's host, or by a row without a time."""
+    root = run.path.parent
+    odd, damaged = (RunDirectory(root / name) for name in (os.fsdecode(b"caf\xe9"), "damaged"))
+    for each in (run, odd, damaged):
+        each.path.mkdir(exist_ok=True)
+        history = RunHistory(each)
+        history.write("run", 0, **start_fields())
+        history.write("end", 10, outcome="completed")
+        history.close()
+    with damaged.events.open("a") as file:
+        file.write('{"kind": "end", "step": 1, "epoch": 1, "time": null, "outcome": "failed"}\n')
+    odd.metrics.mkdir()
+    own = Writer.this_process(rank=0, local_rank=0, interval_seconds=1)
+    writer = dataclasses.replace(own, host=os.fsdecode(b"n\xff"), since=0.0)
+    rank = render_rank_file(writer, f"{HEARTBEAT} {time.time()}\n".encode())
+    (odd.metrics / rank_file_name(0)).write_bytes(rank)
+    registry = CollectorRegistry()
+    registry.register(RootOutcomes(root, HERE))
+    text = generate_latest(registry).decode()
+    for name in ("run", "caf\ufffd", "damaged"):
+        assert f'alexnet_run_outcome{{outcome="completed",run="{name}"}} 1.0' in text
+    assert 'node="n\ufffd"' in text
+
+
+def test_where_no_lock_can_be_known_the_ranks_tell(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_handle: int, _operation: int) -> NoReturn:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    with rank_process(run.path, 0) as leader:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        assert standing(run).outcome == "running"
+        leader.kill()
+        leader.wait()
+        assert standing(run).outcome == "killed"
+    shutil.rmtree(run.metrics)
+    assert standing(run).outcome == "running", "for all that can be known"
+
+
+def test_outcomes_are_served_for_three_minutes(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those of runs that ended long ago are not, however many there are."""
+    with rank_process(run.path, 0) as leader:
+        leader.kill()
+        leader.wait()
+    ended = standing(run).ended
+    assert ended is not None
+    (run.path.parent / "file").touch()
+    (run.path.parent / "folder").mkdir()
+    root = RootOutcomes(run.path.parent, HERE)
+    assert KEPT_SECONDS == MetricsConfig().exporter_linger_seconds == 180
+    for seconds, expected in ((KEPT_SECONDS - 1, {("run",): "killed"}), (KEPT_SECONDS + 1, {})):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: ended + seconds)
+        assert served(root, "alexnet_run_outcome") == expected
+
+
+def test_a_frozen_rank_still_runs(run: RunDirectory) -> None:
+    """`alexnet_rank_up` tells that it is silent; its process is there."""
+    with rank_process(run.path, 0):
+        (rank,) = standing(run).ranks
+    writer = dataclasses.replace(
+        rank.writer, pid=os.getpid(), start_ticks=own_start_ticks(), interval_seconds=0.1
+    )
+    frozen = dataclasses.replace(rank, writer=writer, heartbeat=0.0)
+    assert not frozen.is_up(time.time())
+    assert frozen.outcome(HERE, time.time()) == "running"
+
+
+def own_start_ticks() -> int:
+    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+
+
+@pytest.mark.slow
+def test_a_rank_file_of_an_older_version_says_nothing_of_its_outcome(run: RunDirectory) -> None:
+    with rank_process(run.path, 0) as leader:
+        finish(leader)
+    path = run.metrics / "rank-00000.prom"
+    assert read_rank_file(path).said == "completed"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "rank_outcome" not in line))
+    assert read_rank_file(path).said == "running"

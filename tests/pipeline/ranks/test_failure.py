@@ -1,0 +1,320 @@
+"""One sentence, one exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+from unittest import mock
+
+import pytest
+import torch
+from torch.distributed import DistBackendError
+
+from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.failure import LastWord, RankFailure, exit_code_of, sentence_of
+from pipeline.ranks.launcher import Place
+from pipeline.ranks.world import World, connect
+from pipeline.run.ending import FAILED, INTERRUPTED, STOP_SIGNALS
+from pipeline.run.lock import JobStart
+from tests.pipeline.monitoring import free_port, wait_for
+from tests.pipeline.rank_jobs import call_in_processes, call_on_ranks, rank_environment
+from tests.pipeline.worlds import SINGLE
+
+
+def raiser(error: BaseException) -> Callable[[], NoReturn]:
+    def body() -> NoReturn:
+        raise error
+
+    return body
+
+
+def missing_file() -> OSError:
+    try:
+        Path("/no/such/file").read_bytes()
+    except OSError as error:
+        return error
+    raise AssertionError
+
+
+GLOO = (
+    "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error "
+    "[127.0.0.1]:36027: Connection reset by peer. This is typically caused by a remote worker "
+    "hanging or bugs in the application. Check the logs of the remote worker before reporting an "
+    "error. GLHF! 🏖️"
+)
+"""As torch 2.13 has it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("epochs is 0; expected above 0"), "epochs is 0; expected above 0"),
+        (missing_file(), "/no/such/file: No such file or directory"),
+        (OSError("the checkpoint could not be saved"), "the checkpoint could not be saved"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RankFailure("rank 1 on a: b", is_told_here=True), "rank 1 on a: b"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (KeyError("model"), "KeyError: 'model'"),
+        (AssertionError(), "AssertionError: "),
+        (TypeError("a stack\nbelow"), "TypeError: a stack"),
+        (
+            RuntimeError("Application timeout caused pair closure\n\nAt:\n  a.py"),
+            "lost another rank: it was killed, hangs or its host is gone "
+            "(Application timeout caused pair closure)",
+        ),
+        (
+            DistBackendError("the watchdog"),
+            "lost another rank: it was killed, hangs or its host is gone (the watchdog)",
+        ),
+        (
+            RuntimeError(GLOO + "\nmore"),
+            "lost another rank: it was killed, hangs or its host is gone "
+            "(Read error [127.0.0.1]:36027: Connection reset by peer)",
+        ),
+    ],
+)
+def test_sentences(error: Exception, sentence: str) -> None:
+    assert sentence_of(error) == sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [
+        (ValueError("a sentence"), False),
+        (missing_file(), False),
+        (RuntimeError(GLOO), False),
+        (RuntimeError("nobody foresaw this"), True),
+        (AssertionError("nor this"), True),
+    ],
+)
+def test_only_what_nobody_foresaw_has_a_traceback(
+    error: Exception, has_traceback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(raiser(error)) == FAILED
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith(f"error: {sentence_of(error)}\n")
+    assert captured.err.count("error: ") == 1
+    assert captured.err.startswith("Traceback") is has_traceback
+
+
+def test_a_failure_is_told_where_it_should(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_told, expected in ((True, "error: rank 1 on a: b\n"), (False, "")):
+        failure = RankFailure("rank 1 on a: b", is_told_here=is_told)
+        assert exit_code_of(raiser(failure)) == FAILED
+        assert capsys.readouterr().err == expected
+
+
+def test_the_exit_code_of_what_ends_well_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(lambda: 75) == 75
+    assert exit_code_of(raiser(KeyboardInterrupt())) == INTERRUPTED == 130
+    assert capsys.readouterr().err == ""
+
+
+def fail_on(world: World, failing: dict[int, str]) -> tuple[str, bool] | None:
+    try:
+        with world.together():
+            if world.rank in failing:
+                raise ValueError(failing[world.rank])
+    except RankFailure as failure:
+        return str(failure), failure.is_told_here
+    return None
+
+
+@pytest.mark.slow
+def test_ranks_leave_together() -> None:
+    assert call_on_ranks(3, fail_on, {}) == [None] * 3
+    alike = call_on_ranks(3, fail_on, {0: "no disk", 1: "no disk", 2: "no disk"})
+    assert alike == [("no disk", True), ("no disk", False), ("no disk", False)]
+    alone = call_on_ranks(3, fail_on, {1: "no disk", 2: "no memory"})
+    assert [told for _, told in alone] == [True, True, False]
+    (sentence,) = {text for text, _ in alone}
+    assert sentence.startswith("rank 1 on ")
+    assert sentence.endswith(": no disk")
+
+
+def report_in_turn(world: World) -> tuple[str, bool]:
+    """Rank 1 fails first, the others after it, because of it."""
+    error = ValueError("a damaged image") if world.rank == 1 else RuntimeError(GLOO)
+    if world.rank != 1:
+        world.gather(None)
+    failure = world.report_failure(error)
+    if world.rank == 1:
+        world.gather(None)
+    return str(failure), failure.is_told_here
+
+
+def test_all_ranks_name_the_first_to_fail() -> None:
+    outcomes = call_on_ranks(3, report_in_turn)
+    assert [told for _, told in outcomes] == [True, True, False]
+    (sentence,) = {text for text, _ in outcomes}
+    assert sentence.startswith("rank 1 on ")
+    assert sentence.endswith(": a damaged image")
+
+
+def leave_words(world: World) -> list[str]:
+    """A watchdog's verdict first, then what each rank makes of it."""
+    assert world.store is not None
+    assert world.board is not None
+    assert LastWord.found_in(world.board) is None
+    world.gather(None)
+    if world.rank == 1:
+        LastWord("rank 2 on a hangs").left_in(world.board)
+    world.gather(None)
+    found = LastWord.found_in(world.board)
+    return [str(found), str(LastWord("late", 0, "b").left_in(world.board)), *told(world)]
+
+
+def told(world: World) -> Iterator[str]:
+    failure = world.report_failure(RuntimeError(GLOO))
+    yield from (str(failure), str(failure.is_told_here))
+
+
+def test_a_verdict_is_a_last_word_too() -> None:
+    words = ["rank 2 on a hangs"] * 3
+    assert call_on_ranks(2, leave_words) == [[*words, "True"], [*words, "False"]]
+
+
+def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:
+    """torchrun counts failures of its own ranks, and no restart because of another host's."""
+    environments = [{"TORCHELASTIC_RESTART_COUNT": count} for count in ("1", "0")]
+    assert call_on_ranks(2, ranks_of, environments=environments) == [[0, 1]] * 2
+
+
+def ranks_of(world: World) -> list[int]:
+    return world.gather(world.rank)
+
+
+def connect_late() -> list[int]:
+    """Rank 1 comes when a rank at work would long have been told to hang."""
+    place = Place.from_environment()
+    time.sleep(2.0 * place.rank)
+    with connect(place, DistributedConfig(device="cpu", timeout_seconds=0.5)) as world:
+        return world.gather(world.rank)
+
+
+@pytest.mark.slow
+def test_ranks_that_start_are_waited_for_longer_than_those_at_work() -> None:
+    assert call_in_processes(2, connect_late) == [[0, 1]] * 2
+
+
+def connect_with_devices(kinds: Sequence[str]) -> str:
+    """What ends a rank when the ranks find these kinds of device."""
+    place = Place.from_environment()
+    with (
+        mock.patch("pipeline.ranks.world._device", return_value=torch.device(kinds[place.rank])),
+        mock.patch("torch.cuda.set_device"),
+    ):
+        try:
+            with connect(place, DistributedConfig(timeout_seconds=20)):
+                return "nothing"
+        except RankFailure as failure:
+            return str(failure)
+
+
+def test_a_host_without_a_gpu_among_others_is_named() -> None:
+    """Its driver is broken: left to itself it takes its CPU, which cannot meet the others' GPUs."""
+    (sentence,) = set(call_in_processes(3, connect_with_devices, ["cuda", "cuda", "cpu"]))
+    assert sentence.startswith("rank 2 on ")
+    assert "finds no GPU, and other ranks have one each: " in sentence
+
+
+def test_one_process_names_no_rank() -> None:
+    assert str(SINGLE.report_failure(ValueError("a sentence"))) == "a sentence"
+    with pytest.raises(RankFailure, match=r"^a sentence$"), SINGLE.together():
+        raise ValueError("a sentence")
+
+
+def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    others = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in (*names, *others, "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert Place.from_environment() == Place()
+    for name, value in zip(names, ("5", "1", "8", "4"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert Place.from_environment() == Place(
+        rank=5, local_rank=1, world_size=8, local_world_size=4, is_launched=True
+    )
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert Place.from_environment().attempt == 2
+    for is_kept in (False, True):
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(is_kept))
+        assert Place.from_environment().is_store_kept == is_kept
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert Place.from_environment().start == JobStart(job="12", number=0)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert Place.from_environment().start == JobStart(job="12", number=3)
+    for value in ("", "-1", "two"):
+        monkeypatch.setenv("LOCAL_RANK", value)
+        with pytest.raises(ValueError, match=r"LOCAL_RANK is .*start with torchrun, or unset"):
+            Place.from_environment()
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ValueError, match="LOCAL_RANK is None"):
+        Place.from_environment()
+
+
+def test_fp32_is_never_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with connect(Place(), DistributedConfig(device="cpu")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to(number: signal.Signals) -> None:
+    program = """
+import os
+from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.world import Place, connect
+from pipeline.ranks.stop import StopSignals
+
+StopSignals()
+print(flush=True)
+with connect(Place.from_environment(), DistributedConfig(device="cpu")):
+    pass
+"""
+    environment = os.environ | rank_environment(2, 0, free_port())
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+
+        def is_gone() -> bool:
+            child.send_signal(number)
+            return child.poll() is not None
+
+        try:
+            wait_for(is_gone, "the end of a rank", 60)
+        finally:
+            child.kill()
+    assert child.returncode == -number
+
+
+@pytest.mark.slow
+def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() -> None:
+    """As gloo's do: with `sys.exit` in the place of `leave` this process dies of SIGABRT."""
+    script = """
+import threading, torch
+from pipeline.ranks.failure import leave
+
+def work():
+    while True:
+        torch.ones(8).sum()
+
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+print("told")
+leave(75)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (75, "told\n", "")

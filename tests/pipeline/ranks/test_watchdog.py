@@ -1,0 +1,102 @@
+"""Who is to blame for a hang, by what the ranks last said of themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.watchdog import Phase, Pulse, Watchdog, flight_record, is_of_silent_main, judge
+from pipeline.run.directory import RunDirectory
+from tests.pipeline.worlds import SINGLE
+
+OVERDUE, AT_WORK = 61.0, 3.0
+
+
+def pulse(
+    phase: Phase,
+    seconds: float,
+    *,
+    is_waiting: bool = False,
+    step: int = 6,
+    count: int = 1,
+    host: str = "n1",
+) -> Pulse:
+    return Pulse(
+        count=count,
+        host=host,
+        phase=phase,
+        step=step,
+        seconds=seconds,
+        is_waiting=is_waiting,
+        limit_seconds=60.0,
+    )
+
+
+WAITS = pulse(Phase.AVERAGING, OVERDUE, is_waiting=True)
+READS = pulse(Phase.READING, OVERDUE, host="n2")
+WORKS = pulse(Phase.EVALUATING, AT_WORK)
+
+
+def alive(*pulses: Pulse | None) -> str | None:
+    """The verdict on ranks whose pulses go on."""
+    later = [None if one is None else dataclasses.replace(one, count=2) for one in pulses]
+    return judge(pulses, later)
+
+
+def test_one_that_stands_still_is_named_and_those_that_wait_for_it_are_not() -> None:
+    assert alive(WAITS, READS, WAITS) == "rank 1 on n2 hangs, reading a batch after step 6 for 61 s"
+
+
+def test_those_that_wait_for_one_at_work_wait_on() -> None:
+    assert alive(WAITS, WORKS, WAITS) is None
+    assert alive(WORKS, WORKS) is None
+
+
+def test_one_whose_pulse_stops_is_named_before_others() -> None:
+    verdict = judge([WAITS, READS, READS], [dataclasses.replace(WAITS, count=2), READS, None])
+    assert verdict == (
+        "rank 1 on n2 gives no sign of life, reading a batch after step 6 for 61 s, "
+        "rank 2 gives no sign of life: "
+        "its process is stopped, or hangs in native code, or its host is gone"
+    )
+
+
+@pytest.mark.parametrize("has_pulse", [False, True])
+def test_other_ranks_tell_of_rank_0_only_if_it_is_silent(has_pulse: bool) -> None:
+    """Whether it has ever left a pulse or not: nobody else would."""
+    later = dataclasses.replace(WAITS, count=2)
+    silent = judge([READS if has_pulse else None, WAITS], [READS if has_pulse else None, later])
+    assert silent is not None
+    assert is_of_silent_main(silent)
+    for verdict in (alive(READS, WAITS), judge([WAITS, READS], [later, READS])):
+        assert verdict is not None
+        assert not is_of_silent_main(verdict)
+
+
+def test_a_deadlock_names_those_that_are_behind() -> None:
+    ahead = dataclasses.replace(WAITS, step=7)
+    assert alive(ahead, WAITS) == (
+        "all ranks wait for each other: rank 1, averaging gradients after step 6 for 61 s"
+    )
+
+
+def test_a_first_pulse_is_a_sign_of_life() -> None:
+    new = pulse(Phase.COMPUTING, AT_WORK)
+    assert judge([WAITS, None], [dataclasses.replace(WAITS, count=2), new]) is None
+
+
+def test_the_flight_recorder_is_one_that_torch_has() -> None:
+    assert flight_record().startswith(b"{")
+
+
+def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:
+    """The rank that keeps it may have left."""
+    store = mock.Mock()
+    world = dataclasses.replace(SINGLE, store=store, board=store)
+    watchdog = Watchdog(world, RunDirectory(Path("run")), DistributedConfig())
+    watchdog.enter(Phase.READING, 0)
+    assert not store.mock_calls

@@ -1,0 +1,232 @@
+"""The pure functions behind the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.metrics.rank import PHASES
+from pipeline.report.attempts import describe_ranks, find_attempts
+from pipeline.report.inputs import Predictions
+from pipeline.report.page import duration
+from pipeline.report.predictions import choose_examples, confusion_matrix
+from pipeline.report.summary import evaluations, intervals, summarize
+from pipeline.report.timeline import timeline
+from pipeline.run.event_fields import ALARM_FIELDS
+from tests.pipeline.fake_run import checkpoint_fields, eval_fields, start_fields, train_fields
+
+
+def event(kind: str, step: int, time: float, **fields: Any) -> dict[str, Any]:
+    return {"kind": kind, "step": step, "epoch": step / 10, "time": time, **fields}
+
+
+def test_pauses_between_attempts_are_no_training_time() -> None:
+    summary = summarize(
+        [
+            event("run", 0, 100.0, **start_fields()),
+            event("train", 10, 160.0, **train_fields(10)),
+            event("signal", 10, 161.0, source="SIGTERM"),
+            event("end", 10, 162.0, outcome="stopped"),
+            event("run", 10, 1000.0, **start_fields(resumed_from=10)),
+            event("train", 20, 1050.0, **train_fields(20)),
+        ]
+    )
+    assert summary.training_seconds == 112.0
+    assert summary.pause_seconds == 838.0
+    assert summary.outcome == "unfinished"
+    assert summary.num_stop_requests == 1
+
+
+@pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
+def test_outcome_stands_until_the_next_start(outcome: str) -> None:
+    events = [
+        event("run", 0, 1.0, **start_fields()),
+        event("end", 10, 2.0, outcome=outcome),
+        event("eval", 10, 3.0, **eval_fields(5, 9, 10, 10)),
+    ]
+    assert summarize(events).outcome == outcome
+    events.append(event("run", 10, 4.0, **start_fields(resumed_from=10)))
+    assert summarize(events).outcome == "unfinished"
+
+
+def test_an_alarm_is_in_the_timeline() -> None:
+    (row,) = timeline([event("alarm", 10, 1.0, reason="not_learning", loss=2.3026)])
+    assert (row.what, row.detail) == ("not learning", "the loss of 2.3026 is that of guessing")
+
+
+def test_every_alarm_that_is_declared_is_in_the_timeline() -> None:
+    """With any values that a row can have."""
+    for reason, fields in ALARM_FIELDS.items():
+        for value in (1, None):
+            row = event("alarm", 10, 1.0, **dict.fromkeys(fields, value) | {"reason": reason})
+            (shown,) = timeline([row])
+            assert shown.what == reason.replace("_", " ")
+
+
+def test_damaged_images_are_told_and_many_are_counted() -> None:
+    fields = {"reason": "damaged_image", "rank": 1, "shard": "train-000000.tar"}
+    rows = [
+        event("alarm", 10, 1.0, **fields, sample=sample, what=f"member {sample}: cut off")
+        for sample in range(1000, 1012)
+    ]
+    shown = timeline(rows[:2])
+    assert [row.detail for row in shown] == [
+        "rank 1, sample 1,000 of train: member 1000: cut off",
+        "rank 1, sample 1,001 of train: member 1001: cut off",
+    ]
+    assert [row.what for row in timeline(rows)] == [
+        *(["damaged image"] * 3),
+        "9 more damaged images",
+    ]
+
+
+def test_attempts_say_how_each_of_them_ended() -> None:
+    rows = [
+        event("end", 0, 10.0, outcome="failed", error="no such shard set"),
+        event("run", 0, 100.0, **start_fields()),
+        event("train", 30, 160.0, **train_fields(30)),
+        event("run", 20, 200.0, **start_fields(resumed_from=20)),
+        event("train", 25, 210.0, **train_fields(25)),
+        event("end", 25, 211.0, outcome="failed", error="rank 1: lost"),
+        event("run", 20, 300.0, **start_fields(resumed_from=20)),
+        event("signal", 40, 340.0, source="SIGTERM"),
+        event("end", 40, 341.0, outcome="stopped"),
+        event("eval", 20, 5000.0, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"}),
+        event("run", 40, 6000.0, **start_fields(resumed_from=40)),
+    ]
+    found = [
+        (each.first_step, each.last_step, each.seconds, each.outcome, each.error)
+        for each in find_attempts(rows)
+    ]
+    assert found == [
+        (0, 0, 0, "failed", "no such shard set"),
+        (0, 30, 60, "killed", None),
+        (20, 25, 11, "failed", "rank 1: lost"),
+        (20, 40, 41, "stopped", None),
+        (40, 40, 0, "unfinished", None),
+    ]
+    summary = summarize(rows)
+    assert summary.training_seconds == 112
+    assert (summary.outcome, summary.step) == ("unfinished", 40)
+    assert "failed" in [row.what for row in timeline(rows)]
+
+
+def test_ranks_of_columns_are_not_as_many_replicas() -> None:
+    split = start_fields() | {"world_size": 2, "local_batch_size": 16, "global_batch_size": 16}
+    assert describe_ranks(split) == "2, a column each: 1 replica × 16 images"
+    four = split | {"world_size": 4, "global_batch_size": 64, "accumulation_steps": 2}
+    assert describe_ranks(four) == "4, a column each: 2 replicas × 16 images × 2 accumulated"
+    assert describe_ranks(start_fields()) == "2 × 64 images"
+
+
+def test_the_newest_evaluation_is_that_of_the_run() -> None:
+    """Whatever made it; one on another shard set is no accuracy of the run, only an event."""
+    during = [event("eval", step, step, **eval_fields(step, 60, 100, 100)) for step in (10, 20, 30)]
+    later = eval_fields(55, 60, 100, 100) | {"by": "evaluate"}
+    again = event("eval", 20, 40.0, **later)
+    other = event("eval", 30, 50.0, **later | {"own_shards": False, "shard_set": "ImageNetV2"})
+    train = event("eval", 30, 60.0, **later | {"split": "train"})
+    rows = [*during, again, other, train]
+    summary = summarize(rows)
+    assert summary.final is again
+    assert summary.best1 is again
+    assert evaluations(rows) == [during[0], again, during[2]]
+    assert [row.detail for row in timeline(rows)] == [
+        "val of generated shapes: top-1 55.00%, top-5 60.00% of 100 images",
+        "val of ImageNetV2: top-1 55.00%, top-5 60.00% of 100 images",
+        "train of generated shapes: top-1 55.00%, top-5 60.00% of 100 images",
+    ]
+    ten = event("eval", 30, 70.0, **later | {"views": 10, "correct1": 40})
+    summary = summarize([*rows, ten])
+    assert summary.final is ten
+    assert summary.best1 is ten, "of as many views only"
+    assert evaluations([*rows, ten]) == [during[0], again, during[2]], "the curve is of one view"
+
+
+def test_a_fork_says_where_it_began() -> None:
+    fork = start_fields() | {"forked_from": "runs/a/checkpoints/step-00000040"}
+    (row,) = timeline([event("run", 40, 1.0, **fork)])
+    assert (row.what, row.step) == ("forked", 40)
+    assert row.detail.startswith("from runs/a/checkpoints/step-00000040; ranks: 2, cpu")
+
+
+def test_checkpoints_in_a_row_are_one_line() -> None:
+    rows = timeline(
+        [
+            event("run", 0, 1.0, **start_fields()),
+            *(event("checkpoint", s, s, **checkpoint_fields("periodic")) for s in (10, 20, 30)),
+            event("checkpoint", 31, 40.0, **checkpoint_fields("preempt")),
+            event("end", 31, 41.0, outcome="stopped"),
+        ]
+    )
+    assert [row.what for row in rows] == ["started", "3 checkpoints", "checkpoint", "stopped"]
+    assert rows[1].step == 30
+    assert rows[1].detail == "periodic, 15.0 MB in 0.25 s, from step 10 on"
+
+
+def test_a_fork_has_no_interval_before_it_began() -> None:
+    fork = event("run", 40, 1.0, **start_fields() | {"forked_from": "runs/a"})
+    rows = [event("train", step, step, **train_fields(step)) for step in (50, 60)]
+    resumed = event("run", 50, 55.0, **start_fields(resumed_from=50))
+    found = intervals([fork, rows[0], resumed, rows[1]])
+    assert [(each.first_epoch, each.last_epoch) for each in found] == [(4, 5), (5, 6)]
+    (first, _) = intervals([rows[0], resumed, rows[1]])  # its first row is lost
+    assert first.first_epoch == 5
+
+
+@given(st.integers(0, 3000))
+def test_merged_intervals_keep_all_time(num_rows: int) -> None:
+    merged = intervals(
+        [event("train", step, step, **train_fields(step)) for step in range(1, num_rows + 1)]
+    )
+    assert len(merged) <= 400
+    for phase in PHASES:
+        total = num_rows * train_fields(1)["phase_seconds"][phase]
+        assert sum(i.phase_seconds[phase] for i in merged) == pytest.approx(total)
+    edges = [edge for i in merged for edge in (i.first_epoch, i.last_epoch)]
+    assert edges == sorted(edges)
+    assert not merged or edges[-1] == num_rows / 10
+
+
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(0, 10_000))
+def test_examples_are_distinct_and_counts_complete(
+    num_samples: int, num_classes: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, num_classes, num_samples)
+    scores = random.random((num_samples, num_classes)).astype(np.float32)
+    topk = np.argsort(-scores, axis=1)[:, :5]
+    predictions = Predictions(
+        step=1,
+        views=1,
+        labels=labels,
+        topk_classes=topk,
+        topk_probabilities=np.take_along_axis(scores, topk, axis=1),
+    )
+    matrix = confusion_matrix(predictions, num_classes)
+    assert matrix.sum(axis=1).tolist() == np.bincount(labels, minlength=num_classes).tolist()
+    assert np.trace(matrix) == (topk[:, 0] == labels).sum()
+    names = [str(label) for label in range(num_classes)]
+    examples = choose_examples(predictions, names)
+    assert len({example.sample for example in examples}) == len(examples) == min(8, num_samples)
+    assert {example.kind for example in examples} >= {
+        kind
+        for kind, present in (
+            ("right", (topk[:, 0] == labels).any()),
+            ("wrong", (~(topk == labels[:, None]).any(axis=1)).any()),
+        )
+        if present
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.97, "1 min 00 s"), (119.6, "2 min 00 s"),
+     (3599.7, "1 h 00 min"), (11100, "3 h 05 min")],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

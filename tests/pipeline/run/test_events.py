@@ -1,0 +1,370 @@
+"""The log of a run: what a kill leaves behind, and the one history of several attempts."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from pipeline.run.event_fields import (
+    ALARM_FIELDS,
+    EVERY_ROW,
+    FIELDS,
+    AlarmReason,
+    Kind,
+    check_row,
+    completed_row,
+)
+from pipeline.run.events import (
+    EventLog,
+    count_resumes,
+    find_faults,
+    own_evaluations,
+    read_events,
+    read_rows,
+    write_failure,
+)
+from tests.pipeline.fake_run import eval_fields, start_fields, train_fields
+
+WRITE_FOR_EVER = """
+import sys
+from pathlib import Path
+from pipeline.run.events import EventLog
+
+log = EventLog(Path(sys.argv[1]))
+step = 0
+while True:
+    log.write("end", step=step, epoch=step / 10, outcome="failed", error="x" * 5000)
+    step += 1
+    if step == 200:
+        print("running", flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+def write_steps(path: Path, resumed_from: int | None, *steps: int) -> None:
+    """One attempt: its `run` event and a `train` event after each of `steps`."""
+    log = EventLog(path)
+    log.write("run", step=resumed_from or 0, epoch=0.0, **start_fields(resumed_from))
+    for step in steps:
+        log.write("train", step=step, epoch=step / 10, **train_fields(step))
+    log.close()
+
+
+def history(path: Path) -> list[tuple[str, int]]:
+    return [(row["kind"], row["step"]) for row in read_events(path)]
+
+
+def test_a_row_is_one_line_of_json(path: Path) -> None:
+    log = EventLog(path)
+    before = time.time()
+    log.write("end", step=7, epoch=1 / 3, outcome="failed", error="line\nbreak ü")
+    content = path.read_bytes()  # before the log is closed: the row is out of our hands already
+    log.close()
+    assert content.count(b"\n") == 1
+    row = json.loads(content)
+    assert before <= row.pop("time") <= time.time()
+    assert row == {
+        "kind": "end",
+        "step": 7,
+        "epoch": 0.333333,
+        "outcome": "failed",
+        "error": "line\nbreak ü",
+    }
+    assert read_events(path)[0]["error"] == "line\nbreak ü"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
+def test_what_json_has_no_name_for_is_null(path: Path, value: float) -> None:
+    log = EventLog(path)
+    seconds = {"other": value, "h2d": [1.0, value]}
+    fields = train_fields(1) | {"loss": value, "phase_seconds": seconds}
+    log.write("train", step=1, epoch=0.1, **fields)
+    log.close()
+    (line,) = path.read_text().splitlines()
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert row["loss"] is None
+    assert row["phase_seconds"] == {"other": None, "h2d": [1.0, None]}
+
+
+def test_a_log_goes_on_where_it_was(path: Path) -> None:
+    write_steps(path, None, 10, 20)
+    write_steps(path, 20, 30)
+    assert history(path) == [("run", 0), ("train", 10), ("train", 20), ("run", 20), ("train", 30)]
+    assert len(path.read_bytes().splitlines()) == 5
+
+
+@pytest.mark.parametrize("num_lost_bytes", [1, 2, 30])
+def test_a_line_that_was_cut_spoils_no_other(path: Path, num_lost_bytes: int) -> None:
+    write_steps(path, None, 10, 20)
+    path.write_bytes(path.read_bytes()[:-num_lost_bytes])
+    write_steps(path, 20, 30)
+    whole = [("train", 20)] if num_lost_bytes == 1 else []  # only its line's end was lost
+    assert history(path) == [("run", 0), ("train", 10), *whole, ("run", 20), ("train", 30)]
+
+
+def test_a_row_with_bytes_that_are_no_text_is_left_out(path: Path) -> None:
+    write_steps(path, None, 10)
+    path.write_bytes(path.read_bytes() + b'{"kind": "train", "step\xff\x00\n')
+    write_steps(path, 10, 20)
+    assert history(path) == [("run", 0), ("train", 10), ("run", 10), ("train", 20)]
+
+
+@pytest.mark.parametrize("line", [b"{}", b"5", b"null", b'[{"kind": "run"}]', b'{"kind": "run"}'])
+def test_a_line_that_is_no_row_is_left_out_and_told(path: Path, line: bytes) -> None:
+    write_steps(path, None, 10)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    (fault,) = find_faults(path)
+    assert fault.startswith("line 3 is not an event: it ")
+    assert count_resumes(path) == 0
+    write_steps(path, 10, 20)
+    assert history(path) == [("run", 0), ("train", 10), ("run", 10), ("train", 20)]
+
+
+def test_a_killed_writer_loses_its_last_line_at_most(path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE_FOR_EVER, str(path)], stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"running\n"
+        writer.kill()
+    steps = [step for _, step in history(path)]
+    assert len(steps) >= 200
+    assert steps == list(range(len(steps)))
+    write_steps(path, len(steps), len(steps) + 1)
+    assert history(path)[-2:] == [("run", len(steps)), ("train", len(steps) + 1)]
+
+
+def test_steps_done_twice_are_told_once(path: Path) -> None:
+    write_steps(path, None, 10, 20, 30, 40)
+    write_steps(path, 20, 30, 50)
+    assert history(path) == [
+        ("run", 0),
+        ("train", 10),
+        ("train", 20),
+        ("run", 20),
+        ("train", 30),
+        ("train", 50),
+    ]
+
+
+def test_each_attempt_takes_back_what_it_does_again(path: Path) -> None:
+    write_steps(path, None, 10, 20)
+    write_steps(path, 10, 20, 30)
+    write_steps(path, 20, 25)
+    assert history(path) == [
+        ("run", 0),
+        ("train", 10),
+        ("run", 10),
+        ("train", 20),
+        ("run", 20),
+        ("train", 25),
+    ]
+
+
+def test_an_attempt_without_a_checkpoint_begins_the_history_anew(path: Path) -> None:
+    write_steps(path, None, 10, 20)
+    write_steps(path, None, 10)
+    assert history(path) == [("run", 0), ("run", 0), ("train", 10)]
+
+
+def test_a_full_disk_is_not_kept_secret() -> None:
+    log = EventLog(Path("/dev/full"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            log.write("signal", step=1, epoch=0.1, source="SIGTERM")
+    log.close()
+
+
+def test_each_resumption_counts_whatever_came_of_it(path: Path) -> None:
+    assert count_resumes(path) == 0
+    write_steps(path, None, 1, 2)
+    for resumed_from in (None, 3, 3, 5, 3):
+        write_steps(path, resumed_from, 7)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert count_resumes(path) == 4
+    write_steps(path, 3)
+    assert count_resumes(path) == 5
+
+
+def declared_rows() -> list[dict[str, Any]]:
+    """A row of every kind, and of alarms one for every reason, with all its fields."""
+    kinds: list[dict[str, Any]] = [
+        {"kind": kind, **dict.fromkeys(FIELDS[kind], 1)} for kind in get_args(Kind)
+    ]
+    of_no_number = {"phase_seconds": {}, "source": "a", "error": "b", "outcome": "failed"}
+    kinds = [
+        row | {name: of_no_number[name] for name in row.keys() & of_no_number} for row in kinds
+    ]
+    assert {row["kind"] for row in kinds} == set(FIELDS)
+    alarms = [
+        {"kind": "alarm", **dict.fromkeys(ALARM_FIELDS[reason], 1), "reason": reason}
+        for reason in get_args(AlarmReason)
+    ]
+    every = dict.fromkeys(EVERY_ROW, 1)
+    return [every | row for row in (*(row for row in kinds if row["kind"] != "alarm"), *alarms)]
+
+
+DECLARED = declared_rows()
+
+
+@pytest.mark.parametrize("row", DECLARED, ids=lambda row: f"{row['kind']}-{row.get('reason')}")
+def test_a_row_has_exactly_its_declared_fields(row: dict[str, Any], path: Path) -> None:
+    check_row(row)
+    assert completed_row(row) == row
+    with pytest.raises(ValueError, match="has no field surplus"):
+        check_row(row | {"surplus": 1})
+    assert completed_row(row | {"surplus": 1})["surplus"] == 1, "a newer version may have more"
+    own = row.keys() - EVERY_ROW.keys() - {"reason", "error"}
+    assert own
+    for name in own:
+        lacking = {key: value for key, value in row.items() if key != name}
+        with pytest.raises(ValueError, match=f"lacks {name}"):
+            check_row(lacking)
+    fields = {name: value for name, value in row.items() if name not in EVERY_ROW}
+    log = EventLog(path)
+    with pytest.raises(ValueError, match="has no field surplus"):
+        log.write(row["kind"], step=1, epoch=0.1, surplus=1, **fields)
+    log.close()
+    assert path.read_bytes() == b""
+
+
+def test_kinds_and_reasons_that_are_not_declared_are_no_rows() -> None:
+    every = dict.fromkeys(EVERY_ROW, 1)
+    with pytest.raises(ValueError, match="its kind is 'note', expected run, train"):
+        completed_row(every | {"kind": "note"})
+    with pytest.raises(ValueError, match="the reason of an alarm is 'fire', expected not_learning"):
+        completed_row(every | {"kind": "alarm", "reason": "fire"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "expected"),
+    [
+        *(
+            ("end", name, value, "a number")
+            for name in ("step", "epoch", "time")
+            for value in (None, "1", math.nan, math.inf, [1])
+        ),
+        ("end", "outcome", "burnt", "completed, stopped, failed"),
+        ("end", "error", None, "a text"),
+        ("signal", "source", 15, "a text"),
+        ("run", "resumed_from", "10", "a number"),
+        ("run", "target_steps", None, "a number"),
+        ("train", "loss", "low", "a number"),
+        ("train", "phase_seconds", None, "an object of numbers"),
+        ("train", "phase_seconds", {"other": "1"}, "an object of numbers"),
+        ("eval", "correct1", None, "a number"),
+        ("checkpoint", "seconds", {}, "a number"),
+    ],
+)
+def test_a_value_that_cannot_be_computed_with_makes_no_row(
+    path: Path, kind: str, name: str, value: object, expected: str
+) -> None:
+    (row,) = (row for row in DECLARED if row["kind"] == kind)
+    path.write_text(json.dumps(row | {name: value}) + "\n")
+    assert list(read_rows(path)) == []
+    (fault,) = find_faults(path)
+    assert fault.startswith(f"line 1 is not an event: {name} of a '{kind}' row is ")
+    assert fault.endswith(f", expected {expected}")
+
+
+def test_what_is_not_finite_is_read_as_null() -> None:
+    for kind, name in (("train", "loss"), ("train", "grad_norm"), ("eval", "top5")):
+        (row,) = (row for row in DECLARED if row["kind"] == kind)
+        assert completed_row(row | {name: None})[name] is None
+    phases = {"phase_seconds": {"other": None}}
+    (row,) = (row for row in DECLARED if row["kind"] == "train")
+    assert completed_row(row | phases)["phase_seconds"] == {"other": None}
+
+
+def test_rows_of_older_versions_are_read(path: Path) -> None:
+    lines = [
+        {"kind": "run", **start_fields()},
+        {"kind": "eval", **eval_fields(5, 9, 10, 10)},
+        {"kind": "alarm", "reason": "damaged_image", "what": "shard x, member y: cut off"},
+    ]
+    for added in ("shard_set", "by", "views", "manifest_sha256", "own_shards"):
+        for line in lines:
+            line.pop(added, None)
+    every = {"step": 0, "epoch": 0, "time": 1}
+    path.write_text("".join(json.dumps(every | line) + "\n" for line in lines))
+    start, evaluation, alarm = read_events(path)
+    assert start["shard_set"] is None
+    assert (evaluation["by"], evaluation["own_shards"]) == ("train", True)
+    assert evaluation["views"] is None
+    assert (alarm["rank"], alarm["sample"]) == (0, None)
+    assert own_evaluations([start, evaluation]) == [evaluation]
+
+
+def test_several_processes_write_whole_rows(path: Path) -> None:
+    """As a trainer and evaluations beside it do: no row is lost, torn or joined to another."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.run.events import EventLog\n"
+        "log = EventLog(Path(sys.argv[1]))\n"
+        "for step in range(200):\n"
+        "    log.write('end', step=step, epoch=0.0, outcome='failed', error=sys.argv[2] * 20_000)\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(path), letter]) for letter in "abc"
+    ]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert find_faults(path) == []
+    assert len(path.read_bytes().splitlines()) == 600
+    for letter in "abc":
+        mine = [row for row in read_rows(path) if row["error"] == letter * 20_000]
+        assert [row["step"] for row in mine] == list(range(200))
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_stuck_with_the_lock_stops_no_other(path: Path) -> None:
+    path.touch()
+    with path.open("ab") as stuck:
+        fcntl.flock(stuck, fcntl.LOCK_EX)
+        write_steps(path, None, 10)
+    assert history(path) == [("run", 0), ("train", 10)]
+
+
+def test_what_a_full_disk_cut_is_ended_by_the_next_row(path: Path) -> None:
+    """Though the log is not opened anew in between."""
+    log = EventLog(path)
+    log.write("signal", step=1, epoch=0.1, source="SIGTERM")
+    with path.open("ab") as file:
+        file.write(b'{"kind": "train", "st')
+    log.write("signal", step=2, epoch=0.2, source="SIGTERM")
+    log.close()
+    assert history(path) == [("signal", 1), ("signal", 2)]
+
+
+def test_an_early_failure_is_where_training_was(path: Path) -> None:
+    """And not where an old checkpoint was that was evaluated since."""
+    write_steps(path, None, 10, 20)
+    log = EventLog(path)
+    log.write("eval", step=10, epoch=1.0, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"})
+    log.close()
+    write_failure(path, "no room")
+    assert history(path)[-2:] == [("eval", 10), ("end", 20)]
+
+
+def test_the_docs_have_every_field() -> None:
+    page = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+    tables = {"every row": EVERY_ROW}
+    tables |= {f"`{kind}`": fields for kind, fields in FIELDS.items()}
+    tables |= {f"`alarm`, `{reason}`": fields for reason, fields in ALARM_FIELDS.items()}
+    expected = [
+        f"| {title} | {'; '.join(f'`{name}`: {text}' for name, text in fields.items())} |"
+        for title, fields in tables.items()
+    ]
+    begin = page.index(expected[0])
+    assert page[begin:].splitlines()[: len(expected)] == expected

@@ -1,0 +1,144 @@
+"""Where the time goes: every second of a step in one phase, and in the right one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from pipeline.metrics.rank import PHASES
+from pipeline.train.clock import StepClock, StepTime
+
+CPU = torch.device("cpu")
+NAP_SECONDS = 0.05
+
+
+def nap() -> None:
+    time.sleep(NAP_SECONDS)
+
+
+def step(clock: StepClock, slow_phase: str = "") -> None:
+    """A step of two micro-batches that lingers in one phase."""
+    for phase in (*PHASES[:4], *PHASES[:4], "optimizer"):
+        if phase == slow_phase:
+            nap()
+        clock.mark(phase)
+    if slow_phase == "other":
+        nap()
+    clock.end_step(32)
+
+
+def seconds_of(measured: StepTime) -> float:
+    return sum(measured.phase_seconds.values())
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_delay_is_in_its_phase_and_in_no_other(phase: str) -> None:
+    clock = StepClock(CPU)
+    step(clock, phase)
+    (measured,) = clock.finished()
+    assert set(measured.phase_seconds) == set(PHASES)
+    assert measured.phase_seconds[phase] >= NAP_SECONDS
+    rest = sum(seconds for name, seconds in measured.phase_seconds.items() if name != phase)
+    assert rest < NAP_SECONDS
+
+
+def test_phases_of_all_steps_sum_to_the_wall_clock() -> None:
+    begin = time.perf_counter()
+    clock = StepClock(CPU)
+    for phase in ("data_wait", "optimizer", "other"):
+        step(clock, phase)
+    end = time.perf_counter()
+    steps = list(clock.finished())
+    assert [measured.num_samples for measured in steps] == [32, 32, 32]
+    seconds = sum(map(seconds_of, steps))
+    assert 3 * NAP_SECONDS <= seconds <= end - begin
+    assert end - begin - seconds < NAP_SECONDS
+
+
+def test_time_before_a_restart_is_no_step_s() -> None:
+    clock = StepClock(CPU)
+    nap()
+    clock.restart()
+    step(clock)
+    nap()  # an evaluation
+    clock.restart()
+    step(clock)
+    steps = list(clock.finished())
+    assert len(steps) == 2
+    assert all(seconds_of(measured) < NAP_SECONDS for measured in steps)
+
+
+def test_time_between_steps_is_the_next_one_s() -> None:
+    """Nothing is left out: what is not restarted after counts."""
+    clock = StepClock(CPU)
+    step(clock)
+    nap()
+    clock.mark("other")
+    step(clock)
+    _, second = clock.finished()
+    assert second.phase_seconds["other"] >= NAP_SECONDS
+    assert second.phase_seconds["data_wait"] < NAP_SECONDS
+
+
+def test_a_step_is_given_out_once_and_in_order() -> None:
+    clock = StepClock(CPU)
+    assert list(clock.finished()) == []
+    clock.end_step(1)
+    clock.end_step(2)
+    assert [measured.num_samples for measured in clock.finished()] == [1, 2]
+    assert list(clock.finished()) == []
+
+
+def test_an_unknown_phase_is_refused() -> None:
+    clock = StepClock(CPU)
+    clock.mark("tea")
+    clock.end_step(1)
+    with pytest.raises(KeyError):
+        list(clock.finished())
+
+
+class FakeEvent:
+    """A CUDA event at a time that the test gives it; it has passed when the test says so."""
+
+    now = 0.0
+    num_passed = 0
+    made: list[FakeEvent]
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.milliseconds = FakeEvent.now
+        FakeEvent.made.append(self)
+
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return FakeEvent.made.index(self) < FakeEvent.num_passed
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.query()
+        assert end.query(), "the device was asked for a time it does not know yet"
+        return end.milliseconds - self.milliseconds
+
+
+def test_on_a_gpu_nobody_waits_for_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    FakeEvent.made, FakeEvent.num_passed, FakeEvent.now = [], 0, 0.0
+    clock = StepClock(torch.device("cuda"))
+    for number in (1, 2):
+        FakeEvent.now += 250 * number
+        clock.mark("forward_backward")
+        FakeEvent.now += 500
+        clock.end_step(number)
+    assert list(clock.finished()) == []
+    FakeEvent.num_passed = 3
+    (first,) = clock.finished()
+    assert first == StepTime(
+        num_samples=1,
+        phase_seconds=dict.fromkeys(PHASES, 0.0) | {"forward_backward": 0.25, "other": 0.5},
+    )
+    FakeEvent.num_passed = 5
+    (second,) = clock.finished()
+    assert seconds_of(second) == 1.0

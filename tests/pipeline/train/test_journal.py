@@ -1,0 +1,110 @@
+"""What is told, and where, when something happens in a run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pipeline.data.order.partition import BatchPlan
+from pipeline.metrics.families import exposition
+from pipeline.metrics.job import JobMetrics
+from pipeline.run.console import Console
+from pipeline.run.directory import RunDirectory
+from pipeline.run.events import read_events
+from pipeline.train.eta import Eta
+from pipeline.train.journal import Journal
+from pipeline.train.progress import Progress
+from tests.pipeline.fake_run import (
+    RunHistory,
+    checkpoint_fields,
+    eval_fields,
+    start_fields,
+    train_fields,
+)
+from tests.pipeline.rank_process import FACTS
+
+PLAN = BatchPlan(
+    num_samples=100, global_batch_size=10, num_replicas=1, accumulation_steps=1, drop_last=False
+)
+ETA = Eta(steps_per_epoch=10, target_steps=20, evaluation_epochs=1, checkpoint_epochs=1)
+
+
+def test_gauges_of_a_resumed_run_go_on_with_their_last_values(tmp_path: Path) -> None:
+    """Those up to the checkpoint: what a killed attempt did behind it is void."""
+    run = RunDirectory(tmp_path)
+    earlier = RunHistory(run)
+    earlier.write("run", 0, **start_fields())
+    for step in (10, 20, 30):
+        earlier.write("train", step, **train_fields(step) | {"grad_norm": float(step)})
+        earlier.write("eval", step, **eval_fields(step, 90, 100, 100))
+        earlier.write("checkpoint", step, **checkpoint_fields("periodic") | {"num_bytes": step})
+    earlier.close()
+    (trained, evaluated, saved) = read_events(run.events)[4:7]
+    registry = CollectorRegistry()
+    journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
+    progress = Progress(step=20, best_top1=0.7, best_top5=0.95)
+    journal.started(progress, FACTS, start_fields(resumed_from=20))
+    expected = {
+        "alexnet_global_step": 20,
+        "alexnet_train_loss": trained["loss"],
+        "alexnet_train_accuracy_ratio": trained["top1"],
+        "alexnet_train_grad_norm": 20,
+        "alexnet_learning_rate": trained["learning_rate"],
+        "alexnet_checkpoint_last_step": 20,
+        "alexnet_checkpoint_bytes": 20,
+        "alexnet_checkpoint_last_success_timestamp_seconds": saved["time"],
+        "alexnet_resumes_total": 1,
+    }
+    assert {name: registry.get_sample_value(name) for name in expected} == expected
+    of_split = {
+        "alexnet_eval_loss": evaluated["loss"],
+        "alexnet_eval_samples": 100,
+        "alexnet_eval_expected_samples": 100,
+        "alexnet_eval_last_success_timestamp_seconds": evaluated["time"],
+    }
+    label = {"split": "val"}
+    assert {name: registry.get_sample_value(name, label) for name in of_split} == of_split
+    for name, top1, top5 in (("eval", 0.2, 0.9), ("best_eval", 0.7, 0.95)):
+        for k, accuracy in (("1", top1), ("5", top5)):
+            value = registry.get_sample_value(f"alexnet_{name}_accuracy_ratio", label | {"k": k})
+            assert value == accuracy
+
+
+def test_the_newest_evaluation_counts_whatever_made_it(tmp_path: Path) -> None:
+    """One of `pipeline.evaluate` too, but none on another shard set; and top-5 only if it says
+    something."""
+    run = RunDirectory(tmp_path)
+    earlier = RunHistory(run)
+    earlier.write("run", 0, **start_fields())
+    during = eval_fields(20, 90, 100, 100) | {"top5": None, "correct5": None}
+    earlier.write("eval", 20, **during)
+    earlier.write("eval", 10, **during | {"by": "evaluate", "top1": 0.3})
+    earlier.write("eval", 20, **during | {"by": "evaluate", "top1": 0.9, "own_shards": False})
+    earlier.close()
+    registry = CollectorRegistry()
+    journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
+    journal.started(Progress(step=20, best_top1=0.3), FACTS, start_fields(resumed_from=20))
+    exposed = exposition(registry).decode()
+    assert 'alexnet_eval_accuracy_ratio{k="1",split="val"} 0.3' in exposed
+    assert 'k="5"' not in exposed
+
+
+def test_a_network_that_only_guesses_is_told_once_until_it_learns(tmp_path: Path) -> None:
+    output, registry = io.StringIO(), CollectorRegistry()
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path, Console(output), JobMetrics(registry), PLAN, ETA)
+    shown = []
+    for step, is_stuck in enumerate((False, True, True, False, True), 1):
+        journal.watched_learning(10 * step, 2.3, is_stuck=is_stuck)
+        shown.append(registry.get_sample_value("alexnet_not_learning"))
+    assert shown == [0, 1, 1, 0, 1]
+    events = read_events(path)
+    assert [(event["kind"], event["step"]) for event in events] == [("alarm", 20), ("alarm", 50)]
+    assert events[0]["reason"] == "not_learning"
+    assert events[0]["loss"] == pytest.approx(2.3)
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: not learning: after 20 steps the loss of 2.3000 is still")

@@ -1,0 +1,90 @@
+"""What a log interval says, against the same sums done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pipeline.metrics.rank import PHASES
+from pipeline.ranks.mesh import Grid
+from pipeline.ranks.world import World
+from pipeline.train.clock import StepTime
+from pipeline.train.log_interval import Interval
+from tests.pipeline.worlds import SINGLE, fused, world_of_equals
+
+LOGITS = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+LABELS = torch.tensor([0, 0, 0])
+
+
+def interval_of(world: World) -> Interval:
+    return Interval(world, fused(world))
+
+
+def time_of(data_wait: float, forward_backward: float) -> StepTime:
+    phases = dict.fromkeys(PHASES, 0.0)
+    phases |= {"data_wait": data_wait, "forward_backward": forward_backward}
+    return StepTime(num_samples=3, phase_seconds=phases)
+
+
+def filled(interval: Interval) -> Interval:
+    """Two micro-batches of 3 samples with 2 right answers each, in two seconds."""
+    for loss in (6.0, 3.0):
+        interval.note_predictions(torch.tensor(loss), LOGITS, LABELS)
+    interval.note_time(time_of(0.25, 0.75))
+    interval.note_time(time_of(0.25, 0.75))
+    interval.note_norm(torch.tensor(5.0))
+    interval.note_norm(torch.tensor(4.0))
+    return interval
+
+
+def test_the_fields_of_a_train_event() -> None:
+    interval = filled(interval_of(SINGLE))
+    interval.wait()
+    assert interval.reduce() == {
+        "loss": 1.5,
+        "top1": pytest.approx(4 / 6),
+        "images_per_second": 3.0,
+        "data_wait_ratio": 0.25,
+        "phase_seconds": dict.fromkeys(PHASES, 0.0) | {"data_wait": 0.5, "forward_backward": 1.5},
+        "grad_norm": 4.0,
+    }
+
+
+def test_ranks_add_up() -> None:
+    """Three that work side by side: three times as fast, and all else as one alone."""
+    alone = filled(interval_of(SINGLE)).reduce()
+    together = filled(interval_of(world_of_equals(3))).reduce()
+    assert together == alone | {"images_per_second": 9.0}
+
+
+def test_two_ranks_of_one_replica_count_its_samples_once() -> None:
+    world = world_of_equals(2)
+    grid = Grid(replica=0, num_replicas=1, column=0, same_replica=None, same_column=None)
+    assert filled(Interval(world, grid)).reduce() == filled(interval_of(SINGLE)).reduce()
+
+
+def test_without_clipping_there_is_no_norm() -> None:
+    interval = interval_of(SINGLE)
+    interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
+    interval.note_time(time_of(0.5, 0.5))
+    interval.note_norm(None)
+    assert interval.reduce()["grad_norm"] is None
+
+
+def test_many_small_losses_are_not_lost() -> None:
+    """In fp32 a sum of 2**24 takes no 1 more."""
+    interval = interval_of(SINGLE)
+    interval.note_predictions(torch.tensor(2.0**24), LOGITS, LABELS)
+    for _ in range(3):
+        interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
+    interval.note_time(time_of(0.5, 0.5))
+    assert interval.reduce()["loss"] == (2**24 + 3) / 12
+
+
+def test_a_loss_that_is_not_a_number_is_told() -> None:
+    interval = interval_of(SINGLE)
+    interval.note_predictions(torch.tensor(math.nan), LOGITS, LABELS)
+    interval.note_time(time_of(0.5, 0.5))
+    assert math.isnan(interval.reduce()["loss"])
