@@ -31,8 +31,8 @@ from benchmarks.measurement import shard_synthetic, torchrun, train
 from pipeline.config.schema import Config, DistributedConfig, ModelConfig
 from pipeline.model.build import build_model
 from pipeline.optim.replica import Replica
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import connect
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
@@ -104,15 +104,15 @@ def _difference(one: _Outcome, other: _Outcome) -> dict[str, float]:
 def count(layout: Any, path: Path) -> None:
     """On each rank of a torchrun: what this rank sends and averages in one step."""
     config = Config(model=ModelConfig(name="alexnet_2012", columns=layout))
-    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
-        grid = build_grid(world, layout, 60)
-        model = build_model(config.model, 1000, (224, 224), grid.columns)
-        replica = Replica(model, config, world, grid)
+    with connect(LaunchEnvironment.read(), DistributedConfig(device="cpu")) as world:
+        mesh = build_mesh(world, layout, 60)
+        model = build_model(config.model, 1000, (224, 224), mesh.columns)
+        replica = Replica(model, config, world, mesh)
         images = torch.zeros(NUM_IMAGES, 3, 224, 224)
         zeros = torch.zeros(NUM_IMAGES, dtype=torch.int64)
         with _counting() as counted:
             replica.add_gradients(images, zeros, zeros, step_samples=8, is_last=True)
-        found = world.gather(counted)
+        found = world.all_gather_object(counted)
         if world.is_main:
             path.write_text(json.dumps(found[0]))
         assert all(one["elements"] == found[0]["elements"] for one in found)

@@ -25,7 +25,7 @@ from benchmarks.rivals.rounds import (
     serve,
 )
 from pipeline.config.schema import AugmentConfig, Config, DataConfig
-from pipeline.data.augment.frames import take_frames
+from pipeline.data.augment.crops import take_crops
 from pipeline.data.augment.shifts import draw_flips
 from pipeline.data.batches.loader import Loader, training_requests
 from pipeline.data.cache.shard_set import ShardSet
@@ -61,7 +61,7 @@ def open_epoch(task: Task) -> Epoch:
         with Loader(reader, requests, batch_size=plan.local_batch_size, depth=DEPTH) as loader:
             for batch in loader:
                 flips = draw_flips(config.augment, SEED, 0, batch.samples)
-                yield check_batch(take_frames(batch.images, None, flips), batch.labels)
+                yield check_batch(take_crops(batch.images, None, flips), batch.labels)
 
     return lambda: sum(batches())
 

@@ -29,8 +29,8 @@ from pipeline.model import response_norm
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, fastest
 from pipeline.optim.replica import Replica
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import connect
 
 
@@ -73,9 +73,9 @@ CASES_OF_LARGE: dict[str, dict[str, Any]] = {
 def make_step(case: Case) -> Callable[[], None]:
     """A step as training takes it, from inputs that are ready."""
     config, size = case.config, (case.pixels, case.pixels)
-    with connect(Place(), DistributedConfig(device="cpu")) as world:
+    with connect(LaunchEnvironment(), DistributedConfig(device="cpu")) as world:
         network = build_model(config.model, 1000, size)
-        replica = Replica(network, config, world, build_grid(world, "fused", 60))
+        replica = Replica(network, config, world, build_mesh(world, "fused", 60))
     layout = torch.channels_last if case.is_channels_last else torch.contiguous_format
     replica.model.to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(case.num_images, 3, *size).contiguous(memory_format=layout)

@@ -29,8 +29,8 @@ from pipeline.config.schema import Config, DistributedConfig, ModelConfig
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, resolve
 from pipeline.optim.replica import Replica
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import connect
 
 LOCAL_BATCH_SIZE = 64
@@ -53,9 +53,9 @@ def our_config(response_norm: Any) -> Config:
 
 def our_step(images: torch.Tensor, labels: torch.Tensor, config: Config) -> Step:
     """A step as training takes it, from inputs that are ready."""
-    with connect(Place(), DistributedConfig()) as world:
+    with connect(LaunchEnvironment(), DistributedConfig()) as world:
         model = build_model(config.model, 1000, (224, 224))
-        replica = Replica(model, config, world, build_grid(world, "fused", 60))
+        replica = Replica(model, config, world, build_mesh(world, "fused", 60))
     images = images.contiguous(memory_format=torch.channels_last)
     keys = torch.arange(len(images))
 

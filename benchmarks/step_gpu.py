@@ -36,9 +36,9 @@ from benchmarks.rivals import eager_alexnet
 from pipeline.config.recipes import alexnet_fast
 from pipeline.config.schema import DistributedConfig
 from pipeline.data.augment.color import ORIGINAL, draw_color_shifts
+from pipeline.data.augment.crop_policy import training_crop_policy
+from pipeline.data.augment.crops import CropWindows
 from pipeline.data.augment.device import to_device
-from pipeline.data.augment.frames import Picks
-from pipeline.data.augment.framing import training_framing
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.shifts import draw_flips
 from pipeline.data.order.randomness import dropout_keys
@@ -46,8 +46,8 @@ from pipeline.model.alexnet import AlexNet2012
 from pipeline.model.build import build_model
 from pipeline.optim.precision import autocast
 from pipeline.optim.replica import Replica
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import connect
 
 Precision = Literal["bf16", "fp16"]
@@ -105,12 +105,12 @@ class OurStep:
         config = dataclasses.replace(
             recipe, optim=optim, precision=precision, global_batch_size=num_images
         )
-        with connect(Place(), DistributedConfig()) as world:
+        with connect(LaunchEnvironment(), DistributedConfig()) as world:
             network = build_model(config.model, 1000, (224, 224))
-            self.replica = Replica(network, config, world, build_grid(world, "fused", 60))
+            self.replica = Replica(network, config, world, build_mesh(world, "fused", 60))
         self._augment = config.augment
         self._samples = np.arange(num_images)
-        self._framing = training_framing(config.augment, (256, 256), 0)
+        self._crop_policy = training_crop_policy(config.augment, (256, 256), 0)
         shape = (num_images, 256, 256, 3)
         self._images = torch.randint(256, shape, dtype=torch.uint8, device=_GPU)
         self._labels = torch.randint(1000, (num_images,), device=_GPU)
@@ -120,12 +120,14 @@ class OurStep:
         """What `pipeline.data.augment.preprocess.Augmenter` does with images that are resident."""
         size = self._augment.color_noise
         sides = (np.full(len(self._samples), side) for side in self._images.shape[1:3])
-        boxes = self._framing.boxes(self._samples, 0, *sides)
-        picks = Picks(rows=self._samples, tops=boxes.tops, lefts=boxes.lefts, size=(224, 224))
+        boxes = self._crop_policy.boxes(self._samples, 0, *sides)
+        crop_windows = CropWindows(
+            rows=self._samples, tops=boxes.tops, lefts=boxes.lefts, size=(224, 224)
+        )
         shifts = draw_color_shifts(ORIGINAL, size, 0, 0, self._samples).astype(np.float32)
         return self._normalizer.take(
             self._images,
-            picks,
+            crop_windows,
             draw_flips(self._augment, 0, 0, self._samples),
             color_shifts=to_device(shifts, _GPU),
             divisor=1 + size,

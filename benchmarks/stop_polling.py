@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.measurement import parser, report, spread, torchrun
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import leave
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
 from pipeline.ranks.world import connect
 from pipeline.run.directory import RunDirectory
@@ -30,8 +30,8 @@ NUM_RANKS, NUM_STEPS, STEP_SECONDS, ROUNDS = 2, 1_000, 0.01, 5
 def ask(run: RunDirectory, answers: Path) -> None:
     """On one rank: write the seconds spent asking, and in all, to `answers`."""
     signals = StopSignals()
-    place = Place.from_environment()
-    with connect(place, DistributedConfig(device="cpu")) as world:
+    environment = LaunchEnvironment.read()
+    with connect(environment, DistributedConfig(device="cpu")) as world:
         stops = StopRequests(world, run, signals)
         begin, seconds = time.perf_counter(), 0.0
         for step in range(NUM_STEPS):
@@ -41,7 +41,7 @@ def ask(run: RunDirectory, answers: Path) -> None:
             seconds += time.perf_counter() - before
         whole = time.perf_counter() - begin
         stops.close()
-    if place.rank == 0:
+    if environment.rank == 0:
         answers.write_text(json.dumps({"asking": seconds, "whole": whole}))
 
 

@@ -28,7 +28,7 @@ from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.shard_set.files import path_option
 from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, check_name
-from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from data_prep.sources.cifar import open_cifar10, open_cifar100
 from data_prep.sources.folder import open_folder
 from data_prep.sources.imagenet import NUM_CLASSES, open_imagenet
@@ -365,4 +365,4 @@ def _reasons(counts: Mapping[str, int]) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     open_streams()
-    sys.exit(exit_code_when_told(main()))
+    sys.exit(exit_code_after_flush(main()))

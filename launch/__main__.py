@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.shard_set.files import describe
-from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from launch import doctor, local, outcome, prometheus, runs, submit
 
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code = options.run(options)
-        return exit_code_when_told(0) if code is None else code  # else it says how a job ended
+        return exit_code_after_flush(0) if code is None else code  # else it says how a job ended
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from launch.options import misplacement_check
 from launch.outcome import Outcome, outcome_of
 from pipeline.config.schema import ranks_per_replica
 from pipeline.run.console import Console
-from pipeline.run.ending import FAILED, STOPPED, heeded_signals
+from pipeline.run.ending import FAILED, STOPPED, handled_signals
 from pipeline.run.events import read_events
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> int:
     code, asked = _run_torchrun(words, log, events)
     history = read_events(events) if events.is_file() else []
     outcome = outcome_of(history, begin, code, asked)
-    is_told = any(row["kind"] == "end" and row["time"] >= begin for row in history)
-    if code and not is_told:
+    is_recorded = any(row["kind"] == "end" and row["time"] >= begin for row in history)
+    if code and not is_recorded:
         console.line(f"{command.run.path}: {outcome}; what the ranks wrote is in {log}")
     return exit_code_of(outcome)
 
@@ -110,7 +110,7 @@ def torchrun_command(
     num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
 ) -> list[str]:
     """On this machine alone, at a free port, by loopback: its name need not resolve."""
-    signals = ["SIGQUIT", *(number.name for number in heeded_signals())]
+    signals = ["SIGQUIT", *(number.name for number in handled_signals())]
     return [
         *(sys.executable, "-m", "pipeline.start_ranks", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
@@ -141,15 +141,15 @@ def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, str
     environment = local_environment() | {LOG_VARIABLE: str(log.absolute())}
     started: list[subprocess.Popen[bytes]] = []
 
-    def pass_on(number: int, _: FrameType | None) -> None:
+    def forward_signal(number: int, _: FrameType | None) -> None:
         nonlocal asked
         asked = signal.Signals(number).name.removeprefix("SIG")
         is_starting = number == signal.SIGINT and _change_of(events) == before
         for child in started:
             child.send_signal(signal.SIGTERM if is_starting else number)
 
-    for number in heeded_signals():
-        signal.signal(number, pass_on)
+    for number in handled_signals():
+        signal.signal(number, forward_signal)
     with (
         log.open("wb", buffering=0) as file,
         subprocess.Popen(

@@ -53,14 +53,14 @@ def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: s
     failed       anything else, a death without a last word too
     """
     rows = [row for row in of_training(history) if row["time"] >= since]
-    if asked and not _has_last_word(rows):
+    if asked and not _has_end_event(rows):
         return _outcome_of_signal(rows, asked)
     if rows and rows[-1]["kind"] == "end":
         return _outcome_of_end(rows, asked)
     return "failed" if rows or code or not history else "completed"
 
 
-def _has_last_word(rows: list[Event]) -> bool:
+def _has_end_event(rows: list[Event]) -> bool:
     """Whether the job itself has said how it ended."""
     if not rows or rows[-1]["kind"] != "end":
         return False

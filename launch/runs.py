@@ -15,7 +15,7 @@ from typing import Any, assert_never
 
 from data_prep.shard_set.files import path_option
 from pipeline.metrics.job import GLOBAL_STEP
-from pipeline.metrics.outcomes import Standing, standing_of
+from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import Event, of_training, own_evaluations, read_events
 from pipeline.run.lock import log_at_work
@@ -38,19 +38,21 @@ def status(options: argparse.Namespace) -> None:
     run = _existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
     now = time.time()
-    standing = standing_of(run, socket.gethostname(), now)
-    for name, value in describe(events, standing, now).items():
+    run_status = read_run_status(run, socket.gethostname(), now)
+    for name, value in describe(events, run_status, now).items():
         sys.stdout.write(f"{name:12} {value}\n")
     job = slurm_job(run)
     if job is not None:
-        sys.stdout.write(f"{'SLURM':12} job {job}: {_told(_look_into_slurm(job), standing)}\n")
+        sys.stdout.write(
+            f"{'SLURM':12} job {job}: {_describe_job(_look_into_slurm(job), run_status)}\n"
+        )
     if run.hangs.is_dir():
         sys.stdout.write(f"{'hangs':12} stacks of one that hung are in {run.hangs}\n")
 
 
-def describe(events: list[Event], standing: Standing | None, now: float) -> dict[str, str]:
+def describe(events: list[Event], run_status: RunStatus | None, now: float) -> dict[str, str]:
     """What is known of a run, a line each; `now` is in Unix seconds."""
-    state = _state(standing, events)
+    state = _state(run_status, events)
     rows = of_training(events)
     if not rows:
         return {"state": state}
@@ -61,8 +63,8 @@ def describe(events: list[Event], standing: Standing | None, now: float) -> dict
     if "run" in last:
         target = last["run"]["target_steps"]
         step = max(row["step"] for row in rows)
-        if standing is not None and state == "training":
-            step = max(step, _published_step(standing))
+        if run_status is not None and state == "training":
+            step = max(step, _published_step(run_status))
         found["step"] = (
             f"{step:,} of {target:,} ({step / target:.1%}), on {last['run']['world_size']} ranks"
         )
@@ -86,11 +88,11 @@ def describe(events: list[Event], standing: Standing | None, now: float) -> dict
     return found
 
 
-def _published_step(standing: Standing) -> int:
+def _published_step(run_status: RunStatus) -> int:
     """The step that rank 0 was at seconds ago; the events have only those of log intervals."""
     steps = [
         sample.value
-        for rank in standing.ranks
+        for rank in run_status.ranks
         for family in rank.families
         for sample in family.samples
         if sample.name == GLOBAL_STEP
@@ -105,7 +107,7 @@ def stop(options: argparse.Namespace) -> None:
     job = slurm_job(run)
     in_slurm = None if job is None else _look_into_slurm(job)
     state_in_slurm = "" if in_slurm is None else in_slurm.state
-    found = _state(standing_of(run, socket.gethostname(), time.time()), events)
+    found = _state(read_run_status(run, socket.gethostname(), time.time()), events)
     if found not in _AT_WORK and state_in_slurm == "PENDING":
         raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
     if found not in _AT_WORK and state_in_slurm != "RUNNING":
@@ -114,20 +116,20 @@ def stop(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
 
 
-def _state(standing: Standing | None, events: list[Event]) -> str:
-    if standing is None:
+def _state(run_status: RunStatus | None, events: list[Event]) -> str:
+    if run_status is None:
         return "has not started"
-    match standing.outcome:
+    match run_status.outcome:
         case "running":
             begins = [row["time"] for row in events if row["kind"] == "run"]
-            since = max((rank.writer.since for rank in standing.ranks), default=0.0)
+            since = max((rank.writer.since for rank in run_status.ranks), default=0.0)
             return _AT_WORK[bool(begins) and begins[-1] > since]
         case "killed":
             return "was killed"
         case "completed" | "stopped" | "failed":
-            return standing.outcome
+            return run_status.outcome
         case _:
-            assert_never(standing.outcome)
+            assert_never(run_status.outcome)
 
 
 def logs(options: argparse.Namespace) -> None:
@@ -175,12 +177,12 @@ def _look_into_slurm(job: str) -> _InSlurm | None:
     return _InSlurm(*done.stdout.strip().split("|"))
 
 
-def _told(found: _InSlurm | None, standing: Standing | None) -> str:
+def _describe_job(found: _InSlurm | None, run_status: RunStatus | None) -> str:
     if found is None:
         return "SLURM is not on this host"
     if found.state == "PENDING":
         return f"PENDING ({found.reason})"
-    if found.state == "FAILED" and standing is not None and standing.outcome == "stopped":
+    if found.state == "FAILED" and run_status is not None and run_status.outcome == "stopped":
         return "ended, as the run was stopped"  # its exit code is a failure to SLURM
     return " on ".join(filter(None, (found.state, found.nodes))) or "not in the queue"
 

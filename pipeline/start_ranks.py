@@ -45,7 +45,7 @@ def _run(arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0:
-                _tell_of_killed(rank, -failure.exitcode)
+                _report_killed(rank, -failure.exitcode)
         return max(error.get_first_failure()[1].exitcode, FAILED)
     except SignalException as stop:
         return 128 + stop.sigval
@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _tell_of_killed(rank: int, number: int) -> None:
+def _report_killed(rank: int, number: int) -> None:
     hint = "; was memory short? 'dmesg' says so" if number == signal.SIGKILL else ""
     sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}{hint}\n")
 

@@ -54,7 +54,7 @@ def write_beton(
     if path.exists():
         return _find_finished(shards, path, sha256)
     samples = ShardSamples(shards, manifest)
-    with contextlib.closing(samples), _claim(path) as temporary:
+    with contextlib.closing(samples), _locked_temporary(path) as temporary:
         writer = FfcvWriter(samples)
         with _progress("writing", len(samples), stream) as show, _naming(path):
             writer.write(temporary, show, stall_seconds)
@@ -88,7 +88,7 @@ def _find_finished(shards: Path, path: Path, sha256: str) -> Beton:
 
 
 @contextlib.contextmanager
-def _claim(path: Path) -> Iterator[Path]:
+def _locked_temporary(path: Path) -> Iterator[Path]:
     """Yields the name to write under, and keeps other writers from it.
 
     It has one name only, so what a killed writer leaves there goes when the command is run again.

@@ -12,12 +12,12 @@ from typing import TextIO
 
 from data_prep.convert.assignment import ShardName, Task, assign
 from data_prep.convert.changes import Rows, Stamps, check_unchanged, load_stamps
-from data_prep.convert.output import Outline, claim, clean_up, find_finished
+from data_prep.convert.output import ConversionPlan, clean_up, find_finished, locked_output
 from data_prep.convert.pool import ShardJob, write_shards
 from data_prep.convert.progress import Progress
 from data_prep.convert.publish import publish
 from data_prep.convert.shard import ShardPlan, ShardRecord, find_record
-from data_prep.convert.tally import Tally
+from data_prep.convert.totals import ConversionTotals
 from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.manifest import Encoding, Manifest, hash_class_names, manifest_sha256
 from data_prep.sources.source import Source
@@ -53,7 +53,7 @@ class _Work:
     source: Source
     shards: Path
     options: Options
-    outline: Outline
+    plan: ConversionPlan
     rows: Rows
     """Of all shards, in their order."""
     stream: TextIO
@@ -72,9 +72,9 @@ def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> t
     finished = _find_whole(work)
     if finished is not None:
         return finished, 0
-    with claim(shards, work.outline, None) as records:
-        tally, num_read = _write_missing(work, records, work.outline.shard_names())
-        manifest = publish(shards, work.outline, tally)
+    with locked_output(shards, work.plan, None) as records:
+        totals, num_read = _write_missing(work, records, work.plan.shard_names())
+        manifest = publish(shards, work.plan, totals)
         clean_up(shards)
     return manifest, num_read
 
@@ -88,10 +88,10 @@ def convert_part(
     how many samples this call has read. Otherwise as `convert`.
     """
     work = _plan(source, shards, options, stream)
-    names = task.pick(work.outline.shard_names())
+    names = task.pick(work.plan.shard_names())
     if _find_whole(work) is not None:
         return len(names), 0
-    with claim(shards, work.outline, task) as records:
+    with locked_output(shards, work.plan, task) as records:
         _, num_read = _write_missing(work, records, names)
     return len(names), num_read
 
@@ -101,15 +101,15 @@ def _plan(source: Source, shards: Path, options: Options, stream: TextIO) -> _Wo
         source=source,
         shards=shards,
         options=options,
-        outline=outline_of(source, options),
+        plan=conversion_plan(source, options),
         rows=_assign(source, options),
         stream=stream,
     )
 
 
-def outline_of(source: Source, options: Options) -> Outline:
+def conversion_plan(source: Source, options: Options) -> ConversionPlan:
     """What the conversion makes."""
-    return Outline(
+    return ConversionPlan(
         settings={
             "source": source.name,
             "name": options.name,
@@ -138,7 +138,7 @@ def _hash_samples(source: Source) -> str:
 
 def _find_whole(work: _Work) -> Manifest | None:
     """The manifest, if the shard set is finished already."""
-    finished = find_finished(work.shards, work.outline.settings)
+    finished = find_finished(work.shards, work.plan.settings)
     if finished is not None:
         for split in finished.splits.values():
             check_shard_sizes(work.shards, split)
@@ -148,10 +148,12 @@ def _find_whole(work: _Work) -> Manifest | None:
     return finished
 
 
-def _write_missing(work: _Work, records: Path, names: Sequence[ShardName]) -> tuple[Tally, int]:
+def _write_missing(
+    work: _Work, records: Path, names: Sequence[ShardName]
+) -> tuple[ConversionTotals, int]:
     """Write those shards that are not finished; returns their sum, and the samples read."""
-    tally = Tally(work.outline, max_reject_ratio=work.options.max_reject_ratio)
-    missing = _count_finished(work, records, names, tally)
+    totals = ConversionTotals(work.plan, max_reject_ratio=work.options.max_reject_ratio)
+    missing = _count_finished(work, records, names, totals)
     num_samples = sum(len(work.rows[name]) for name in names)
     num_missing = sum(len(work.rows[name]) for name in missing)
     num_before = num_samples - num_missing
@@ -166,14 +168,14 @@ def _write_missing(work: _Work, records: Path, names: Sequence[ShardName]) -> tu
     writing = write_shards(missing, plan, _job(work, records), work.options.num_workers, show)
     with contextlib.closing(progress), contextlib.closing(writing) as done:
         for name in done:
-            tally.add(name, ShardRecord.load(records / name.record_filename))
-    return tally, num_missing
+            totals.add(name, ShardRecord.load(records / name.record_filename))
+    return totals, num_missing
 
 
 def _count_finished(
-    work: _Work, records: Path, names: Sequence[ShardName], tally: Tally
+    work: _Work, records: Path, names: Sequence[ShardName], totals: ConversionTotals
 ) -> list[ShardName]:
-    """Add to `tally` what need not be written again; returns the others of `names`.
+    """Add to `totals` what need not be written again; returns the others of `names`.
 
     Images in finished shards, those of other tasks too, must be what they were.
     """
@@ -186,7 +188,7 @@ def _count_finished(
             continue
         stamps[name] = record.stamps
         if name in own:
-            tally.add(name, record)
+            totals.add(name, record)
     missing = [name for name in missing if name in own]
     if not work.options.ignore_changes:
         check_unchanged(work.shards, work.source, work.rows, stamps)

@@ -8,15 +8,15 @@ from pathlib import Path
 from data_prep.convert.assignment import ShardName, Task
 from data_prep.convert.output import (
     ConversionError,
-    Outline,
-    claim_begun,
+    ConversionPlan,
     clean_up,
     find_divisions,
     find_finished,
+    locked_unfinished_output,
 )
 from data_prep.convert.publish import publish
 from data_prep.convert.shard import find_record
-from data_prep.convert.tally import Tally
+from data_prep.convert.totals import ConversionTotals
 from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.manifest import Manifest
 from data_prep.sources.source import name_some
@@ -32,24 +32,24 @@ def merge(shards: Path, *, max_reject_ratio: float) -> Manifest:
         for split in finished.splits.values():
             check_shard_sizes(shards, split)
         return finished
-    with claim_begun(shards) as (records, outline):
-        tally = Tally(outline, max_reject_ratio=max_reject_ratio)
+    with locked_unfinished_output(shards) as (records, plan):
+        totals = ConversionTotals(plan, max_reject_ratio=max_reject_ratio)
         missing = []
-        for name in outline.shard_names():
+        for name in plan.shard_names():
             if (record := find_record(shards, records, name)) is None:
                 missing.append(name)
             else:
-                tally.add(name, record)
+                totals.add(name, record)
         if missing:
-            raise ConversionError(_describe(missing, outline, find_divisions(records)))
-        manifest = publish(shards, outline, tally)
+            raise ConversionError(_describe(missing, plan, find_divisions(records)))
+        manifest = publish(shards, plan, totals)
         clean_up(shards)
     return manifest
 
 
-def _describe(missing: Sequence[ShardName], outline: Outline, divisions: Sequence[int]) -> str:
+def _describe(missing: Sequence[ShardName], plan: ConversionPlan, divisions: Sequence[int]) -> str:
     """Which shards are missing, and what makes them."""
-    shards = outline.shard_names()
+    shards = plan.shard_names()
     how = "without --num-tasks"
     if len(divisions) == 1:
         (num_tasks,) = divisions

@@ -26,7 +26,7 @@ Settings = Mapping[str, str | int | float | None]
 """All that decides the bytes of a shard set, by name."""
 
 _WORK_FOLDER = ".conversion"
-_OUTLINE_NAME = "settings.json"
+_PLAN_NAME = "settings.json"
 _OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
 """Settings that have a field of their own in the manifest; the others are its options."""
 _TASK_LOCK = re.compile(r"task-(\d+)-of-(\d+)\.lock")
@@ -37,7 +37,7 @@ class ConversionError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outline:
+class ConversionPlan:
     """What a conversion makes; with the records of its shards enough to publish it."""
 
     settings: Settings
@@ -79,7 +79,7 @@ def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | 
 
 
 @contextlib.contextmanager
-def claim(shards: Path, outline: Outline, task: Task | None) -> Iterator[Path]:
+def locked_output(shards: Path, plan: ConversionPlan, task: Task | None) -> Iterator[Path]:
     """Keep other conversions out of the folder, which is made if need be.
 
     With a `task`, other tasks of the same division may be at work in it at the same time.
@@ -92,27 +92,27 @@ def claim(shards: Path, outline: Outline, task: Task | None) -> Iterator[Path]:
     records.mkdir(parents=True, exist_ok=True)
     with _hold(shards, task):
         with locked(records / "settings.lock", wait=True):
-            _agree(shards, outline)
-        with _without_leftovers(shards, outline, task):
+            _record_plan(shards, plan)
+        with _without_leftovers(shards, plan, task):
             yield records
 
 
 @contextlib.contextmanager
-def claim_begun(shards: Path) -> Iterator[tuple[Path, Outline]]:
+def locked_unfinished_output(shards: Path) -> Iterator[tuple[Path, ConversionPlan]]:
     """Keep other conversions out of a folder in which one was begun, whatever its settings.
 
     Yields the folder for the records, and what the conversion makes. Raises `ConversionError` if
     none was begun, or another is at work.
     """
     records = shards / _WORK_FOLDER
-    if not (records / _OUTLINE_NAME).exists():
+    if not (records / _PLAN_NAME).exists():
         raise ConversionError(
             f"{shards} holds no conversion that was begun: run 'python -m data_prep shard' first"
         )
     with _hold(shards, None):
-        outline = _load(records / _OUTLINE_NAME)
-        with _without_leftovers(shards, outline, None):
-            yield records, outline
+        plan = _load(records / _PLAN_NAME)
+        with _without_leftovers(shards, plan, None):
+            yield records, plan
 
 
 def find_divisions(records: Path) -> list[int]:
@@ -163,24 +163,24 @@ def _check_division(shards: Path, task: Task) -> None:
             )
 
 
-def _agree(shards: Path, outline: Outline) -> None:
+def _record_plan(shards: Path, plan: ConversionPlan) -> None:
     """Note what is made, or check that it is the same as noted before."""
-    path = shards / _WORK_FOLDER / _OUTLINE_NAME
+    path = shards / _WORK_FOLDER / _PLAN_NAME
     if path.exists():
-        _check_same(shards, _load(path).settings, outline.settings)
+        _check_same(shards, _load(path).settings, plan.settings)
     else:
-        write_atomically(path, json.dumps(asdict(outline)).encode())
+        write_atomically(path, json.dumps(asdict(plan)).encode())
 
 
-def _load(path: Path) -> Outline:
+def _load(path: Path) -> ConversionPlan:
     try:
         fields = json.loads(path.read_bytes())
-        outline = Outline(**{**fields, "class_names": tuple(fields["class_names"])})
-        if hash_class_names(outline.class_names) != outline.settings["class_names_sha256"]:
+        plan = ConversionPlan(**{**fields, "class_names": tuple(fields["class_names"])})
+        if hash_class_names(plan.class_names) != plan.settings["class_names_sha256"]:
             raise ValueError("class_names do not match their hash")
-        if not isinstance(outline.settings["samples_per_shard"], int):
+        if not isinstance(plan.settings["samples_per_shard"], int):
             raise ValueError("samples_per_shard is not a number")
-        return outline
+        return plan
     except (ValueError, TypeError, KeyError) as error:
         raise ConversionError(
             f"{path} is damaged ({error}): empty the --output folder and run the command again"
@@ -188,9 +188,9 @@ def _load(path: Path) -> Outline:
 
 
 @contextlib.contextmanager
-def _without_leftovers(shards: Path, outline: Outline, task: Task | None) -> Iterator[None]:
+def _without_leftovers(shards: Path, plan: ConversionPlan, task: Task | None) -> Iterator[None]:
     """Remove unfinished files before and after; those of other tasks may be at work."""
-    names = None if task is None else _own_files(task.pick(outline.shard_names()))
+    names = None if task is None else _own_files(task.pick(plan.shard_names()))
     _remove_leftovers(shards, names)
     try:
         yield

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.convert.changes import save_stamps
-from data_prep.convert.output import ConversionError, Outline
+from data_prep.convert.output import ConversionError, ConversionPlan
 from data_prep.convert.shard import ShardRecord
 from data_prep.convert.statistics import (
     PixelSums,
@@ -23,7 +23,7 @@ from data_prep.convert.statistics import (
     mean_image,
     principal_components,
 )
-from data_prep.convert.tally import Tally, describe_rejected
+from data_prep.convert.totals import ConversionTotals, describe_rejected
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.manifest import (
     FORMAT_VERSION,
@@ -40,43 +40,43 @@ logger = logging.getLogger(__name__)
 _MEAN_IMAGE_NAME = "train.mean.npy"
 
 
-def publish(shards: Path, outline: Outline, tally: Tally) -> Manifest:
-    """Write the indexes, the mean image and, last, the manifest; `tally` has all shards.
+def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Manifest:
+    """Write the indexes, the mean image and, last, the manifest; `totals` has all shards.
 
     Raises `ConversionError` if no image of a split can be used.
     """
-    contents = tally.contents
+    contents = totals.contents
     has_one_size = len(contents.sizes) == 1
     height, width = next(iter(contents.sizes)) if has_one_size else (None, None)
     for description in describe_rejected(contents.rejected):
         logger.warning("left out: %s", description)
-    names = outline.shard_names()
+    names = plan.shard_names()
     splits = {
         split: _publish_split(
             shards,
             split,
-            {name.filename: tally.records[name] for name in names if name.split == split},
+            {name.filename: totals.records[name] for name in names if name.split == split},
         )
-        for split in outline.num_samples
+        for split in plan.num_samples
     }
-    settings: Mapping[str, Any] = outline.settings
+    settings: Mapping[str, Any] = plan.settings
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        encoding=outline.encoding,
+        encoding=plan.encoding,
         image_height=height,
         image_width=width,
-        class_names=outline.class_names,
-        class_names_sha256=hash_class_names(outline.class_names),
+        class_names=plan.class_names,
+        class_names_sha256=hash_class_names(plan.class_names),
         splits=splits,
         statistics=_publish_statistics(shards, contents.pixels, has_one_size=has_one_size),
         source=settings["source"],
         name=settings.get("name"),  # a conversion begun by an older version has none
-        options=outline.manifest_options,
+        options=plan.manifest_options,
         seed=settings["seed"],
         rewritten=dict(contents.rewritten),
         rejected=dict(Counter(reason for _, reason, _ in contents.rejected)),
     )
-    stamps = [tally.records[name].stamps for name in names]
+    stamps = [totals.records[name].stamps for name in names]
     if any(part.any() for part in stamps):  # else none of the images can be replaced
         save_stamps(shards, hashlib.sha256(serialize(manifest)).hexdigest(), stamps)
     write_manifest(shards, manifest)

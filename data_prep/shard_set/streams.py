@@ -61,7 +61,7 @@ def _reopened(handle: int, before: TextIO | None) -> TextIO:
     )
 
 
-def exit_code_when_told(code: int) -> int:
+def exit_code_after_flush(code: int) -> int:
     """The exit code of a command that has done its work, for which `code` would be right.
 
     If what it had to tell is lost, a sentence says so and the code is 1. A reader of a pipe that

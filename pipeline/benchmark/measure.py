@@ -30,8 +30,8 @@ from pipeline.benchmark.choice import Measurement, choose, table
 from pipeline.config.command_line import with_values
 from pipeline.config.recipes import RECIPES, recipe_config
 from pipeline.config.schema import Config, DistributedConfig, is_url, location_option
-from pipeline.data.augment.frames import take_frames
-from pipeline.data.augment.framing import ImageSize, input_size
+from pipeline.data.augment.crop_policy import ImageSize, input_size
+from pipeline.data.augment.crops import take_crops
 from pipeline.data.augment.normalize import build_normalizer
 from pipeline.data.augment.preprocess import Augmenter
 from pipeline.data.batches.batch import Batches
@@ -41,8 +41,8 @@ from pipeline.model.build import build_model, image_size
 from pipeline.optim.precision import arithmetic_of, resolve
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import exit_code_of, sentence_of
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import connect
 
 _ENDLESS = 1 << 40
@@ -71,22 +71,22 @@ def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
     """Batches without an end, as one rank trains on them, the split's size and the device."""
     with (
         contextlib.ExitStack() as resources,
-        connect(Place(), config.distributed) as world,
+        connect(LaunchEnvironment(), config.distributed) as world,
     ):
         shards = ShardSet.opened(config.data, resources)
-        grid = build_grid(world, "fused", config.distributed.timeout_seconds)
-        plan = make_plan(config, shards.manifest.split("train"), grid.num_replicas)
-        source = open_batches(config, shards, plan, world, grid, resources)
+        mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
+        plan = make_plan(config, shards.manifest.split("train"), mesh.num_replicas)
+        source = open_batches(config, shards, plan, world, mesh, resources)
         yield resources.enter_context(source(0, _ENDLESS)), plan.num_samples, world.device
 
 
 def _read(batches: Batches, device: torch.device, at_most: int | None, seconds: float) -> int:
-    """Take frames for so long, or until so many have come; returns their number."""
+    """Take crops for so long, or until so many have come; returns their number."""
     num_read, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end and (at_most is None or num_read < at_most):
         batch = next(batches)
         images, _ = batch.to(device)
-        take_frames(images, batch.picks)
+        take_crops(images, batch.crop_windows)
         num_read += batch.num_valid
     _wait(device)
     return num_read
@@ -100,13 +100,13 @@ def _private_bytes() -> int:
 
 def step_rate(config: Config, shards: ShardSet, seconds: float) -> tuple[float, str]:
     """Images a second of training on one batch that is there already; and on what device."""
-    with connect(Place(), config.distributed) as world:
+    with connect(LaunchEnvironment(), config.distributed) as world:
         manifest = shards.manifest
         size = input_size(config.augment, manifest.image_size)
         network = build_model(config.model, manifest.num_classes, size)
-        grid = build_grid(world, "fused", config.distributed.timeout_seconds)
-        config = resolve(config, None, world.gather(arithmetic_of(world.device)))
-        replica = Replica(network, config, world, grid)
+        mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
+        config = resolve(config, None, world.all_gather_object(arithmetic_of(world.device)))
+        replica = Replica(network, config, world, mesh)
         normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
         augmenter = Augmenter(config.augment, config.seed, manifest.statistics, normalizer)
         count = config.global_batch_size

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from data_prep.shard_set.manifest import Split
 from pipeline.config.schema import Config
-from pipeline.data.augment.framing import training_framing
+from pipeline.data.augment.crop_policy import training_crop_policy
 from pipeline.data.batches import resident
 from pipeline.data.batches.batch import Batches
 from pipeline.data.batches.loader import Loader, Request, requests_of_all, training_requests
@@ -22,7 +22,7 @@ from pipeline.data.order.shard_needs import (
 )
 from pipeline.data.readers.open import open_training_reader, open_whole_images
 from pipeline.data.readers.staging import StagedReader, remote_files
-from pipeline.ranks.mesh import Grid
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 
 OpenBatches = Callable[[int, int], Batches]
@@ -76,7 +76,7 @@ def open_batches(
     shards: ShardSet,
     plan: BatchPlan,
     world: World,
-    grid: Grid,
+    mesh: Mesh,
     resources: contextlib.ExitStack,
 ) -> OpenBatches:
     """Open the training split as `data.reader` says; the ranks call it together.
@@ -84,14 +84,14 @@ def open_batches(
     Raises what the readers raise, and `ValueError` if a resident split has no room.
     """
     if config.data.is_resident:
-        return _resident_batches(config, shards, plan, world, grid)
-    with world.together():
+        return _resident_batches(config, shards, plan, world, mesh)
+    with world.fail_together():
         files = remote_files(shards, "train")
         reader = open_training_reader(config, shards, files)
         resources.callback(reader.close)
 
     def open_loader(start_step: int, end_step: int) -> Batches:
-        requests = training_requests(plan, config.seed, grid.replica, start_step, end_step)
+        requests = training_requests(plan, config.seed, mesh.replica, start_step, end_step)
         if files is not None:
             requests = _staged(requests, files, plan, config.seed, start_step, end_step)
         return Loader(
@@ -123,20 +123,20 @@ def _staged(
 
 
 def _resident_batches(
-    config: Config, shards: ShardSet, plan: BatchPlan, world: World, grid: Grid
+    config: Config, shards: ShardSet, plan: BatchPlan, world: World, mesh: Mesh
 ) -> OpenBatches:
-    with world.together():
+    with world.fail_together():
         files = remote_files(shards, "train")
         reader = open_whole_images(config, shards, files)
-        framing = training_framing(config.augment, shards.manifest.image_size, config.seed)
+        crop_policy = training_crop_policy(config.augment, shards.manifest.image_size, config.seed)
     if files is not None:
         reader = StagedReader(reader, files, resident.stretch(reader.num_samples, world))
     with contextlib.closing(reader):
         split = resident.load(reader, world)
-    replicas = world.gather(grid.replica)
+    replicas = world.all_gather_object(mesh.replica)
 
     def open_resident(start_step: int, end_step: int) -> Batches:
         requests = requests_of_all(plan, config.seed, start_step, end_step)
-        return resident.ResidentBatches(split, framing, requests, world, replicas)
+        return resident.ResidentBatches(split, crop_policy, requests, world, replicas)
 
     return open_resident

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from data_prep.shard_set.files import path_option
-from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.schema import DistributedConfig, location_option
 from pipeline.doctor.checks import Check, checked, judge
+from pipeline.doctor.deadlines import deadline
 from pipeline.doctor.facts import collect
-from pipeline.doctor.patience import deadline
 from pipeline.ranks.failure import exit_code_of, leave
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World, connect
 from pipeline.run.console import Console
 from pipeline.run.ending import FAILED
@@ -35,9 +35,9 @@ _PROBE_VALUES = 4 << 20
 def measure_meeting(world: World) -> Check:
     """One reduction of ones over all ranks, and how long it takes."""
     values = torch.ones(_PROBE_VALUES, device=world.device)
-    world.sum(values)
+    world.all_reduce(values)
     begin = time.perf_counter()
-    world.sum(values)
+    world.all_reduce(values)
     total = float(values[0])
     seconds = time.perf_counter() - begin
     expected = float(world.size**2)
@@ -52,8 +52,8 @@ def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
     """How far the hosts' clocks are apart: of some tries the one that waited least."""
     skews = []
     for _ in range(5):
-        world.gather(None)
-        times = world.gather(now())
+        world.all_gather_object(None)
+        times = world.all_gather_object(now())
         skews.append(max(times) - min(times))
     skew = min(skews)
     wrong = [] if skew <= _MAX_SKEW_SECONDS else [f"{skew:.1f} s apart: set them by NTP"]
@@ -79,24 +79,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def examine(options: argparse.Namespace) -> int:
     """Collect, meet and judge; returns the exit code. Raises `RankFailure` if ranks do not meet."""
-    place = Place.from_environment()
+    environment = LaunchEnvironment.read()
     config = DistributedConfig(
         device=options.device,
         timeout_seconds=_DEADLINE_SECONDS,
         save_timeout_seconds=_DEADLINE_SECONDS,
     )
-    with connect(place, config) as world:
+    with connect(environment, config) as world:
         with deadline("the gathering of the answers"):
-            with world.together():
-                own = collect(place, world.device, options)
-            facts = world.gather(own)
+            with world.fail_together():
+                own = collect(environment, world.device, options)
+            facts = world.all_gather_object(own)
         checks = judge(facts, options.decode_threads)
         with deadline("all-reduce"):
             checks.insert(1, measure_meeting(world))
         with deadline("clocks"):
             checks.insert(2, measure_clocks(world))
     num_wrong = sum(not check.is_right for check in checks)
-    if place.rank == 0:
+    if environment.rank == 0:
         console = Console(sys.stdout)
         for check in checks:
             console.line(f"{'ok  ' if check.is_right else 'FAIL'}  {check.title}: {check.text}")
@@ -107,4 +107,4 @@ def examine(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     open_streams()
-    leave(exit_code_when_told(exit_code_of(lambda: examine(_parser().parse_args()))))
+    leave(exit_code_after_flush(exit_code_of(lambda: examine(_parser().parse_args()))))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.doctor.deadlines import ANSWER_SECONDS
 from pipeline.doctor.facts import Facts
-from pipeline.doctor.patience import ANSWER_SECONDS
 from pipeline.optim.precision import meaning
 
 _MIN_OPEN_FILES = 4096
@@ -72,7 +72,7 @@ def _check_ranks(facts: Sequence[Facts]) -> Check:
         f"{host} ({one.local_world_size}, {one.device}, {one.interface})"
         for host, one in _hosts(facts).items()
     )
-    return Check(title="ranks", text=f"{len(facts)}, met at {facts[0].meeting}: {hosts}")
+    return Check(title="ranks", text=f"{len(facts)}, met at {facts[0].rendezvous}: {hosts}")
 
 
 def _check_cores(facts: Sequence[Facts], num_threads: int) -> Check:

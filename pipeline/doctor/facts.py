@@ -19,11 +19,11 @@ import torch
 from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.shard_set.pixels import is_compiled
 from pipeline.config.schema import is_url
-from pipeline.doctor.patience import Answers
+from pipeline.doctor.deadlines import Answers
 from pipeline.metrics.addresses import address_towards
 from pipeline.optim.precision import Arithmetic, arithmetic_of
 from pipeline.ranks.failure import sentence_of
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 
 _PACKAGES = ("torch", "numpy", "webdataset", "pillow", "simplejpeg", "ffcv")
 _SIOCGIFADDR = 0x8915
@@ -36,7 +36,7 @@ class Facts:
     rank: int
     host: str
     local_world_size: int
-    meeting: str
+    rendezvous: str
     """Address and port where the ranks meet."""
     interface: str
     device: str
@@ -61,18 +61,20 @@ class Facts:
     """Checks without an answer."""
 
 
-def collect(place: Place, device: torch.device, options: argparse.Namespace) -> Facts:
+def collect(
+    environment: LaunchEnvironment, device: torch.device, options: argparse.Namespace
+) -> Facts:
     """The facts of this rank."""
     answers = Answers()
     manifest, num_shards = answers.to(
         "the shard set", lambda: _find_shards(options.shards), ("it does not answer", 0)
     )
     return Facts(
-        rank=place.rank,
+        rank=environment.rank,
         host=socket.gethostname(),
-        local_world_size=place.local_world_size,
-        meeting=place.meeting,
-        interface=answers.to("the interface", lambda: _interface_to(place.meeting), ""),
+        local_world_size=environment.local_world_size,
+        rendezvous=environment.rendezvous,
+        interface=answers.to("the interface", lambda: _interface_to(environment.rendezvous), ""),
         device=str(device),
         arithmetic=arithmetic_of(device),
         cores=tuple(sorted(os.sched_getaffinity(0))),
@@ -133,9 +135,9 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _interface_to(meeting: str) -> str:
+def _interface_to(rendezvous: str) -> str:
     """The network interface that leads there; empty if that cannot be told."""
-    address = address_towards(meeting)
+    address = address_towards(rendezvous)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             if address and _address_of(probe, name) == address:

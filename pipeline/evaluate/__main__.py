@@ -19,27 +19,27 @@ from types import FrameType
 from torch import nn
 
 from data_prep.shard_set.files import expanded, path_option
-from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.schema import location_option
-from pipeline.data.augment.framing import input_size
+from pipeline.data.augment.crop_policy import input_size
 from pipeline.data.augment.preprocess import Viewer
 from pipeline.data.readers.staging import staged_reader
 from pipeline.evaluate.shards import open_shards
 from pipeline.model.build import build_model
 from pipeline.optim.replica import load_weights
 from pipeline.ranks.failure import exit_code_of, leave, sentence_of
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import World, connect, failure_of_all
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import EventLog, finite, read_events
 from pipeline.run.settings import Settings, read_settings
-from pipeline.train.evaluation import Evaluation, Subject, evaluate, save_predictions
+from pipeline.train.evaluation import Evaluation, EvaluationSpec, evaluate, save_predictions
 from pipeline.train.lines import evaluation_table
 
-_TELLING_SECONDS = 3
+_REPORT_SECONDS = 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,8 +80,8 @@ def _evaluate_run(
     world: World,
     resources: contextlib.ExitStack,
 ) -> None:
-    world.check_alike({"--split": options.split, "--views": options.views})
-    with world.together():
+    world.check_same_on_all_ranks({"--split": options.split, "--views": options.views})
+    with world.fail_together():
         opened = open_shards(
             run, settings, options.shards, options.cache_dir, world.device, resources
         )
@@ -90,7 +90,7 @@ def _evaluate_run(
         resources.callback(reader.close)
         size = input_size(config.augment, shards.manifest.image_size)
         model = build_model(config.model, shards.manifest.num_classes, size)
-        subject = Subject(
+        spec = EvaluationSpec(
             split=options.split,
             num_classes=shards.manifest.num_classes,
             views=options.views or config.evaluation.views,
@@ -98,24 +98,24 @@ def _evaluate_run(
             manifest_sha256=opened.manifest_sha256,
             own_shards=opened.is_own,
         )
-        framed = reader.image_shape[:2]
-        viewer = Viewer(config.augment, subject.views, framed, opened.normalizer)
+        image_size = reader.image_shape[:2]
+        viewer = Viewer(config.augment, spec.views, image_size, opened.normalizer)
         chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
-    world.check_alike({"the hash of the manifest": subject.manifest_sha256})
+    world.check_same_on_all_ranks({"the hash of the manifest": spec.manifest_sha256})
     # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
-    world.spread(model.to(world.device).state_dict().values())
+    world.broadcast_tensors(model.to(world.device).state_dict().values())
     result = evaluate(
         model,
         reader,
         viewer,
         world,
-        build_grid(world, "fused", config.distributed.timeout_seconds),
-        subject=subject,
+        build_mesh(world, "fused", config.distributed.timeout_seconds),
+        spec=spec,
         block_size=config.evaluation.block_size,
         depth=config.data.prefetch_batches,
     )
     if chosen is not None:
-        _tell(run, *chosen, result, as_json=options.json)
+        _report(run, *chosen, result, as_json=options.json)
 
 
 def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) -> tuple[Path, int]:
@@ -136,7 +136,7 @@ def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) ->
     return path, state["progress"]["step"]
 
 
-def _tell(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_json: bool) -> None:
+def _report(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_json: bool) -> None:
     """Print the result, and record it if the checkpoint at `path` is in the run."""
     console = Console(sys.stdout)
     if as_json:
@@ -149,7 +149,7 @@ def _tell(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_js
         return
     try:
         # First the predictions: a report between the two takes them for what they are, not new.
-        if result.subject.own_shards:
+        if result.spec.own_shards:
             save_predictions(run, step, result)
         _record(run, step, result)
     except (OSError, ValueError) as error:
@@ -176,13 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave_soon)
 
     def body() -> int:
-        place = Place.from_environment()
+        environment = LaunchEnvironment.read()
         try:
             settings = read_settings(run)
         except ValueError as error:
-            raise failure_of_all(place, error) from None
+            raise failure_of_all(environment, error) from None
         with (
-            connect(place, settings.config.distributed) as world,
+            connect(environment, settings.config.distributed) as world,
             contextlib.ExitStack() as resources,
         ):
             _evaluate_run(options, run, settings, world, resources)
@@ -193,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _leave_soon(_number: int, _frame: FrameType | None) -> None:
     """A rank that torchrun ends because another one has failed shall have time to say why."""
-    signal.alarm(_TELLING_SECONDS)
+    signal.alarm(_REPORT_SECONDS)
 
 
 if __name__ == "__main__":
     open_streams()
-    leave(exit_code_when_told(main()))
+    leave(exit_code_after_flush(main()))

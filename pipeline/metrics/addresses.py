@@ -28,12 +28,12 @@ class Node:
     """By which other hosts of the job reach it; empty if that cannot be told."""
 
     @classmethod
-    def this_one(cls, meeting: str) -> Self:
-        """With its address on the way to `meeting`, the HOST:PORT where the ranks meet."""
+    def this_one(cls, rendezvous: str) -> Self:
+        """With its address on the way to `rendezvous`, the HOST:PORT where the ranks meet."""
         boot_id = ""
         with contextlib.suppress(OSError):
             boot_id = _BOOT_ID.read_text().strip()
-        address = address_towards(meeting)
+        address = address_towards(rendezvous)
         return cls(name=socket.gethostname(), boot_id=boot_id, address=address)
 
 

@@ -37,7 +37,7 @@ _LOOK_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
-class Claim:
+class ExporterLock:
     """The right to serve a run on this node: a locked file that holds the server's address.
 
     A process that finds it taken touches the file. The owner takes that as a sign that ranks are
@@ -50,7 +50,7 @@ class Claim:
         self._written = ""
 
     def take(self) -> bool:
-        """Whether the claim is now this process's, until it ends."""
+        """Whether the lock is now this process's, until it ends."""
         if self._lock():
             self.owner = ""  # that of one that was killed is nobody's
             return True

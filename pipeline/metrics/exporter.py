@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from data_prep.shard_set.files import describe, path_option, remove_leftovers
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.addresses import LOOPBACK
-from pipeline.metrics.discovery import Claim, Target, drop_unanswered, location_of
+from pipeline.metrics.discovery import ExporterLock, Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
 from pipeline.metrics.pages import Identity, application, explained, hash_certificates, listen
@@ -91,9 +91,9 @@ def next_deadline(
     return now + max(linger_seconds, 2 * _POLL_SECONDS) if are_seen else deadline
 
 
-def _stay(
+def _announce_until_idle(
     collector: NodeCollector,
-    claim: Claim,
+    lock: ExporterLock,
     target: Target,
     linger_seconds: float,
     deadline: float,
@@ -101,15 +101,15 @@ def _stay(
 ) -> None:
     """Keep the target announced until `stop`, or until the ranks are gone for the linger.
 
-    Or until a successor, which listens elsewhere, asks for the claim.
+    Or until a successor, which listens elsewhere, asks for the lock.
     """
-    touched, started = claim.touched, collector.last_start()
+    touched, started = lock.touched, collector.last_start()
     while not stop.is_set() and time.monotonic() < deadline:
-        if claim.is_wanted_by_another():
+        if lock.is_wanted_by_another():
             return
         target.announce()
         previous = touched, started
-        touched, started = claim.touched, collector.last_start()
+        touched, started = lock.touched, collector.last_start()
         deadline = next_deadline(
             deadline,
             time.monotonic(),
@@ -132,15 +132,15 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
         signal.signal(number, lambda *_: stop.set())
     host = socket.gethostname()
     run.metrics.mkdir(exist_ok=True)
-    claim = Claim(run.metrics / f"exporter-{host}.lock")
+    lock = ExporterLock(run.metrics / f"exporter-{host}.lock")
     scheme = "https" if metrics.exporter_certfile else "http"
     place = location_of(address, 0, host).removesuffix("0") if address else ""
     address = address or LOOPBACK
     with explained(address, metrics):
         certificates = hash_certificates(metrics)  # before another one leaves for them
     end = f", certificates {certificates}" if certificates else ""
-    if not claim.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
-        sys.stdout.write(f"{run.path} is already served: {claim.owner}\n")
+    if not lock.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
+        sys.stdout.write(f"{run.path} is already served: {lock.owner}\n")
         return
     identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
     collector = NodeCollector(run.metrics, host)
@@ -154,7 +154,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
     location = location_of(address, port, host)
     target = Target(targets, _target_name(run, targets), identity, address=location, scheme=scheme)
     server = f"{scheme}://{location}/metrics, process {os.getpid()}{end}"
-    claim.owner = server
+    lock.owner = server
     sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
     with contextlib.suppress(OSError):  # another user's
         remove_leftovers(targets, {target.path.name})
@@ -172,8 +172,8 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
     for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-    _stay(collector, claim, target, metrics.exporter_linger_seconds, deadline, stop)
-    target.withdraw()  # before the claim ends with the process: a successor writes the same file
+    _announce_until_idle(collector, lock, target, metrics.exporter_linger_seconds, deadline, stop)
+    target.withdraw()  # before the lock ends with the process: a successor writes the same file
 
 
 def _target_name(run: RunDirectory, targets: Path) -> str:

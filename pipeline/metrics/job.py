@@ -142,7 +142,7 @@ class JobMetrics:
         self._best_accuracy["val", 1].set(best_top1)
         self._best_accuracy["val", 5].set(best_top5)
 
-    def did_step(self, step: int, epoch: float) -> None:
+    def count_step(self, step: int, epoch: float) -> None:
         """So far the run is: `step` and `epoch` are those of its whole life."""
         self._step.set(step)
         self._epoch.set(epoch)
@@ -163,7 +163,7 @@ class JobMetrics:
         self._grad_norm.set(grad_norm)
         self._grad_scale.set(grad_scale)
 
-    def watched_learning(self, *, is_stuck: bool) -> None:
+    def record_learning(self, *, is_stuck: bool) -> None:
         """Whether the network only guesses, though it has seen many samples."""
         self._not_learning.set(is_stuck)
 

@@ -47,7 +47,7 @@ _LATELY_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class RunStatus:
     """How a run stands; times are in Unix seconds."""
 
     outcome: Outcome
@@ -60,7 +60,7 @@ class Standing:
         return self.ended is not None and now - self.ended > seconds
 
 
-def standing_of(run: RunDirectory, host: str, now: float) -> Standing | None:
+def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus | None:
     """How the run stands, as seen from `host`; None if it has never begun.
 
     The lock of the run directory and the ranks' files say whether it is at work: either is enough,
@@ -72,14 +72,14 @@ def standing_of(run: RunDirectory, host: str, now: float) -> Standing | None:
     if last is not None and last["kind"] == "end":
         is_left = not has_lock or now - last["time"] < _LEAVING_SECONDS
         if is_left and not _has_begun_again(ranks, last):
-            return Standing(outcome=last["outcome"], ended=last["time"], ranks=ranks)
+            return RunStatus(outcome=last["outcome"], ended=last["time"], ranks=ranks)
     is_alive = has_lock or any(rank.outcome(host, now) == "running" for rank in ranks)
     if is_alive or (has_lock is None and not ranks):
-        return Standing(outcome="running", ended=None, ranks=ranks)
-    signs = [rank.heartbeat + rank.patience_seconds for rank in ranks]
+        return RunStatus(outcome="running", ended=None, ranks=ranks)
+    signs = [rank.heartbeat + rank.max_silence_seconds for rank in ranks]
     with contextlib.suppress(FileNotFoundError):
         signs.append(run.events.stat().st_mtime)
-    return Standing(outcome="killed", ended=max(signs), ranks=ranks) if signs else None
+    return RunStatus(outcome="killed", ended=max(signs), ranks=ranks) if signs else None
 
 
 def _read_ranks(run: RunDirectory) -> Iterator[RankFile]:
@@ -114,14 +114,14 @@ class NodeOutcomes(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = time.time()
-        standing = standing_of(self._run, self._host, now)
+        run_status = read_run_status(self._run, self._host, now)
         runs, ranks = _families()
-        if standing is not None:
-            own = [rank for rank in standing.ranks if rank.writer.host == self._host]
+        if run_status is not None:
+            own = [rank for rank in run_status.ranks if rank.writer.host == self._host]
             for rank in own:
                 _add(ranks, rank.outcome(self._host, now), **_labels_of(rank))
             if any(rank.writer.rank == 0 for rank in own):
-                _add(runs, standing.outcome)
+                _add(runs, run_status.outcome)
         yield from (runs, ranks)
 
 
@@ -139,20 +139,20 @@ class RootOutcomes(Collector):
         now = time.time()
         runs, ranks = _families()
         for run in map(RunDirectory, sorted(self._root.iterdir())):
-            standing = self._standing_of(run, now)
-            if standing is None or standing.is_over_for(KEPT_SECONDS, now):
+            run_status = self._read_run_status(run, now)
+            if run_status is None or run_status.is_over_for(KEPT_SECONDS, now):
                 continue
-            _add(runs, standing.outcome, run=run.name)
-            for rank in standing.ranks:
+            _add(runs, run_status.outcome, run=run.name)
+            for rank in run_status.ranks:
                 labels = {"run": run.name, "node": rank.writer.host} | _labels_of(rank)
                 _add(ranks, rank.outcome(self._host, now), **labels)
         yield from (runs, ranks)
 
-    def _standing_of(self, run: RunDirectory, now: float) -> Standing | None:
+    def _read_run_status(self, run: RunDirectory, now: float) -> RunStatus | None:
         """None too of what is no run, and of one that cannot be read: it shall not hide others."""
         with contextlib.suppress(OSError):
             if run.path.is_dir() and _may_be_shown(run, now):
-                return standing_of(run, self._host, now)
+                return read_run_status(run, self._host, now)
         return None
 
 

@@ -88,7 +88,7 @@ class RankFile:
     """The others."""
 
     @property
-    def patience_seconds(self) -> float:
+    def max_silence_seconds(self) -> float:
         """How long a rank may publish nothing."""
         return _MISSED_INTERVALS * self.writer.interval_seconds
 
@@ -105,7 +105,7 @@ class RankFile:
         return "running" if is_alive else "killed"
 
     def _is_fresh(self, now: float) -> bool:
-        return now - self.heartbeat <= self.patience_seconds
+        return now - self.heartbeat <= self.max_silence_seconds
 
 
 def render_rank_file(writer: Writer, exposition: bytes) -> bytes:

@@ -24,7 +24,7 @@ from pipeline.optim.optimizer import (
 )
 from pipeline.optim.precision import Outcome, apply_gradients, autocast, loss_scaler
 from pipeline.optim.schedule import Rates
-from pipeline.ranks.mesh import Grid
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 
 _HAS_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -45,19 +45,19 @@ class Replica:
     images, by one small reduction of our own.
     """
 
-    def __init__(self, model: Network, config: Config, world: World, grid: Grid) -> None:
+    def __init__(self, model: Network, config: Config, world: World, mesh: Mesh) -> None:
         self.model = model.to(world.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._config = config
         self._world = world
-        self.grid = grid
+        self.mesh = mesh
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._moments = [b for b in self._buffers if b.is_floating_point()]
         self._optimizer = build_optimizer(model, config.optim)
         self._precision = config.resolved_precision
-        self._scaler = loss_scaler(self._precision, world.device, grid.same_replica)
+        self._scaler = loss_scaler(self._precision, world.device, mesh.same_replica)
         self._ddp = self._distribute()
         if self._ddp is None:  # which else keeps them in its buckets
             self._make_gradients()
@@ -74,11 +74,11 @@ class Replica:
             parameter.grad = torch.zeros_like(parameter)
 
     def _distribute(self) -> DistributedDataParallel | None:
-        if self.grid.same_column is None:
+        if self.mesh.same_column is None:
             return None
         parallel = DistributedDataParallel(
             self.model,
-            process_group=self.grid.same_column,
+            process_group=self.mesh.same_column,
             bucket_cap_mb=self._config.distributed.bucket_bytes / (1 << 20),
             gradient_as_bucket_view=True,
             **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class Replica:
         if not self._is_compiled():
             return module
         is_cuda = self._world.device.type == "cuda"
-        parts = self.grid.num_replicas * self._config.accumulation_steps
+        parts = self.mesh.num_replicas * self._config.accumulation_steps
         is_small = is_cuda and self._config.global_batch_size // parts <= _MAX_GRAPH_IMAGES
         compiled: Callable[..., torch.Tensor] = torch.compile(
             module, mode="reduce-overhead" if is_small else "default"
@@ -102,7 +102,7 @@ class Replica:
     def _is_compiled(self) -> bool:
         match self._config.compile:
             case "auto":
-                return self._world.device.type == "cuda" and self.grid.column is None
+                return self._world.device.type == "cuda" and self.mesh.column is None
             case "on":
                 return True
             case "off":
@@ -138,7 +138,7 @@ class Replica:
             loss = cross_entropy_sum(logits, labels, self._config.optim.label_smoothing)
             moments = self._start_averaging_moments() if is_last else None
             # Replicas are averaged; the mean over the step's samples is meant.
-            self._scaler.scale(loss * (self.grid.num_replicas / step_samples)).backward()
+            self._scaler.scale(loss * (self.mesh.num_replicas / step_samples)).backward()
         if moments is not None:
             self._finish_averaging_moments(*moments)
         return loss.detach(), logits.detach()
@@ -147,16 +147,16 @@ class Replica:
         return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
 
     def _start_averaging_moments(self) -> tuple[dist.Work, torch.Tensor] | None:
-        if self.grid.same_column is None or not self._moments:
+        if self.mesh.same_column is None or not self._moments:
             return None
         flat = torch.cat([moment.flatten() for moment in self._moments])
-        work = dist.all_reduce(flat, group=self.grid.same_column, async_op=True)
+        work = dist.all_reduce(flat, group=self.mesh.same_column, async_op=True)
         assert work is not None
         return work, flat
 
     def _finish_averaging_moments(self, work: dist.Work, flat: torch.Tensor) -> None:
         work.wait()
-        flat /= self.grid.num_replicas
+        flat /= self.mesh.num_replicas
         parts = flat.split([moment.numel() for moment in self._moments])
         for moment, part in zip(self._moments, parts, strict=True):
             moment.copy_(part.view_as(moment))
@@ -171,7 +171,7 @@ class Replica:
             self._scaler,
             self._parameters,
             self._config.optim.clip_norm,
-            self.grid.same_replica,
+            self.mesh.same_replica,
             wants_norm=wants_norm,
         )
         self._optimizer.zero_grad(set_to_none=False)
@@ -198,7 +198,7 @@ class Replica:
         The ranks of a replica call it together; what its first rank gets is whole. The same on any
         number of ranks in any layout.
         """
-        columns = self.grid.columns
+        columns = self.mesh.columns
         optimizer = optimizer_state(self.model, self._optimizer)
         return {
             "model": {
@@ -222,11 +222,11 @@ class Replica:
 
         Raises `ValueError` if it is another network's.
         """
-        load_weights(self.model, state["model"], self.grid.column)
+        load_weights(self.model, state["model"], self.mesh.column)
         for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
             before.copy_(buffer)
         if with_optimizer:
-            part = _part_of_optimizer(state["optimizer"], self.grid.column)
+            part = _part_of_optimizer(state["optimizer"], self.mesh.column)
             load_optimizer_state(self.model, self._optimizer, part)
         if with_scaler:
             self._scaler.load_state_dict(state["scaler"])
@@ -272,9 +272,9 @@ def _average_bucket(
     """DDP's communication hook: the mean over the replicas, and a call before the last bucket."""
     if bucket.is_last():
         replica.when_gradients_are_ready()
-    grid = replica.grid
-    gradients = bucket.buffer().div_(grid.num_replicas)
-    work = dist.all_reduce(gradients, group=grid.same_column, async_op=True)
+    mesh = replica.mesh
+    gradients = bucket.buffer().div_(mesh.num_replicas)
+    work = dist.all_reduce(gradients, group=mesh.same_column, async_op=True)
     assert work is not None
     future: _Buckets = work.get_future().then(lambda done: done.value()[0])
     return future

@@ -24,17 +24,17 @@ _FORESEEN = (OSError, ValueError, ImportError)
 class RankFailure(RuntimeError):
     """The job cannot go on: one sentence that names the rank that failed first and why."""
 
-    def __init__(self, text: str, *, is_told_here: bool) -> None:
+    def __init__(self, text: str, *, is_reported_here: bool) -> None:
         super().__init__(text)
-        self.is_told_here = is_told_here
+        self.is_reported_here = is_reported_here
         """Whether this rank tells it: so do rank 0 and the one that failed first."""
 
 
-_LAST_WORD = "last word"
+_FIRST_FAILURE = "last word"
 
 
 @dataclass(frozen=True, slots=True)
-class LastWord:
+class FirstFailure:
     """What ends the job, as the first rank to know leaves it in the job's store.
 
     It is there before that rank goes, and before the connections of the others to it break: one
@@ -49,18 +49,20 @@ class LastWord:
     def __str__(self) -> str:
         return self.text if self.rank is None else f"rank {self.rank} on {self.host}: {self.text}"
 
-    def left_in(self, store: Store) -> Self:
+    def publish(self, store: Store) -> Self:
         """Leave it, unless there is one; returns the one that is there.
 
         Raises `RuntimeError` if the store is gone.
         """
         word = json.dumps(asdict(self))
-        return type(self)(**json.loads(store.compare_set(_LAST_WORD, "", word)))
+        return type(self)(**json.loads(store.compare_set(_FIRST_FAILURE, "", word)))
 
     @classmethod
-    def found_in(cls, store: Store) -> Self | None:
+    def find(cls, store: Store) -> Self | None:
         """The one that is there, if any is; raises `RuntimeError` if the store is gone."""
-        return cls(**json.loads(store.get(_LAST_WORD))) if store.check([_LAST_WORD]) else None
+        return (
+            cls(**json.loads(store.get(_FIRST_FAILURE))) if store.check([_FIRST_FAILURE]) else None
+        )
 
 
 def sentence_of(error: BaseException) -> str:
@@ -106,7 +108,7 @@ def exit_code_of(body: Callable[[], int]) -> int:
         return body()
     except RankFailure as failure:
         _print_unforeseen(failure.__cause__)
-        if failure.is_told_here:
+        if failure.is_reported_here:
             sys.stderr.write(f"error: {failure}\n")
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -14,8 +14,8 @@ from pipeline.run.lock import LOG_VARIABLE, JobStart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Which process of the job this one is."""
+class LaunchEnvironment:
+    """What the launcher says of this process: its ranks, attempt and rendezvous."""
 
     rank: int = 0
     local_rank: int = 0
@@ -27,7 +27,7 @@ class Place:
     """Whether the store where the ranks meet is torchrun's own, the same for all attempts."""
     max_attempts: int = 0
     """How often it does so when a rank fails (--max-restarts)."""
-    meeting: str = ""
+    rendezvous: str = ""
     """Address and port where the ranks meet."""
     start: JobStart | None = None
     """Which start of a SLURM job this is, if it is one."""
@@ -39,7 +39,7 @@ class Place:
     """The process of torchrun, if that is the launcher: it looks after this one as its parent."""
 
     @classmethod
-    def from_environment(cls) -> Place:
+    def read(cls) -> LaunchEnvironment:
         """As torchrun says it; raises `ValueError` if it says only a part."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
         values = {name: os.environ.get(name) for name in names}
@@ -62,7 +62,7 @@ class Place:
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
             is_store_kept=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             max_attempts=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)),
-            meeting=":".join(
+            rendezvous=":".join(
                 os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
             ),
             start=_start_of_job(),

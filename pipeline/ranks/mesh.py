@@ -24,7 +24,7 @@ from pipeline.ranks.world import World, collective_deadline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
+class Mesh:
     """This rank's place on the mesh. A group is None where this rank would be alone in it."""
 
     replica: int
@@ -58,11 +58,11 @@ def check_layout(columns: Layout, num_ranks: int) -> None:
         )
 
 
-def build_grid(world: World, columns: Layout, timeout_seconds: float) -> Grid:
+def build_mesh(world: World, columns: Layout, timeout_seconds: float) -> Mesh:
     """Arrange all ranks as `model.columns` says; they call it together, after `check_layout`."""
     match columns:
         case "fused":
-            return Grid(
+            return Mesh(
                 replica=world.rank,
                 num_replicas=world.size,
                 column=None,
@@ -70,24 +70,24 @@ def build_grid(world: World, columns: Layout, timeout_seconds: float) -> Grid:
                 same_column=dist.group.WORLD if world.size > 1 else None,
             )
         case "split":
-            return _split_grid(world, timeout_seconds)
+            return _split_mesh(world, timeout_seconds)
         case unknown:
             assert_never(unknown)
 
 
-def _split_grid(world: World, timeout_seconds: float) -> Grid:
-    mesh = _mesh(world, timeout_seconds)
-    num_replicas = mesh.size(0)
-    return Grid(
-        replica=mesh.get_local_rank("replica"),
+def _split_mesh(world: World, timeout_seconds: float) -> Mesh:
+    device_mesh = _device_mesh(world, timeout_seconds)
+    num_replicas = device_mesh.size(0)
+    return Mesh(
+        replica=device_mesh.get_local_rank("replica"),
         num_replicas=num_replicas,
-        column=mesh.get_local_rank("column"),
-        same_replica=mesh.get_group("column"),
-        same_column=mesh.get_group("replica") if num_replicas > 1 else None,
+        column=device_mesh.get_local_rank("column"),
+        same_replica=device_mesh.get_group("column"),
+        same_column=device_mesh.get_group("replica") if num_replicas > 1 else None,
     )
 
 
-def _mesh(world: World, timeout_seconds: float) -> DeviceMesh:
+def _device_mesh(world: World, timeout_seconds: float) -> DeviceMesh:
     """Replicas × columns, of groups with our deadline; torch would give them half an hour."""
     ranks = torch.arange(world.size).view(-1, NUM_COLUMNS)
     deadline = collective_deadline(timeout_seconds)

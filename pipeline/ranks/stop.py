@@ -12,10 +12,10 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ending import STOP_SIGNALS, heeded_signals, process_start_ticks
+from pipeline.run.ending import STOP_SIGNALS, handled_signals, process_start_ticks
 from pipeline.run.events import STOP_FILE
 from pipeline.run.lock import MAKE_ROOM
 
@@ -25,7 +25,7 @@ _END_OF_AGENT, _FILE = len(_SOURCES) - 2, len(_SOURCES) - 1  # of several the la
 JOB_BEGIN = "ALEXNET_JOB_BEGIN"
 """Environment variable: when the job began, in Unix seconds. Its first act may be another."""
 
-_IMPATIENT_SECONDS = 2.0
+_INTERRUPT_SECONDS = 2.0
 """Ctrl-C again, so much later, does not wait for the step. One press counts once, though it comes
 twice under torchrun: from the terminal and from torchrun, which hands its own on."""
 
@@ -43,17 +43,17 @@ class StopSignals:
     def __init__(self) -> None:
         self.noted = 0
         """Place in `_SOURCES` of the last one; 0: none came."""
-        self._impatient_from = math.inf
-        for number in heeded_signals():
+        self._interrupt_from = math.inf
+        for number in handled_signals():
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.noted = _SOURCES.index(signal.Signals(number).name)
         if number != signal.SIGINT:
             return
-        if time.monotonic() > self._impatient_from:
+        if time.monotonic() > self._interrupt_from:
             raise KeyboardInterrupt
-        self._impatient_from = min(self._impatient_from, time.monotonic() + _IMPATIENT_SECONDS)
+        self._interrupt_from = min(self._interrupt_from, time.monotonic() + _INTERRUPT_SECONDS)
 
     def ignore(self) -> None:
         """Heed no more: the process is about to leave, and shall keep its own exit code.
@@ -64,17 +64,17 @@ class StopSignals:
             signal.signal(number, signal.SIG_IGN)
 
 
-def remove_old_request(run: RunDirectory, place: Place) -> bool:
+def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> bool:
     """Remove a STOP file from before the job started; returns whether there was one.
 
     One that is younger asks this job: it may have been checking the nodes at the time, or starting
     ranks again, and a SLURM job may have been queued again.
     """
     try:
-        if place.start is not None and place.start.number > 0:
+        if environment.start is not None and environment.start.number > 0:
             is_old = run.stop_request.read_text() == MAKE_ROOM
         else:
-            is_old = run.stop_request.stat().st_mtime < _begin_of_job(place)
+            is_old = run.stop_request.stat().st_mtime < _begin_of_job(environment)
     except FileNotFoundError:
         return False
     if is_old:
@@ -82,11 +82,11 @@ def remove_old_request(run: RunDirectory, place: Place) -> bool:
     return is_old
 
 
-def _begin_of_job(place: Place) -> float:
+def _begin_of_job(environment: LaunchEnvironment) -> float:
     """In Unix seconds: as the job's script says it, else when torchrun or this process started."""
     if JOB_BEGIN in os.environ:
         return float(os.environ[JOB_BEGIN])
-    ticks = process_start_ticks(place.agent or os.getpid())
+    ticks = process_start_ticks(environment.agent or os.getpid())
     start_seconds = (ticks or 0) / os.sysconf("SC_CLK_TCK")
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds)
 
@@ -112,7 +112,7 @@ class StopRequests:
         """Called after every step: where a request came from that all ranks now know, or None."""
         if self._next_poll_step is not None and step < self._next_poll_step:
             return None
-        source, distance = self._finish()
+        source, distance = self._wait_for_poll()
         if source:
             if self._world.is_main and source == _FILE:
                 with contextlib.suppress(OSError):  # what stays is older than the next start
@@ -124,7 +124,7 @@ class StopRequests:
 
     def _start(self, step: int) -> None:
         asked = self._signals.noted
-        agent = self._world.place.agent
+        agent = self._world.environment.agent
         if agent is not None and agent != os.getppid():  # nobody looks after this rank any more
             asked = _END_OF_AGENT
         if self._world.is_main and self._is_file_there():
@@ -156,7 +156,7 @@ class StopRequests:
         due = num_steps * _POLL_SECONDS / max(now - last_time, 1e-6)
         return max(1, min(int(due), 2 * num_steps, _MAX_POLL_STEPS))
 
-    def _finish(self) -> tuple[int, int]:
+    def _wait_for_poll(self) -> tuple[int, int]:
         """Agreed source (0: none) and distance to the next look, in steps."""
         if self._pending is None:
             return 0, 1
@@ -168,4 +168,4 @@ class StopRequests:
 
     def close(self) -> None:
         """End a reduction still under way; the ranks are at the same step, so all are in it."""
-        self._finish()
+        self._wait_for_poll()

@@ -1,13 +1,13 @@
 """Ends a job in which a rank hangs, and says which one, where, and what it was at.
 
     main thread   enter(phase) ── enter(phase) ── …
-    watchdog      a pulse into the job's store, every few seconds: phase, step, since when
-                  too long in one phase? ─▶ compare all pulses ─▶ a verdict into the store
+    watchdog      a heartbeat into the job's store, every few seconds: phase, step, since when
+                  too long in one phase? ─▶ compare all heartbeats ─▶ a verdict into the store
                   a verdict? ─▶ stacks into RUN/hangs, one sentence, and out
 
-A rank that waits for others is never the one to blame while they are at work. A rank whose pulse
-stops is: its process is stopped, or hangs without giving Python a turn, or its host is gone.
-Collectives have a later deadline of their own, for when even this fails.
+A rank that waits for others is never the one to blame while they are at work. A rank whose
+heartbeat stops is: its process is stopped, or hangs without giving Python a turn, or its host is
+gone. Collectives have a later deadline of their own, for when even this fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from torch.distributed.distributed_c10d import Store
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.failure import LastWord
+from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import FAILED
@@ -40,10 +40,10 @@ from pipeline.run.events import write_failure
 
 T = TypeVar("T")
 
-_PULSES_PER_LIMIT = 10
+_HEARTBEATS_PER_LIMIT = 10
 _MAX_PERIOD_SECONDS = 10.0
 _DUMP_SECONDS = 20.0
-_PARTING_SECONDS = 5.0
+_ACKNOWLEDGE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 _JUDGING_SECONDS = 2.0
 """On a busy host a thread may have no turn for a second: that is no silence yet."""
@@ -72,11 +72,11 @@ _WAITING = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pulse:
+class Heartbeat:
     """What a rank last said of itself."""
 
     count: int
-    """Of its pulses: another number is a sign of life."""
+    """Of its heartbeats: another number is a sign of life."""
     host: str
     phase: Phase
     step: int
@@ -90,10 +90,10 @@ class Pulse:
         return self.seconds > self.limit_seconds
 
 
-def judge(before: Sequence[Pulse | None], now: Sequence[Pulse | None]) -> str | None:
-    """Who hangs, by the pulses of all ranks at two times more than a pulse apart; None: nobody.
+def judge(before: Sequence[Heartbeat | None], now: Sequence[Heartbeat | None]) -> str | None:
+    """Who hangs, by all ranks' heartbeats at two times more than a period apart; None: nobody.
 
-    A pulse is None before a rank's first.
+    A heartbeat is None before a rank's first.
     """
     ranks = list(enumerate(zip(before, now, strict=True)))
     silent = [
@@ -105,20 +105,24 @@ def judge(before: Sequence[Pulse | None], now: Sequence[Pulse | None]) -> str | 
         reasons = "its process is stopped, or hangs in native code, or its host is gone"
         return f"{', '.join(silent)}: {reasons}"
     overdue = [(rank, new) for rank, (_, new) in ranks if new is not None and new.is_overdue]
-    busy = [(rank, pulse) for rank, pulse in overdue if not pulse.is_waiting]
+    busy = [(rank, heartbeat) for rank, heartbeat in overdue if not heartbeat.is_waiting]
     if busy:
-        return ", ".join(f"rank {rank} on {pulse.host} hangs{_at(pulse)}" for rank, pulse in busy)
+        return ", ".join(
+            f"rank {rank} on {heartbeat.host} hangs{_at(heartbeat)}" for rank, heartbeat in busy
+        )
     if len(overdue) < len(now):  # somebody is at work, and the others wait for that
         return None
-    first = min(pulse.step for _, pulse in overdue)
-    behind = [f"rank {rank}{_at(pulse)}" for rank, pulse in overdue if pulse.step == first]
+    first = min(heartbeat.step for _, heartbeat in overdue)
+    behind = [
+        f"rank {rank}{_at(heartbeat)}" for rank, heartbeat in overdue if heartbeat.step == first
+    ]
     return f"all ranks wait for each other: {', '.join(behind)}"
 
 
-def _at(pulse: Pulse | None) -> str:
-    if pulse is None:
+def _at(heartbeat: Heartbeat | None) -> str:
+    if heartbeat is None:
         return ""
-    return f", {pulse.phase} after step {pulse.step} for {pulse.seconds:.0f} s"
+    return f", {heartbeat.phase} after step {heartbeat.step} for {heartbeat.seconds:.0f} s"
 
 
 def is_of_silent_main(verdict: str) -> bool:
@@ -145,10 +149,10 @@ class Watchdog:
         if not world.is_main:
             self._waiting |= {Phase.SAVING}
         shortest = min(config.timeout_seconds, config.save_timeout_seconds)
-        self._period = min(shortest / _PULSES_PER_LIMIT, _MAX_PERIOD_SECONDS)
+        self._period = min(shortest / _HEARTBEATS_PER_LIMIT, _MAX_PERIOD_SECONDS)
         self._count = 0
         self._at = Phase.READING, 0, time.monotonic()
-        self._board = _Board(world.board, world.size, self._period)
+        self._store = _WatchdogStore(world.watchdog_store, world.size, self._period)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -163,7 +167,7 @@ class Watchdog:
         verdict = None
         if kind is not None:
             with contextlib.suppress(Exception):  # of the store's connection, in whatever form
-                verdict = self._board.verdict()
+                verdict = self._store.verdict()
         if verdict is not None:
             self._end_job(verdict)
 
@@ -171,11 +175,11 @@ class Watchdog:
         """The main thread is at `phase` from now on, after `step` steps."""
         self._at = phase, step, time.monotonic()
 
-    def _pulse(self) -> Pulse:
+    def _heartbeat(self) -> Heartbeat:
         phase, step, since = self._at
         config = self._config
         is_saving = phase is Phase.SAVING
-        return Pulse(
+        return Heartbeat(
             count=self._count,
             host=socket.gethostname(),
             phase=phase,
@@ -188,29 +192,29 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._is_over.wait(self._period):
             self._count += 1
-            pulse = self._pulse()
+            heartbeat = self._heartbeat()
             try:
-                self._board.post(self._world.rank, pulse)
-                verdict = self._board.verdict()
-                if verdict is None and pulse.is_overdue:
+                self._store.post(self._world.rank, heartbeat)
+                verdict = self._store.verdict()
+                if verdict is None and heartbeat.is_overdue:
                     verdict = self._judge()
             except Exception:  # of the store's connection, in whatever form
-                verdict = _SILENT_STORE if pulse.is_overdue else None
+                verdict = _SILENT_STORE if heartbeat.is_overdue else None
             if verdict is not None:
                 self._end_job(verdict)
 
     def _judge(self) -> str | None:
-        """Compare all pulses before and after a time in which every rank has some, this one too."""
-        before = self._board.pulses()
+        """Compare all heartbeats before and after a time in which every rank has some."""
+        before = self._store.heartbeats()
         for _ in range(max(3, math.ceil(_JUDGING_SECONDS / self._period))):
             if self._is_over.wait(self._period):
                 return None
             self._count += 1
-            self._board.post(self._world.rank, self._pulse())
-            if (verdict := self._board.verdict()) is not None:
+            self._store.post(self._world.rank, self._heartbeat())
+            if (verdict := self._store.verdict()) is not None:
                 return verdict
-        text = judge(before, self._board.pulses())
-        return None if text is None else self._board.agree(text)
+        text = judge(before, self._store.heartbeats())
+        return None if text is None else self._store.agree(text)
 
     def _end_job(self, verdict: str) -> None:
         """Tell, and end this process: its main thread may never come back.
@@ -226,15 +230,19 @@ class Watchdog:
             dump.join(_DUMP_SECONDS)
             if verdict != _SILENT_STORE:
                 with contextlib.suppress(Exception):
-                    self._part()
+                    self._wait_for_acknowledgements()
         finally:
             os._exit(FAILED)
 
-    def _part(self) -> None:
+    def _wait_for_acknowledgements(self) -> None:
         """Rank 0, which may keep the store, leaves after all that can have found the verdict."""
-        self._board.part(self._world.rank)
-        deadline = time.monotonic() + 2 * self._period + _PARTING_SECONDS
-        while self._world.is_main and not self._board.have_parted() and time.monotonic() < deadline:
+        self._store.acknowledge(self._world.rank)
+        deadline = time.monotonic() + 2 * self._period + _ACKNOWLEDGE_SECONDS
+        while (
+            self._world.is_main
+            and not self._store.have_acknowledged()
+            and time.monotonic() < deadline
+        ):
             time.sleep(_LOOK_SECONDS)
 
     def _leave_traces(self, sentence: str) -> None:
@@ -246,9 +254,11 @@ class Watchdog:
 
     def _dump(self, folder: Path, sentence: str) -> None:
         folder.mkdir(exist_ok=True)
-        pulse, name = self._pulse(), f"rank-{self._world.rank:05d}"
+        heartbeat, name = self._heartbeat(), f"rank-{self._world.rank:05d}"
         with (folder / f"{name}.txt").open("w", errors="replace") as file:
-            file.write(f"{sentence}\n\nrank {self._world.rank} on {pulse.host}{_at(pulse)}\n\n")
+            file.write(
+                f"{sentence}\n\nrank {self._world.rank} on {heartbeat.host}{_at(heartbeat)}\n\n"
+            )
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         record = flight_record()
@@ -265,47 +275,49 @@ def flight_record() -> bytes:
     return b"" if dump is None else dump()
 
 
-class _Board:
-    """Pulses and the verdict, in the job's store, or here if there is none.
+class _WatchdogStore:
+    """Heartbeats and the verdict, in the job's store, or here if there is none.
 
     A store whose keeper is stopped does not answer, whatever deadline it is given: it is asked in
     a thread of its own. Raises `TimeoutError` then, and `RuntimeError` if the keeper is gone.
     """
 
-    def __init__(self, store: Store | None, num_ranks: int, patience_seconds: float) -> None:
+    def __init__(self, store: Store | None, num_ranks: int, timeout_seconds: float) -> None:
         self._store = store
         self._num_ranks = num_ranks
-        self._patience = max(patience_seconds, 1.0)
+        self._timeout = max(timeout_seconds, 1.0)
         self._asking = ThreadPoolExecutor(1, "watchdog-store")
         self._local: dict[str, bytes] = {}
 
     def _ask(self, question: Callable[[], T]) -> T:
-        return self._asking.submit(question).result(self._patience)
+        return self._asking.submit(question).result(self._timeout)
 
-    def post(self, rank: int, pulse: Pulse) -> None:
-        self._ask(partial(self._set, f"pulse/{rank}", json.dumps(asdict(pulse))))
+    def post(self, rank: int, heartbeat: Heartbeat) -> None:
+        self._ask(partial(self._set, f"pulse/{rank}", json.dumps(asdict(heartbeat))))
 
-    def pulses(self) -> list[Pulse | None]:
+    def heartbeats(self) -> list[Heartbeat | None]:
         """The last of each rank."""
         texts = [self._ask(partial(self._get, f"pulse/{rank}")) for rank in range(self._num_ranks)]
-        return [None if text is None else _pulse_of(text) for text in texts]
+        return [None if text is None else _heartbeat_of(text) for text in texts]
 
     def verdict(self) -> str | None:
         """The one on ranks that hang; those that failed otherwise leave by themselves."""
-        word = None if self._store is None else self._ask(partial(LastWord.found_in, self._store))
-        return None if word is None or word.rank is not None else word.text
+        failure = (
+            None if self._store is None else self._ask(partial(FirstFailure.find, self._store))
+        )
+        return None if failure is None or failure.rank is not None else failure.text
 
     def agree(self, verdict: str) -> str:
-        """Post the verdict, unless there is a last word already; returns what holds."""
+        """Post the verdict, unless there is a failure already; returns what holds."""
         if self._store is None:
             return verdict
-        return str(self._ask(partial(LastWord(verdict).left_in, self._store)))
+        return str(self._ask(partial(FirstFailure(verdict).publish, self._store)))
 
-    def part(self, rank: int) -> None:
+    def acknowledge(self, rank: int) -> None:
         """Say that this rank knows the verdict, and needs the store no more."""
         self._ask(partial(self._set, f"parted/{rank}", "yes"))
 
-    def have_parted(self) -> bool:
+    def have_acknowledged(self) -> bool:
         """Whether all ranks have said so."""
         keys = [f"parted/{rank}" for rank in range(self._num_ranks)]
         return all(self._ask(partial(self._get, key)) is not None for key in keys)
@@ -322,6 +334,6 @@ class _Board:
         return bytes(self._store.get(key)) if self._store.check([key]) else None
 
 
-def _pulse_of(text: bytes) -> Pulse:
-    pulse = Pulse(**json.loads(text))
-    return replace(pulse, phase=Phase(pulse.phase))
+def _heartbeat_of(text: bytes) -> Heartbeat:
+    heartbeat = Heartbeat(**json.loads(text))
+    return replace(heartbeat, phase=Phase(heartbeat.phase))

@@ -24,13 +24,13 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.failure import LastWord, RankFailure, fact_of, sentence_of
-from pipeline.ranks.launcher import Place
-from pipeline.run.ending import heeded_signals
+from pipeline.ranks.failure import FirstFailure, RankFailure, fact_of, sentence_of
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.run.ending import handled_signals
 
 T = TypeVar("T")
 
-_MEETING_SECONDS = 120.0
+_RENDEZVOUS_SECONDS = 120.0
 """At least so long ranks wait for others to start: a busy host takes long to import torch."""
 
 
@@ -38,11 +38,11 @@ _MEETING_SECONDS = 120.0
 class World:
     """This process's view of the job."""
 
-    place: Place
+    environment: LaunchEnvironment
     device: torch.device
     store: Store | None
     control: dist.ProcessGroup | None
-    board: Store | None = None
+    watchdog_store: Store | None = None
     """Another connection to the store, for a thread of its own: a connection serves one at a time.
 
     It is made while all ranks meet. Later the rank that keeps the store may have left, and whoever
@@ -51,17 +51,17 @@ class World:
 
     @property
     def rank(self) -> int:
-        return self.place.rank
+        return self.environment.rank
 
     @property
     def size(self) -> int:
-        return self.place.world_size
+        return self.environment.world_size
 
     @property
     def is_main(self) -> bool:
-        return self.place.rank == 0
+        return self.environment.rank == 0
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """The small picklable `value` of every rank, in rank order, on every rank."""
         if self.control is None:
             return [value]
@@ -69,7 +69,7 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def broadcast(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's small picklable `value`, on every rank."""
         if self.control is None:
             return value
@@ -77,21 +77,21 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over the ranks, in place, of a tensor on `device`."""
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values`, a tensor on `device`, element by element over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[torch.Tensor]) -> None:
         """Fill tensors on `device` with rank 0's values, on every rank."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Run the block on every rank; if any fails in it, all leave with the same `RankFailure`.
+    def fail_together(self) -> Iterator[None]:
+        """Run the block on every rank; an error on one becomes the same `RankFailure` on all.
 
         The block must not contain collectives: a rank that failed would be missing in them.
         """
@@ -101,28 +101,28 @@ class World:
         except Exception as exception:
             error = exception
         sentence = None if error is None else sentence_of(error)
-        outcomes = self.gather((socket.gethostname(), sentence))
+        outcomes = self.all_gather_object((socket.gethostname(), sentence))
         failed = [number for number, (_, text) in enumerate(outcomes) if text is not None]
         if failed:
             host, text = outcomes[failed[0]]
             is_everywhere = len({text for _, text in outcomes}) == 1
             who = "" if is_everywhere else f"rank {failed[0]} on {host}: "
-            is_told_here = self.rank in (0, failed[0])
-            raise RankFailure(f"{who}{text}", is_told_here=is_told_here) from error
+            is_reported_here = self.rank in (0, failed[0])
+            raise RankFailure(f"{who}{text}", is_reported_here=is_reported_here) from error
 
-    def check_alike(self, values: Mapping[str, object]) -> None:
+    def check_same_on_all_ranks(self, values: Mapping[str, object]) -> None:
         """Raise `RankFailure` on every rank if some rank holds another value of a name than rank 0.
 
         All ranks call it, with the same names and small picklable values.
         """
-        first, *others = self.gather(values)
+        first, *others = self.all_gather_object(values)
         for rank, other in enumerate(others, 1):
             for name, value in first.items():
                 if other[name] != value:
                     raise RankFailure(
                         f"{name} is {value} on rank 0 and {other[name]} on rank {rank}: start all "
                         "ranks with the same command, on the same shard set",
-                        is_told_here=self.rank in (0, rank),
+                        is_reported_here=self.rank in (0, rank),
                     )
 
     def report_failure(self, error: Exception) -> RankFailure:
@@ -133,15 +133,15 @@ class World:
         get_error_handler().record_exception(error)
         text = sentence_of(error)
         if self.store is None:
-            return RankFailure(text, is_told_here=True)
-        word = LastWord(text, self.rank, socket.gethostname())
+            return RankFailure(text, is_reported_here=True)
+        first = FirstFailure(text, self.rank, socket.gethostname())
         with contextlib.suppress(RuntimeError):  # the store may be gone already
-            word = word.left_in(self.store)
-        return RankFailure(str(word), is_told_here=self.rank in (0, word.rank))
+            first = first.publish(self.store)
+        return RankFailure(str(first), is_reported_here=self.rank in (0, first.rank))
 
 
 @contextlib.contextmanager
-def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
+def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterator[World]:
     """Join the job's process groups for the length of the block.
 
     Raises `RankFailure` if some rank lacks the device asked for or that the others have, or if the
@@ -149,22 +149,28 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     """
     device, fault = torch.device("cpu"), None
     try:
-        device = _device(place, config)
+        device = _device(environment, config)
     except ValueError as error:
         fault = error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
-    store, board, control = None, None, None
-    if place.is_launched:
+    store, watchdog_store, control = None, None, None
+    if environment.is_launched:
         with _killable():
-            store, device, fault = _join(place, config, device, fault)
+            store, device, fault = _join(environment, config, device, fault)
             unknown: Any = store  # torch does not type `clone`
-            board = unknown.clone()
+            watchdog_store = unknown.clone()
         deadline = collective_deadline(config.save_timeout_seconds)
         control = dist.new_group(backend="gloo", timeout=deadline)
-    world = World(place=place, device=device, store=store, control=control, board=board)
-    with world.together():
+    world = World(
+        environment=environment,
+        device=device,
+        store=store,
+        control=control,
+        watchdog_store=watchdog_store,
+    )
+    with world.fail_together():
         if fault is not None:
             raise fault
     try:
@@ -174,7 +180,7 @@ def connect(place: Place, config: DistributedConfig) -> Iterator[World]:
     except Exception as error:
         # The groups stay as they are: a rank that failed must leave at once, so others notice.
         raise world.report_failure(error) from error
-    if place.is_launched:
+    if environment.is_launched:
         dist.destroy_process_group()
 
 
@@ -189,7 +195,7 @@ def collective_deadline(limit_seconds: float) -> datetime.timedelta:
 @contextlib.contextmanager
 def _killable() -> Iterator[None]:
     """Let signals end this process at once: while it waits for other ranks no handler is run."""
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heeded_signals()}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in handled_signals()}
     try:
         yield
     finally:
@@ -198,19 +204,22 @@ def _killable() -> Iterator[None]:
 
 
 def _join(
-    place: Place, config: DistributedConfig, device: torch.device, fault: ValueError | None
+    environment: LaunchEnvironment,
+    config: DistributedConfig,
+    device: torch.device,
+    fault: ValueError | None,
 ) -> tuple[Store, torch.device, ValueError | None]:
     """Meet the other ranks: returns this attempt's store, the device, and this rank's fault if any.
 
     The device is a CPU if not all have a GPU: then they can at least tell each other.
     """
-    patience = max(config.timeout_seconds, _MEETING_SECONDS)
+    timeout_seconds = max(config.timeout_seconds, _RENDEZVOUS_SECONDS)
     try:
-        meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=patience))
+        meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds))
         everything, rank, world_size = next(meeting)
         # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
         # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
-        attempt = place.attempt if place.is_store_kept else "new"
+        attempt = environment.attempt if environment.is_store_kept else "new"
         store = PrefixStore(f"alexnet/{attempt}", everything)
         kind = device.type if fault is None else "none"
         store.set(f"device/{rank}", kind)
@@ -232,24 +241,24 @@ def _join(
         )
     except (RuntimeError, ValueError) as error:
         raise RankFailure(
-            f"the ranks did not find each other within {patience:g} s "
+            f"the ranks did not find each other within {timeout_seconds:g} s "
             f"({fact_of(error)}); start all of them with one torchrun command a node",
-            is_told_here=True,
+            is_reported_here=True,
         ) from None
     return store, device, fault
 
 
-def failure_of_all(place: Place, error: ValueError) -> RankFailure:
+def failure_of_all(environment: LaunchEnvironment, error: ValueError) -> RankFailure:
     """What every rank raises for an `error` that all of them find before they connect.
 
     The ranks meet first: one that left at once could make torchrun end rank 0 before it has told.
     """
-    with connect(place, DistributedConfig(device="cpu")) as world:
-        world.gather(None)
-    return RankFailure(str(error), is_told_here=world.is_main)
+    with connect(environment, DistributedConfig(device="cpu")) as world:
+        world.all_gather_object(None)
+    return RankFailure(str(error), is_reported_here=world.is_main)
 
 
-def _device(place: Place, config: DistributedConfig) -> torch.device:
+def _device(environment: LaunchEnvironment, config: DistributedConfig) -> torch.device:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     match config.device:
         case "cpu":
@@ -261,10 +270,10 @@ def _device(place: Place, config: DistributedConfig) -> torch.device:
             pass
         case unknown:
             assert_never(unknown)
-    if num_gpus < place.local_world_size:
+    if num_gpus < environment.local_world_size:
         raise ValueError(
-            f"{place.local_world_size} ranks on {socket.gethostname()} need as many GPUs, and it "
-            f"has {num_gpus}: use --nproc_per_node={max(num_gpus, 1)}, "
+            f"{environment.local_world_size} ranks on {socket.gethostname()} need as many "
+            f"GPUs, and it has {num_gpus}: use --nproc_per_node={max(num_gpus, 1)}, "
             "or --distributed.device cpu"
         )
-    return torch.device("cuda", place.local_rank)
+    return torch.device("cuda", environment.local_rank)

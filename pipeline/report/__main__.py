@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
-from data_prep.shard_set.streams import exit_code_when_told, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.run.directory import RunDirectory
 
 _EXTRA = ("jinja2", "matplotlib")
@@ -61,4 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     open_streams()
-    sys.exit(exit_code_when_told(main()))
+    sys.exit(exit_code_after_flush(main()))

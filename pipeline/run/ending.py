@@ -23,7 +23,7 @@ AGENT_VARIABLE = "ALEXNET_AGENT"
 """Environment variable in which a launcher tells ranks the process that looks after them."""
 
 
-def heeded_signals() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """Of `STOP_SIGNALS`: a hangup that nohup has warded off is none."""
     is_warded_off = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_warded_off]

@@ -130,7 +130,7 @@ def check_row(row: Mapping[str, Any]) -> None:
     expected = _declared(row)
     optional = _NEED_NOT_BE.get(row["kind"], frozenset())
     if lacking := expected - optional - row.keys():
-        raise ValueError(_lack(row, lacking))
+        raise ValueError(_describe_missing(row, lacking))
     if extra := row.keys() - expected:
         raise ValueError(f"{_name(row)} has no field {', '.join(sorted(extra))}")
 
@@ -152,7 +152,7 @@ def completed_row(row: object) -> dict[str, Any]:
     }
     complete: dict[str, Any] = older | row
     if lacking := expected - _NEED_NOT_BE.get(row["kind"], frozenset()) - complete.keys():
-        raise ValueError(_lack(row, lacking))
+        raise ValueError(_describe_missing(row, lacking))
     for name in sorted(expected & complete.keys()):
         if (wanted := _wanted(name, complete[name])) is not None:
             raise ValueError(f"{name} of {_name(row)} is {complete[name]!r:.40}, expected {wanted}")
@@ -201,5 +201,5 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"an alarm of {row['reason']}" if row["kind"] == "alarm" else f"a '{row['kind']}' row"
 
 
-def _lack(row: Mapping[str, Any], lacking: set[str]) -> str:
+def _describe_missing(row: Mapping[str, Any], lacking: set[str]) -> str:
     return f"{_name(row)} lacks {', '.join(sorted(lacking))}"

@@ -30,7 +30,7 @@ LOST_RANK = "lost another rank"
 
 _BLOCK_BYTES = 1 << 16
 
-_PATIENCE_SECONDS = 1.0
+_LOCK_SECONDS = 1.0
 """A writer that is stopped while it holds the lock shall not stop the others."""
 
 
@@ -68,7 +68,7 @@ class EventLog:
             yield
             return
         is_held = False
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _LOCK_SECONDS
         while not is_held and time.monotonic() < deadline:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

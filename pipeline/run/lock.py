@@ -50,10 +50,8 @@ class _Holder:
         return f"{job} on {self.host}" if self.host else job
 
 
-def lock_run(
-    run: RunDirectory, start: JobStart | None, patience_seconds: float, log: str = ""
-) -> int:
-    """Claim the run directory until this process ends; returns the open file that holds the lock.
+def lock_run(run: RunDirectory, start: JobStart | None, wait_seconds: float, log: str = "") -> int:
+    """Lock the run directory until this process ends; returns the open file that holds the lock.
 
     `log` is the file of what the job writes, if that is known.
 
@@ -64,7 +62,7 @@ def lock_run(
     handle = os.open(_path(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not _take(handle, _GLANCE_SECONDS):
-            _wait_for_earlier_start(run, handle, start, patience_seconds)
+            _wait_for_earlier_start(run, handle, start, wait_seconds)
         _sign(handle, _Holder(socket.gethostname(), start, log))
     except BaseException:
         os.close(handle)
@@ -109,8 +107,8 @@ def _path(run: RunDirectory) -> str:
     return str(run.path / ".lock")
 
 
-def _take(handle: int, patience_seconds: float) -> bool:
-    deadline = time.monotonic() + patience_seconds
+def _take(handle: int, wait_seconds: float) -> bool:
+    deadline = time.monotonic() + wait_seconds
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +124,7 @@ def _take(handle: int, patience_seconds: float) -> bool:
 
 
 def _wait_for_earlier_start(
-    run: RunDirectory, handle: int, start: JobStart | None, patience_seconds: float
+    run: RunDirectory, handle: int, start: JobStart | None, wait_seconds: float
 ) -> None:
     holder = _holder(handle)
     if start is None or holder.start is None or not start.is_after(holder.start):
@@ -135,12 +133,12 @@ def _wait_for_earlier_start(
         )
     _log.warning("an earlier start of this job still trains on %s: asked to leave", holder.host)
     run.stop_request.write_text(MAKE_ROOM)
-    has_left = _take(handle, patience_seconds)
+    has_left = _take(handle, wait_seconds)
     run.stop_request.unlink(missing_ok=True)  # it may have died without heeding it
     if not has_left:
         raise ValueError(
             f"{run.path} is in use by an earlier start of {holder}, which has not left for "
-            f"{patience_seconds:g} s: see to that host, then submit again"
+            f"{wait_seconds:g} s: see to that host, then submit again"
         )
 
 

@@ -23,7 +23,7 @@ from data_prep.shard_set.streams import open_streams
 from pipeline.data.augment.normalize import constancy
 from pipeline.metrics.run_facts import RunFacts
 from pipeline.ranks.failure import exit_code_of, leave
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
 from pipeline.ranks.world import World, connect, failure_of_all
 from pipeline.run import checkpoint
@@ -31,7 +31,7 @@ from pipeline.run.console import Console
 from pipeline.run.ending import STOPPED
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 from pipeline.train.lines import resolved_table
-from pipeline.train.loop import Parts, TrainingLoop
+from pipeline.train.loop import Components, TrainingLoop
 from pipeline.train.prepare import prepare
 from pipeline.train.provenance import git_revision, package_version
 from pipeline.train.resume import Start
@@ -47,58 +47,59 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
             if world.is_main:
                 Console(sys.stdout).line(f"nothing to do: {prepared:,} steps are done")
             return 0
-        parts, start = prepared
-        progress, journal = parts.progress, parts.journal
+        components, start = prepared
+        progress, journal = components.progress, components.journal
         stops = StopRequests(world, command.run, signals)
-        _announce(parts, start)
+        _announce(components, start)
         try:
-            with parts.watchdog:
-                TrainingLoop(parts).run(stops)
+            with components.watchdog:
+                TrainingLoop(components).run(stops)
         except Exception as error:
             failure = world.report_failure(error)
             journal.ended(progress.step, "failed", str(failure))
             raise failure from error
-        is_complete = progress.step == parts.target_steps
+        is_complete = progress.step == components.target_steps
         outcome: Literal["completed", "stopped"] = "completed" if is_complete else "stopped"
         journal.ended(progress.step, outcome)
-        parts.metrics.record_outcome(outcome)
-        world.gather(None)  # the first rank to leave ends all: rank 0 shall have had its last word
-        _conclude(parts, is_complete=is_complete)
-        is_done = progress.step == parts.end_step
-        return 0 if is_done or world.place.max_attempts else STOPPED
+        components.metrics.record_outcome(outcome)
+        # The first rank to leave ends all: rank 0 must have written its last event before.
+        world.all_gather_object(None)
+        _conclude(components, is_complete=is_complete)
+        is_done = progress.step == components.end_step
+        return 0 if is_done or world.environment.max_attempts else STOPPED
 
 
-def _announce(parts: Parts, start: Start) -> None:
+def _announce(components: Components, start: Start) -> None:
     """The first lines on the console and the `run` event."""
-    config, plan, progress = parts.settings.config, parts.plan, parts.progress
+    config, plan, progress = components.settings.config, components.plan, components.progress
     row = {
         "resumed_from": None if start.path is None else progress.step,
         "forked_from": None if start.fork is None else str(start.fork),
-        "world_size": parts.world.size,
+        "world_size": components.world.size,
         "local_batch_size": plan.local_batch_size,
         "accumulation_steps": plan.accumulation_steps,
         "global_batch_size": plan.global_batch_size,
         "steps_per_epoch": plan.steps_per_epoch,
-        "target_steps": parts.target_steps,
-        "device": parts.world.device.type,
+        "target_steps": components.target_steps,
+        "device": components.world.device.type,
         "precision": config.resolved_precision,
         "num_train_samples": plan.num_samples,
-        "num_val_samples": parts.val_reader.num_samples,
-        "shard_set": parts.manifest.title,
+        "num_val_samples": components.val_reader.num_samples,
+        "shard_set": components.manifest.title,
     }
-    console = parts.journal.console
-    console.line(f"{parts.settings.recipe} → {parts.run.path}")
+    console = components.journal.console
+    console.line(f"{components.settings.recipe} → {components.run.path}")
     console.table(
         resolved_table(
             config,
             plan,
-            num_val_samples=parts.val_reader.num_samples,
-            target_steps=parts.target_steps,
-            num_ranks=parts.world.size,
-            device=parts.world.device.type,
+            num_val_samples=components.val_reader.num_samples,
+            target_steps=components.target_steps,
+            num_ranks=components.world.size,
+            device=components.world.device.type,
         )
     )
-    constant = constancy(config.augment, parts.manifest.statistics)
+    constant = constancy(config.augment, components.manifest.statistics)
     if constant is not None:
         console.line(f"warning: {constant}")
     if start.path is not None:
@@ -107,12 +108,12 @@ def _announce(parts: Parts, start: Start) -> None:
         console.line(
             f"forked from {start.fork}, after epoch {progress.step / plan.steps_per_epoch:g}"
         )
-    parts.journal.started(progress, _facts(parts), row)
+    components.journal.started(progress, _facts(components), row)
 
 
-def _conclude(parts: Parts, *, is_complete: bool) -> None:
+def _conclude(components: Components, *, is_complete: bool) -> None:
     """The last lines on the console: how it ended, and where everything is."""
-    console, progress, run = parts.journal.console, parts.progress, parts.run
+    console, progress, run = components.journal.console, components.progress, components.run
     if is_complete:
         end = f"done, {progress.step:,} steps"
     else:
@@ -120,30 +121,30 @@ def _conclude(parts: Parts, *, is_complete: bool) -> None:
     best = progress.best_top1
     console.line(end if best is None else f"{end}; best val top-1 {best:.2%}")
     table = {"checkpoint": str(checkpoint.path_of(run.checkpoints, progress.step))}
-    if parts.config.metrics.enabled:
+    if components.config.metrics.enabled:
         table["metrics"] = str(run.metrics)
     console.table(table | {"report": f"python -m pipeline.report {run.path}"})
 
 
-def _facts(parts: Parts) -> RunFacts:
-    is_cuda = parts.world.device.type == "cuda"
-    config = parts.settings.config
+def _facts(components: Components) -> RunFacts:
+    is_cuda = components.world.device.type == "cuda"
+    config = components.settings.config
     return RunFacts(
         version=package_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda or "",
-        gpu_name=torch.cuda.get_device_name(parts.world.device) if is_cuda else "",
-        recipe=parts.settings.recipe,
+        gpu_name=torch.cuda.get_device_name(components.world.device) if is_cuda else "",
+        recipe=components.settings.recipe,
         model=config.model.name,
         columns=config.model.columns,
         precision=config.resolved_precision,
-        dataset=parts.manifest.title,
-        manifest_sha8=parts.settings.manifest_sha256[:8],
-        git_revision=(parts.world.is_main and git_revision()) or "",
-        steps_per_epoch=parts.plan.steps_per_epoch,
+        dataset=components.manifest.title,
+        manifest_sha8=components.settings.manifest_sha256[:8],
+        git_revision=(components.world.is_main and git_revision()) or "",
+        steps_per_epoch=components.plan.steps_per_epoch,
         target_epochs=config.epochs,
-        global_batch_size=parts.plan.global_batch_size,
-        world_size=parts.world.size,
+        global_batch_size=components.plan.global_batch_size,
+        world_size=components.world.size,
     )
 
 
@@ -156,12 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = StopSignals()
 
     def body() -> int:
-        place = Place.from_environment()
+        environment = LaunchEnvironment.read()
         try:
             command = parse_command(words)
         except ValueError as error:
-            raise failure_of_all(place, error) from None
-        with connect(place, command.config.distributed) as world:
+            raise failure_of_all(environment, error) from None
+        with connect(environment, command.config.distributed) as world:
             return train(command, world, signals)
 
     code = exit_code_of(body)

@@ -40,7 +40,7 @@ def least_values(model: Network, size: tuple[int, int]) -> int | None:
     return min(found)
 
 
-def check_parts(plan: BatchPlan, target_steps: int, least: int | None) -> None:
+def check_micro_batches(plan: BatchPlan, target_steps: int, least: int | None) -> None:
     """Raise `ValueError` if a rank's part of some batch of the run gives BatchNorm one value.
 
     `least` is what `least_values` says. A deviation needs two; torch stops at the first such part,

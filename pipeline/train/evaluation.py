@@ -25,7 +25,7 @@ from pipeline.data.augment.preprocess import Viewer
 from pipeline.data.batches.loader import Loader, evaluation_requests
 from pipeline.data.order.partition import evaluation_blocks
 from pipeline.data.readers.reading import Reader
-from pipeline.ranks.mesh import Grid
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.watchdog import Phase
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -39,7 +39,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class EvaluationSpec:
     """What is evaluated, and how each image is looked at."""
 
     split: str
@@ -57,7 +57,7 @@ class Subject:
 class Evaluation:
     """What an evaluation found; the arrays run over the samples of the split in order."""
 
-    subject: Subject
+    spec: EvaluationSpec
     seen: int
     expected: int
     correct1: int
@@ -79,14 +79,14 @@ class Evaluation:
 
     def event(self, by: EvaluatedBy) -> dict[str, Any]:
         """The fields of an `eval` event."""
-        subject = self.subject
+        spec = self.spec
         return {
             "by": by,
-            "split": subject.split,
-            "views": subject.views,
-            "shard_set": subject.shard_set,
-            "manifest_sha256": subject.manifest_sha256,
-            "own_shards": subject.own_shards,
+            "split": spec.split,
+            "views": spec.views,
+            "shard_set": spec.shard_set,
+            "manifest_sha256": spec.manifest_sha256,
+            "own_shards": spec.own_shards,
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
@@ -107,9 +107,9 @@ def evaluate(
     reader: Reader,
     viewer: Viewer,
     world: World,
-    grid: Grid,
+    mesh: Mesh,
     *,
-    subject: Subject,
+    spec: EvaluationSpec,
     block_size: int,
     depth: int,
     enter: Callable[[Phase], None] = lambda _: None,
@@ -122,7 +122,7 @@ def evaluate(
     """
     begin = time.perf_counter()
     enter(Phase.EVALUATING)
-    blocks = evaluation_blocks(reader.num_samples, block_size, grid.num_replicas, grid.replica)
+    blocks = evaluation_blocks(reader.num_samples, block_size, mesh.num_replicas, mesh.replica)
     loader = Loader(
         reader,
         evaluation_requests(blocks),
@@ -141,9 +141,9 @@ def evaluate(
             part |= {name: value[: batch.num_valid] for name, value in answers.items()}
             parts.append(part)
     enter(Phase.GATHERING)
-    answers_of_ranks = world.gather(parts if grid.reports else [])
+    answers_of_ranks = world.all_gather_object(parts if mesh.reports else [])
     rows = _concatenate([part for parts in answers_of_ranks for part in parts])
-    return _summarize(subject, rows, reader.num_samples, time.perf_counter() - begin)
+    return _summarize(spec, rows, reader.num_samples, time.perf_counter() - begin)
 
 
 @contextlib.contextmanager
@@ -187,21 +187,21 @@ def _concatenate(parts: list[Arrays]) -> Arrays:
     return {name: values[order] for name, values in rows.items()}
 
 
-def _summarize(subject: Subject, rows: Arrays, expected: int, seconds: float) -> Evaluation:
+def _summarize(spec: EvaluationSpec, rows: Arrays, expected: int, seconds: float) -> Evaluation:
     samples = rows.pop("samples")
     if not np.array_equal(samples, np.arange(expected)):
         raise InexactEvaluation(
-            f"the evaluation of {subject.split} saw {len(samples)} samples, "
+            f"the evaluation of {spec.split} saw {len(samples)} samples, "
             f"{len(np.unique(samples))} different ones; expected each of {expected} once"
         )
     hits = rows["topk_classes"] == rows["labels"][:, None]
     hits &= np.isfinite(rows["losses"])[:, None]  # what is not a number is not right by luck
     return Evaluation(
-        subject=subject,
+        spec=spec,
         seen=len(samples),
         expected=expected,
         correct1=int(hits[:, 0].sum()),
-        correct5=int(hits.any(axis=1).sum()) if subject.num_classes > TOP_K else None,
+        correct5=int(hits.any(axis=1).sum()) if spec.num_classes > TOP_K else None,
         loss=float(rows["losses"].astype(np.float64).mean()),
         seconds=seconds,
         predictions=rows,
@@ -210,15 +210,15 @@ def _summarize(subject: Subject, rows: Arrays, expected: int, seconds: float) ->
 
 def save_predictions(run: RunDirectory, step: int, evaluation: Evaluation) -> None:
     """Write the predictions where the report finds them; raises `OSError`."""
-    subject = evaluation.subject
-    path = run.predictions(subject.split)
+    spec = evaluation.spec
+    path = run.predictions(spec.split)
     path.parent.mkdir(exist_ok=True)
     with atomic_writer(path) as file:
         arrays: dict[str, Any] = {
             "format_version": PREDICTIONS_VERSION,
             "step": step,
-            "views": subject.views,
-            "manifest_sha256": subject.manifest_sha256,
+            "views": spec.views,
+            "manifest_sha256": spec.manifest_sha256,
             **evaluation.predictions,
         }
         np.savez_compressed(file, **arrays)

@@ -20,8 +20,8 @@ from pipeline.train.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Here:
-    """What the run that begins is like."""
+class NewRun:
+    """The run that begins at another one's checkpoint."""
 
     config: Mapping[str, Any]
     """As JSON has it."""
@@ -32,16 +32,16 @@ class Here:
     target_steps: int
 
 
-def fork(replica: Replica, path: Path, here: Here, world: World) -> Progress:
+def fork(replica: Replica, path: Path, new_run: NewRun, world: World) -> Progress:
     """Begin at another run's checkpoint; the ranks call it together. Raises `ValueError`."""
     progress = Progress()
-    with world.together():
-        progress = take_over(replica, checkpoint.load(path, world.device), path, here)
+    with world.fail_together():
+        progress = take_over(replica, checkpoint.load(path, world.device), path, new_run)
     assert progress.step > 0, "a checkpoint follows a step"
     return progress
 
 
-def take_over(replica: Replica, state: dict[str, Any], path: Path, here: Here) -> Progress:
+def take_over(replica: Replica, state: dict[str, Any], path: Path, new_run: NewRun) -> Progress:
     """Take weights, and what fits of the rest, from another run's checkpoint.
 
     The optimizer's state is taken if it is of the same kind, the loss scale in the same precision.
@@ -50,23 +50,24 @@ def take_over(replica: Replica, state: dict[str, Any], path: Path, here: Here) -
     another network or there is nothing left to do.
     """
     saved = json.loads(state["settings"])
-    _check_network(path, saved["config"]["model"]["name"], state["model"], here)
-    was, now = saved["config"]["optim"], here.optim
+    _check_network(path, saved["config"]["model"]["name"], state["model"], new_run)
+    was, now = saved["config"]["optim"], new_run.optim
     replica.load_state_dict(
         state,
         with_optimizer=was["name"] == now.name and (was["momentum"] > 0) == (now.momentum > 0),
-        with_scaler=saved["config"]["precision"] == here.config["precision"],
+        with_scaler=saved["config"]["precision"] == new_run.config["precision"],
     )
     before = Progress.from_state_dict(state["progress"])
-    is_same = saved["manifest_sha256"] == here.manifest_sha256
+    is_same = saved["manifest_sha256"] == new_run.manifest_sha256
     step = before.step
-    if not is_same or _batches(saved["config"]) != _batches(here.config):
+    if not is_same or _batches(saved["config"]) != _batches(new_run.config):
         epoch = before.step / _steps_per_epoch(path)
-        step = max(1, round(epoch * here.steps_per_epoch))  # an early one may be less than half
-    if step >= here.target_steps:
+        step = max(1, round(epoch * new_run.steps_per_epoch))  # an early one may be less than half
+    if step >= new_run.target_steps:
         raise ValueError(
-            f"{path} is after epoch {step / here.steps_per_epoch:g}, and epochs is "
-            f"{here.config['epochs']:g}: the run goes on from there, so give more --epochs in all"
+            f"{path} is after epoch {step / new_run.steps_per_epoch:g}, and epochs is "
+            f"{new_run.config['epochs']:g}: the run goes on from there, so "
+            "give more --epochs in all"
         )
     return Progress(
         step=step,
@@ -75,17 +76,19 @@ def take_over(replica: Replica, state: dict[str, Any], path: Path, here: Here) -
     )
 
 
-def _check_network(path: Path, name: str, weights: Mapping[str, torch.Tensor], here: Here) -> None:
-    if name != here.config["model"]["name"]:
+def _check_network(
+    path: Path, name: str, weights: Mapping[str, torch.Tensor], new_run: NewRun
+) -> None:
+    if name != new_run.config["model"]["name"]:
         raise ValueError(
-            f"{path} is of the network {name}, and model.name is {here.config['model']['name']}: "
-            "fork with the same network"
+            f"{path} is of the network {name}, and model.name is "
+            f"{new_run.config['model']['name']}: fork with the same network"
         )
     num_classes = len(list(weights.values())[-1])  # the biases of the last layer
-    if num_classes != here.num_classes:
+    if num_classes != new_run.num_classes:
         raise ValueError(
-            f"{path} tells {num_classes} classes apart, and the shard set has {here.num_classes}: "
-            "fork with a shard set of as many classes"
+            f"{path} tells {num_classes} classes apart, and the shard set has "
+            f"{new_run.num_classes}: fork with a shard set of as many classes"
         )
 
 

@@ -71,9 +71,9 @@ class Journal:
         self._history.clear()
         self._write("run", progress.step, row)
 
-    def did_step(self, step: int) -> None:
+    def count_step(self, step: int) -> None:
         """A step is done; where a log interval ends, more is told."""
-        self._metrics.did_step(step, step / self._plan.steps_per_epoch)
+        self._metrics.count_step(step, step / self._plan.steps_per_epoch)
 
     def trained(
         self, step: int, row: Mapping[str, Any], *, target_steps: int, loss_scale: float | None
@@ -93,9 +93,9 @@ class Journal:
         )
         self._write("train", step, row)
 
-    def watched_learning(self, step: int, loss: float, *, is_stuck: bool) -> None:
+    def record_learning(self, step: int, loss: float, *, is_stuck: bool) -> None:
         """Whether the network still guesses, long after it should have begun to learn."""
-        self._metrics.watched_learning(is_stuck=is_stuck)
+        self._metrics.record_learning(is_stuck=is_stuck)
         if is_stuck and not self._is_stuck:
             self.console.line(
                 f"warning: not learning: after {step:,} steps the loss of {loss:.4f} is still that "
@@ -104,7 +104,7 @@ class Journal:
             self._write("alarm", step, {"reason": "not_learning", "loss": loss})
         self._is_stuck = is_stuck
 
-    def found_damage(self, step: int, rank: int, damage: Damage) -> None:
+    def record_damage(self, step: int, rank: int, damage: Damage) -> None:
         """An image is damaged and another one stands in for it; `rank` has warned of it itself."""
         row = {"reason": "damaged_image", "rank": rank, **asdict(damage)}
         self._write("alarm", step, row)
@@ -113,7 +113,7 @@ class Journal:
         self._eta.evaluated(result.seconds)
         row = result.event("train")
         values = {name: row[name] for name in OF_EVALUATION}
-        self._metrics.evaluated(result.subject.split, **values)
+        self._metrics.evaluated(result.spec.split, **values)
         self.console.line(evaluation_line(result))
         self._write("eval", step, row)
 

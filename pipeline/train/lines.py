@@ -58,24 +58,24 @@ def train_line(
 def evaluation_line(result: Evaluation) -> str:
     top5 = "" if result.top5 is None else f"top-5 {result.top5:.2%}  "
     return (
-        f"{result.subject.split}: top-1 {result.top1:.2%} ({result.correct1:,} of "
+        f"{result.spec.split}: top-1 {result.top1:.2%} ({result.correct1:,} of "
         f"{result.seen:,})  {top5}loss {result.loss:.4f}  in {result.seconds:.1f} s"
     )
 
 
 def evaluation_table(result: Evaluation) -> dict[str, str]:
     """What `pipeline.evaluate` found, for its standard output."""
-    subject = result.subject
+    spec = result.spec
     table = {
-        "evaluated": f"{subject.split} of {subject.shard_set}, {result.seen:,} images, "
-        f"{'one view' if subject.views == 1 else f'{subject.views} views'} of each",
+        "evaluated": f"{spec.split} of {spec.shard_set}, {result.seen:,} images, "
+        f"{'one view' if spec.views == 1 else f'{spec.views} views'} of each",
         "top-1": f"{result.top1:.2%} ({result.correct1:,} of {result.seen:,})",
         "loss": f"{result.loss:.4f}",
         "time": f"{result.seconds:.1f} s",
     }
     if result.top5 is not None:
         table["top-5"] = f"{result.top5:.2%} ({result.correct5:,} of {result.seen:,})"
-    if not subject.own_shards:
+    if not spec.own_shards:
         table["note"] = "this is not the shard set that the run was trained on"
     order = ("evaluated", "top-1", "top-5", "loss", "time", "note")
     return {name: table[name] for name in order if name in table}

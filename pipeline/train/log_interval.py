@@ -9,17 +9,17 @@ import torch
 
 from pipeline.data.readers.reading import Damage
 from pipeline.metrics.rank import PHASES
-from pipeline.ranks.mesh import Grid
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.train.clock import StepTime
 
 
-class Interval:
+class LogInterval:
     """Sums of the steps since the last log; nothing here waits for the device before `reduce`."""
 
-    def __init__(self, world: World, grid: Grid) -> None:
+    def __init__(self, world: World, mesh: Mesh) -> None:
         self._world = world
-        self._grid = grid
+        self._mesh = mesh
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         """Loss and right answers."""
         self._num_samples = 0
@@ -50,10 +50,10 @@ class Interval:
     def take_damages(self) -> list[list[Damage]]:
         """What each rank has found damaged since the last call; all ranks call it together."""
         count = torch.tensor(float(len(self.damages)), device=self._world.device)
-        if not self._world.sum(count):  # as nearly always: then it costs one number
+        if not self._world.all_reduce(count):  # as nearly always: then it costs one number
             return []
         damages, self.damages = self.damages, []
-        return self._world.gather(damages)
+        return self._world.all_gather_object(damages)
 
     def wait(self) -> None:
         """Let the device finish the interval's steps, so that their times can be read."""
@@ -68,9 +68,9 @@ class Interval:
         local = [float(self._num_samples), self._phase_seconds["data_wait"], seconds]
         ours = torch.tensor(local, dtype=torch.float64, device=self._world.device)
         sums = torch.cat([self._sums, ours])
-        loss, correct, num_samples, wait, all_seconds = self._world.sum(sums).tolist()
+        loss, correct, num_samples, wait, all_seconds = self._world.all_reduce(sums).tolist()
         # All ranks of a replica count its samples, which says nothing of loss and top-1.
-        all_samples = num_samples / self._grid.ranks_per_replica
+        all_samples = num_samples / self._mesh.ranks_per_replica
         return {
             "loss": loss / num_samples,
             "top1": correct / num_samples,

@@ -26,7 +26,7 @@ from pipeline.optim.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.optim.replica import Replica
 from pipeline.optim.schedule import Position, learning_rates
 from pipeline.ranks.failure import sentence_of
-from pipeline.ranks.mesh import Grid
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.stop import StopRequests
 from pipeline.ranks.watchdog import Phase, Watchdog
 from pipeline.ranks.world import World
@@ -36,14 +36,14 @@ from pipeline.run.settings import Settings
 from pipeline.train.alarm import is_guessing
 from pipeline.train.clock import StepClock
 from pipeline.train.due import is_due
-from pipeline.train.evaluation import Subject, evaluate, save_predictions
+from pipeline.train.evaluation import EvaluationSpec, evaluate, save_predictions
 from pipeline.train.journal import Journal
-from pipeline.train.log_interval import Interval
+from pipeline.train.log_interval import LogInterval
 from pipeline.train.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class Components:
     """Everything that training works with, made by `pipeline.train.prepare`."""
 
     settings: Settings
@@ -55,7 +55,7 @@ class Parts:
     """Where this command ends."""
     run: RunDirectory
     world: World
-    grid: Grid
+    mesh: Mesh
     replica: Replica
     augmenter: Augmenter
     viewer: Viewer
@@ -72,51 +72,51 @@ class Parts:
 
 
 class TrainingLoop:
-    """Trains from where `parts.progress` is, up to `parts.end_step`."""
+    """Trains from where `components.progress` is, up to `components.end_step`."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._clock = StepClock(parts.world.device)
-        self._interval = Interval(parts.world, parts.grid)
-        self._saved_step = parts.progress.step
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._clock = StepClock(components.world.device)
+        self._log_interval = LogInterval(components.world, components.mesh)
+        self._saved_step = components.progress.step
         self._learning_rate = 0.0
         self._outcome: Outcome | None = None
-        parts.replica.when_gradients_are_ready = self._gradients_are_ready
+        components.replica.when_gradients_are_ready = self._gradients_are_ready
 
     def run(self, stops: StopRequests) -> None:
-        """Train until `parts.end_step` steps are done or the ranks agree to stop.
+        """Train until `components.end_step` steps are done or the ranks agree to stop.
 
         Either way the state is then saved. Raises `ValueError` if training diverges, and what the
         reader and the other ranks' ends raise.
         """
-        progress = self._parts.progress
+        progress = self._components.progress
         source = None
-        with self._parts.open_batches(progress.step, self._parts.end_step) as batches:
+        with self._components.open_batches(progress.step, self._components.end_step) as batches:
             self._clock.restart()
-            with self._own_damages_told(batches):
-                while progress.step < self._parts.end_step and source is None:
+            with self._recording_own_damages(batches):
+                while progress.step < self._components.end_step and source is None:
                     self._train_step(batches)
                     self._between_steps()
                     self._enter(Phase.AGREEING)
                     source = stops.agreed(progress.step)
-        self._tell_damages()
+        self._record_damages()
         if source is not None:
-            self._parts.journal.stop_requested(progress.step, source)
+            self._components.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
             self._save("periodic" if source is None else "preempt", must_succeed=True)
         stops.close()
 
     def _enter(self, phase: Phase) -> None:
-        self._parts.watchdog.enter(phase, self._parts.progress.step)
+        self._components.watchdog.enter(phase, self._components.progress.step)
 
     def _gradients_are_ready(self) -> None:
         self._clock.mark("forward_backward")
         self._enter(Phase.AVERAGING)
 
     def _train_step(self, batches: Batches) -> None:
-        parts, clock = self._parts, self._clock
+        components, clock = self._components, self._clock
         num_samples = 0
-        for micro_batch in range(parts.plan.accumulation_steps):
+        for micro_batch in range(components.plan.accumulation_steps):
             clock.mark("other")
             self._enter(Phase.READING)
             batch = next(batches)
@@ -127,47 +127,49 @@ class TrainingLoop:
         self._enter(Phase.UPDATING)
         self._settle()
         self._set_rates()
-        step = parts.progress.step + 1
-        norm, self._outcome = parts.replica.update(wants_norm=self._is_logged(step))
+        step = components.progress.step + 1
+        norm, self._outcome = components.replica.update(wants_norm=self._is_logged(step))
         clock.mark("optimizer")
-        parts.progress.did_step()
-        parts.journal.did_step(step)
-        self._interval.note_norm(norm)
+        components.progress.count_step()
+        components.journal.count_step(step)
+        self._log_interval.note_norm(norm)
         self._account(batches.take_cost())
-        parts.metrics.record_queue(batches.queued_batches)
+        components.metrics.record_queue(batches.queued_batches)
         clock.end_step(num_samples)
         self._collect_times()
 
     def _add_gradients(self, batch: Batch, micro_batch: int) -> None:
-        parts, clock, step = self._parts, self._clock, self._parts.progress.step
-        epoch, samples = parts.plan.epoch_of(step), batch.samples
-        images, labels = batch.to(parts.world.device)
-        keys = to_device(dropout_keys(parts.config.seed, epoch, samples), parts.world.device)
+        components, clock, step = self._components, self._clock, self._components.progress.step
+        epoch, samples = components.plan.epoch_of(step), batch.samples
+        images, labels = batch.to(components.world.device)
+        keys = to_device(
+            dropout_keys(components.config.seed, epoch, samples), components.world.device
+        )
         clock.mark("h2d")
-        is_last = micro_batch + 1 == parts.plan.accumulation_steps
-        loss, logits = parts.replica.add_gradients(
-            parts.augmenter(images, samples, epoch, batch.picks),
+        is_last = micro_batch + 1 == components.plan.accumulation_steps
+        loss, logits = components.replica.add_gradients(
+            components.augmenter(images, samples, epoch, batch.crop_windows),
             keys,
             labels,
-            step_samples=parts.plan.samples_in_step(step),
+            step_samples=components.plan.samples_in_step(step),
             is_last=is_last,
         )
-        is_averaged = is_last and parts.grid.same_column is not None
+        is_averaged = is_last and components.mesh.same_column is not None
         clock.mark("sync_wait" if is_averaged else "forward_backward")
-        self._interval.note_predictions(loss, logits, labels)
+        self._log_interval.note_predictions(loss, logits, labels)
 
     def _account(self, cost: ReadCost) -> None:
         """Count what reading took, and keep what was found damaged for the next log."""
-        parts = self._parts
-        parts.metrics.record_loaded(
-            parts.config.data.reader,
+        components = self._components
+        components.metrics.record_loaded(
+            components.config.data.reader,
             num_samples=cost.num_samples,
             num_bytes=cost.num_bytes,
             read_seconds=cost.read_seconds,
             decode_seconds=cost.decode_seconds,
             num_replaced=cost.num_replaced,
         )
-        self._interval.note_damages(cost.damages)
+        self._log_interval.note_damages(cost.damages)
 
     def _settle(self) -> None:
         """Learn whether the last step was skipped.
@@ -175,46 +177,46 @@ class TrainingLoop:
         In fp16 the device has the next step's passes to go on with meanwhile; in other precisions
         nothing is asked of it. Raises `ValueError` if no loss scale helps.
         """
-        parts, outcome = self._parts, self._outcome
+        components, outcome = self._components, self._outcome
         if outcome is None:
             return
         self._outcome = None
         skipped = outcome.was_skipped()
-        parts.progress.heard_of_step(skipped=skipped)
+        components.progress.settle_step(skipped=skipped)
         if skipped:
-            parts.metrics.record_skip()
-        if parts.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            components.metrics.record_skip()
+        if components.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise ValueError(
                 f"the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
-                f"{parts.progress.step}, were not finite: lower optim.learning_rate, or use "
+                f"{components.progress.step}, were not finite: lower optim.learning_rate, or use "
                 "--precision bf16"
             )
 
     def _set_rates(self) -> None:
-        parts = self._parts
+        components = self._components
         position = Position(
-            updates=parts.progress.updates,
-            steps_per_epoch=parts.plan.steps_per_epoch,
-            target_steps=parts.target_steps,
-            losses=parts.progress.losses,
+            updates=components.progress.updates,
+            steps_per_epoch=components.plan.steps_per_epoch,
+            target_steps=components.target_steps,
+            losses=components.progress.losses,
         )
-        rates = learning_rates(parts.config.optim, parts.config.schedule, position)
-        parts.replica.set_rates(rates)
+        rates = learning_rates(components.config.optim, components.config.schedule, position)
+        components.replica.set_rates(rates)
         self._learning_rate = rates.weights
 
     def _collect_times(self) -> None:
         for time_of_step in self._clock.finished():
-            self._interval.note_time(time_of_step)
-            self._parts.metrics.record_step(
-                time_of_step.num_samples / self._parts.grid.ranks_per_replica,
+            self._log_interval.note_time(time_of_step)
+            self._components.metrics.record_step(
+                time_of_step.num_samples / self._components.mesh.ranks_per_replica,
                 time_of_step.phase_seconds,
             )
 
     def _between_steps(self) -> None:
         """Whatever is due after the step just done; its time is not the next step's."""
-        parts, step = self._parts, self._parts.progress.step
-        evaluates = self._is_due(parts.config.evaluation.every_epochs, step)
-        saves = self._is_due(parts.config.checkpoint.every_epochs, step)
+        components, step = self._components, self._components.progress.step
+        evaluates = self._is_due(components.config.evaluation.every_epochs, step)
+        saves = self._is_due(components.config.checkpoint.every_epochs, step)
         if self._is_logged(step):
             self._log()
         best_top1 = self._evaluate() if evaluates else None
@@ -225,7 +227,7 @@ class TrainingLoop:
 
     def _is_logged(self, step: int) -> bool:
         """Whether a log interval ends with `step`: also before what takes the time of some."""
-        config = self._parts.config
+        config = self._components.config
         return (
             step % config.log_every_steps == 0
             or self._is_due(config.evaluation.every_epochs, step)
@@ -233,93 +235,99 @@ class TrainingLoop:
         )
 
     def _is_due(self, every_epochs: float, step: int) -> bool:
-        parts = self._parts
-        return is_due(step, every_epochs, parts.plan.steps_per_epoch, parts.target_steps)
+        components = self._components
+        return is_due(step, every_epochs, components.plan.steps_per_epoch, components.target_steps)
 
     def _log(self) -> None:
         """Reduce and tell the interval: here the device is waited for, and in no step.
 
         Raises `ValueError` if the loss is not a number.
         """
-        parts = self._parts
+        components = self._components
         self._enter(Phase.LOGGING)
         self._settle()
-        self._interval.wait()
+        self._log_interval.wait()
         self._collect_times()
-        self._tell_damages()
-        row = self._interval.reduce() | {
+        self._record_damages()
+        row = self._log_interval.reduce() | {
             "learning_rate": self._learning_rate,
-            "skipped_steps": parts.progress.skipped_steps,
+            "skipped_steps": components.progress.skipped_steps,
         }
-        self._interval = Interval(parts.world, parts.grid)
-        if parts.world.device.type == "cuda":
-            parts.metrics.record_gpu_memory(
+        self._log_interval = LogInterval(components.world, components.mesh)
+        if components.world.device.type == "cuda":
+            components.metrics.record_gpu_memory(
                 torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
             )
-        scale = parts.replica.loss_scale
+        scale = components.replica.loss_scale
         if not math.isfinite(row["loss"]) and scale is None:
             raise ValueError(
-                f"the loss is {row['loss']} at step {parts.progress.step}: training has diverged; "
-                "lower optim.learning_rate or raise schedule.warmup_ratio"
+                f"the loss is {row['loss']} at step {components.progress.step}: training has "
+                "diverged; lower optim.learning_rate or raise schedule.warmup_ratio"
             )
-        parts.journal.trained(
-            parts.progress.step, row, target_steps=parts.target_steps, loss_scale=scale
+        components.journal.trained(
+            components.progress.step, row, target_steps=components.target_steps, loss_scale=scale
         )
         self._watch_learning(row["loss"])
 
-    def _tell_damages(self) -> None:
+    def _record_damages(self) -> None:
         """Let rank 0 record what all ranks found damaged since the last time."""
-        parts = self._parts
-        for rank, damages in enumerate(self._interval.take_damages()):
+        components = self._components
+        for rank, damages in enumerate(self._log_interval.take_damages()):
             for damage in damages:
-                parts.journal.found_damage(parts.progress.step, rank, damage)
+                components.journal.record_damage(components.progress.step, rank, damage)
 
     @contextlib.contextmanager
-    def _own_damages_told(self, batches: Batches) -> Iterator[None]:
+    def _recording_own_damages(self, batches: Batches) -> Iterator[None]:
         """If the block fails, let rank 0 record what it found itself: others may be gone."""
         try:
             yield
         except Exception:
-            parts = self._parts
+            components = self._components
             self._account(batches.take_cost())
-            for damage in self._interval.damages:
-                parts.journal.found_damage(parts.progress.step, parts.world.rank, damage)
+            for damage in self._log_interval.damages:
+                components.journal.record_damage(
+                    components.progress.step, components.world.rank, damage
+                )
             raise
 
     def _watch_learning(self, loss: float) -> None:
-        parts, step = self._parts, self._parts.progress.step
-        if step * parts.plan.global_batch_size >= parts.config.not_learning_after_samples:
-            is_stuck = is_guessing(loss, parts.manifest.num_classes)
-            parts.journal.watched_learning(step, loss, is_stuck=is_stuck)
+        components, step = self._components, self._components.progress.step
+        if step * components.plan.global_batch_size >= components.config.not_learning_after_samples:
+            is_stuck = is_guessing(loss, components.manifest.num_classes)
+            components.journal.record_learning(step, loss, is_stuck=is_stuck)
 
     def _evaluate(self) -> float | None:
         """Evaluate `val`; returns its top-1 if that is above the best checkpoint's."""
-        parts, step = self._parts, self._parts.progress.step
+        components, step = self._components, self._components.progress.step
         result = evaluate(
-            parts.replica.model,
-            parts.val_reader,
-            parts.viewer,
-            parts.world,
-            parts.grid,
-            subject=Subject(
+            components.replica.model,
+            components.val_reader,
+            components.viewer,
+            components.world,
+            components.mesh,
+            spec=EvaluationSpec(
                 split="val",
-                num_classes=parts.manifest.num_classes,
-                views=parts.config.evaluation.views,
-                shard_set=parts.manifest.title,
-                manifest_sha256=parts.settings.manifest_sha256,
+                num_classes=components.manifest.num_classes,
+                views=components.config.evaluation.views,
+                shard_set=components.manifest.title,
+                manifest_sha256=components.settings.manifest_sha256,
                 own_shards=True,
             ),
-            block_size=parts.config.evaluation.block_size,
-            depth=parts.config.data.prefetch_batches,
+            block_size=components.config.evaluation.block_size,
+            depth=components.config.data.prefetch_batches,
             enter=self._enter,
         )
-        if parts.world.is_main:
+        if components.world.is_main:
             try:
-                save_predictions(parts.run, step, result)
+                save_predictions(components.run, step, result)
             except OSError as error:
-                parts.journal.console.line(f"warning: predictions not saved: {sentence_of(error)}")
-        parts.journal.evaluated(step, result)
-        is_best = parts.progress.evaluated(loss=result.loss, top1=result.top1, top5=result.top5)
+                components.journal.console.line(
+                    f"warning: predictions not saved: {sentence_of(error)}"
+                )
+        components.journal.evaluated(step, result)
+        is_best = components.progress.evaluated(
+            loss=result.loss, top1=result.top1, top5=result.top5
+        )
         return result.top1 if is_best else None
 
     def _save(
@@ -332,60 +340,62 @@ class TrainingLoop:
         """
         self._enter(Phase.AGREEING)
         self._settle()
-        parts, progress = self._parts, self._parts.progress
+        components, progress = self._components, self._components.progress
         step, marked = progress.step, progress.marked
-        if not all(parts.world.gather(parts.replica.is_finite())):
+        if not all(components.world.all_gather_object(components.replica.is_finite())):
             raise ValueError(
                 f"a weight is not a number at step {step}: training has diverged, "
                 "nothing is saved; lower optim.learning_rate"
             )
         if best_top1 is not None:
             progress.marked = step, best_top1
-        state = self._state() if parts.grid.replica == 0 else None
+        state = self._state() if components.mesh.replica == 0 else None
         self._enter(Phase.SAVING)
         error = None
-        if parts.world.is_main:
+        if components.world.is_main:
             assert state is not None
             error = self._write_checkpoint(reason, state)
             self._enter(Phase.AGREEING)  # only the others may wait as long as saving takes
-        error = parts.world.broadcast(error)
+        error = components.world.broadcast_object(error)
         if error is None:
             self._saved_step = step
             return
         progress.marked = marked
-        parts.journal.checkpoint_failed(reason, error)
+        components.journal.checkpoint_failed(reason, error)
         if must_succeed:
             raise OSError(f"the checkpoint of step {step} could not be saved: {error}")
 
     def _write_checkpoint(self, reason: str, state: dict[str, Any]) -> str | None:
         """Save, and tell; returns what went wrong."""
-        parts, step = self._parts, self._parts.progress.step
-        directory, begin = parts.run.checkpoints, time.perf_counter()
+        components, step = self._components, self._components.progress.step
+        directory, begin = components.run.checkpoints, time.perf_counter()
         try:
             path, num_bytes = checkpoint.save(directory, step, state)
         except OSError as error:
             return sentence_of(error)
         seconds = time.perf_counter() - begin
-        parts.journal.checkpointed(step, path, num_bytes=num_bytes, seconds=seconds, reason=reason)
+        components.journal.checkpointed(
+            step, path, num_bytes=num_bytes, seconds=seconds, reason=reason
+        )
         self._tidy()
         return None
 
     def _tidy(self) -> None:
         """Mark the best checkpoint and delete old ones; the next save makes up for what fails."""
-        parts, directory = self._parts, self._parts.run.checkpoints
+        components, directory = self._components, self._components.run.checkpoints
         try:
-            if parts.progress.marked is not None:
-                checkpoint.mark_best(directory, parts.progress.marked[0])
-            checkpoint.prune(directory, parts.config.checkpoint.keep)
+            if components.progress.marked is not None:
+                checkpoint.mark_best(directory, components.progress.marked[0])
+            checkpoint.prune(directory, components.config.checkpoint.keep)
         except OSError as error:
-            parts.journal.console.line(
+            components.journal.console.line(
                 f"warning: the best checkpoint not marked or old ones not deleted: "
                 f"{sentence_of(error)}"
             )
 
     def _state(self) -> dict[str, Any]:
-        parts = self._parts
-        return parts.replica.state_dict() | {
-            "progress": parts.progress.state_dict(),
-            "settings": json.dumps(parts.settings.to_json()),
+        components = self._components
+        return components.replica.state_dict() | {
+            "progress": components.progress.state_dict(),
+            "settings": json.dumps(components.settings.to_json()),
         }

@@ -24,7 +24,7 @@ from pipeline.config.schema import (
     MetricsConfig,
     flatten,
 )
-from pipeline.data.augment.framing import input_size
+from pipeline.data.augment.crop_policy import input_size
 from pipeline.data.augment.normalize import build_normalizer
 from pipeline.data.augment.preprocess import Augmenter, Viewer
 from pipeline.data.cache.shard_set import ShardSet
@@ -39,8 +39,8 @@ from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, emulation, resolve
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
-from pipeline.ranks.launcher import Place
-from pipeline.ranks.mesh import Grid, build_grid, check_layout
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.mesh import Mesh, build_mesh, check_layout
 from pipeline.ranks.stop import remove_old_request
 from pipeline.ranks.watchdog import Phase, Watchdog
 from pipeline.ranks.world import World
@@ -50,13 +50,13 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.events import check_readable, write_failure
 from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
-from pipeline.train.batch_norm import check_parts, least_values
+from pipeline.train.batch_norm import check_micro_batches, least_values
 from pipeline.train.command import Command
 from pipeline.train.eta import Eta
-from pipeline.train.fork import Here, fork
+from pipeline.train.fork import NewRun, fork
 from pipeline.train.journal import Journal
 from pipeline.train.length import num_steps
-from pipeline.train.loop import Parts
+from pipeline.train.loop import Components
 from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
 from pipeline.train.resume import Start, find_start, finish, resume
@@ -78,7 +78,7 @@ _OF_A_HOST = (
 
 def prepare(
     command: Command, world: World, resources: contextlib.ExitStack
-) -> tuple[Parts, Start] | int:
+) -> tuple[Components, Start] | int:
     """Check and open everything, and go to where the run begins.
 
     Returns the number of steps done if there is nothing to do: then nothing large was opened.
@@ -86,14 +86,14 @@ def prepare(
     """
     config, run = command.config, command.run
     _set_threads(world)
-    world.check_alike(_of_all_hosts(command))
-    with world.together():
+    world.check_same_on_all_ranks(_of_all_hosts(command))
+    with world.fail_together():
         check_layout(config.model.columns, world.size)
         if world.is_main:
-            _open_run(run, world.place, config.distributed.save_timeout_seconds, resources)
+            _open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
     config = _with_precision(config, run, world)
-    with _failures_told(run, world):
-        with world.together():
+    with _recording_failures(run, world):
+        with world.fail_together():
             shards = ShardSet.opened(config.data, resources)
             _check_suits(command, shards)
             settings = Settings(
@@ -101,15 +101,15 @@ def prepare(
                 config=config,
                 manifest_sha256=manifest_sha256(shards.folder),
             )
-        world.check_alike({"the hash of the manifest": settings.manifest_sha256})
-    with world.together():
+        world.check_same_on_all_ranks({"the hash of the manifest": settings.manifest_sha256})
+    with world.fail_together():
         check_same_run(
             run,
             settings,
             num_samples=shards.manifest.split("train").num_samples,
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
-    with _failures_told(run, world):
+    with _recording_failures(run, world):
         return _build(command, settings, shards, world, resources)
 
 
@@ -123,11 +123,14 @@ def _check_suits(command: Command, shards: ShardSet) -> None:
 def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     """Decide on `auto` for all ranks together, or keep what the run in the directory has."""
     kept = None
-    with world.together():
+    with world.fail_together():
         if world.is_main:
             kept = kept_precision(run)
-    kept, devices = world.broadcast(kept), world.gather(arithmetic_of(world.device))
-    with world.together():
+    kept, devices = (
+        world.broadcast_object(kept),
+        world.all_gather_object(arithmetic_of(world.device)),
+    )
+    with world.fail_together():
         config = resolve(config, kept, devices)
     warning = emulation(config.resolved_precision, devices)
     if warning is not None and world.is_main:
@@ -136,7 +139,7 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
 
 
 @contextlib.contextmanager
-def _failures_told(run: RunDirectory, world: World) -> Iterator[None]:
+def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
     """Let what fails in the block be the last event of the run: it has no journal yet."""
     try:
         yield
@@ -156,11 +159,11 @@ def _build(
     shards: ShardSet,
     world: World,
     resources: contextlib.ExitStack,
-) -> tuple[Parts, Start] | int:
+) -> tuple[Components, Start] | int:
     config, run, manifest = settings.config, command.run, shards.manifest
-    grid = build_grid(world, config.model.columns, config.distributed.timeout_seconds)
-    with world.together():
-        plan = make_plan(config, manifest.split("train"), grid.num_replicas)
+    mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
+    with world.fail_together():
+        plan = make_plan(config, manifest.split("train"), mesh.num_replicas)
         target_steps = _target_steps(config, plan)
     start = find_start(run, command.fork_from, world)
     end_step = min(command.max_steps or target_steps, target_steps)
@@ -173,31 +176,31 @@ def _build(
             target_steps=target_steps,
         )
     settings = dataclasses.replace(settings, forked_from=start.forked_from)
-    with world.together():
-        check_cache(config, shards, plan, world.place.local_world_size)
+    with world.fail_together():
+        check_cache(config, shards, plan, world.environment.local_world_size)
         val_reader = staged_reader(config, shards, "val")
         resources.callback(val_reader.close)
         size = input_size(config.augment, manifest.image_size)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, manifest.num_classes, size, grid.columns)
-        check_parts(plan, target_steps, least_values(model, size))
+        model = build_model(config.model, manifest.num_classes, size, mesh.columns)
+        check_micro_batches(plan, target_steps, least_values(model, size))
         normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
-        framed = val_reader.image_shape[:2]
-        viewer = Viewer(config.augment, config.evaluation.views, framed, normalizer)
-    batches = open_batches(config, shards, plan, world, grid, resources)
+        image_size = val_reader.image_shape[:2]
+        viewer = Viewer(config.augment, config.evaluation.views, image_size, normalizer)
+    batches = open_batches(config, shards, plan, world, mesh, resources)
     registry = CollectorRegistry()
-    metrics = RankMetrics(world.rank, world.place.local_rank, registry)
+    metrics = RankMetrics(world.rank, world.environment.local_rank, registry)
     address = _exporter_address(config.metrics, world)
     if config.metrics.enabled:
-        _publish(registry, config.metrics, run, world.place, address, resources)
+        _publish(registry, config.metrics, run, world.environment, address, resources)
         resources.push(partial(_note_failure, metrics))  # the last values shall have it
-    replica = Replica(model, config, world, grid)
+    replica = Replica(model, config, world, mesh)
     _warm_up(replica, plan, size, world)
     progress = _progress(start, replica, settings, manifest, plan, target_steps, run, world)
-    with world.together():
+    with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
-    parts = Parts(
+    components = Components(
         settings=settings,
         manifest=manifest,
         plan=plan,
@@ -205,7 +208,7 @@ def _build(
         end_step=end_step,
         run=run,
         world=world,
-        grid=grid,
+        mesh=mesh,
         replica=replica,
         augmenter=Augmenter(config.augment, config.seed, manifest.statistics, normalizer),
         viewer=viewer,
@@ -214,9 +217,9 @@ def _build(
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan, _eta(config, plan, target_steps)),
         metrics=metrics,
-        watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, grid)),
+        watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, mesh)),
     )
-    return parts, start
+    return components, start
 
 
 def _progress(
@@ -234,7 +237,7 @@ def _progress(
         return resume(replica, settings, run, world, start.path)
     if start.fork is None:
         return Progress()
-    here = Here(
+    new_run = NewRun(
         config=to_json(settings.config),
         optim=settings.config.optim,
         manifest_sha256=settings.manifest_sha256,
@@ -242,7 +245,7 @@ def _progress(
         steps_per_epoch=plan.steps_per_epoch,
         target_steps=target_steps,
     )
-    return fork(replica, start.fork, here, world)
+    return fork(replica, start.fork, new_run, world)
 
 
 def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
@@ -254,10 +257,10 @@ def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
     )
 
 
-def _waiting_phases(config: Config, grid: Grid) -> frozenset[Phase]:
+def _waiting_phases(config: Config, mesh: Mesh) -> frozenset[Phase]:
     """Where ranks wait for each other because of the network's layout or the reader."""
     phases = set()
-    if grid.same_replica is not None:
+    if mesh.same_replica is not None:
         phases |= {Phase.COMPUTING, Phase.EVALUATING}
     if config.data.is_resident:
         phases |= {Phase.READING}
@@ -277,16 +280,21 @@ def _set_threads(world: World) -> None:
     """Divide the host's cores among its ranks; torchrun would leave each with one."""
     if world.device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // world.place.local_world_size))
+        torch.set_num_threads(max(1, cores // world.environment.local_world_size))
 
 
 def _open_run(
-    run: RunDirectory, place: Place, patience_seconds: float, resources: contextlib.ExitStack
+    run: RunDirectory,
+    environment: LaunchEnvironment,
+    wait_seconds: float,
+    resources: contextlib.ExitStack,
 ) -> None:
-    """Make the run directory, claim it, and clear away what a killed job left."""
+    """Make the run directory, lock it, and clear away what a killed job left."""
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        resources.callback(os.close, lock_run(run, place.start, patience_seconds, place.log))
+        resources.callback(
+            os.close, lock_run(run, environment.start, wait_seconds, environment.log)
+        )
     except (FileExistsError, NotADirectoryError):
         raise ValueError(
             f"--run-dir {run.path} cannot be made: a file of that name is in the way; "
@@ -300,7 +308,7 @@ def _open_run(
     checkpoint.remove_leftovers(run.checkpoints)
     remove_leftovers(run.path, {run.config.name})
     remove_leftovers(run.predictions("val").parent)
-    if remove_old_request(run, place):
+    if remove_old_request(run, environment):
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
 
 
@@ -320,8 +328,8 @@ def _exporter_address(metrics: MetricsConfig, world: World) -> str | None:
 
     All ranks call it together, whatever their options: these may differ from host to host.
     """
-    nodes, address = world.gather(Node.this_one(world.place.meeting)), None
-    with world.together():
+    nodes, address = world.all_gather_object(Node.this_one(world.environment.rendezvous)), None
+    with world.fail_together():
         if metrics.enabled and metrics.exporter:
             address = choose_address(metrics.exporter_address, nodes, world.rank)
     return address
@@ -331,21 +339,21 @@ def _publish(
     registry: CollectorRegistry,
     metrics: MetricsConfig,
     run: RunDirectory,
-    place: Place,
+    environment: LaunchEnvironment,
     address: str | None,
     resources: contextlib.ExitStack,
 ) -> None:
     """Start the node's exporter, which listens at `address`, and this rank's publisher."""
     if metrics.exporter:
-        if place.rank == 0 and address is not None and not is_loopback(address):
+        if environment.rank == 0 and address is not None and not is_loopback(address):
             Console(sys.stdout).line(exposure(metrics, address))
-        if place.local_rank == 0:
+        if environment.local_rank == 0:
             start_exporter(run, metrics, address)
     publisher = Publisher(
         run.metrics,
         registry,
-        rank=place.rank,
-        local_rank=place.local_rank,
+        rank=environment.rank,
+        local_rank=environment.local_rank,
         interval_seconds=metrics.publish_seconds,
     )
     resources.callback(publisher.close)

@@ -27,10 +27,10 @@ class Progress:
         """Steps that were applied: the position in the schedule."""
         return self.step - self.skipped_steps
 
-    def did_step(self) -> None:
+    def count_step(self) -> None:
         self.step += 1
 
-    def heard_of_step(self, *, skipped: bool) -> None:
+    def settle_step(self, *, skipped: bool) -> None:
         """Note what became of a step, which may be known only later."""
         self.skipped_steps += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0

@@ -40,7 +40,7 @@ class Start:
 def find_start(run: RunDirectory, source: ForkSource | None, world: World) -> Start:
     """Raises `ValueError` if the `source` has no such checkpoint; the ranks call it together."""
     start = None
-    with world.together():
+    with world.fail_together():
         if world.is_main:
             path = checkpoint.newest_good(run.checkpoints)
             origin = None
@@ -49,7 +49,7 @@ def find_start(run: RunDirectory, source: ForkSource | None, world: World) -> St
             elif source is not None:
                 origin = {"source": str(source), "checkpoint": str(_found(source, run))}
             start = Start(path=path, forked_from=origin)
-    start = world.broadcast(start)
+    start = world.broadcast_object(start)
     assert start is not None, "rank 0 has found it"
     return start
 
@@ -69,7 +69,7 @@ def finish(
 ) -> int:
     """Do what a kill may have left undone after the last step; returns the steps done."""
     step = checkpoint.step_of(path)
-    with world.together():
+    with world.fail_together():
         if world.is_main:
             marked = Progress.from_state_dict(checkpoint.load(path)["progress"]).marked
             if marked is not None:
@@ -85,7 +85,7 @@ def resume(
 ) -> Progress:
     """Go on from the run's own checkpoint `path`."""
     has_best = False
-    with world.together():
+    with world.fail_together():
         state = checkpoint.load(path, world.device)
         settings.check_continues(json.loads(state["settings"]), path)
         replica.load_state_dict(state)
@@ -94,6 +94,6 @@ def resume(
             checkpoint.set_aside_later(run.checkpoints, progress.step)
             if progress.marked is not None:  # a kill may have come before the mark
                 has_best = checkpoint.mark_best(run.checkpoints, progress.marked[0])
-    if not world.broadcast(has_best):
+    if not world.broadcast_object(has_best):
         progress.marked = None  # its checkpoint is lost: the next evaluation gives another
     return progress

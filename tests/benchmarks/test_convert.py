@@ -19,7 +19,7 @@ def test_conversions_are_compared(images: Path, tmp_path: Path) -> None:
     assert set(result.rates) == {"ours", "its parts", "webdataset"}
 
 
-def test_memory_is_told_by_encoding_and_number(images: Path, tmp_path: Path) -> None:
+def test_memory_is_reported_by_encoding_and_number(images: Path, tmp_path: Path) -> None:
     found = memory(find_images(images), tmp_path, counts=(24, 48))
     for encoding in ("jpeg", "rgb"):
         assert set(found[encoding]) == {"24 images", "48 images", "last against first"}

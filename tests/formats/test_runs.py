@@ -60,7 +60,7 @@ def test_the_events_are_of_every_kind(version: Path) -> None:
     assert own == [False, True, True]
 
 
-def test_every_attempt_is_told_as_before(version: Path, tmp_path: Path) -> None:
+def test_every_attempt_is_reported_as_before(version: Path, tmp_path: Path) -> None:
     ends = ends_of_attempts(version / "run")
     told = [
         told_of(version / "run", num_rows, tmp_path / str(number))

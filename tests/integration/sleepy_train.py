@@ -21,7 +21,7 @@ from unittest import mock
 from pipeline.data.batches.loader import Loader
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import leave
-from pipeline.ranks.watchdog import Watchdog, _Board
+from pipeline.ranks.watchdog import Watchdog, _WatchdogStore
 from pipeline.train import __main__ as train
 
 _PLACES: dict[str, tuple[type[Any], str]] = {
@@ -49,19 +49,19 @@ def fall_asleep(place: str, num_times: int, seconds: float, mark: Path | None) -
 
 def be_blind(seconds: float) -> None:
     begin: list[float] = []
-    plain = _Board.verdict
+    plain = _WatchdogStore.verdict
 
     def judge(_: Watchdog) -> None:
         begin.append(time.monotonic())
 
-    def verdict(board: _Board) -> str | None:
+    def verdict(store: _WatchdogStore) -> str | None:
         is_blind = not begin or time.monotonic() < begin[0] + seconds
         if is_blind and threading.current_thread().name == "watchdog":
             return None
-        return plain(board)
+        return plain(store)
 
     mock.patch.object(Watchdog, "_judge", judge).start()
-    mock.patch.object(_Board, "verdict", verdict).start()
+    mock.patch.object(_WatchdogStore, "verdict", verdict).start()
 
 
 def main(words: Sequence[str]) -> int:

@@ -143,7 +143,7 @@ def evaluate(num_ranks: int, run: Path) -> dict[str, Any]:
     return {name: row[name] for name in ("correct1", "correct5", "seen", "loss")}
 
 
-def test_what_cannot_be_is_told_in_a_sentence(scratch: Path, shards: Path) -> None:
+def test_what_cannot_be_is_reported_in_a_sentence(scratch: Path, shards: Path) -> None:
     fused = train_fused(scratch, shards, is_whole=False)
 
     def sentence(num_ranks: int, run: Path, *options: object) -> str:

@@ -73,7 +73,7 @@ def sample_of(rank: int) -> int:
 
 
 @pytest.mark.parametrize("reader", [(), ("--data.reader", "resident")], ids=["tar", "resident"])
-def test_a_few_damaged_images_of_train_are_told_and_replaced(
+def test_a_few_damaged_images_of_train_are_reported_and_replaced(
     shards: Path, tmp_path: Path, reader: tuple[object, ...]
 ) -> None:
     """By every rank on its standard error, and by rank 0 in the events and the report."""

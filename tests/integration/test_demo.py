@@ -25,8 +25,8 @@ def test_the_demo_says_nothing_that_a_newcomer_must_ignore(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = done.stderr.splitlines()  # how far the conversion is, if it takes long enough
-    assert [line for line in told if not line.startswith("sharding: ")] == []
+    lines = done.stderr.splitlines()  # how far the conversion is, if it takes long enough
+    assert [line for line in lines if not line.startswith("sharding: ")] == []
     assert [word for word in NOISE if word in done.stdout.lower()] == []
     assert rows(tmp_path / "demo", "end")[-1]["outcome"] == "completed"
     assert done.stdout.splitlines()[-1] == str(tmp_path / "demo" / "report.html")

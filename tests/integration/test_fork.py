@@ -19,7 +19,7 @@ from pipeline.ranks.failure import RankFailure
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import write_failure
-from pipeline.train.fork import Here, fork, take_over
+from pipeline.train.fork import NewRun, fork, take_over
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (
     STEPS_PER_EPOCH,
@@ -157,7 +157,7 @@ def test_a_fork_of_an_early_checkpoint_has_done_a_step(straight: Path) -> None:
     path = checkpoint.path_of(RunDirectory(straight).checkpoints, 4)
     state = checkpoint.load(path)
     config = with_values(from_json(config_of(straight)["config"]), {"global_batch_size": 240})
-    here = Here(
+    new_run = NewRun(
         config=to_json(config),
         optim=config.optim,
         manifest_sha256="",
@@ -165,7 +165,7 @@ def test_a_fork_of_an_early_checkpoint_has_done_a_step(straight: Path) -> None:
         steps_per_epoch=1,
         target_steps=2,
     )
-    progress = fork(mock.Mock(spec=Replica), path, here, SINGLE)
+    progress = fork(mock.Mock(spec=Replica), path, new_run, SINGLE)
     assert (state["progress"]["step"], progress.step) == (4, 1)
 
 
@@ -204,7 +204,7 @@ def shards_of_two_classes(folder: Path) -> Path:
 def test_another_network_s_checkpoint_is_refused(straight: Path) -> None:
     path = checkpoint.paths(RunDirectory(straight).checkpoints)[0]
     config = Config(model=ModelConfig(name="alexnet_bn"))
-    here = Here(
+    new_run = NewRun(
         config=to_json(config),
         optim=config.optim,
         manifest_sha256="",
@@ -214,5 +214,5 @@ def test_another_network_s_checkpoint_is_refused(straight: Path) -> None:
     )
     replica = mock.Mock(spec=Replica)
     with pytest.raises(ValueError, match="of the network alexnet_cifar, and "):
-        take_over(replica, checkpoint.load(path), path, here)
+        take_over(replica, checkpoint.load(path), path, new_run)
     assert not replica.method_calls

@@ -70,8 +70,8 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
     hang, end = (row for row in all_rows(run) if row["kind"] == "end")
     sentence = f"rank {rank} on {HOST} hangs, {phase} after step "
     assert hang["error"].startswith(sentence)
-    *_, told = rank_log(logs, 0, "stderr").splitlines()
-    assert told == f"error: {hang['error']}"
+    *_, last_line = rank_log(logs, 0, "stderr").splitlines()
+    assert last_line == f"error: {hang['error']}"
     for other in (0, 1):
         text = (RunDirectory(run).hangs / f"rank-{other:05d}.txt").read_text()
         assert text.startswith(sentence)
@@ -84,7 +84,7 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
 @pytest.mark.parametrize(
     ("blind", "keeper"), [("0:blind:0:10000", "torchrun"), ("1:blind:0:3", "rank 0")]
 )
-def test_the_verdict_is_told_by_a_rank_that_is_late_to_find_it(
+def test_the_verdict_is_reported_by_a_rank_that_is_late_to_find_it(
     blind: str, keeper: Keeper, shards: Path, tmp_path: Path
 ) -> None:
     """By then rank 1 has left, and so the averaging that rank 0 waits in breaks.
@@ -112,7 +112,7 @@ def test_the_verdict_is_told_by_a_rank_that_is_late_to_find_it(
 def test_a_rank_that_is_stopped_is_named(
     rank: int, keeper: Keeper, shards: Path, tmp_path: Path
 ) -> None:
-    """Though it may be the one that keeps the store that the others have their pulses in.
+    """Though it may be the one that keeps the store that the others have their heartbeats in.
 
     Rank 0 notices of others between saves too; while it saves itself, it may take its time.
     """
@@ -121,12 +121,12 @@ def test_a_rank_that_is_stopped_is_named(
     arguments = training(shards, run, *OPTIONS, "--epochs", 1000, "--evaluation.every_epochs", 0)
     arguments += ["--checkpoint.every_epochs", str(every_epochs)]
     with torchrun(2, "pipeline.train", arguments, logs, keeper=keeper) as child:
-        wait_for_step(run, 20)  # with pulses of all ranks long in the store
+        wait_for_step(run, 20)  # with heartbeats of all ranks long in the store
         victim = ranks_of(child)[rank]
         os.kill(victim, signal.SIGSTOP)
         other = 1 - rank
         wait_for(lambda: "error: " in rank_log(logs, other, "stderr"), "the verdict", 60)
         os.kill(victim, signal.SIGKILL)
         child.communicate(timeout=DEADLINE_SECONDS)
-    *_, told = rank_log(logs, other, "stderr").splitlines()
-    assert re.match(rf"error: rank {rank} (on {HOST} )?gives no sign of life", told), told
+    *_, last_line = rank_log(logs, other, "stderr").splitlines()
+    assert re.match(rf"error: rank {rank} (on {HOST} )?gives no sign of life", last_line), last_line

@@ -95,7 +95,7 @@ def test_a_url_gives_what_tars_give(
     assert train_requests == 4, "three faults, and one that all ranks share"
 
 
-def told_bytes(job: Job, before: str = "set --data.cache_bytes to ") -> int:
+def suggested_bytes(job: Job, before: str = "set --data.cache_bytes to ") -> int:
     """How large a cache must be, by the error of one that was too small."""
     return int(job.errors[0].partition(before)[2].split()[0].replace(",", ""))
 
@@ -113,7 +113,7 @@ def test_shards_of_a_url_pass_through_a_small_cache(scratch: Path) -> None:
         cache += ["--data.reader", "remote", "--data.cache_bytes"]
         job = train(2, server.url, resumed, *order, *cache, 5 * max(sizes), code=1)
         assert "shards of train are needed at one time" in job.errors[0]
-        enough = told_bytes(job)
+        enough = suggested_bytes(job)
         assert enough < sum(sizes)
         train(2, server.url, resumed, *order, *cache, enough, "--max-steps", 20)
         train(2, server.url, resumed, *order, *cache, enough)
@@ -130,7 +130,7 @@ def test_a_resident_split_comes_from_a_url(scratch: Path, shards_of_three: Path)
         cache += ["--data.reader", "resident", "--data.cache_bytes"]
         job = train(2, server.url, run, *cache, max(sizes), code=1)
         assert "the 2 ranks of a host need " in job.errors[0]
-        train(2, server.url, run, *cache, told_bytes(job, "need "))
+        train(2, server.url, run, *cache, suggested_bytes(job, "need "))
         requests = dict(server.requests)
         evaluating = ["--run-dir", whole, "--shards", server.url]
         evaluating += ["--cache-dir", scratch / "resident-cache"]
@@ -140,14 +140,14 @@ def test_a_resident_split_comes_from_a_url(scratch: Path, shards_of_three: Path)
     assert {requests[f"train-{number:06d}.tar"] for number in range(12)} <= {1, 2}
 
 
-def test_what_a_resident_split_cannot_do_is_told(scratch: Path, shards: Path) -> None:
+def test_what_a_resident_split_cannot_do_is_reported(scratch: Path, shards: Path) -> None:
     resized = ("--augment.crop_place", "random_resized")
     job = train(1, shards, scratch / "refused", "--data.reader", "resident", *resized, code=1)
     assert "a resident image can be cropped, but not scaled" in job.errors[0]
 
 
 def test_originals_of_many_sizes_are_trained_on_with_scaled_crops(scratch: Path) -> None:
-    """And evaluated on ten views of the middle of each; a resumed run sees the same frames."""
+    """And evaluated on ten views of the middle of each; a resumed run sees the same crops."""
     images = scratch / "originals"
     for split, count in (("train", 6), ("val", 3)):
         for label, name in enumerate(("cat", "dog")):

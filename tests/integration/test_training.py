@@ -27,7 +27,7 @@ from launch.outcome import outcome_of
 from launch.runs import describe
 from pipeline.data.order.partition import BatchPlan, epoch_order
 from pipeline.evaluate import __main__ as evaluate_module
-from pipeline.metrics.outcomes import standing_of
+from pipeline.metrics.outcomes import read_run_status
 from pipeline.metrics.rank import PHASES
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.ranks.world import World
@@ -381,7 +381,7 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(trained: Path) -> None
         }
 
 
-def test_an_evaluation_is_recorded_and_told_in_prose(trained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_is_recorded_and_reported_in_prose(trained: Path, tmp_path: Path) -> None:
     """It is then what status tells; the run has ended as it had, and at the step it had."""
     run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
     with (run / "events.jsonl").open("ab") as file:
@@ -395,11 +395,11 @@ def test_an_evaluation_is_recorded_and_told_in_prose(trained: Path, tmp_path: Pa
     assert (row["kind"], row["by"], row["step"], row["views"]) == ("eval", "evaluate", 12, 1)
     assert f"{row['top1']:.2%} ({row['correct1']} of 53)" in text
     assert f"{row['top5']:.2%} ({row['correct5']} of 53)" in text
-    standing = standing_of(RunDirectory(run), socket.gethostname(), time.time())
-    told = describe(read_events(run / "events.jsonl"), standing, time.time())
-    assert told["evaluation"].endswith(", after step 12")
-    assert told["step"].startswith("16 of 16")
-    assert told["state"] == "completed"
+    run_status = read_run_status(RunDirectory(run), socket.gethostname(), time.time())
+    described = describe(read_events(run / "events.jsonl"), run_status, time.time())
+    assert described["evaluation"].endswith(", after step 12")
+    assert described["step"].startswith("16 of 16")
+    assert described["state"] == "completed"
     assert outcome_of(read_events(run / "events.jsonl")) == "completed"
 
 
@@ -702,7 +702,7 @@ def test_a_run_with_nothing_to_do_keeps_its_last_metrics(shards: Path, tmp_path:
 
 
 @pytest.mark.parametrize("is_everywhere", [True, False])
-def test_a_device_that_is_missing_is_told_once(
+def test_a_device_that_is_missing_is_reported_once(
     is_everywhere: bool, shards: Path, tmp_path: Path
 ) -> None:
     options = ["--distributed.device", "cuda"]
@@ -723,7 +723,7 @@ OPTION_ODD = ["--global_batch_size", 25]
 OPTION_LARGE = ["--global_batch_size", 300]
 
 
-def test_a_wrong_command_is_told_once() -> None:
+def test_a_wrong_command_is_reported_once() -> None:
     with Job(2, TRAIN, ["cifar11"]) as job:
         assert job.wait() == [1, 1]
     assert re.fullmatch("error: no recipe 'cifar11'; there are .*, cifar10, .*\n", job.errors[0])

@@ -152,7 +152,7 @@ def test_signals_are_passed_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("has_ranks", [False, True])
-def test_ctrl_c_while_ranks_start_is_told_in_a_sentence(
+def test_ctrl_c_while_ranks_start_is_reported_in_a_sentence(
     has_ranks: bool, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -33,8 +33,8 @@ def save(step: int) -> Row:
 
 
 def end(outcome: str, step: int, error: str | None = None) -> Row:
-    told = {} if error is None else {"error": error}
-    return {"kind": "end", "step": step, "outcome": outcome, **told}
+    fields = {} if error is None else {"error": error}
+    return {"kind": "end", "step": step, "outcome": outcome, **fields}
 
 
 LOST = f"rank 1 on n2: {LOST_RANK}: it was killed, hangs or its host is gone"

@@ -47,7 +47,7 @@ def test_the_step_is_that_of_now_before_a_log_interval_ends(
         ("", "completed", "not in the queue"),
     ],
 )
-def test_what_slurm_says_is_told_in_words(
+def test_what_slurm_says_is_reported_in_words(
     answer: str,
     outcome: str | None,
     expected: str,

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import connect
 from tests.pipeline.monitoring import free_port
 
@@ -63,7 +63,7 @@ def call_on_ranks(
 
 
 def _connected(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    with connect(Place.from_environment(), DistributedConfig(device="cpu")) as world:
+    with connect(LaunchEnvironment.read(), DistributedConfig(device="cpu")) as world:
         return function(world, *arguments)
 
 

@@ -60,7 +60,7 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
         rank.record_step(due - num_samples, phases)
         num_samples, last, step = due, now, step + 1
         if job is not None:
-            job.did_step(step, step / 100)
+            job.count_step(step, step / 100)
             job.trained(loss=LOSS, top1=TOP1, learning_rate=0.1)
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     metrics = RankMetrics(rank, rank, registry)
     job = history = None
     if rank == 0:
-        lock_run(run, None, patience_seconds=5)
+        lock_run(run, None, wait_seconds=5)
         job = JobMetrics(registry)
         job.started(FACTS)
         job.evaluated("val", top1=EVAL_TOP1, top5=1.0, loss=1.0, seen=10, expected=10)

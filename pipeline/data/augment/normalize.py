@@ -12,9 +12,9 @@ import torch
 from data_prep.shard_set.index import read_mean_image
 from data_prep.shard_set.manifest import Manifest, Statistics
 from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.crop_policy import input_size
+from pipeline.data.augment.crops import CropWindows, take_crops, whole_images
 from pipeline.data.augment.device import to_device
-from pipeline.data.augment.frames import Picks, take_frames, whole_images
-from pipeline.data.augment.framing import input_size
 from pipeline.data.augment.shifts import Flags
 
 _CHANNELS = ("red", "green", "blue")
@@ -59,27 +59,27 @@ class Normalizer:
     def take(
         self,
         images: torch.Tensor,
-        picks: Picks | None,
+        crop_windows: CropWindows | None,
         flips: Flags,
         *,
         color_shifts: torch.Tensor | None = None,
         divisor: float = 1.0,
     ) -> torch.Tensor:
-        """Frames of uint8 M×H×W×3, some mirrored, as `__call__` makes them: N×3×h×w.
+        """Crops of uint8 M×H×W×3, some mirrored, as `__call__` makes them: N×3×h×w.
 
         On a GPU one kernel does it all.
         """
         if images.device.type != "cuda":
-            frames = take_frames(images, picks, flips)
-            return self(frames, color_shifts=color_shifts, divisor=divisor)
-        from pipeline.data.augment import frames_cuda
+            crops = take_crops(images, crop_windows, flips)
+            return self(crops, color_shifts=color_shifts, divisor=divisor)
+        from pipeline.data.augment import crops_cuda
 
-        picks = picks or whole_images(images)
-        return frames_cuda.normalize_frames(
+        crop_windows = crop_windows or whole_images(images)
+        return crops_cuda.normalize_crops(
             images.contiguous(),
-            *picks.on(images.device),
+            *crop_windows.on(images.device),
             to_device(flips, images.device),
-            picks.size,
+            crop_windows.size,
             shift=self._shift,
             scale=self._scale,
             color_shifts=color_shifts,

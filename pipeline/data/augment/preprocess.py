@@ -1,4 +1,4 @@
-"""From framed images to the network's input, in training and in evaluation."""
+"""From cropped images to the network's input, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from data_prep.shard_set.manifest import Statistics
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.augment.color import color_components, draw_color_shifts
+from pipeline.data.augment.crop_policy import ImageSize, input_size
+from pipeline.data.augment.crops import CropWindows, take_crops
 from pipeline.data.augment.device import to_device
-from pipeline.data.augment.frames import Picks, take_frames
-from pipeline.data.augment.framing import ImageSize, input_size
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.shifts import draw_flips, draw_shifts, shift_and_flip
 from pipeline.data.order.partition import Indices
@@ -30,25 +30,29 @@ class Augmenter:
         self._components = color_components(config.color_components, statistics)
 
     def __call__(
-        self, images: torch.Tensor, samples: Indices, epoch: int, picks: Picks | None = None
+        self,
+        images: torch.Tensor,
+        samples: Indices,
+        epoch: int,
+        crop_windows: CropWindows | None = None,
     ) -> torch.Tensor:
         """uint8 M×H×W×3 to float32 N×3×h×w, channels last.
 
-        `picks` says which frames of `images` those of the N `samples` are; None: all, in order.
+        `crop_windows` says which crops of `images` the N `samples` are; None: all, in order.
         """
         config, device = self._config, images.device
         flips = draw_flips(config, self._seed, epoch, samples)
         if config.shift_pixels:
             shifts = draw_shifts(config, self._seed, epoch, samples)
-            images = shift_and_flip(take_frames(images, picks), shifts, flips)
-            picks, flips = None, np.zeros_like(flips)
+            images = shift_and_flip(take_crops(images, crop_windows), shifts, flips)
+            crop_windows, flips = None, np.zeros_like(flips)
         if not self._adds_color(epoch):
-            return self._normalizer.take(images, picks, flips)
+            return self._normalizer.take(images, crop_windows, flips)
         size = config.color_noise
         colors = draw_color_shifts(self._components, size, self._seed, epoch, samples)
         return self._normalizer.take(
             images,
-            picks,
+            crop_windows,
             flips,
             color_shifts=to_device(colors.astype(np.float32), device),
             divisor=1 + size,  # the code keeps the scale of training and test images alike so
@@ -69,7 +73,7 @@ class Viewer:
         image_size: ImageSize,
         normalizer: Normalizer,
     ) -> None:
-        """For framed images of `image_size`; raises `ValueError` if ten views would be fewer."""
+        """For cropped images of `image_size`; raises `ValueError` if ten views would be fewer."""
         assert num_views in (1, 10)
         self._size = input_size(config, image_size)
         if num_views > 1 and min(image_size) == min(self._size):

@@ -1,6 +1,6 @@
-"""Where each framed image is moved and whether it is mirrored: the draws, and their application.
+"""Where each cropped image is moved and whether it is mirrored: the draws, and their application.
 
-What is taken from a stored image is the reader's part: see `pipeline.data.augment.framing`.
+What is taken from a stored image is the reader's part: see `pipeline.data.augment.crop_policy`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 import torch
 
-from pipeline.data.augment.frames import Picks
+from pipeline.data.augment.crops import CropWindows
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.reading import ReadCost
 
@@ -21,8 +21,8 @@ class Batch(Protocol):
     num_valid: int
 
     @property
-    def picks(self) -> Picks | None:
-        """Which frames of the images those of the samples are; None: all, in order."""
+    def crop_windows(self) -> CropWindows | None:
+        """Which crops of the images the samples are; None: all, in order."""
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 M×H×W×3 and labels int64 N on `device`, without waiting for them."""
@@ -62,7 +62,7 @@ class HostBatch:
     labels: torch.Tensor
     samples: Indices
     num_valid: int
-    picks: None = None
+    crop_windows: None = None
     copied: torch.cuda.Event | None = None
     """Set while a copy to the device may still be reading; the loader waits for it."""
 

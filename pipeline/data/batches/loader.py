@@ -27,7 +27,7 @@ class Request(NamedTuple):
 
     samples: Indices
     epoch: int
-    """Decides the random frames of training; evaluation has none."""
+    """Decides the random crops of training; evaluation has none."""
 
 
 def training_requests(

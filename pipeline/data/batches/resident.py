@@ -1,7 +1,7 @@
 """The train split decoded in device memory, divided among the ranks: no file is read in training.
 
 Every rank holds a stretch of the split. A batch needs images from all of them: each rank cuts the
-frames that the others need out of what it holds, and one exchange brings them to whom they belong,
+crops that the others need out of what it holds, and one exchange brings them to whom they belong,
 while the device is still at work on the batch before. On the CPU the device is the host.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pipeline.data.augment.crop_policy import CropPolicy
+from pipeline.data.augment.crops import CropWindows, take_crops
 from pipeline.data.augment.device import to_device
-from pipeline.data.augment.frames import Picks, take_frames
-from pipeline.data.augment.framing import Framing
 from pipeline.data.batches.loader import Request
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.reading import ReadCost, Reader
@@ -59,13 +59,13 @@ def load(reader: Reader, world: World) -> ResidentSplit:
     """
     edges = _edges(reader.num_samples, world)
     start, stop = edges[world.rank : world.rank + 2].tolist()
-    with world.together():
+    with world.fail_together():
         check_room(reader.num_samples, reader.image_shape, world, free_bytes(world))
     images = torch.empty(
         (stop - start, *reader.image_shape), dtype=torch.uint8, device=world.device
     )
     labels, damage = np.empty(stop - start, np.int64), ReadCost()
-    with world.together():
+    with world.fail_together():
         for first in range(start, stop, CHUNK_SAMPLES):
             samples = np.arange(first, min(first + CHUNK_SAMPLES, stop))
             pixels = np.empty((len(samples), *reader.image_shape), np.uint8)
@@ -74,7 +74,7 @@ def load(reader: Reader, world: World) -> ResidentSplit:
             images[part] = torch.from_numpy(pixels).to(world.device)
             damage.num_replaced += cost.num_replaced
             damage.damages += cost.damages
-    all_labels = np.concatenate(world.gather(labels))
+    all_labels = np.concatenate(world.all_gather_object(labels))
     return ResidentSplit(images=images, edges=edges, labels=all_labels, damage=damage)
 
 
@@ -111,7 +111,7 @@ def free_bytes(world: World) -> int:
     """Memory that this rank may still take, on its device."""
     if world.device.type == "cuda":
         return torch.cuda.mem_get_info(world.device)[0]
-    return host_free_bytes() // world.place.local_world_size
+    return host_free_bytes() // world.environment.local_world_size
 
 
 def host_free_bytes(root: Path = Path("/")) -> int:
@@ -136,13 +136,13 @@ def _cached_bytes(group: Path) -> int:
 
 @dataclass(kw_only=True, slots=True)
 class ResidentBatch:
-    """See `HostBatch`; `picks` says which frames of `images` it is made of, None: all."""
+    """See `HostBatch`; `crop_windows` says which crops of `images` it is made of, None: all."""
 
     images: torch.Tensor
     labels: torch.Tensor
     samples: Indices
     num_valid: int
-    picks: Picks | None
+    crop_windows: CropWindows | None
 
     def to(self, _device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         return self.images, self.labels
@@ -150,12 +150,12 @@ class ResidentBatch:
 
 @dataclass(slots=True)
 class _Exchange:
-    """Frames on their way to this rank."""
+    """Crops on their way to this rank."""
 
     request: Request
     received: torch.Tensor
     order: Indices
-    """Which of the received frames each sample's is."""
+    """Which of the received crops each sample's is."""
     work: dist.Work
 
 
@@ -170,14 +170,14 @@ class ResidentBatches:
     def __init__(
         self,
         split: ResidentSplit,
-        framing: Framing,
+        crop_policy: CropPolicy,
         requests: Iterator[list[Request]],
         world: World,
         replicas: list[int],
     ) -> None:
         """`requests` are of all replicas; `replicas` says which one each rank belongs to."""
         self._split = split
-        self._framing = framing
+        self._crop_policy = crop_policy
         self._requests = requests
         self._world = world
         self._replicas = replicas
@@ -196,7 +196,7 @@ class ResidentBatches:
     def __next__(self) -> ResidentBatch:
         if self._world.size == 1:
             (request,) = next(self._requests)
-            return self._batch(request, self._split.images, self._pick(request))
+            return self._batch(request, self._split.images, self._windows_of(request))
         if not self._under_way:
             self._begin_exchange()
         if not self._under_way:
@@ -204,15 +204,17 @@ class ResidentBatches:
         done = self._under_way.popleft()
         self._begin_exchange()  # of the next batch: it goes on while this one is trained on
         done.work.wait()
-        whole = Picks(
+        whole = CropWindows(
             rows=done.order,
             tops=np.zeros_like(done.order),
             lefts=np.zeros_like(done.order),
-            size=self._framing.output_size,
+            size=self._crop_policy.output_size,
         )
         return self._batch(done.request, done.received, whole)
 
-    def _batch(self, request: Request, images: torch.Tensor, picks: Picks) -> ResidentBatch:
+    def _batch(
+        self, request: Request, images: torch.Tensor, crop_windows: CropWindows
+    ) -> ResidentBatch:
         samples = request.samples
         self._cost.num_samples += len(samples)
         return ResidentBatch(
@@ -220,7 +222,7 @@ class ResidentBatches:
             labels=to_device(self._split.labels[samples], images.device),
             samples=samples,
             num_valid=len(samples),
-            picks=picks,
+            crop_windows=crop_windows,
         )
 
     def _begin_exchange(self) -> None:
@@ -235,7 +237,7 @@ class ResidentBatches:
         ]
         request, owner = wanted[self._world.rank], owners[self._world.rank]
         sent = Request(np.concatenate(mine), request.epoch)
-        outgoing = take_frames(self._split.images, self._pick(sent))
+        outgoing = take_crops(self._split.images, self._windows_of(sent))
         received = outgoing.new_empty((len(request.samples), *outgoing.shape[1:]))
         work = dist.all_to_all_single(
             received,
@@ -254,17 +256,17 @@ class ResidentBatches:
         """The rank that holds each sample."""
         return np.searchsorted(self._split.edges, samples, side="right") - 1
 
-    def _pick(self, request: Request) -> Picks:
-        """The frames of samples that this rank holds."""
+    def _windows_of(self, request: Request) -> CropWindows:
+        """The crops of samples that this rank holds."""
         samples = request.samples
         _, height, width, _ = self._split.images.shape
         sides = (np.full(len(samples), side) for side in (height, width))
-        boxes = self._framing.boxes(samples, request.epoch, *sides)
-        return Picks(
+        boxes = self._crop_policy.boxes(samples, request.epoch, *sides)
+        return CropWindows(
             rows=samples - self._split.edges[self._world.rank],
             tops=boxes.tops,
             lefts=boxes.lefts,
-            size=self._framing.output_size,
+            size=self._crop_policy.output_size,
         )
 
     def __enter__(self) -> Self:

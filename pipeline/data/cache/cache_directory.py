@@ -88,7 +88,7 @@ def open_staged(file: BinaryIO) -> int:
 
 @contextlib.contextmanager
 def staging(path: Path) -> Iterator[bool]:
-    """Claim the right to stage `path` for the block; False if another has it."""
+    """Lock `path` for staging for the block; False if another has it."""
     handle = _lock(path.with_name(_LOCK_PREFIX + path.name), wait=False)
     try:
         yield handle is not None

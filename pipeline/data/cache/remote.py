@@ -77,7 +77,7 @@ class _Fault(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long a fetch goes on."""
 
     timeout_seconds: float
@@ -158,7 +158,7 @@ def fetch(
     location: str,
     file: BinaryIO,
     content: Content,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     stop: threading.Event,
     cost: FetchCost,
     check: Callable[[bytes], object] | None = None,
@@ -172,13 +172,15 @@ def fetch(
     """
     begin = time.perf_counter()
     try:
-        for attempt in range(1, patience.attempts + 1):
+        for attempt in range(1, retry_policy.attempts + 1):
             try:
-                _attempt(location, file, content, patience.timeout_seconds, stop, cost)
+                _attempt(location, file, content, retry_policy.timeout_seconds, stop, cost)
                 _check(file, check)
             except _Fault as fault:
-                if attempt == patience.attempts or fault.is_final:
-                    raise FetchError(_despair(location, attempt, patience, fault)) from None
+                if attempt == retry_policy.attempts or fault.is_final:
+                    raise FetchError(
+                        _describe_failure(location, attempt, retry_policy, fault)
+                    ) from None
                 pause = _pause_seconds(attempt)
                 _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
                 cost.num_retries += 1
@@ -191,13 +193,15 @@ def fetch(
         cost.seconds += time.perf_counter() - begin
 
 
-def _despair(location: str, attempts: int, patience: Patience, fault: _Fault) -> str:
+def _describe_failure(
+    location: str, attempts: int, retry_policy: RetryPolicy, fault: _Fault
+) -> str:
     times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     more = (
         ""
         if fault.is_final
         else ", or raise data.fetch_attempts or data.fetch_timeout_seconds "
-        f"({patience.timeout_seconds:g})"
+        f"({retry_policy.timeout_seconds:g})"
     )
     return (
         f"{location} could not be fetched in {times}: {fault}; "
@@ -320,10 +324,10 @@ class _Output:
         while not has_come():
             if time.monotonic() > deadline:
                 raise _Fault(f"no byte came for {self._timeout_seconds:g} s")
-            self._heed_stop()
-        self._heed_stop()
+            self._raise_if_stopped()
+        self._raise_if_stopped()
 
-    def _heed_stop(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
             raise FetchStopped("the fetch was stopped")
 

@@ -47,7 +47,7 @@ from pipeline.data.cache.remote import (
     FetchCost,
     FetchError,
     FetchStopped,
-    Patience,
+    RetryPolicy,
     check_url,
     fetch,
     location_of,
@@ -102,7 +102,7 @@ class ShardCache:
         self._url = url
         self._directory = directory
         self._max_bytes = max_bytes
-        self._patience = Patience(timeout_seconds=timeout_seconds, attempts=attempts)
+        self._retry_policy = RetryPolicy(timeout_seconds=timeout_seconds, attempts=attempts)
         self._set: tuple[Path, Manifest] | None = None
         self._in_use: dict[tuple[str, int], int] = {}
         self._ahead: dict[tuple[str, int], int] = {}
@@ -150,7 +150,7 @@ class ShardCache:
         text = arrived.getvalue()
         manifest = parse_manifest(text, where)
         folder = self._directory / hashlib.sha256(text).hexdigest()
-        watch = _Watch(folder, lambda: _state(folder.glob("*")), self._patience)
+        watch = _Watch(folder, lambda: _state(folder.glob("*")), self._retry_policy)
         while not _is_complete(folder, manifest):
             with staging(folder) as is_ours:
                 if is_ours:
@@ -164,7 +164,7 @@ class ShardCache:
     def _what_is_there(self) -> str:
         """What the URL seems to be, if it is no shard set's."""
         arrived, where = io.BytesIO(), location_of(self._url, INDEX_NAME)
-        once = dataclasses.replace(self._patience, attempts=1)
+        once = dataclasses.replace(self._retry_policy, attempts=1)
         anything = Content(num_bytes=None, sha256=None)
         with contextlib.suppress(FetchError, ShardSetError):
             fetch(where, arrived, anything, once, self._stop, FetchCost())
@@ -196,7 +196,7 @@ class ShardCache:
         cost = FetchCost()
         try:
             location = location_of(self._url, name)
-            fetch(location, file, content, self._patience, self._stop, cost, check)
+            fetch(location, file, content, self._retry_policy, self._stop, cost, check)
         finally:
             with self._lock:
                 self._cost.fetched.add(cost)
@@ -215,7 +215,7 @@ class ShardCache:
             return self._use(split, number)
         except CacheFullError:
             pass
-        deadline = time.monotonic() + self._patience.timeout_seconds
+        deadline = time.monotonic() + self._retry_policy.timeout_seconds
         while True:
             with wanting_room(self._directory):
                 self._give_way()
@@ -257,7 +257,7 @@ class ShardCache:
         """Open the shard as one in use, staged by this process or another one."""
         path, expected = self._path(split, number), self._content(split, number)
         assert expected.num_bytes is not None
-        watch = _Watch(path, lambda: _state(staged_parts(path)), self._patience)
+        watch = _Watch(path, lambda: _state(staged_parts(path)), self._retry_policy)
         while True:
             handle = open_in_use(path, expected.num_bytes)
             if handle is not None:
@@ -448,11 +448,11 @@ class _Watch:
     """Watches over another process that stages something; a stuck one is not waited for."""
 
     def __init__(
-        self, path: Path, state: Callable[[], frozenset[tuple[str, int]]], patience: Patience
+        self, path: Path, state: Callable[[], frozenset[tuple[str, int]]], retry_policy: RetryPolicy
     ) -> None:
         self._path = path
         self._state = state
-        self._silence_seconds = patience.silence_seconds
+        self._silence_seconds = retry_policy.silence_seconds
         self._last = state()
         self._deadline = time.monotonic() + self._silence_seconds
 

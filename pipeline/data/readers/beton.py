@@ -13,14 +13,14 @@ import numpy as np
 from data_prep.shard_set.beton_format import BetonTables, open_beton
 from data_prep.shard_set.index import INDEX_DTYPE, read_checksums
 from data_prep.shard_set.manifest import Manifest, ShardSetError, manifest_sha256
-from pipeline.data.augment.framing import ImageSize
+from pipeline.data.augment.crop_policy import ImageSize
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.places import Rows
+from pipeline.data.readers.sample_index import Rows
 from pipeline.data.readers.stored_pixels import npy_header
 
 
-class BetonPlaces:
-    """The images of one split in the `.beton` of a shard set; see `Places`.
+class BetonSampleIndex:
+    """The images of one split in the `.beton` of a shard set; see `SampleIndex`.
 
     Sample numbers are those of the split's index. Nothing of ffcv is loaded or needed. Raises
     `ShardSetError` if the file is missing, cut, damaged in its tables, not finished, or of another

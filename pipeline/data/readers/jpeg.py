@@ -1,4 +1,4 @@
-"""Reads JPEGs: decodes of each no more than its frame needs."""
+"""Reads JPEGs: decodes of each no more than its crop needs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from data_prep.shard_set.pixels import cut_jpegs, jpeg_size
-from pipeline.data.augment.framing import Framing
+from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.places import Places
 from pipeline.data.readers.reading import CorruptImage, Quarantine, ReadCost, Threads, read_content
+from pipeline.data.readers.sample_index import SampleIndex
 
 _PARTS_EACH = 4
 """JPEGs of one batch differ much in size."""
@@ -36,14 +36,19 @@ class JpegReader:
     """See `Reader`. Every image is compared with its checksum."""
 
     def __init__(
-        self, places: Places, framing: Framing, quarantine: Quarantine, *, num_threads: int
+        self,
+        index: SampleIndex,
+        crop_policy: CropPolicy,
+        quarantine: Quarantine,
+        *,
+        num_threads: int,
     ) -> None:
-        self._places = places
-        self._framing = framing
+        self._index = index
+        self._crop_policy = crop_policy
         self._quarantine = quarantine
         self._threads = Threads(num_threads, parts_each=_PARTS_EACH)
-        self.num_samples = places.num_samples
-        self.image_shape = (*framing.output_size, 3)
+        self.num_samples = index.num_samples
+        self.image_shape = (*crop_policy.output_size, 3)
 
     def read(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
@@ -62,7 +67,7 @@ class JpegReader:
     ) -> ReadCost:
         cost = ReadCost()
         begin = time.perf_counter()
-        rows = self._places.rows(samples).tolist()
+        rows = self._index.rows(samples).tolist()
         stored = [
             self._load(sample, row, cost)
             for sample, row in zip(samples.tolist(), rows, strict=True)
@@ -70,7 +75,7 @@ class JpegReader:
         cost.read_seconds = time.perf_counter() - begin
         labels[:] = [item.label for item in stored]
         numbers = np.array([(item.sample, item.height, item.width) for item in stored]).T
-        boxes = self._framing.boxes(numbers[0], epoch, numbers[1], numbers[2])
+        boxes = self._crop_policy.boxes(numbers[0], epoch, numbers[1], numbers[2])
         windows = boxes.as_rows()
         contents, start = [item.content for item in stored], 0
         while failure := cut_jpegs(contents[start:], windows[start:], images[start:]):
@@ -88,29 +93,29 @@ class JpegReader:
             other = self._quarantine.stand_in(sample, cost)
             try:
                 if other != sample:
-                    row = self._places.rows(np.array([other])).tolist()[0]
+                    row = self._index.rows(np.array([other])).tolist()[0]
                 return self._load_exactly(other, row, cost)
             except CorruptImage as error:
                 self._quarantine.replace(other, error, cost)
 
     def _load_exactly(self, sample: int, row: _Row, cost: ReadCost) -> _Stored:
-        places = self._places
+        index = self._index
         file, offset, num_bytes, label = row
-        content = read_content(places, file, offset, num_bytes, cost)
-        if isal_zlib.crc32(content) != int(places.checksums[sample]):
+        content = read_content(index, file, offset, num_bytes, cost)
+        if isal_zlib.crc32(content) != int(index.checksums[sample]):
             raise CorruptImage("not the image that was written (CRC-32)")
         try:
             height, width = jpeg_size(content)
         except ValueError as error:
             raise CorruptImage(str(error)) from None
-        if places.image_size not in (None, (height, width)):
-            expected = "×".join(map(str, places.image_size or ()))
+        if index.image_size not in (None, (height, width)):
+            expected = "×".join(map(str, index.image_size or ()))
             raise CorruptImage(f"the image is {height}×{width}; expected {expected}")
         return _Stored(sample, label, content, height, width)
 
     def give_up(self) -> None:
-        self._places.give_up()
+        self._index.give_up()
 
     def close(self) -> None:
         self._threads.close()
-        self._places.close()
+        self._index.close()

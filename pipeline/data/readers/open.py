@@ -6,40 +6,44 @@ from pathlib import Path
 from typing import assert_never
 
 from pipeline.config.schema import Config
-from pipeline.data.augment.framing import Framing, evaluation_framing, training_framing
+from pipeline.data.augment.crop_policy import (
+    CropPolicy,
+    evaluation_crop_policy,
+    training_crop_policy,
+)
 from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.readers.beton import BetonPlaces
+from pipeline.data.readers.beton import BetonSampleIndex
 from pipeline.data.readers.jpeg import JpegReader
-from pipeline.data.readers.places import Places
 from pipeline.data.readers.reading import Quarantine, Reader
+from pipeline.data.readers.sample_index import SampleIndex
 from pipeline.data.readers.stored_pixels import PixelReader
-from pipeline.data.readers.tar import LocalFiles, ShardFiles, TarPlaces
+from pipeline.data.readers.tar import LocalFiles, ShardFiles, TarSampleIndex
 
 
 def open_training_reader(
     config: Config, shards: ShardSet, files: ShardFiles | None = None
 ) -> Reader:
-    """The reader of `train`, with random frames; `files` are its shards, if they are not local.
+    """The reader of `train`, with random crops; `files` are its shards, if they are not local.
 
     Raises `ShardSetError` if the shard set is not whole, and `ValueError` if its images do not suit
     the recipe.
     """
-    framing = training_framing(config.augment, shards.manifest.image_size, config.seed)
-    return _open(config, shards, "train", framing, _max_corrupt(config, shards), files)
+    crop_policy = training_crop_policy(config.augment, shards.manifest.image_size, config.seed)
+    return _open(config, shards, "train", crop_policy, _max_corrupt(config, shards), files)
 
 
 def open_whole_images(config: Config, shards: ShardSet, files: ShardFiles | None = None) -> Reader:
-    """The reader of `train` without any frames, for images of one size. Raises the same."""
-    framing = evaluation_framing(config.augment, shards.manifest.image_size)
-    return _open(config, shards, "train", framing, _max_corrupt(config, shards), files)
+    """The reader of `train` without any crops, for images of one size. Raises the same."""
+    crop_policy = evaluation_crop_policy(config.augment, shards.manifest.image_size)
+    return _open(config, shards, "train", crop_policy, _max_corrupt(config, shards), files)
 
 
 def open_evaluation_reader(
     config: Config, shards: ShardSet, split: str, files: ShardFiles | None = None
 ) -> Reader:
     """The reader of any split for evaluation: every sample of it counts. Raises the same."""
-    framing = evaluation_framing(config.augment, shards.manifest.image_size)
-    return _open(config, shards, split, framing, 0, files)
+    crop_policy = evaluation_crop_policy(config.augment, shards.manifest.image_size)
+    return _open(config, shards, split, crop_policy, 0, files)
 
 
 def _max_corrupt(config: Config, shards: ShardSet) -> int:
@@ -50,31 +54,33 @@ def _open(
     config: Config,
     shards: ShardSet,
     split: str,
-    framing: Framing,
+    crop_policy: CropPolicy,
     max_corrupt: int,
     files: ShardFiles | None,
 ) -> Reader:
-    places = _places(config, shards, split, files)
-    quarantine = Quarantine(places, max_corrupt)
+    index = _open_index(config, shards, split, files)
+    quarantine = Quarantine(index, max_corrupt)
     num_threads = config.data.decode_threads
-    match places.encoding:
+    match index.encoding:
         case "rgb":
-            return PixelReader(places, framing, quarantine, num_threads=num_threads)
+            return PixelReader(index, crop_policy, quarantine, num_threads=num_threads)
         case "jpeg":
-            return JpegReader(places, framing, quarantine, num_threads=num_threads)
+            return JpegReader(index, crop_policy, quarantine, num_threads=num_threads)
         case unknown:
             assert_never(unknown)
 
 
-def _places(config: Config, shards: ShardSet, split: str, files: ShardFiles | None) -> Places:
+def _open_index(
+    config: Config, shards: ShardSet, split: str, files: ShardFiles | None
+) -> SampleIndex:
     manifest = shards.manifest
     match config.data.reader:
         case "beton":
-            return BetonPlaces(Path(config.data.beton), shards.folder, manifest, split)
+            return BetonSampleIndex(Path(config.data.beton), shards.folder, manifest, split)
         case "tar" | "remote" | "resident":
             files = files or LocalFiles(shards.folder, manifest.split(split))
             try:
-                return TarPlaces(shards.folder, manifest, split, files)
+                return TarSampleIndex(shards.folder, manifest, split, files)
             except BaseException:
                 files.close()
                 raise

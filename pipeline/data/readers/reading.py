@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from data_prep.shard_set.manifest import ShardSetError
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.places import Places
+from pipeline.data.readers.sample_index import SampleIndex
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class ReadCost:
 
 
 class Reader(Protocol):
-    """Random access to the framed images of one split."""
+    """Random access to the cropped images of one split."""
 
     num_samples: int
     image_shape: tuple[int, int, int]
@@ -84,9 +84,11 @@ class CorruptImage(Exception):
     """The bytes of an image are not those that were written."""
 
 
-def read_content(places: Places, file: int, offset: int, num_bytes: int, cost: ReadCost) -> bytes:
+def read_content(
+    index: SampleIndex, file: int, offset: int, num_bytes: int, cost: ReadCost
+) -> bytes:
     """The bytes at a place; raises `CorruptImage` if the disk does not give them all."""
-    with places.reading(file) as handle:
+    with index.reading(file) as handle:
         try:
             content = os.pread(handle, num_bytes, offset)
         except OSError as error:
@@ -103,8 +105,8 @@ class Quarantine:
     In the place of a damaged sample comes the next good one of the split, whichever rank reads it.
     """
 
-    def __init__(self, places: Places, max_corrupt: int) -> None:
-        self._places = places
+    def __init__(self, index: SampleIndex, max_corrupt: int) -> None:
+        self._index = index
         self._max_corrupt = max_corrupt
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
@@ -114,17 +116,17 @@ class Quarantine:
         if sample not in self._corrupt:
             return sample
         cost.num_replaced += 1
-        for distance in range(1, self._places.num_samples):
-            other = (sample + distance) % self._places.num_samples
+        for distance in range(1, self._index.num_samples):
+            other = (sample + distance) % self._index.num_samples
             if other not in self._corrupt:
                 return other
-        raise ShardSetError(f"every image of the split is damaged; {self._places.remedy}")
+        raise ShardSetError(f"every image of the split is damaged; {self._index.remedy}")
 
     def replace(self, sample: int, error: Exception, cost: ReadCost) -> int:
         """The sample for one that turned out to be damaged; raises `ShardSetError` if too many."""
-        row = self._places.rows(np.array([sample]))[0]
+        row = self._index.rows(np.array([sample]))[0]
         file = int(row["shard"])
-        complaint = f"{self._places.describe(file, int(row['offset']))}: {error}"
+        complaint = f"{self._index.describe(file, int(row['offset']))}: {error}"
         with self._lock:
             is_new = sample not in self._corrupt
             if len(self._corrupt) <= self._max_corrupt:  # of threads that fail at once all tell one
@@ -132,10 +134,10 @@ class Quarantine:
             count = len(self._corrupt)
         if count > self._max_corrupt:
             total = f"; that makes {count} damaged images, and {self._max_corrupt} may be"
-            told = f"{complaint}{total if count > 1 else ''}"
-            raise ShardSetError(f"{told}; {self._places.remedy}") from None
+            message = f"{complaint}{total if count > 1 else ''}"
+            raise ShardSetError(f"{message}; {self._index.remedy}") from None
         if is_new:
-            shard = self._places.name(file)
+            shard = self._index.name(file)
             cost.damages.append(Damage(sample=int(sample), shard=shard, what=complaint))
             _log.warning("another image is read instead of a damaged one: %s", complaint)
         return self.stand_in(sample, cost)

@@ -13,7 +13,7 @@ from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_in
 from data_prep.shard_set.manifest import Manifest, ShardSetError, Split
 from pipeline.data.cache.open_files import raise_file_limit
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.places import Rows
+from pipeline.data.readers.sample_index import Rows
 
 _TAR_BLOCK_BYTES = 512
 _TAR_NAME_BYTES = 100
@@ -21,7 +21,7 @@ _MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z]+")
 
 
 class ShardFiles(Protocol):
-    """Gives out open shards, by number; see `Places`."""
+    """Gives out open shards, by number; see `SampleIndex`."""
 
     are_lasting: bool
 
@@ -32,8 +32,8 @@ class ShardFiles(Protocol):
     def close(self) -> None: ...
 
 
-class TarPlaces:
-    """The images of one split, in tars that `files` gives out; see `Places`."""
+class TarSampleIndex:
+    """The images of one split, in tars that `files` gives out; see `SampleIndex`."""
 
     prefix = b""
 

@@ -226,7 +226,7 @@ def test_task_leaves_what_others_are_writing_alone(parts: Path) -> None:
     assert not others.exists()
 
 
-def test_leftovers_are_told_by_the_name_they_were_to_get(tmp_path: Path) -> None:
+def test_leftovers_are_reported_by_the_name_they_were_to_get(tmp_path: Path) -> None:
     for name in (".tmp-a.tar-12345678", ".tmp-b.tar-12345678", ".tmp-a.tar.npz-1", "a.tar"):
         (tmp_path / name).write_bytes(b"")
     remove_leftovers(tmp_path, {"a.tar"})

@@ -144,7 +144,7 @@ def test_a_file_system_that_cannot_sync_is_written_to_all_the_same(
     assert path.read_bytes() == b"new"
 
 
-def test_a_file_system_that_cannot_rename_is_told(
+def test_a_file_system_that_cannot_rename_is_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -212,7 +212,7 @@ def test_a_damaged_jpeg_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_the_first_damaged_one_of_many_is_told() -> None:
+def test_the_first_damaged_one_of_many_is_reported() -> None:
     image = picture(40, 50)
     good = jpeg(image, quality=90)
     window = np.array([[0, 0, 40, 50]] * 4)

@@ -92,7 +92,7 @@ def test_a_command_nobody_listens_to_does_its_work(
     assert result.stderr.count("\n") == num_errors
 
 
-def test_what_could_not_be_told_is_told(synthetic: Path) -> None:
+def test_output_that_could_not_be_written_is_reported(synthetic: Path) -> None:
     result = in_shell("> /dev/full", "-m", "data_prep", "verify", synthetic)
     assert result.returncode == 1
     assert result.stderr == (

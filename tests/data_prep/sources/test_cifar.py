@@ -80,7 +80,7 @@ def test_repeated_file_names_get_different_keys(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_other_md5_is_told(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_md5_is_reported(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         open_cifar10(archive)
     assert "the official cifar-10-python.tar.gz has c58f30108f718f92721af3b95e74349a" in caplog.text

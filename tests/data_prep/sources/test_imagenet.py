@@ -468,7 +468,7 @@ def test_lines_may_end_in_any_way(tmp_path: Path, ending: bytes) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1400])
-def test_inner_archive_that_is_cut_is_told_by_its_place(tmp_path: Path, stop: int) -> None:
+def test_inner_archive_that_is_cut_is_reported_with_its_location(tmp_path: Path, stop: int) -> None:
     write_archives(tmp_path, DATA)
     inner = {f"{wnid}.tar": tar(files) for wnid, files in DATA.train.items()}
     first = min(inner)

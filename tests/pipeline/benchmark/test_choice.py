@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.benchmark.choice import Measurement, choose, table
 from pipeline.benchmark.measure import fitting_recipe
-from pipeline.data.augment.framing import ImageSize
+from pipeline.data.augment.crop_policy import ImageSize
 from tests.data_prep.raw_data import REPOSITORY, run_cli
 from tests.pipeline.data.cache.flaky_server import serving
 

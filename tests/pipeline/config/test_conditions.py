@@ -30,7 +30,7 @@ from pipeline.config.schema import (
     ScheduleConfig,
     flatten,
 )
-from pipeline.data.augment.framing import training_framing
+from pipeline.data.augment.crop_policy import training_crop_policy
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.preprocess import Augmenter
 from pipeline.evaluate.shards import _with_shards
@@ -207,10 +207,10 @@ def weights_after_updates(config: Config) -> list[float]:
     return [float(parameter.detach().sum()) for parameter in network.parameters()]
 
 
-def frames_of_training(config: Config) -> list[object]:
+def crops_of_training(config: Config) -> list[object]:
     samples = np.arange(6)
     heights = np.full(6, 9)
-    boxes = training_framing(config.augment, (9, 9), 0).boxes(samples, 0, heights, heights)
+    boxes = training_crop_policy(config.augment, (9, 9), 0).boxes(samples, 0, heights, heights)
     statistics = Statistics(
         num_images=1,
         mean=(1.0, 2.0, 3.0),
@@ -231,7 +231,7 @@ CASES: list[tuple[str, dict[str, Any], Trace]] = [
     for group, trace in (
         ("schedule", rates_of_a_run),
         ("optim", weights_after_updates),
-        ("augment", frames_of_training),
+        ("augment", crops_of_training),
     )
     for choice, name in itertools.product(CHOICES[group], OTHER_VALUES)
     if name.startswith(f"{group}.") and name not in choice

@@ -23,7 +23,7 @@ SOUND = Facts(
     rank=0,
     host="n1",
     local_world_size=2,
-    meeting="n1:20001",
+    rendezvous="n1:20001",
     interface="eth0",
     device="cpu",
     arithmetic=Arithmetic(host="n1", device="avx512, bf16", native=("bf16", "fp32"), emulated=()),
@@ -143,7 +143,7 @@ def test_a_run_directory_that_may_not_be_looked_at_is_named(tmp_path: Path) -> N
     script = """
 import os, sys
 from pathlib import Path
-from pipeline.doctor.__main__ import _find_room
+from pipeline.doctor.facts import _find_room
 
 os.seteuid(65534)
 print(_find_room(Path(sys.argv[1])))

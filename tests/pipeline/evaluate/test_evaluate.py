@@ -25,8 +25,8 @@ from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.train.evaluation import (
     Evaluation,
+    EvaluationSpec,
     InexactEvaluation,
-    Subject,
     evaluate,
     save_predictions,
 )
@@ -83,8 +83,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def subject(num_classes: int = NUM_CLASSES) -> Subject:
-    return Subject(
+def spec(num_classes: int = NUM_CLASSES) -> EvaluationSpec:
+    return EvaluationSpec(
         split="val",
         num_classes=num_classes,
         views=1,
@@ -107,7 +107,7 @@ def run(
     with contextlib.closing(reader):
         return evaluate(
             *(model, reader, viewer, world, fused(world)),
-            subject=subject(num_classes),
+            spec=spec(num_classes),
             block_size=block_size,
             depth=depth,
         )
@@ -222,7 +222,7 @@ def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
 
 def test_an_event_is_json() -> None:
     result = Evaluation(
-        subject=subject(),
+        spec=spec(),
         seen=4,
         expected=4,
         correct1=1,

@@ -106,7 +106,7 @@ CHOICES = (
 
 def choose_and_go_on(world: World) -> tuple[str | None, list[int]]:
     address = _exporter_address(CHOICES[world.rank], world)
-    return address, world.gather(world.rank)
+    return address, world.all_gather_object(world.rank)
 
 
 @pytest.mark.slow

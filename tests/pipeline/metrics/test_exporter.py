@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 
-from pipeline.metrics.discovery import Claim, Target, location_of
+from pipeline.metrics.discovery import ExporterLock, Target, location_of
 from pipeline.metrics.exporter import main, next_deadline
 from pipeline.metrics.node import NodeCollector, merge
 from pipeline.metrics.pages import Identity
@@ -309,12 +309,12 @@ def test_the_target_of_a_killed_exporter_is_replaced(run: Path) -> None:
         scrape(run)
 
 
-def test_who_finds_the_claim_taken_asks_its_owner_to_stay(tmp_path: Path) -> None:
+def test_who_finds_the_lock_taken_asks_its_owner_to_stay(tmp_path: Path) -> None:
     path = tmp_path / "exporter.lock"
-    owner = Claim(path)
+    owner = ExporterLock(path)
     assert owner.take()
     os.utime(path, (0, 0))
-    assert not Claim(path).take()
+    assert not ExporterLock(path).take()
     assert owner.touched > 0
 
 

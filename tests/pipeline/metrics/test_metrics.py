@@ -187,7 +187,7 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
         metrics.record_step(64, dict.fromkeys(PHASES, step / 1000))
         if step % 2 == 0:
             metrics.record_skip()
-        job.did_step(step, step / 5)
+        job.count_step(step, step / 5)
         job.trained(loss=1 / (step + 1), top1=0.1, learning_rate=0.1)
         job.checkpointed("periodic", seconds=step, num_bytes=step, step=step)
     assert parse(exposition(registry)).keys() == before

@@ -20,8 +20,8 @@ from pipeline.metrics.outcomes import (
     KEPT_SECONDS,
     NodeOutcomes,
     RootOutcomes,
-    Standing,
-    standing_of,
+    RunStatus,
+    read_run_status,
 )
 from pipeline.metrics.rank_file import (
     HEARTBEAT,
@@ -46,8 +46,8 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def standing(run: RunDirectory, host: str = HERE, in_seconds: float = 0.0) -> Standing:
-    found = standing_of(run, host, time.time() + in_seconds)
+def run_status(run: RunDirectory, host: str = HERE, in_seconds: float = 0.0) -> RunStatus:
+    found = read_run_status(run, host, time.time() + in_seconds)
     assert found is not None
     return found
 
@@ -59,7 +59,7 @@ def by_rank(run: RunDirectory) -> dict[tuple[str, ...], str]:
 @pytest.mark.slow
 def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
     """With one killed the run goes on, for all that can be known; then it is killed, then done."""
-    assert standing_of(run, HERE, time.time()) is None
+    assert read_run_status(run, HERE, time.time()) is None
     with rank_process(run.path, 0) as leader, rank_process(run.path, 1) as victim:
         assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "running"}
         first, second = (run.metrics / rank_file_name(rank) for rank in (0, 1))
@@ -68,7 +68,7 @@ def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
         victim.kill()
         victim.wait()
         assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "killed"}
-        assert standing(run).outcome == "running"
+        assert run_status(run).outcome == "running"
         leader.kill()
         leader.wait()
     assert set(by_rank(run).values()) == {"killed"}
@@ -86,11 +86,11 @@ def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
     with rank_process(run.path, 0) as leader:
         leader.kill()
         leader.wait()
-    (rank,) = standing(run, "elsewhere").ranks
-    assert rank.patience_seconds == pytest.approx(1)
+    (rank,) = run_status(run, "elsewhere").ranks
+    assert rank.max_silence_seconds == pytest.approx(1)
     soon, late = -time.time() + rank.heartbeat + 0.9, -time.time() + rank.heartbeat + 1.1
-    assert standing(run, "elsewhere", soon).outcome == "running"
-    found = standing(run, "elsewhere", late)
+    assert run_status(run, "elsewhere", soon).outcome == "running"
+    found = run_status(run, "elsewhere", late)
     assert (found.outcome, found.ended) == ("killed", rank.heartbeat + 1)
     assert served(NodeOutcomes(run, "elsewhere"), "alexnet_run_outcome") == {}
     assert served(NodeOutcomes(run, "elsewhere"), "alexnet_rank_outcome") == {}
@@ -104,14 +104,14 @@ def test_the_last_word_counts_until_the_run_begins_again(
     history = RunHistory(run)
     history.write("run", 0, **start_fields())
     lock = lock_run(run, None, 0)
-    assert standing(run).outcome == "running"
+    assert run_status(run).outcome == "running"
     history.write("end", 10, outcome=outcome)
-    assert standing(run).outcome == outcome
-    assert standing(run, in_seconds=60).outcome == "running"
+    assert run_status(run).outcome == outcome
+    assert run_status(run, in_seconds=60).outcome == "running"
     os.close(lock)
-    assert standing(run, in_seconds=60).outcome == outcome
+    assert run_status(run, in_seconds=60).outcome == outcome
     history.write("run", 10, **start_fields(resumed_from=10))
-    found = standing(run)
+    found = run_status(run)
     assert found.outcome == "killed", "no lock, and no rank that publishes"
     assert found.ended == pytest.approx(time.time(), abs=60)
     history.close()
@@ -125,9 +125,9 @@ def test_a_long_history_is_read_from_its_end(run: RunDirectory) -> None:
     for step in range(2000):
         history.write("checkpoint", step, path="p", num_bytes=1, seconds=0.1, reason="periodic")
     assert run.events.stat().st_size > 1 << 17
-    assert standing(run).outcome == "killed"
+    assert run_status(run).outcome == "killed"
     history.write("end", 0, outcome="stopped")
-    assert standing(run).outcome == "stopped"
+    assert run_status(run).outcome == "stopped"
     history.close()
 
 
@@ -140,11 +140,11 @@ def test_however_many_evaluations_follow_the_end_stands(run: RunDirectory) -> No
     for _ in range(250):
         history.write("eval", 10, **evaluation)
     history.write("eval", 10, **evaluation | {"shard_set": "x" * 200_000})
-    assert standing(run).outcome == "completed"
+    assert run_status(run).outcome == "completed"
     history.write("run", 10, **start_fields(resumed_from=10))
     history.write("eval", 10, **evaluation)
     history.close()
-    assert standing(run).outcome == "killed"
+    assert run_status(run).outcome == "killed"
 
 
 def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:
@@ -172,7 +172,7 @@ def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:
     assert 'node="n\ufffd"' in text
 
 
-def test_where_no_lock_can_be_known_the_ranks_tell(
+def test_where_no_lock_can_be_known_the_ranks_report(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_handle: int, _operation: int) -> NoReturn:
@@ -180,12 +180,12 @@ def test_where_no_lock_can_be_known_the_ranks_tell(
 
     with rank_process(run.path, 0) as leader:
         monkeypatch.setattr(fcntl, "flock", refuse)
-        assert standing(run).outcome == "running"
+        assert run_status(run).outcome == "running"
         leader.kill()
         leader.wait()
-        assert standing(run).outcome == "killed"
+        assert run_status(run).outcome == "killed"
     shutil.rmtree(run.metrics)
-    assert standing(run).outcome == "running", "for all that can be known"
+    assert run_status(run).outcome == "running", "for all that can be known"
 
 
 def test_outcomes_are_served_for_three_minutes(
@@ -195,7 +195,7 @@ def test_outcomes_are_served_for_three_minutes(
     with rank_process(run.path, 0) as leader:
         leader.kill()
         leader.wait()
-    ended = standing(run).ended
+    ended = run_status(run).ended
     assert ended is not None
     (run.path.parent / "file").touch()
     (run.path.parent / "folder").mkdir()
@@ -209,7 +209,7 @@ def test_outcomes_are_served_for_three_minutes(
 def test_a_frozen_rank_still_runs(run: RunDirectory) -> None:
     """`alexnet_rank_up` tells that it is silent; its process is there."""
     with rank_process(run.path, 0):
-        (rank,) = standing(run).ranks
+        (rank,) = run_status(run).ranks
     writer = dataclasses.replace(
         rank.writer, pid=os.getpid(), start_ticks=own_start_ticks(), interval_seconds=0.1
     )

@@ -172,7 +172,7 @@ def test_runs_of_one_name_are_told_apart_in_one_folder_of_targets(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_an_exporter_gives_way_to_one_that_shall_listen_elsewhere(tmp_path: Path) -> None:
+def test_an_exporter_gives_way_to_one_that_must_listen_elsewhere(tmp_path: Path) -> None:
     """A run goes on within the linger of its exporter, and now it has several nodes."""
     run = make_run(tmp_path, "run")
     with exporter_process(run, "--port", 0) as first:

@@ -16,7 +16,7 @@ from pipeline.config.schema import Config, ModelConfig
 from pipeline.model.build import build_model
 from pipeline.model.columns import BOTH, Columns, part_of, parts_of, whole_of
 from pipeline.optim.replica import Replica
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import World
 from tests.pipeline.rank_jobs import call_on_ranks
 
@@ -43,8 +43,8 @@ def test_parts_make_up_the_whole() -> None:
 
 
 def joined_and_added(world: World, dtype: torch.dtype) -> tuple[Tensors, list[int]]:
-    grid = build_grid(world, "split", timeout_seconds=30)
-    columns = grid.columns
+    mesh = build_mesh(world, "split", timeout_seconds=30)
+    columns = mesh.columns
     held = (torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4) * (1 + world.rank) % 17).to(dtype)
     held = held.to(memory_format=torch.channels_last).requires_grad_()
     with counting() as sent:
@@ -103,7 +103,7 @@ def forward_and_backward(world: World | None, num_images: int = 3) -> tuple[Tens
     """Logits and gradients of the network, by the whole or by this rank's column."""
     columns = BOTH
     if world is not None:
-        columns = build_grid(world, "split", timeout_seconds=60).columns
+        columns = build_mesh(world, "split", timeout_seconds=60).columns
     torch.manual_seed(7)
     model = build_model(CONFIG, NUM_CLASSES, (224, 224), columns)
     generator = torch.Generator().manual_seed(8)
@@ -150,7 +150,7 @@ def test_activations_cross_where_the_paper_s_do() -> None:
 
 
 def merged(world: World) -> Tensors:
-    columns: Columns = build_grid(world, "split", timeout_seconds=30).columns
+    columns: Columns = build_mesh(world, "split", timeout_seconds=30).columns
     torch.manual_seed(3)
     parts = build_model(CONFIG, NUM_CLASSES, (224, 224), columns).state_dict()
     return {name: whole_of(name, part, columns) for name, part in parts.items()}
@@ -168,9 +168,9 @@ def test_a_split_network_begins_with_the_weights_of_the_fused_one() -> None:
 
 def averaged_sizes(world: World) -> list[int]:
     """The sizes of the buckets of gradients of a step, in the order they are averaged in."""
-    grid = build_grid(world, "fused", timeout_seconds=60)
+    mesh = build_mesh(world, "fused", timeout_seconds=60)
     model = build_model(CONFIG, 1000, (224, 224))
-    replica = Replica(model, Config(model=CONFIG), world, grid)
+    replica = Replica(model, Config(model=CONFIG), world, mesh)
     images, zeros = torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=torch.int64)
     replica.warm_up(images, zeros, zeros)
     sizes: list[int] = []

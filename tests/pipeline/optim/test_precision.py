@@ -14,7 +14,7 @@ from pipeline.config.schema import Config, OptimConfig, Precision
 from pipeline.model.network import Network
 from pipeline.optim.precision import apply_gradients, autocast, loss_scaler
 from pipeline.optim.replica import Replica
-from pipeline.ranks.mesh import build_grid
+from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import World
 from pipeline.train.progress import Progress
 from tests.pipeline.rank_jobs import call_on_ranks
@@ -131,8 +131,8 @@ def test_moments_that_are_no_numbers_are_found() -> None:
 def test_skipped_steps_are_counted_and_do_not_move_the_schedule() -> None:
     replica, progress = replica_of(OPTIMIZERS[0], "fp16"), Progress()
     for overflow in (True, False, True):
-        progress.did_step()
-        progress.heard_of_step(skipped=step(replica, overflow=overflow)[1])
+        progress.count_step()
+        progress.settle_step(skipped=step(replica, overflow=overflow)[1])
     assert (progress.step, progress.updates, progress.skipped_steps) == (3, 1, 2)
 
 
@@ -181,7 +181,7 @@ def test_weights_stay_fp32_and_layers_do_not() -> None:
         assert Product()(torch.ones(1, 4)).dtype == torch.float32
 
 
-def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
+def test_the_norm_of_a_skipped_step_is_reported_as_it_is() -> None:
     parameter = nn.Parameter(torch.ones(3))
     optimizer, scaler = torch.optim.SGD([parameter], lr=1.0), loss_scaler("fp16", CPU, None)
     scaler.scale(parameter.sum()).backward()
@@ -195,7 +195,7 @@ def test_the_norm_of_a_skipped_step_is_told_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_norm_is_told_where_it_is_wanted_and_changes_nothing(precision: Precision) -> None:
+def test_the_norm_is_reported_where_it_is_wanted_and_changes_nothing(precision: Precision) -> None:
     optim = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9)
     asked, other = replica_of(optim, precision), replica_of(optim, precision)
     labels = torch.tensor([0, 1])
@@ -219,9 +219,9 @@ def steps_of_parts(
 
     In each the gradients of some ranks' parts overflow.
     """
-    grid = build_grid(world, "split", timeout_seconds=30)
+    mesh = build_mesh(world, "split", timeout_seconds=30)
     optim = OptimConfig(name="sgd", learning_rate=0.1, clip_norm=clip_norm)
-    replica = Replica(Product(), Config(optim=optim, precision="fp16"), world, grid)
+    replica = Replica(Product(), Config(optim=optim, precision="fp16"), world, mesh)
     found = []
     for spoiled_ranks in overflows:
         start = weights(replica)
@@ -242,9 +242,9 @@ def test_the_parts_of_a_replica_skip_together(clip_norm: float | None) -> None:
 
 def norms_of_parts(world: World) -> tuple[float | None, float]:
     """The norm that is clipped to, and this rank's own after it."""
-    grid = build_grid(world, "split", timeout_seconds=30)
+    mesh = build_mesh(world, "split", timeout_seconds=30)
     optim = OptimConfig(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=0.25)
-    replica = Replica(Product(), Config(optim=optim), world, grid)
+    replica = Replica(Product(), Config(optim=optim), world, mesh)
     with torch.no_grad():
         next(replica.model.parameters()).mul_(1 + world.rank)
     start = weights(replica)

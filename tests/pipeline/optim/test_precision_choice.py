@@ -69,13 +69,13 @@ def test_recipes_that_want_speed_leave_the_choice() -> None:
     ("precision", "hosts", "factor"),
     [("bf16", "n2", "23 times"), ("fp16", "n1, n2", "13 to 15 times")],
 )
-def test_emulation_is_told_with_what_it_costs(
+def test_emulation_is_reported_with_what_it_costs(
     precision: Precision, hosts: str, factor: str
 ) -> None:
-    told = emulation(precision, [BF16_CPU, PLAIN_CPU, PLAIN_CPU])
-    assert told is not None
-    assert told.startswith(f"{precision} is emulated on {hosts}: ")
-    assert factor in told
+    reported = emulation(precision, [BF16_CPU, PLAIN_CPU, PLAIN_CPU])
+    assert reported is not None
+    assert reported.startswith(f"{precision} is emulated on {hosts}: ")
+    assert factor in reported
     assert emulation("bf16", [BF16_CPU]) is emulation("fp32", [PLAIN_CPU]) is None
 
 
@@ -119,9 +119,9 @@ def look(**limits: str) -> tuple[bool, bool, str]:
         check=True,
     )
     *verbose, last = done.stdout.splitlines()
-    told = any("bfloat16 support" in line for line in verbose if ",info,cpu,isa:" in line)
+    reported = any("bfloat16 support" in line for line in verbose if ",info,cpu,isa:" in line)
     ours, _, name = last.partition("|")
-    return told, ours == "True", name
+    return reported, ours == "True", name
 
 
 @pytest.mark.slow
@@ -130,8 +130,8 @@ def look(**limits: str) -> tuple[bool, bool, str]:
     "limits", [{}, AVX2, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}], ids=["none", "AVX2", "AVX-512"]
 )
 def test_native_is_what_onednn_calls_so(limits: dict[str, str]) -> None:
-    told, ours, name = look(**limits)
-    assert ours == told
+    reported, ours, name = look(**limits)
+    assert ours == reported
     assert not (ours and limits)
     assert ("bf16" in name.split(" (")[0]) == ours
     assert all(f"{variable}={value}" in name for variable, value in limits.items())
@@ -144,8 +144,8 @@ def said_precisions(run: Path) -> set[str]:
     events = [row["precision"] for row in rows(run, "run")]
     metrics = (RunDirectory(run).metrics / "rank-00000.prom").read_text()
     (info,) = (line for line in metrics.splitlines() if line.startswith("alexnet_run_info{"))
-    told = info.partition('precision="')[2].partition('"')[0]
-    return {config["precision"], told, *events}
+    reported = info.partition('precision="')[2].partition('"')[0]
+    return {config["precision"], reported, *events}
 
 
 def finish(shards: Path, run: Path, *options: object) -> str:
@@ -177,13 +177,13 @@ def test_one_host_without_bf16_makes_all_fp32(shards: Path, tmp_path: Path) -> N
 @needs_x86
 def test_bf16_where_it_is_emulated_is_one_warning_and_stays(shards: Path, tmp_path: Path) -> None:
     for options in (("--precision", "bf16", "--max-steps", 1), ("--max-steps", 2)):
-        (told,) = (
+        (reported,) = (
             line
             for line in finish(shards, tmp_path, *options).splitlines()
             if line.startswith("warning: ")
         )
-        assert told.startswith("warning: bf16 is emulated on ")
-        assert "23 times (alexnet_fast) as long as in fp32 with AVX2" in told
+        assert reported.startswith("warning: bf16 is emulated on ")
+        assert "23 times (alexnet_fast) as long as in fp32 with AVX2" in reported
     assert said_precisions(tmp_path) == {"bf16"}
     with Job(1, "pipeline.train", training(shards, tmp_path, "--precision", "fp32")) as job:
         assert job.wait() == [1]

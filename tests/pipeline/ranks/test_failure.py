@@ -17,8 +17,8 @@ import torch
 from torch.distributed import DistBackendError
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.failure import LastWord, RankFailure, exit_code_of, sentence_of
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.failure import FirstFailure, RankFailure, exit_code_of, sentence_of
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World, connect
 from pipeline.run.ending import FAILED, INTERRUPTED, STOP_SIGNALS
 from pipeline.run.lock import JobStart
@@ -58,7 +58,7 @@ GLOO = (
         (missing_file(), "/no/such/file: No such file or directory"),
         (OSError("the checkpoint could not be saved"), "the checkpoint could not be saved"),
         (OSError(28, "No space left on device"), "No space left on device"),
-        (RankFailure("rank 1 on a: b", is_told_here=True), "rank 1 on a: b"),
+        (RankFailure("rank 1 on a: b", is_reported_here=True), "rank 1 on a: b"),
         (RuntimeError("out of memory"), "RuntimeError: out of memory"),
         (KeyError("model"), "KeyError: 'model'"),
         (AssertionError(), "AssertionError: "),
@@ -104,9 +104,9 @@ def test_only_what_nobody_foresaw_has_a_traceback(
     assert captured.err.startswith("Traceback") is has_traceback
 
 
-def test_a_failure_is_told_where_it_should(capsys: pytest.CaptureFixture[str]) -> None:
-    for is_told, expected in ((True, "error: rank 1 on a: b\n"), (False, "")):
-        failure = RankFailure("rank 1 on a: b", is_told_here=is_told)
+def test_a_failure_is_reported_where_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_reported, expected in ((True, "error: rank 1 on a: b\n"), (False, "")):
+        failure = RankFailure("rank 1 on a: b", is_reported_here=is_reported)
         assert exit_code_of(raiser(failure)) == FAILED
         assert capsys.readouterr().err == expected
 
@@ -119,21 +119,21 @@ def test_the_exit_code_of_what_ends_well_is_its_own(capsys: pytest.CaptureFixtur
 
 def fail_on(world: World, failing: dict[int, str]) -> tuple[str, bool] | None:
     try:
-        with world.together():
+        with world.fail_together():
             if world.rank in failing:
                 raise ValueError(failing[world.rank])
     except RankFailure as failure:
-        return str(failure), failure.is_told_here
+        return str(failure), failure.is_reported_here
     return None
 
 
 @pytest.mark.slow
-def test_ranks_leave_together() -> None:
+def test_ranks_fail_together() -> None:
     assert call_on_ranks(3, fail_on, {}) == [None] * 3
     alike = call_on_ranks(3, fail_on, {0: "no disk", 1: "no disk", 2: "no disk"})
     assert alike == [("no disk", True), ("no disk", False), ("no disk", False)]
     alone = call_on_ranks(3, fail_on, {1: "no disk", 2: "no memory"})
-    assert [told for _, told in alone] == [True, True, False]
+    assert [reported for _, reported in alone] == [True, True, False]
     (sentence,) = {text for text, _ in alone}
     assert sentence.startswith("rank 1 on ")
     assert sentence.endswith(": no disk")
@@ -143,42 +143,46 @@ def report_in_turn(world: World) -> tuple[str, bool]:
     """Rank 1 fails first, the others after it, because of it."""
     error = ValueError("a damaged image") if world.rank == 1 else RuntimeError(GLOO)
     if world.rank != 1:
-        world.gather(None)
+        world.all_gather_object(None)
     failure = world.report_failure(error)
     if world.rank == 1:
-        world.gather(None)
-    return str(failure), failure.is_told_here
+        world.all_gather_object(None)
+    return str(failure), failure.is_reported_here
 
 
 def test_all_ranks_name_the_first_to_fail() -> None:
     outcomes = call_on_ranks(3, report_in_turn)
-    assert [told for _, told in outcomes] == [True, True, False]
+    assert [reported for _, reported in outcomes] == [True, True, False]
     (sentence,) = {text for text, _ in outcomes}
     assert sentence.startswith("rank 1 on ")
     assert sentence.endswith(": a damaged image")
 
 
-def leave_words(world: World) -> list[str]:
+def publish_failures(world: World) -> list[str]:
     """A watchdog's verdict first, then what each rank makes of it."""
     assert world.store is not None
-    assert world.board is not None
-    assert LastWord.found_in(world.board) is None
-    world.gather(None)
+    assert world.watchdog_store is not None
+    assert FirstFailure.find(world.watchdog_store) is None
+    world.all_gather_object(None)
     if world.rank == 1:
-        LastWord("rank 2 on a hangs").left_in(world.board)
-    world.gather(None)
-    found = LastWord.found_in(world.board)
-    return [str(found), str(LastWord("late", 0, "b").left_in(world.board)), *told(world)]
+        FirstFailure("rank 2 on a hangs").publish(world.watchdog_store)
+    world.all_gather_object(None)
+    found = FirstFailure.find(world.watchdog_store)
+    return [
+        str(found),
+        str(FirstFailure("late", 0, "b").publish(world.watchdog_store)),
+        *reported(world),
+    ]
 
 
-def told(world: World) -> Iterator[str]:
+def reported(world: World) -> Iterator[str]:
     failure = world.report_failure(RuntimeError(GLOO))
-    yield from (str(failure), str(failure.is_told_here))
+    yield from (str(failure), str(failure.is_reported_here))
 
 
-def test_a_verdict_is_a_last_word_too() -> None:
+def test_a_verdict_is_a_first_failure_too() -> None:
     words = ["rank 2 on a hangs"] * 3
-    assert call_on_ranks(2, leave_words) == [[*words, "True"], [*words, "False"]]
+    assert call_on_ranks(2, publish_failures) == [[*words, "True"], [*words, "False"]]
 
 
 def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:
@@ -188,15 +192,15 @@ def test_ranks_meet_whatever_their_torchruns_have_counted() -> None:
 
 
 def ranks_of(world: World) -> list[int]:
-    return world.gather(world.rank)
+    return world.all_gather_object(world.rank)
 
 
 def connect_late() -> list[int]:
     """Rank 1 comes when a rank at work would long have been told to hang."""
-    place = Place.from_environment()
-    time.sleep(2.0 * place.rank)
-    with connect(place, DistributedConfig(device="cpu", timeout_seconds=0.5)) as world:
-        return world.gather(world.rank)
+    environment = LaunchEnvironment.read()
+    time.sleep(2.0 * environment.rank)
+    with connect(environment, DistributedConfig(device="cpu", timeout_seconds=0.5)) as world:
+        return world.all_gather_object(world.rank)
 
 
 @pytest.mark.slow
@@ -206,13 +210,15 @@ def test_ranks_that_start_are_waited_for_longer_than_those_at_work() -> None:
 
 def connect_with_devices(kinds: Sequence[str]) -> str:
     """What ends a rank when the ranks find these kinds of device."""
-    place = Place.from_environment()
+    environment = LaunchEnvironment.read()
     with (
-        mock.patch("pipeline.ranks.world._device", return_value=torch.device(kinds[place.rank])),
+        mock.patch(
+            "pipeline.ranks.world._device", return_value=torch.device(kinds[environment.rank])
+        ),
         mock.patch("torch.cuda.set_device"),
     ):
         try:
-            with connect(place, DistributedConfig(timeout_seconds=20)):
+            with connect(environment, DistributedConfig(timeout_seconds=20)):
                 return "nothing"
         except RankFailure as failure:
             return str(failure)
@@ -227,42 +233,42 @@ def test_a_host_without_a_gpu_among_others_is_named() -> None:
 
 def test_one_process_names_no_rank() -> None:
     assert str(SINGLE.report_failure(ValueError("a sentence"))) == "a sentence"
-    with pytest.raises(RankFailure, match=r"^a sentence$"), SINGLE.together():
+    with pytest.raises(RankFailure, match=r"^a sentence$"), SINGLE.fail_together():
         raise ValueError("a sentence")
 
 
-def test_the_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     others = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
     for name in (*names, *others, "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert Place.from_environment() == Place()
+    assert LaunchEnvironment.read() == LaunchEnvironment()
     for name, value in zip(names, ("5", "1", "8", "4"), strict=True):
         monkeypatch.setenv(name, value)
-    assert Place.from_environment() == Place(
+    assert LaunchEnvironment.read() == LaunchEnvironment(
         rank=5, local_rank=1, world_size=8, local_world_size=4, is_launched=True
     )
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert Place.from_environment().attempt == 2
+    assert LaunchEnvironment.read().attempt == 2
     for is_kept in (False, True):
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(is_kept))
-        assert Place.from_environment().is_store_kept == is_kept
+        assert LaunchEnvironment.read().is_store_kept == is_kept
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert Place.from_environment().start == JobStart(job="12", number=0)
+    assert LaunchEnvironment.read().start == JobStart(job="12", number=0)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    assert Place.from_environment().start == JobStart(job="12", number=3)
+    assert LaunchEnvironment.read().start == JobStart(job="12", number=3)
     for value in ("", "-1", "two"):
         monkeypatch.setenv("LOCAL_RANK", value)
         with pytest.raises(ValueError, match=r"LOCAL_RANK is .*start with torchrun, or unset"):
-            Place.from_environment()
+            LaunchEnvironment.read()
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(ValueError, match="LOCAL_RANK is None"):
-        Place.from_environment()
+        LaunchEnvironment.read()
 
 
 def test_fp32_is_never_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with connect(Place(), DistributedConfig(device="cpu")):
+    with connect(LaunchEnvironment(), DistributedConfig(device="cpu")):
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
 
@@ -273,12 +279,13 @@ def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to(number: signal.S
     program = """
 import os
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.world import Place, connect
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.world import connect
 from pipeline.ranks.stop import StopSignals
 
 StopSignals()
 print(flush=True)
-with connect(Place.from_environment(), DistributedConfig(device="cpu")):
+with connect(LaunchEnvironment.read(), DistributedConfig(device="cpu")):
     pass
 """
     environment = os.environ | rank_environment(2, 0, free_port())

@@ -9,23 +9,23 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config.schema import Layout
-from pipeline.ranks.mesh import build_grid, check_layout
+from pipeline.ranks.mesh import build_mesh, check_layout
 from pipeline.ranks.world import World, collective_deadline
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE
 
 
-def place_and_sums(world: World, columns: Layout) -> dict[str, Any]:
+def mesh_and_sums(world: World, columns: Layout) -> dict[str, Any]:
     """The place of a rank, and the sums of 2**rank over its groups."""
-    grid = build_grid(world, columns, timeout_seconds=30)
+    mesh = build_mesh(world, columns, timeout_seconds=30)
     found: dict[str, Any] = {
-        "replica": grid.replica,
-        "num_replicas": grid.num_replicas,
-        "column": grid.column,
-        "reports": grid.reports,
+        "replica": mesh.replica,
+        "num_replicas": mesh.num_replicas,
+        "column": mesh.column,
+        "reports": mesh.reports,
     }
     for name in ("same_replica", "same_column"):
-        group, value = getattr(grid, name), torch.tensor(1 << world.rank)
+        group, value = getattr(mesh, name), torch.tensor(1 << world.rank)
         if group is not None:
             dist.all_reduce(value, group=group)
             found[name] = int(value)
@@ -34,7 +34,7 @@ def place_and_sums(world: World, columns: Layout) -> dict[str, Any]:
 
 
 def test_four_ranks_are_two_replicas_of_two_columns() -> None:
-    found = call_on_ranks(4, place_and_sums, "split")
+    found = call_on_ranks(4, mesh_and_sums, "split")
     assert [(one["replica"], one["column"]) for one in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [one["same_replica"] for one in found] == [0b0011, 0b0011, 0b1100, 0b1100]
     assert [one["same_column"] for one in found] == [0b0101, 0b1010, 0b0101, 0b1010]
@@ -47,18 +47,18 @@ GROUPS = ("replica", "column")
 
 
 def test_two_ranks_are_one_replica_that_averages_with_nobody() -> None:
-    found = call_on_ranks(2, place_and_sums, "split")
+    found = call_on_ranks(2, mesh_and_sums, "split")
     assert [one["num_replicas"] for one in found] == [1, 1]
     assert [one["same_replica"] for one in found] == [0b11, 0b11]
     assert all("same_column" not in one for one in found)
 
 
 def test_fused_ranks_are_replicas() -> None:
-    found = call_on_ranks(3, place_and_sums, "fused")
+    found = call_on_ranks(3, mesh_and_sums, "fused")
     assert [one["replica"] for one in found] == [0, 1, 2]
     assert [one["same_column"] for one in found] == [0b111] * 3
     assert all(one["column"] is None and one["reports"] for one in found)
-    alone = build_grid(SINGLE, "fused", timeout_seconds=30)
+    alone = build_mesh(SINGLE, "fused", timeout_seconds=30)
     assert (alone.num_replicas, alone.same_column, alone.same_replica) == (1, None, None)
 
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline.ranks.launcher import Place
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import JOB_BEGIN, StopRequests, StopSignals, remove_old_request
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -147,7 +147,7 @@ def test_a_rank_whose_torchrun_was_gone_before_it_could_look_stops(
     agents = {"": None, str(os.getppid()): None, str(os.getpid()): "end of torchrun"}
     for agent, source in agents.items():
         monkeypatch.setenv(AGENT_VARIABLE, agent)
-        world = dataclasses.replace(SINGLE, place=Place.from_environment())
+        world = dataclasses.replace(SINGLE, environment=LaunchEnvironment.read())
         assert Steps(StopRequests(world, run, signals)).until_agreed(20)[1] == source
 
 
@@ -157,18 +157,18 @@ def test_only_a_file_from_before_the_start_is_ignored(
     """One that is made while a job starts asks that job."""
     run.stop_request.touch()
     with contextlib.ExitStack() as resources:
-        _open_run(run, Place(), 0, resources)
+        _open_run(run, LaunchEnvironment(), 0, resources)
     assert run.stop_request.exists()
     assert capsys.readouterr().out == ""
     os.utime(run.stop_request, (0, 0))
     with contextlib.ExitStack() as resources:
-        _open_run(run, Place(), 0, resources)
+        _open_run(run, LaunchEnvironment(), 0, resources)
     assert not run.stop_request.exists()
     assert capsys.readouterr().out == f"removed {run.stop_request}: it is older than this job\n"
 
 
-def is_removed(run: RunDirectory, place: Place) -> bool:
-    is_old = remove_old_request(run, place)
+def is_removed(run: RunDirectory, environment: LaunchEnvironment) -> bool:
+    is_old = remove_old_request(run, environment)
     assert run.stop_request.exists() is not is_old
     return is_old
 
@@ -181,19 +181,19 @@ def test_a_file_from_before_this_process_but_not_before_its_job_is_heeded(
     an_hour_ago = time.time() - 3600
     os.utime(run.stop_request, (an_hour_ago, an_hour_ago))
     monkeypatch.setenv(JOB_BEGIN, str(an_hour_ago - 1))
-    assert not is_removed(run, Place())
+    assert not is_removed(run, LaunchEnvironment())
     monkeypatch.setenv(JOB_BEGIN, str(an_hour_ago + 1))
-    assert is_removed(run, Place())
+    assert is_removed(run, LaunchEnvironment())
 
 
 def test_a_file_that_a_queued_job_finds_is_for_it(run: RunDirectory) -> None:
     """Its first start has removed what was older."""
-    again = Place(start=JobStart(job="7", number=1))
+    again = LaunchEnvironment(start=JobStart(job="7", number=1))
     assert not remove_old_request(run, again)
     run.stop_request.touch()
     os.utime(run.stop_request, (0, 0))
     assert not is_removed(run, again)
-    assert is_removed(run, Place(start=JobStart(job="7", number=0)))
+    assert is_removed(run, LaunchEnvironment(start=JobStart(job="7", number=0)))
     run.stop_request.write_text(MAKE_ROOM)
     assert is_removed(run, again), "a start that was to take over was killed"
 

@@ -9,14 +9,21 @@ from unittest import mock
 import pytest
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.watchdog import Phase, Pulse, Watchdog, flight_record, is_of_silent_main, judge
+from pipeline.ranks.watchdog import (
+    Heartbeat,
+    Phase,
+    Watchdog,
+    flight_record,
+    is_of_silent_main,
+    judge,
+)
 from pipeline.run.directory import RunDirectory
 from tests.pipeline.worlds import SINGLE
 
 OVERDUE, AT_WORK = 61.0, 3.0
 
 
-def pulse(
+def heartbeat(
     phase: Phase,
     seconds: float,
     *,
@@ -24,8 +31,8 @@ def pulse(
     step: int = 6,
     count: int = 1,
     host: str = "n1",
-) -> Pulse:
-    return Pulse(
+) -> Heartbeat:
+    return Heartbeat(
         count=count,
         host=host,
         phase=phase,
@@ -36,15 +43,15 @@ def pulse(
     )
 
 
-WAITS = pulse(Phase.AVERAGING, OVERDUE, is_waiting=True)
-READS = pulse(Phase.READING, OVERDUE, host="n2")
-WORKS = pulse(Phase.EVALUATING, AT_WORK)
+WAITS = heartbeat(Phase.AVERAGING, OVERDUE, is_waiting=True)
+READS = heartbeat(Phase.READING, OVERDUE, host="n2")
+WORKS = heartbeat(Phase.EVALUATING, AT_WORK)
 
 
-def alive(*pulses: Pulse | None) -> str | None:
-    """The verdict on ranks whose pulses go on."""
-    later = [None if one is None else dataclasses.replace(one, count=2) for one in pulses]
-    return judge(pulses, later)
+def alive(*heartbeats: Heartbeat | None) -> str | None:
+    """The verdict on ranks whose heartbeats go on."""
+    later = [None if one is None else dataclasses.replace(one, count=2) for one in heartbeats]
+    return judge(heartbeats, later)
 
 
 def test_one_that_stands_still_is_named_and_those_that_wait_for_it_are_not() -> None:
@@ -56,7 +63,7 @@ def test_those_that_wait_for_one_at_work_wait_on() -> None:
     assert alive(WORKS, WORKS) is None
 
 
-def test_one_whose_pulse_stops_is_named_before_others() -> None:
+def test_one_whose_heartbeat_stops_is_named_before_others() -> None:
     verdict = judge([WAITS, READS, READS], [dataclasses.replace(WAITS, count=2), READS, None])
     assert verdict == (
         "rank 1 on n2 gives no sign of life, reading a batch after step 6 for 61 s, "
@@ -65,11 +72,13 @@ def test_one_whose_pulse_stops_is_named_before_others() -> None:
     )
 
 
-@pytest.mark.parametrize("has_pulse", [False, True])
-def test_other_ranks_tell_of_rank_0_only_if_it_is_silent(has_pulse: bool) -> None:
-    """Whether it has ever left a pulse or not: nobody else would."""
+@pytest.mark.parametrize("has_heartbeat", [False, True])
+def test_other_ranks_report_rank_0_only_if_it_is_silent(has_heartbeat: bool) -> None:
+    """Whether it has ever left a heartbeat or not: nobody else would."""
     later = dataclasses.replace(WAITS, count=2)
-    silent = judge([READS if has_pulse else None, WAITS], [READS if has_pulse else None, later])
+    silent = judge(
+        [READS if has_heartbeat else None, WAITS], [READS if has_heartbeat else None, later]
+    )
     assert silent is not None
     assert is_of_silent_main(silent)
     for verdict in (alive(READS, WAITS), judge([WAITS, READS], [later, READS])):
@@ -84,8 +93,8 @@ def test_a_deadlock_names_those_that_are_behind() -> None:
     )
 
 
-def test_a_first_pulse_is_a_sign_of_life() -> None:
-    new = pulse(Phase.COMPUTING, AT_WORK)
+def test_a_first_heartbeat_is_a_sign_of_life() -> None:
+    new = heartbeat(Phase.COMPUTING, AT_WORK)
     assert judge([WAITS, None], [dataclasses.replace(WAITS, count=2), new]) is None
 
 
@@ -96,7 +105,7 @@ def test_the_flight_recorder_is_one_that_torch_has() -> None:
 def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:
     """The rank that keeps it may have left."""
     store = mock.Mock()
-    world = dataclasses.replace(SINGLE, store=store, board=store)
+    world = dataclasses.replace(SINGLE, store=store, watchdog_store=store)
     watchdog = Watchdog(world, RunDirectory(Path("run")), DistributedConfig())
     watchdog.enter(Phase.READING, 0)
     assert not store.mock_calls

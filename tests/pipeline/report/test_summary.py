@@ -67,7 +67,7 @@ def test_every_alarm_that_is_declared_is_in_the_timeline() -> None:
             assert shown.what == reason.replace("_", " ")
 
 
-def test_damaged_images_are_told_and_many_are_counted() -> None:
+def test_damaged_images_are_reported_and_many_are_counted() -> None:
     fields = {"reason": "damaged_image", "rank": 1, "shard": "train-000000.tar"}
     rows = [
         event("alarm", 10, 1.0, **fields, sample=sample, what=f"member {sample}: cut off")

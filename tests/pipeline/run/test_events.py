@@ -123,7 +123,7 @@ def test_a_row_with_bytes_that_are_no_text_is_left_out(path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{}", b"5", b"null", b'[{"kind": "run"}]', b'{"kind": "run"}'])
-def test_a_line_that_is_no_row_is_left_out_and_told(path: Path, line: bytes) -> None:
+def test_a_line_that_is_no_row_is_left_out_and_reported(path: Path, line: bytes) -> None:
     write_steps(path, None, 10)
     path.write_bytes(path.read_bytes() + line + b"\n")
     (fault,) = find_faults(path)
@@ -147,7 +147,7 @@ def test_a_killed_writer_loses_its_last_line_at_most(path: Path) -> None:
     assert history(path)[-2:] == [("run", len(steps)), ("train", len(steps) + 1)]
 
 
-def test_steps_done_twice_are_told_once(path: Path) -> None:
+def test_steps_done_twice_are_reported_once(path: Path) -> None:
     write_steps(path, None, 10, 20, 30, 40)
     write_steps(path, 20, 30, 50)
     assert history(path) == [

@@ -43,8 +43,8 @@ def held_elsewhere(run: RunDirectory, start: JobStart | None = None) -> subproce
     return child
 
 
-def claim(run: RunDirectory, start: JobStart | None = None, patience_seconds: float = 0) -> None:
-    os.close(lock_run(run, start, patience_seconds))
+def take_lock(run: RunDirectory, start: JobStart | None = None, wait_seconds: float = 0) -> None:
+    os.close(lock_run(run, start, wait_seconds))
 
 
 @pytest.mark.slow
@@ -53,11 +53,11 @@ def test_two_jobs_do_not_share_a_run(run: RunDirectory) -> None:
     with held_elsewhere(run) as child:
         assert is_locked(run)
         with pytest.raises(ValueError, match=r"in use by another job on .*: wait for its end"):
-            claim(run)
+            take_lock(run)
         child.kill()  # a kill gives the run free
         child.wait()
         assert not is_locked(run)
-        claim(run)
+        take_lock(run)
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_a_job_that_is_not_a_later_start_of_the_same_one_asks_nobody_to_leave(
     holder: JobStart | None, mine: JobStart | None, run: RunDirectory
 ) -> None:
     with held_elsewhere(run, holder) as child:
-        told = "another job" if holder is None else "job 12"
-        with pytest.raises(ValueError, match=f"in use by {told} on "):
-            claim(run, mine, 60)
+        holder_text = "another job" if holder is None else "job 12"
+        with pytest.raises(ValueError, match=f"in use by {holder_text} on "):
+            take_lock(run, mine, 60)
         assert not run.stop_request.exists()
         child.kill()
 
@@ -79,7 +79,7 @@ def test_a_job_that_is_not_a_later_start_of_the_same_one_asks_nobody_to_leave(
 @pytest.mark.slow
 def test_an_earlier_start_of_the_same_job_is_asked_to_leave(run: RunDirectory) -> None:
     with held_elsewhere(run, FIRST) as child:
-        later = threading.Thread(target=claim, args=(run, SECOND, 60))
+        later = threading.Thread(target=take_lock, args=(run, SECOND, 60))
         later.start()
         wait_for(run.stop_request.exists, "the request", 30)
         assert later.is_alive()
@@ -93,7 +93,7 @@ def test_an_earlier_start_of_the_same_job_is_asked_to_leave(run: RunDirectory) -
 def test_an_earlier_start_that_does_not_leave_is_named(run: RunDirectory) -> None:
     with held_elsewhere(run, FIRST) as child:
         with pytest.raises(ValueError, match=r"earlier start of job 12 on .*see to that host"):
-            claim(run, SECOND, 0.1)
+            take_lock(run, SECOND, 0.1)
         assert not run.stop_request.exists()
         child.kill()
 
@@ -104,17 +104,17 @@ def test_a_lock_without_a_name_is_just_another_job(content: bytes, run: RunDirec
     with held_elsewhere(run, FIRST) as child:
         (run.path / ".lock").write_bytes(content)
         with pytest.raises(ValueError, match="in use by another job: wait"):
-            claim(run, SECOND, 60)
+            take_lock(run, SECOND, 60)
         child.kill()
 
 
 def test_a_look_at_the_lock_does_not_refuse_a_job(run: RunDirectory) -> None:
-    claim(run)
+    take_lock(run)
     handle = os.open(run.path / ".lock", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
     timer = threading.Timer(0.3, os.close, [handle])
     timer.start()
-    claim(run)
+    take_lock(run)
     timer.join()
 
 
@@ -125,6 +125,6 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    claim(run)
+    take_lock(run)
     assert "cannot lock" in caplog.text
     assert is_locked(run) is None

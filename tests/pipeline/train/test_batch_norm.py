@@ -15,7 +15,7 @@ from pipeline.config.schema import ModelConfig
 from pipeline.data.order.partition import BatchPlan
 from pipeline.model.build import build_model
 from pipeline.model.network import Network
-from pipeline.train.batch_norm import check_parts, least_values
+from pipeline.train.batch_norm import check_micro_batches, least_values
 
 
 def plan_of(
@@ -57,7 +57,7 @@ def test_what_batch_norm_sees_is_found_by_looking() -> None:
 def test_a_network_without_batch_norm_takes_any_part() -> None:
     network = build_model(ModelConfig(name="alexnet_2014"), 2, (224, 224))
     assert least_values(network, (224, 224)) is None
-    check_parts(plan_of(65, 16), 100, None)
+    check_micro_batches(plan_of(65, 16), 100, None)
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_a_network_without_batch_norm_takes_any_part() -> None:
 )
 def test_a_part_of_one_image_is_refused_with_what_would_do(plan: BatchPlan, sentence: str) -> None:
     with pytest.raises(ValueError, match="needs two") as error:
-        check_parts(plan, 100, 1)
+        check_micro_batches(plan, 100, 1)
     assert sentence in str(error.value)
-    check_parts(plan, 100, 2)
+    check_micro_batches(plan, 100, 2)
 
 
 def test_a_run_that_ends_before_the_last_batch_may_have_one_image_in_it() -> None:
     plan = plan_of(65, 16)
     assert plan.steps_per_epoch == 5
-    check_parts(plan, 4, 1)
+    check_micro_batches(plan, 4, 1)
     with pytest.raises(ValueError, match="last batch, of 1,"):
-        check_parts(plan, 5, 1)
+        check_micro_batches(plan, 5, 1)
 
 
 def test_what_is_refused_is_what_has_a_part_of_one_and_what_is_advised_has_none() -> None:
@@ -103,10 +103,10 @@ def test_what_is_refused_is_what_has_a_part_of_one_and_what_is_advised_has_none(
         except ValueError:
             continue
         if smallest_part(plan) > 1:
-            check_parts(plan, 100, 1)
+            check_micro_batches(plan, 100, 1)
             continue
         with pytest.raises(ValueError, match="needs two: ") as error:
-            check_parts(plan, 100, 1)
+            check_micro_batches(plan, 100, 1)
         num_refused += 1
         advice = str(error.value).partition("needs two: ")[2]
         for sizes in re.findall(r"global_batch_size ([\d or]+)", advice):

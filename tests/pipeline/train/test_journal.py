@@ -92,13 +92,13 @@ def test_the_newest_evaluation_counts_whatever_made_it(tmp_path: Path) -> None:
     assert 'k="5"' not in exposed
 
 
-def test_a_network_that_only_guesses_is_told_once_until_it_learns(tmp_path: Path) -> None:
+def test_a_network_that_only_guesses_is_reported_once_until_it_learns(tmp_path: Path) -> None:
     output, registry = io.StringIO(), CollectorRegistry()
     path = tmp_path / "events.jsonl"
     journal = Journal(path, Console(output), JobMetrics(registry), PLAN, ETA)
     shown = []
     for step, is_stuck in enumerate((False, True, True, False, True), 1):
-        journal.watched_learning(10 * step, 2.3, is_stuck=is_stuck)
+        journal.record_learning(10 * step, 2.3, is_stuck=is_stuck)
         shown.append(registry.get_sample_value("alexnet_not_learning"))
     assert shown == [0, 1, 1, 0, 1]
     events = read_events(path)

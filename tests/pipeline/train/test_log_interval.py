@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from pipeline.metrics.rank import PHASES
-from pipeline.ranks.mesh import Grid
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.train.clock import StepTime
-from pipeline.train.log_interval import Interval
+from pipeline.train.log_interval import LogInterval
 from tests.pipeline.worlds import SINGLE, fused, world_of_equals
 
 LOGITS = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
 LABELS = torch.tensor([0, 0, 0])
 
 
-def interval_of(world: World) -> Interval:
-    return Interval(world, fused(world))
+def interval_of(world: World) -> LogInterval:
+    return LogInterval(world, fused(world))
 
 
 def time_of(data_wait: float, forward_backward: float) -> StepTime:
@@ -28,7 +28,7 @@ def time_of(data_wait: float, forward_backward: float) -> StepTime:
     return StepTime(num_samples=3, phase_seconds=phases)
 
 
-def filled(interval: Interval) -> Interval:
+def filled(interval: LogInterval) -> LogInterval:
     """Two micro-batches of 3 samples with 2 right answers each, in two seconds."""
     for loss in (6.0, 3.0):
         interval.note_predictions(torch.tensor(loss), LOGITS, LABELS)
@@ -61,8 +61,8 @@ def test_ranks_add_up() -> None:
 
 def test_two_ranks_of_one_replica_count_its_samples_once() -> None:
     world = world_of_equals(2)
-    grid = Grid(replica=0, num_replicas=1, column=0, same_replica=None, same_column=None)
-    assert filled(Interval(world, grid)).reduce() == filled(interval_of(SINGLE)).reduce()
+    mesh = Mesh(replica=0, num_replicas=1, column=0, same_replica=None, same_column=None)
+    assert filled(LogInterval(world, mesh)).reduce() == filled(interval_of(SINGLE)).reduce()
 
 
 def test_without_clipping_there_is_no_norm() -> None:
@@ -83,7 +83,7 @@ def test_many_small_losses_are_not_lost() -> None:
     assert interval.reduce()["loss"] == (2**24 + 3) / 12
 
 
-def test_a_loss_that_is_not_a_number_is_told() -> None:
+def test_a_loss_that_is_not_a_number_is_reported() -> None:
     interval = interval_of(SINGLE)
     interval.note_predictions(torch.tensor(math.nan), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))

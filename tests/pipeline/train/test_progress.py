@@ -12,12 +12,12 @@ from pipeline.train.progress import Progress
 def test_skipped_steps_move_the_data_and_not_the_schedule() -> None:
     progress = Progress()
     for skipped in (False, True, True, False, True):
-        progress.did_step()
-        progress.heard_of_step(skipped=skipped)
+        progress.count_step()
+        progress.settle_step(skipped=skipped)
     assert (progress.step, progress.updates, progress.skipped_steps) == (5, 2, 3)
     assert progress.skipped_in_a_row == 1
-    progress.did_step()
-    progress.heard_of_step(skipped=False)
+    progress.count_step()
+    progress.settle_step(skipped=False)
     assert progress.skipped_in_a_row == 0
 
 

@@ -129,7 +129,7 @@ def test_the_mean_image_s_middle_is_subtracted(shards: Path, manifest: Manifest)
         np.testing.assert_allclose(output, exact.transpose(2, 0, 1), rtol=1e-5, atol=1e-4)
 
 
-def test_a_mean_image_that_is_missing_damaged_or_impossible_is_told(
+def test_a_mean_image_that_is_missing_damaged_or_impossible_is_reported(
     shards: Path, manifest: Manifest
 ) -> None:
     config = AugmentConfig(normalize="mean_image")

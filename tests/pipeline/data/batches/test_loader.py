@@ -193,7 +193,7 @@ def test_a_batch_is_not_overwritten_while_it_is_copied_to_the_device() -> None:
         assert [pixels(batch)[0] for batch in loader] == [12, 16]
 
 
-def test_the_cost_of_reading_is_told_once() -> None:
+def test_the_cost_of_reading_is_reported_once() -> None:
     with make_loader(FakeReader(), (4, 4, 2)) as loader:
         assert len(list(loader)) == 3
         assert loader.take_cost() == ReadCost(10, 100, 0.75, 1.5)

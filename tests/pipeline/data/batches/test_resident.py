@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment.frames import take_frames
-from pipeline.data.augment.framing import training_framing
+from pipeline.data.augment.crop_policy import training_crop_policy
+from pipeline.data.augment.crops import take_crops
 from pipeline.data.batches.loader import requests_of_all
 from pipeline.data.batches.resident import (
     ResidentBatches,
@@ -65,14 +65,16 @@ def make_plan(num_replicas: int) -> BatchPlan:
 def batches_of_rank(
     world: World, replicas: list[int], stop_early: bool
 ) -> list[tuple[list[int], list[int], npt.NDArray[np.uint8]]]:
-    framing = training_framing(AugmentConfig(crop_pixels=4), (6, 7), 0)
+    crop_policy = training_crop_policy(AugmentConfig(crop_pixels=4), (6, 7), 0)
     plan = make_plan(max(replicas) + 1)
     requests = requests_of_all(plan, 0, 1, 1 + 2 * plan.steps_per_epoch)
     found = []
-    with ResidentBatches(load(FakeReader(), world), framing, requests, world, replicas) as batches:
+    with ResidentBatches(
+        load(FakeReader(), world), crop_policy, requests, world, replicas
+    ) as batches:
         for number, batch in enumerate(batches):
             images, labels = batch.to(world.device)
-            pixels = take_frames(images, batch.picks).numpy()
+            pixels = take_crops(images, batch.crop_windows).numpy()
             found.append((batch.samples.tolist(), labels.tolist(), pixels))
             assert batches.take_cost() == ReadCost(len(batch.samples))
             if stop_early and number == 2:
@@ -83,13 +85,13 @@ def batches_of_rank(
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", [[0], [0, 1], [0, 0], [0, 1, 2], [0, 0, 1, 1]], ids=str)
 @pytest.mark.parametrize("stop_early", [False, True])
-def test_every_rank_gets_the_frames_of_its_replica(replicas: list[int], stop_early: bool) -> None:
+def test_every_rank_gets_the_crops_of_its_replica(replicas: list[int], stop_early: bool) -> None:
     if len(replicas) == 1:
         ranks = [batches_of_rank(SINGLE, replicas, stop_early)]
     else:
         ranks = call_on_ranks(len(replicas), batches_of_rank, replicas, stop_early)
     plan = make_plan(max(replicas) + 1)
-    framing = training_framing(AugmentConfig(crop_pixels=4), (6, 7), 0)
+    crop_policy = training_crop_policy(AugmentConfig(crop_pixels=4), (6, 7), 0)
     asked = list(requests_of_all(plan, 0, 1, 1 + 2 * plan.steps_per_epoch))
     for replica, found in zip(replicas, ranks, strict=True):
         assert len(found) == (3 if stop_early else len(asked))
@@ -98,11 +100,11 @@ def test_every_rank_gets_the_frames_of_its_replica(replicas: list[int], stop_ear
             assert samples == request.samples.tolist()
             assert labels == [sample * 3 % 10 for sample in samples]
             sides = (np.full(len(samples), side) for side in (6, 7))
-            boxes = framing.boxes(request.samples, request.epoch, *sides)
-            for image, frame, top, left in zip(
+            boxes = crop_policy.boxes(request.samples, request.epoch, *sides)
+            for image, crop, top, left in zip(
                 image_of(request.samples), pixels, boxes.tops, boxes.lefts, strict=True
             ):
-                assert np.array_equal(frame, image[top : top + 4, left : left + 4])
+                assert np.array_equal(crop, image[top : top + 4, left : left + 4])
 
 
 def test_a_split_is_divided_into_stretches() -> None:

@@ -25,17 +25,17 @@ def main() -> None:
         url, Path(directory), max_bytes=int(max_bytes), timeout_seconds=30.0, attempts=3
     ) as cache:
         split = read_manifest(cache.stage_manifest()).split("val")
-        _tell("ready")
+        _print_line("ready")
         for number in map(int, numbers.split(",")):
             file = cache.descriptor("val", number)
             content = os.pread(file, split.shard_bytes[number] + 1, 0)
             assert hashlib.sha256(content).hexdigest() == split.shard_sha256[number]
             cache.release("val", number)
-            _tell(str(number))
-        _tell(json.dumps(dataclasses.asdict(cache.cost)))
+            _print_line(str(number))
+        _print_line(json.dumps(dataclasses.asdict(cache.cost)))
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -21,7 +21,7 @@ from pipeline.data.cache.remote import (
     FetchCost,
     FetchError,
     FetchStopped,
-    Patience,
+    RetryPolicy,
     check_url,
     command_of,
     fetch,
@@ -33,8 +33,8 @@ DEADLINE_SECONDS = 30.0
 NAME = "train-000000.tar"
 BYTES = np.random.default_rng(0).bytes(300_000)
 CONTENT = Content(num_bytes=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
-QUICK = Patience(timeout_seconds=0.3, attempts=3)
-UNHURRIED = Patience(timeout_seconds=DEADLINE_SECONDS, attempts=3)
+QUICK = RetryPolicy(timeout_seconds=0.3, attempts=3)
+UNHURRIED = RetryPolicy(timeout_seconds=DEADLINE_SECONDS, attempts=3)
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +58,10 @@ def server(folder: Path) -> Iterator[FlakyServer]:
 
 
 def fetched(
-    url: str, patience: Patience = UNHURRIED, content: Content = CONTENT
+    url: str, retry_policy: RetryPolicy = UNHURRIED, content: Content = CONTENT
 ) -> tuple[bytes, FetchCost]:
     file, cost = io.BytesIO(), FetchCost()
-    fetch(location_of(url, NAME), file, content, patience, threading.Event(), cost)
+    fetch(location_of(url, NAME), file, content, retry_policy, threading.Event(), cost)
     return file.getvalue(), cost
 
 
@@ -161,7 +161,7 @@ def test_what_is_too_long_is_cut_off(server: FlakyServer) -> None:
         ),
     ],
 )
-def test_a_fault_that_stays_is_told(server: FlakyServer, fault: Fault, cause: str) -> None:
+def test_a_fault_that_stays_is_reported(server: FlakyServer, fault: Fault, cause: str) -> None:
     server.faults[NAME] = [fault] * 3
     url = re.escape(f"{server.url}/{NAME}")
     sentence = rf"^{url} could not be fetched in 3 attempts: .*{cause}; see that .+attempts or"
@@ -194,7 +194,7 @@ def test_commands_that_no_other_attempt_mends(url: str, cause: str) -> None:
         fetched(url, content=Content(num_bytes=None, sha256=None))
 
 
-def test_a_server_that_is_not_there_is_told(server: FlakyServer) -> None:
+def test_a_server_that_is_not_there_is_reported(server: FlakyServer) -> None:
     url = server.url
     server.close()
     with pytest.raises(FetchError, match=r"in 3 attempts: curl: \(7\) .+ \(exit code 7\)"):
@@ -203,7 +203,7 @@ def test_a_server_that_is_not_there_is_told(server: FlakyServer) -> None:
 
 def test_faults_of_many_kinds_in_a_row(server: FlakyServer) -> None:
     server.faults[NAME] = ["503", "drop", "flip", "long", "short"]
-    content, cost = fetched(server.url, Patience(timeout_seconds=DEADLINE_SECONDS, attempts=6))
+    content, cost = fetched(server.url, RetryPolicy(timeout_seconds=DEADLINE_SECONDS, attempts=6))
     assert content == BYTES
     assert cost.num_retries == 5
 
@@ -245,19 +245,19 @@ def test_a_command_is_fetched_from(folder: Path) -> None:
         ("exec >&-; sleep 1000", r"no byte came for 0\.3 s"),
     ],
 )
-def test_a_command_that_fails_is_told(
+def test_a_command_that_fails_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, cause: str
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(FetchError, match=cause):
-        fetched(f"pipe:{command} # {{}}", Patience(timeout_seconds=0.3, attempts=1))
+        fetched(f"pipe:{command} # {{}}", RetryPolicy(timeout_seconds=0.3, attempts=1))
 
 
 def test_nothing_a_stalled_command_started_is_left(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     url = f"pipe:echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; wait # {{}}"
     with pytest.raises(FetchError, match=r"in 2 attempts: no byte came for 0\.2 s"):
-        fetched(url, Patience(timeout_seconds=0.2, attempts=2))
+        fetched(url, RetryPolicy(timeout_seconds=0.2, attempts=2))
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) == 4
     for pid in started:  # a kill takes a moment
@@ -326,6 +326,6 @@ def test_other_schemes_are_webdatasets(
         fetched("gs://bucket/set")
 
 
-def test_a_scheme_nobody_knows_is_told() -> None:
+def test_a_scheme_nobody_knows_is_reported() -> None:
     with pytest.raises(FetchError, match=r"webdataset cannot open abc://host/.+: no gopen handler"):
         fetched("abc://host/set")

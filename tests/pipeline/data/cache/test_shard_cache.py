@@ -252,7 +252,9 @@ def test_a_half_staged_set_is_never_seen(
         assert read_manifest(cache.stage_manifest()) == read_manifest(folder)
 
 
-def test_what_is_no_manifest_is_told(server: FlakyServer, folder: Path, directory: Path) -> None:
+def test_what_is_no_manifest_is_reported(
+    server: FlakyServer, folder: Path, directory: Path
+) -> None:
     (folder / MANIFEST_NAME).write_text("<html>please sign in</html>")
     with pytest.raises(FetchError, match=r"_info\.json is damaged \(Expecting value"):
         open_cache(server, directory)
@@ -283,7 +285,7 @@ OF_OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OF_OTHERS)
-def test_manifests_of_others_are_told_at_once(
+def test_manifests_of_others_are_reported_at_once(
     server: FlakyServer, folder: Path, directory: Path, kind: str
 ) -> None:
     fields, sentence = OF_OTHERS[kind]
@@ -301,7 +303,7 @@ def test_manifests_of_others_are_told_at_once(
         (None, r"a shard set has a _info\.json: tars without one cannot be used here"),
     ],
 )
-def test_a_set_of_others_at_a_url_is_told_at_once(
+def test_a_set_of_others_at_a_url_is_reported_at_once(
     server: FlakyServer, folder: Path, directory: Path, index: object, sentence: str
 ) -> None:
     (folder / MANIFEST_NAME).unlink()
@@ -507,7 +509,7 @@ def test_a_shard_is_in_use_before_it_has_its_name(
         assert server.requests[NAMES[0]] == 1
 
 
-def test_no_room_is_told_with_numbers(
+def test_no_room_is_reported_with_numbers(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
     with open_cache(server, directory, 2 * shard_bytes + 1, timeout_seconds=0.2) as cache:

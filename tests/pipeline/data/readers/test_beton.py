@@ -25,7 +25,7 @@ from data_prep.shard_set.manifest import (
     read_manifest,
 )
 from data_prep.sources.folder import open_folder
-from pipeline.data.readers.beton import BetonPlaces
+from pipeline.data.readers.beton import BetonSampleIndex
 from tests.ffcv_process import FfcvProcess
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -42,12 +42,12 @@ class Pair:
     shards: Path
     path: Path
 
-    def open(self, split: str = "val") -> contextlib.closing[BetonPlaces]:
-        return contextlib.closing(open_places(self.path, self.shards, split))
+    def open(self, split: str = "val") -> contextlib.closing[BetonSampleIndex]:
+        return contextlib.closing(open_index(self.path, self.shards, split))
 
 
-def open_places(path: Path, shards: Path, split: str) -> BetonPlaces:
-    return BetonPlaces(path, shards, read_manifest(shards), split)
+def open_index(path: Path, shards: Path, split: str) -> BetonSampleIndex:
+    return BetonSampleIndex(path, shards, read_manifest(shards), split)
 
 
 @pytest.fixture(scope="module", params=ENCODINGS)
@@ -116,28 +116,28 @@ def assert_same_bytes(pair: Pair, split_name: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_place_holds_the_bytes_of_the_tar(pair: Pair) -> None:
+def test_every_row_holds_the_bytes_of_the_tar(pair: Pair) -> None:
     assert_same_bytes(pair, "val")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_every_place_holds_the_bytes_of_the_tar_of_real_images(imagenet: Pair, split: str) -> None:
+def test_every_row_holds_the_bytes_of_the_tar_of_real_images(imagenet: Pair, split: str) -> None:
     assert read_manifest(imagenet.shards).image_height is None
     assert_same_bytes(imagenet, split)
 
 
-def test_no_samples_have_no_places(pair: Pair) -> None:
+def test_no_samples_have_no_rows(pair: Pair) -> None:
     none = np.empty(0, np.int64)
     with pair.open() as beton:
         assert len(beton.rows(none)) == 0
 
 
-def test_places_are_known_though_the_file_is_cut(pair: Pair, tmp_path: Path) -> None:
+def test_rows_are_known_though_the_file_is_cut(pair: Pair, tmp_path: Path) -> None:
     """Images are then missing, which is damage; the table behind them is not needed any more."""
     path = tmp_path / "cut.beton"
     path.write_bytes(pair.path.read_bytes())
     samples = np.arange(len(LABELS))
-    with contextlib.closing(open_places(path, pair.shards, "val")) as beton:
+    with contextlib.closing(open_index(path, pair.shards, "val")) as beton:
         expected = beton.rows(samples)
         os.truncate(path, 4096)
         assert np.array_equal(beton.rows(samples), expected)
@@ -153,7 +153,7 @@ def test_missing_file_says_how_to_make_it(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "none.beton"
     sentence = f"{path} is missing: make it with 'python -m data_prep beton SHARDS {path}'"
     with pytest.raises(ShardSetError, match=sentence):
-        open_places(path, pair.shards, "val")
+        open_index(path, pair.shards, "val")
 
 
 def test_file_of_another_shard_set_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_file_of_another_shard_set_is_refused(pair: Pair, tmp_path: Path) -> Non
     write_shard_set(tmp_path / "other", 255 - make_images(LABELS), LABELS, names, "rgb", 20)
     sentence = f"is of another shard set: .* sha256 {manifest_sha256(pair.shards)}, expected"
     with pytest.raises(ShardSetError, match=sentence):
-        open_places(pair.path, tmp_path / "other", "val")
+        open_index(pair.path, tmp_path / "other", "val")
 
 
 def test_folder_is_refused(pair: Pair) -> None:
     with pytest.raises(IsADirectoryError):
-        open_places(pair.shards, pair.shards, "val")
+        open_index(pair.shards, pair.shards, "val")
 
 
 def cut(size: int) -> Callable[[bytes], bytes]:
@@ -211,7 +211,7 @@ def test_damaged_file_is_refused(
     path = tmp_path / "damaged.beton"
     path.write_bytes(damage(pair.path.read_bytes()))
     with pytest.raises(ShardSetError, match=sentence) as error:
-        open_places(path, pair.shards, "val")
+        open_index(path, pair.shards, "val")
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 

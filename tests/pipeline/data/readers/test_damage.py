@@ -12,11 +12,11 @@ import pytest
 
 from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, read_manifest
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment.framing import evaluation_framing
+from pipeline.data.augment.crop_policy import evaluation_crop_policy
 from pipeline.data.readers.jpeg import JpegReader
 from pipeline.data.readers.reading import Quarantine, ReadCost
 from pipeline.data.readers.stored_pixels import PixelReader
-from pipeline.data.readers.tar import LocalFiles, TarPlaces
+from pipeline.data.readers.tar import LocalFiles, TarSampleIndex
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 NUM_SAMPLES = 30
@@ -34,11 +34,11 @@ def shards(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def open_reader(shards: Path, max_corrupt: int) -> contextlib.closing[JpegReader | PixelReader]:
     manifest = read_manifest(shards)
-    places = TarPlaces(shards, manifest, "val", LocalFiles(shards, manifest.split("val")))
-    framing = evaluation_framing(AugmentConfig(), manifest.image_size)
+    index = TarSampleIndex(shards, manifest, "val", LocalFiles(shards, manifest.split("val")))
+    crop_policy = evaluation_crop_policy(AugmentConfig(), manifest.image_size)
     kind = PixelReader if manifest.encoding == "rgb" else JpegReader
-    quarantine = Quarantine(places, max_corrupt)
-    return contextlib.closing(kind(places, framing, quarantine, num_threads=2))
+    quarantine = Quarantine(index, max_corrupt)
+    return contextlib.closing(kind(index, crop_policy, quarantine, num_threads=2))
 
 
 def flip_bit(shards: Path, sample: int) -> None:

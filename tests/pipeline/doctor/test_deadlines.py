@@ -8,15 +8,15 @@ import threading
 
 import pytest
 
-from pipeline.doctor import patience
-from pipeline.doctor.patience import Answers
+from pipeline.doctor import deadlines
+from pipeline.doctor.deadlines import Answers
 
 
 def test_a_question_without_an_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(deadlines, "ANSWER_SECONDS", 0.01)
     answers, never = Answers(), threading.Event()
     assert answers.to("the disk", never.wait, "unknown") == "unknown"
-    monkeypatch.setattr(patience, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(deadlines, "ANSWER_SECONDS", 60)
     assert answers.to("the sum", lambda: 1 + 1, 0) == 2
     assert answers.missing == ["the disk"]
 
@@ -37,10 +37,10 @@ def test_a_question_that_fails_is_not_called_stuck() -> None:
 def test_a_meeting_that_takes_too_long_ends_the_rank() -> None:
     script = """
 import threading
-from pipeline import patience
+from pipeline.doctor import deadlines
 
-patience._MEETING_SECONDS = 0.1
-with patience.deadline("the reduction"):
+deadlines._MEETING_SECONDS = 0.1
+with deadlines.deadline("the reduction"):
     threading.Event().wait()
 """
     command = [sys.executable, "-c", script]

@@ -1,4 +1,4 @@
-"""Which part of a stored image a reader takes, and at what size: the draws, without any pixels."""
+"""Crop policies: which box of a stored image is read, and its output size. No pixels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ImageSize = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Boxes:
-    """A rectangle in each of N images, inside it: int64 N."""
+class CropBoxes:
+    """A crop box in each of N images, inside it: int64 N."""
 
     tops: Indices
     lefts: Indices
@@ -34,41 +34,43 @@ class Boxes:
         return np.stack(sides, axis=1).astype(np.int32)
 
 
-class Framing(Protocol):
-    """The rule of one split."""
+class CropPolicy(Protocol):
+    """How one split is cropped."""
 
     @property
     def output_size(self) -> ImageSize:
         """What every box is scaled to, if it has not this size already."""
 
-    def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> Boxes:
+    def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         """The boxes for N samples, whose images have these sizes: the same on any rank."""
 
 
-def training_framing(config: AugmentConfig, image_size: ImageSize | None, seed: int) -> Framing:
+def training_crop_policy(
+    config: AugmentConfig, image_size: ImageSize | None, seed: int
+) -> CropPolicy:
     """How training images are taken; `image_size` is None if the images differ in size.
 
     Raises `ValueError` if the images do not suit the crop.
     """
     output_size = input_size(config, image_size)
     if config.crop_pixels is None:
-        return _Whole(output_size)
+        return _WholeImage(output_size)
     match config.crop_place:
         case "middle":
-            return _Middle(output_size)
+            return _CenterCrop(output_size)
         case "random":
-            return _Random(output_size, seed)
+            return _RandomCrop(output_size, seed)
         case "random_resized":
-            return _RandomResized(output_size, seed, config.crop_min_area)
+            return _RandomResizedCrop(output_size, seed, config.crop_min_area)
         case unknown:
             assert_never(unknown)
 
 
-def evaluation_framing(config: AugmentConfig, image_size: ImageSize | None) -> Framing:
+def evaluation_crop_policy(config: AugmentConfig, image_size: ImageSize | None) -> CropPolicy:
     """How images are taken for evaluation: whole, or the middle square if they differ in size."""
     if image_size is not None:
-        return _Whole(image_size)
-    return _MiddleSquare((config.evaluation_pixels, config.evaluation_pixels))
+        return _WholeImage(image_size)
+    return _CenterSquare((config.evaluation_pixels, config.evaluation_pixels))
 
 
 def input_size(config: AugmentConfig, image_size: ImageSize | None) -> ImageSize:
@@ -110,42 +112,42 @@ def _check_images_may_differ(config: AugmentConfig) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
+class _WholeImage:
     """Images of one size, as they are."""
 
     output_size: ImageSize
 
-    def boxes(self, samples: Indices, _epoch: int, heights: Indices, widths: Indices) -> Boxes:
+    def boxes(self, samples: Indices, _epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         zeros = np.zeros(len(samples), np.int64)
-        return Boxes(tops=zeros, lefts=zeros, heights=heights, widths=widths)
+        return CropBoxes(tops=zeros, lefts=zeros, heights=heights, widths=widths)
 
 
 @dataclass(frozen=True, slots=True)
-class _Middle:
+class _CenterCrop:
     """The middle of images of one size."""
 
     output_size: ImageSize
 
-    def boxes(self, _samples: Indices, _epoch: int, heights: Indices, widths: Indices) -> Boxes:
+    def boxes(self, _samples: Indices, _epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         rows, columns = (np.full_like(heights, side) for side in self.output_size)
         tops, lefts = (heights - rows) // 2, (widths - columns) // 2
-        return Boxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
+        return CropBoxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
 
 
 @dataclass(frozen=True, slots=True)
-class _MiddleSquare:
+class _CenterSquare:
     """The largest square in the middle, scaled: as short side to `output_size`, then its middle."""
 
     output_size: ImageSize
 
-    def boxes(self, _samples: Indices, _epoch: int, heights: Indices, widths: Indices) -> Boxes:
+    def boxes(self, _samples: Indices, _epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         sides = np.minimum(heights, widths)
         tops, lefts = (heights - sides) // 2, (widths - sides) // 2
-        return Boxes(tops=tops, lefts=lefts, heights=sides, widths=sides)
+        return CropBoxes(tops=tops, lefts=lefts, heights=sides, widths=sides)
 
 
 @dataclass(frozen=True, slots=True)
-class _Random:
+class _RandomCrop:
     """Any place is equally likely: 33×33 of them for 224 of 256, as in the 2012 code.
 
     (The paper counts 32×32.)
@@ -154,13 +156,13 @@ class _Random:
     output_size: ImageSize
     seed: int
 
-    def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> Boxes:
+    def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         rows, columns = (np.full_like(heights, side) for side in self.output_size)
-        return _placed(self.seed, samples, epoch, (heights, widths), (rows, columns))
+        return _random_boxes(self.seed, samples, epoch, (heights, widths), (rows, columns))
 
 
 @dataclass(frozen=True, slots=True)
-class _RandomResized:
+class _RandomResizedCrop:
     """A random share of the area at a random aspect ratio, scaled (Szegedy, arXiv 1409.4842).
 
     The rule is that of torchvision's RandomResizedCrop: up to ten draws of an area between
@@ -172,7 +174,7 @@ class _RandomResized:
     seed: int
     min_area: float
 
-    def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> Boxes:
+    def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         lots = random_uniforms(2 * _ATTEMPTS, self.seed, Stream.CROP_SHAPE, epoch, samples)
         shares, exponents = lots[:, :_ATTEMPTS], 2 * lots[:, _ATTEMPTS:] - 1
         areas = (heights * widths)[:, None] * (self.min_area + (1 - self.min_area) * shares)
@@ -185,38 +187,38 @@ class _RandomResized:
         rows, columns = (np.take_along_axis(sides, first, 1)[:, 0] for sides in (rows, columns))
         has_one: npt.NDArray[np.bool_] = np.asarray(fits.any(axis=1))
         limits = heights, widths
-        drawn = _placed(self.seed, samples, epoch, limits, (rows, columns), where=has_one)
+        drawn = _random_boxes(self.seed, samples, epoch, limits, (rows, columns), where=has_one)
         if has_one.all():
             return drawn
         middle = _nearest_ratio(heights, widths)
-        return Boxes(
+        return CropBoxes(
             **{
                 name: np.where(has_one, getattr(drawn, name), getattr(middle, name))
-                for name in Boxes.__slots__
+                for name in CropBoxes.__slots__
             }
         )
 
 
-def _nearest_ratio(heights: Indices, widths: Indices) -> Boxes:
+def _nearest_ratio(heights: Indices, widths: Indices) -> CropBoxes:
     """The middle of each image: as much of it as an allowed aspect ratio takes in."""
     columns = np.minimum(widths, np.rint(heights * _MAX_RATIO).astype(np.int64))
     rows = np.minimum(heights, np.rint(widths * _MAX_RATIO).astype(np.int64))
     tops, lefts = (heights - rows) // 2, (widths - columns) // 2
-    return Boxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
+    return CropBoxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
 
 
-def _placed(
+def _random_boxes(
     seed: int,
     samples: Indices,
     epoch: int,
     image_sides: tuple[Indices, Indices],
     sides: tuple[Indices, Indices],
     where: npt.NDArray[np.bool_] | bool = True,
-) -> Boxes:
+) -> CropBoxes:
     """Boxes of these sides at random places; `where` they fit, elsewhere of no meaning."""
     streams = Stream.SHIFT_DOWN, Stream.SHIFT_RIGHT
     tops, lefts = (
         random_below(np.where(where, most - side + 1, 1), seed, stream, epoch, samples)
         for most, side, stream in zip(image_sides, sides, streams, strict=True)
     )
-    return Boxes(tops=tops, lefts=lefts, heights=sides[0], widths=sides[1])
+    return CropBoxes(tops=tops, lefts=lefts, heights=sides[0], widths=sides[1])

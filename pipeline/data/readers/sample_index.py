@@ -1,4 +1,4 @@
-"""Where the images of a split are: in which file, from which byte on."""
+"""Sample index: in which file each image of a split is, and from which byte on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.manifest import Encoding
-from pipeline.data.augment.framing import ImageSize
+from pipeline.data.augment.crop_policy import ImageSize
 from pipeline.data.order.partition import Indices
 
 Rows = npt.NDArray[np.void]
-"""`data_prep.shard_set.index.INDEX_DTYPE[n]`; `shard` counts the files of `Places`."""
+"""`data_prep.shard_set.index.INDEX_DTYPE[n]`; `shard` counts the files of `SampleIndex`."""
 
 
-class Places(Protocol):
+class SampleIndex(Protocol):
     """The images of one split, however they are stored."""
 
     num_samples: int
@@ -28,7 +28,7 @@ class Places(Protocol):
     are_lasting: bool
     """Whether files are there from the first to the last, so that they can be kept in memory."""
     prefix: bytes
-    """What a place leaves out of the content that the checksum is of."""
+    """What a row leaves out of the content that the checksum is of."""
 
     @property
     def remedy(self) -> str:
@@ -47,7 +47,7 @@ class Places(Protocol):
         """What the file is called, without its folder."""
 
     def describe(self, file: int, offset: int, /) -> str:
-        """How to call the image at a place in an error."""
+        """How an error names the image at `offset`."""
 
     def give_up(self) -> None:
         """Let whoever waits in `reading` fail now, and later ones too."""

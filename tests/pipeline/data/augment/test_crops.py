@@ -1,4 +1,4 @@
-"""Frames out of images in memory: on the CPU, and the kernel for GPUs, interpreted and compiled."""
+"""Crops of images in memory: on the CPU, and the kernel for GPUs, interpreted and compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.shard_set.manifest import Statistics
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment.frames import Picks, take_frames
+from pipeline.data.augment.crops import CropWindows, take_crops
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.preprocess import Augmenter
 from tests.pipeline.kernels import compile_for_h100, needs_gpu, run_interpreted
@@ -23,7 +23,7 @@ STATISTICS = Statistics(
 )
 RANDOM = np.random.default_rng(5)
 IMAGES = torch.from_numpy(RANDOM.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8))
-PICKS = Picks(
+CROP_WINDOWS = CropWindows(
     rows=np.array([5, 0, 0, 3]),
     tops=np.array([0, 4, 2, 1]),
     lefts=np.array([8, 0, 3, 2]),
@@ -31,39 +31,41 @@ PICKS = Picks(
 )
 
 
-def test_frames_are_windows_of_the_chosen_images() -> None:
-    found = take_frames(IMAGES, PICKS)
-    for frame, row, top, left in zip(found, PICKS.rows, PICKS.tops, PICKS.lefts, strict=True):
-        assert torch.equal(frame, IMAGES[row, top : top + 16, left : left + 16])
-    assert take_frames(IMAGES, None) is IMAGES
+def test_crops_are_windows_of_the_chosen_images() -> None:
+    found = take_crops(IMAGES, CROP_WINDOWS)
+    for crop, row, top, left in zip(
+        found, CROP_WINDOWS.rows, CROP_WINDOWS.tops, CROP_WINDOWS.lefts, strict=True
+    ):
+        assert torch.equal(crop, IMAGES[row, top : top + 16, left : left + 16])
+    assert take_crops(IMAGES, None) is IMAGES
 
 
 @given(flips=st.lists(st.booleans(), min_size=6, max_size=6))
-def test_chosen_frames_are_mirrored_and_the_images_stay_as_they_are(flips: list[bool]) -> None:
+def test_chosen_crops_are_mirrored_and_the_images_stay_as_they_are(flips: list[bool]) -> None:
     before = IMAGES.clone()
     for images in (IMAGES, IMAGES.flip(2), IMAGES[:, :, :1]):
-        frames = take_frames(images, None, np.array(flips))
-        for frame, image, is_flipped in zip(frames, images, flips, strict=True):
-            assert torch.equal(frame, image.flip(1) if is_flipped else image)
+        crops = take_crops(images, None, np.array(flips))
+        for crop, image, is_flipped in zip(crops, images, flips, strict=True):
+            assert torch.equal(crop, image.flip(1) if is_flipped else image)
     assert torch.equal(IMAGES, before)
 
 
 @pytest.mark.slow
 def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
-    run_interpreted("tests.pipeline.data.augment.interpreted_frames")
+    run_interpreted("tests.pipeline.data.augment.interpreted_crops")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normalizes", [False, True])
 def test_the_kernel_compiles_for_an_h100(normalizes: bool) -> None:
-    from pipeline.data.augment import frames_cuda
+    from pipeline.data.augment import crops_cuda
 
     names = ("rows", "tops", "lefts")
     pointers = dict.fromkeys(names, "*i64") | dict.fromkeys(("shift", "scale", "colors"), "*fp32")
     pointers |= {"images": "*u8", "flips": "*u8", "out": "*fp32" if normalizes else "*u8"}
     pointers["inverse_divisor"] = "fp32"
     constants = {"NORMALIZES": normalizes, "SHIFT_IS_IMAGE": True, "BLOCK": 1024}
-    assert compile_for_h100(frames_cuda._frame_kernel, pointers, constants).asm["cubin"]
+    assert compile_for_h100(crops_cuda._crop_kernel, pointers, constants).asm["cubin"]
 
 
 @pytest.mark.gpu
@@ -74,7 +76,7 @@ def test_on_a_gpu_augmentation_is_that_of_the_cpu(color_noise: float) -> None:
     mean, std = RANDOM.uniform(90, 140, (16, 16, 3)), np.array([60.0, 50.0, 40.0])
     found, expected = (
         Augmenter(config, 0, STATISTICS, Normalizer(mean, std, torch.device(name)))(
-            IMAGES.to(name), np.arange(4), 1, PICKS
+            IMAGES.to(name), np.arange(4), 1, CROP_WINDOWS
         ).cpu()
         for name in ("cuda", "cpu")
     )

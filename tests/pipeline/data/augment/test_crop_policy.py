@@ -1,4 +1,4 @@
-"""Frames: inside their images, as often as the rule says, and the same on any partition."""
+"""Crop boxes: inside their images, as often as the rule says, and the same on any partition."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment.framing import (
-    Boxes,
-    Framing,
-    evaluation_framing,
+from pipeline.data.augment.crop_policy import (
+    CropBoxes,
+    CropPolicy,
+    evaluation_crop_policy,
     input_size,
-    training_framing,
+    training_crop_policy,
 )
 
 MANY = np.arange(60_000)
@@ -28,17 +28,17 @@ CROP = AugmentConfig(crop_pixels=224)
 
 
 def boxes(
-    framing: Framing, samples: npt.NDArray[np.int64], size: tuple[int, int], epoch: int = 0
-) -> Boxes:
-    return framing.boxes(samples, epoch, *(np.full(len(samples), side) for side in size))
+    crop_policy: CropPolicy, samples: npt.NDArray[np.int64], size: tuple[int, int], epoch: int = 0
+) -> CropBoxes:
+    return crop_policy.boxes(samples, epoch, *(np.full(len(samples), side) for side in size))
 
 
-def as_rows(found: Boxes) -> list[tuple[int, ...]]:
+def as_rows(found: CropBoxes) -> list[tuple[int, ...]]:
     columns = (found.tops, found.lefts, found.heights, found.widths)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def assert_inside(found: Boxes, heights: Any, widths: Any) -> None:
+def assert_inside(found: CropBoxes, heights: Any, widths: Any) -> None:
     for first, side, most in (
         (found.tops, found.heights, heights),
         (found.lefts, found.widths, widths),
@@ -51,7 +51,7 @@ def assert_inside(found: Boxes, heights: Any, widths: Any) -> None:
 
 def test_crops_are_at_all_33_places_of_each_direction_alike() -> None:
     """Offsets 0 to 32 inclusive, as in the code; the paper counts 32."""
-    found = boxes(training_framing(CROP, (256, 256), 0), MANY, (256, 256))
+    found = boxes(training_crop_policy(CROP, (256, 256), 0), MANY, (256, 256))
     assert_inside(found, 256, 256)
     assert set(found.heights.tolist()) == set(found.widths.tolist()) == {224}
     for places in (found.tops, found.lefts):
@@ -64,14 +64,14 @@ def test_crops_are_at_all_33_places_of_each_direction_alike() -> None:
 
 def test_a_crop_of_the_middle_is_always_there() -> None:
     config = AugmentConfig(crop_pixels=227, crop_place="middle")
-    found = boxes(training_framing(config, (256, 260), 0), np.arange(4), (256, 260), epoch=5)
+    found = boxes(training_crop_policy(config, (256, 260), 0), np.arange(4), (256, 260), epoch=5)
     assert as_rows(found) == [(14, 16, 227, 227)] * 4
 
 
-def test_without_a_crop_the_frame_is_the_image() -> None:
-    framing = training_framing(AugmentConfig(shift_pixels=2), (9, 12), 0)
-    assert framing.output_size == (9, 12)
-    assert as_rows(boxes(framing, np.arange(2), (9, 12))) == [(0, 0, 9, 12)] * 2
+def test_without_a_crop_the_box_is_the_image() -> None:
+    crop_policy = training_crop_policy(AugmentConfig(shift_pixels=2), (9, 12), 0)
+    assert crop_policy.output_size == (9, 12)
+    assert as_rows(boxes(crop_policy, np.arange(2), (9, 12))) == [(0, 0, 9, 12)] * 2
 
 
 @pytest.mark.parametrize("min_area", [0.08, 0.5])
@@ -79,7 +79,7 @@ def test_resized_crops_have_uniform_areas_and_log_ratios(min_area: float) -> Non
     """In an image so large that nearly all draws fit: the first one is taken."""
     config = AugmentConfig(crop_pixels=224, crop_place="random_resized", crop_min_area=min_area)
     size = (100_000, 100_000)
-    found = boxes(training_framing(config, None, 3), MANY, size)
+    found = boxes(training_crop_policy(config, None, 3), MANY, size)
     assert_inside(found, *size)
     shares = found.heights * found.widths / (size[0] * size[1])
     exponents = np.log(found.widths / found.heights) / math.log(4 / 3)
@@ -103,9 +103,9 @@ def test_resized_crops_of_any_image_are_inside_it(
     height: int, width: int, min_area: float, epoch: int
 ) -> None:
     config = AugmentConfig(crop_pixels=224, crop_place="random_resized", crop_min_area=min_area)
-    framing = training_framing(config, None, 0)
-    assert framing.output_size == (224, 224)
-    assert_inside(boxes(framing, np.arange(40), (height, width), epoch), height, width)
+    crop_policy = training_crop_policy(config, None, 0)
+    assert crop_policy.output_size == (224, 224)
+    assert_inside(boxes(crop_policy, np.arange(40), (height, width), epoch), height, width)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_where_no_draw_fits_the_middle_at_the_nearest_ratio_is_taken(
     size: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
     config = AugmentConfig(crop_pixels=7, crop_place="random_resized", crop_min_area=1.0)
-    found = as_rows(boxes(training_framing(config, None, 0), np.arange(200), size))
+    found = as_rows(boxes(training_crop_policy(config, None, 0), np.arange(200), size))
     assert expected in found
     if size != (9, 9):  # no rectangle of all its area has an allowed ratio
         assert set(found) == {expected}
@@ -124,38 +124,41 @@ def test_where_no_draw_fits_the_middle_at_the_nearest_ratio_is_taken(
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: training_framing(RESIZED, None, 1), lambda: training_framing(CROP, (256,) * 2, 1)],
+    [
+        lambda: training_crop_policy(RESIZED, None, 1),
+        lambda: training_crop_policy(CROP, (256,) * 2, 1),
+    ],
 )
 @given(
     samples=st.lists(st.integers(0, 1_300_000), min_size=1, max_size=40), parts=st.integers(1, 8)
 )
-def test_frames_are_the_same_on_any_partition(
-    make: Callable[[], Framing], samples: list[int], parts: int
+def test_crops_are_the_same_on_any_partition(
+    make: Callable[[], CropPolicy], samples: list[int], parts: int
 ) -> None:
-    framing = make()
+    crop_policy = make()
     numbers = np.array(samples)
-    whole = as_rows(boxes(framing, numbers, (256, 256), 4))
+    whole = as_rows(boxes(crop_policy, numbers, (256, 256), 4))
     apart = [
-        as_rows(boxes(framing, part, (256, 256), 4)) for part in np.array_split(numbers, parts)
+        as_rows(boxes(crop_policy, part, (256, 256), 4)) for part in np.array_split(numbers, parts)
     ]
     assert list(itertools.chain.from_iterable(apart)) == whole
 
 
-def test_other_seeds_epochs_and_images_have_other_frames() -> None:
-    first = as_rows(boxes(training_framing(RESIZED, None, 0), MANY[:1000], (256, 256)))
+def test_other_seeds_epochs_and_images_have_other_crops() -> None:
+    first = as_rows(boxes(training_crop_policy(RESIZED, None, 0), MANY[:1000], (256, 256)))
     for seed, epoch in ((1, 0), (0, 1)):
         other = as_rows(
-            boxes(training_framing(RESIZED, None, seed), MANY[:1000], (256, 256), epoch)
+            boxes(training_crop_policy(RESIZED, None, seed), MANY[:1000], (256, 256), epoch)
         )
         assert sum(a == b for a, b in zip(first, other, strict=True)) < 5
     assert len(set(first)) > 990
 
 
 def test_evaluation_takes_images_of_one_size_whole_and_the_middle_of_others() -> None:
-    whole = evaluation_framing(RESIZED, (256, 260))
+    whole = evaluation_crop_policy(RESIZED, (256, 260))
     assert whole.output_size == (256, 260)
     assert as_rows(boxes(whole, np.arange(1), (256, 260))) == [(0, 0, 256, 260)]
-    middle = evaluation_framing(RESIZED, None)
+    middle = evaluation_crop_policy(RESIZED, None)
     assert middle.output_size == (8, 8)
     found = middle.boxes(np.arange(2), 0, np.array([300, 400]), np.array([500, 375]))
     assert as_rows(found) == [(0, 100, 300, 300), (12, 0, 375, 375)]

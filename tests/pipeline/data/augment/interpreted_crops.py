@@ -1,4 +1,4 @@
-"""The Triton kernel of frames on CPU tensors, by Triton's interpreter, against plain torch.
+"""The Triton kernel of crops on CPU tensors, by Triton's interpreter, against plain torch.
 
 Run as a program with TRITON_INTERPRET=1: the variable has to be set before triton is imported.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.data.augment import frames_cuda
-from pipeline.data.augment.frames import Picks, take_frames
+from pipeline.data.augment import crops_cuda
+from pipeline.data.augment.crops import CropWindows, take_crops
 from pipeline.data.augment.normalize import Normalizer
 
 CPU = torch.device("cpu")
@@ -19,28 +19,28 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (5, 30, 41, 3), dtype=np.uint8))
     count, size = 7, (22, 17)
-    picks = Picks(
+    crop_windows = CropWindows(
         rows=rng.integers(0, 5, count),
         tops=rng.integers(0, 30 - size[0] + 1, count),
         lefts=rng.integers(0, 41 - size[1] + 1, count),
         size=size,
     )
     flips = rng.random(count) < 0.5
-    places = picks.on(CPU)
+    positions = crop_windows.on(CPU)
     on_device = torch.from_numpy(flips)
-    found = frames_cuda.take_frames(images, *places, on_device, size)
-    assert torch.equal(found, take_frames(images, picks, flips))
+    found = crops_cuda.take_crops(images, *positions, on_device, size)
+    assert torch.equal(found, take_crops(images, crop_windows, flips))
     colors = torch.from_numpy(rng.normal(0, 10, (count, 3))).float()
     std = np.array([60.0, 50.0, 40.0])
     for mean in (np.array([120.0, 110.0, 100.0]), rng.uniform(90, 140, (*size, 3))):
         normalizer = Normalizer(mean, std, CPU)
         for shifts in (None, colors):
             expected = normalizer(
-                take_frames(images, picks, flips), color_shifts=shifts, divisor=1.1
+                take_crops(images, crop_windows, flips), color_shifts=shifts, divisor=1.1
             )
-            found = frames_cuda.normalize_frames(
+            found = crops_cuda.normalize_crops(
                 images,
-                *places,
+                *positions,
                 on_device,
                 size,
                 shift=torch.from_numpy(-mean / std).float(),
@@ -51,7 +51,7 @@ def main() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
             assert found.is_contiguous(memory_format=torch.channels_last)
     nothing = torch.zeros(0, dtype=torch.int64)
-    empty = frames_cuda.take_frames(images, nothing, nothing, nothing, on_device[:0], size)
+    empty = crops_cuda.take_crops(images, nothing, nothing, nothing, on_device[:0], size)
     assert empty.shape == (0, *size, 3)
 
 

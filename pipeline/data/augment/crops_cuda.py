@@ -1,4 +1,4 @@
-"""Frames out of images on a GPU as one Triton kernel: gather, crop, flip and, if asked for, colour,
+"""Crops of images on a GPU as one Triton kernel: gather, crop, flip and, if asked for, colour,
 normalization and the cast."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 _BLOCK = 1024
 
 
-def take_frames(
+def take_crops(
     images: torch.Tensor,
     rows: torch.Tensor,
     tops: torch.Tensor,
@@ -28,7 +28,7 @@ def take_frames(
     return out
 
 
-def normalize_frames(
+def normalize_crops(
     images: torch.Tensor,
     rows: torch.Tensor,
     tops: torch.Tensor,
@@ -41,7 +41,7 @@ def normalize_frames(
     color_shifts: torch.Tensor | None,
     divisor: float,
 ) -> torch.Tensor:
-    """The same frames x as float32 N×3×h×w, channels-last: ((x + colour) scale + shift) / divisor.
+    """The same crops x as float32 N×3×h×w, channels-last: ((x + colour) scale + shift) / divisor.
 
     `scale` is float32 3, `shift` float32 3 or h×w×3, `color_shifts` float32 N×3.
     """
@@ -69,7 +69,7 @@ def _launch(
         return
     grid = (count, triton.cdiv(height * width * channels, _BLOCK))
     with torch.cuda.device_of(images):
-        _frame_kernel[grid](
+        _crop_kernel[grid](
             images,
             rows,
             tops,
@@ -95,7 +95,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 
 @_compiled
-def _frame_kernel(
+def _crop_kernel(
     images: tl.tensor,
     rows: tl.tensor,
     tops: tl.tensor,
@@ -114,20 +114,20 @@ def _frame_kernel(
     SHIFT_IS_IMAGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Program (frame, stretch of its numbers)."""
-    frame = tl.program_id(0).to(tl.int64)
+    """Program (crop, stretch of its numbers)."""
+    crop = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     exists = place < height * width * 3
     pixel, channel = place // 3, place % 3
     y, x = pixel // width, pixel % width
-    x = tl.where(tl.load(flips + frame) != 0, width - 1 - x, x)
+    x = tl.where(tl.load(flips + crop) != 0, width - 1 - x, x)
     # 64 bits: a resident split has more bytes than 32 can count.
-    line = tl.load(rows + frame) * image_height + tl.load(tops + frame) + y
-    source = (line * image_width + tl.load(lefts + frame) + x) * 3 + channel
+    line = tl.load(rows + crop) * image_height + tl.load(tops + crop) + y
+    source = (line * image_width + tl.load(lefts + crop) + x) * 3 + channel
     value = tl.load(images + source, mask=exists, other=0)
-    target = out + frame * height * width * 3 + place
+    target = out + crop * height * width * 3 + place
     if NORMALIZES:
-        color = tl.load(colors + frame * 3 + channel, mask=exists, other=0.0)
+        color = tl.load(colors + crop * 3 + channel, mask=exists, other=0.0)
         factor = tl.load(scale + channel, mask=exists, other=0.0)
         offset = tl.load(shift + (place if SHIFT_IS_IMAGE else channel), mask=exists, other=0.0)
         normal = (value.to(tl.float32) + color) * factor + offset

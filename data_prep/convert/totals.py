@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_prep.convert.assignment import ShardName
-from data_prep.convert.output import ConversionError, Outline
+from data_prep.convert.output import ConversionError, ConversionPlan
 from data_prep.convert.shard import ShardContents, ShardRecord, check_sizes
 from data_prep.sources.source import name_some
 
 
-class Tally:
+class ConversionTotals:
     """The records of finished shards, and the sum of their contents."""
 
-    def __init__(self, outline: Outline, *, max_reject_ratio: float) -> None:
+    def __init__(self, plan: ConversionPlan, *, max_reject_ratio: float) -> None:
         """`max_reject_ratio`: of all samples; more rejected ones make `add` fail."""
         self.records: dict[ShardName, ShardRecord] = {}
         self.contents = ShardContents()
-        self._encoding = outline.encoding
-        self._num_samples = sum(outline.num_samples.values())
+        self._encoding = plan.encoding
+        self._num_samples = sum(plan.num_samples.values())
         self._max_reject_ratio = max_reject_ratio
 
     def add(self, name: ShardName, record: ShardRecord) -> None:
