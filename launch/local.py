@@ -16,9 +16,10 @@ from typing import IO, assert_never
 
 from launch.options import misplacement_check
 from launch.outcome import Outcome, outcome_of
+from launch.runs import NOT_STARTED
 from pipeline.config.schema import ranks_per_replica
-from pipeline.run.console import Console
-from pipeline.run.ending import FAILED, STOPPED, handled_signals
+from pipeline.run.console import Console, counted
+from pipeline.run.ending import FAILED, LAUNCHER_VARIABLE, STOPPED, handled_signals
 from pipeline.run.events import read_events
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
@@ -59,15 +60,19 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"{name} is {value}; expected at least {lowest}")
     begin = time.time()
     log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    console.line(f"{num_ranks} ranks; log: {log}")
+    with command.run.being_made():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    console.line(f"{counted(num_ranks, 'rank')}; log: {log}")
     words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
     events = command.run.events
     code, asked = _run_torchrun(words, log, events)
     history = read_events(events) if events.is_file() else []
     outcome = outcome_of(history, begin, code, asked)
-    is_recorded = any(row["kind"] == "end" and row["time"] >= begin for row in history)
-    if code and not is_recorded:
+    own = {row["kind"] for row in history if row["time"] >= begin}
+    if own.isdisjoint({"run", "end"}):
+        log = log.rename(log.with_name(f"{NOT_STARTED}{log.name}"))
+    if code and "end" not in own and (asked or "run" in own):
         console.line(f"{command.run.path}: {outcome}; what the ranks wrote is in {log}")
     return exit_code_of(outcome)
 
@@ -123,6 +128,7 @@ def local_environment() -> dict[str, str]:
     """That of a `torchrun_command`; what the user has set of it stays."""
     return {
         "GLOO_SOCKET_IFNAME": "lo",  # else gloo asks for the address of the host's name
+        LAUNCHER_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": "1",  # as torchrun has it; ranks set their own number of threads
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
         **os.environ,

@@ -7,6 +7,7 @@ import sys
 from typing import Literal
 
 from data_prep.shard_set.files import path_option
+from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import LOST_RANK, STOP_FILE, Event, of_training, read_events
@@ -19,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since",
         type=float,
-        default=0.0,
         metavar="SECONDS",
         help="of Unix time, when the job began; default: the whole history",
     )
@@ -30,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    directory = RunDirectory(options.run_dir)
+    """Of what is no run directory a job has left nothing; a person may have its name wrong."""
+    is_of_job = options.since is not None
+    directory = RunDirectory(options.run_dir) if is_of_job else existing(options.run_dir)
     path = directory.events
     rows = read_events(path) if path.is_file() else []
-    outcome = outcome_of(rows, options.since, options.code, options.asked)
+    outcome = outcome_of(rows, options.since or 0.0, options.code, options.asked)
     sys.stdout.write(f"{outcome}\n")
     # SLURM kills a job's exporters together with its ranks.
     drop_unanswered(directory.targets, ("run_dir", str(directory.path.resolve())))

@@ -16,11 +16,15 @@ from typing import Any, assert_never
 from data_prep.shard_set.files import path_option
 from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import RunStatus, read_run_status
+from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import Event, of_training, own_evaluations, read_events
 from pipeline.run.lock import log_at_work
 
 _AT_WORK = ("starting", "training")
+
+NOT_STARTED = "not-started-"
+"""How the name of a log begins whose command was refused, or had nothing to do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,7 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Print how far the run is. Raises `ValueError` if there is none."""
-    run = _existing(options.run_dir)
+    run = existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
     now = time.time()
     run_status = read_run_status(run, socket.gethostname(), now)
@@ -66,7 +70,8 @@ def describe(events: list[Event], run_status: RunStatus | None, now: float) -> d
         if run_status is not None and state == "training":
             step = max(step, _published_step(run_status))
         found["step"] = (
-            f"{step:,} of {target:,} ({step / target:.1%}), on {last['run']['world_size']} ranks"
+            f"{step:,} of {target:,} ({step / target:.1%}), on "
+            f"{counted(last['run']['world_size'], 'rank')}"
         )
     if "train" in last:
         row = last["train"]
@@ -102,7 +107,7 @@ def _published_step(run_status: RunStatus) -> int:
 
 def stop(options: argparse.Namespace) -> None:
     """Raises `ValueError` if the run's last job has ended, or has not begun."""
-    run = _existing(options.run_dir)
+    run = existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
     job = slurm_job(run)
     in_slurm = None if job is None else _look_into_slurm(job)
@@ -137,7 +142,9 @@ def logs(options: argparse.Namespace) -> None:
 
     A newer one than the first may be that of a start that was refused.
     """
-    run = _existing(options.run_dir)
+    if options.lines < 1:
+        raise ValueError(f"--lines is {options.lines}; expected at least 1")
+    run = existing(options.run_dir)
     found = log_at_work(run) or newest_log(run)
     if found is None:
         raise ValueError(
@@ -150,7 +157,10 @@ def logs(options: argparse.Namespace) -> None:
 
 
 def newest_log(run: RunDirectory) -> Path | None:
-    return max(run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
+    """Of those that have trained, if there are any."""
+    found = [(path.stat().st_mtime, path) for path in run.logs.glob("*.log")]
+    started = [entry for entry in found if not entry[1].name.startswith(NOT_STARTED)]
+    return max(started or found, default=(0, None))[1]
 
 
 def slurm_job(run: RunDirectory) -> str | None:
@@ -187,8 +197,8 @@ def _describe_job(found: _InSlurm | None, run_status: RunStatus | None) -> str:
     return " on ".join(filter(None, (found.state, found.nodes))) or "not in the queue"
 
 
-def _existing(path: Path) -> RunDirectory:
+def existing(path: Path) -> RunDirectory:
     run = RunDirectory(path)
-    if not (run.config.is_file() or run.logs.is_dir()):
+    if not (run.config.is_file() or run.events.is_file() or run.logs.is_dir()):
         raise ValueError(f"{path} is not a run directory: give the --run-dir of a training")
     return run

@@ -7,6 +7,7 @@ leaves with the code of the first such rank, and tells only of those that could 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -14,11 +15,14 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from pipeline.run.ending import AGENT_VARIABLE, FAILED, INTERRUPTED
+from pipeline.run.ending import AGENT_VARIABLE, FAILED, INTERRUPTED, LAUNCHER_VARIABLE
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def main(arguments: Sequence[str]) -> int:
     os.environ[AGENT_VARIABLE] = str(os.getpid())
+    _end_with_launcher()
     logging.disable()  # torchrun's own lines; the ranks are other processes
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stacks when a store is gone
     # torch asks for the full name for its records alone, and where no name server answers each
@@ -28,6 +32,15 @@ def main(arguments: Sequence[str]) -> int:
         return _run(arguments)
     except KeyboardInterrupt:  # torchrun has no handler yet
         return INTERRUPTED
+
+
+def _end_with_launcher() -> None:
+    """Get SIGTERM when the launcher is killed: nobody would read or stop the ranks any more."""
+    launcher = os.environ.pop(LAUNCHER_VARIABLE, None)
+    if launcher is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(launcher):  # it was killed before
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _host_name(name: str = "") -> str:

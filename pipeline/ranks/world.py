@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import FirstFailure, RankFailure, fact_of, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.run.console import counted
 from pipeline.run.ending import handled_signals
 
 T = TypeVar("T")
@@ -271,9 +272,10 @@ def _device(environment: LaunchEnvironment, config: DistributedConfig) -> torch.
         case unknown:
             assert_never(unknown)
     if num_gpus < environment.local_world_size:
+        fewer = f"give --nproc {num_gpus} (torchrun: --nproc_per_node={num_gpus}), or "
         raise ValueError(
-            f"{environment.local_world_size} ranks on {socket.gethostname()} need as many "
-            f"GPUs, and it has {num_gpus}: use --nproc_per_node={max(num_gpus, 1)}, "
-            "or --distributed.device cpu"
+            f"{counted(environment.local_world_size, 'rank')} on {socket.gethostname()} cannot "
+            f"have a GPU each: it has {num_gpus or 'none'}; "
+            f"{fewer if num_gpus else ''}use --distributed.device cpu"
         )
     return torch.device("cuda", environment.local_rank)

@@ -35,6 +35,11 @@ class Console:
             self.line(f"  {name:<{width}}  {value}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as '1 rank' and '1,000 ranks'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _encodable(text: str, stream: TextIO) -> str:
     encoding = stream.encoding or "utf-8"  # a StringIO has none
     return text.encode(encoding, errors="replace").decode(encoding)

@@ -14,6 +14,8 @@ RUN/
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,3 +69,31 @@ class RunDirectory:
 
     def predictions(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.npz"
+
+    @contextlib.contextmanager
+    def being_made(self) -> Iterator[None]:
+        """Let the block make what a job needs here; what prevents it is a `ValueError`.
+
+        So is a folder that holds other things, and has never been a run's: it is left as it is.
+        """
+        own = {self.config, self.events, self.checkpoints, self.predictions("").parent}
+        own |= {self.metrics, self.logs, self.hangs, self.report, self.stop_request}
+        try:
+            if self.path.exists() and not self.events.exists():
+                others = {path for path in self.path.iterdir() if path.name[0] != "."} - own
+                if others and not any(self.checkpoints.glob("step-*")):
+                    raise ValueError(
+                        f"--run-dir {self.path} is no run directory, and holds "
+                        f"{min(others).name}: give a new or empty directory"
+                    )
+            yield
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(
+                f"--run-dir {self.path} cannot be made: a file of that name is in the way; "
+                "give another directory"
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"--run-dir {self.path} cannot be written to: {error.strerror}; "
+                "give another directory"
+            ) from None

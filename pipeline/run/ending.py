@@ -22,6 +22,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 AGENT_VARIABLE = "ALEXNET_AGENT"
 """Environment variable in which a launcher tells ranks the process that looks after them."""
 
+LAUNCHER_VARIABLE = "ALEXNET_LAUNCHER"
+"""Environment variable in which a launcher names itself: what it starts ends when it is killed."""
+
 
 def handled_signals() -> list[signal.Signals]:
     """Of `STOP_SIGNALS`: a hangup that nohup has warded off is none."""

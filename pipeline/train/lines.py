@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.schema import Config, ranks_per_replica
 from pipeline.data.order.partition import BatchPlan
+from pipeline.run.console import counted
 from pipeline.train.evaluation import Evaluation
 
 
@@ -29,7 +30,7 @@ def resolved_table(
         rest = "none left out"
     is_split = ranks_per_replica(config.model.columns) > 1
     layout = ", one column each" if is_split else ""
-    holders = f"{plan.num_replicas} {'replicas' if is_split else 'ranks'}"
+    holders = counted(plan.num_replicas, "replica" if is_split else "rank")
     schedule = config.schedule
     warmup = f" after {schedule.warmup_ratio:.0%} warm-up" if schedule.warmup_ratio else ""
     return {

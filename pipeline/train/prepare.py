@@ -290,20 +290,11 @@ def _open_run(
     resources: contextlib.ExitStack,
 ) -> None:
     """Make the run directory, lock it, and clear away what a killed job left."""
-    try:
+    with run.being_made():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         resources.callback(
             os.close, lock_run(run, environment.start, wait_seconds, environment.log)
         )
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(
-            f"--run-dir {run.path} cannot be made: a file of that name is in the way; "
-            "give another directory"
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"--run-dir {run.path} cannot be written to: {error.strerror}; give another directory"
-        ) from None
     check_readable(run.events)
     checkpoint.remove_leftovers(run.checkpoints)
     remove_leftovers(run.path, {run.config.name})

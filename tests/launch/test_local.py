@@ -23,6 +23,7 @@ from launch.local import (
     torchrun_command,
 )
 from launch.outcome import Outcome
+from launch.runs import newest_log
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import STOP_SIGNALS
@@ -94,6 +95,7 @@ def test_a_run_is_trained_watched_stopped_and_finished(
         command = [sys.executable, "-m", "launch", "logs", str(run)]
         shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         assert shown.stdout.splitlines()[0] == str(log), "that of the job at work"
+        assert output.splitlines()[-1].startswith("error: "), "nothing is said of the other job"
         assert launch("stop", run) == 0
         output, _ = job.communicate(timeout=60)
     assert job.returncode == 75
@@ -165,7 +167,7 @@ def test_ctrl_c_while_ranks_start_is_reported_in_a_sentence(
         job.send_signal(signal.SIGINT)
         output, _ = job.communicate(timeout=60)
     (log,) = (run / "logs").iterdir()
-    assert ranks == f"2 ranks; log: {log}\n"
+    assert ranks == f"2 ranks; log: {run}/logs/{log.name.removeprefix('not-started-')}\n"
     assert output == f"{run}: interrupted; what the ranks wrote is in {log}\n"
     assert job.returncode == 75
 
@@ -191,6 +193,19 @@ def test_ranks_without_torchrun_save_and_leave(shards: Path, tmp_path: Path) -> 
     assert job.returncode == 75
     (asked,), (save,) = rows(run, "signal"), rows(run, "checkpoint")[-1:]
     assert (asked["source"], save["step"]) == ("end of torchrun", asked["step"])
+
+
+@pytest.mark.slow
+def test_ranks_save_and_leave_when_the_launcher_is_killed(shards: Path, tmp_path: Path) -> None:
+    """Else the same command finds them at work, without a log."""
+    run = tmp_path / "run"
+    with start("--nproc", 2, *training(shards, run, *LONG)) as job:
+        wait_for_step(run, 3)
+        (torchrun,) = children_of(job.pid)
+        job.kill()
+        wait_for(lambda: not Path(f"/proc/{torchrun}").exists(), "the end of torchrun", 60)
+    assert rows(run, "signal")[-1]["source"] == "SIGTERM"
+    assert rows(run, "end")[-1]["outcome"] == "stopped"
 
 
 def children_of(pid: int) -> list[int]:
@@ -260,7 +275,7 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
         output, _ = job.communicate(timeout=60)
     assert job.returncode == 1
     ranks, error = output.splitlines()
-    assert ranks.startswith("1 ranks; log: ")
+    assert ranks.startswith("1 rank; log: ")
     assert error.startswith(f"error: {tmp_path}/no-shards")
 
 
@@ -358,9 +373,43 @@ def test_the_number_of_ranks(num_gpus: int, options: tuple[str, ...], expected: 
 def test_a_folder_that_is_no_run_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("status", "stop", "logs"):
+    for command in ("status", "stop", "logs", "outcome"):
         assert launch(command, tmp_path) == 1
         assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
+    assert launch("logs", tmp_path, "--lines", 0) == 1
+    assert "--lines is 0; expected at least 1" in capsys.readouterr().err
+
+
+def test_a_log_of_what_was_not_started_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.local._run_torchrun", lambda *_: (1, ""))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "local-1.log").touch()
+    os.utime(tmp_path / "logs" / "local-1.log", (1, 1))
+    assert launch("local", "cifar10", "--data.shards", "s", "--run-dir", tmp_path) == 1
+    assert capsys.readouterr().out.count("\n") == 1, "no word on a run that it left alone"
+    assert len(list((tmp_path / "logs").glob("not-started-local-*.log"))) == 1
+    newest = newest_log(RunDirectory(tmp_path))
+    assert newest is not None
+    assert newest.name == "local-1.log"
+
+
+@pytest.mark.parametrize("made", ["thesis.txt", "_info.json"])
+def test_a_folder_of_other_things_is_not_made_a_run(
+    made: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / made).touch()
+    assert launch("local", "cifar10", "--data.shards", "s", "--run-dir", tmp_path) == 1
+    assert f"is no run directory, and holds {made}: give" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [made]
+
+
+def test_a_file_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("local", "cifar10", "--data.shards", "s", "--run-dir", "/dev/null") == 1
+    out, error = capsys.readouterr()
+    assert error.startswith("error: --run-dir /dev/null cannot be made: a file of that name ")
+    assert out == ""
 
 
 def test_a_run_is_stopped_while_its_next_job_waits(

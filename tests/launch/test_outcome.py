@@ -119,7 +119,7 @@ def test_the_last_word_of_an_earlier_start_is_not_that_of_this_one() -> None:
 
 
 def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["outcome", str(tmp_path)]) == 0
+    assert main(["outcome", str(tmp_path), "--since", "0"]) == 0
     log = EventLog(tmp_path / "events.jsonl")
     log.write("run", step=0, epoch=0.0, **start_fields())
     log.write("end", step=9, epoch=1.0, outcome="completed")
