@@ -20,12 +20,10 @@ import ffcv.fields.rgb_image
 import ffcv.loader
 import ffcv.reader
 import ffcv.types
-import ffcv.writer
 import numpy as np
 
 from data_prep.__main__ import main
 from data_prep.beton import samples as beton_samples
-from data_prep.beton.beton import write_beton
 
 
 def serve() -> None:
@@ -68,18 +66,8 @@ def run(request: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"],) * 2)
     if "sample_seconds" in request:
         slow_down(request["sample_seconds"])
-    if request.get("loses_interrupt"):
-        lose_an_interrupt()
-    if request.get("interrupts_bar"):
-        interrupt_the_bar()
-    if "fork_seconds" in request:
-        slow_down_fork(request["fork_seconds"])
     if "load" in request:
         load(Path(request["load"]), Path(request["to"]))
-        return 0
-    if "stall_seconds" in request:
-        shards, path = map(Path, request["arguments"])
-        write_beton(shards, path, sys.stderr, stall_seconds=request["stall_seconds"])
         return 0
     return main(["beton", *request["arguments"]])
 
@@ -94,45 +82,6 @@ def slow_down(seconds: float) -> None:
             return fast(*arguments)
 
         setattr(beton_samples.ShardSamples, name, slow)
-
-
-def slow_down_fork(seconds: float) -> None:
-    """Let the worker be at work long before this process has noted that it started one."""
-    fork = os.fork
-
-    def slow() -> int:
-        pid = fork()
-        if pid:
-            time.sleep(seconds)
-        return pid
-
-    os.fork = slow
-
-
-def lose_an_interrupt() -> None:
-    """Let the first one get lost while ffcv waits, as in a callback of Python's own."""
-    lost: list[KeyboardInterrupt] = []
-
-    def sleep(seconds: float) -> None:
-        try:
-            time.sleep(seconds)
-        except KeyboardInterrupt as interrupt:
-            if lost:
-                raise
-            lost.append(interrupt)
-
-    ffcv.writer.sleep = sleep
-
-
-def interrupt_the_bar() -> None:
-    """Let an interrupt come while ffcv makes its progress bar."""
-
-    class Interrupted(ffcv.writer.tqdm):  # type: ignore[misc]
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self.disable = False
-            os.kill(os.getpid(), signal.SIGINT)
-
-    ffcv.writer.tqdm = Interrupted
 
 
 def load(path: Path, to: Path) -> None:

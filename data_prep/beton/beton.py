@@ -26,8 +26,6 @@ from data_prep.shard_set.files import TEMPORARY_PREFIX, sync, sync_directory
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_manifest
 
-_STALL_SECONDS = 600.0
-
 
 @dataclass(frozen=True, slots=True)
 class Beton:
@@ -39,15 +37,12 @@ class Beton:
     """Whether this call wrote it; otherwise it was there already."""
 
 
-def write_beton(
-    shards: Path, path: Path, stream: TextIO, *, stall_seconds: float = _STALL_SECONDS
-) -> Beton:
+def write_beton(shards: Path, path: Path, stream: TextIO) -> Beton:
     """Write the `.beton` of a shard set to `path`, unless it is there.
 
-    Progress goes to `stream`. Must run in the main thread. Nothing is left at `path` unless all
-    went well; a file that is there is never overwritten. Raises `ShardSetError` if the shard set
-    is damaged, `ConversionError` if `path` is taken, ffcv is missing or its writer fails, dies or
-    does nothing for `stall_seconds`, and `OSError` if a disk does.
+    Progress goes to `stream`. Nothing is left at `path` unless all went well; a file that is there
+    is never overwritten. Raises `ShardSetError` if the shard set is damaged, `ConversionError` if
+    `path` is taken or ffcv is missing, and `OSError` if a disk fails.
     """
     manifest = read_manifest(shards)
     sha256 = manifest_sha256(shards)
@@ -57,7 +52,7 @@ def write_beton(
     with contextlib.closing(samples), _locked_temporary(path) as temporary:
         writer = FfcvWriter(samples)
         with _progress("writing", len(samples), stream) as show, _naming(path):
-            writer.write(temporary, show, stall_seconds)
+            writer.write(temporary, show)
         with _progress("checking", len(samples), stream) as show:
             tables = map_tables(temporary)
             check_tables(path, tables, samples)
@@ -92,8 +87,7 @@ def _locked_temporary(path: Path) -> Iterator[Path]:
     """Yields the name to write under, and keeps other writers from it.
 
     It has one name only, so what a killed writer leaves there goes when the command is run again.
-    Its worker holds the lock too, and so is gone by then. Raises `ConversionError` if another
-    writer is at work.
+    Raises `ConversionError` if another writer is at work.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     temporary.open("ab").close()  # what it raises is told as it is

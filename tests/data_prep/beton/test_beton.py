@@ -6,7 +6,6 @@ import dataclasses
 import io
 import os
 import random
-import re
 import signal
 import tarfile
 import time
@@ -31,14 +30,12 @@ from data_prep.shard_set.manifest import manifest_sha256, read_manifest
 from tests.data_prep.raw_data import (
     copy_tree,
     encode,
-    is_running,
     make_pixels,
     run_cli,
     write_folder,
 )
 from tests.ffcv_process import FfcvProcess, Job
 from tests.pipeline.fake_run import write_shard_set
-from tests.pipeline.monitoring import wait_for
 
 pytestmark = [pytest.mark.ffcv, pytest.mark.slow]
 
@@ -211,21 +208,6 @@ def wait_until(condition: Callable[[], bool], job: Job) -> None:
         time.sleep(0.01)
 
 
-def workers_of(job: Job) -> list[int]:
-    """ffcv's worker process, once it is there.
-
-    The first child is another: it frees shared memory after a crash.
-    """
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    return [int(child) for child in children[1:]]
-
-
-def ignores(pid: int, number: signal.Signals) -> bool:
-    """Whether the process ignores the signal: from then on it leaves it to its parent."""
-    mask = re.search(r"^SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
-    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
-
-
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -240,7 +222,7 @@ def is_written(path: Path) -> bool:
     return bool(np.frombuffer(start, beton_format.HEADER_DTYPE)["alloc_table_ptr"][0])
 
 
-@pytest.mark.parametrize("moment", ["worker", "middle", "check"])
+@pytest.mark.parametrize("moment", ["middle", "check"])
 def test_a_killed_writer_leaves_nothing_under_the_name(
     ffcv: FfcvProcess,
     tmp_path: Path,
@@ -250,131 +232,52 @@ def test_a_killed_writer_leaves_nothing_under_the_name(
     shards, undisturbed = betons["rgb"]
     path = tmp_path / "out.beton"
     job = ffcv.start_beton(shards, path, sample_seconds=SLOW)
-    wait_until(lambda: bool(workers_of(job)), job)
+    wait_until(temporary_of(path).exists, job)
     if moment == "middle":
         time.sleep(random.uniform(0, 20 * SLOW))  # of 85
-    if moment == "check":
+    else:
         wait_until(lambda: is_written(path), job)
-    workers = workers_of(job)
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait().code == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while any(is_running(worker) for worker in workers):  # they must not outlive it
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
     assert not path.exists()
     ffcv.write_beton(shards, path)
     assert path.read_bytes() == undisturbed.read_bytes()
     assert names_in(tmp_path) == ["out.beton"]
 
 
-@pytest.mark.parametrize("when", ["begin", "middle"])
-def test_death_of_a_worker_is_one_sentence(
-    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, when: str
-) -> None:
-    job = ffcv.start_beton(synthetic, tmp_path / "out.beton", sample_seconds=SLOW)
-    wait_until(lambda: bool(workers_of(job)), job)
-    if when == "middle":
-        time.sleep(random.uniform(0, 20 * SLOW))
-    os.kill(workers_of(job)[0], signal.SIGKILL)
-    outcome = job.wait()
-    assert (outcome.code, outcome.errors) == (
-        1,
-        "error: the worker process of ffcv's writer died (signal 9); run the same command again, "
-        "and see that there is memory, in /dev/shm too\n",
-    )
-    assert names_in(tmp_path) == []
-    ffcv.write_beton(synthetic, tmp_path / "out.beton")
-
-
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("whole_group", [False, True])
 def test_interrupt_is_one_sentence(
-    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, stop: signal.Signals, whole_group: bool
-) -> None:
-    path = tmp_path / "out.beton"
-    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW)
-    wait_until(lambda: any(ignores(worker, stop) for worker in workers_of(job)), job)
-    for pid in [*(workers_of(job) if whole_group else []), job.pid]:
-        os.kill(pid, stop)
-    outcome = job.wait()
-    assert (outcome.code, outcome.errors) == (
-        130,
-        f"error: stopped; {path} was not written, the same command begins anew\n",
-    )
-    assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_while_the_worker_is_starting_ends_the_worker(
     ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, stop: signal.Signals
 ) -> None:
     path = tmp_path / "out.beton"
-    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW, fork_seconds=30)
-    wait_until(lambda: any(ignores(worker, stop) for worker in workers_of(job)), job)
-    worker = workers_of(job)[0]
+    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW)
+    wait_until(lambda: temporary_of(path).exists() and temporary_of(path).stat().st_size > 0, job)
     os.kill(job.pid, stop)
-    assert job.wait().code == 130
-    assert not is_running(worker)
-    assert names_in(tmp_path) == []
-
-
-def test_an_interrupt_cannot_get_lost(ffcv: FfcvProcess, tmp_path: Path, synthetic: Path) -> None:
-    path = tmp_path / "out.beton"
-    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW, loses_interrupt=True)
-    wait_until(lambda: any(ignores(worker, signal.SIGINT) for worker in workers_of(job)), job)
-    os.kill(job.pid, signal.SIGINT)
-    assert job.wait().code == 130
-    assert names_in(tmp_path) == []
-
-
-def test_an_interrupt_while_ffcv_makes_its_bar_is_one_sentence(
-    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path
-) -> None:
-    path = tmp_path / "out.beton"
-    outcome = ffcv.start_beton(synthetic, path, interrupts_bar=True).wait()
+    outcome = job.wait()
     assert (outcome.code, outcome.errors) == (
         130,
         f"error: stopped; {path} was not written, the same command begins anew\n",
     )
-    assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize("when", ["begin", "middle"])
-def test_a_worker_that_does_nothing_is_given_up(
-    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, when: str
-) -> None:
-    path = tmp_path / "out.beton"
-    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW, stall_seconds=1.5)
-    wait_until(lambda: bool(workers_of(job)), job)
-    worker = workers_of(job)[0]
-    if when == "middle":
-        wait_until(lambda: ignores(worker, signal.SIGTERM), job)
-    os.kill(worker, signal.SIGSTOP)
-    outcome = job.wait()
-    assert outcome.code == 1
-    assert "ConversionError: ffcv's writer has done nothing for 1.5 s at sample " in outcome.errors
-    wait_for(lambda: not is_running(worker), "the end of the worker", 30)
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("max_file_bytes", "sentence"),
+    "max_file_bytes",
     [
-        (1_000, "{path}: File too large"),  # in the header, by the main process
-        (20_000_000, "ffcv's writer failed: File too large"),  # in the first page, by the worker
-        (60_000_000, "{path}: File too large"),  # in the last page, which ffcv does not notice
-        (67_108_900, "{path}: File too large"),  # in the table behind the pages
+        1_000,  # in the header
+        20_000_000,  # in the first page
+        60_000_000,  # in the last page, which ffcv does not notice
+        67_108_900,  # in the table behind the pages
     ],
 )
 def test_full_disk_is_one_sentence(
-    ffcv: FfcvProcess, tmp_path: Path, large: Path, max_file_bytes: int, sentence: str
+    ffcv: FfcvProcess, tmp_path: Path, large: Path, max_file_bytes: int
 ) -> None:
     path = tmp_path / "out.beton"
     outcome = ffcv.start_beton(large, path, max_file_bytes=max_file_bytes).wait()
     assert (outcome.code, outcome.errors) == (
         1,
-        f"error: {sentence.format(path=path)}; once that is mended, run the same command again\n",
+        f"error: {path}: File too large; once that is mended, run the same command again\n",
     )
     assert names_in(tmp_path) == []
 
@@ -382,7 +285,7 @@ def test_full_disk_is_one_sentence(
 @pytest.mark.parametrize(
     ("at", "sentence"),
     [
-        (0, "not a JPEG: "),  # noticed by the worker
+        (0, "not a JPEG: "),  # noticed when it is read
         (300, "its image is not the one that was written (CRC-32)"),  # when it is read back
     ],
 )
