@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -91,7 +92,7 @@ def locked_output(shards: Path, plan: ConversionPlan, task: Task | None) -> Iter
     _check_empty(shards)
     records.mkdir(parents=True, exist_ok=True)
     with _hold(shards, task):
-        with locked(records / "settings.lock", wait=True):
+        with locked(records / "settings.lock", wait_seconds=math.inf):
             _record_plan(shards, plan)
         with _without_leftovers(shards, plan, task):
             yield records

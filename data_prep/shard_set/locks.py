@@ -1,37 +1,70 @@
-"""Locks between processes, on one host or on several that share a file system."""
+"""Locks between processes, on one host or on several that share a file system.
+
+Every lock of the project is one of these: the kernel's, on an open file (flock). It ends when the
+file is closed or the process dies, so a killed process leaves none behind.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.shard_set.files import UNSUPPORTED
+_LOOK_SECONDS = 0.01
 
 _log = logging.getLogger(__name__)
 
 
+def try_lock(file: int, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
+    """Lock the open file; False if another process still holds it after `wait_seconds`.
+
+    Shared locks exclude only exclusive ones. Raises `OSError` where the file system has no locks,
+    such as Lustre without `-o flock`.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return True
+
+
+def lock_if_possible(
+    file: int, path: Path, *, shared: bool = False, wait_seconds: float = 0.0
+) -> bool:
+    """The same for the open file of `path`; without locks it warns, and takes it as locked."""
+    try:
+        return try_lock(file, shared=shared, wait_seconds=wait_seconds)
+    except OSError as error:
+        _warn(path.parent, error.strerror)
+        return True
+
+
+def unlock(file: int) -> None:
+    """Give up the lock of a file that stays open."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
 @contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, made if need be, until the block ends or the process dies.
 
-    A `shared` lock suffers other shared ones. Raises `BlockingIOError` if another process holds it,
-    unless told to `wait`, and `FileNotFoundError` if another removed the file just now. Where the
-    file system has no locks it warns, and goes on without.
+    Raises `BlockingIOError` if another process still holds it after `wait_seconds`, and
+    `FileNotFoundError` if another removed the file just now. Without locks it warns, and goes on.
     """
     with path.open("a+") as file:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (*UNSUPPORTED, errno.ENOLCK):
-                raise
-            _warn(path.parent, error.strerror)
+        if not lock_if_possible(file.fileno(), path, shared=shared, wait_seconds=wait_seconds):
+            raise BlockingIOError(f"another process holds {path}")
         if not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             raise FileNotFoundError(f"{path} was removed and made again")
         yield
@@ -47,10 +80,12 @@ def _warn(folder: Path, reason: str) -> None:
     )
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock file for itself."""
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the lock file for itself; None where that cannot be known."""
     try:
-        with locked(path, shared=True):
-            return False
-    except BlockingIOError:
-        return True
+        with path.open("rb") as file:
+            return not try_lock(file.fileno(), shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import ssl
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from urllib.parse import urlencode
 from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
 from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.locks import lock_if_possible
 from pipeline.metrics.pages import Identity
 
 _EXPORTER = "__param_exporter"
@@ -32,7 +31,6 @@ _REFUSALS = (ssl.SSLError, ConnectionResetError, BrokenPipeError)
 _ANSWER_SECONDS = 2.0
 _NUM_ASKED_AT_ONCE = 32
 _LEAVE_SECONDS = 10.0
-_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -72,19 +70,10 @@ class ExporterLock:
     def take_over(self) -> bool:
         """Ask the owner to leave, by deleting its words, and wait for that."""
         self._file.truncate(0)
-        deadline = time.monotonic() + _LEAVE_SECONDS
-        while not (has_it := self._lock()) and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
-        return has_it
+        return self._lock(_LEAVE_SECONDS)
 
-    def _lock(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:  # a file system without locks, such as Lustre without -o flock
-            _log.warning("cannot lock %s: %s; serving without", self._path, error.strerror)
-        return True
+    def _lock(self, wait_seconds: float = 0.0) -> bool:
+        return lock_if_possible(self._file.fileno(), self._path, wait_seconds=wait_seconds)
 
     @property
     def owner(self) -> str:

@@ -7,7 +7,6 @@ one write at the end of the file. Readers see whole rows in the order in which t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.shard_set.locks import try_lock, unlock
 from pipeline.run.event_fields import EndOutcome, Kind, check_row, completed_row
 from pipeline.run.format_version import EVENTS_VERSION, check_format_version
 
@@ -31,7 +31,7 @@ LOST_RANK = "lost another rank"
 _BLOCK_BYTES = 1 << 16
 
 _LOCK_SECONDS = 1.0
-"""A writer that is stopped while it holds the lock shall not stop the others."""
+"""A writer that is stopped while it holds the lock does not stop the others."""
 
 
 class EventLog:
@@ -64,24 +64,14 @@ class EventLog:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other writers out; on file systems without locks, or if one is stuck, go on."""
-        if not self._is_regular:
-            yield
-            return
         is_held = False
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not is_held and time.monotonic() < deadline:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_held = True
-            except BlockingIOError:
-                time.sleep(0.001)
-            except OSError:
-                break
+        with contextlib.suppress(OSError):
+            is_held = self._is_regular and try_lock(self._file, wait_seconds=_LOCK_SECONDS)
         try:
             yield
         finally:
             if is_held:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+                unlock(self._file)
 
     def _is_line_open(self) -> bool:
         size = os.fstat(self._file).st_size if self._is_regular else 0

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.shard_set import locks
 from pipeline.run.directory import RunDirectory
 
-_LOOK_SECONDS = 0.2
 _GLANCE_SECONDS = 1.0
 """Others hold the lock so long at most to see whether it is free."""
 
@@ -61,7 +59,7 @@ def lock_run(run: RunDirectory, start: JobStart | None, wait_seconds: float, log
     """
     handle = os.open(_path(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        if not _take(handle, _GLANCE_SECONDS):
+        if not locks.lock_if_possible(handle, _path(run), wait_seconds=_GLANCE_SECONDS):
             _wait_for_earlier_start(run, handle, start, wait_seconds)
         _sign(handle, _Holder(socket.gethostname(), start, log))
     except BaseException:
@@ -72,21 +70,7 @@ def lock_run(run: RunDirectory, start: JobStart | None, wait_seconds: float, log
 
 def is_locked(run: RunDirectory) -> bool | None:
     """Whether a job has the run; None where that cannot be known."""
-    try:
-        handle = os.open(_path(run), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return None
-    finally:
-        os.close(handle)
-    return False
+    return locks.is_locked(_path(run))
 
 
 def log_at_work(run: RunDirectory) -> Path | None:
@@ -103,24 +87,8 @@ def log_at_work(run: RunDirectory) -> Path | None:
     return next((log for log in logs if log.is_file()), None)
 
 
-def _path(run: RunDirectory) -> str:
-    return str(run.path / ".lock")
-
-
-def _take(handle: int, wait_seconds: float) -> bool:
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LOOK_SECONDS)
-        except OSError as error:  # a file system without locks, such as Lustre without -o flock
-            _log.warning("cannot lock the run directory: %s; going on without", error.strerror)
-            return True
-        else:
-            return True
+def _path(run: RunDirectory) -> Path:
+    return run.path / ".lock"
 
 
 def _wait_for_earlier_start(
@@ -133,7 +101,7 @@ def _wait_for_earlier_start(
         )
     _log.warning("an earlier start of this job still trains on %s: asked to leave", holder.host)
     run.stop_request.write_text(MAKE_ROOM)
-    has_left = _take(handle, wait_seconds)
+    has_left = locks.lock_if_possible(handle, _path(run), wait_seconds=wait_seconds)
     run.stop_request.unlink(missing_ok=True)  # it may have died without heeding it
     if not has_left:
         raise ValueError(
