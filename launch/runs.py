@@ -18,7 +18,14 @@ from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import Event, of_training, own_evaluations, read_events
+from pipeline.run.events import (
+    LOST_RANK,
+    Event,
+    find_faults,
+    of_training,
+    own_evaluations,
+    read_events,
+)
 from pipeline.run.lock import log_at_work
 
 _AT_WORK = ("starting", "training")
@@ -43,18 +50,22 @@ def status(options: argparse.Namespace) -> None:
     events = read_events(run.events) if run.events.is_file() else []
     now = time.time()
     run_status = read_run_status(run, socket.gethostname(), now)
-    for name, value in describe(events, run_status, now).items():
+    for name, value in describe(run, events, run_status, now).items():
         sys.stdout.write(f"{name:12} {value}\n")
     job = slurm_job(run)
     if job is not None:
         sys.stdout.write(
             f"{'SLURM':12} job {job}: {_describe_job(_look_into_slurm(job), run_status)}\n"
         )
+    if run.events.is_file() and (faults := find_faults(run.events)):
+        sys.stdout.write(f"{'faults':12} {run.events}, {faults[0]}; {len(faults)} in all\n")
     if run.hangs.is_dir():
         sys.stdout.write(f"{'hangs':12} stacks of one that hung are in {run.hangs}\n")
 
 
-def describe(events: list[Event], run_status: RunStatus | None, now: float) -> dict[str, str]:
+def describe(
+    run: RunDirectory, events: list[Event], run_status: RunStatus | None, now: float
+) -> dict[str, str]:
     """What is known of a run, a line each; `now` is in Unix seconds."""
     state = _state(run_status, events)
     rows = of_training(events)
@@ -62,11 +73,11 @@ def describe(events: list[Event], run_status: RunStatus | None, now: float) -> d
         return {"state": state}
     last: dict[str, Any] = {row["kind"]: row for row in rows}
     if state == "failed" and "error" in last.get("end", {}):
-        state += f": {last['end']['error']}"
+        state += f": {_cause(last['end']['error'], run_status, now)}"
     found = {"state": state, "last event": f"{now - rows[-1]['time']:.0f} s ago"}
+    step = max(row["step"] for row in rows)
     if "run" in last:
         target = last["run"]["target_steps"]
-        step = max(row["step"] for row in rows)
         if run_status is not None and state == "training":
             step = max(step, _published_step(run_status))
         found["step"] = (
@@ -79,6 +90,7 @@ def describe(events: list[Event], run_status: RunStatus | None, now: float) -> d
         found["training"] = (
             f"loss {loss}, top-1 {row['top1']:.2%}, {row['images_per_second']:,.0f} images/s, "
             f"{row['data_wait_ratio']:.1%} of the time waiting for data"
+            + ("" if row["step"] == step else f", at step {row['step']:,}")
         )
     if evaluations := own_evaluations(events):
         row = evaluations[-1]
@@ -89,8 +101,19 @@ def describe(events: list[Event], run_status: RunStatus | None, now: float) -> d
         )
     if "checkpoint" in last:
         row = last["checkpoint"]
-        found["checkpoint"] = f"{row['path']}, {now - row['time']:.0f} s old"
+        path = run.checkpoints / Path(row["path"]).name  # the run may have been moved or copied
+        found["checkpoint"] = f"{path}, {now - row['time']:.0f} s old"
     return found
+
+
+def _cause(error: str, run_status: RunStatus | None, now: float) -> str:
+    """The `error` of a run that failed; where a connection broke, the ranks that are gone."""
+    if LOST_RANK not in error:
+        return error
+    ranks, host = () if run_status is None else run_status.ranks, socket.gethostname()
+    killed = [str(rank.writer.rank) for rank in ranks if rank.outcome(host, now) == "killed"]
+    are = "rank {} was" if len(killed) == 1 else "ranks {} were"
+    return f"{are.format(', '.join(killed))} killed" if killed else error.partition(" (")[0]
 
 
 def _published_step(run_status: RunStatus) -> int:

@@ -68,8 +68,13 @@ def test_every_attempt_is_reported_as_before(version: Path, tmp_path: Path) -> N
         for number, num_rows in enumerate(ends)
     ]
     before = expected(version)["attempts"]
-    for attempt in before:
-        attempt["status"] = [line.replace("on 1 ranks", "on 1 rank") for line in attempt["status"]]
+    for number, attempt in enumerate(before):
+        attempt["status"] = [
+            line.replace("on 1 ranks", "on 1 rank").replace(
+                "/tmp/alexnet-2012-formats/run", f"{tmp_path / str(number)}"
+            )
+            for line in attempt["status"]
+        ]
     assert told == before
     states_told = [attempt["status"][0].split()[1] for attempt in told]
     assert states_told == ["stopped", "failed:", "was", "stopped", "completed", "completed"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from launch.__main__ import main
+from pipeline.metrics.rank_file import HEARTBEAT, Writer, render_rank_file
 from pipeline.run.directory import RunDirectory
-from tests.pipeline.fake_run import RunHistory, start_fields
+from pipeline.run.events import LOST_RANK
+from tests.pipeline.fake_run import RunHistory, checkpoint_fields, start_fields, train_fields
 from tests.pipeline.monitoring import finish, rank_process, wait_for
 
 
@@ -34,6 +37,38 @@ def test_the_step_is_that_of_now_before_a_log_interval_ends(
         wait_for(lambda: step() > 3, "a step of which the events say nothing")
         finish(rank)
     assert step() == 100, "the last event's"
+
+
+def test_status_is_of_this_copy_of_the_run_and_names_what_is_wrong(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    history.write("train", 10, **train_fields(10))
+    path = "/of/the/original/step-00000015"
+    history.write("checkpoint", 15, **checkpoint_fields("best") | {"path": path})
+    error = f"rank 0 on vm: {LOST_RANK}: it was killed, hangs or its host is gone (Read error)"
+    history.write("end", 15, outcome="failed", error=error)
+    history.close()
+    with run.events.open("a") as file:
+        file.write('{"kind": "train"}\n')
+
+    def status() -> str:
+        assert main(["status", str(run.path)]) == 0
+        return capsys.readouterr().out
+
+    text = status()
+    assert f"checkpoint   {run.checkpoints}/step-00000015, " in text
+    assert "waiting for data, at step 10\n" in text
+    assert f"faults       {run.events}, line 5 is not an event: it has no epoch, " in text
+    assert "hangs or its host is gone\n" in text
+    run.metrics.mkdir()
+    writer = dataclasses.replace(
+        Writer.this_process(rank=1, local_rank=1, interval_seconds=1), start_ticks=1
+    )
+    page = f"# TYPE {HEARTBEAT} gauge\n{HEARTBEAT} 1e12\n".encode()
+    (run.metrics / "rank-00001.prom").write_bytes(render_rank_file(writer, page))
+    assert "state        failed: rank 1 was killed\n" in status()
 
 
 @pytest.mark.parametrize(
