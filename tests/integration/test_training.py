@@ -396,7 +396,8 @@ def test_an_evaluation_is_recorded_and_reported_in_prose(trained: Path, tmp_path
     assert f"{row['top1']:.2%} ({row['correct1']} of 53)" in text
     assert f"{row['top5']:.2%} ({row['correct5']} of 53)" in text
     run_status = read_run_status(RunDirectory(run), socket.gethostname(), time.time())
-    described = describe(read_events(run / "events.jsonl"), run_status, time.time())
+    events = read_events(run / "events.jsonl")
+    described = describe(RunDirectory(run), events, run_status, time.time())
     assert described["evaluation"].endswith(", after step 12")
     assert described["step"].startswith("16 of 16")
     assert described["state"] == "completed"
