@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -116,12 +116,18 @@ MODULES = {module_name(source): source for source in SOURCES}
 each_source = pytest.mark.parametrize("source", SOURCES, ids=module_name)
 
 
+@functools.cache
 def parse(source: Path) -> ast.Module:
     return ast.parse(source.read_text(), str(source))
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
+@functools.cache
+def imported(source: Path) -> tuple[str, ...]:
     """Every module that is imported anywhere in the file, and `module.name` for its names."""
+    return tuple(_imported(parse(source)))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -135,6 +141,7 @@ def is_in(name: str, room: str) -> bool:
     return f"{name}.".startswith(f"{room}.")
 
 
+@functools.cache
 def room_of(name: str) -> str | None:
     """The room of a module, or of a name in one."""
     return max((room for room in ROOMS if is_in(name, room)), key=len, default=None)
@@ -165,7 +172,7 @@ def importable(package: str) -> list[str]:
     return [
         module_name(source)
         for source in sources(package)
-        if not any(name.startswith(_OF_EXTRAS) for name in imported(parse(source)))
+        if not any(name.startswith(_OF_EXTRAS) for name in imported(source))
     ]
 
 
@@ -174,7 +181,7 @@ def test_every_module_is_in_a_room() -> None:
     outside = {name for name in MODULES if room_of(name) is None}
     assert outside == {"data_prep", "pipeline", "pipeline.data"}
     for name in outside:
-        assert not list(imported(parse(MODULES[name])))
+        assert not imported(MODULES[name])
 
 
 def test_every_room_is_there_and_says_what_lives_in_it() -> None:
@@ -199,7 +206,7 @@ def test_imports_go_to_rooms_below() -> None:
     upwards = []
     for module, source in MODULES.items():
         room = room_of(module)
-        for name in imported(parse(source)):
+        for name in imported(source):
             is_ours = name.split(".")[0] in OURS
             if is_ours and (room is None or room_of(name) != room):
                 below = ROOMS[room] if room else ()
@@ -216,7 +223,7 @@ def test_a_room_may_import_only_what_it_does() -> None:
             name
             for module, source in MODULES.items()
             if room_of(module) == room
-            for name in imported(parse(source))
+            for name in imported(source)
         }
         idle += [(room, entry) for entry in below if not any(is_in(n, entry) for n in names)]
     assert not idle
@@ -245,7 +252,7 @@ def test_rooms_without_torch_do_not_name_it() -> None:
     """Not for types and not in a function either; `start_ranks` loads it to start torchrun."""
     for module, source in MODULES.items():
         if room_of(module) in NO_TORCH and module not in {*MAY_HAVE_TORCH, "pipeline.start_ranks"}:
-            assert not any(is_in(name, "torch") for name in imported(parse(source))), module
+            assert not any(is_in(name, "torch") for name in imported(source)), module
 
 
 @pytest.mark.slow
@@ -358,13 +365,7 @@ def test_modules_are_named_by_what_they_do(source: Path) -> None:
     assert source.stem not in {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 
 
-def test_every_package_is_installed() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    found = {module_name(source) for source in SOURCES if source.name == "__init__.py"}
-    assert set(settings["tool"]["setuptools"]["packages"]) == found
-
-
-@pytest.mark.slow
 def test_every_folder_of_modules_is_a_package() -> None:
+    """What has no `__init__` would not be installed."""
     for source in SOURCES:
         assert (source.parent / "__init__.py").exists()

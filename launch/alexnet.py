@@ -1,0 +1,84 @@
+"""The command `alexnet`: all commands of the project under one name.
+
+`alexnet train …` is `python -m pipeline.train …`, and so on: this process runs the module as
+`python -m` does, and loads nothing of it before, so that `alexnet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+
+_USAGE_ERROR = 2
+
+
+class Door(NamedTuple):
+    """What stands behind a command."""
+
+    module: str
+    help: str
+    words: tuple[str, ...] = ()
+    """What the module's own command line begins with."""
+
+
+DOORS: Mapping[str, Door] = {
+    "shard": Door("data_prep", "make a shard set from raw images", ("shard",)),
+    "merge": Door("data_prep", "publish what all tasks of a conversion have made", ("merge",)),
+    "verify": Door("data_prep", "find all that is wrong with a shard set", ("verify",)),
+    "beton": Door("data_prep", "write a shard set into one file of ffcv's format", ("beton",)),
+    "benchmark": Door("pipeline.data.benchmark", "measure the readers, and choose one"),
+    "train": Door("pipeline.train", "train in this process, or as a rank of torchrun"),
+    "evaluate": Door("pipeline.evaluate", "evaluate a checkpoint on every image of a split"),
+    "report": Door("pipeline.report", "write a run's report as one HTML page"),
+    "launch": Door("launch", "start jobs: local, slurm; look at them: outcome"),
+    "doctor": Door("launch", "check this machine for training", ("doctor",)),
+    "status": Door("launch", "say how far a run is", ("status",)),
+    "stop": Door("launch", "ask a run to save and leave", ("stop",)),
+    "logs": Door("launch", "show what a run's job writes", ("logs",)),
+    "prometheus": Door("launch", "configure a Prometheus that watches all runs", ("prometheus",)),
+    "exporter": Door("pipeline.exporter", "serve the metrics of a node's ranks"),
+}
+
+
+def help_text() -> str:
+    """All commands on one screen."""
+    width = max(map(len, DOORS))
+    commands = (f"  {name:{width}}  {door.help}" for name, door in DOORS.items())
+    return "\n".join(
+        (
+            *("usage: alexnet COMMAND …", "", "commands:", *commands, ""),
+            "'alexnet COMMAND --help' lists the options of one. Train on all GPUs of this machine "
+            "with\n'alexnet launch local RECIPE …', where 'alexnet train RECIPE …' is one rank.\n",
+        )
+    )
+
+
+def answer(words: Sequence[str]) -> int:
+    """Say what there is, where no command is named; returns the exit code."""
+    if words and words[0] in ("-h", "--help"):
+        sys.stdout.write(help_text())
+        return exit_code_after_flush(0)
+    if not words:
+        sys.stderr.write(help_text())
+        return _USAGE_ERROR
+    near = difflib.get_close_matches(words[0], DOORS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    sys.stderr.write(f"error: {words[0]!r} is no command; {hint}'alexnet --help' lists them\n")
+    return _USAGE_ERROR
+
+
+def main() -> int:
+    """Run the command of `sys.argv`; a module that is run ends the process with its exit code."""
+    words = sys.argv[1:]
+    door = DOORS.get(words[0]) if words else None
+    if door is None:
+        open_streams()
+        return answer(words)
+    sys.argv = [door.module, *door.words, *words[1:]]
+    runpy.run_module(door.module, run_name="__main__", alter_sys=True)
+    return 0
