@@ -28,7 +28,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measurement import shard_synthetic, torchrun, train
-from pipeline.config.schema import Config, DistributedConfig, ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config, DistributedConfig
 from pipeline.model.build import build_model
 from pipeline.optim.replica import Replica
 from pipeline.ranks.launcher import LaunchEnvironment

@@ -24,7 +24,9 @@ from benchmarks.rivals.rounds import (
     check_batch,
     serve,
 )
-from pipeline.config.schema import AugmentConfig, Config, DataConfig
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.schema import Config
 from pipeline.data.augment.crops import take_crops
 from pipeline.data.augment.shifts import draw_flips
 from pipeline.data.batches.loader import Loader, training_requests

@@ -24,8 +24,9 @@ import torch
 from benchmarks import columns, step_gpu
 from benchmarks.measurement import parser, report, spread
 from benchmarks.rivals.blog_alexnet import plain_step
+from pipeline.config.model import ModelConfig
 from pipeline.config.recipes import alexnet_fast
-from pipeline.config.schema import Config, DistributedConfig, ModelConfig
+from pipeline.config.schema import Config, DistributedConfig
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, resolve
 from pipeline.optim.replica import Replica

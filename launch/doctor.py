@@ -9,7 +9,7 @@ import sys
 
 from data_prep.shard_set.files import path_option
 from launch.local import local_environment, num_gpus, torchrun_command
-from pipeline.config.schema import location_option
+from pipeline.config.data import location_option
 
 _OPTIONS = ("shards", "run_dir", "decode_threads", "device")
 """Those of `pipeline.doctor`."""

@@ -17,7 +17,7 @@ from typing import IO, assert_never
 from launch.options import misplacement_check
 from launch.outcome import Outcome, outcome_of
 from launch.runs import NOT_STARTED
-from pipeline.config.schema import ranks_per_replica
+from pipeline.config.model import ranks_per_replica
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import FAILED, LAUNCHER_VARIABLE, STOPPED, handled_signals
 from pipeline.run.events import read_events

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import get_args
 
 import pytest
 
 from data_prep.shard_set.manifest import Encoding
-from pipeline.config.command_line import leaf_types
-from pipeline.config.schema import Config
+from pipeline.config.schema import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_prep", "launch", "pipeline")
@@ -286,8 +285,8 @@ def test_a_module_only_defines_things(source: Path) -> None:
         assert isinstance(node, allowed), ast.unparse(node)
 
 
-CHOICES = {"encoding": Encoding} | {
-    name: hint for name, hint in leaf_types(Config) if get_origin(hint) is Literal
+CHOICES = {"encoding": get_args(Encoding)} | {
+    name: field.choices for name, field in FIELDS.items() if field.choices
 }
 """The fields that hold one of some names, and which."""
 
@@ -297,18 +296,18 @@ CHOICES = {"encoding": Encoding} | {
 def test_code_chooses_by_a_name_in_a_match_that_knows_all_names(source: Path) -> None:
     """A comparison with one name takes all others, those to come too, for one and the same.
 
-    `device` is left out, as torch's devices have an attribute of that name, and so is the module
+    `device` is left out, as torch's devices have an attribute of that name, and so is the room
     that refuses what cannot be.
     """
     words: dict[str, set[str]] = {}
-    for field, hint in CHOICES.items():
-        words.setdefault(field.rpartition(".")[2], set()).update(get_args(hint))
+    for field, names in CHOICES.items():
+        words.setdefault(field.rpartition(".")[2], set()).update(names)
     del words["device"]
     for node in ast.walk(parse(source)):
         if isinstance(node, ast.Match) and name_of(node.subject) in words:
             (last,) = node.cases[-1].body
             assert ast.unparse(last).startswith("assert_never("), ast.unparse(node)
-        if isinstance(node, ast.Compare) and module_name(source) != "pipeline.config.schema":
+        if isinstance(node, ast.Compare) and not is_in(module_name(source), "pipeline.config"):
             named = {name_of(side) for side in (node.left, *node.comparators)}
             constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
             assert not any(words.get(name, set()) & constants for name in named), ast.unparse(node)

@@ -28,8 +28,9 @@ from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.pixels import is_compiled
 from pipeline.benchmark.choice import Measurement, choose, table
 from pipeline.config.command_line import with_values
+from pipeline.config.data import is_url, location_option
 from pipeline.config.recipes import RECIPES, recipe_config
-from pipeline.config.schema import Config, DistributedConfig, is_url, location_option
+from pipeline.config.schema import Config, DistributedConfig
 from pipeline.data.augment.crop_policy import ImageSize, input_size
 from pipeline.data.augment.crops import take_crops
 from pipeline.data.augment.normalize import build_normalizer

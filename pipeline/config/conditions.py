@@ -1,15 +1,16 @@
-"""Under which other fields' values a field of a config has an effect: declared at the field.
+"""Under which other fields' values a field of a config has an effect: a mark at the field.
 
 The check of the command line, the text of `--help` and what a recipe's own value becomes when it
-loses its effect are all derived from these declarations.
+loses its effect are all derived from these marks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from data_prep.shard_set.fields import Field
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,18 @@ Requirement = tuple[Condition, ...]
 """Of these at least one must hold."""
 
 
+@dataclass(frozen=True, slots=True)
+class OnlyWith:
+    """A mark: the field has an effect only if all requirements hold."""
+
+    needs: tuple[Requirement, ...]
+
+
+def only_with(*conditions: Condition | Requirement) -> OnlyWith:
+    """Of a requirement with one condition only that one need be given."""
+    return OnlyWith(tuple(one if isinstance(one, tuple) else (one,) for one in conditions))
+
+
 def one_of(name: str, *values: object) -> Condition:
     """The field has one of the `values`."""
     return Condition(name, " or ".join(map(show, values)), lambda value: value in values)
@@ -43,25 +56,18 @@ def given(name: str) -> Condition:
     return Condition(name, "", bool)
 
 
-def only_with(*conditions: Condition | Requirement) -> dict[str, Any]:
-    """Metadata of a field that has an effect only if all `conditions` hold."""
-    return {"needs": tuple(one if isinstance(one, tuple) else (one,) for one in conditions)}
-
-
-def needs_of(entry: dataclasses.Field[Any]) -> tuple[Requirement, ...]:
+def needs_of(field: Field) -> tuple[Requirement, ...]:
     """What a field needs to have an effect; empty if it always has one."""
-    needs: tuple[Requirement, ...] = entry.metadata.get("needs", ())
-    return needs
+    mark = field.mark(OnlyWith)
+    return () if mark is None else mark.needs
 
 
-def describe_needs(entry: dataclasses.Field[Any]) -> str:
+def describe_needs(field: Field) -> str:
     """Such as 'optim.name sgd and optim.momentum above 0'; empty if there are no needs."""
-    return " and ".join(" or ".join(map(str, alternatives)) for alternatives in needs_of(entry))
+    return " and ".join(" or ".join(map(str, alternatives)) for alternatives in needs_of(field))
 
 
-def why_idle(
-    name: str, values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]
-) -> str | None:
+def why_idle(name: str, values: Mapping[str, Any], fields: Mapping[str, Field]) -> str | None:
     """Why the field `name` has no effect beside these `values`, or None if it has one.
 
     A condition holds only if the field that it looks at has an effect itself; one on the field
@@ -73,12 +79,13 @@ def why_idle(
             for condition in alternatives
         ]
         if None not in reasons:
-            return reasons[0] if len(reasons) == 1 else _neither(alternatives)
+            is_single = len(reasons) == 1
+            return reasons[0] if is_single else f"it needs {' or '.join(map(str, alternatives))}"
     return None
 
 
 def _why_unmet(
-    condition: Condition, values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]
+    condition: Condition, values: Mapping[str, Any], fields: Mapping[str, Field]
 ) -> str | None:
     other = condition.name
     if other not in values:
@@ -88,10 +95,6 @@ def _why_unmet(
     if condition.test(values[other]):
         return None
     return f"it needs {condition}, and {other} is {show(values[other])}"
-
-
-def _neither(alternatives: Requirement) -> str:
-    return f"it needs {' or '.join(map(str, alternatives))}"
 
 
 def show(value: object) -> str:

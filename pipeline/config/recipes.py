@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.config.schema import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimConfig,
-    ScheduleConfig,
-)
+from data_prep.shard_set.fields import did_you_mean
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig, ScheduleConfig
+from pipeline.config.schema import Config, EvaluationConfig
 
 _IMAGENET_EVALUATION = EvaluationConfig(block_size=100)
 
@@ -235,5 +232,6 @@ RECIPES = {
 def recipe_config(name: str) -> Config:
     """The config of the recipe called `name`; raises `ValueError` naming those there are."""
     if name not in RECIPES:
-        raise ValueError(f"no recipe '{name}'; there are {', '.join(sorted(RECIPES))}")
+        hint = did_you_mean(name, RECIPES, after=" ")
+        raise ValueError(f"no recipe '{name}'; {hint}there are {', '.join(sorted(RECIPES))}")
     return RECIPES[name]()

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, get_args, get_origin
 
-from pipeline.config.schema import Config, flatten, is_operational
-
-T = TypeVar("T")
+from data_prep.shard_set.fields import Field
+from pipeline.config.schema import (
+    FIELDS,
+    Config,
+    config_of,
+    idle_fields,
+    is_operational,
+    values_of,
+    with_effect,
+)
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -21,47 +27,64 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(nested: Mapping[str, Any]) -> Config:
-    """The inverse of `to_json`; a field that an older version did not have has its default.
+    """The inverse of `to_json`.
 
-    Raises `ValueError` if a field is unknown here or a value not of its type.
+    A field that an older version did not have has its default, and so has one without an effect:
+    an older version may have kept another value. Raises `ValueError` if a field is unknown here or
+    a value not of its type.
     """
-    return _from_json(Config, nested, "")
-
-
-def _from_json(kind: type[T], nested: Mapping[str, Any], prefix: str) -> T:
-    hints = typing.get_type_hints(kind)
-    if unknown := set(nested) - set(hints):
+    values = {name: field.default for name, field in FIELDS.items()}
+    unknown = []
+    for name, value in _leaves(nested):
+        if name in FIELDS and _is_of(value, FIELDS[name]):
+            values[name] = tuple(value) if isinstance(value, list) else value
+        elif name in FIELDS:
+            raise _damaged(name, value, _type_of(FIELDS[name]))
+        elif any(field.startswith(f"{name}.") for field in FIELDS):
+            raise _damaged(name, value, "its fields")
+        else:
+            unknown.append(name)
+    if unknown:
         raise ValueError(
             f"the configuration was saved by another version: {', '.join(sorted(unknown))} is "
             "unknown here"
         )
-    values = {}
-    for name, value in nested.items():
-        hint = hints[name]
-        is_group = dataclasses.is_dataclass(hint)
-        if not (isinstance(value, dict) if is_group else _is_of(value, hint)):
-            expected = "its fields" if is_group else inspect.formatannotation(hint)
-            raise ValueError(
-                f"the saved configuration is damaged: {prefix}{name} is {value!r}, "
-                f"expected {expected}; restore it from a copy"
-            )
-        if is_group:
-            values[name] = _from_json(hint, value, f"{prefix}{name}.")
+    return config_of(with_effect(values))
+
+
+def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What is saved, by dotted name."""
+    for last, value in nested.items():
+        name = f"{prefix}{last}"
+        if isinstance(value, dict) and name not in FIELDS:
+            yield from _leaves(value, f"{name}.")
         else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+            yield name, value
 
 
-def _is_of(value: object, kind: Any) -> bool:
-    """Whether JSON's `value` can be a field of the type `kind`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, list) and all(_is_of(item, arguments[0]) for item in value)
-    if arguments:  # X | None
-        return any(_is_of(value, option) for option in arguments)
+def _is_of(value: object, field: Field) -> bool:
+    """Whether JSON's `value` can be one of the field."""
+    if get_origin(field.kind) is tuple:
+        item = get_args(field.kind)[0]
+        return isinstance(value, list) and all(_is_plain(each, item) for each in value)
+    if field.choices:
+        return value in field.choices
+    return (value is None and field.is_optional) or _is_plain(value, field.kind)
+
+
+def _is_plain(value: object, kind: type) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _type_of(field: Field) -> str:
+    return f"{inspect.formatannotation(field.kind)}{' | None' if field.is_optional else ''}"
+
+
+def _damaged(name: str, value: object, expected: str) -> ValueError:
+    return ValueError(
+        f"the saved configuration is damaged: {name} is {value!r}, expected {expected}; "
+        "restore it from a copy"
+    )
 
 
 def differences(
@@ -69,19 +92,13 @@ def differences(
 ) -> list[str]:
     """The fields in which `config` computes something else than the `to_json` of another did.
 
-    Each as 'name: was …, is …'. With `at_any_length` the number of epochs may be another one.
+    Each as 'name: was …, is …'. One that has no effect in `config` is none of them: if it had one
+    before, so is the field that it depends on. With `at_any_length` the number of epochs may be
+    another one.
     """
     was = dict(_leaves(to_json(Config()))) | dict(_leaves(saved))
     now = dict(_leaves(to_json(config)))
-    free = {name for name, entry, _ in flatten(config) if is_operational(entry)}
+    free = {name for name in FIELDS if is_operational(name)} | {*idle_fields(values_of(config))}
     free |= {"epochs"} if at_any_length else set()
     names = [name for name in now | was if name not in free and now.get(name) != was.get(name)]
     return [f"{name}: was {was.get(name)}, is {now.get(name)}" for name in names]
-
-
-def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 
+from data_prep.shard_set.options import option_of
+from pipeline.config.run_options import RUN_OPTIONS
 from pipeline.config.schema import FIELDS
 
-COMMAND_OPTIONS = ("run-dir", "max-steps", "fork-from")
-"""The options of `pipeline.train` that are no field of its config."""
+RUN_WORDS = [option_of(field).removeprefix("--") for field in RUN_OPTIONS.values()]
+"""The options of `RunOptions` without their hyphens."""
 
 _MOST = 3
 
@@ -35,11 +37,11 @@ _SYNONYMS = {
 
 def suggestion(name: str) -> str:
     """'did you mean --…? ' for an option without its hyphens, or nothing."""
-    close = _close(name, [*FIELDS, *COMMAND_OPTIONS])
+    close = close_to(name, [*FIELDS, *RUN_WORDS])
     return f"did you mean {' or '.join(f'--{other}' for other in close)}? " if close else ""
 
 
-def _close(name: str, known: Sequence[str]) -> list[str]:
+def close_to(name: str, known: Sequence[str]) -> list[str]:
     """By the last part alone, its words, their initials or another usual name, then by letters.
 
     Of several the ones in the group that was named.
@@ -55,7 +57,7 @@ def _close(name: str, known: Sequence[str]) -> list[str]:
         if found:
             named = [other for other in found if group and other.startswith(f"{group}.")]
             return (named or found)[:_MOST]
-    if last in _SYNONYMS:
+    if last in _SYNONYMS and _SYNONYMS[last] in known:
         return [_SYNONYMS[last]]
     return difflib.get_close_matches(name, known, n=2, cutoff=0.7)
 

@@ -17,7 +17,8 @@ import torch
 
 from data_prep.shard_set.files import path_option
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from pipeline.config.schema import DistributedConfig, location_option
+from pipeline.config.data import location_option
+from pipeline.config.schema import DistributedConfig
 from pipeline.doctor.checks import Check, checked, judge
 from pipeline.doctor.deadlines import deadline
 from pipeline.doctor.facts import collect

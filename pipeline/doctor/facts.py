@@ -18,7 +18,7 @@ import torch
 
 from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_manifest
 from data_prep.shard_set.pixels import is_compiled
-from pipeline.config.schema import is_url
+from pipeline.config.data import is_url
 from pipeline.doctor.deadlines import Answers
 from pipeline.metrics.addresses import address_towards
 from pipeline.optim.precision import Arithmetic, arithmetic_of

@@ -20,7 +20,7 @@ from torch import nn
 
 from data_prep.shard_set.files import expanded, path_option
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from pipeline.config.schema import location_option
+from pipeline.config.data import location_option
 from pipeline.data.augment.crop_policy import input_size
 from pipeline.data.augment.preprocess import Viewer
 from pipeline.data.readers.staging import staged_reader

@@ -10,7 +10,8 @@ import torch
 
 from data_prep.shard_set.manifest import manifest_sha256
 from pipeline.config.command_line import with_values
-from pipeline.config.schema import Config, is_url
+from pipeline.config.data import is_url
+from pipeline.config.schema import Config
 from pipeline.data.augment.normalize import Normalizer, build_normalizer
 from pipeline.data.cache.shard_set import ShardSet
 from pipeline.ranks.failure import sentence_of

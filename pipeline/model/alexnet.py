@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.schema import Initialization, ModelConfig, ResponseNorm
+from pipeline.config.model import Initialization, ModelConfig, ResponseNorm
 from pipeline.model.columns import Columns
 from pipeline.model.dropout import Dropout
 from pipeline.model.network import Network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from pipeline.config.schema import ModelConfig, ModelName
+from pipeline.config.model import ModelConfig, ModelName
 from pipeline.model.alexnet import AlexNet2012
 from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle
 from pipeline.model.columns import BOTH, Columns, parts_of

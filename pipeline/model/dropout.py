@@ -7,7 +7,7 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from pipeline.config.schema import DropoutForm
+from pipeline.config.model import DropoutForm
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.schema import OptimConfig
+from pipeline.config.optim import OptimConfig
 from pipeline.model.network import Network
 from pipeline.optim.schedule import Rates
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from pipeline.config.schema import OptimConfig, ScheduleConfig
+from pipeline.config.optim import OptimConfig, ScheduleConfig
 
 _NET_170_BIAS_FACTOR = 0.1
 """Of the biases' one drop, at half of the run (`layer-params-170.cfg` of the 2012 code)."""

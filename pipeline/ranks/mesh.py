@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipeline.config.schema import Layout, ranks_per_replica
+from pipeline.config.model import Layout, ranks_per_replica
 from pipeline.model.columns import NUM_COLUMNS, Columns
 from pipeline.ranks.world import World, collective_deadline
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.schema import OptimConfig
+from pipeline.config.optim import OptimConfig
 from pipeline.optim.replica import Replica
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint

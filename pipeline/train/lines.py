@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.schema import Config, ranks_per_replica
+from pipeline.config.model import ranks_per_replica
+from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
 from pipeline.run.console import counted
 from pipeline.train.evaluation import Evaluation

@@ -14,16 +14,11 @@ from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.files import remove_leftovers
 from data_prep.shard_set.manifest import Manifest, manifest_sha256
+from pipeline.config.augment import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES
 from pipeline.config.command_line import check_effects
+from pipeline.config.marks import PerHost
 from pipeline.config.saved import to_json
-from pipeline.config.schema import (
-    IMAGE_SIZES,
-    ONE_SIZE,
-    SEVERAL_SIZES,
-    Config,
-    MetricsConfig,
-    flatten,
-)
+from pipeline.config.schema import FIELDS, Config, MetricsConfig, values_of
 from pipeline.data.augment.crop_policy import input_size
 from pipeline.data.augment.normalize import build_normalizer
 from pipeline.data.augment.preprocess import Augmenter, Viewer
@@ -61,19 +56,6 @@ from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
 from pipeline.train.resume import Start, find_start, finish, resume
 from pipeline.train.same_run import check_same_run, kept_precision
-
-_OF_A_HOST = (
-    *(
-        "data.shards",
-        "data.beton",
-        "data.cache_",
-        "data.fetch_",
-        "data.decode_threads",
-        "data.prefetch_batches",
-    ),
-    "metrics.",
-)
-"""How the names of fields begin that may differ from host to host."""
 
 
 def prepare(
@@ -115,9 +97,8 @@ def prepare(
 
 def _check_suits(command: Command, shards: ShardSet) -> None:
     """Raise `ValueError` if an option that was given has no effect on these shards."""
-    values = {name: value for name, _, value in flatten(command.config)}
     sizes = SEVERAL_SIZES if shards.manifest.image_size is None else ONE_SIZE
-    check_effects(sorted(command.given), values | {IMAGE_SIZES: sizes})
+    check_effects(sorted(command.given), values_of(command.config) | {IMAGE_SIZES: sizes})
 
 
 def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
@@ -269,8 +250,8 @@ def _waiting_phases(config: Config, mesh: Mesh) -> frozenset[Phase]:
 
 def _of_all_hosts(command: Command) -> dict[str, object]:
     """What decides what the ranks compute and when they talk: they must agree on it."""
-    fields = {name: value for name, _, value in flatten(command.config)}
-    shared = {name: fields[name] for name in fields if not name.startswith(_OF_A_HOST)}
+    values = values_of(command.config).items()
+    shared = {name: value for name, value in values if PerHost not in FIELDS[name].marks}
     source = None if command.fork_from is None else str(command.fork_from)
     options = {"--max-steps": command.max_steps, "--fork-from": source}
     return {"the recipe": command.recipe, **options, **shared}

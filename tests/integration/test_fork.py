@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pipeline.config.command_line import with_values
+from pipeline.config.model import ModelConfig
 from pipeline.config.saved import from_json, to_json
-from pipeline.config.schema import Config, ModelConfig
+from pipeline.config.schema import Config
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.run import checkpoint

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from pipeline.config.command_line import leaf_types
-from pipeline.config.schema import Config, Location
+from pipeline.config.data import LOCATION
+from pipeline.config.schema import FIELDS
 
 CPU = ("--gpus-per-node", 0, "--ranks-per-node", 2)
 
@@ -62,7 +62,7 @@ def test_no_path_of_training_keeps_a_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    local = [name for name, kind in leaf_types(Config) if kind == Location]
+    local = [name for name, field in FIELDS.items() if LOCATION in field.marks]
     local.remove("data.cache_dir")
     assert len(local) > 4
     for names, values in (

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.manifest import Statistics
-from pipeline.config.schema import ComponentsOfColor
+from pipeline.config.augment import ComponentsOfColor
 from pipeline.data.order.partition import Indices
 from pipeline.data.order.randomness import Stream, random_normals
 

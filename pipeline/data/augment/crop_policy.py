@@ -8,7 +8,7 @@ from typing import Protocol, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.order.partition import Indices
 from pipeline.data.order.randomness import Stream, random_below, random_uniforms
 

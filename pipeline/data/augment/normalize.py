@@ -11,7 +11,7 @@ import torch
 
 from data_prep.shard_set.index import read_mean_image
 from data_prep.shard_set.manifest import Manifest, Statistics
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import input_size
 from pipeline.data.augment.crops import CropWindows, take_crops, whole_images
 from pipeline.data.augment.device import to_device

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_prep.shard_set.manifest import Statistics
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.color import color_components, draw_color_shifts
 from pipeline.data.augment.crop_policy import ImageSize, input_size
 from pipeline.data.augment.crops import CropWindows, take_crops

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.device import to_device
 from pipeline.data.order.partition import Indices
 from pipeline.data.order.randomness import Stream, random_below, random_bits

@@ -27,7 +27,7 @@ from data_prep.shard_set.manifest import (
     parse_json,
     parse_manifest,
 )
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.cache.cache_directory import (
     CacheFullError,
     clear,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from data_prep.shard_set.manifest import Manifest, read_manifest
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.cache.shard_cache import ShardCache
 
 

@@ -26,7 +26,7 @@ from data_prep.shard_set.files import (
     write_atomically,
 )
 from data_prep.shard_set.locks import is_locked, locked
-from pipeline.config.schema import location_option
+from pipeline.config.data import location_option
 
 
 @pytest.mark.parametrize(

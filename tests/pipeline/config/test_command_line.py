@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.command_line import describe_fields, parse_overrides, with_values
-from pipeline.config.conditions import needs_of, why_idle
+from pipeline.config.command_line import parse_words, with_values
+from pipeline.config.conditions import needs_of
+from pipeline.config.help import explanation, explanations, outline
+from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.recipes import RECIPES
-from pipeline.config.schema import FIELDS, Config, OptimConfig, ScheduleConfig, flatten
-from pipeline.config.suggestion import _SYNONYMS, COMMAND_OPTIONS
+from pipeline.config.schema import FIELDS, Config, idle_fields, values_of
+from pipeline.config.suggestion import _SYNONYMS, RUN_WORDS
 
 
 def overridden(config: Config, arguments: Sequence[str]) -> Config:
     """As a command of training has it."""
-    return with_values(config, parse_overrides(arguments))
+    return with_values(config, parse_words(arguments))
 
 
 def field_of(config: Config, name: str) -> Any:
-    return {dotted: value for dotted, _, value in flatten(config)}[name]
+    return values_of(config)[name]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,8 @@ def test_values_are_checked_together_and_not_one_by_one() -> None:
         ("--schedule.step_epochs 3;5", "--schedule.step_epochs is '3;5'; expected a number"),
         ("--data.drop_last yes", "--data.drop_last is 'yes'; expected true or false"),
         ("--optim.name lion", "--optim.name is 'lion'; expected one of sgd, adam, adamw"),
+        ("--optim.name adma", "expected one of sgd, adam, adamw; did you mean adam?"),
+        ("--model.name alexnet2012", "; did you mean alexnet_2012?"),
         ("--precision fp8", "--precision is 'fp8'; expected one of auto, fp32, bf16, fp16"),
         ("--epochs", "--epochs has no value; expected --epochs VALUE"),
         ("--data.shards --seed 3", "--data.shards has no value; expected --data.shards VALUE"),
@@ -110,7 +114,7 @@ def test_what_cannot_be_is_said_in_one_sentence(arguments: str, sentence: str) -
 
 def described_flags(config: Config) -> list[str]:
     """The flags as `--help` shows them, as a shell would split them."""
-    lines = [line for line in describe_fields(config).splitlines() if line.startswith("  --")]
+    lines = [line for line in explanations(config).splitlines() if line.startswith("  --")]
     return shlex.split(" ".join(re.sub(r"  \(.*\)$", "", line) for line in lines))
 
 
@@ -120,16 +124,11 @@ def test_help_shows_flags_that_give_the_recipe(name: str) -> None:
     """All of those that have an effect in it: others would be refused."""
     config = RECIPES[name]()
     flags = described_flags(config)
-    idle = {f"--{field}" for field in idle_fields(config)}
+    idle = {f"--{field}" for field in idle_fields(values_of(config))}
     pairs = zip(flags[::2], flags[1::2], strict=True)
     words = [word for flag, value in pairs if flag not in idle for word in (flag, value)]
     assert len(words) > len(idle) > 0
     assert overridden(Config(), words) == config
-
-
-def idle_fields(config: Config) -> set[str]:
-    values = {name: value for name, _, value in flatten(config)}
-    return {name for name in FIELDS if why_idle(name, values, FIELDS) is not None}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,7 @@ def test_what_a_recipe_gives_falls_back_where_a_choice_leaves_it_without_effect(
     arguments = "--schedule.name cosine --optim.name adam --augment.color_noise 0"
     before = RECIPES[recipe]()
     config = overridden(before, arguments.split())
-    idle = idle_fields(config)
+    idle = {*idle_fields(values_of(config))}
     assert {"schedule.step_epochs", "optim.nesterov", "augment.color_noise_until_epoch"} < idle
     assert all(field_of(config, name) == FIELDS[name].default for name in idle)
     named = {"schedule.name", "optim.name", "augment.color_noise"}
@@ -252,7 +251,7 @@ def test_what_a_recipe_gives_falls_back_where_a_choice_leaves_it_without_effect(
         ("schedule.warmup", "--schedule.warmup_ratio?"),
         ("every_epochs", "--evaluation.every_epochs or --checkpoint.every_epochs?"),
         ("max_step", "--max-steps?"),
-        ("run_dir", "--run-dir?"),
+        ("run_dirs", "--run-dir?"),
         ("precison", "--precision?"),
         ("optim", None),
         ("xyzzy", None),
@@ -262,32 +261,66 @@ def test_an_unknown_option_names_the_one_that_was_meant(option: str, meant: str 
     with pytest.raises(ValueError, match=f"unknown option --{option.replace('-', '_')}; ") as error:
         overridden(Config(), [f"--{option}", "1"])
     hint = "" if meant is None else f"did you mean {meant} "
-    assert str(error.value).endswith(f"; {hint}--help lists them all")
+    assert str(error.value).endswith(f"; {hint}--help-all lists them all")
 
 
 def test_what_other_programs_call_an_option_exists() -> None:
-    assert set(_SYNONYMS.values()) <= {*FIELDS, *COMMAND_OPTIONS}
+    assert set(_SYNONYMS.values()) <= {*FIELDS, *RUN_WORDS}
 
 
 def test_help_explains_every_field() -> None:
-    lines = describe_fields(Config()).splitlines()
-    flags, explanations = lines[::2], lines[1::2]
+    lines = explanations(Config()).splitlines()
+    flags, sentences = lines[::2], lines[1::2]
     assert [line.split()[0] for line in flags] == [f"--{name}" for name in FIELDS]
-    for explanation in explanations:
-        assert re.fullmatch(r" {8}[A-Za-z0-9].*\.", explanation)
+    for sentence in sentences:
+        assert re.fullmatch(r" {8}[A-Za-z0-9].*\.", sentence)
 
 
-def test_help_lists_the_choices() -> None:
-    text = describe_fields(Config())
+def test_help_lists_what_is_possible() -> None:
+    text = explanations(Config())
     assert "  --optim.name sgd  (sgd | adam | adamw)\n" in text
     assert "  --augment.flip none  (none | random | alternating)\n" in text
-    assert "  --optim.clip_norm none\n" in text
-    assert "  --schedule.step_epochs ''\n" in text
+    assert "  --optim.clip_norm none  (above 0, or none)\n" in text
+    assert "  --model.dropout 0.5  (0 or more, below 1)\n" in text
+    assert "  --schedule.step_epochs ''  (epochs in rising order)\n" in text
     assert "  --data.drop_last true\n" in text
 
 
 def test_help_says_beside_what_an_option_has_an_effect() -> None:
-    text = describe_fields(Config())
+    text = explanations(Config())
     assert "in each step. Only with optim.name adam or adamw.\n" in text
     assert " Only with optim.name sgd and optim.momentum above 0.\n" in text
     assert text.count(" Only with ") == sum(bool(needs_of(entry)) for entry in FIELDS.values())
+
+
+def test_help_says_whether_a_field_may_change() -> None:
+    text = explanations(Config(), ["log_every_steps", "data.decode_threads", "seed"])
+    assert "`train` events. It may change when a run is resumed.\n" in text
+    assert "decode. It may differ between hosts, and change when a run is resumed.\n" in text
+    assert text.count("It may ") == 2
+
+
+def test_the_outline_has_the_fields_with_an_effect_in_the_recipe_by_group() -> None:
+    lines = outline(RECIPES["cifar10_blog"]()).splitlines()
+    assert "  --optim.…  The optimizer and the loss it minimises." in lines
+    assert all(len(line) <= 100 for line in lines)
+    text = " ".join(line.strip() for line in lines)
+    assert "name adam, learning_rate 0.001, bias_learning_rate_ratio 1.0, beta1 0.9, " in text
+    assert "nesterov" not in text
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("optim.beta1", ["--optim.beta1"]),
+        ("--log-every-steps", ["--log_every_steps"]),
+        ("checkpoint", ["--checkpoint.every_epochs", "--checkpoint.keep"]),
+        ("beta1", ["--optim.beta1"]),
+        ("lr", ["--optim.learning_rate"]),
+        ("xyzzy", []),
+    ],
+)
+def test_a_field_or_a_group_is_explained_alone(word: str, found: list[str]) -> None:
+    text = explanation(Config(), word)
+    assert re.findall(r"^  (--\S+)", text, re.MULTILINE) == found
+    assert found or text == "no field 'xyzzy'; --help-all has them all"

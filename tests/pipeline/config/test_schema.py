@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import DataConfig, is_url
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.schema import (
-    AugmentConfig,
     CheckpointConfig,
     Config,
-    DataConfig,
     DistributedConfig,
     EvaluationConfig,
     MetricsConfig,
-    ModelConfig,
-    OptimConfig,
-    ScheduleConfig,
-    is_url,
 )
 from pipeline.data.cache.remote import LONGEST_PAUSE_SECONDS
 

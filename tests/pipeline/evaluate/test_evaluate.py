@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from data_prep.shard_set.manifest import read_manifest
-from pipeline.config.schema import AugmentConfig, Config
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.schema import Config
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.preprocess import Viewer
 from pipeline.data.cache.shard_set import ShardSet

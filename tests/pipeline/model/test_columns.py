@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from pipeline.config.schema import Config, ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import Config
 from pipeline.model.build import build_model
 from pipeline.model.columns import BOTH, Columns, part_of, parts_of, whole_of
 from pipeline.optim.replica import Replica

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.schema import DropoutForm
+from pipeline.config.model import DropoutForm
 from pipeline.data.order import randomness
 from pipeline.model import dropout
 from pipeline.model.dropout import Dropout, KeyedSequential

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.schema import OptimConfig
+from pipeline.config.optim import OptimConfig
 from pipeline.model.network import Network
 from pipeline.optim.optimizer import (
     build_optimizer,

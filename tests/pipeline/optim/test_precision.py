@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.schema import Config, OptimConfig, Precision
+from pipeline.config.optim import OptimConfig
+from pipeline.config.schema import Config, Precision
 from pipeline.model.network import Network
 from pipeline.optim.precision import apply_gradients, autocast, loss_scaler
 from pipeline.optim.replica import Replica

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.schema import Config, DistributedConfig, OptimConfig
+from pipeline.config.optim import OptimConfig
+from pipeline.config.schema import Config, DistributedConfig
 from pipeline.data.order.partition import BatchPlan
 from pipeline.model.network import Network
 from pipeline.optim.replica import Replica

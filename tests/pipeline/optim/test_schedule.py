@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.recipes import alexnet_2012, alexnet_2012_auto
-from pipeline.config.schema import Config, OptimConfig, ScheduleConfig
+from pipeline.config.schema import Config
 from pipeline.optim.schedule import (
     Position,
     Rates,

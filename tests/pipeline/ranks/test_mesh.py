@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.config.schema import Layout
+from pipeline.config.model import Layout
 from pipeline.ranks.mesh import build_mesh, check_layout
 from pipeline.ranks.world import World, collective_deadline
 from tests.pipeline.rank_jobs import call_on_ranks

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.schema import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.data.order.partition import BatchPlan
 from pipeline.model.build import build_model
 from pipeline.model.network import Network

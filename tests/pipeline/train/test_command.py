@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.recipes import RECIPES, cifar10
-from pipeline.config.schema import Config, flatten
-from pipeline.config.suggestion import COMMAND_OPTIONS
+from pipeline.config.schema import FIELDS, Config
+from pipeline.config.suggestion import RUN_WORDS
 from pipeline.run.ending import STOP_SIGNALS
 from pipeline.train.__main__ import main
 from pipeline.train.command import help_text, parse_command
@@ -85,14 +85,15 @@ def test_paths_are_those_that_a_shell_would_mean(
         ([], r"the recipe is missing: .*--run-dir RUN .*recipes .*cifar10, cifar10_blog"),
         (["--epochs", "3"], "the recipe is missing"),
         (["imagenet", *REQUIRED[1:]], "no recipe 'imagenet'; there are .*cifar10, cifar10_blog"),
+        (["cifar_10", *REQUIRED[1:]], "no recipe 'cifar_10'; did you mean cifar10\\? there are"),
         (REQUIRED[:3], "--run-dir is missing; give the directory"),
         ([*REQUIRED[:3], "--run-dir", ""], "--run-dir is missing; give the directory"),
         ([*REQUIRED[:3], "--run-dir"], "--run-dir has no value; expected --run-dir VALUE"),
         (["cifar10", "--run-dir", "--data.shards", "x"], "--run-dir has no value"),
         (["cifar10", "--run-dir", "run"], "--data.shards is missing; give the directory"),
         ([*REQUIRED, "--max-steps"], "--max-steps has no value"),
-        ([*REQUIRED, "--max-steps", "0"], "--max-steps is '0'; expected a whole number above 0"),
-        ([*REQUIRED, "--max-steps", "-3"], "--max-steps is '-3'; expected a whole number"),
+        ([*REQUIRED, "--max-steps", "0"], "--max-steps is 0; expected at least 1"),
+        ([*REQUIRED, "--max-steps", "-3"], "--max-steps is -3; expected at least 1"),
         ([*REQUIRED, "--max-steps", "1.5"], "--max-steps is '1.5'"),
         ([*REQUIRED, "--learning_rate", "1"], "did you mean --optim.learning_rate?"),
         ([*REQUIRED, "--epochs", "ten"], "--epochs is 'ten'; expected a number"),
@@ -145,16 +146,33 @@ def test_a_fork_s_source_is_a_run_and_one_of_its_checkpoints(
 def test_help_lists_every_recipe_and_every_field(
     recipe: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--help"] if recipe is None else [recipe, "--help"]
+    arguments = ["--help-all"] if recipe is None else [recipe, "--help-all"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert text == f"{help_text(arguments)}\n"
     assert all(f"\n  {name} " in text for name in RECIPES)
     config = Config() if recipe is None else RECIPES[recipe]()
-    assert all(f"\n  --{name} " in text for name, _, _ in flatten(config))
-    assert f"--global_batch_size {config.global_batch_size}\n" in text
-    assert all(f"\n  --{name} " in text for name in COMMAND_OPTIONS)
+    assert all(f"\n  --{name} " in text for name in FIELDS)
+    assert f"--global_batch_size {config.global_batch_size}  (at least 1)\n" in text
+    assert all(f"\n  --{name} " in text for name in RUN_WORDS)
     assert ("values of" in text) is (recipe is not None)
+
+
+def test_help_is_short_unless_all_of_it_is_asked_for() -> None:
+    short, whole = help_text(["cifar10", "--help"]), help_text(["cifar10", "--help-all"])
+    assert len(short.splitlines()) < 70 < len(whole.splitlines())
+    assert all(f"\n  {name} " in short for name in RECIPES)
+    assert all(f"\n  --{name} " in short for name in RUN_WORDS)
+    assert "--help-all" in short
+    assert "values of cifar10" in short
+
+
+def test_help_explains_one_field_with_the_recipe_s_value() -> None:
+    assert help_text(["cifar10", "--help", "optim.momentum"]) == (
+        "  --optim.momentum 0.9  (0 or more, below 1)\n"
+        "        SGD's momentum: the share of it that stays in each step. Only with optim.name sgd."
+    )
+    assert help_text(["--help", "cifar10"]) == help_text(["cifar10", "--help"])
 
 
 def test_help_is_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.schema import Config, EvaluationConfig, ScheduleConfig
+from pipeline.config.optim import ScheduleConfig
+from pipeline.config.schema import Config, EvaluationConfig
 from pipeline.train.length import why_not
 
 STEPS_PER_EPOCH = 8

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.schema import Config, ModelConfig, OptimConfig, ScheduleConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig, ScheduleConfig
+from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
 from pipeline.train.lines import clock_time, resolved_table, train_line
 from tests.pipeline.fake_run import train_fields

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import (
     CropBoxes,
     CropPolicy,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.shard_set.manifest import Statistics
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crops import CropWindows, take_crops
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.preprocess import Augmenter

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.manifest import Manifest, ShardSetError, read_manifest
-from pipeline.config.schema import AugmentConfig, ComponentsOfColor
+from pipeline.config.augment import AugmentConfig, ComponentsOfColor
 from pipeline.data.augment.color import (
     ORIGINAL,
     ColorComponents,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import training_crop_policy
 from pipeline.data.augment.crops import take_crops
 from pipeline.data.batches.loader import requests_of_all

@@ -14,7 +14,8 @@ import pytest
 
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import ShardSetError, Split, read_manifest
-from pipeline.config.schema import Config, DataConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.schema import Config
 from pipeline.data.batches.loader import Loader, Request, training_requests
 from pipeline.data.cache import remote_shards, shard_cache
 from pipeline.data.cache.remote_shards import RemoteShards

@@ -28,7 +28,7 @@ from data_prep.shard_set.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.cache import cache_directory, remote, shard_cache
 from pipeline.data.cache.cache_directory import CacheFullError
 from pipeline.data.cache.remote import FetchError

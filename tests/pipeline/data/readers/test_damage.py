@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, read_manifest
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import evaluation_crop_policy
 from pipeline.data.readers.jpeg import JpegReader
 from pipeline.data.readers.reading import Quarantine, ReadCost
