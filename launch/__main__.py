@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from launch import doctor, local, outcome, prometheus, runs, submit
+from pipeline.run.ending import ExitCode
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = options.run(options)
         return exit_code_after_flush(0) if code is None else code  # else it says how a job ended
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.INTERRUPTED
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
-        return 1
+        return ExitCode.FAILED
 
 
 if __name__ == "__main__":

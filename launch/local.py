@@ -12,14 +12,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, assert_never
+from typing import IO
 
 from launch.options import misplacement_check
-from launch.outcome import Outcome, outcome_of
+from launch.outcome import outcome_of
 from launch.runs import NOT_STARTED
 from pipeline.config.model import ranks_per_replica
 from pipeline.run.console import Console, counted
-from pipeline.run.ending import FAILED, LAUNCHER_VARIABLE, STOPPED, handled_signals
+from pipeline.run.ending import (
+    LAUNCHER_VARIABLE,
+    StopSource,
+    exit_code_of,
+    handled_signals,
+    signals_to_handle,
+)
 from pipeline.run.events import read_events
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
@@ -77,18 +83,6 @@ def run(options: argparse.Namespace) -> int:
     return exit_code_of(outcome)
 
 
-def exit_code_of(outcome: Outcome) -> int:
-    match outcome:
-        case "completed":
-            return 0
-        case "interrupted" | "stopped" | "stuck":
-            return STOPPED
-        case "failed":
-            return FAILED
-        case unknown:
-            assert_never(unknown)
-
-
 def choose_num_ranks(command: Command, num_gpus: int) -> int:
     """One a GPU; a CPU's cores are one device, which the columns of a network may share."""
     config = command.config
@@ -115,11 +109,10 @@ def torchrun_command(
     num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
 ) -> list[str]:
     """On this machine alone, at a free port, by loopback: its name need not resolve."""
-    signals = ["SIGQUIT", *(number.name for number in handled_signals())]
     return [
         *(sys.executable, "-m", "pipeline.start_ranks", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
-        f"--signals-to-handle={','.join(signals)}",
+        f"--signals-to-handle={signals_to_handle(handled_signals())}",
         *("-m", module, *arguments),
     ]
 
@@ -136,20 +129,20 @@ def local_environment() -> dict[str, str]:
     }
 
 
-def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, str]:
+def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, StopSource | None]:
     """Its exit code, and the last signal that came; what it writes goes on, and into `log`.
 
     Signals are passed on: in a process group of its own torchrun gets none from the terminal.
     Until there are new `events` ranks only start, and Ctrl-C would end each with a traceback.
     """
     before = _change_of(events)
-    asked = ""
+    asked: StopSource | None = None
     environment = local_environment() | {LOG_VARIABLE: str(log.absolute())}
     started: list[subprocess.Popen[bytes]] = []
 
     def forward_signal(number: int, _: FrameType | None) -> None:
         nonlocal asked
-        asked = signal.Signals(number).name.removeprefix("SIG")
+        asked = StopSource[signal.Signals(number).name]
         is_starting = number == signal.SIGINT and _change_of(events) == before
         for child in started:
             child.send_signal(signal.SIGTERM if is_starting else number)

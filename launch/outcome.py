@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Literal
 
 from data_prep.shard_set.files import path_option
 from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import LOST_RANK, STOP_FILE, Event, of_training, read_events
-
-Outcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
+from pipeline.run.ending import JobOutcome, StopSource
+from pipeline.run.events import Event, of_training, read_events
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--code", type=int, default=0, help="that torchrun ended with (default: %(default)s)"
     )
-    parser.add_argument("--asked", default="", metavar="SIGNAL", help="that the job got, if any")
+    parser.add_argument(
+        "--asked", type=_source, metavar="SIGNAL", help="that the job got, such as USR1, if any"
+    )
+
+
+def _source(name: str) -> StopSource | None:
+    """Of a signal as the shell calls it; an empty name is none."""
+    return StopSource(f"SIG{name}") if name else None
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,18 +46,14 @@ def run(options: argparse.Namespace) -> None:
     drop_unanswered(directory.targets, ("run_dir", str(directory.path.resolve())))
 
 
-def outcome_of(history: list[Event], since: float = 0.0, code: int = 0, asked: str = "") -> Outcome:
+def outcome_of(
+    history: list[Event], since: float = 0.0, code: int = 0, asked: StopSource | None = None
+) -> JobOutcome:
     """What the job that began at `since` (Unix seconds) has left of a run.
 
     One that left nothing had nothing to do if torchrun's exit code says that all went well. One
     that was `asked` to leave by a signal, and left no last word, was still starting, or was not
-    given the time to save: its ranks were killed, and one may have told that another was gone.
-
-    completed    all steps asked for are done, or were before
-    interrupted  a signal ended it early: it can go on
-    stopped      somebody asked for it with a file STOP: it can go on, but shall not by itself
-    stuck        its time ran out (SIGUSR1) before any step it did was saved: it would again
-    failed       anything else, a death without a last word too
+    given the time to save: its ranks were killed, and one may have reported that it lost another.
     """
     rows = [row for row in of_training(history) if row["time"] >= since]
     if asked and not _has_end_event(rows):
@@ -68,10 +69,10 @@ def _has_end_event(rows: list[Event]) -> bool:
         return False
     if rows[-1]["outcome"] == "stopped":  # or an earlier start of the job has, to make room
         return any(row["kind"] == "run" for row in rows)
-    return LOST_RANK not in rows[-1].get("error", "")
+    return rows[-1].get("cause") != "lost_rank"
 
 
-def _outcome_of_end(rows: list[Event], asked: str) -> Outcome:
+def _outcome_of_end(rows: list[Event], asked: StopSource | None) -> JobOutcome:
     """By the last word, and the signals since torchrun last started the ranks."""
     outcome = rows[-1]["outcome"]
     if outcome != "stopped":
@@ -80,16 +81,16 @@ def _outcome_of_end(rows: list[Event], asked: str) -> Outcome:
     sources = [row["source"] for row in rows[begin:] if row["kind"] == "signal"]
     if not sources:  # it stopped where --max-steps said
         return "completed"
-    if sources[-1] == STOP_FILE:
+    if sources[-1] == StopSource.STOP_FILE:
         return "stopped"
-    return _outcome_of_signal(rows, asked or sources[-1].removeprefix("SIG"))
+    return _outcome_of_signal(rows, asked or sources[-1])
 
 
-def _outcome_of_signal(rows: list[Event], name: str) -> Outcome:
+def _outcome_of_signal(rows: list[Event], source: str) -> JobOutcome:
     """By whether a step was saved since the first row: a late clock may hide the beginning."""
     saved = [row["step"] for row in rows if row["kind"] == "checkpoint" or _is_stopped(row)]
     is_further = bool(saved) and max(saved) > rows[0]["step"]
-    return "stuck" if name == "USR1" and not is_further else "interrupted"
+    return "stuck" if source == StopSource.SIGUSR1 and not is_further else "interrupted"
 
 
 def _is_stopped(row: Event) -> bool:

@@ -19,7 +19,6 @@ from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import (
-    LOST_RANK,
     Event,
     find_faults,
     of_training,
@@ -73,7 +72,9 @@ def describe(
         return {"state": state}
     last: dict[str, Any] = {row["kind"]: row for row in rows}
     if state == "failed" and "error" in last.get("end", {}):
-        state += f": {_cause(last['end']['error'], run_status, now)}"
+        error = last["end"]["error"]
+        is_lost = last["end"].get("cause") == "lost_rank"
+        state += f": {_lost_ranks(error, run_status, now) if is_lost else error}"
     found = {"state": state, "last event": f"{now - rows[-1]['time']:.0f} s ago"}
     step = max(row["step"] for row in rows)
     if "run" in last:
@@ -106,10 +107,8 @@ def describe(
     return found
 
 
-def _cause(error: str, run_status: RunStatus | None, now: float) -> str:
-    """The `error` of a run that failed; where a connection broke, the ranks that are gone."""
-    if LOST_RANK not in error:
-        return error
+def _lost_ranks(error: str, run_status: RunStatus | None, now: float) -> str:
+    """The ranks that are gone, of a run that failed with this `error` because of them."""
     ranks, host = () if run_status is None else run_status.ranks, socket.gethostname()
     killed = [str(rank.writer.rank) for rank in ranks if rank.outcome(host, now) == "killed"]
     are = "rank {} was" if len(killed) == 1 else "ranks {} were"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from pipeline.run.ending import STOP_SIGNALS, ExitCode, signals_to_handle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,10 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
         environment=_environment(spec, is_by_hand=command is None),
         doctor=_doctor(spec, command),
         ranks=_RANKS_BY_GPUS if ranks is None else str(ranks),
+        signals=signals_to_handle(STOP_SIGNALS),
+        done=str(ExitCode.DONE),
+        stopped=str(ExitCode.STOPPED),
+        failed=str(ExitCode.FAILED),
         shutdown_seconds=str(spec.shutdown_seconds),
         max_restarts=str(spec.max_restarts),
         max_requeues=str(spec.max_requeues if spec.requeue else 0),
@@ -80,7 +85,7 @@ def _doctor(spec: TrainSpec, command: TrainingCommand | None) -> str:
     if command is not None:
         words = shlex.join(command.doctor_arguments)
     check = f'attend "${{torchrun[@]}}" -m pipeline.doctor {words}'
-    return f'{check}\n[ "$code" -eq 0 ] || [ -n "$asked$is_cancelled" ] || exit 1\n'
+    return f'{check}\n[ "$code" -eq 0 ] || [ -n "$asked$is_cancelled" ] || exit {ExitCode.FAILED}\n'
 
 
 def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) -> str:

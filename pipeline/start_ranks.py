@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from pipeline.run.ending import AGENT_VARIABLE, FAILED, INTERRUPTED, LAUNCHER_VARIABLE
+from pipeline.run.ending import AGENT_VARIABLE, LAUNCHER_VARIABLE, ExitCode
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:  # torchrun has no handler yet
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _end_with_launcher() -> None:
@@ -59,14 +59,14 @@ def _run(arguments: Sequence[str]) -> int:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0:
                 _report_killed(rank, -failure.exitcode)
-        return max(error.get_first_failure()[1].exitcode, FAILED)
+        return max(error.get_first_failure()[1].exitcode, ExitCode.FAILED)
     except SignalException as stop:
         return 128 + stop.sigval
     except Exception as error:  # of the rendezvous, in whatever form
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: the ranks cannot be started: {type(error).__name__}: {reason}\n")
-        return FAILED
-    return 0
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def _report_killed(rank: int, number: int) -> None:

@@ -26,7 +26,7 @@ from pipeline.ranks.failure import exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World, connect
 from pipeline.run.console import Console
-from pipeline.run.ending import FAILED
+from pipeline.run.ending import ExitCode
 
 _DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
 _MAX_SKEW_SECONDS = 1.0
@@ -103,7 +103,7 @@ def examine(options: argparse.Namespace) -> int:
             console.line(f"{'ok  ' if check.is_right else 'FAIL'}  {check.title}: {check.text}")
         if num_wrong:
             sys.stderr.write(f"error: {num_wrong} of {len(checks)} checks failed\n")
-    return FAILED if num_wrong else 0
+    return ExitCode.FAILED if num_wrong else ExitCode.DONE
 
 
 if __name__ == "__main__":

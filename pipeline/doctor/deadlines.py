@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from pipeline.run.ending import FAILED
+from pipeline.run.ending import ExitCode
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -51,7 +51,7 @@ def deadline(name: str) -> Iterator[None]:
     def end() -> None:
         sentence = f"error: {name} is stuck: no answer within {_MEETING_SECONDS:g} s\n"
         os.write(2, sentence.encode())
-        os._exit(FAILED)
+        os._exit(ExitCode.FAILED)
 
     timer = threading.Timer(_MEETING_SECONDS, end)
     timer.daemon = True

@@ -23,14 +23,13 @@ from prometheus_client.registry import Collector
 
 from data_prep.shard_set.files import as_text
 from pipeline.metrics.rank_file import (
-    OUTCOMES,
     PATTERN,
     RANK_OUTCOME,
-    Outcome,
     RankFile,
     read_rank_file,
 )
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
 from pipeline.run.events import Event, last_of_training
 from pipeline.run.lock import is_locked
 
@@ -50,7 +49,7 @@ _LATELY_SECONDS = 3600.0
 class RunStatus:
     """How a run stands; times are in Unix seconds."""
 
-    outcome: Outcome
+    outcome: RunOutcome
     ended: float | None
     """None while it is running; of a killed one, when that could be known at the latest."""
     ranks: tuple[RankFile, ...]
@@ -176,7 +175,7 @@ def _labels_of(rank: RankFile) -> dict[str, str]:
     return {"rank": str(rank.writer.rank), "local_rank": str(rank.writer.local_rank)}
 
 
-def _add(family: Metric, outcome: Outcome, **labels: str) -> None:
+def _add(family: Metric, outcome: RunOutcome, **labels: str) -> None:
     texts = {name: as_text(value) for name, value in labels.items()}
-    for state in OUTCOMES:
+    for state in RUN_OUTCOMES:
         family.add_sample(family.name, texts | {"outcome": state}, float(state == outcome))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry
 
 from pipeline.metrics.families import Families
-from pipeline.metrics.rank_file import OUTCOMES, Outcome
+from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
 
 PHASES = ("data_wait", "h2d", "forward_backward", "sync_wait", "optimizer", "other")
 """Where the wall time of a step goes; the phases sum to it."""
@@ -51,7 +51,7 @@ class RankMetrics:
             "step_seconds_total", "Wall time of the steps by phase", "phase", PHASES
         )
         self._outcome = families.state_set(
-            "rank_outcome", "1 for how the rank stands, else 0", "outcome", OUTCOMES
+            "rank_outcome", "1 for how the rank stands, else 0", "outcome", RUN_OUTCOMES
         )
         self._last_step = families.measurement(
             "last_step_timestamp_seconds", "When the last step ended"
@@ -92,7 +92,7 @@ class RankMetrics:
             self._step_duration.observe(sum(phase_seconds.values()))
         self._last_step.set(time.time())
 
-    def record_outcome(self, outcome: Outcome) -> None:
+    def record_outcome(self, outcome: RunOutcome) -> None:
         """The rank leaves: how."""
         self._outcome.set(outcome)
 

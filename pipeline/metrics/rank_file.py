@@ -19,22 +19,17 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from pipeline.run.ending import process_start_ticks
+from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
 from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
 
 HEARTBEAT = "alexnet_heartbeat_timestamp_seconds"
 RANK_OUTCOME = "alexnet_rank_outcome"
-
-Outcome = Literal["running", "completed", "stopped", "failed", "killed"]
-"""How a run or a rank stands: see `pipeline.metrics.outcomes`."""
-
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 PATTERN = "rank-*.prom"
 
@@ -82,7 +77,7 @@ class RankFile:
 
     writer: Writer
     heartbeat: float
-    said: Outcome
+    said: RunOutcome
     """How it stood then."""
     families: tuple[Metric, ...]
     """The others."""
@@ -96,7 +91,7 @@ class RankFile:
         """Whether the rank runs and has published lately."""
         return self.writer.is_running and self._is_fresh(now)
 
-    def outcome(self, host: str, now: float) -> Outcome:
+    def outcome(self, host: str, now: float) -> RunOutcome:
         """How it stands, as seen from `host`: of another one's processes only silence tells."""
         if self.said != "running":
             return self.said
@@ -163,7 +158,7 @@ def read_rank_file(path: Path) -> RankFile:
     return RankFile(
         writer=writer,
         heartbeat=heartbeats[0],
-        said=next((outcome for outcome in OUTCOMES if outcomes.get(outcome)), "running"),
+        said=next((outcome for outcome in RUN_OUTCOMES if outcomes.get(outcome)), "running"),
         families=tuple(family for family in families if family.name != RANK_OUTCOME),
     )
 

@@ -15,8 +15,7 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from data_prep.shard_set.files import describe
-from pipeline.run.ending import FAILED, INTERRUPTED
-from pipeline.run.events import LOST_RANK
+from pipeline.run.ending import ExitCode, FailureCause
 
 _FORESEEN = (OSError, ValueError, ImportError)
 
@@ -24,10 +23,13 @@ _FORESEEN = (OSError, ValueError, ImportError)
 class RankFailure(RuntimeError):
     """The job cannot go on: one sentence that names the rank that failed first and why."""
 
-    def __init__(self, text: str, *, is_reported_here: bool) -> None:
+    def __init__(
+        self, text: str, *, is_reported_here: bool, cause: FailureCause | None = None
+    ) -> None:
         super().__init__(text)
         self.is_reported_here = is_reported_here
-        """Whether this rank tells it: so do rank 0 and the one that failed first."""
+        """Whether this rank reports it: so do rank 0 and the one that failed first."""
+        self.cause = cause
 
 
 _FIRST_FAILURE = "last word"
@@ -45,6 +47,9 @@ class FirstFailure:
     rank: int | None = None
     """The one that failed; None: a verdict of `pipeline.ranks.watchdog` on those that hang."""
     host: str = ""
+    cause: FailureCause | None = None
+    is_main_silent: bool = False
+    """Whether it is a verdict on rank 0, which reports all others and cannot report this one."""
 
     def __str__(self) -> str:
         return self.text if self.rank is None else f"rank {self.rank} on {self.host}: {self.text}"
@@ -72,8 +77,12 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, (*_FORESEEN, RankFailure)):
         return str(error)
     if _is_from_collective(error):
-        return f"{LOST_RANK}: it was killed, hangs or its host is gone ({fact_of(error)})"
+        return f"lost another rank: it was killed, hangs or its host is gone ({fact_of(error)})"
     return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def cause_of(error: BaseException) -> FailureCause | None:
+    return "lost_rank" if _is_from_collective(error) else None
 
 
 def _is_from_collective(error: BaseException) -> bool:
@@ -99,7 +108,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def exit_code_of(body: Callable[[], int]) -> int:
-    """Run `body`; an exception becomes a sentence on standard error and the exit code `FAILED`.
+    """Run `body`; an exception becomes a sentence on standard error and `ExitCode.FAILED`.
 
     A `RankFailure` is known to all ranks, and not each tells it. What nobody foresaw comes with its
     traceback.
@@ -111,12 +120,12 @@ def exit_code_of(body: Callable[[], int]) -> int:
         if failure.is_reported_here:
             sys.stderr.write(f"error: {failure}\n")
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except Exception as error:
         _print_unforeseen(error)
         sys.stderr.write(f"error: {sentence_of(error)}\n")
     sys.stderr.flush()
-    return FAILED
+    return ExitCode.FAILED
 
 
 def leave(code: int) -> NoReturn:

@@ -15,12 +15,11 @@ import torch.distributed as dist
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ending import STOP_SIGNALS, handled_signals, process_start_ticks
-from pipeline.run.events import STOP_FILE
+from pipeline.run.ending import STOP_SIGNALS, StopSource, handled_signals, process_start_ticks
 from pipeline.run.lock import MAKE_ROOM
 
-_SOURCES = ("", *(number.name for number in STOP_SIGNALS), "end of torchrun", STOP_FILE)
-_END_OF_AGENT, _FILE = len(_SOURCES) - 2, len(_SOURCES) - 1  # of several the last is agreed on
+_SOURCES = (None, *StopSource)
+"""By the number that ranks agree on, the greatest of several."""
 
 JOB_BEGIN = "ALEXNET_JOB_BEGIN"
 """Environment variable: when the job began, in Unix seconds. Its first act may be another."""
@@ -41,14 +40,14 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.noted = 0
-        """Place in `_SOURCES` of the last one; 0: none came."""
+        self.noted: StopSource | None = None
+        """The last one."""
         self._interrupt_from = math.inf
         for number in handled_signals():
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.noted = _SOURCES.index(signal.Signals(number).name)
+        self.noted = StopSource[signal.Signals(number).name]
         if number != signal.SIGINT:
             return
         if time.monotonic() > self._interrupt_from:
@@ -108,16 +107,16 @@ class StopRequests:
         self._last_poll: tuple[int, float] | None = None
         """Its step and time."""
 
-    def agreed(self, step: int) -> str | None:
+    def agreed(self, step: int) -> StopSource | None:
         """Called after every step: where a request came from that all ranks now know, or None."""
         if self._next_poll_step is not None and step < self._next_poll_step:
             return None
         source, distance = self._wait_for_poll()
         if source:
-            if self._world.is_main and source == _FILE:
+            if self._world.is_main and source is StopSource.STOP_FILE:
                 with contextlib.suppress(OSError):  # what stays is older than the next start
                     self._file.unlink(missing_ok=True)
-            return _SOURCES[source]
+            return source
         self._next_poll_step = step + distance
         self._start(step)
         return None
@@ -126,11 +125,11 @@ class StopRequests:
         asked = self._signals.noted
         agent = self._world.environment.agent
         if agent is not None and agent != os.getppid():  # nobody looks after this rank any more
-            asked = _END_OF_AGENT
+            asked = StopSource.END_OF_LAUNCHER
         if self._world.is_main and self._is_file_there():
-            asked = _FILE
+            asked = StopSource.STOP_FILE
         # The slowest rank decides: the maximum of what is negative is the smallest distance.
-        values = torch.tensor([asked, -self._distance(step)])
+        values = torch.tensor([_SOURCES.index(asked), -self._distance(step)])
         work = None
         if self._world.control is not None:
             work = dist.all_reduce(
@@ -156,15 +155,15 @@ class StopRequests:
         due = num_steps * _POLL_SECONDS / max(now - last_time, 1e-6)
         return max(1, min(int(due), 2 * num_steps, _MAX_POLL_STEPS))
 
-    def _wait_for_poll(self) -> tuple[int, int]:
-        """Agreed source (0: none) and distance to the next look, in steps."""
+    def _wait_for_poll(self) -> tuple[StopSource | None, int]:
+        """Agreed source and distance to the next look, in steps."""
         if self._pending is None:
-            return 0, 1
+            return None, 1
         work, values = self._pending
         if work is not None:
             work.wait()
-        source, distance = values.tolist()
-        return source, -distance
+        number, distance = values.tolist()
+        return _SOURCES[number], -distance
 
     def close(self) -> None:
         """End a reduction still under way; the ranks are at the same step, so all are in it."""

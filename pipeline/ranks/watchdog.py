@@ -35,7 +35,7 @@ from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ending import FAILED
+from pipeline.run.ending import ExitCode
 from pipeline.run.events import write_failure
 
 T = TypeVar("T")
@@ -48,7 +48,9 @@ _LOOK_SECONDS = 0.05
 _JUDGING_SECONDS = 2.0
 """On a busy host a thread may have no turn for a second: that is no silence yet."""
 _SILENT = "gives no sign of life"
-_SILENT_STORE = f"rank 0 {_SILENT}: the store that it keeps does not answer"
+_SILENT_STORE = FirstFailure(
+    f"rank 0 {_SILENT}: the store that it keeps does not answer", is_main_silent=True
+)
 
 
 class Phase(enum.StrEnum):
@@ -90,44 +92,40 @@ class Heartbeat:
         return self.seconds > self.limit_seconds
 
 
-def judge(before: Sequence[Heartbeat | None], now: Sequence[Heartbeat | None]) -> str | None:
+def judge(
+    before: Sequence[Heartbeat | None], now: Sequence[Heartbeat | None]
+) -> FirstFailure | None:
     """Who hangs, by all ranks' heartbeats at two times more than a period apart; None: nobody.
 
     A heartbeat is None before a rank's first.
     """
     ranks = list(enumerate(zip(before, now, strict=True)))
-    silent = [
-        f"rank {rank}{f' on {new.host}' if new else ''} {_SILENT}{_at(new)}"
+    silent = {
+        rank: f"rank {rank}{f' on {new.host}' if new else ''} {_SILENT}{_at(new)}"
         for rank, (old, new) in ranks
         if new is None or (old is not None and old.count == new.count)
-    ]
+    }
     if silent:
         reasons = "its process is stopped, or hangs in native code, or its host is gone"
-        return f"{', '.join(silent)}: {reasons}"
+        return FirstFailure(f"{', '.join(silent.values())}: {reasons}", is_main_silent=0 in silent)
     overdue = [(rank, new) for rank, (_, new) in ranks if new is not None and new.is_overdue]
     busy = [(rank, heartbeat) for rank, heartbeat in overdue if not heartbeat.is_waiting]
     if busy:
-        return ", ".join(
-            f"rank {rank} on {heartbeat.host} hangs{_at(heartbeat)}" for rank, heartbeat in busy
-        )
+        hanging = (f"rank {rank} on {one.host} hangs{_at(one)}" for rank, one in busy)
+        return FirstFailure(", ".join(hanging))
     if len(overdue) < len(now):  # somebody is at work, and the others wait for that
         return None
     first = min(heartbeat.step for _, heartbeat in overdue)
     behind = [
         f"rank {rank}{_at(heartbeat)}" for rank, heartbeat in overdue if heartbeat.step == first
     ]
-    return f"all ranks wait for each other: {', '.join(behind)}"
+    return FirstFailure(f"all ranks wait for each other: {', '.join(behind)}")
 
 
 def _at(heartbeat: Heartbeat | None) -> str:
     if heartbeat is None:
         return ""
     return f", {heartbeat.phase} after step {heartbeat.step} for {heartbeat.seconds:.0f} s"
-
-
-def is_of_silent_main(verdict: str) -> bool:
-    """Whether it is on rank 0, which tells all others, and which cannot tell this one."""
-    return verdict.startswith("rank 0 ") and _SILENT in verdict.partition(", ")[0]
 
 
 class Watchdog:
@@ -203,7 +201,7 @@ class Watchdog:
             if verdict is not None:
                 self._end_job(verdict)
 
-    def _judge(self) -> str | None:
+    def _judge(self) -> FirstFailure | None:
         """Compare all heartbeats before and after a time in which every rank has some."""
         before = self._store.heartbeats()
         for _ in range(max(3, math.ceil(_JUDGING_SECONDS / self._period))):
@@ -213,26 +211,26 @@ class Watchdog:
             self._store.post(self._world.rank, self._heartbeat())
             if (verdict := self._store.verdict()) is not None:
                 return verdict
-        text = judge(before, self._store.heartbeats())
-        return None if text is None else self._store.agree(text)
+        verdict = judge(before, self._store.heartbeats())
+        return None if verdict is None else self._store.agree(verdict)
 
-    def _end_job(self, verdict: str) -> None:
+    def _end_job(self, verdict: FirstFailure) -> None:
         """Tell, and end this process: its main thread may never come back.
 
         What hangs may be the file system of the run, so nothing waits long for that.
         """
         sentence = f"{verdict}; the stacks of all ranks are in {self._run.hangs}"
         try:
-            if self._world.is_main or is_of_silent_main(verdict):
+            if self._world.is_main or verdict.is_main_silent:
                 os.write(2, f"error: {sentence}\n".encode(errors="replace"))
             dump = threading.Thread(target=self._leave_traces, args=(sentence,), daemon=True)
             dump.start()
             dump.join(_DUMP_SECONDS)
-            if verdict != _SILENT_STORE:
+            if verdict is not _SILENT_STORE:
                 with contextlib.suppress(Exception):
                     self._wait_for_acknowledgements()
         finally:
-            os._exit(FAILED)
+            os._exit(ExitCode.FAILED)
 
     def _wait_for_acknowledgements(self) -> None:
         """Rank 0, which may keep the store, leaves after all that can have found the verdict."""
@@ -300,18 +298,18 @@ class _WatchdogStore:
         texts = [self._ask(partial(self._get, f"pulse/{rank}")) for rank in range(self._num_ranks)]
         return [None if text is None else _heartbeat_of(text) for text in texts]
 
-    def verdict(self) -> str | None:
+    def verdict(self) -> FirstFailure | None:
         """The one on ranks that hang; those that failed otherwise leave by themselves."""
         failure = (
             None if self._store is None else self._ask(partial(FirstFailure.find, self._store))
         )
-        return None if failure is None or failure.rank is not None else failure.text
+        return None if failure is None or failure.rank is not None else failure
 
-    def agree(self, verdict: str) -> str:
+    def agree(self, verdict: FirstFailure) -> FirstFailure:
         """Post the verdict, unless there is a failure already; returns what holds."""
         if self._store is None:
             return verdict
-        return str(self._ask(partial(FirstFailure(verdict).publish, self._store)))
+        return self._ask(partial(verdict.publish, self._store))
 
     def acknowledge(self, rank: int) -> None:
         """Say that this rank knows the verdict, and needs the store no more."""

@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.failure import FirstFailure, RankFailure, fact_of, sentence_of
+from pipeline.ranks.failure import FirstFailure, RankFailure, cause_of, fact_of, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.run.console import counted
 from pipeline.run.ending import handled_signals
@@ -132,13 +132,14 @@ class World:
         Returns what the first rank to fail has left: this one's, if it is the first.
         """
         get_error_handler().record_exception(error)
-        text = sentence_of(error)
+        text, cause = sentence_of(error), cause_of(error)
         if self.store is None:
-            return RankFailure(text, is_reported_here=True)
-        first = FirstFailure(text, self.rank, socket.gethostname())
+            return RankFailure(text, is_reported_here=True, cause=cause)
+        first = FirstFailure(text, self.rank, socket.gethostname(), cause)
         with contextlib.suppress(RuntimeError):  # the store may be gone already
             first = first.publish(self.store)
-        return RankFailure(str(first), is_reported_here=self.rank in (0, first.rank))
+        is_reported_here = self.rank in (0, first.rank)
+        return RankFailure(str(first), is_reported_here=is_reported_here, cause=first.cause)
 
 
 @contextlib.contextmanager

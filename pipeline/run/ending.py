@@ -1,23 +1,72 @@
-"""How a rank ends: what its exit codes mean, and what asks it to leave.
+"""How a run ends, declared once: what asks it to stop, how it was left, and its exit codes.
 
-That is signals, and the end of the process that looks after the ranks.
+a stop source ─▶ the ranks save and leave ─▶ outcome of the process group, its last event
+                                             outcome of the job ─▶ exit code, requeue or not
 """
 
 from __future__ import annotations
 
+import enum
 import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, assert_never, get_args
 
-FAILED = 1
-"""The rank failed."""
 
-STOPPED = 75
-"""The run was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, 'try again'."""
+class ExitCode(enum.IntEnum):
+    """What ranks, the launcher and SLURM jobs leave with."""
 
-INTERRUPTED = 130
-"""Ctrl-C ended the rank on the spot, as shells have it."""
+    DONE = 0
+    """All that was asked for is done."""
+    FAILED = 1
+    STOPPED = 75
+    """The run was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, 'try again'."""
+    INTERRUPTED = 130
+    """Ctrl-C ended the process on the spot, as shells have it."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+class StopSource(enum.StrEnum):
+    """What asks the ranks to stop; of several at once the last one here counts."""
+
+    SIGTERM = "SIGTERM"
+    SIGINT = "SIGINT"
+    SIGHUP = "SIGHUP"
+    SIGUSR1 = "SIGUSR1"
+    """SLURM's warning that the time of the job runs out."""
+    SIGUSR2 = "SIGUSR2"
+    END_OF_LAUNCHER = "end of torchrun"
+    """The process that looks after the ranks is gone."""
+    STOP_FILE = "STOP file"
+    """Somebody wants the run to stop, and not to go on by itself."""
+
+
+STOP_SIGNALS = tuple(
+    signal.Signals[source] for source in StopSource if source in signal.Signals.__members__
+)
+
+EndOutcome = Literal["completed", "stopped", "failed"]
+"""How a process group left: all steps are done, it was stopped before, or it failed."""
+
+RunOutcome = Literal["running", EndOutcome, "killed"]
+"""How a run or a rank stands: as it left, at work, or gone without a last word."""
+
+RUN_OUTCOMES: tuple[RunOutcome, ...] = get_args(RunOutcome)
+
+FailureCause = Literal["lost_rank"]
+"""Why a process group failed, where its error is only what follows from that.
+
+lost_rank  another rank was gone: it was killed, hangs, or its host is gone
+"""
+
+JobOutcome = Literal["completed", "interrupted", "stopped", "stuck", "failed"]
+"""What a job has left of a run.
+
+completed    all steps asked for are done, or were before
+interrupted  a signal ended it early: it can go on
+stopped      somebody asked for it with a file STOP: it can go on, but not by itself
+stuck        its time ran out (SIGUSR1) before any step it did was saved: it would again
+failed       anything else, also a death without a last word
+"""
 
 AGENT_VARIABLE = "ALEXNET_AGENT"
 """Environment variable in which a launcher tells ranks the process that looks after them."""
@@ -26,10 +75,27 @@ LAUNCHER_VARIABLE = "ALEXNET_LAUNCHER"
 """Environment variable in which a launcher names itself: what it starts ends when it is killed."""
 
 
+def exit_code_of(outcome: JobOutcome) -> ExitCode:
+    match outcome:
+        case "completed":
+            return ExitCode.DONE
+        case "interrupted" | "stopped" | "stuck":
+            return ExitCode.STOPPED
+        case "failed":
+            return ExitCode.FAILED
+        case unknown:
+            assert_never(unknown)
+
+
 def handled_signals() -> list[signal.Signals]:
     """Of `STOP_SIGNALS`: a hangup that nohup has warded off is none."""
     is_warded_off = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_warded_off]
+
+
+def signals_to_handle(signals: Iterable[signal.Signals]) -> str:
+    """What torchrun's option of this name gets, to forward these signals to the ranks."""
+    return ",".join(["SIGQUIT", *(number.name for number in signals)])
 
 
 def process_start_ticks(pid: int) -> int | None:

@@ -10,13 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from pipeline.run.ending import EndOutcome, FailureCause
+
 Kind = Literal["run", "train", "eval", "checkpoint", "alarm", "signal", "end"]
 AlarmReason = Literal["not_learning", "damaged_image"]
 EvaluatedBy = Literal["train", "evaluate"]
 """The command that made an evaluation: `pipeline.train` at a step of its own, or
 `pipeline.evaluate` of a checkpoint, at any time."""
-EndOutcome = Literal["completed", "stopped", "failed"]
-"""How a process group left."""
 
 EVERY_ROW: Mapping[str, str] = {
     "kind": "which of these rows it is",
@@ -79,6 +79,7 @@ FIELDS: Mapping[Kind, Mapping[str, str]] = {
     "end": {
         "outcome": "`completed`, `stopped` or `failed`",
         "error": "of a failed process group alone: why",
+        "cause": "`lost_rank` where it failed because another rank was gone",
     },
 }
 
@@ -109,7 +110,7 @@ _NUMBERS_OR_NULL = frozenset(
 _TEXTS = frozenset({"source", "error"})
 """With `outcome` and `phase_seconds`, these are all that readers compute with or compare."""
 
-_NEED_NOT_BE: Mapping[str, frozenset[str]] = {"end": frozenset({"error"})}
+_NEED_NOT_BE: Mapping[str, frozenset[str]] = {"end": frozenset({"error", "cause"})}
 
 _OF_OLDER_VERSIONS: Mapping[str, Mapping[str, Any]] = {
     "run": {"format_version": 1, "forked_from": None, "shard_set": None},
@@ -168,6 +169,8 @@ def _wanted(name: str, value: object) -> str | None:
         return None if isinstance(value, str) else "a text"
     if name == "outcome":
         return None if value in get_args(EndOutcome) else ", ".join(get_args(EndOutcome))
+    if name == "cause":
+        return None if value in get_args(FailureCause) else ", ".join(get_args(FailureCause))
     if name == "phase_seconds":
         is_right = isinstance(value, dict) and all(
             seconds is None or _is_number(seconds) for seconds in value.values()

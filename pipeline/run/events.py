@@ -17,16 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.locks import try_lock, unlock
-from pipeline.run.event_fields import EndOutcome, Kind, check_row, completed_row
+from pipeline.run.ending import EndOutcome, FailureCause
+from pipeline.run.event_fields import Kind, check_row, completed_row
 from pipeline.run.format_version import EVENTS_VERSION, check_format_version
 
 Event = dict[str, Any]
-
-STOP_FILE = "STOP file"
-"""Source of a `signal` row: somebody who wants the run to stop, and not to go on by itself."""
-
-LOST_RANK = "lost another rank"
-"""In the error of a process group that failed because one of its processes was gone."""
 
 _BLOCK_BYTES = 1 << 16
 
@@ -93,12 +88,13 @@ def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) ->
     log.close()
 
 
-def write_failure(path: Path, error: str) -> None:
+def write_failure(path: Path, error: str, cause: FailureCause | None = None) -> None:
     """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
     history = of_training(read_events(path)) if path.is_file() else []
     step, epoch = (history[-1]["step"], history[-1]["epoch"]) if history else (0, 0.0)
     log = EventLog(path)
-    log.write("end", step=step, epoch=epoch, outcome="failed", error=error)
+    because = {} if cause is None else {"cause": cause}
+    log.write("end", step=step, epoch=epoch, outcome="failed", error=error, **because)
     log.close()
 
 

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
@@ -28,7 +27,7 @@ from pipeline.ranks.stop import StopRequests, StopSignals
 from pipeline.ranks.world import World, connect, failure_of_all
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
-from pipeline.run.ending import STOPPED
+from pipeline.run.ending import EndOutcome, ExitCode
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 from pipeline.train.lines import resolved_table
 from pipeline.train.loop import Components, TrainingLoop
@@ -46,7 +45,7 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         if isinstance(prepared, int):
             if world.is_main:
                 Console(sys.stdout).line(f"nothing to do: {prepared:,} steps are done")
-            return 0
+            return ExitCode.DONE
         components, start = prepared
         progress, journal = components.progress, components.journal
         stops = StopRequests(world, command.run, signals)
@@ -56,17 +55,17 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
                 TrainingLoop(components).run(stops)
         except Exception as error:
             failure = world.report_failure(error)
-            journal.ended(progress.step, "failed", str(failure))
+            journal.ended(progress.step, "failed", str(failure), failure.cause)
             raise failure from error
         is_complete = progress.step == components.target_steps
-        outcome: Literal["completed", "stopped"] = "completed" if is_complete else "stopped"
+        outcome: EndOutcome = "completed" if is_complete else "stopped"
         journal.ended(progress.step, outcome)
         components.metrics.record_outcome(outcome)
         # The first rank to leave ends all: rank 0 must have written its last event before.
         world.all_gather_object(None)
         _conclude(components, is_complete=is_complete)
         is_done = progress.step == components.end_step
-        return 0 if is_done or world.environment.max_attempts else STOPPED
+        return ExitCode.DONE if is_done or world.environment.max_attempts else ExitCode.STOPPED
 
 
 def _announce(components: Components, start: Start) -> None:

@@ -19,6 +19,7 @@ from pipeline.metrics.job import OF_EVALUATION, OF_TRAINING, JobMetrics
 from pipeline.metrics.run_facts import RunFacts
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import EndOutcome, FailureCause, StopSource
 from pipeline.run.event_fields import Kind
 from pipeline.run.events import EventLog, count_resumes, read_events
 from pipeline.train.eta import Eta
@@ -130,15 +131,22 @@ class Journal:
         self._metrics.checkpoint_failed(reason)
         self.console.line(f"warning: no checkpoint saved: {error}")
 
-    def stop_requested(self, step: int, source: str) -> None:
+    def stop_requested(self, step: int, source: StopSource) -> None:
         self._metrics.stop_requested()
         self.console.line(f"stopping at step {step:,}, asked by {source}")
         self._write("signal", step, {"source": source})
 
-    def ended(self, step: int, outcome: str, error: str | None = None) -> None:
-        """The process group leaves; `outcome` is completed, stopped or failed."""
+    def ended(
+        self,
+        step: int,
+        outcome: EndOutcome,
+        error: str | None = None,
+        cause: FailureCause | None = None,
+    ) -> None:
+        """The process group leaves."""
         self._metrics.ended()
-        self._write("end", step, {"outcome": outcome} | ({"error": error} if error else {}))
+        fields = {"outcome": outcome, "error": error, "cause": cause}
+        self._write("end", step, {name: value for name, value in fields.items() if value})
         with self._no_room_tolerated():
             self._events.close()
 

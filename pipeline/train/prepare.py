@@ -128,7 +128,7 @@ def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
         failure = error if isinstance(error, RankFailure) else world.report_failure(error)
         if world.is_main:
             with contextlib.suppress(OSError):
-                write_failure(run.events, str(failure))
+                write_failure(run.events, str(failure), failure.cause)
         if failure is error:
             raise
         raise failure from error

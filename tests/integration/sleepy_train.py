@@ -20,7 +20,7 @@ from unittest import mock
 
 from pipeline.data.batches.loader import Loader
 from pipeline.optim.replica import Replica
-from pipeline.ranks.failure import leave
+from pipeline.ranks.failure import FirstFailure, leave
 from pipeline.ranks.watchdog import Watchdog, _WatchdogStore
 from pipeline.train import __main__ as train
 
@@ -54,7 +54,7 @@ def be_blind(seconds: float) -> None:
     def judge(_: Watchdog) -> None:
         begin.append(time.monotonic())
 
-    def verdict(store: _WatchdogStore) -> str | None:
+    def verdict(store: _WatchdogStore) -> FirstFailure | None:
         is_blind = not begin or time.monotonic() < begin[0] + seconds
         if is_blind and threading.current_thread().name == "watchdog":
             return None

@@ -183,6 +183,7 @@ def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], ki
             assert set(codes) == {-signal.SIGKILL, 1}, "the others notice, and do not hang"
             if victim != 0:
                 assert "lost another rank" in job.errors[0].splitlines()[-1]
+                assert rows(run, "end")[-1]["cause"] == "lost_rank"
     finish(size, shards, run, *options)
     assert rows(run, "run")[-1]["resumed_from"] is not None
 

@@ -17,16 +17,14 @@ from launch.__main__ import main
 from launch.local import (
     _run_torchrun,
     choose_num_ranks,
-    exit_code_of,
     local_environment,
     num_gpus,
     torchrun_command,
 )
-from launch.outcome import Outcome
 from launch.runs import newest_log
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ending import STOP_SIGNALS
+from pipeline.run.ending import STOP_SIGNALS, JobOutcome, exit_code_of
 from pipeline.run.lock import lock_run
 from pipeline.train.command import parse_command
 from tests.integration.training import make_shards, rows, training, wait_for_step
@@ -238,7 +236,7 @@ def test_a_full_disk_costs_lines_of_the_log_alone(
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         command = [sys.executable, "-c", "print('a line\\n' * 20_000, end='')"]
-        assert _run_torchrun(command, Path("/dev/full"), Path("/no/events")) == (0, "")
+        assert _run_torchrun(command, Path("/dev/full"), Path("/no/events")) == (0, None)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -329,7 +327,7 @@ def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
     ("outcome", "code"),
     [("completed", 0), ("interrupted", 75), ("stopped", 75), ("stuck", 75), ("failed", 1)],
 )
-def test_each_outcome_has_its_exit_code(outcome: Outcome, code: int) -> None:
+def test_each_outcome_has_its_exit_code(outcome: JobOutcome, code: int) -> None:
     assert exit_code_of(outcome) == code
 
 

@@ -11,7 +11,6 @@ import pytest
 from launch.__main__ import main
 from pipeline.metrics.rank_file import HEARTBEAT, Writer, render_rank_file
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import LOST_RANK
 from tests.pipeline.fake_run import RunHistory, checkpoint_fields, start_fields, train_fields
 from tests.pipeline.monitoring import finish, rank_process, wait_for
 
@@ -47,8 +46,8 @@ def test_status_is_of_this_copy_of_the_run_and_names_what_is_wrong(
     history.write("train", 10, **train_fields(10))
     path = "/of/the/original/step-00000015"
     history.write("checkpoint", 15, **checkpoint_fields("best") | {"path": path})
-    error = f"rank 0 on vm: {LOST_RANK}: it was killed, hangs or its host is gone (Read error)"
-    history.write("end", 15, outcome="failed", error=error)
+    error = "rank 0 on vm: lost another rank: it was killed, hangs or its host is gone (Read error)"
+    history.write("end", 15, outcome="failed", error=error, cause="lost_rank")
     history.close()
     with run.events.open("a") as file:
         file.write('{"kind": "train"}\n')

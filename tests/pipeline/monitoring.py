@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from pipeline.metrics.rank_file import OUTCOMES
+from pipeline.run.ending import RUN_OUTCOMES
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -199,7 +199,7 @@ def served(collector: Collector, name: str) -> dict[tuple[str, ...], str]:
             values = found.setdefault(tuple(value for _, value in others), {})
             values[outcome] = sample.value
     for values in found.values():
-        assert values.keys() == set(OUTCOMES)
+        assert values.keys() == set(RUN_OUTCOMES)
         assert sorted(values.values()) == [0, 0, 0, 0, 1]
     return {
         labels: next(outcome for outcome, value in values.items() if value)

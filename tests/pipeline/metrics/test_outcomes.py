@@ -25,13 +25,13 @@ from pipeline.metrics.outcomes import (
 )
 from pipeline.metrics.rank_file import (
     HEARTBEAT,
-    Outcome,
     Writer,
     rank_file_name,
     read_rank_file,
     render_rank_file,
 )
 from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import RunOutcome
 from pipeline.run.lock import lock_run
 from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields
 from tests.pipeline.monitoring import finish, rank_process, served, wait_for
@@ -98,7 +98,7 @@ def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
 
 @pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
 def test_the_last_word_counts_until_the_run_begins_again(
-    outcome: Outcome, run: RunDirectory
+    outcome: RunOutcome, run: RunDirectory
 ) -> None:
     """A lock that is held for long behind it is that of a new attempt."""
     history = RunHistory(run)

@@ -20,7 +20,7 @@ from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import FirstFailure, RankFailure, exit_code_of, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World, connect
-from pipeline.run.ending import FAILED, INTERRUPTED, STOP_SIGNALS
+from pipeline.run.ending import STOP_SIGNALS, ExitCode
 from pipeline.run.lock import JobStart
 from tests.pipeline.monitoring import free_port, wait_for
 from tests.pipeline.rank_jobs import call_in_processes, call_on_ranks, rank_environment
@@ -96,7 +96,7 @@ def test_sentences(error: Exception, sentence: str) -> None:
 def test_only_what_nobody_foresaw_has_a_traceback(
     error: Exception, has_traceback: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code_of(raiser(error)) == FAILED
+    assert exit_code_of(raiser(error)) == ExitCode.FAILED
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.endswith(f"error: {sentence_of(error)}\n")
@@ -107,13 +107,13 @@ def test_only_what_nobody_foresaw_has_a_traceback(
 def test_a_failure_is_reported_where_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
     for is_reported, expected in ((True, "error: rank 1 on a: b\n"), (False, "")):
         failure = RankFailure("rank 1 on a: b", is_reported_here=is_reported)
-        assert exit_code_of(raiser(failure)) == FAILED
+        assert exit_code_of(raiser(failure)) == ExitCode.FAILED
         assert capsys.readouterr().err == expected
 
 
 def test_the_exit_code_of_what_ends_well_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(lambda: 75) == 75
-    assert exit_code_of(raiser(KeyboardInterrupt())) == INTERRUPTED == 130
+    assert exit_code_of(raiser(KeyboardInterrupt())) == int(ExitCode.INTERRUPTED) == 130
     assert capsys.readouterr().err == ""
 
 
@@ -235,6 +235,11 @@ def test_one_process_names_no_rank() -> None:
     assert str(SINGLE.report_failure(ValueError("a sentence"))) == "a sentence"
     with pytest.raises(RankFailure, match=r"^a sentence$"), SINGLE.fail_together():
         raise ValueError("a sentence")
+
+
+def test_a_failure_says_whether_another_rank_was_lost() -> None:
+    assert SINGLE.report_failure(RuntimeError(GLOO)).cause == "lost_rank"
+    assert SINGLE.report_failure(ValueError("lost another rank")).cause is None
 
 
 def test_the_environment_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:

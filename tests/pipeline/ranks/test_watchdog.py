@@ -14,7 +14,6 @@ from pipeline.ranks.watchdog import (
     Phase,
     Watchdog,
     flight_record,
-    is_of_silent_main,
     judge,
 )
 from pipeline.run.directory import RunDirectory
@@ -51,7 +50,8 @@ WORKS = heartbeat(Phase.EVALUATING, AT_WORK)
 def alive(*heartbeats: Heartbeat | None) -> str | None:
     """The verdict on ranks whose heartbeats go on."""
     later = [None if one is None else dataclasses.replace(one, count=2) for one in heartbeats]
-    return judge(heartbeats, later)
+    verdict = judge(heartbeats, later)
+    return None if verdict is None else verdict.text
 
 
 def test_one_that_stands_still_is_named_and_those_that_wait_for_it_are_not() -> None:
@@ -65,7 +65,8 @@ def test_those_that_wait_for_one_at_work_wait_on() -> None:
 
 def test_one_whose_heartbeat_stops_is_named_before_others() -> None:
     verdict = judge([WAITS, READS, READS], [dataclasses.replace(WAITS, count=2), READS, None])
-    assert verdict == (
+    assert verdict is not None
+    assert verdict.text == (
         "rank 1 on n2 gives no sign of life, reading a batch after step 6 for 61 s, "
         "rank 2 gives no sign of life: "
         "its process is stopped, or hangs in native code, or its host is gone"
@@ -80,10 +81,14 @@ def test_other_ranks_report_rank_0_only_if_it_is_silent(has_heartbeat: bool) -> 
         [READS if has_heartbeat else None, WAITS], [READS if has_heartbeat else None, later]
     )
     assert silent is not None
-    assert is_of_silent_main(silent)
-    for verdict in (alive(READS, WAITS), judge([WAITS, READS], [later, READS])):
+    assert silent.is_main_silent
+    still_alive = dataclasses.replace(READS, count=2)
+    for verdict in (
+        judge([READS, WAITS], [still_alive, later]),
+        judge([WAITS, READS], [later, READS]),
+    ):
         assert verdict is not None
-        assert not is_of_silent_main(verdict)
+        assert not verdict.is_main_silent
 
 
 def test_a_deadlock_names_those_that_are_behind() -> None:
