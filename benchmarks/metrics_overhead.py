@@ -27,8 +27,9 @@ from data_prep.shard_set.files import write_atomically
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.families import exposition
 from pipeline.metrics.job import JobMetrics
-from pipeline.metrics.rank import PHASES, RankMetrics
+from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import Writer, render_rank_file
+from pipeline.run.phase import PHASE_LABELS
 
 STEPS, LOG_STEPS, REPEATS = 250, 50, 9
 
@@ -71,7 +72,7 @@ def cpu_seconds(folder: Path) -> tuple[list[float], list[float]]:
     """CPU time of what a step records, and of a publication, several times each."""
     registry = CollectorRegistry()
     rank, _ = RankMetrics(0, 0, registry), JobMetrics(registry)
-    phases = dict.fromkeys(PHASES, 0.01)
+    phases = dict.fromkeys(PHASE_LABELS, 0.01)
 
     def record() -> None:
         rank.record_loaded(

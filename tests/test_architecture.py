@@ -77,7 +77,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.data.augment", "pipeline.data.cache", "pipeline.data.batches"),
         *("pipeline.data.open", "pipeline.optim", "pipeline.ranks", "pipeline.model", *_BASE),
     ),
-    "pipeline.report": ("pipeline.metrics", "pipeline.run", SHARD_SET),
+    "pipeline.report": ("pipeline.run", SHARD_SET),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),

@@ -9,9 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.metrics.families import Families
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
-
-PHASES = ("data_wait", "h2d", "forward_backward", "sync_wait", "optimizer", "other")
-"""Where the wall time of a step goes; the phases sum to it."""
+from pipeline.run.phase import PHASE_LABELS, Label
 
 LOADER_PHASES = ("read", "decode")
 LOADER_SOURCES = ("tar", "remote", "beton", "resident")
@@ -48,7 +46,7 @@ class RankMetrics:
             "train_steps_skipped_total", "Steps not applied: their gradients were not finite"
         )
         self._phase_seconds = families.counters(
-            "step_seconds_total", "Wall time of the steps by phase", "phase", PHASES
+            "step_seconds_total", "Wall time of the steps by phase", "phase", PHASE_LABELS
         )
         self._outcome = families.state_set(
             "rank_outcome", "1 for how the rank stands, else 0", "outcome", RUN_OUTCOMES
@@ -78,16 +76,16 @@ class RankMetrics:
         )
         self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
 
-    def record_step(self, num_samples: float, phase_seconds: Mapping[str, float]) -> None:
-        """Count one step of this rank; the keys of `phase_seconds` are from `PHASES`.
+    def record_step(self, num_samples: float, phase_seconds: Mapping[Label, float]) -> None:
+        """Count one step of this rank and where its time went.
 
         Of two ranks that share a replica each counts half of its samples.
         """
         self._samples.inc(num_samples)
         self._steps.inc()
-        for phase, seconds in phase_seconds.items():
-            # A remainder such as "other" can be a hair below 0, and counters refuse to fall.
-            self._phase_seconds[phase].inc(max(0.0, seconds))
+        for label, seconds in phase_seconds.items():
+            # Events of a GPU can be a hair apart the wrong way, and counters refuse to fall.
+            self._phase_seconds[label].inc(max(0.0, seconds))
         if self._step_duration is not None:
             self._step_duration.observe(sum(phase_seconds.values()))
         self._last_step.set(time.time())

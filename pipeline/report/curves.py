@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.report.summary import Interval, evaluations, of_kind, shares
 from pipeline.run.events import Event
+from pipeline.run.phase import PHASE_LABELS
 
 _POINTS_PER_INCH = 72
 _SIZE_POINTS = (400, 250)
@@ -28,12 +29,7 @@ _COLORS = {
     "#0a0002": "--right-soft",
     "#0a0003": "--train",
     "#0a0004": "--stop",
-    "#0b0000": "--phase-data_wait",
-    "#0b0001": "--phase-h2d",
-    "#0b0002": "--phase-forward_backward",
-    "#0b0003": "--phase-sync_wait",
-    "#0b0004": "--phase-optimizer",
-    "#0b0005": "--phase-other",
+    **{f"#0b000{number}": f"--phase-{label}" for number, label in enumerate(PHASE_LABELS)},
 }
 """Stand-ins that matplotlib draws with, and the CSS variables that replace them: so one drawing
 suits light and dark."""

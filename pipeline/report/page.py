@@ -26,17 +26,9 @@ from pipeline.report.predictions import (
 from pipeline.report.summary import Summary, intervals, summarize
 from pipeline.report.timeline import timeline
 from pipeline.run.directory import RunDirectory
+from pipeline.run.phase import PHASE_LABELS
 
 _TEMPLATE = "page.html.j2"
-
-_PHASE_NAMES = {
-    "data_wait": "waiting for data",
-    "h2d": "copying to the device",
-    "forward_backward": "forward and backward",
-    "sync_wait": "waiting for other ranks",
-    "optimizer": "optimizer",
-    "other": "other",
-}
 
 _MAX_TABLE_CLASSES = 20
 """With more classes the confusion matrix is an image beside the most confused pairs."""
@@ -78,7 +70,7 @@ def render(run: RunDirectory) -> str:
         faults=inputs.faults,
         timeline=timeline(inputs.rows),
         charts=_charts(inputs, summary),
-        phase_names=_PHASE_NAMES,
+        phase_names=PHASE_LABELS,
         **_kernel_context(run, network),
         **_prediction_context(inputs),
     )

@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.metrics.rank import PHASES
 from pipeline.report.attempts import Attempt, find_attempts
 from pipeline.run.events import Event, history_of, of_training, own_evaluations
+from pipeline.run.phase import PHASE_LABELS
 
 _MAX_INTERVALS = 400
 """More points than this are not seen in a curve."""
@@ -29,7 +29,7 @@ class Interval:
     learning_rate: float
     images_per_second: float
     phase_seconds: Mapping[str, float]
-    """Seconds by phase, in the order of `PHASES`."""
+    """Seconds by phase, in the order of `PHASE_LABELS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,4 +155,6 @@ def _mean(rows: Sequence[Event], field: str) -> float:
 
 
 def _sum_phases(rows: Sequence[Event]) -> dict[str, float]:
-    return {phase: sum(row["phase_seconds"].get(phase) or 0 for row in rows) for phase in PHASES}
+    return {
+        label: sum(row["phase_seconds"].get(label) or 0 for row in rows) for label in PHASE_LABELS
+    }

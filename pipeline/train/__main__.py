@@ -29,8 +29,9 @@ from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.ending import EndOutcome, ExitCode
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
+from pipeline.train.components import Components
 from pipeline.train.lines import resolved_table
-from pipeline.train.loop import Components, TrainingLoop
+from pipeline.train.loop import TrainingLoop
 from pipeline.train.prepare import prepare
 from pipeline.train.provenance import git_revision, package_version
 from pipeline.train.resume import Start

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.metrics.rank import PHASES
+from pipeline.run.phase import PHASE_LABELS, Label, Phase
 
 _Stamp = float | torch.cuda.Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """One step of this rank; `phase_seconds` has every phase of `PHASES` and sums to all of it."""
+    """One step of this rank; `phase_seconds` has all of `PHASE_LABELS`, which sum to it."""
 
     num_samples: int
-    phase_seconds: dict[str, float]
+    phase_seconds: dict[Label, float]
 
 
 class StepClock:
-    """Stamps the ends of phases: `mark` after each, `end_step` after the last.
+    """Stamps the beginning of each phase, and the end of each step.
 
     On a GPU the stamps are events in its stream, read when the device has passed them. So
     `data_wait` is what it idled between steps, however far ahead of it the host runs.
@@ -31,9 +31,11 @@ class StepClock:
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
-        self._marks: list[tuple[str, _Stamp]] = []
+        self._label: Label | None = None
         self._begin = self._now()
-        self._unread: deque[tuple[int, _Stamp, list[tuple[str, _Stamp]]]] = deque()
+        self._marks: list[tuple[Label, _Stamp]] = []
+        """The ends of the step's phases so far."""
+        self._unread: deque[tuple[int, _Stamp, list[tuple[Label, _Stamp]]]] = deque()
 
     def _now(self) -> _Stamp:
         if not self._is_cuda:
@@ -42,19 +44,25 @@ class StepClock:
         event.record()
         return event
 
-    def mark(self, phase: str) -> None:
-        """What came since the last mark was `phase`."""
-        self._marks.append((phase, self._now()))
+    def enter(self, phase: Phase) -> None:
+        """`phase` begins, and the one before ends.
+
+        Behind one that is no part of a step the next step begins: nothing before it counts.
+        """
+        self._end_phase()
+        self._label = phase.label
 
     def end_step(self, num_samples: int) -> None:
-        """The step is over; what came since the last mark was `other`."""
-        self.mark("other")
+        """The step is over, and the next one begins in the same phase."""
+        self._end_phase()
         self._unread.append((num_samples, self._begin, self._marks))
         self._begin, self._marks = self._marks[-1][1], []
 
-    def restart(self) -> None:
-        """Begin the next step now: what came since the last one was not training."""
-        self._begin = self._now()
+    def _end_phase(self) -> None:
+        if self._label is None:
+            self._begin, self._marks = self._now(), []
+        else:
+            self._marks.append((self._label, self._now()))
 
     def finished(self) -> Iterator[StepTime]:
         """The steps that the device has done and that were not given out before."""
@@ -63,9 +71,9 @@ class StepClock:
             if not _has_passed(marks[-1][1]):
                 return
             self._unread.popleft()
-            seconds = dict.fromkeys(PHASES, 0.0)
-            for phase, stamp in marks:
-                seconds[phase] += _seconds_between(begin, stamp)
+            seconds = dict.fromkeys(PHASE_LABELS, 0.0)
+            for label, stamp in marks:
+                seconds[label] += _seconds_between(begin, stamp)
                 begin = stamp
             yield StepTime(num_samples=num_samples, phase_seconds=seconds)
 

@@ -26,11 +26,11 @@ from pipeline.data.batches.loader import Loader, evaluation_requests
 from pipeline.data.order.partition import evaluation_blocks
 from pipeline.data.readers.reading import Reader
 from pipeline.ranks.mesh import Mesh
-from pipeline.ranks.watchdog import Phase
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_fields import EvaluatedBy
 from pipeline.run.format_version import PREDICTIONS_VERSION
+from pipeline.run.phase import Phase
 
 TOP_K = 5
 """With so many classes or fewer a right answer among so many says nothing, and is not told."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from pipeline.data.readers.reading import Damage
-from pipeline.metrics.rank import PHASES
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
+from pipeline.run.phase import PHASE_LABELS
 from pipeline.train.clock import StepTime
 
 
@@ -26,7 +26,7 @@ class LogInterval:
         self._norm: torch.Tensor | None = None
         self.damages: list[Damage] = []
         """That this rank has found, and not told yet."""
-        self._phase_seconds = dict.fromkeys(PHASES, 0.0)
+        self._phase_seconds = dict.fromkeys(PHASE_LABELS, 0.0)
 
     def note_predictions(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
@@ -41,8 +41,8 @@ class LogInterval:
         self._norm = norm
 
     def note_time(self, step: StepTime) -> None:
-        for phase, seconds in step.phase_seconds.items():
-            self._phase_seconds[phase] += seconds
+        for label, seconds in step.phase_seconds.items():
+            self._phase_seconds[label] += seconds
 
     def note_damages(self, damages: Sequence[Damage]) -> None:
         self.damages += damages

@@ -35,9 +35,9 @@ from pipeline.optim.precision import arithmetic_of, emulation, resolve
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.mesh import Mesh, build_mesh, check_layout
+from pipeline.ranks.mesh import build_mesh, check_layout
 from pipeline.ranks.stop import remove_old_request
-from pipeline.ranks.watchdog import Phase, Watchdog
+from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
@@ -46,12 +46,13 @@ from pipeline.run.events import check_readable, write_failure
 from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
+from pipeline.train.clock import StepClock
 from pipeline.train.command import Command
+from pipeline.train.components import Components
 from pipeline.train.eta import Eta
 from pipeline.train.fork import NewRun, fork
 from pipeline.train.journal import Journal
 from pipeline.train.length import num_steps
-from pipeline.train.loop import Components
 from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
 from pipeline.train.resume import Start, find_start, finish, resume
@@ -198,7 +199,14 @@ def _build(
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan, _eta(config, plan, target_steps)),
         metrics=metrics,
-        watchdog=Watchdog(world, run, config.distributed, waiting=_waiting_phases(config, mesh)),
+        clock=StepClock(world.device),
+        watchdog=Watchdog(
+            world,
+            run,
+            config.distributed,
+            is_split=mesh.same_replica is not None,
+            is_resident=config.data.is_resident,
+        ),
     )
     return components, start
 
@@ -236,16 +244,6 @@ def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
         evaluation_epochs=config.evaluation.every_epochs,
         checkpoint_epochs=config.checkpoint.every_epochs,
     )
-
-
-def _waiting_phases(config: Config, mesh: Mesh) -> frozenset[Phase]:
-    """Where ranks wait for each other because of the network's layout or the reader."""
-    phases = set()
-    if mesh.same_replica is not None:
-        phases |= {Phase.COMPUTING, Phase.EVALUATING}
-    if config.data.is_resident:
-        phases |= {Phase.READING}
-    return frozenset(phases)
 
 
 def _of_all_hosts(command: Command) -> dict[str, object]:

@@ -20,8 +20,9 @@ from unittest import mock
 
 from pipeline.data.batches.loader import Loader
 from pipeline.optim.replica import Replica
+from pipeline.ranks.board import Board
 from pipeline.ranks.failure import FirstFailure, leave
-from pipeline.ranks.watchdog import Watchdog, _WatchdogStore
+from pipeline.ranks.watchdog import Watchdog
 from pipeline.train import __main__ as train
 
 _PLACES: dict[str, tuple[type[Any], str]] = {
@@ -49,19 +50,19 @@ def fall_asleep(place: str, num_times: int, seconds: float, mark: Path | None) -
 
 def be_blind(seconds: float) -> None:
     begin: list[float] = []
-    plain = _WatchdogStore.verdict
+    plain = Board.verdict
 
     def judge(_: Watchdog) -> None:
         begin.append(time.monotonic())
 
-    def verdict(store: _WatchdogStore) -> FirstFailure | None:
+    def verdict(board: Board) -> FirstFailure | None:
         is_blind = not begin or time.monotonic() < begin[0] + seconds
         if is_blind and threading.current_thread().name == "watchdog":
             return None
-        return plain(store)
+        return plain(board)
 
     mock.patch.object(Watchdog, "_judge", judge).start()
-    mock.patch.object(_WatchdogStore, "verdict", verdict).start()
+    mock.patch.object(Board, "verdict", verdict).start()
 
 
 def main(words: Sequence[str]) -> int:

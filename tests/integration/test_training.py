@@ -28,15 +28,15 @@ from launch.runs import describe
 from pipeline.data.order.partition import BatchPlan, epoch_order
 from pipeline.evaluate import __main__ as evaluate_module
 from pipeline.metrics.outcomes import read_run_status
-from pipeline.metrics.rank import PHASES
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_fields import check_row
 from pipeline.run.events import own_evaluations, read_events
+from pipeline.run.phase import PHASE_LABELS
 from pipeline.run.settings import read_settings
-from pipeline.train import loop
+from pipeline.train import step_log, validation
 from pipeline.train.evaluation import Evaluation, evaluate
 from tests.integration.training import (
     GLOBAL_BATCH,
@@ -104,7 +104,7 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
     ]
     target = 3 * STEPS_PER_EPOCH
     assert [row["step"] for row in rows(run, "train")] == list(range(1, target + 1))
-    assert all(set(row["phase_seconds"]) == set(PHASES) for row in rows(run, "train"))
+    assert all(set(row["phase_seconds"]) == set(PHASE_LABELS) for row in rows(run, "train"))
     assert all(row["grad_norm"] > 0 for row in rows(run, "train"))
     assert [row["step"] for row in rows(run, "checkpoint")] == list(range(4, target + 1, 4))
     for row in rows(run, "eval"):
@@ -812,7 +812,7 @@ def test_the_best_is_the_best_of_those_that_were_saved(
         return dataclasses.replace(evaluate(*arguments, **options), correct1=next(hits))
 
     monkeypatch.setattr(checkpoint, "save", save_from_16_on)
-    monkeypatch.setattr(loop, "evaluate", evaluate_worse_and_worse)
+    monkeypatch.setattr(validation, "evaluate", evaluate_worse_and_worse)
     assert train_here(shards, run) == 0
     assert (run / "checkpoints/best").resolve().name == "step-00000016"
     progress = newest_state(run)["progress"]
@@ -870,7 +870,7 @@ def test_options_that_say_how_may_change(shards: Path, tmp_path: Path) -> None:
 def test_a_network_that_does_not_learn_rings_an_alarm(shards: Path, tmp_path: Path) -> None:
     """From the first log line on by which enough images were seen, and not before."""
     run, enough = tmp_path / "run", ("--not_learning_after_samples", 3 * GLOBAL_BATCH)
-    with mock.patch.object(loop, "is_guessing", return_value=True):
+    with mock.patch.object(step_log, "is_guessing", return_value=True):
         assert train_here(shards, run, *enough, "--max-steps", 5) == 0
     (alarm,) = rows(run, "alarm")
     assert alarm["step"] == 3

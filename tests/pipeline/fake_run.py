@@ -26,9 +26,9 @@ from data_prep.shard_set.manifest import (
     manifest_sha256,
     write_manifest,
 )
-from pipeline.metrics.rank import PHASES
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import EventLog
+from pipeline.run.phase import PHASE_LABELS
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -209,7 +209,7 @@ def start_fields(resumed_from: int | None = None) -> dict[str, Any]:
 
 def train_fields(step: int, speed: float = 1000.0) -> dict[str, Any]:
     """What a `train` event carries after `step` steps."""
-    seconds = dict(zip(PHASES, (0.02, 0.01, 0.7, 0.1, 0.12, 0.05), strict=True))
+    seconds = dict(zip(PHASE_LABELS, (0.02, 0.01, 0.7, 0.1, 0.12, 0.05), strict=True))
     progress = step / 100
     return {
         "loss": 2.3 - 1.6 * progress,

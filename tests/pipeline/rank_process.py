@@ -56,8 +56,9 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
         now = time.monotonic()
         due = int((now - begin) * SAMPLES_PER_SECOND)
         waited = (now - last) * DATA_WAIT_RATIO
-        phases = {"data_wait": waited, "forward_backward": now - last - waited}
-        rank.record_step(due - num_samples, phases)
+        rank.record_step(
+            due - num_samples, {"data_wait": waited, "forward_backward": now - last - waited}
+        )
         num_samples, last, step = due, now, step + 1
         if job is not None:
             job.count_step(step, step / 100)

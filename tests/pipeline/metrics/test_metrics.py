@@ -25,9 +25,10 @@ from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
 from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
-from pipeline.metrics.rank import PHASES, RankMetrics
+from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
+from pipeline.run.phase import PHASE_LABELS, Label
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
 from tests.pipeline.rank_process import FACTS
 
@@ -37,7 +38,7 @@ RANK = {"rank": "3", "local_rank": "1"}
 def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMetrics]:
     """A registry in which everything has a value."""
     metrics, job = RankMetrics(rank, rank, registry), JobMetrics(registry)
-    metrics.record_step(64, dict.fromkeys(PHASES, 0.01))
+    metrics.record_step(64, dict.fromkeys(PHASE_LABELS, 0.01))
     metrics.record_skip()
     record_loaded(metrics, "tar")
     job.started(FACTS)
@@ -78,8 +79,12 @@ def test_a_step_is_counted() -> None:
     assert value("alexnet_step_seconds_total", {**RANK, "phase": "other"}) == 0
 
 
-@given(steps=st.lists(st.fixed_dictionaries(dict.fromkeys(PHASES, st.floats(0, 100))), max_size=5))
-def test_phases_sum_to_the_duration_of_the_steps(steps: list[dict[str, float]]) -> None:
+@given(
+    steps=st.lists(
+        st.fixed_dictionaries(dict.fromkeys(PHASE_LABELS, st.floats(0, 100))), max_size=5
+    )
+)
+def test_phases_sum_to_the_duration_of_the_steps(steps: list[dict[Label, float]]) -> None:
     registry = CollectorRegistry()
     metrics = RankMetrics(0, 0, registry)
     for phase_seconds in steps:
@@ -101,7 +106,7 @@ def test_counters_begin_at_0_and_measurements_are_absent() -> None:
     RankMetrics(3, 1, registry)
     JobMetrics(registry)
     value = registry.get_sample_value
-    assert {value("alexnet_step_seconds_total", {**RANK, "phase": p}) for p in PHASES} == {0}
+    assert {value("alexnet_step_seconds_total", {**RANK, "phase": p}) for p in PHASE_LABELS} == {0}
     assert {value("alexnet_checkpoints_total", {"kind": kind}) for kind in CHECKPOINT_KINDS} == {0}
     names = {name for name, _ in parse(exposition(registry))}
     assert "alexnet_resumes_total" in names
@@ -113,7 +118,7 @@ def test_unknown_labels_are_refused() -> None:
     registry = CollectorRegistry()
     metrics, job = RankMetrics(0, 0, registry), JobMetrics(registry)
     with pytest.raises(KeyError):
-        metrics.record_step(1, {"lunch": 1.0})
+        metrics.record_step(1, {"lunch": 1.0})  # type: ignore[dict-item]
     with pytest.raises(KeyError):
         record_loaded(metrics, "hearsay")
     with pytest.raises(KeyError):
@@ -184,7 +189,7 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
     metrics, job = fill(registry)
     before = parse(exposition(registry)).keys()
     for step in range(500):
-        metrics.record_step(64, dict.fromkeys(PHASES, step / 1000))
+        metrics.record_step(64, dict.fromkeys(PHASE_LABELS, step / 1000))
         if step % 2 == 0:
             metrics.record_skip()
         job.count_step(step, step / 5)

@@ -9,14 +9,10 @@ from unittest import mock
 import pytest
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.watchdog import (
-    Heartbeat,
-    Phase,
-    Watchdog,
-    flight_record,
-    judge,
-)
+from pipeline.ranks.judge import Heartbeat, judge
+from pipeline.ranks.watchdog import Watchdog, flight_record
 from pipeline.run.directory import RunDirectory
+from pipeline.run.phase import Phase
 from tests.pipeline.worlds import SINGLE
 
 OVERDUE, AT_WORK = 61.0, 3.0
@@ -34,7 +30,7 @@ def heartbeat(
     return Heartbeat(
         count=count,
         host=host,
-        phase=phase,
+        phase=phase.text,
         step=step,
         seconds=seconds,
         is_waiting=is_waiting,

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.rank import PHASES
 from pipeline.report.attempts import describe_ranks, find_attempts
 from pipeline.report.inputs import Predictions
 from pipeline.report.page import duration
@@ -17,6 +16,7 @@ from pipeline.report.predictions import choose_examples, confusion_matrix
 from pipeline.report.summary import evaluations, intervals, summarize
 from pipeline.report.timeline import timeline
 from pipeline.run.event_fields import ALARM_FIELDS
+from pipeline.run.phase import PHASE_LABELS
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, start_fields, train_fields
 
 
@@ -184,9 +184,9 @@ def test_merged_intervals_keep_all_time(num_rows: int) -> None:
         [event("train", step, step, **train_fields(step)) for step in range(1, num_rows + 1)]
     )
     assert len(merged) <= 400
-    for phase in PHASES:
-        total = num_rows * train_fields(1)["phase_seconds"][phase]
-        assert sum(i.phase_seconds[phase] for i in merged) == pytest.approx(total)
+    for label in PHASE_LABELS:
+        total = num_rows * train_fields(1)["phase_seconds"][label]
+        assert sum(i.phase_seconds[label] for i in merged) == pytest.approx(total)
     edges = [edge for i in merged for edge in (i.first_epoch, i.last_epoch)]
     assert edges == sorted(edges)
     assert not merged or edges[-1] == num_rows / 10

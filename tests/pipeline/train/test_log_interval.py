@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from pipeline.metrics.rank import PHASES
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
+from pipeline.run.phase import PHASE_LABELS
 from pipeline.train.clock import StepTime
 from pipeline.train.log_interval import LogInterval
 from tests.pipeline.worlds import SINGLE, fused, world_of_equals
@@ -23,7 +23,7 @@ def interval_of(world: World) -> LogInterval:
 
 
 def time_of(data_wait: float, forward_backward: float) -> StepTime:
-    phases = dict.fromkeys(PHASES, 0.0)
+    phases = dict.fromkeys(PHASE_LABELS, 0.0)
     phases |= {"data_wait": data_wait, "forward_backward": forward_backward}
     return StepTime(num_samples=3, phase_seconds=phases)
 
@@ -47,7 +47,8 @@ def test_the_fields_of_a_train_event() -> None:
         "top1": pytest.approx(4 / 6),
         "images_per_second": 3.0,
         "data_wait_ratio": 0.25,
-        "phase_seconds": dict.fromkeys(PHASES, 0.0) | {"data_wait": 0.5, "forward_backward": 1.5},
+        "phase_seconds": dict.fromkeys(PHASE_LABELS, 0.0)
+        | {"data_wait": 0.5, "forward_backward": 1.5},
         "grad_norm": 4.0,
     }
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.train.alarm import is_guessing
+from pipeline.train.step_log import is_guessing
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 1000])

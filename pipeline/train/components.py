@@ -1,0 +1,58 @@
+"""Everything that training works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data_prep.shard_set.manifest import Manifest
+from pipeline.config.schema import Config
+from pipeline.data.augment.preprocess import Augmenter, Viewer
+from pipeline.data.open import OpenBatches
+from pipeline.data.order.partition import BatchPlan
+from pipeline.data.readers.reading import Reader
+from pipeline.metrics.rank import RankMetrics
+from pipeline.optim.replica import Replica
+from pipeline.ranks.mesh import Mesh
+from pipeline.ranks.watchdog import Watchdog
+from pipeline.ranks.world import World
+from pipeline.run.directory import RunDirectory
+from pipeline.run.phase import Phase
+from pipeline.run.settings import Settings
+from pipeline.train.clock import StepClock
+from pipeline.train.journal import Journal
+from pipeline.train.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Components:
+    """Made by `pipeline.train.prepare`, for one command on one rank."""
+
+    settings: Settings
+    manifest: Manifest
+    plan: BatchPlan
+    target_steps: int
+    """Of the whole run."""
+    end_step: int
+    """Where this command ends."""
+    run: RunDirectory
+    world: World
+    mesh: Mesh
+    replica: Replica
+    augmenter: Augmenter
+    viewer: Viewer
+    open_batches: OpenBatches
+    val_reader: Reader
+    progress: Progress
+    journal: Journal
+    metrics: RankMetrics
+    clock: StepClock
+    watchdog: Watchdog
+
+    @property
+    def config(self) -> Config:
+        return self.settings.config
+
+    def enter(self, phase: Phase) -> None:
+        """This rank is at `phase` from now on: its watchdog, clock and metrics go by that."""
+        self.clock.enter(phase)
+        self.watchdog.enter(phase, self.progress.step)
