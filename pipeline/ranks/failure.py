@@ -1,4 +1,27 @@
-"""How a job ends: when it fails, with one sentence, from the first rank to fail and from rank 0."""
+"""How a job ends: when it fails, with one sentence, from the first rank to fail and from rank 0.
+
+The exceptions of the project. One sentence is told of those that are foreseen (`OSError`,
+`ValueError`, `ImportError`, `RankFailure`); any other one is a defect, and its traceback is shown.
+
+    ValueError          what was given cannot be used
+      PathOptionError   data_prep.shard_set.files            an option that is no path
+      ShardSetError     data_prep.shard_set.manifest         no shard set, or not a whole one
+      DamagedTarError   data_prep.shard_set.tar_walk         a tar that is cut, or no tar
+      DamagedJpegError  data_prep.shard_set.jpeg_header      a JPEG without a whole header
+      SourceError       data_prep.sources.source             raw data that are not as expected
+      ConversionError   data_prep.convert.output             a conversion that cannot go on
+      CheckpointError   pipeline.run.checkpoint              a checkpoint that cannot be used
+    OSError             the system does not give what is needed
+      CacheFullError    pipeline.data.cache.cache_directory  no room for a shard
+      FetchError        pipeline.data.cache.remote           a URL that cannot be fetched
+    RuntimeError        the work cannot go on
+      RankFailure       pipeline.ranks.failure               of this rank or of another one
+      InexactEvaluation pipeline.train.evaluation            a sample was not seen exactly once
+    Exception           caught where it is expected; ends no command
+      RejectedImage     data_prep.convert.decoding           an image that is left out
+      CorruptImage      pipeline.data.readers.reading        a damaged image; another stands in
+      FetchStopped      pipeline.data.cache.remote           a fetch that nobody waits for
+"""
 
 from __future__ import annotations
 
