@@ -249,6 +249,12 @@ def _shard(options: argparse.Namespace) -> int:
     task = _task(options)
     source: Source = options.open_source(options)
     how = _conversion_options(options, source)
+    try:
+        options.shards.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(
+            f"--output {options.shards} cannot be made a folder: {error.strerror}; give another one"
+        ) from None
     if task is not None:
         num_shards, num_read = convert_part(source, options.shards, how, task, sys.stderr)
         sys.stdout.write(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from data_prep.convert.images import encode_npy
 from data_prep.shard_set.beton_format import MODES
 from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index
-from data_prep.shard_set.manifest import Manifest, ShardSetError, Split
+from data_prep.shard_set.manifest import Manifest, ShardSetError, Split, remedy
 from data_prep.shard_set.pixels import jpeg_size
 
 _ORDER = ("train", "val")
@@ -115,8 +115,8 @@ class ShardSamples:
     def _complaint(self, number: int, what: str) -> ShardSetError:
         shard, offset, _, _ = self._index[number].tolist()
         return ShardSetError(
-            f"shard {self._paths[shard]}, at byte {offset}: {what}; see 'python -m data_prep "
-            "verify --full', copy the shard again or convert again"
+            f"shard {self._paths[shard]}, at byte {offset}: {what}; "
+            f"{remedy(self._paths[shard].parent)}"
         )
 
     def close(self) -> None:

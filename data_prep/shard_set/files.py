@@ -21,7 +21,7 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 _HASH_BLOCK_BYTES = 1 << 20
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Only writing fails so; other errors may come from what the block reads meanwhile."""
 
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
@@ -74,7 +74,11 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     # Made as any file is, not by mkstemp: its mode would need a chmod, which some file systems
     # refuse.
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
-    made = temporary.open("x+b")
+    try:
+        made = temporary.open("x+b")
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with made as file:
             yield file
@@ -84,7 +88,7 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         _rename(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
             error.filename = str(path)
         raise
     if durable:

@@ -47,6 +47,13 @@ _MAX_NAME_LENGTH = 80
 _MAKE = "make one with 'python -m data_prep shard'"
 
 
+def remedy(shards: Path) -> str:
+    """What to do about damage, for the end of an error."""
+    return (
+        f"see 'python -m data_prep verify {shards} --full', copy the shard again or convert again"
+    )
+
+
 class ShardSetError(ValueError):
     """A shard set is missing, incomplete, damaged, or not the one that was meant."""
 

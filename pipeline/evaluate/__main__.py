@@ -125,6 +125,9 @@ def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) ->
     """
     while True:
         path = checkpoint.named(run.checkpoints, name)
+        other = RunDirectory(path.parent.parent)
+        if path.resolve().parent != run.checkpoints.resolve() and other.events.is_file():
+            raise ValueError(f"--checkpoint {name} is of another run: give --run-dir {other.path}")
         try:
             state = checkpoint.load(path)
             break
@@ -145,9 +148,9 @@ def _report(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_
     else:
         console.line(f"{path}, step {step:,}")
         console.table(evaluation_table(result))
-    if path.resolve().parent != run.checkpoints.resolve():
-        return
     try:
+        if path.resolve().parent != run.checkpoints.resolve():
+            raise ValueError(f"{path} is not in {run.checkpoints}")
         # First the predictions: a report between the two takes them for what they are, not new.
         if result.spec.own_shards:
             save_predictions(run, step, result)

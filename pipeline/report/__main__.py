@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_report(run, output)
     except (ImportError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {describe(error)}\n")
+        other = ""
+        if isinstance(error, OSError) and error.filename == str(output):
+            other = "; give --output FILE, where it can be written"
+        sys.stderr.write(f"error: {describe(error)}{other}\n")
         return 1
     sys.stdout.write(f"{output}\n")
     return 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from data_prep.shard_set.files import (
+    NO_ROOM,
     TEMPORARY_PREFIX,
     UNSUPPORTED,
     sha256_of,
@@ -75,8 +77,14 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
         if final.exists():
             _remove(final)
         aside.rename(final)
-    except BaseException:
+    except BaseException as error:
         _remove(aside)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            needed, free = _num_bytes(state) / 1e6, shutil.disk_usage(directory).free / 1e6
+            error.strerror = (
+                f"{os.strerror(error.errno)}: it needs {needed:,.1f} MB, and {directory} has "
+                f"{free:,.1f} MB free"
+            )
         raise
     sync_directory(directory)
     return final, num_bytes
@@ -102,6 +110,14 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
     write_atomically(folder / _FACTS, json.dumps(asdict(facts), indent=1).encode() + b"\n")
     sync_directory(folder)
     return facts.num_bytes
+
+
+def _num_bytes(value: Any) -> int:
+    """Of the tensors in a state, which are nearly all of it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value
+    return sum(map(_num_bytes, parts)) if isinstance(value, dict | list | tuple) else 0
 
 
 def _remove(folder: Path) -> None:

@@ -28,6 +28,10 @@ class LogInterval:
         """That this rank has found, and not told yet."""
         self._phase_seconds = dict.fromkeys(PHASE_LABELS, 0.0)
 
+    @property
+    def is_begun(self) -> bool:
+        return self._num_samples > 0
+
     def note_predictions(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
     ) -> None:

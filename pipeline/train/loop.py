@@ -45,14 +45,18 @@ class TrainingLoop:
                 self._step(batches)
                 components.enter(Phase.AGREEING)
                 source = stops.agreed(progress.step)
-        self._log.record_damages()
+        if self._log.interval.is_begun:
+            self._end_interval()
         if source is not None:
             components.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
             self._settle()
             error = self._save("periodic" if source is None else "preempt")
             if error is not None:
-                raise OSError(f"the checkpoint of step {progress.step} could not be saved: {error}")
+                raise OSError(
+                    f"the checkpoint of step {progress.step} could not be saved: {error}; once "
+                    "that is mended, run the same command again"
+                )
         stops.close()
 
     def _step(self, batches: Batches) -> None:
@@ -93,12 +97,18 @@ class TrainingLoop:
         log.count_step(batches, num_samples, norm)
 
         if logs:  # also before what takes the time of many steps
-            components.enter(Phase.LOGGING)
-            self._settle()
-            log.end_interval(self._learning_rate)
+            self._end_interval()
         best_top1 = validate(components) if evaluates else None
         if saves or best_top1 is not None:
-            self._save("periodic" if saves else "best", best_top1)
+            reason = "periodic" if saves else "best"
+            error = self._save(reason, best_top1)
+            if error is not None:
+                components.journal.checkpoint_failed(reason, error)
+
+    def _end_interval(self) -> None:
+        self._components.enter(Phase.LOGGING)
+        self._settle()
+        self._log.end_interval(self._learning_rate)
 
     def _is_due(self, every_epochs: float, step: int) -> bool:
         components = self._components

@@ -38,7 +38,6 @@ def save(components: Components, reason: str, best_top1: float | None = None) ->
     error = world.broadcast_object(error)
     if error is not None:
         progress.marked = marked
-        components.journal.checkpoint_failed(reason, error)
     return error
 
 

@@ -64,7 +64,7 @@ class StepLog:
         components, step = self._components, self._components.progress.step
         self.interval.wait()
         self._collect_times()
-        self.record_damages()
+        self._record_damages()
         row = self.interval.reduce() | {
             "learning_rate": learning_rate,
             "skipped_steps": components.progress.skipped_steps,
@@ -87,7 +87,7 @@ class StepLog:
             is_stuck = is_guessing(loss, components.manifest.num_classes)
             components.journal.record_learning(step, loss, is_stuck=is_stuck)
 
-    def record_damages(self) -> None:
+    def _record_damages(self) -> None:
         """Let rank 0 record what all ranks found damaged since the last time."""
         components = self._components
         for rank, damages in enumerate(self.interval.take_damages()):

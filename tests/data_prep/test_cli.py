@@ -56,9 +56,12 @@ def test_wrong_arguments(
         (["shard", "cifar10", "--input", "{tmp}/none", "--output", "{tmp}/out"], "does not exist"),
         (
             ["shard", "synthetic", "--output", "{tmp}/file"],
-            "{tmp}/file/.conversion: Not a directory",
+            "--output {tmp}/file cannot be made a folder: File exists; give another one",
         ),
-        (["shard", "synthetic", "--output", "/proc/shards"], "/proc/shards: No such file"),
+        (
+            ["shard", "synthetic", "--output", "/proc/shards"],
+            "--output /proc/shards cannot be made a folder: No such file or directory; give",
+        ),
         (["verify", "{tmp}/none"], "{tmp}/none is not a shard set: it has no _info.json"),
         (["verify", "{tmp}/file"], "{tmp}/file is a file; expected the folder of a shard set"),
     ],

@@ -449,7 +449,8 @@ def test_a_relative_shard_set_holds_in_every_folder(
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.chdir(shards.parent)
-    assert train_here(Path(shards.name), run, "--max-steps", 1) == 0
+    assert train_here(Path(shards.name), run, "--log_every_steps", 2, "--max-steps", 1) == 0
+    assert [row["step"] for row in rows(run, "train")] == [1], "what is left is logged"
     assert f"--data.shards {shards.name} is {shards}\n" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     assert read_settings(RunDirectory(run)).config.data.shards == str(shards)
@@ -516,11 +517,17 @@ def test_predictions_are_those_of_the_runs_own_checkpoints(
     other = tmp_path / "other"
     finish(1, shards, other, "--epochs", 2, "--seed", 1, "--max-steps", 2)
     before = RunDirectory(trained).predictions("val").read_bytes()
-    sentence = fail(evaluate_run(2, trained, "--checkpoint", other / "checkpoints/step-00000002"))
+    path = other / "checkpoints/step-00000002"
+    sentence = fail(evaluate_run(2, trained, "--checkpoint", path))
+    assert f": --checkpoint {path} is of another run: give --run-dir {other}" in sentence
+    copy = shutil.copytree(path, tmp_path / "another")
+    sentence = fail(evaluate_run(2, trained, "--checkpoint", copy))
     assert "another configuration (seed: was 1, is 0)" in sentence
     copy = shutil.copytree(trained / "checkpoints/step-00000012", tmp_path / "a copy")
     with evaluate_run(1, trained, "--checkpoint", copy) as job:
         assert job.wait() == [0], job.errors
+    told = f"warning: the evaluation is not recorded: {copy} is not in {trained}/checkpoints\n"
+    assert job.errors == [told]
     assert RunDirectory(trained).predictions("val").read_bytes() == before
 
 
@@ -578,7 +585,7 @@ def test_a_rank_that_fails_is_named_by_rank_0(shards: Path, tmp_path: Path) -> N
     *_, last = rank_log(logs, 0, "stderr").splitlines()
     assert last.startswith("error: rank 1 on ")
     assert "train-00000" in last
-    assert "verify --full" in last
+    assert f"verify {damaged} --full" in last
     assert "Traceback" not in rank_log(logs, 0, "stderr") + rank_log(logs, 1, "stderr")
     assert "ShardSetError" in output, "torchrun's own summary names it too"
     end = rows(run, "end")[0]
@@ -769,8 +776,9 @@ def test_a_disk_that_takes_no_checkpoint(shards: Path, tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert codes == [1, 1]
-    assert job.outputs[0].count("warning: no checkpoint saved: No space left") == 5
+    assert job.outputs[0].count("warning: no checkpoint saved: No space left") == 4
     assert "the checkpoint of step 16 could not be saved: No space" in job.errors[0]
+    assert " MB free; once that is mended, run the same command again" in job.errors[0]
     assert rows(run, "end")[0]["outcome"] == "failed"
     finish(2, shards, run, "--epochs", 2)
 

@@ -205,8 +205,8 @@ def _describe_failure(
     )
     return (
         f"{location} could not be fetched in {times}: {fault}; "
-        "see that it is there and whole ('python -m data_prep verify' where the shard set is)"
-        f"{more}"
+        "see that it is there and whole ('python -m data_prep verify SHARDS' where the shard set "
+        f"is){more}"
     )
 
 

@@ -43,7 +43,7 @@ def open_evaluation_reader(
 ) -> Reader:
     """The reader of any split for evaluation: every sample of it counts. Raises the same."""
     crop_policy = evaluation_crop_policy(config.augment, shards.manifest.image_size)
-    return _open(config, shards, split, crop_policy, 0, files)
+    return _open(config, shards, split, crop_policy, None, files)
 
 
 def _max_corrupt(config: Config, shards: ShardSet) -> int:
@@ -55,7 +55,7 @@ def _open(
     shards: ShardSet,
     split: str,
     crop_policy: CropPolicy,
-    max_corrupt: int,
+    max_corrupt: int | None,
     files: ShardFiles | None,
 ) -> Reader:
     index = _open_index(config, shards, split, files)

@@ -102,12 +102,15 @@ def read_content(
 class Quarantine:
     """The damaged samples of a split: up to `max_corrupt` are replaced, more are too many.
 
+    None: the split is evaluated, and not one may be.
+
     In the place of a damaged sample comes the next good one of the split, whichever rank reads it.
     """
 
-    def __init__(self, index: SampleIndex, max_corrupt: int) -> None:
+    def __init__(self, index: SampleIndex, max_corrupt: int | None) -> None:
         self._index = index
-        self._max_corrupt = max_corrupt
+        self._max_corrupt = max_corrupt or 0
+        self._are_replaced = max_corrupt is not None
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
 
@@ -133,8 +136,9 @@ class Quarantine:
                 self._corrupt.add(sample)
             count = len(self._corrupt)
         if count > self._max_corrupt:
-            total = f"; that makes {count} damaged images, and {self._max_corrupt} may be"
-            message = f"{complaint}{total if count > 1 else ''}"
+            total = f"; that makes {count} damaged image{'' if count == 1 else 's'}, and "
+            total += f"{self._max_corrupt} may be (data.max_corrupt_ratio)"
+            message = f"{complaint}{total if self._are_replaced else ''}"
             raise ShardSetError(f"{message}; {self._index.remedy}") from None
         if is_new:
             shard = self._index.name(file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index
-from data_prep.shard_set.manifest import Manifest, ShardSetError, Split
+from data_prep.shard_set.manifest import Manifest, ShardSetError, Split, remedy
 from pipeline.data.cache.open_files import raise_file_limit
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.sample_index import Rows
@@ -56,7 +56,7 @@ class TarSampleIndex:
     def remedy(self) -> str:
         if not self._files.are_lasting:
             return "delete it from the cache, and the next run fetches it again"
-        return "see 'python -m data_prep verify --full', copy the shard again or convert again"
+        return remedy(self._shards)
 
     def rows(self, samples: Indices) -> Rows:
         return self._index[samples]

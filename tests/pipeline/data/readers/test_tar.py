@@ -198,7 +198,7 @@ def test_a_flipped_bit_is_blamed_on_shard_and_member(shards: Path, encoding: Enc
     suffix = "npy" if encoding == "rgb" else "jpg"
     sentence = str(error.value)
     assert f"val-000001.tar, member 000025.{suffix}: " in sentence
-    assert "verify --full" in sentence
+    assert f"verify {shards} --full" in sentence
     with opened_reader(shards) as reader:
         assert np.array_equal(read(reader, [24]), [stored(24, encoding)])
 
