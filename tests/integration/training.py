@@ -68,7 +68,7 @@ def training(shards: Path, run: Path, *options: object) -> list[str]:
 def train_here(shards: Path, run: Path, *options: object) -> int:
     """Train in this process, where a test can replace functions; returns the exit code."""
     command = parse_command(training(shards, run, "--metrics.enabled", "false", *options))
-    return train(command, SINGLE, mock.Mock(spec=StopSignals, noted=0))
+    return train(command, SINGLE, mock.Mock(spec=StopSignals, noted=None))
 
 
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
