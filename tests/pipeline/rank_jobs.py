@@ -189,4 +189,7 @@ def _be_rank(
             os.dup2(file.fileno(), stream.fileno())
     if before is not None:
         before()
-    sys.exit(importlib.import_module(f"{module}.__main__").main(arguments))
+    command = importlib.import_module(module)
+    if hasattr(command, "__path__"):  # a package, as `python -m` takes it
+        command = importlib.import_module(f"{module}.__main__")
+    sys.exit(command.main(arguments))
