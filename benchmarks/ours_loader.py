@@ -8,7 +8,6 @@ on its device, where that is a part of what is done there anyway.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -47,7 +46,7 @@ def open_epoch(task: Task) -> Epoch:
         size=None if task.setting == "original" else STORED_PIXELS,
     )
     config = config_of(task, str(folder))
-    shards = ShardSet.opened(config.data, contextlib.ExitStack())
+    shards = ShardSet.opened(config.data)
     reader = open_training_reader(config, shards)
     plan = BatchPlan(
         num_samples=reader.num_samples,

@@ -74,7 +74,7 @@ def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
         contextlib.ExitStack() as resources,
         connect(LaunchEnvironment(), config.distributed) as world,
     ):
-        shards = ShardSet.opened(config.data, resources)
+        shards = ShardSet.opened(config.data)
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
         plan = make_plan(config, shards.manifest.split("train"), mesh.num_replicas)
         source = open_batches(config, shards, plan, world, mesh, resources)
@@ -197,24 +197,20 @@ def with_scaled_crops(config: Config) -> Config:
 
 def run(options: argparse.Namespace) -> int:
     config, say = configured(options.recipe or next(iter(RECIPES)), options), sys.stdout.write
-    with contextlib.ExitStack() as resources:
-        shards = ShardSet.opened(config.data, resources)
-        recipe = options.recipe or fitting_recipe(shards.manifest.image_size)
-        config = configured(recipe, options)
-        if shards.manifest.image_size is None:
-            config = with_scaled_crops(config)
-            say("the images differ in size: --augment.crop_place random_resized is measured\n")
-        input_size(config.augment, shards.manifest.image_size)
-        if not is_compiled():
-            say(
-                "data_prep.shard_set._pixels was not compiled: JPEGs and pixels are read more "
-                "slowly\n"
-            )
-        rate, device = options.step_rate, "at the rate given"
-        if rate is None:
-            rate, device = step_rate(config, shards, options.seconds)
-        say(f"training takes {rate:,.0f} images a second ({device}), {recipe}\n")
-        found = list(_measure_all(config, shards.manifest, options))
+    shards = ShardSet.opened(config.data)
+    recipe = options.recipe or fitting_recipe(shards.manifest.image_size)
+    config = configured(recipe, options)
+    if shards.manifest.image_size is None:
+        config = with_scaled_crops(config)
+        say("the images differ in size: --augment.crop_place random_resized is measured\n")
+    input_size(config.augment, shards.manifest.image_size)
+    if not is_compiled():
+        say("data_prep.shard_set._pixels was not compiled: JPEGs and pixels are read more slowly\n")
+    rate, device = options.step_rate, "at the rate given"
+    if rate is None:
+        rate, device = step_rate(config, shards, options.seconds)
+    say(f"training takes {rate:,.0f} images a second ({device}), {recipe}\n")
+    found = list(_measure_all(config, shards.manifest, options))
     say(f"{table(found, rate, device)}\n")
     say(f"{choose(found, rate, max(1, torch.cuda.device_count()))}\n")
     return 0

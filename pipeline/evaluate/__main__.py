@@ -82,9 +82,7 @@ def _evaluate_run(
 ) -> None:
     world.check_same_on_all_ranks({"--split": options.split, "--views": options.views})
     with world.fail_together():
-        opened = open_shards(
-            run, settings, options.shards, options.cache_dir, world.device, resources
-        )
+        opened = open_shards(run, settings, options.shards, options.cache_dir, world.device)
         config, shards = opened.config, opened.shards
         reader = staged_reader(config, shards, options.split)
         resources.callback(reader.close)

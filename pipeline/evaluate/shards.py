@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +40,6 @@ def open_shards(
     shards: str | None,
     cache_dir: str | None,
     device: torch.device,
-    resources: contextlib.ExitStack,
 ) -> EvaluatedShards:
     """Open what `--shards` and `--cache-dir` name, or else the shard set of the run.
 
@@ -49,10 +47,10 @@ def open_shards(
     the run's own cannot be read.
     """
     config = _with_shards(settings.config, shards, cache_dir)
-    found = ShardSet.opened(config.data, resources)
+    found = ShardSet.opened(config.data)
     sha256 = manifest_sha256(found.folder)
     is_own = sha256 == settings.manifest_sha256
-    own = found if is_own else _own_shards(run, settings, shards, cache_dir, resources)
+    own = found if is_own else _own_shards(run, settings, shards, cache_dir)
     if found.manifest.class_names != own.manifest.class_names:
         raise ValueError(
             f"--shards {config.data.shards} has other classes than the shard set of {run.path}: "
@@ -83,14 +81,13 @@ def _own_shards(
     settings: Settings,
     shards: str | None,
     cache_dir: str | None,
-    resources: contextlib.ExitStack,
 ) -> ShardSet:
     """The shard set that the run was trained on: its classes, and its mean, are the network's."""
     is_remote = settings.config.data.is_remote
     config = _with_shards(settings.config, None, cache_dir if is_remote else None)
     where = config.data.shards
     try:
-        own = ShardSet.opened(config.data, resources)
+        own = ShardSet.opened(config.data)
         fault = "has changed since"
         if manifest_sha256(own.folder) == settings.manifest_sha256:
             return own

@@ -77,7 +77,7 @@ def prepare(
     config = _with_precision(config, run, world)
     with _recording_failures(run, world):
         with world.fail_together():
-            shards = ShardSet.opened(config.data, resources)
+            shards = ShardSet.opened(config.data)
             _check_suits(command, shards)
             settings = Settings(
                 recipe=command.recipe,

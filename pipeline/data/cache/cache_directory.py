@@ -1,241 +1,188 @@
 """A size-limited directory of files that several processes fill, use and empty at the same time.
 
-    CACHE/.lock                      held for as long as it takes to make room
-    CACHE/.wanted                    held while somebody needs room at once and there is none
-    CACHE/SET/.lock-NAME             held while NAME is being staged; never deleted
-    CACHE/SET/.tmp-NAME-…            what is being staged, already of its full size
-    CACHE/SET/NAME                   a whole file; whoever uses it holds a shared lock on it
+    CACHE/.lock             held for as long as it takes to make room
+    CACHE/SET/NAME          a whole file; whoever reads it shares its lock
+    CACHE/SET/.tmp-NAME     what is being staged, of its full size; its writer has its lock
+    CACHE/SET/.lock-NAME    shared by those who expect to read NAME soon; there for every shard
 
-All locks are the kernel's (flock), so one that is killed leaves none. A file of a process that is
-gone is known by its lock being free. The directory must be on a file system with locks.
+Nothing else is noted anywhere: a file of which nobody has the lock is of no use to a process that
+is alive. So what a killed process leaves is known by that, and blocks nobody. The directory must be
+on a file system with locks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.shard_set.files import TEMPORARY_PREFIX
+from data_prep.shard_set.files import TEMPORARY_PREFIX, sync, sync_directory
+from data_prep.shard_set.locks import try_lock
 
 _LOCK_PREFIX = ".lock-"
-_WANTED = ".wanted"
+
+_GLANCE_SECONDS = 1.0
+"""Others hold a lock so long at most to see whether it is free."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CacheFullError(OSError):
-    """There is no room for a file, and what could go has gone: what is left is in use."""
-
-
-@dataclass(slots=True)
-class _Occupancy:
-    """What the files of a cache take up."""
-
-    whole: list[tuple[Path, os.stat_result]]
-    """Files that may go, the one that was not used for longest first."""
-    num_bytes: int
-    """Of all files, with those that are being staged."""
+    """There is no room for a file, and what could go has gone."""
 
 
 def open_in_use(path: Path, num_bytes: int) -> int | None:
     """Open a whole file of the cache for reading: until it is closed it is not evicted.
 
-    None if it is not there, of another size, or on its way out. It counts as just used.
+    None if it is not there or of another size. It counts as just used.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        found = os.fstat(handle)
+    if _lock(file, path, shared=True, wait_seconds=_GLANCE_SECONDS):
+        found = os.fstat(file)
         if found.st_nlink > 0 and found.st_size == num_bytes:
-            mark_used(handle)
-            return handle
-    except BlockingIOError:
-        pass
-    except OSError as error:
-        os.close(handle)
-        raise _no_locks(path.parent, error) from None
-    os.close(handle)
+            with contextlib.suppress(OSError):  # another user's, or a file system without times
+                os.utime(file)
+            return file
+    os.close(file)
     return None
 
 
-def mark_used(handle: int, seconds: float | None = None) -> None:
-    """Note when an open file of the cache was last used: now, or at `seconds` of Unix time.
+def expect_use(path: Path) -> int:
+    """Keep the shard `path`, there or not, from those that only stage ahead, until this is closed.
 
-    What another user's job has staged keeps its time, as does all on a file system without times.
+    Whoever needs room at once may still take its.
     """
-    with contextlib.suppress(OSError):
-        os.utime(handle, None if seconds is None else (seconds, seconds))
-
-
-def open_staged(file: BinaryIO) -> int:
-    """Open what has been staged, before it gets its final name, as `open_in_use` does after.
-
-    In between nobody would be using it, and it could be evicted.
-    """
-    handle = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
+    lock = path.with_name(_LOCK_PREFIX + path.name)
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _lock(file, lock, shared=True, wait_seconds=_GLANCE_SECONDS)
+    return file
 
 
 @contextlib.contextmanager
-def staging(path: Path) -> Iterator[bool]:
-    """Lock `path` for staging for the block; False if another has it."""
-    handle = _lock(path.with_name(_LOCK_PREFIX + path.name), wait=False)
+def staging(path: Path) -> Iterator[BinaryIO | None]:
+    """Yields the file that is to be published as `path`, empty; None if another process has it."""
+    temporary = _temporary(path)
+    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        yield handle is not None
-    finally:
-        if handle is not None:
-            os.close(handle)
+        with open(file, "r+b") as staged:  # noqa: PTH123 - it is open already
+            if not _lock(file, temporary) or not _is_at(file, temporary):
+                yield None
+                return
+            try:
+                staged.truncate(0)  # of what a killed process has left
+                yield staged
+            finally:
+                if _is_at(file, temporary):
+                    temporary.unlink()
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
-def staged_parts(path: Path) -> list[Path]:
-    """What processes, alive or not, have staged of `path` so far."""
-    parts = path.parent.glob(f"{TEMPORARY_PREFIX}{path.name}-*")
-    return [part for part in parts if _final_name(part) == path.name]
+def publish(staged: BinaryIO, path: Path) -> None:
+    """Give what `staging` of `path` yielded its name; it is in use until that block is left."""
+    staged.flush()
+    sync(staged.fileno())
+    _temporary(path).replace(path)
+    sync_directory(path.parent)
+    try_lock(staged.fileno(), shared=True, wait_seconds=_GLANCE_SECONDS)
 
 
-def has_room(path: Path, num_bytes: int) -> bool:
-    """Whether room has been made for `path`, which is being staged or has been."""
-    for part in [path, *staged_parts(path)]:
-        with contextlib.suppress(FileNotFoundError):
-            if part.stat().st_size == num_bytes:
-                return True
-    return False
+def last_staged(path: Path) -> float:
+    """When a process that stages `path` last wrote some of it, in Unix time."""
+    with contextlib.suppress(FileNotFoundError):
+        return _temporary(path).stat().st_mtime
+    return 0.0
 
 
-def clear(path: Path) -> None:
-    """Remove what a killed process has staged of `path`, and a damaged file of that name.
+def make_room(
+    path: Path, staged: BinaryIO, num_bytes: int, max_bytes: int | None, *, at_once: bool
+) -> None:
+    """Make `staged`, which is to become the shard `path`, `num_bytes` long.
 
-    Only for who may stage it, and when `open_in_use` has found nothing since.
+    Shards that nobody reads go, those not used for longest first, until all are `max_bytes`
+    together and the disk has room. Those that somebody expects to read stay, but if it must be done
+    `at_once`. Raises `CacheFullError` if what is left must stay.
     """
-    for leftover in [*staged_parts(path), path]:
-        leftover.unlink(missing_ok=True)
+    cache = path.parent.parent
+    os.close(expect_use(path))  # it is a shard from now on
+    with (cache / ".lock").open("ab") as lock:
+        _lock(lock.fileno(), cache / ".lock", wait_seconds=math.inf)
+        shards, used_bytes = _survey(cache)
+        freed = _evict(shards, at_once=at_once)
+        while max_bytes is not None and used_bytes + num_bytes > max_bytes:
+            if (num_freed := next(freed, None)) is None:
+                raise CacheFullError(
+                    f"the cache {cache} has no room for {num_bytes:,} bytes: jobs on this host use "
+                    f"{used_bytes:,} of data.cache_bytes {max_bytes:,}; raise data.cache_bytes, "
+                    "lower data.shuffle_shards, or give each job another data.cache_dir"
+                )
+            used_bytes -= num_freed
+        while not _allocate(staged, num_bytes):
+            if (num_freed := next(freed, None)) is None:
+                disk = os.statvfs(cache)
+                raise CacheFullError(
+                    f"the disk of the cache {cache} has no room for {num_bytes:,} bytes: "
+                    f"{disk.f_bavail * disk.f_frsize:,} are free, jobs on this host use "
+                    f"{used_bytes:,} of the cache; free space, or give a data.cache_dir on a "
+                    "larger disk"
+                )
+            used_bytes -= num_freed
 
 
-def reserve(cache: Path, file: BinaryIO, num_bytes: int, max_bytes: int | None) -> int:
-    """Make `file`, an empty one being staged in `cache`, `num_bytes` long; returns evictions.
+def _survey(cache: Path) -> tuple[list[tuple[Path, int]], int]:
+    """The whole shards with their sizes, the one not used for longest first, and the bytes of all.
 
-    Files that nobody uses go, those not used for longest first, until all are `max_bytes` together
-    and the disk has room. Raises `CacheFullError` if what is left is in use.
+    The latter with those that are being staged; what killed processes were staging is deleted.
     """
-    handle = _lock(cache / ".lock", wait=True)
-    assert handle is not None
-    try:
-        found = _survey(cache)
-        before = len(found.whole)
-        while max_bytes is not None and found.num_bytes + num_bytes > max_bytes:
-            if not _evict_one(found):
-                raise CacheFullError(_full(cache, num_bytes, found.num_bytes, max_bytes))
-        while not _allocate(file, num_bytes):
-            if not _evict_one(found):
-                raise CacheFullError(_disk_full(cache, num_bytes, found.num_bytes))
-        return before - len(found.whole)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def wanting_room(cache: Path) -> Iterator[None]:
-    """Let `is_room_wanted` be true for all processes while the block runs."""
-    handle = _lock(cache / _WANTED, wait=False)  # taken: it is true then, too
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def is_room_wanted(cache: Path) -> bool:
-    """Whether somebody cannot go on for want of room: who stages ahead gives way then."""
-    handle = os.open(cache / _WANTED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
-def _full(cache: Path, num_bytes: int, used_bytes: int, max_bytes: int) -> str:
-    return (
-        f"the cache {cache} has no room for {num_bytes:,} bytes: jobs on this host use "
-        f"{used_bytes:,} of data.cache_bytes {max_bytes:,}; raise data.cache_bytes, lower "
-        "data.shuffle_shards, or give each job another data.cache_dir"
-    )
-
-
-def _disk_full(cache: Path, num_bytes: int, used_bytes: int) -> str:
-    disk = os.statvfs(cache)
-    return (
-        f"the disk of the cache {cache} has no room for {num_bytes:,} bytes: "
-        f"{disk.f_bavail * disk.f_frsize:,} are free, jobs on this host use {used_bytes:,} of "
-        "the cache; free space, or give a data.cache_dir on a larger disk"
-    )
-
-
-def _survey(cache: Path) -> _Occupancy:
-    """What is in the cache, less what killed processes left half staged, which is deleted."""
-    staged: dict[int, int] = {}
-    # First: what gets its final name meanwhile is then seen twice and not never.
-    for leftover in cache.glob(f"*/{TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
-            number = leftover.stat().st_ino
-            staged[number] = _bytes_of_live(leftover)
-    whole: list[tuple[Path, os.stat_result]] = []
+    whole: list[tuple[int, Path, int]] = []
+    sizes: dict[int, int] = {}
     for lock in cache.glob(f"*/{_LOCK_PREFIX}*"):
         path = lock.with_name(lock.name.removeprefix(_LOCK_PREFIX))
+        temporary = _temporary(path)
         with contextlib.suppress(FileNotFoundError):
-            whole.append((path, path.stat()))
-    for _, found in whole:
-        staged.pop(found.st_ino, None)
-    whole.sort(key=lambda entry: entry[1].st_mtime_ns)
-    return _Occupancy(whole, sum(staged.values()) + sum(found.st_size for _, found in whole))
+            if not _is_free(temporary, remove=True):
+                found = temporary.stat()
+                sizes[found.st_ino] = found.st_size
+        # Afterwards: what gets its name meanwhile is then seen twice, with one number, not never.
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            sizes[found.st_ino] = found.st_size
+            whole.append((found.st_mtime_ns, path, found.st_size))
+    return [(path, size) for _, path, size in sorted(whole)], sum(sizes.values())
 
 
-def _bytes_of_live(leftover: Path) -> int:
-    """Size of what is being staged; a killed process's is deleted and takes nothing."""
-    lock = leftover.with_name(_LOCK_PREFIX + _final_name(leftover))
-    handle = _lock(lock, wait=False) if lock.exists() else None
-    if handle is None:
-        return leftover.stat().st_size
-    leftover.unlink(missing_ok=True)
-    os.close(handle)
-    return 0
+def _evict(shards: list[tuple[Path, int]], *, at_once: bool) -> Iterator[int]:
+    """Delete one shard after the other; yields their sizes."""
+    expected = []
+    for path, size in shards:
+        if not _is_free(path.with_name(_LOCK_PREFIX + path.name)):
+            expected.append((path, size))
+        elif _is_free(path, remove=True):
+            yield size
+    for path, size in reversed(expected if at_once else []):  # what was staged last is needed last
+        if _is_free(path, remove=True):
+            yield size
 
 
-def _evict_one(found: _Occupancy) -> bool:
-    """Delete the file that was not used for longest of those nobody uses, if there is one."""
-    for number, (path, stat) in enumerate(found.whole):
-        if _evict(path):
-            found.num_bytes -= stat.st_size
-            del found.whole[number]
-            return True
-    return False
-
-
-def _evict(path: Path) -> bool:
+def _is_free(path: Path, *, remove: bool = False) -> bool:
+    """Whether nobody has a lock on the file; it is deleted then, if it is to be removed."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with path.open("rb") as file:
+            is_free = try_lock(file.fileno())
+            if is_free and remove and _is_at(file.fileno(), path):
+                path.unlink()
+            return is_free
     except FileNotFoundError:
         return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(handle)
-    return True
 
 
 def _allocate(file: BinaryIO, num_bytes: int) -> bool:
@@ -250,27 +197,23 @@ def _allocate(file: BinaryIO, num_bytes: int) -> bool:
     return True
 
 
-def _lock(path: Path, *, wait: bool) -> int | None:
-    """Hold an exclusive lock until the open file that is returned is closed; None: it is taken."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def _lock(file: int, path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
+        return try_lock(file, shared=shared, wait_seconds=wait_seconds)
     except OSError as error:
-        os.close(handle)
-        raise _no_locks(path.parent, error) from None
-    return handle
+        raise OSError(
+            f"cannot lock files in {path.parent}: {error.strerror}; "
+            "give a data.cache_dir on a local disk of this host"
+        ) from None
 
 
-def _no_locks(directory: Path, error: OSError) -> OSError:
-    return OSError(
-        f"cannot lock files in {directory}: {error.strerror}; "
-        "give a data.cache_dir on a local disk of this host"
-    )
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
-def _final_name(leftover: Path) -> str:
-    """The final name of what is being staged, see `data_prep.shard_set.files.atomic_writer`."""
-    return leftover.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
+def _temporary(path: Path) -> Path:
+    return path.with_name(TEMPORARY_PREFIX + path.name)

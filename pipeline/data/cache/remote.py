@@ -6,13 +6,12 @@ their names; or it holds `{}` where the name of the file belongs:
     https://host/imagenet    s3://bucket/imagenet    file:///nfs/imagenet
     https://host/imagenet/{}?token=…    pipe:ssh host cat /data/imagenet/{}
 
-curl fetches http and https, the AWS command line s3, cat what is mounted, a shell what follows
-`pipe:`; for all else there is the opener of webdataset. It is not used for the former: it knows no
-s3, its curl tries for a minute without a word, and what its shells start outlives a deadline.
+A command for each scheme writes the file to its output: see `command_of`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -21,13 +20,13 @@ import select
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
@@ -48,13 +47,19 @@ _LASTING = frozenset(
         *("curl: (1)", "curl: (3)", "curl: (51)", "curl: (58)", "curl: (60)", "curl: (77)"),
         *("(AccessDenied)", "(403)", "(NoSuchBucket)", "(InvalidAccessKeyId)", "(ExpiredToken)"),
         *("Unable to locate credentials", "Permission denied", "Is a directory"),
-        *("command not found", ": not found"),
+        *("command not found", ": not found", "No module named"),
     }
 )
 """What curl, the AWS command line, cat and shells say of what no other attempt mends: a URL or a
 protocol that is wrong, certificates, permissions, programs."""
 _MISSING = frozenset({"returned error: 404", "(404)", "(NoSuchKey)", "No such file"})
 """What they say of a file that is not there."""
+
+_READ_HF = (
+    "import shutil, sys; from huggingface_hub import HfFileSystem; "
+    "shutil.copyfileobj(HfFileSystem().open(sys.argv[1], block_size=0), sys.stdout.buffer)"
+)
+"""Writes a file of the Hugging Face hub to the output; that package is the user's to install."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,30 +95,13 @@ class RetryPolicy:
         return self.attempts * (self.timeout_seconds + LONGEST_PAUSE_SECONDS)
 
 
-@dataclass(slots=True)
-class FetchCost:
-    """What fetching cost so far."""
-
-    num_files: int = 0
-    num_bytes: int = 0
-    """All that came, with what failed attempts brought."""
-    num_retries: int = 0
-    seconds: float = 0.0
-
-    def add(self, other: FetchCost) -> None:
-        self.num_files += other.num_files
-        self.num_bytes += other.num_bytes
-        self.num_retries += other.num_retries
-        self.seconds += other.seconds
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
     """What a file must hold."""
 
-    num_bytes: int | None
+    num_bytes: int | None = None
     """None: any number."""
-    sha256: str | None
+    sha256: str | None = None
     """In hexadecimal; None: anything."""
 
 
@@ -135,11 +123,11 @@ def location_of(url: str, name: str) -> str:
     return f"{url.rstrip('/')}/{quoted}"
 
 
-def command_of(location: str, timeout_seconds: float) -> list[str] | None:
-    """The command that writes what is at `location` to its output; None: webdataset knows."""
+def command_of(location: str, timeout_seconds: float) -> list[str]:
+    """The command that writes what is at `location` to its output."""
     scheme, _, rest = location.partition(":")
     match scheme:
-        case "http" | "https":
+        case "http" | "https" | "sftp" | "ftps" | "scp":
             # It has the deadline too, so that it ends if this process is killed.
             silence = str(max(1, round(timeout_seconds)))
             limits = ["--connect-timeout", silence, "--speed-limit", "1", "--speed-time", silence]
@@ -147,11 +135,17 @@ def command_of(location: str, timeout_seconds: float) -> list[str] | None:
             return ["curl", *options, "--netrc-optional", *limits, "--url", location]
         case "s3":
             return ["aws", "s3", "cp", "--only-show-errors", location, "-"]
+        case "gs":
+            return ["gsutil", "cat", location]
+        case "ais":
+            return ["ais", "get", location, "-"]
+        case "hf":
+            return [sys.executable, "-c", _READ_HF, location]
         case "file":
             return ["cat", "--", url2pathname(urlsplit(location).path)]
         case "pipe":
             return ["/bin/sh", "-c", rest]
-    return None
+    raise FetchError(f"{location}: no command is known for {scheme}://; give pipe:COMMAND {{}}")
 
 
 def fetch(
@@ -160,46 +154,40 @@ def fetch(
     content: Content,
     retry_policy: RetryPolicy,
     stop: threading.Event,
-    cost: FetchCost,
     check: Callable[[bytes], object] | None = None,
 ) -> None:
     """Write what is at `location` to the empty or reserved `file`, and verify it.
 
-    What it costs is added to `cost` as it comes. `check` looks at what came where no hash is known,
-    and raises `ValueError` if that is damaged.
+    `check` looks at what came where no hash is known, and raises `ValueError` if that is damaged.
     Raises `FetchError` after the last attempt, or the first that shows that no other can succeed,
     `FetchStopped` once `stop` is set, and `OSError` if `file` cannot be written.
     """
-    begin = time.perf_counter()
-    try:
-        for attempt in range(1, retry_policy.attempts + 1):
-            try:
-                _attempt(location, file, content, retry_policy.timeout_seconds, stop, cost)
-                _check(file, check)
-            except _Fault as fault:
-                if attempt == retry_policy.attempts or fault.is_final:
-                    raise FetchError(
-                        _describe_failure(location, attempt, retry_policy, fault)
-                    ) from None
-                pause = _pause_seconds(attempt)
-                _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
-                cost.num_retries += 1
-                if stop.wait(pause):
-                    raise FetchStopped(location) from None
-            else:
-                cost.num_files += 1
-                return
-    finally:
-        cost.seconds += time.perf_counter() - begin
+    for attempt in range(1, retry_policy.attempts + 1):
+        try:
+            _attempt(location, file, content, retry_policy.timeout_seconds, stop)
+            if check is not None:
+                file.seek(0)
+                check(file.read())
+        except (_Fault, ValueError) as fault:
+            is_final = isinstance(fault, _Fault) and fault.is_final
+            if attempt == retry_policy.attempts or is_final:
+                failure = _describe_failure(location, attempt, retry_policy, fault, is_final)
+                raise FetchError(failure) from None
+            pause = _pause_seconds(attempt)
+            _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
+            if stop.wait(pause):
+                raise FetchStopped(location) from None
+        else:
+            return
 
 
 def _describe_failure(
-    location: str, attempts: int, retry_policy: RetryPolicy, fault: _Fault
+    location: str, attempts: int, retry_policy: RetryPolicy, fault: Exception, is_final: bool
 ) -> str:
     times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     more = (
         ""
-        if fault.is_final
+        if is_final
         else ", or raise data.fetch_attempts or data.fetch_timeout_seconds "
         f"({retry_policy.timeout_seconds:g})"
     )
@@ -216,31 +204,16 @@ def _pause_seconds(attempt: int) -> float:
     return pause * random.uniform(0.5, 1)
 
 
-def _check(file: BinaryIO, check: Callable[[bytes], object] | None) -> None:
-    if check is None:
-        return
-    file.seek(0)
-    try:
-        check(file.read())
-    except ValueError as error:
-        raise _Fault(str(error)) from None
-
-
 def _attempt(
-    location: str,
-    file: BinaryIO,
-    content: Content,
-    timeout_seconds: float,
-    stop: threading.Event,
-    cost: FetchCost,
+    location: str, file: BinaryIO, content: Content, timeout_seconds: float, stop: threading.Event
 ) -> None:
     file.seek(0)
     digest, num_bytes = hashlib.sha256(), 0
-    is_known = content.sha256 is not None
-    with _Output(location, timeout_seconds, stop, is_known=is_known) as output:
-        for block in output.blocks():
+    # A manifest says that a file whose hash is known is there; one that is missing may come.
+    lasting = _LASTING if content.sha256 is not None else _LASTING | _MISSING
+    with contextlib.closing(_output(location, timeout_seconds, stop, lasting)) as blocks:
+        for block in blocks:
             num_bytes += len(block)
-            cost.num_bytes += len(block)
             if content.num_bytes is not None and num_bytes > content.num_bytes:
                 raise _Fault(f"it is longer than the {content.num_bytes} bytes of the manifest")
             digest.update(block)
@@ -255,115 +228,78 @@ def _attempt(
     file.truncate()  # of an attempt that had brought more
 
 
-class _Output:
-    """The output of the command for a location; leaving the block ends all it has started."""
+def _output(
+    location: str, timeout_seconds: float, stop: threading.Event, lasting: Collection[str]
+) -> Generator[bytes]:
+    """What the command for a location writes; closing this ends all that the command has started.
 
-    def __init__(
-        self, location: str, timeout_seconds: float, stop: threading.Event, *, is_known: bool
-    ) -> None:
-        """`is_known`: a manifest says that the file is there; one that is missing may come."""
-        self._is_known = is_known
-        self._timeout_seconds = timeout_seconds
-        self._stop = stop
-        self._errors: BinaryIO | None = None
-        self._pipe: Any = None  # of webdataset: closes its stream when it is forgotten
-        command = command_of(location, timeout_seconds)
-        self._process = self._open_other(location) if command is None else self._start(command)
-
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the output
-        try:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                bufsize=0,
-                start_new_session=True,  # a group to end as a whole; and no terminal to ask on
-            )
-        except OSError as error:
-            self._errors.close()
-            raise FetchError(
-                f"cannot run {command[0]}, which fetches data.shards: {error.strerror}; install it"
-            ) from None
-
-    def _open_other(self, location: str) -> subprocess.Popen[bytes]:
-        from webdataset import gopen  # imports torch, and is seldom needed
-
-        try:
-            self._pipe = gopen(location, bufsize=0)
-        except (ImportError, OSError, ValueError) as error:
-            raise FetchError(f"webdataset cannot open {location}: {error}") from None
-        process = self._pipe.proc
-        assert isinstance(process, subprocess.Popen)
-        return process
-
-    def blocks(self) -> Iterator[bytes]:
-        """What comes; raises `_Fault` if it stalls or the command fails."""
-        assert self._process.stdout is not None
-        handle = self._process.stdout.fileno()
+    Raises `_Fault` if the output stalls or the command fails, for good if it says one of `lasting`.
+    """
+    command = command_of(location, timeout_seconds)
+    with tempfile.TemporaryFile() as errors, _running(command, errors) as process:
+        assert process.stdout is not None
+        output = process.stdout.fileno()
         poll = select.poll()
-        poll.register(handle, select.POLLIN)
+        poll.register(output, select.POLLIN)
         while True:
-            self._await(lambda: bool(poll.poll(_LOOK_SECONDS * 1000)))
-            block = os.read(handle, _BLOCK_BYTES)
+            _await(lambda: bool(poll.poll(_LOOK_SECONDS * 1000)), timeout_seconds, stop)
+            block = os.read(output, _BLOCK_BYTES)
             if not block:
                 break
             yield block
-        self._await(self._has_ended)
-        if self._process.returncode != 0:
-            complaint = self._complaint()
-            lasting = _LASTING if self._is_known else _LASTING | _MISSING
+        _await(lambda: _has_ended(process), timeout_seconds, stop)
+        if process.returncode != 0:
+            complaint = _complaint(errors)
             raise _Fault(
-                f"{complaint} (exit code {self._process.returncode})",
+                f"{complaint} (exit code {process.returncode})",
                 is_final=any(words in complaint for words in lasting),
             )
 
-    def _await(self, has_come: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self._timeout_seconds
-        while not has_come():
-            if time.monotonic() > deadline:
-                raise _Fault(f"no byte came for {self._timeout_seconds:g} s")
-            self._raise_if_stopped()
-        self._raise_if_stopped()
 
-    def _raise_if_stopped(self) -> None:
-        if self._stop.is_set():
-            raise FetchStopped("the fetch was stopped")
-
-    def _has_ended(self) -> bool:
+@contextlib.contextmanager
+def _running(command: list[str], errors: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0,
+            start_new_session=True,  # a group to end as a whole; and no terminal to ask on
+        )
+    except OSError as error:
+        raise FetchError(
+            f"cannot run {command[0]}, which fetches data.shards: {error.strerror}; install it"
+        ) from None
+    with process:
         try:
-            self._process.wait(_LOOK_SECONDS)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+            yield process
+        finally:
+            if process.returncode is None:  # not waited for: its number is still its own
+                os.killpg(process.pid, signal.SIGKILL)
 
-    def _complaint(self) -> str:
-        """The end of what the command said of its failure."""
-        if self._errors is None:
-            return "the command of webdataset failed"
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - _ERROR_BYTES))
-        lines = self._errors.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1] if said else "the command failed and said nothing"
 
-    def __enter__(self) -> Self:
-        return self
+def _await(has_come: Callable[[], bool], timeout_seconds: float, stop: threading.Event) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not has_come():
+        if time.monotonic() > deadline:
+            raise _Fault(f"no byte came for {timeout_seconds:g} s")
+        if stop.is_set():
+            break
+    if stop.is_set():
+        raise FetchStopped("the fetch was stopped")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process.returncode is None:  # not waited for: its number is still its own
-            if self._pipe is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        if self._errors is not None:
-            self._errors.close()
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_LOOK_SECONDS)
+    return process.returncode is not None
+
+
+def _complaint(errors: BinaryIO) -> str:
+    """The end of what a command said of its failure."""
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - _ERROR_BYTES))
+    lines = errors.read().decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else "the command failed and said nothing"

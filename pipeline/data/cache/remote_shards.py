@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import logging
+import math
+import os
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+from data_prep.shard_set.files import describe
+from data_prep.shard_set.manifest import Split
+from pipeline.data.cache.cache_directory import CacheFullError, expect_use
+from pipeline.data.cache.remote import FetchStopped
 from pipeline.data.cache.shard_cache import ShardCache
 from pipeline.data.order.shard_needs import ShardNeed
 
-_LOOK_SECONDS = 0.5
-"""Between two looks whether another job needs room."""
+_STREAMS = 4
+"""Shards that are staged ahead at the same time: one connection rarely fills a line."""
+_AGAIN_SECONDS = 5.0
+"""Between two tries to stage ahead what could not be."""
+_ROOM_SECONDS = 0.5
+"""Between two looks whether another process has made room."""
+
+_log = logging.getLogger(__name__)
 
 
 class RemoteShards:
@@ -29,61 +40,125 @@ class RemoteShards:
 
     are_lasting = False
 
-    def __init__(self, cache: ShardCache, split: str, shard_lengths: tuple[int, ...]) -> None:
+    def __init__(self, cache: ShardCache, folder: Path, split: Split) -> None:
+        self.shard_lengths = split.shard_lengths
         self._cache = cache
+        self._folder = folder
         self._split = split
-        self.shard_lengths = shard_lengths
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # holds what follows
-        self._readers: Counter[int] = Counter()
+        self._in_use: dict[int, int] = {}
+        """Open files, by the number of the shard."""
+        self._ahead: dict[int, int] = {}
+        """What keeps the shards that are staged ahead, see `expect_use`."""
         self._last_needed: dict[int, int] = {}
         self._ends: list[int] = []  # a heap: when the needs that were handed on end
         self._position = 0
         self._plan = 0
 
     def expect(self, needs: Iterable[ShardNeed]) -> None:
-        """Stage what `needs` lists, in its order, ahead of `passed`; an older list is forgotten."""
+        """Stage what `needs` lists, in its order, ahead of `passed`; an older list is forgotten.
+
+        Some at a time, as far ahead as there is room. One that cannot be staged is tried again and
+        again until it is passed; whoever needs it meanwhile meets the error by its own attempts.
+        """
         with self._changed:
             self._plan += 1
             self._last_needed.clear()
             self._ends.clear()
             self._position = 0
             self._changed.notify_all()
-            plan = self._plan
-        self._cache.expect(
-            self._hand_on(needs, plan), lambda _split, shard: self._is_wanted(shard, plan)
-        )
+            arguments = (self._handed_on(needs, self._plan), self._plan, threading.Lock())
+        threads = [
+            threading.Thread(target=self._stage_ahead, args=arguments, name="stage", daemon=True)
+            for _ in range(_STREAMS)
+        ]
+        self._threads = [other for other in self._threads if other.is_alive()] + threads
+        for thread in threads:
+            thread.start()
 
-    def _is_wanted(self, shard: int, plan: int) -> bool:
-        with self._changed:
-            return plan == self._plan and self._last_needed.get(shard, -1) >= self._position
-
-    def _hand_on(self, needs: Iterable[ShardNeed], plan: int) -> Iterator[tuple[str, int]]:
-        """The shards of `needs` that are not over yet, at most a whole split's number ahead."""
+    def _handed_on(self, needs: Iterable[ShardNeed], plan: int) -> Iterator[ShardNeed]:
+        """The `needs` that are not over yet, at most a whole split's number ahead."""
         for need in needs:
             with self._changed:
-                while plan == self._plan and len(self._ends) >= len(self.shard_lengths):
-                    self._changed.wait(_LOOK_SECONDS)
-                    if self._cache.is_closed:
-                        return
-                    self._cache.give_way()
-                if plan != self._plan:
+                while self._is_current(plan) and len(self._ends) >= len(self.shard_lengths):
+                    self._changed.wait()
+                if not self._is_current(plan):
                     return
                 if need.last < self._position:
                     continue
                 heapq.heappush(self._ends, need.last)
                 self._last_needed[need.shard] = need.last
-            yield self._split, need.shard
+            yield need
+
+    def _is_current(self, plan: int) -> bool:
+        return plan == self._plan and not self._stop.is_set()
+
+    def _stage_ahead(self, needs: Iterator[ShardNeed], plan: int, turn: threading.Lock) -> None:
+        """Stage one need after another; the next gets its `turn` when this one has room."""
+        while True:
+            with contextlib.ExitStack() as has_turn:
+                has_turn.enter_context(turn)
+                need = next(needs, None)
+                if need is None:
+                    return
+                while self._is_wanted(need, plan):
+                    kept = self._try_ahead(need.shard, has_turn.close)
+                    if kept is not None:
+                        self._keep(need, plan, kept)
+                        break
+
+    def _is_wanted(self, need: ShardNeed, plan: int) -> bool:
+        with self._changed:
+            return self._is_current(plan) and need.last >= self._position
+
+    def _try_ahead(self, shard: int, has_room: Callable[[], None]) -> int | None:
+        """Stage a shard; returns what keeps it. None, after a while, if that was not possible."""
+        try:
+            with contextlib.ExitStack() as failing:
+                kept = expect_use(self._folder / self._split.filenames[shard])
+                failing.callback(os.close, kept)
+                os.close(self._open_shard(shard, has_room))
+                failing.pop_all()
+                return kept
+        except FetchStopped:
+            pass
+        except CacheFullError:
+            with self._changed:
+                self._changed.wait(_ROOM_SECONDS)
+        except OSError as error:
+            _log.warning("staging ahead: %s; trying again", describe(error))
+            self._stop.wait(_AGAIN_SECONDS)
+        return None
+
+    def _keep(self, need: ShardNeed, plan: int, kept: int) -> None:
+        with self._changed:
+            is_held = need.shard in self._ahead or need.shard in self._in_use
+            if is_held or not self._is_wanted(need, plan):
+                os.close(kept)
+            else:
+                self._ahead[need.shard] = kept
+
+    def _open_shard(self, shard: int, has_room: Callable[[], None] | None = None) -> int:
+        return self._cache.open_shard(self._folder, self._split, shard, self._stop, has_room)
 
     @contextlib.contextmanager
     def reading(self, shard: int) -> Iterator[int]:
         """The shard as a file that is open while the block runs, staged now if it is not there."""
         with self._changed:
-            self._readers[shard] += 1
-        try:
-            yield self._cache.descriptor(self._split, shard)
-        finally:
+            file = os.dup(self._in_use[shard]) if shard in self._in_use else None
+        if file is None:
+            file = self._open_shard(shard)
             with self._changed:
-                self._readers[shard] -= 1
+                if shard not in self._in_use:
+                    self._in_use[shard] = os.dup(file)
+                if shard in self._ahead:
+                    os.close(self._ahead.pop(shard))
+        try:
+            yield file
+        finally:
+            os.close(file)
 
     def passed(self, position: int) -> None:
         """Nothing before `position` is asked for again: release what only that needed.
@@ -94,29 +169,25 @@ class RemoteShards:
             self._position = position
             while self._ends and self._ends[0] < position:
                 heapq.heappop(self._ends)
-            for shard in self._cache.in_use(self._split):
-                if self._last_needed.get(shard, -1) < position and not self._readers[shard]:
-                    self._cache.release(self._split, shard)
-            self._changed.notify_all()
+                self._changed.notify_all()
+            self._release(position)
+
+    def _release(self, position: float) -> None:
+        for held in (self._in_use, self._ahead):
+            for shard in [one for one in held if self._last_needed.get(one, -1) < position]:
+                os.close(held.pop(shard))
+                self._changed.notify_all()
 
     def give_up(self) -> None:
-        """Let whoever waits for a shard of the cache fail now; it stages nothing any more."""
-        self._cache.give_up()
+        """Let whoever waits for a shard fail now; no more are staged."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop staging ahead and release all shards that are not being read; not the cache."""
+        """Stop staging, and release all shards but those that are being read at the moment."""
+        self.give_up()
+        for thread in self._threads:
+            thread.join()
         with self._changed:
-            self._plan += 1
-            self._last_needed.clear()
-        self.passed(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+            self._release(math.inf)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,11 +20,11 @@ class ShardSet:
     cache: ShardCache | None
 
     @classmethod
-    def opened(cls, config: DataConfig, resources: contextlib.ExitStack) -> Self:
+    def opened(cls, config: DataConfig) -> Self:
         """The one that `data.shards` names; raises what `read_manifest` or the cache raises."""
         if not config.is_remote:
             folder = Path(config.shards)
             return cls(folder, read_manifest(folder), None)
-        cache = resources.enter_context(ShardCache.configured(config))
+        cache = ShardCache.configured(config)
         folder = cache.stage_manifest()
         return cls(folder, read_manifest(folder), cache)

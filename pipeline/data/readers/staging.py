@@ -18,7 +18,7 @@ def remote_files(shards: ShardSet, split: str) -> RemoteShards | None:
     """The shards of a split that are at a URL; None if they are on this host."""
     if shards.cache is None:
         return None
-    return RemoteShards(shards.cache, split, shards.manifest.split(split).shard_lengths)
+    return RemoteShards(shards.cache, shards.folder, shards.manifest.split(split))
 
 
 def staged_reader(config: Config, shards: ShardSet, split: str) -> Reader:

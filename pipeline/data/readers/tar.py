@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index
 from data_prep.shard_set.manifest import Manifest, ShardSetError, Split, remedy
-from pipeline.data.cache.open_files import raise_file_limit
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.sample_index import Rows
 
@@ -42,6 +42,7 @@ class TarSampleIndex:
 
         Raises `ShardSetError` if the index is missing or not the manifest's.
         """
+        raise_file_limit()
         self._shards = shards
         self._split = manifest.split(split)
         self._files = files
@@ -84,6 +85,14 @@ class TarSampleIndex:
 
     def close(self) -> None:
         self._files.close()
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files, of which each shard is one; returns what is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 class LocalFiles:

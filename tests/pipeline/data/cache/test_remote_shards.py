@@ -17,7 +17,8 @@ from data_prep.shard_set.manifest import ShardSetError, Split, read_manifest
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data.batches.loader import Loader, Request, training_requests
-from pipeline.data.cache import remote_shards, shard_cache
+from pipeline.data.cache import remote_shards
+from pipeline.data.cache.remote import RetryPolicy
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
 from pipeline.data.cache.shard_set import ShardSet
@@ -39,11 +40,12 @@ LENGTHS = (SHARD_LENGTH,) * NUM_SHARDS
 LABELS = np.arange(NUM_SHARDS * SHARD_LENGTH) % 10
 IMAGES = make_images(LABELS)
 
+OpenShards = Callable[..., RemoteShards]
+
 
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_shards, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(shard_cache, "_ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(remote_shards, "_ROOM_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -59,24 +61,26 @@ def split(folder: Path) -> Split:
 
 
 @pytest.fixture
-def open_cache(folder: Path, tmp_path: Path) -> Iterator[Callable[[int | None], ShardCache]]:
-    opened: list[ShardCache] = []
+def open_shards(folder: Path, tmp_path: Path) -> Iterator[OpenShards]:
+    with contextlib.ExitStack() as opened:
 
-    def make(max_bytes: int | None = None) -> ShardCache:
-        cache = ShardCache(
-            f"pipe:echo {{}} >> {tmp_path}/fetched; cat {folder}/{{}}",
-            tmp_path / "cache",
-            max_bytes=max_bytes,
-            timeout_seconds=DEADLINE_SECONDS,
-            attempts=1,
-        )
-        cache.stage_manifest()
-        opened.append(cache)
-        return cache
+        def make(max_bytes: int | None = None) -> RemoteShards:
+            cache = ShardCache(
+                url=f"pipe:echo {{}} >> {tmp_path}/fetched; cat {folder}/{{}}",
+                directory=tmp_path / "cache",
+                max_bytes=max_bytes,
+                retry_policy=RetryPolicy(timeout_seconds=DEADLINE_SECONDS, attempts=1),
+            )
+            staged = cache.stage_manifest()
+            shards = RemoteShards(cache, staged, read_manifest(staged).split("val"))
+            return opened.enter_context(contextlib.closing(shards))
 
-    yield make
-    for cache in opened:
-        cache.close()
+        yield make
+
+
+def held(shards: RemoteShards) -> list[int]:
+    """The numbers of the shards that are in use or were staged ahead, and not given up."""
+    return sorted({*shards._in_use, *shards._ahead})
 
 
 def fetched(tmp_path: Path) -> list[int]:
@@ -96,7 +100,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_epochs_pass_through_a_cache_that_is_smaller_than_the_split(
-    open_cache: Callable[[int | None], ShardCache],
+    open_shards: OpenShards,
     folder: Path,
     split: Split,
     tmp_path: Path,
@@ -113,10 +117,10 @@ def test_epochs_pass_through_a_cache_that_is_smaller_than_the_split(
     )
     max_bytes = 5 * max(split.shard_bytes)
     check_cache_bytes(max_bytes, plan, split, split, train_ahead=7, val_ahead=1)
-    cache = open_cache(max_bytes)
+    shards = open_shards(max_bytes)
     end_step = 3 * plan.steps_per_epoch
     seen: list[int] = []
-    with RemoteShards(cache, "val", LENGTHS) as shards, ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
 
         def read(sample: int) -> None:
             shard, offset, num_bytes, _ = index[sample].tolist()
@@ -133,14 +137,13 @@ def test_epochs_pass_through_a_cache_that_is_smaller_than_the_split(
             assert num_whole * max(split.shard_bytes) <= max_bytes  # they are of one size
     assert len(seen) == 3 * 77
     assert len(fetched(tmp_path)) < 3 * NUM_SHARDS + 3  # and not once for each of 33 steps
-    assert cache.in_use("val") == []
+    assert held(shards) == []
 
 
 def test_a_shard_is_given_up_when_its_last_need_has_passed(
-    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
+    open_shards: OpenShards, tmp_path: Path
 ) -> None:
-    cache = open_cache(None)
-    shards = RemoteShards(cache, "val", LENGTHS)
+    shards = open_shards()
     are_handed_on = threading.Event()
 
     def needs() -> Iterator[ShardNeed]:
@@ -149,38 +152,32 @@ def test_a_shard_is_given_up_when_its_last_need_has_passed(
 
     shards.expect(needs())
     assert are_handed_on.wait(DEADLINE_SECONDS)
-    wait_until(lambda: sorted(cache.in_use("val")) == [1, 3])
+    wait_until(lambda: held(shards) == [1, 3])
     shards.passed(6)
-    assert sorted(cache.in_use("val")) == [1, 3]
+    assert held(shards) == [1, 3]
     shards.passed(10)
-    assert cache.in_use("val") == [3]
+    assert held(shards) == [3]
     shards.passed(20)
-    assert cache.in_use("val") == [3]
+    assert held(shards) == [3]
     shards.passed(21)
-    assert cache.in_use("val") == []
+    assert held(shards) == []
     assert sorted(fetched(tmp_path)) == [1, 3]
     shards.close()
 
 
-def test_what_is_being_read_is_not_closed(
-    open_cache: Callable[[int | None], ShardCache], folder: Path
-) -> None:
-    cache = open_cache(None)
-    shards = RemoteShards(cache, "val", LENGTHS)
+def test_what_is_being_read_is_not_closed(open_shards: OpenShards, folder: Path) -> None:
+    shards = open_shards()
     with shards.reading(4) as file:
         shards.passed(1000)
-        assert cache.in_use("val") == [4]
         assert os.pread(file, 512, 0) == (folder / "val-000004.tar").read_bytes()[:512]
     shards.passed(1000)
-    assert cache.in_use("val") == []
+    assert held(shards) == []
     with shards.reading(4) as file:
         assert os.pread(file, 512, 0) == (folder / "val-000004.tar").read_bytes()[:512]
     shards.close()
 
 
-def test_no_more_than_the_split_is_ahead(
-    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
-) -> None:
+def test_no_more_than_the_split_is_ahead(open_shards: OpenShards, tmp_path: Path) -> None:
     """However much room there is: the needs of later epochs are computed when it is time."""
     asked: list[int] = []
 
@@ -189,55 +186,47 @@ def test_no_more_than_the_split_is_ahead(
             asked.append(number)
             yield ShardNeed(number % NUM_SHARDS, number, number)
 
-    cache = open_cache(None)
-    with RemoteShards(cache, "val", LENGTHS) as shards:
-        shards.expect(needs())
-        wait_until(lambda: len(cache.in_use("val")) == NUM_SHARDS)
-        wait_until(lambda: len(asked) == NUM_SHARDS + 1)
-        assert sorted(fetched(tmp_path)) == list(range(NUM_SHARDS))
-        shards.passed(3)
-        wait_until(lambda: len(asked) == NUM_SHARDS + 4)
+    shards = open_shards()
+    shards.expect(needs())
+    wait_until(lambda: len(held(shards)) == NUM_SHARDS)
+    wait_until(lambda: len(asked) == NUM_SHARDS + 1)
+    assert sorted(fetched(tmp_path)) == list(range(NUM_SHARDS))
+    shards.passed(3)
+    wait_until(lambda: len(asked) == NUM_SHARDS + 4)
 
 
-def test_needs_that_are_over_are_not_staged(
-    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
-) -> None:
-    cache = open_cache(None)
+def test_needs_that_are_over_are_not_staged(open_shards: OpenShards, tmp_path: Path) -> None:
     gate = threading.Event()
 
     def needs() -> Iterator[ShardNeed]:
         assert gate.wait(DEADLINE_SECONDS)
         yield from (ShardNeed(0, 0, 4), ShardNeed(1, 5, 9))
 
-    with RemoteShards(cache, "val", LENGTHS) as shards:
-        shards.expect(needs())
-        shards.passed(5)
-        gate.set()
-        wait_until(lambda: cache.in_use("val") == [1])
+    shards = open_shards()
+    shards.expect(needs())
+    shards.passed(5)
+    gate.set()
+    wait_until(lambda: held(shards) == [1])
     assert fetched(tmp_path) == [1]
 
 
 def test_a_new_list_takes_the_place_of_the_old_one(
-    open_cache: Callable[[int | None], ShardCache], split: Split, tmp_path: Path
+    open_shards: OpenShards, split: Split, tmp_path: Path
 ) -> None:
     """As every evaluation brings one; positions begin anew."""
-    cache = open_cache(None)
-    with RemoteShards(cache, "val", LENGTHS) as shards:
-        for _ in range(2):
-            shards.expect(evaluation_needs(split.shard_lengths))
-            wait_until(lambda: len(cache.in_use("val")) == NUM_SHARDS)
-            for number in range(NUM_SHARDS):
-                with shards.reading(number):
-                    pass
-                shards.passed((number + 1) * SHARD_LENGTH)
-                assert len(cache.in_use("val")) == NUM_SHARDS - number - 1
+    shards = open_shards()
+    for _ in range(2):
+        shards.expect(evaluation_needs(split.shard_lengths))
+        wait_until(lambda: len(held(shards)) == NUM_SHARDS)
+        for number in range(NUM_SHARDS):
+            with shards.reading(number):
+                pass
+            shards.passed((number + 1) * SHARD_LENGTH)
+            assert len(held(shards)) == NUM_SHARDS - number - 1
     assert sorted(fetched(tmp_path)) == list(range(NUM_SHARDS))
 
 
-def test_a_list_that_was_replaced_stages_no_more(
-    open_cache: Callable[[int | None], ShardCache], tmp_path: Path
-) -> None:
-    cache = open_cache(None)
+def test_a_list_that_was_replaced_stages_no_more(open_shards: OpenShards, tmp_path: Path) -> None:
     gate = threading.Event()
 
     def old_needs() -> Iterator[ShardNeed]:
@@ -245,29 +234,26 @@ def test_a_list_that_was_replaced_stages_no_more(
         assert gate.wait(DEADLINE_SECONDS)
         yield ShardNeed(1, 0, 9)
 
-    with RemoteShards(cache, "val", LENGTHS) as shards:
-        shards.expect(old_needs())
-        wait_until(lambda: cache.in_use("val") == [0])
-        shards.expect([ShardNeed(2, 0, 9)])
-        gate.set()
-        wait_until(lambda: sorted(cache.in_use("val")) == [0, 2])
-        shards.passed(1)
-        assert cache.in_use("val") == [2]
+    shards = open_shards()
+    shards.expect(old_needs())
+    wait_until(lambda: held(shards) == [0])
+    shards.expect([ShardNeed(2, 0, 9)])
+    gate.set()
+    wait_until(lambda: held(shards) == [0, 2])
+    shards.passed(1)
+    assert held(shards) == [2]
     assert sorted(fetched(tmp_path)) == [0, 2]
 
 
-def test_a_cache_is_closed_whoever_still_waits(
-    open_cache: Callable[[int | None], ShardCache],
-) -> None:
-    cache = open_cache(None)
-    shards = RemoteShards(cache, "val", LENGTHS[:2])
-    shards.expect(ShardNeed(number, number, number) for number in range(NUM_SHARDS))
-    wait_until(lambda: sorted(cache.in_use("val")) == [0, 1])
-    closing = threading.Thread(target=cache.close, daemon=True)
+def test_shards_are_closed_whoever_still_waits(open_shards: OpenShards) -> None:
+    shards = open_shards()
+    shards.expect(ShardNeed(number % 2, number, number) for number in range(9 * NUM_SHARDS))
+    wait_until(lambda: held(shards) == [0, 1])
+    closing = threading.Thread(target=shards.close, daemon=True)
     closing.start()
     closing.join(DEADLINE_SECONDS)
     assert not closing.is_alive()
-    shards.close()
+    assert held(shards) == []
 
 
 def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path: Path) -> None:
@@ -280,7 +266,7 @@ def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path:
         fetch_timeout_seconds=1000,
     )
     with contextlib.ExitStack() as resources:
-        shards = ShardSet.opened(data, resources)
+        shards = ShardSet.opened(data)
         reader = staged_reader(Config(data=data), shards, "val")
         resources.callback(reader.close)
         loader = Loader(reader, iter([Request(np.arange(4), 0)]), batch_size=4, depth=1)
@@ -296,9 +282,11 @@ def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path:
 def test_damage_in_the_cache_is_mended_by_deleting_it(folder: Path, tmp_path: Path) -> None:
     data = DataConfig(shards=folder.as_uri(), reader="remote", cache_dir=str(tmp_path / "cache"))
     with contextlib.ExitStack() as resources:
-        shards = ShardSet.opened(data, resources)
+        shards = ShardSet.opened(data)
         assert shards.cache is not None
-        path = shards.cache.get("val", 0)
+        split = shards.manifest.split("val")
+        os.close(shards.cache.open_shard(shards.folder, split, 0, threading.Event()))
+        path = shards.folder / split.filenames[0]
         content = bytearray(path.read_bytes())
         content[int(read_index(folder, read_manifest(folder).split("val"))[0]["offset"])] ^= 1
         path.write_bytes(content)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from data_prep.shard_set.files import atomic_writer, sha256_of
+from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.index import read_index, read_mean_image
 from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
@@ -29,10 +29,12 @@ from data_prep.shard_set.manifest import (
     write_manifest,
 )
 from pipeline.config.data import DataConfig
-from pipeline.data.cache import cache_directory, remote, shard_cache
-from pipeline.data.cache.cache_directory import CacheFullError
-from pipeline.data.cache.remote import FetchError
+from pipeline.data.cache import remote, remote_shards, shard_cache
+from pipeline.data.cache.cache_directory import CacheFullError, publish
+from pipeline.data.cache.remote import FetchError, RetryPolicy
+from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
+from pipeline.data.order.shard_needs import ShardNeed
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -46,8 +48,8 @@ SMALL_FILES = [MANIFEST_NAME, "val.index.npy", "val.crc32.npy", "val.mean.npy"]
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(shard_cache, "_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(shard_cache, "_ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(remote_shards, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(remote_shards, "_ROOM_SECONDS", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -98,6 +100,50 @@ def shard_bytes(folder: Path) -> int:
     return size
 
 
+class Job:
+    """What a job holds of a cache: shards that it has got are in use until it releases them."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self.cache = cache
+        self._stop = threading.Event()
+        self._in_use: dict[int, int] = {}
+        self.stage_manifest()
+
+    def stage_manifest(self) -> Path:
+        self.folder = self.cache.stage_manifest()
+        self.split = read_manifest(self.folder).split("val")
+        return self.folder
+
+    def get(self, number: int) -> Path:
+        if number not in self._in_use:
+            file = self.cache.open_shard(self.folder, self.split, number, self._stop)
+            self._in_use[number] = file
+        return self.folder / NAMES[number]
+
+    def file(self, number: int) -> int:
+        self.get(number)
+        return self._in_use[number]
+
+    def release(self, number: int) -> None:
+        os.close(self._in_use.pop(number))
+
+    @contextlib.contextmanager
+    def ahead(self, *numbers: int) -> Iterator[RemoteShards]:
+        """Shards that are expected in this order."""
+        needs = [ShardNeed(number, place, place) for place, number in enumerate(numbers)]
+        with contextlib.closing(RemoteShards(self.cache, self.folder, self.split)) as shards:
+            shards.expect(needs)
+            yield shards
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for number in list(self._in_use):
+            self.release(number)
+
+
 def open_cache(
     server: FlakyServer,
     directory: Path,
@@ -105,16 +151,11 @@ def open_cache(
     *,
     timeout_seconds: float = DEADLINE_SECONDS,
     attempts: int = 3,
-) -> ShardCache:
-    cache = ShardCache(
-        server.url,
-        directory,
-        max_bytes=max_bytes,
-        timeout_seconds=timeout_seconds,
-        attempts=attempts,
+) -> Job:
+    policy = RetryPolicy(timeout_seconds=timeout_seconds, attempts=attempts)
+    return Job(
+        ShardCache(url=server.url, directory=directory, max_bytes=max_bytes, retry_policy=policy)
     )
-    cache.stage_manifest()
-    return cache
 
 
 def cached(directory: Path) -> list[int]:
@@ -185,14 +226,11 @@ def start_job(
     return subprocess.Popen([*prefix, *command], stdout=subprocess.PIPE, text=True)
 
 
-def finish(job: subprocess.Popen[str], numbers: list[int]) -> dict[str, int]:
-    """Wait for a job that succeeds; returns what its cache cost."""
+def finish(job: subprocess.Popen[str], numbers: list[int]) -> None:
+    """Wait for a job that succeeds."""
     output, _ = job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 0
-    lines = output.splitlines()
-    assert lines[:-1] == ["ready", *map(str, numbers)]
-    cost: dict[str, int] = json.loads(lines[-1])
-    return cost
+    assert output.splitlines() == ["ready", *map(str, numbers)]
 
 
 # The manifest and the small files
@@ -218,8 +256,7 @@ def test_a_config_makes_the_cache(server: FlakyServer, folder: Path, directory: 
     config = DataConfig(
         shards=server.url, reader="remote", cache_dir=str(directory), cache_bytes=10**6
     )
-    with ShardCache.configured(config) as cache:
-        assert read_manifest(cache.stage_manifest()) == read_manifest(folder)
+    assert read_manifest(ShardCache.configured(config).stage_manifest()) == read_manifest(folder)
 
 
 @pytest.mark.slow
@@ -235,8 +272,8 @@ def test_faults_of_small_files_are_mended(
 ) -> None:
     server.faults[name] = [fault]
     with open_cache(server, directory) as cache:
-        assert_staged(cache.stage_manifest(), folder)
-        assert cache.cost.fetched.num_retries == 1
+        assert_staged(cache.folder, folder)
+    assert server.requests[name] == 2
 
 
 def test_a_half_staged_set_is_never_seen(
@@ -319,7 +356,7 @@ def test_a_set_that_changed_is_another_folder(
 ) -> None:
     with open_cache(server, directory) as cache:
         old = cache.stage_manifest()
-        shard = cache.get("val", 0)
+        shard = cache.get(0)
         before = read_manifest(folder)
         index = np.load(folder / "val.index.npy")
         index["label"] = 3
@@ -330,7 +367,7 @@ def test_a_set_that_changed_is_another_folder(
         assert read_manifest(old) == before
         assert not np.all(read_index(old, before.split("val"))["label"] == 3)
         assert np.all(read_index(new, read_manifest(new).split("val"))["label"] == 3)
-        assert cache.get("val", 1).parent == new
+        assert cache.get(1).parent == new
         assert shard.parent == old
 
 
@@ -351,16 +388,10 @@ def test_an_index_damaged_in_the_cache_is_staged_again(
 def test_a_shard_is_fetched_once(server: FlakyServer, folder: Path, directory: Path) -> None:
     with open_cache(server, directory) as cache:
         for _ in range(3):
-            path = cache.get("val", 2)
+            path = cache.get(2)
             assert is_same(path, folder)
-        cost = cache.cost
-    assert cost.num_staged_shards == 1
-    assert cost.fetched.num_bytes == sum(
-        (folder / name).stat().st_size for name in [*SMALL_FILES, NAMES[2]]
-    )
     with open_cache(server, directory) as another:
-        assert another.get("val", 2) == path
-        assert another.cost.num_staged_shards == 0
+        assert another.get(2) == path
     assert server.requests[NAMES[2]] == 1
 
 
@@ -372,8 +403,8 @@ def test_a_shard_is_whole_after_any_fault(
     server.faults[NAMES[1]] = [fault]
     seconds = 1.0 if fault == "stall" else DEADLINE_SECONDS
     with open_cache(server, directory, timeout_seconds=seconds) as cache:
-        assert is_same(cache.get("val", 1), folder)
-        assert cache.cost.fetched.num_retries == 1
+        assert is_same(cache.get(1), folder)
+        assert server.requests[NAMES[1]] == 2
     assert not list(directory.glob("*/.tmp-*"))
 
 
@@ -383,10 +414,10 @@ def test_a_shard_that_cannot_be_fetched_is_not_there(
     server.faults[NAMES[1]] = ["flip", "drop", "503"]
     with open_cache(server, directory) as cache:
         with pytest.raises(FetchError, match=f"{server.url}/{NAMES[1]} could not be fetched in 3"):
-            cache.get("val", 1)
+            cache.get(1)
         assert cached(directory) == []
         assert used_bytes(directory) == 0
-        assert is_same(cache.get("val", 1), folder)
+        assert is_same(cache.get(1), folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"cut", b"x" * 100_000])
@@ -394,10 +425,10 @@ def test_a_file_of_another_size_is_staged_again(
     server: FlakyServer, folder: Path, directory: Path, content: bytes
 ) -> None:
     with open_cache(server, directory) as cache:
-        path = cache.get("val", 0)
-        cache.release("val", 0)
+        path = cache.get(0)
+        cache.release(0)
         path.write_bytes(content)
-        assert is_same(cache.get("val", 0), folder)
+        assert is_same(cache.get(0), folder)
 
 
 def test_the_limit_holds_and_what_was_not_used_for_longest_goes(
@@ -406,12 +437,11 @@ def test_the_limit_holds_and_what_was_not_used_for_longest_goes(
     with open_cache(server, directory, 3 * shard_bytes) as cache:
         left = []
         for number in (0, 1, 2, 0, 3, 4, 0, 5):
-            cache.get("val", number)
-            cache.release("val", number)
+            cache.get(number)
+            cache.release(number)
             left.append(cached(directory))
             assert used_bytes(directory) <= 3 * shard_bytes
         assert left[3:] == [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 3, 4], [0, 4, 5]]
-        assert cache.cost.num_evicted_shards == 3
 
 
 def test_sets_share_the_limit(
@@ -427,9 +457,9 @@ def test_sets_share_the_limit(
         open_cache(second, directory, 2 * shard_bytes) as cache_of_other,
     ):
         for number in (0, 1):
-            cache.get("val", number)
-            cache.release("val", number)
-        paths = [cache_of_other.get("val", number) for number in (4, 5)]
+            cache.get(number)
+            cache.release(number)
+        paths = [cache_of_other.get(number) for number in (4, 5)]
         assert all(is_same(path, other) for path in paths)
         assert cached(directory) == [4, 5]
 
@@ -442,14 +472,14 @@ def test_what_is_in_use_stays(
         open_cache(server, directory, 3 * shard_bytes) as cache,
         open_cache(server, directory, 3 * shard_bytes) as other,
     ):
-        cache.get("val", 0)
-        other.get("val", 1)
-        file = os.dup(other.descriptor("val", 1))
+        cache.get(0)
+        other.get(1)
+        file = os.dup(other.file(1))
         for number in (2, 3, 4):
-            cache.get("val", number)
-            cache.release("val", number)
+            cache.get(number)
+            cache.release(number)
             assert cached(directory) == [0, 1, number]
-        other.release("val", 1)
+        other.release(1)
         (directory / manifest_sha256(folder) / NAMES[1]).unlink()
         assert os.pread(file, shard_bytes, 0) == (folder / NAMES[1]).read_bytes()
         os.close(file)
@@ -462,7 +492,7 @@ def test_a_file_that_gets_its_name_during_the_count_is_counted(
     glob = Path.glob
     with open_cache(server, directory, 2 * shard_bytes) as cache:
         server.faults[NAMES[0]] = ["stall"]
-        thread, _ = in_thread(lambda: cache.get("val", 0))
+        thread, _ = in_thread(lambda: cache.get(0))
         assert server.has_stalled.wait(DEADLINE_SECONDS)
 
         def glob_and_let_it_end(path: Path, pattern: str) -> list[Path]:
@@ -474,16 +504,16 @@ def test_a_file_that_gets_its_name_during_the_count_is_counted(
             return found
 
         monkeypatch.setattr(Path, "glob", glob_and_let_it_end)
-        cache.get("val", 1)
+        cache.get(1)
         monkeypatch.undo()
         assert cached(directory) == [0, 1]
         assert used_bytes(directory) == 2 * shard_bytes
     with open_cache(server, directory, 2 * shard_bytes) as cache:
-        cache.get("val", 2)
+        cache.get(2)
         assert used_bytes(directory) == 2 * shard_bytes
 
 
-def test_a_shard_is_in_use_before_it_has_its_name(
+def test_a_shard_is_in_use_once_it_has_its_name(
     server: FlakyServer, directory: Path, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it could be evicted before who has staged it opens it."""
@@ -493,17 +523,15 @@ def test_a_shard_is_in_use_before_it_has_its_name(
         open_cache(server, directory, shard_bytes, timeout_seconds=0.1) as other,
     ):
 
-        @contextlib.contextmanager
-        def write_and_be_robbed(path: Path) -> Iterator[BinaryIO]:
-            with atomic_writer(path) as file:
-                yield file
+        def publish_and_be_robbed(staged: BinaryIO, path: Path) -> None:
             monkeypatch.undo()
-            thread, found = in_thread(lambda: other.get("val", 1))
+            publish(staged, path)
+            thread, found = in_thread(lambda: other.get(1))
             thread.join(DEADLINE_SECONDS)
             outcome.extend(found)
 
-        monkeypatch.setattr(shard_cache, "atomic_writer", write_and_be_robbed)
-        cache.get("val", 0)
+        monkeypatch.setattr(shard_cache, "publish", publish_and_be_robbed)
+        cache.get(0)
         assert [type(error) for error in outcome] == [CacheFullError]
         assert cached(directory) == [0]
         assert server.requests[NAMES[0]] == 1
@@ -513,17 +541,17 @@ def test_no_room_is_reported_with_numbers(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
     with open_cache(server, directory, 2 * shard_bytes + 1, timeout_seconds=0.2) as cache:
-        cache.get("val", 0)
-        cache.get("val", 1)
+        cache.get(0)
+        cache.get(1)
         sentence = (
             f"no room for {shard_bytes:,} bytes: jobs on this host use {2 * shard_bytes:,} of "
             rf"data\.cache_bytes {2 * shard_bytes + 1:,}; raise data\.cache_bytes, lower"
         )
         with pytest.raises(CacheFullError, match=sentence):
-            cache.get("val", 2)
+            cache.get(2)
         assert cached(directory) == [0, 1]
-        cache.release("val", 0)
-        cache.get("val", 2)
+        cache.release(0)
+        cache.get(2)
         assert cached(directory) == [1, 2]
 
 
@@ -532,13 +560,13 @@ def test_room_is_waited_for(server: FlakyServer, directory: Path, shard_bytes: i
         open_cache(server, directory, shard_bytes) as cache,
         open_cache(server, directory, shard_bytes) as other,
     ):
-        other.get("val", 0)
-        thread, outcome = in_thread(lambda: cache.get("val", 1))
-        wait_until(lambda: cache_directory.is_room_wanted(directory))
-        other.release("val", 0)
+        other.get(0)
+        thread, outcome = in_thread(lambda: cache.get(1))
+        thread.join(0.3)
+        assert thread.is_alive()
+        other.release(0)
         thread.join(DEADLINE_SECONDS)
-        assert outcome == [cache.get("val", 1)]
-        assert not cache_directory.is_room_wanted(directory)
+        assert outcome == [cache.get(1)]
 
 
 # A full disk
@@ -557,17 +585,17 @@ def test_on_a_full_disk_shards_go_first(
     monkeypatch.setattr(os, "posix_fallocate", allocate_on_small_disk)
     with open_cache(server, directory, timeout_seconds=0.2) as cache:
         for number in (0, 1, 2):
-            cache.get("val", number)
-            cache.release("val", number)
+            cache.get(number)
+            cache.release(number)
         assert cached(directory) == [1, 2]
-        cache.get("val", 1)
-        cache.get("val", 2)
+        cache.get(1)
+        cache.get(2)
         sentence = (
             f"the disk of the cache .+ has no room for {shard_bytes:,} bytes: [0-9,]+ are free, "
             f"jobs on this host use {2 * shard_bytes:,} of the cache; free space, or"
         )
         with pytest.raises(CacheFullError, match=sentence):
-            cache.get("val", 3)
+            cache.get(3)
         assert cached(directory) == [1, 2]
         assert not list(directory.glob("*/.tmp-*"))
 
@@ -586,9 +614,8 @@ def test_a_disk_that_is_really_small(
         pytest.skip("this user may not mount a small disk")
     numbers = [0, 1, 2, 3, 4, 5, 0]
     job = start_job(server, directory, 10**12, numbers, *prefix, mount, str(directory))
-    cost = finish(job, numbers)
-    assert cost["num_staged_shards"] == 7
-    assert cost["num_evicted_shards"] >= 3
+    finish(job, numbers)
+    assert server.requests[NAMES[0]] == 2
 
 
 # Staging ahead
@@ -597,62 +624,67 @@ def test_a_disk_that_is_really_small(
 def test_shards_are_staged_ahead_in_order_as_far_as_there_is_room(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
-    with open_cache(server, directory, 3 * shard_bytes) as cache:
-        cache.expect([("val", number) for number in (5, 2, 4, 0, 1)])
-        for wanted, ahead in ((5, [2, 4, 5]), (2, [0, 2, 4]), (4, [0, 1, 4])):
-            wait_until(lambda ahead=ahead: sorted(cache.in_use("val")) == ahead)  # type: ignore[misc]
-            assert cached(directory) == ahead
-            assert server.requests[NAMES[wanted]] == 1
-            cache.get("val", wanted)
-            cache.release("val", wanted)
+    with (
+        open_cache(server, directory, 3 * shard_bytes) as cache,
+        cache.ahead(5, 2, 4, 0, 1) as shards,
+    ):
+        for place, ahead in enumerate(([2, 4, 5], [0, 2, 4], [0, 1, 4])):
+            wait_until(lambda ahead=ahead: cached(directory) == ahead)  # type: ignore[misc]
+            shards.passed(place + 1)
         assert max(server.requests[name] for name in NAMES) == 1
 
 
 def test_who_needs_a_shard_now_takes_the_room_of_the_farthest(
-    server: FlakyServer, directory: Path, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
+    server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
     """Of its own job's, and of another job's that shares the cache."""
-    monkeypatch.setattr(shard_cache, "_ROOM_SECONDS", 0.5)  # it gives way to one look a time
     with (
         open_cache(server, directory, 4 * shard_bytes) as cache,
         open_cache(server, directory, 4 * shard_bytes) as other,
+        other.ahead(0, 1, 2, 3, 4) as shards,
     ):
-        other.expect([("val", 0), ("val", 1), ("val", 2), ("val", 3), ("val", 4)])
-        wait_until(lambda: sorted(other.in_use("val")) == [0, 1, 2, 3])
-        cache.get("val", 5)
+        for number in range(4):
+            wait_until(lambda number=number: number in cached(directory))  # type: ignore[misc]
+        age(directory)
+        cache.get(5)
         assert cached(directory) == [0, 1, 2, 5]
-        other.get("val", 4)
-        assert cached(directory) == [0, 1, 4, 5]
+        with shards.reading(4):
+            assert cached(directory) == [0, 1, 4, 5]
 
 
-def test_what_could_not_be_staged_ahead_is_told_to_who_needs_it(
+def age(directory: Path) -> None:
+    """Let shards have been staged in the order of their numbers, whichever came first."""
+    for number, path in enumerate(sorted(directory.glob("*/val-*.tar"))):
+        os.utime(path, (number, number))
+
+
+def test_what_could_not_be_staged_ahead_is_reported_to_who_needs_it(
     server: FlakyServer, folder: Path, directory: Path
 ) -> None:
     missing = folder / NAMES[1]
     content = missing.read_bytes()
     missing.unlink()
-    with open_cache(server, directory) as cache:
-        cache.expect([("val", 0), ("val", 1), ("val", 2)])
+    with open_cache(server, directory) as cache, cache.ahead(0, 1, 2):
         wait_until(lambda: server.requests[NAMES[1]] > 3 and cached(directory) == [0, 2])
         with pytest.raises(FetchError, match=f"{NAMES[1]} could not be fetched in 3 attempts"):
-            cache.get("val", 1)
+            cache.get(1)
         assert cached(directory) == [0, 2]
         missing.write_bytes(content)
         wait_until(lambda: cached(directory) == [0, 1, 2])
-        assert is_same(cache.get("val", 1), folder)
+        assert is_same(cache.get(1), folder)
 
 
-def test_a_closed_cache_leaves_nothing_behind(server: FlakyServer, directory: Path) -> None:
+def test_what_is_closed_leaves_nothing_behind(server: FlakyServer, directory: Path) -> None:
     """Not even in the middle of a fetch that stalls."""
     threads = threading.active_count()
     server.faults[NAMES[0]] = ["stall"]
-    cache = open_cache(server, directory)
-    files = num_open_files()
-    cache.expect([("val", 0)])
-    assert server.has_stalled.wait(DEADLINE_SECONDS)
-    thread, _ = in_thread(cache.close)
-    thread.join(DEADLINE_SECONDS)
-    assert not thread.is_alive()
+    with open_cache(server, directory) as cache:
+        files = num_open_files()
+        with cache.ahead(0) as shards:
+            assert server.has_stalled.wait(DEADLINE_SECONDS)
+            thread, _ = in_thread(shards.close)
+            thread.join(DEADLINE_SECONDS)
+            assert not thread.is_alive()
     assert not list(directory.glob("*/.tmp-*"))
     server.goes_on.set()
     wait_until(lambda: threading.active_count() <= threads)
@@ -670,11 +702,8 @@ def test_processes_fetch_each_shard_once(
         start_job(server, directory, NUM_SHARDS * shard_bytes, order)
         for order in (numbers, numbers, numbers[::-1])
     ]
-    costs = [
+    for job, order in zip(jobs, (numbers, numbers, numbers[::-1]), strict=True):
         finish(job, order)
-        for job, order in zip(jobs, (numbers, numbers, numbers[::-1]), strict=True)
-    ]
-    assert sum(cost["num_staged_shards"] for cost in costs) == NUM_SHARDS
     assert {name: server.requests[name] for name in NAMES} == dict.fromkeys(NAMES, 1)
     assert server.requests["val.index.npy"] == 1
 
@@ -703,15 +732,15 @@ def test_a_job_killed_in_the_middle_of_staging_leaves_no_trace(
     assert server.has_stalled.wait(DEADLINE_SECONDS)
     wait_until(lambda: used_bytes(directory) == shard_bytes)
     with open_cache(server, directory, 2 * shard_bytes) as cache:
-        waiting, outcome = in_thread(lambda: cache.get("val", 0))  # it is that job's to stage
-        cache.get("val", 1)
+        waiting, outcome = in_thread(lambda: cache.get(0))  # it is that job's to stage
+        cache.get(1)
         assert server.requests[NAMES[0]] == 1
         assert len(list(directory.glob("*/.tmp-*"))) == 1
         job.kill()
         job.communicate()
         waiting.join(DEADLINE_SECONDS)
-        assert outcome == [cache.get("val", 0)]
-        assert is_same(cache.get("val", 0), folder)
+        assert outcome == [cache.get(0)]
+        assert is_same(cache.get(0), folder)
         assert not list(directory.glob("*/.tmp-*"))
 
 
@@ -727,9 +756,9 @@ def test_room_that_a_killed_job_had_taken_is_found(
     job.communicate()
     assert used_bytes(directory) == shard_bytes
     with open_cache(server, directory, 2 * shard_bytes) as cache:
-        thread, _ = in_thread(lambda: cache.get("val", 1))
+        thread, _ = in_thread(lambda: cache.get(1))
         assert server.has_stalled.wait(DEADLINE_SECONDS)
-        cache.get("val", 2)
+        cache.get(2)
         (living,) = directory.glob("*/.tmp-*")
         assert NAMES[1] in living.name
         server.goes_on.set()
@@ -748,7 +777,7 @@ def test_a_process_that_is_stuck_is_not_waited_for(
         open_cache(server, directory, 2 * shard_bytes, timeout_seconds=0.1, attempts=2) as cache,
         pytest.raises(FetchError, match=r"has made no progress for 0\.4 s; end it \('lslocks'"),
     ):
-        cache.get("val", 0)
+        cache.get(0)
     job.kill()
     job.communicate()
 
