@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.shard_set.files import TEMPORARY_PREFIX, sync, sync_directory
+from data_prep.shard_set.files import TEMPORARY_PREFIX, sha256_of, sync, sync_directory
 from data_prep.shard_set.locks import try_lock
+from pipeline.data.cache.remote import Content
 
 _LOCK_PREFIX = ".lock-"
 
@@ -35,18 +36,22 @@ class CacheFullError(OSError):
     """There is no room for a file, and what could go has gone."""
 
 
-def open_in_use(path: Path, num_bytes: int) -> int | None:
+def open_in_use(path: Path, content: Content) -> int | None:
     """Open a whole file of the cache for reading: until it is closed it is not evicted.
 
-    None if it is not there or of another size. It counts as just used.
+    None if it is not there or of another size; only where that is not known is it read to compare
+    its hash. It counts as just used.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    if _lock(file, path, shared=True, wait_seconds=_GLANCE_SECONDS):
-        found = os.fstat(file)
-        if found.st_nlink > 0 and found.st_size == num_bytes:
+    if try_lock(file, shared=True, wait_seconds=_GLANCE_SECONDS) and _is_at(file, path):
+        if content.num_bytes is None:
+            is_same = sha256_of(path) == content.sha256
+        else:
+            is_same = os.fstat(file).st_size == content.num_bytes
+        if is_same:
             with contextlib.suppress(OSError):  # another user's, or a file system without times
                 os.utime(file)
             return file
@@ -61,7 +66,7 @@ def expect_use(path: Path) -> int:
     """
     lock = path.with_name(_LOCK_PREFIX + path.name)
     file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    _lock(file, lock, shared=True, wait_seconds=_GLANCE_SECONDS)
+    try_lock(file, shared=True, wait_seconds=_GLANCE_SECONDS)
     return file
 
 
@@ -104,7 +109,7 @@ def last_staged(path: Path) -> float:
 
 
 def make_room(
-    path: Path, staged: BinaryIO, num_bytes: int, max_bytes: int | None, *, at_once: bool
+    path: Path, staged: BinaryIO, num_bytes: int, max_bytes: int | None, at_once: bool
 ) -> None:
     """Make `staged`, which is to become the shard `path`, `num_bytes` long.
 
@@ -115,9 +120,9 @@ def make_room(
     cache = path.parent.parent
     os.close(expect_use(path))  # it is a shard from now on
     with (cache / ".lock").open("ab") as lock:
-        _lock(lock.fileno(), cache / ".lock", wait_seconds=math.inf)
+        try_lock(lock.fileno(), wait_seconds=math.inf)
         shards, used_bytes = _survey(cache)
-        freed = _evict(shards, at_once=at_once)
+        freed = _evict(shards, at_once)
         while max_bytes is not None and used_bytes + num_bytes > max_bytes:
             if (num_freed := next(freed, None)) is None:
                 raise CacheFullError(
@@ -160,7 +165,7 @@ def _survey(cache: Path) -> tuple[list[tuple[Path, int]], int]:
     return [(path, size) for _, path, size in sorted(whole)], sum(sizes.values())
 
 
-def _evict(shards: list[tuple[Path, int]], *, at_once: bool) -> Iterator[int]:
+def _evict(shards: list[tuple[Path, int]], at_once: bool) -> Iterator[int]:
     """Delete one shard after the other; yields their sizes."""
     expected = []
     for path, size in shards:
@@ -197,9 +202,9 @@ def _allocate(file: BinaryIO, num_bytes: int) -> bool:
     return True
 
 
-def _lock(file: int, path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
+def _lock(file: int, path: Path) -> bool:
     try:
-        return try_lock(file, shared=shared, wait_seconds=wait_seconds)
+        return try_lock(file)
     except OSError as error:
         raise OSError(
             f"cannot lock files in {path.parent}: {error.strerror}; "

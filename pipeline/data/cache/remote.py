@@ -164,15 +164,10 @@ def fetch(
     """
     for attempt in range(1, retry_policy.attempts + 1):
         try:
-            _attempt(location, file, content, retry_policy.timeout_seconds, stop)
-            if check is not None:
-                file.seek(0)
-                check(file.read())
-        except (_Fault, ValueError) as fault:
-            is_final = isinstance(fault, _Fault) and fault.is_final
-            if attempt == retry_policy.attempts or is_final:
-                failure = _describe_failure(location, attempt, retry_policy, fault, is_final)
-                raise FetchError(failure) from None
+            _attempt(location, file, content, retry_policy.timeout_seconds, stop, check)
+        except _Fault as fault:
+            if attempt == retry_policy.attempts or fault.is_final:
+                raise FetchError(_failure(location, attempt, retry_policy, fault)) from None
             pause = _pause_seconds(attempt)
             _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
             if stop.wait(pause):
@@ -181,20 +176,13 @@ def fetch(
             return
 
 
-def _describe_failure(
-    location: str, attempts: int, retry_policy: RetryPolicy, fault: Exception, is_final: bool
-) -> str:
+def _failure(location: str, attempts: int, retry_policy: RetryPolicy, fault: _Fault) -> str:
     times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    more = (
-        ""
-        if is_final
-        else ", or raise data.fetch_attempts or data.fetch_timeout_seconds "
-        f"({retry_policy.timeout_seconds:g})"
-    )
+    timeout = f"data.fetch_timeout_seconds ({retry_policy.timeout_seconds:g})"
+    more = "" if fault.is_final else f", or raise data.fetch_attempts or {timeout}"
     return (
-        f"{location} could not be fetched in {times}: {fault}; "
-        "see that it is there and whole ('python -m data_prep verify SHARDS' where the shard set "
-        f"is){more}"
+        f"{location} could not be fetched in {times}: {fault}; see that it is there and whole "
+        f"('python -m data_prep verify SHARDS' where the shard set is){more}"
     )
 
 
@@ -205,7 +193,12 @@ def _pause_seconds(attempt: int) -> float:
 
 
 def _attempt(
-    location: str, file: BinaryIO, content: Content, timeout_seconds: float, stop: threading.Event
+    location: str,
+    file: BinaryIO,
+    content: Content,
+    timeout_seconds: float,
+    stop: threading.Event,
+    check: Callable[[bytes], object] | None,
 ) -> None:
     file.seek(0)
     digest, num_bytes = hashlib.sha256(), 0
@@ -226,6 +219,12 @@ def _attempt(
             "damaged on the way, or not the file of the manifest"
         )
     file.truncate()  # of an attempt that had brought more
+    if check is not None:
+        file.seek(0)
+        try:
+            check(file.read())
+        except ValueError as error:
+            raise _Fault(str(error)) from None
 
 
 def _output(

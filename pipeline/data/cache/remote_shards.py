@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +20,7 @@ _STREAMS = 4
 """Shards that are staged ahead at the same time: one connection rarely fills a line."""
 _AGAIN_SECONDS = 5.0
 """Between two tries to stage ahead what could not be."""
-_ROOM_SECONDS = 0.5
+_LOOK_SECONDS = 0.5
 """Between two looks whether another process has made room."""
 
 _log = logging.getLogger(__name__)
@@ -42,6 +40,7 @@ class RemoteShards:
 
     def __init__(self, cache: ShardCache, folder: Path, split: Split) -> None:
         self.shard_lengths = split.shard_lengths
+        self._num_samples = split.num_samples
         self._cache = cache
         self._folder = folder
         self._split = split
@@ -53,7 +52,6 @@ class RemoteShards:
         self._ahead: dict[int, int] = {}
         """What keeps the shards that are staged ahead, see `expect_use`."""
         self._last_needed: dict[int, int] = {}
-        self._ends: list[int] = []  # a heap: when the needs that were handed on end
         self._position = 0
         self._plan = 0
 
@@ -66,7 +64,6 @@ class RemoteShards:
         with self._changed:
             self._plan += 1
             self._last_needed.clear()
-            self._ends.clear()
             self._position = 0
             self._changed.notify_all()
             arguments = (self._handed_on(needs, self._plan), self._plan, threading.Lock())
@@ -79,16 +76,15 @@ class RemoteShards:
             thread.start()
 
     def _handed_on(self, needs: Iterable[ShardNeed], plan: int) -> Iterator[ShardNeed]:
-        """The `needs` that are not over yet, at most a whole split's number ahead."""
+        """The `needs` that are not over yet, at most an epoch ahead."""
         for need in needs:
             with self._changed:
-                while self._is_current(plan) and len(self._ends) >= len(self.shard_lengths):
-                    self._changed.wait()
+                while self._is_current(plan) and need.first >= self._position + self._num_samples:
+                    self._changed.wait(_LOOK_SECONDS)
                 if not self._is_current(plan):
                     return
                 if need.last < self._position:
                     continue
-                heapq.heappush(self._ends, need.last)
                 self._last_needed[need.shard] = need.last
             yield need
 
@@ -126,7 +122,7 @@ class RemoteShards:
             pass
         except CacheFullError:
             with self._changed:
-                self._changed.wait(_ROOM_SECONDS)
+                self._changed.wait(_LOOK_SECONDS)
         except OSError as error:
             _log.warning("staging ahead: %s; trying again", describe(error))
             self._stop.wait(_AGAIN_SECONDS)
@@ -167,16 +163,10 @@ class RemoteShards:
         """
         with self._changed:
             self._position = position
-            while self._ends and self._ends[0] < position:
-                heapq.heappop(self._ends)
-                self._changed.notify_all()
-            self._release(position)
-
-    def _release(self, position: float) -> None:
-        for held in (self._in_use, self._ahead):
-            for shard in [one for one in held if self._last_needed.get(one, -1) < position]:
-                os.close(held.pop(shard))
-                self._changed.notify_all()
+            for held in (self._in_use, self._ahead):
+                for shard in [one for one in held if self._last_needed.get(one, -1) < position]:
+                    os.close(held.pop(shard))
+                    self._changed.notify_all()
 
     def give_up(self) -> None:
         """Let whoever waits for a shard fail now; no more are staged."""
@@ -189,5 +179,5 @@ class RemoteShards:
         self.give_up()
         for thread in self._threads:
             thread.join()
-        with self._changed:
-            self._release(math.inf)
+        self._last_needed.clear()
+        self.passed(0)

@@ -7,20 +7,20 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal, Self, TypeVar
+from typing import Self
 
-from data_prep.shard_set.files import sha256_of, write_atomically
+from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.foreign import INDEX_NAME, describe_manifest
 from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
     Manifest,
-    ShardSetError,
     Split,
     parse_json,
     parse_manifest,
@@ -46,8 +46,6 @@ from pipeline.data.cache.remote import (
 
 _LOOK_SECONDS = 0.05
 """Between two looks at what another process does."""
-
-_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,43 +85,37 @@ class ShardCache:
         It is a folder of its own for every manifest, so one that was read before stays as it was.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        arrived, stop = io.BytesIO(), threading.Event()
         where = location_of(self.url, MANIFEST_NAME)
         try:
-            fetch(
-                where,
-                arrived,
-                Content(),
-                self.retry_policy,
-                stop,
-                lambda text: parse_json(text, where),
-            )
+            text = self._text(where, self.retry_policy)
         except FetchError as error:
             raise FetchError(f"{error}; {self._what_is_there()}") from None
-        text = arrived.getvalue()
         manifest = parse_manifest(text, where)
         folder = self.directory / hashlib.sha256(text).hexdigest()
         folder.mkdir(exist_ok=True)
         for name, sha256 in _small_files(manifest).items():
-            path, content = folder / name, Content(sha256=sha256)
-            self._obtain(
-                path, partial(_find, path, sha256), partial(self._fetch, name, content, stop), stop
-            )
+            os.close(self._open(folder / name, Content(sha256=sha256), threading.Event()))
         write_atomically(folder / MANIFEST_NAME, text)  # last, as `data_prep` does
         return folder
 
     def _what_is_there(self) -> str:
         """What the URL seems to be, if it is no shard set's."""
-        arrived, where = io.BytesIO(), location_of(self.url, INDEX_NAME)
-        once = dataclasses.replace(self.retry_policy, attempts=1)
-        with contextlib.suppress(FetchError, ShardSetError):
-            fetch(where, arrived, Content(), once, threading.Event())
-            what = describe_manifest(parse_json(arrived.getvalue(), where))
+        where = location_of(self.url, INDEX_NAME)
+        with contextlib.suppress(FetchError):
+            text = self._text(where, dataclasses.replace(self.retry_policy, attempts=1))
+            what = describe_manifest(parse_json(text, where))
             return f"what is there is not a shard set: {INDEX_NAME} is {what}"
         return (
             f"a shard set has a {MANIFEST_NAME}: tars without one cannot be used here, make a "
             "shard set of their images with 'python -m data_prep shard'"
         )
+
+    def _text(self, where: str, retry_policy: RetryPolicy) -> bytes:
+        """JSON of which no hash is known."""
+        arrived = io.BytesIO()
+        check = partial(parse_json, path=where)
+        fetch(where, arrived, Content(), retry_policy, threading.Event(), check)
+        return arrived.getvalue()
 
     def open_shard(
         self,
@@ -139,39 +131,35 @@ class ShardCache:
         With `has_room` this one is not needed yet, and neither is done; it is called as soon as
         this process or another one has made room for the shard.
         """
-        path, num_bytes = folder / split.filenames[number], split.shard_bytes[number]
-        content = Content(num_bytes=num_bytes, sha256=split.shard_sha256[number])
+        content = Content(num_bytes=split.shard_bytes[number], sha256=split.shard_sha256[number])
+        return self._open(folder / split.filenames[number], content, stop, has_room)
 
-        def fill(staged: BinaryIO) -> None:
-            make_room(path, staged, num_bytes, self.max_bytes, at_once=has_room is None)
-            if has_room is not None:
-                has_room()
-            self._fetch(path.name, content, stop, staged)
-
-        return self._obtain(path, partial(open_in_use, path, num_bytes), fill, stop, has_room)
-
-    def _obtain(
+    def _open(
         self,
         path: Path,
-        find: Callable[[], _Found | None],
-        fill: Callable[[BinaryIO], None],
+        content: Content,
         stop: threading.Event,
         has_room: Callable[[], None] | None = None,
-    ) -> _Found:
-        """What `find` finds of the file `path`, once this process or another has staged it."""
+    ) -> int:
         begin, full_since = time.time(), math.inf
         patience = self.retry_policy.timeout_seconds if has_room is None else 0.0
         silence = self.retry_policy.silence_seconds
         while True:
             try:
                 with staging(path) as staged:
-                    found = find()
-                    if found is None and staged is not None:
-                        fill(staged)
+                    file = open_in_use(path, content)
+                    if file is None and staged is not None:
+                        if content.num_bytes is not None:
+                            at_once = has_room is None
+                            make_room(path, staged, content.num_bytes, self.max_bytes, at_once)
+                        if has_room is not None:
+                            has_room()
+                        location = location_of(self.url, path.name)
+                        fetch(location, staged, content, self.retry_policy, stop)
                         publish(staged, path)
-                        found = find()
-                    if found is not None:
-                        return found
+                        file = open_in_use(path, content)
+                    if file is not None:
+                        return file
             except CacheFullError:
                 full_since = min(full_since, time.time())
                 if time.time() >= full_since + patience:
@@ -188,9 +176,6 @@ class ShardCache:
             if stop.wait(_LOOK_SECONDS):
                 raise FetchStopped("nobody waits for the shards any more")
 
-    def _fetch(self, name: str, content: Content, stop: threading.Event, staged: BinaryIO) -> None:
-        fetch(location_of(self.url, name), staged, content, self.retry_policy, stop)
-
 
 def _small_files(manifest: Manifest) -> dict[str, str]:
     """Name and hash of every file but shards that the manifest names."""
@@ -200,11 +185,3 @@ def _small_files(manifest: Manifest) -> dict[str, str]:
         files[split.index_filename] = split.index_sha256
         files[split.checksums_filename] = split.checksums_sha256
     return {name: sha256 for name, sha256 in files.items() if name and sha256}
-
-
-def _find(path: Path, sha256: str) -> Literal[True] | None:
-    """Whether the file is there, as it should be."""
-    with contextlib.suppress(FileNotFoundError):
-        if sha256_of(path) == sha256:
-            return True
-    return None

@@ -45,7 +45,7 @@ OpenShards = Callable[..., RemoteShards]
 
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_shards, "_ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(remote_shards, "_LOOK_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -184,14 +184,15 @@ def test_no_more_than_the_split_is_ahead(open_shards: OpenShards, tmp_path: Path
     def needs() -> Iterator[ShardNeed]:
         for number in range(10 * NUM_SHARDS):
             asked.append(number)
-            yield ShardNeed(number % NUM_SHARDS, number, number)
+            first = number * SHARD_LENGTH
+            yield ShardNeed(number % NUM_SHARDS, first, first + SHARD_LENGTH - 1)
 
     shards = open_shards()
     shards.expect(needs())
     wait_until(lambda: len(held(shards)) == NUM_SHARDS)
     wait_until(lambda: len(asked) == NUM_SHARDS + 1)
     assert sorted(fetched(tmp_path)) == list(range(NUM_SHARDS))
-    shards.passed(3)
+    shards.passed(3 * SHARD_LENGTH)
     wait_until(lambda: len(asked) == NUM_SHARDS + 4)
 
 

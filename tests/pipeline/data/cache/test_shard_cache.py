@@ -49,7 +49,7 @@ SMALL_FILES = [MANIFEST_NAME, "val.index.npy", "val.crc32.npy", "val.mean.npy"]
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(remote_shards, "_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(remote_shards, "_ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(remote_shards, "_LOOK_SECONDS", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
