@@ -28,6 +28,7 @@ from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.shard_set.files import path_option
 from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, check_name
+from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from data_prep.sources.cifar import open_cifar10, open_cifar100
 from data_prep.sources.folder import open_folder
@@ -72,7 +73,7 @@ def _fail(sentence: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="python -m data_prep", description="Make a shard set from raw images, or check one."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

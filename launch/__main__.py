@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.shard_set.files import describe
+from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from launch import doctor, local, outcome, prometheus, runs, submit
 from pipeline.run.ending import ExitCode
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch", description="Start things.")
+    parser = Parser(prog="python -m launch", description="Start things.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, text: str, description: str) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_origin
 
 from data_prep.shard_set.fields import Field, fields_of, summary_of
+from data_prep.shard_set.parser import Parser
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ def made(kind: type[T], given: Mapping[str, Any]) -> T:
 
 def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -> T:
     """What the command line of `python -m PROGRAM` says; exits with its usage if that cannot be."""
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=summary_of(kind))
+    parser = Parser(prog=f"python -m {program}", description=summary_of(kind))
     add_options(parser, kind)
     return made(kind, vars(parser.parse_args(arguments)))
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from data_prep.shard_set.manifest import Manifest
+from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.pixels import is_compiled
 from pipeline.benchmark.choice import Measurement, choose, table
 from pipeline.config.command_line import with_values
@@ -236,7 +237,7 @@ def _measure_all(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.data.benchmark",
         description="Measure the readers that are possible here and say which to choose.",
     )

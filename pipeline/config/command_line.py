@@ -22,6 +22,8 @@ def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
             hint = suggestion(name)
             raise ValueError(f"unknown option --{name}; {hint}--help-all lists them all")
         label = f"--{name}" if name in FIELDS else option_of(field)
+        if name in values:
+            raise ValueError(f"{label} is given twice: leave one out")
         values[name] = field.read(text, label)
         field.check(values[name], label)
     return values

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from data_prep.shard_set.files import path_option
+from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.data import location_option
 from pipeline.config.schema import DistributedConfig
@@ -62,7 +63,7 @@ def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.doctor", description="Check a machine, or several, for training."
     )
     parser.add_argument(

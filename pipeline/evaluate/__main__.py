@@ -19,6 +19,7 @@ from types import FrameType
 from torch import nn
 
 from data_prep.shard_set.files import expanded, path_option
+from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.data import location_option
 from pipeline.data.augment.crop_policy import input_size
@@ -43,7 +44,7 @@ _REPORT_SECONDS = 3
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.evaluate",
         description="Evaluate a run's checkpoint exactly, on any number of ranks.",
     )

@@ -27,6 +27,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.files import describe, path_option, remove_leftovers
+from data_prep.shard_set.parser import Parser
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.addresses import LOOPBACK
 from pipeline.metrics.discovery import ExporterLock, Target, drop_unanswered, location_of
@@ -185,7 +186,7 @@ def _target_name(run: RunDirectory, targets: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = MetricsConfig()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.exporter",
         description="Serve the metrics of a run's ranks on this node to Prometheus.",
     )

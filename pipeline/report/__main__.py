@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
+from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.run.directory import RunDirectory
 
@@ -37,7 +37,7 @@ def write_report(run: RunDirectory, output: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.report", description="Write a run's report as one HTML page."
     )
     parser.add_argument("run", metavar="RUN", type=path_option, help="the run directory")

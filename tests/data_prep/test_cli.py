@@ -38,6 +38,12 @@ from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
         (["verify"], "required: SHARDS"),
         (["beton", "x"], "required: OUT.beton"),
         ([], "required: COMMAND"),
+        (
+            ["shard", "folder", "--inptu", "x", "--output", "y"],
+            "unknown option --inptu; did you mean --input",
+        ),
+        (["shard", "synthetic", "--outp", "x"], "unknown option --outp; did you mean --output"),
+        (["verify", "x", "--full", "--full"], "--full is given twice: leave one out"),
     ],
 )
 def test_wrong_arguments(

@@ -118,8 +118,8 @@ def test_a_rank_that_is_stopped_is_named(
     """
     run, logs = tmp_path / "run", tmp_path / "logs"
     every_epochs = 1 / STEPS_PER_EPOCH if rank else 0
-    arguments = training(shards, run, *OPTIONS, "--epochs", 1000, "--evaluation.every_epochs", 0)
-    arguments += ["--checkpoint.every_epochs", str(every_epochs)]
+    options = ("--evaluation.every_epochs", 0, "--checkpoint.every_epochs", every_epochs)
+    arguments = training(shards, run, *OPTIONS, "--epochs", 1000, *options)
     with torchrun(2, "pipeline.train", arguments, logs, keeper=keeper) as child:
         wait_for_step(run, 20)  # with heartbeats of all ranks long in the store
         victim = ranks_of(child)[rank]

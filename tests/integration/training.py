@@ -21,6 +21,7 @@ from pipeline.run.events import read_events, read_rows
 from pipeline.train.__main__ import train
 from pipeline.train.command import parse_command
 from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
+from tests.pipeline.rank_jobs import replaced
 from tests.pipeline.worlds import SINGLE
 
 NUM_TRAIN = 200
@@ -62,7 +63,7 @@ def training(shards: Path, run: Path, *options: object) -> list[str]:
     words += ["--global_batch_size", GLOBAL_BATCH, "--log_every_steps", 1, "--epochs", 3]
     words += ["--evaluation.every_epochs", 1, "--evaluation.block_size", 16]
     words += ["--checkpoint.every_epochs", 0.5, "--schedule.warmup_ratio", 0.15]
-    return [str(word) for word in (*words, *options)]
+    return [str(word) for word in replaced([*words, *options])]
 
 
 def train_here(shards: Path, run: Path, *options: object) -> int:

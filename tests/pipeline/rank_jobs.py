@@ -105,6 +105,13 @@ def _call(
     results.send_bytes(pickle.dumps(function(*arguments)))
 
 
+def replaced(words: Sequence[object]) -> list[object]:
+    """A command of training in which an option has the value that it was given last."""
+    recipe, *rest = words
+    last = dict(zip(rest[::2], rest[1::2], strict=True))
+    return [recipe, *(word for option in last.items() for word in option)]
+
+
 class Job:
     """`python -m MODULE ARGUMENTS` on `size` ranks; none of them outlives the block.
 
@@ -134,6 +141,7 @@ class Job:
             variables = rank_environment(size, rank, port) if size > 1 else {}
             is_last = rank == size - 1
             own = (*arguments, *words) if is_last else arguments
+            own = replaced(own) if module == "pipeline.train" else own
             if is_last and environment is not None:
                 variables |= environment
             process = _context.Process(

@@ -44,7 +44,6 @@ def field_of(config: Config, name: str) -> Any:
         ("--data.shards=--odd", "data.shards", f"{Path.cwd()}/--odd"),
         ("--data.shards=", "data.shards", ""),
         ("--schedule.conv1_step_epochs 30,60.5", "schedule.conv1_step_epochs", (30.0, 60.5)),
-        ("--seed 1 --seed 2", "seed", 2),
     ],
 )
 def test_a_field_is_replaced(arguments: str, name: str, value: object) -> None:

@@ -39,7 +39,7 @@ def test_the_least_that_is_needed() -> None:
     assert command.config.optim == cifar10().optim
 
 
-def test_options_in_any_order_and_form_and_the_last_one_counts() -> None:
+def test_options_in_any_order_and_form() -> None:
     command = parse_command(
         [
             "cifar10_blog",
@@ -47,14 +47,12 @@ def test_options_in_any_order_and_form_and_the_last_one_counts() -> None:
             "--run-dir=a=b",
             "--epochs",
             "3",
-            "--max-steps",
-            "9",
             "--data.shards=shards",
             "--optim.clip-norm",
             "1.5",
         ]
     )
-    assert command.max_steps == 9
+    assert command.max_steps == 7
     assert command.run.path == Path("a=b")
     assert (command.config.epochs, command.config.optim.clip_norm) == (3, 1.5)
 
@@ -92,6 +90,8 @@ def test_paths_are_those_that_a_shell_would_mean(
         (["cifar10", "--run-dir", "--data.shards", "x"], "--run-dir has no value"),
         (["cifar10", "--run-dir", "run"], "--data.shards is missing; give the directory"),
         ([*REQUIRED, "--max-steps"], "--max-steps has no value"),
+        ([*REQUIRED, "--epochs", "2", "--epochs=3"], "--epochs is given twice: leave one out"),
+        ([*REQUIRED, "--run-dir=x"], "--run-dir is given twice: leave one out"),
         ([*REQUIRED, "--max-steps", "0"], "--max-steps is 0; expected at least 1"),
         ([*REQUIRED, "--max-steps", "-3"], "--max-steps is -3; expected at least 1"),
         ([*REQUIRED, "--max-steps", "1.5"], "--max-steps is '1.5'"),
@@ -104,8 +104,8 @@ def test_paths_are_those_that_a_shell_would_mean(
             [*REQUIRED, "--fork-from="],
             "--fork-from is empty; give the --run-dir of the run to begin",
         ),
-        ([*REQUIRED, "--run-dir=~no.body/x"], "~no.body is no user's home directory; give ./~no"),
-        ([*REQUIRED, "--data.shards=~no.body"], "~no.body is no user's home directory"),
+        ([*REQUIRED[:3], "--run-dir=~no.body/x"], "~no.body is no user's home directory; give"),
+        ([*REQUIRED[:1], "--data.shards=~no.body"], "~no.body is no user's home directory"),
         ([*REQUIRED, "--precision", "fp8"], "expected one of auto, fp32, bf16, fp16"),
     ],
 )

@@ -1,0 +1,41 @@
+"""A command line whose options are given whole and once: what else there is, is named."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a misspelt option, with the one that was meant, before it misses any."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is None:  # else the options are those of its commands
+            self._refuse_unknown(words)
+        return super().parse_known_args(words, namespace)
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        """Of the words before those of another command."""
+        rest, known, given = list(words), self._option_string_actions, set()
+        takes_rest = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        while rest:
+            name, has_value, _ = rest.pop(0).partition("=")
+            if name == "--" or (takes_rest and not name.startswith("-")):
+                return
+            if not name.startswith("--"):
+                continue
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                self.error(f"unknown option {name}{f'; did you mean {close[0]}?' if close else ''}")
+            if name in given and not isinstance(known[name], argparse._AppendAction):
+                self.error(f"{name} is given twice: leave one out")
+            given.add(name)
+            if known[name].nargs is None and not has_value:
+                del rest[:1]
