@@ -9,9 +9,11 @@ are missing `normalize_and_pool_plain` is what is computed.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, assert_never
 
 import torch
 from torch import nn
@@ -70,15 +72,9 @@ def normalize_and_pool(
     _check(x, num_columns)
     if constants is None or not _is_fused(x):
         return normalize_and_pool_plain(x, constants, num_columns, relu)
+    norm = FusedNorm(constants.size, constants.alpha, constants.k, num_columns, _is_first(relu))
     pooled: torch.Tensor
-    pooled, _ = _fused(
-        x.contiguous(memory_format=torch.channels_last),
-        constants.size,
-        constants.alpha,
-        constants.k,
-        num_columns,
-        _is_first(relu),
-    )
+    pooled, _ = _fused(x.contiguous(memory_format=torch.channels_last), *norm)
     return pooled
 
 
@@ -148,44 +144,39 @@ def _is_fused(x: torch.Tensor) -> bool:
     return True
 
 
+class FusedNorm(NamedTuple):
+    """The operations' arguments behind the tensors: numbers, which is what torch takes there."""
+
+    size: int
+    alpha: float
+    k: float
+    num_columns: int
+    relu_first: bool
+
+
+_ARGUMENTS = "int size, float alpha, float k, int num_columns, bool relu_first"
+
+
+def _kernels(x: torch.Tensor) -> ModuleType:
+    return importlib.import_module(f"pipeline.model.response_norm_{x.device.type}")
+
+
 def _empty_rows(x: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     """N×C×height×width, channels-last, of the N and C of x."""
     return x.new_empty((x.shape[0], height, width, x.shape[1]), dtype=dtype).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op(
-    "alexnet_2012::normalize_and_pool_backward", mutates_args=(), device_types="cpu"
+    "alexnet_2012::normalize_and_pool_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor x, Tensor places, {_ARGUMENTS}) -> Tensor",
 )
 def _backward(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    places: torch.Tensor,
-    size: int,
-    alpha: float,
-    k: float,
-    num_columns: int,
-    relu_first: bool,
+    gradient: torch.Tensor, x: torch.Tensor, places: torch.Tensor, *norm: Any
 ) -> torch.Tensor:
     """The gradient of `_fused`'s pooled elements to that of its x; all channels-last."""
-    from pipeline.model import response_norm_cpu
-
-    return response_norm_cpu.backward(gradient, x, places, size, alpha, k, num_columns, relu_first)
-
-
-@_backward.register_kernel("cuda")
-def _backward_cuda(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    places: torch.Tensor,
-    size: int,
-    alpha: float,
-    k: float,
-    num_columns: int,
-    relu_first: bool,
-) -> torch.Tensor:
-    from pipeline.model import response_norm_cuda
-
-    return response_norm_cuda.backward(gradient, x, places, size, alpha, k, num_columns, relu_first)
+    found: torch.Tensor = _kernels(x).backward(gradient, x, places, FusedNorm(*norm))
+    return found
 
 
 @_backward.register_fake
@@ -197,36 +188,28 @@ def _differentiable(operation: CustomOpDef) -> CustomOpDef:
     """Backward needs x and the places; the denominators it computes again."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        x, *ctx.constants = inputs
+        x, *ctx.norm = inputs
         ctx.save_for_backward(x, output[1])
 
     def backward(ctx: Any, gradient: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return _backward(gradient, *ctx.saved_tensors, *ctx.constants), *[None] * 5
+        return _backward(gradient, *ctx.saved_tensors, *ctx.norm), *[None] * len(ctx.norm)
 
     operation.register_autograd(backward, setup_context=save)
     return operation
 
 
 @_differentiable
-@torch.library.custom_op("alexnet_2012::normalize_and_pool", mutates_args=(), device_types="cpu")
-def _fused(
-    x: torch.Tensor, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.library.custom_op(
+    "alexnet_2012::normalize_and_pool",
+    mutates_args=(),
+    schema=f"(Tensor x, {_ARGUMENTS}) -> (Tensor, Tensor)",
+)
+def _fused(x: torch.Tensor, *norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Of channels-last x what is pooled and, uint8, the place of each in its window, 9 where ReLU
     has cut it off; both channels-last."""
-    from pipeline.model import response_norm_cpu
-
-    return response_norm_cpu.forward(x, size, alpha, k, num_columns, relu_first)
-
-
-@_fused.register_kernel("cuda")
-def _fused_cuda(
-    x: torch.Tensor, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from pipeline.model import response_norm_cuda
-
-    return response_norm_cuda.forward(x, size, alpha, k, num_columns, relu_first)
+    pooled, places = _kernels(x).forward(x, FusedNorm(*norm))
+    return pooled, places
 
 
 @_fused.register_fake

@@ -30,6 +30,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from pipeline.model.response_norm import FusedNorm
+
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,33 +44,22 @@ _NOWHERE = np.float32(9)
 """The place of a pooled element that the ReLU has set to 0: no gradient goes back from it."""
 
 
-def forward(
-    x: torch.Tensor, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(x: torch.Tensor, norm: FusedNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """N×C×H×W to the pooled elements and, uint8, their places, as `_fused` of
     `pipeline.model.response_norm`; all three channels-last."""
     count, channels, height, width = x.shape
     shape = (count, (height - 1) // 2, (width - 1) // 2, channels)
     pooled, places = x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
-    arrays = (_rows(x), _array(pooled), _array(places))
-    _share(_forward, arrays, _constants(channels, size, alpha, k, num_columns, relu_first))
+    _share(_forward, norm, _rows(x), _array(pooled), _array(places))
     return pooled.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
 
 
 def backward(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    places: torch.Tensor,
-    size: int,
-    alpha: float,
-    k: float,
-    num_columns: int,
-    relu_first: bool,
+    gradient: torch.Tensor, x: torch.Tensor, places: torch.Tensor, norm: FusedNorm
 ) -> torch.Tensor:
     """The pooled elements' gradient to that of x N×C×H×W; all four channels-last."""
     found = x.new_empty(x.permute(0, 2, 3, 1).shape)
-    arrays = (_rows(gradient), _rows(x), _rows(places), _array(found))
-    _share(_backward, arrays, _constants(x.shape[1], size, alpha, k, num_columns, relu_first))
+    _share(_backward, norm, _rows(gradient), _rows(x), _rows(places), _array(found))
     return found.permute(0, 3, 1, 2)
 
 
@@ -85,19 +76,14 @@ def _array(rows: torch.Tensor) -> Array:
     return rows.numpy()
 
 
-def _constants(
-    channels: int, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
-) -> tuple[Any, ...]:
-    """The kernels' last arguments. The window is a tuple so that its length is part of its type:
-    the compiler unrolls the loop over it."""
-    window = (0,) * size
-    return window, np.float32(alpha), np.float32(k), channels // num_columns, relu_first
+def _share(kernel: Callable[..., None], norm: FusedNorm, *arrays: Array) -> None:
+    """Calls the kernel for all images, with as many threads as torch has for its own kernels.
 
-
-def _share(
-    kernel: Callable[..., None], arrays: tuple[Array, ...], constants: tuple[Any, ...]
-) -> None:
-    """Calls the kernel for all images, with as many threads as torch has for its own kernels."""
+    The window is a tuple so that its length is part of its type: the compiler unrolls the loop over
+    it.
+    """
+    window, per_column = (0,) * norm.size, arrays[0].shape[-1] // norm.num_columns
+    constants = window, np.float32(norm.alpha), np.float32(norm.k), per_column, norm.relu_first
     count, num_threads = len(arrays[0]), torch.get_num_threads()
     if num_threads == 1 or count < 2:
         kernel(*arrays, *constants)
@@ -126,16 +112,11 @@ def _compiled(function: Function) -> Function:
     pixels would then differ.
     """
 
-    def compiled(*, cache: bool) -> Function:
-        compile_later = numba.njit(
-            nogil=True, cache=cache, error_model="numpy", fastmath={"contract", "nsz"}
-        )
-        return cast(Function, compile_later(function))
-
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
     try:
-        return compiled(cache=True)
+        return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no place to keep it, neither beside this file nor in the home
-        return compiled(cache=False)
+        return cast(Function, numba.njit(**options)(function))
 
 
 def _generated(function: Function) -> Callable[..., Any]:

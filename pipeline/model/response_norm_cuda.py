@@ -14,11 +14,13 @@ an even pixel twice, for the window where it is the first and the one where it i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+from pipeline.model.response_norm import FusedNorm
 
 _NOWHERE = tl.constexpr(9)
 """The place of a pooled element that the ReLU has set to 0: no gradient goes back from it."""
@@ -31,106 +33,99 @@ _POOLED_ROWS = 7
 """That one program walks down: 27 and 13 are almost multiples, and each start costs a row."""
 
 
-def forward(
-    x: torch.Tensor, size: int, alpha: float, k: float, num_columns: int, relu_first: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(x: torch.Tensor, norm: FusedNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """N×C×H×W to the pooled elements and, uint8, their places, as `_fused` of
     `pipeline.model.response_norm`; all three channels-last."""
     count, channels, height, width = x.shape
     pooled_height, pooled_width = (height - 1) // 2, (width - 1) // 2
     shape = (count, pooled_height, pooled_width, channels)
     pooled, places = x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
-    per_column, half = channels // num_columns, size // 2
-    block, halo, num_blocks = _blocks(per_column, half)
+    tiles = _tiles(channels // norm.num_columns, norm.size // 2)
     num_groups = triton.cdiv(pooled_height, _POOLED_ROWS)
-    grid = (
-        count * num_groups,
-        triton.cdiv(pooled_width, _POSITIONS),
-        num_columns * num_blocks,
+    _launch(
+        _forward_kernel,
+        (count * num_groups, triton.cdiv(pooled_width, _POSITIONS)),
+        (x, pooled, places),
+        norm,
+        tiles,
+        num_groups,
+        POSITIONS=_POSITIONS,
+        POOLED_ROWS=_POOLED_ROWS,
+        num_warps=4 if tiles.block <= 64 else 8,
+        num_stages=1,
     )
-    if count > 0:
-        with torch.cuda.device_of(x):
-            _forward_kernel[grid](
-                x,
-                pooled,
-                places,
-                alpha,
-                k,
-                height,
-                width,
-                channels,
-                num_groups,
-                PER_COLUMN=per_column,
-                HALF=half,
-                BLOCK=block,
-                HALO=halo,
-                NUM_BLOCKS=num_blocks,
-                POSITIONS=_POSITIONS,
-                POOLED_ROWS=_POOLED_ROWS,
-                RELU_FIRST=relu_first,
-                PARTS=_num_parts(x),
-                num_warps=4 if block <= 64 else 8,
-                num_stages=1,
-            )
     return pooled.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
 
 
 def backward(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    places: torch.Tensor,
-    size: int,
-    alpha: float,
-    k: float,
-    num_columns: int,
-    relu_first: bool,
+    gradient: torch.Tensor, x: torch.Tensor, places: torch.Tensor, norm: FusedNorm
 ) -> torch.Tensor:
     """The pooled elements' gradient to that of x N×C×H×W; all four channels-last."""
     count, channels, height, width = x.shape
     found = x.new_empty((count, height, width, channels))
-    per_column, half = channels // num_columns, size // 2
     # A gradient needs its neighbours' denominators, and those their own neighbours.
-    block, halo, num_blocks = _blocks(per_column, 2 * half)
-    positions = 32 if block <= 64 else 16
-    num_tiles = triton.cdiv(height * width, positions)
-    if count > 0:
-        with torch.cuda.device_of(x):
-            _backward_kernel[(count * num_tiles, num_columns * num_blocks)](
-                gradient,
-                x,
-                places,
-                found,
-                alpha,
-                k,
-                height,
-                width,
-                channels,
-                num_tiles,
-                PER_COLUMN=per_column,
-                HALF=half,
-                BLOCK=block,
-                HALO=halo,
-                NUM_BLOCKS=num_blocks,
-                POSITIONS=positions,
-                RELU_FIRST=relu_first,
-                PARTS=_num_parts(x),
-                num_warps=8,
-            )
+    tiles = _tiles(channels // norm.num_columns, 2 * (norm.size // 2))
+    positions = 32 if tiles.block <= 64 else 16
+    num_stretches = triton.cdiv(height * width, positions)
+    _launch(
+        _backward_kernel,
+        (count * num_stretches,),
+        (x, gradient, places, found),
+        norm,
+        tiles,
+        num_stretches,
+        POSITIONS=positions,
+        num_warps=8,
+    )
     return found.permute(0, 3, 1, 2)
 
 
-def _blocks(per_column: int, reach: int) -> tuple[int, int, int]:
-    """Channels of a tile, how many at each end are there for their neighbours' sake, and how many
-    tiles a column takes. The tensor cores want 16 channels at least."""
+class _Tiles(NamedTuple):
+    """How the channels of a column are divided."""
+
+    block: int
+    """Channels of a tile; the tensor cores want 16 at least."""
+    halo: int
+    """How many at each end are there for their neighbours' sake."""
+    num: int
+
+
+def _tiles(per_column: int, reach: int) -> _Tiles:
     if per_column <= 128:
-        return max(16, triton.next_power_of_2(per_column)), 0, 1
+        return _Tiles(max(16, triton.next_power_of_2(per_column)), 0, 1)
     block = max(128, triton.next_power_of_2(4 * reach))
-    return block, reach, triton.cdiv(per_column, block - 2 * reach)
+    return _Tiles(block, reach, triton.cdiv(per_column, block - 2 * reach))
 
 
-def _num_parts(x: torch.Tensor) -> int:
-    """bfloat16 numbers that a tile's sums are made of: of 8 bits each."""
-    return 3 if x.dtype == torch.float32 else 2
+def _launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    tensors: tuple[torch.Tensor, ...],
+    norm: FusedNorm,
+    tiles: _Tiles,
+    num_places: int,
+    **constants: int,
+) -> None:
+    """Run the kernel with a program for each place of `grid` and tile; x is the first tensor.
+
+    The sums of a tile are made of bfloat16 numbers, of 8 bits each.
+    """
+    x = tensors[0]
+    count, channels, height, width = x.shape
+    if count == 0:
+        return
+    with torch.cuda.device_of(x):
+        kernel[(*grid, norm.num_columns * tiles.num)](
+            *(*tensors, norm.alpha, norm.k, height, width, channels, num_places),
+            PER_COLUMN=channels // norm.num_columns,
+            HALF=norm.size // 2,
+            BLOCK=tiles.block,
+            HALO=tiles.halo,
+            NUM_BLOCKS=tiles.num,
+            RELU_FIRST=norm.relu_first,
+            PARTS=3 if x.dtype == torch.float32 else 2,
+            **constants,
+        )
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -273,8 +268,8 @@ def _forward_kernel(
 
 @_compiled
 def _backward_kernel(
-    gradient: tl.tensor,
     x: tl.tensor,
+    gradient: tl.tensor,
     places: tl.tensor,
     found: tl.tensor,
     alpha: tl.tensor,
@@ -282,7 +277,7 @@ def _backward_kernel(
     height: tl.tensor,
     width: tl.tensor,
     channels: tl.tensor,
-    num_tiles: tl.tensor,
+    num_stretches: tl.tensor,
     PER_COLUMN: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -297,8 +292,8 @@ def _backward_kernel(
     With ReLU first nothing else is to be done for it: a place whose ReLU is 0 is NOWHERE, and of
     the gradient by way of the denominators x is a factor.
     """
-    image = (tl.program_id(0) // num_tiles).to(tl.int64)
-    pixel = tl.program_id(0) % num_tiles * POSITIONS + tl.arange(0, POSITIONS)
+    image = (tl.program_id(0) // num_stretches).to(tl.int64)
+    pixel = tl.program_id(0) % num_stretches * POSITIONS + tl.arange(0, POSITIONS)
     pixel_exists = pixel < height * width
     row, column = pixel // width, pixel % width
     pooled_height, pooled_width = (height - 1) // 2, (width - 1) // 2

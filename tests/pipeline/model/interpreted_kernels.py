@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from pipeline.model import response_norm_cuda
-from pipeline.model.response_norm import NormConstants, Relu, normalize_and_pool_plain
+from pipeline.model.response_norm import FusedNorm, NormConstants, Relu, normalize_and_pool_plain
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
 """The interpreter rounds to bfloat16 towards 0."""
@@ -41,13 +41,13 @@ def main() -> None:
 def _check(
     x: torch.Tensor, norm: NormConstants, num_columns: int, relu: Relu, rounding: float
 ) -> None:
-    arguments = (norm.size, norm.alpha, norm.k, num_columns, relu == "before")
-    pooled, places = response_norm_cuda.forward(x, *arguments)
+    fused = FusedNorm(norm.size, norm.alpha, norm.k, num_columns, relu == "before")
+    pooled, places = response_norm_cuda.forward(x, fused)
     exact = x.double().requires_grad_()
     expected = normalize_and_pool_plain(exact, norm, num_columns, relu)
     torch.testing.assert_close(pooled.double(), expected, rtol=rounding, atol=1e-6)
     gradient = torch.randn_like(pooled)
-    found = response_norm_cuda.backward(gradient, x, places, *arguments)
+    found = response_norm_cuda.backward(gradient, x, places, fused)
     (exact_gradient,) = torch.autograd.grad(expected, exact, gradient.double())
     torch.testing.assert_close(found.double(), exact_gradient, rtol=rounding, atol=2e-5)
 
@@ -56,7 +56,7 @@ def _check_nan() -> None:
     """It takes its column of its pixel with it, and nothing else."""
     x = torch.ones(1, 20, 5, 5).to(memory_format=torch.channels_last)
     x[0, 12, 0, 0] = torch.nan
-    pooled, _ = response_norm_cuda.forward(x, 5, 2e-5, 2.0, 2, False)
+    pooled, _ = response_norm_cuda.forward(x, FusedNorm(5, 2e-5, 2.0, 2, False))
     expected = torch.zeros(1, 20, 2, 2, dtype=torch.bool)
     expected[0, 10:, 0, 0] = True
     assert torch.equal(pooled.isnan(), expected)
