@@ -19,8 +19,8 @@ from wsgiref.simple_server import WSGIServer
 
 from data_prep.shard_set.files import path_option, write_atomically
 from launch import outcome_server
+from pipeline.metrics.addresses import port_number
 from pipeline.metrics.discovery import drop_unanswered
-from pipeline.metrics.port import port_number
 from pipeline.run.directory import RunDirectory
 
 DEFAULT_PORT = 9090

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,41 +35,27 @@ _log = logging.getLogger(__name__)
 
 
 class ExporterLock:
-    """The right to serve a run on this node: a locked file that holds the server's address.
-
-    A process that finds it taken touches the file. The owner takes that as a sign that ranks are
-    about to start, and stays: it might otherwise leave between this look and their first metrics.
-    """
+    """The right to serve a run on this node: a locked file that holds the server's address."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("a+b", buffering=0)
         self._written = ""
 
-    def take(self) -> bool:
-        """Whether the lock is now this process's, until it ends."""
-        if self._lock():
-            self.owner = ""  # that of one that was killed is nobody's
-            return True
-        with contextlib.suppress(OSError):  # another user's, or a file system without times
-            os.utime(self._path)
-        return False
-
     def take_unless_served(self, begin: str, end: str) -> bool:
-        """Take it, also from an owner whose words do not begin and end so: it is asked to leave.
+        """Whether the lock is now this process's, until it ends.
 
-        One that has said nothing yet stays.
+        An owner whose words do not begin and end so is asked to leave, by deleting them; one that
+        has said nothing yet stays.
         """
-        if self.take():
-            return True
-        owner = self.owner
-        is_other = owner != "" and not (owner.startswith(begin) and owner.endswith(end))
-        return is_other and self.take_over()
-
-    def take_over(self) -> bool:
-        """Ask the owner to leave, by deleting its words, and wait for that."""
-        self._file.truncate(0)
-        return self._lock(_LEAVE_SECONDS)
+        is_taken = self._lock()
+        owner = "" if is_taken else self.owner
+        if owner and not (owner.startswith(begin) and owner.endswith(end)):
+            self._file.truncate(0)
+            is_taken = self._lock(_LEAVE_SECONDS)
+        if is_taken:
+            self.owner = ""  # that of one that was killed is nobody's
+        return is_taken
 
     def _lock(self, wait_seconds: float = 0.0) -> bool:
         return lock_if_possible(self._file.fileno(), self._path, wait_seconds=wait_seconds)
@@ -91,13 +76,6 @@ class ExporterLock:
         with contextlib.suppress(OSError):
             return self.owner != self._written
         return False
-
-    @property
-    def touched(self) -> int:
-        """When somebody last asked for it; a number that changes."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._path.stat().st_mtime_ns
-        return 0
 
 
 class Target:

@@ -29,16 +29,16 @@ from prometheus_client import CollectorRegistry
 from data_prep.shard_set.files import describe, path_option, remove_leftovers
 from data_prep.shard_set.parser import Parser
 from pipeline.config.schema import MetricsConfig
-from pipeline.metrics.addresses import LOOPBACK
+from pipeline.metrics.addresses import LOOPBACK, port_number
 from pipeline.metrics.discovery import ExporterLock, Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
 from pipeline.metrics.pages import Identity, application, explained, hash_certificates, listen
-from pipeline.metrics.port import port_number
 from pipeline.run.directory import RunDirectory
 
 _CLIENT_SECONDS = 5.0
 _FIRST_RANK_SECONDS = 60.0
+"""That may pass before the first rank publishes."""
 _POLL_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
@@ -79,19 +79,6 @@ def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | Non
         )
 
 
-def next_deadline(
-    deadline: float, now: float, linger_seconds: float, *, are_expected: bool, are_seen: bool
-) -> float:
-    """When to leave, given whether ranks were seen or are about to start, in seconds of one clock.
-
-    A minute may pass before the first rank publishes.
-    """
-    if are_expected:
-        return now + max(linger_seconds, _FIRST_RANK_SECONDS)
-    # Never less than two looks: ranks that run are served, however short the linger.
-    return now + max(linger_seconds, 2 * _POLL_SECONDS) if are_seen else deadline
-
-
 def _announce_until_idle(
     collector: NodeCollector,
     lock: ExporterLock,
@@ -104,22 +91,14 @@ def _announce_until_idle(
 
     Or until a successor, which listens elsewhere, asks for the lock.
     """
-    touched, started = lock.touched, collector.last_start()
-    while not stop.is_set() and time.monotonic() < deadline:
-        if lock.is_wanted_by_another():
-            return
+    started = collector.last_start()
+    while not stop.wait(_POLL_SECONDS) and not lock.is_wanted_by_another():
         target.announce()
-        previous = touched, started
-        touched, started = lock.touched, collector.last_start()
-        deadline = next_deadline(
-            deadline,
-            time.monotonic(),
-            linger_seconds,
-            are_expected=touched != previous[0],
-            # A rank may come and go between two looks.
-            are_seen=started != previous[1] or collector.has_running_ranks(),
-        )
-        stop.wait(_POLL_SECONDS)
+        before, started = started, collector.last_start()
+        if started != before or collector.has_running_ranks():  # one may come and go in between
+            deadline = time.monotonic() + linger_seconds
+        elif time.monotonic() >= deadline:
+            return
 
 
 def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, targets: Path) -> None:
@@ -159,21 +138,16 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
     sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
     with contextlib.suppress(OSError):  # another user's
         remove_leftovers(targets, {target.path.name})
-    begin = time.monotonic()
+    linger_seconds = metrics.exporter_linger_seconds
     # Before the target is there: whoever sees it may end the ranks at once.
-    deadline = next_deadline(
-        begin + max(metrics.exporter_linger_seconds, _FIRST_RANK_SECONDS),
-        begin,
-        metrics.exporter_linger_seconds,
-        are_expected=False,
-        are_seen=collector.has_running_ranks(),
-    )
+    first_seconds = 0.0 if collector.has_running_ranks() else _FIRST_RANK_SECONDS
+    deadline = time.monotonic() + max(linger_seconds, first_seconds)
     target.announce()
     # Of others that were here, or of this run's on nodes that it has lost.
     for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-    _announce_until_idle(collector, lock, target, metrics.exporter_linger_seconds, deadline, stop)
+    _announce_until_idle(collector, lock, target, linger_seconds, deadline, stop)
     target.withdraw()  # before the lock ends with the process: a successor writes the same file
 
 
@@ -219,21 +193,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--linger-seconds",
-        type=_seconds,
+        type=float,
         default=defaults.exporter_linger_seconds,
         help="how long to serve the last values of ranks that are gone; default: %(default)s",
     )
     return parser
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: expected 0 or more")
-    return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

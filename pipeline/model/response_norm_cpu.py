@@ -112,7 +112,11 @@ def _compiled(function: Function) -> Function:
     pixels would then differ.
     """
 
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", "nsz"},
+    }
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no place to keep it, neither beside this file nor in the home

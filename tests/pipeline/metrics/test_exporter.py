@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 
-from pipeline.metrics.discovery import ExporterLock, Target, location_of
-from pipeline.metrics.exporter import main, next_deadline
+from pipeline.metrics.discovery import Target, location_of
+from pipeline.metrics.exporter import main
 from pipeline.metrics.node import NodeCollector, merge
 from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
@@ -185,18 +186,6 @@ def test_a_rank_silent_for_ten_intervals_is_down() -> None:
     assert not dataclasses.replace(file, writer=ended).is_up(1000)
 
 
-def test_when_to_leave() -> None:
-    nobody = {"are_expected": False, "are_seen": False}
-    assert next_deadline(60, 10, 30, **nobody) == 60
-    assert next_deadline(60, 10, 30, are_expected=False, are_seen=True) == 40
-    assert next_deadline(60, 10, 30, are_expected=True, are_seen=False) == 70
-    assert next_deadline(60, 10, 90, are_expected=True, are_seen=True) == 100
-
-
-def test_an_exporter_that_does_not_linger_serves_while_ranks_run() -> None:
-    assert next_deadline(60, 10, 0, are_expected=False, are_seen=True) > 10.5
-
-
 def test_location_of_any_address_is_the_host() -> None:
     assert location_of("0.0.0.0", 1, "node17") == "node17:1"
     assert location_of("::1", 1, "node17") == "[::1]:1"
@@ -229,6 +218,16 @@ def test_a_frozen_rank_is_down_until_it_thaws(run: Path) -> None:
         wait_for(lambda: by_rank(scrape(run), "alexnet_rank_up") == {0: 0}, "rank_up 0")
         rank.send_signal(signal.SIGCONT)
         wait_for(lambda: by_rank(scrape(run), "alexnet_rank_up") == {0: 1}, "rank_up 1")
+
+
+@pytest.mark.slow
+def test_one_that_does_not_linger_serves_while_ranks_run(run: Path) -> None:
+    options = ("--port", 0, "--linger-seconds", 0)
+    with rank_process(run, 0) as rank, exporter_process(run, *options) as exporter:
+        time.sleep(2)
+        assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
+        finish(rank)
+        assert exporter.wait(30) == 0
 
 
 @pytest.mark.slow
@@ -309,15 +308,6 @@ def test_the_target_of_a_killed_exporter_is_replaced(run: Path) -> None:
         scrape(run)
 
 
-def test_who_finds_the_lock_taken_asks_its_owner_to_stay(tmp_path: Path) -> None:
-    path = tmp_path / "exporter.lock"
-    owner = ExporterLock(path)
-    assert owner.take()
-    os.utime(path, (0, 0))
-    assert not ExporterLock(path).take()
-    assert owner.touched > 0
-
-
 def test_a_lost_target_is_written_again(run: Path) -> None:
     with exporter_process(run, "--port", 0):
         target_file(run).unlink()
@@ -379,6 +369,7 @@ def test_an_exporter_that_cannot_start_does_not_raise(tmp_path: Path) -> None:
         (["--run-dir", "missing"], "missing is not a directory"),
         (["--run-dir", "blocked"], "blocked/metrics: File exists"),
         (["--run-dir", ".", "--address", "192.0.2.1"], "cannot listen on 192.0.2.1:9753"),
+        (["--run-dir", ".", "--linger-seconds", "-1"], "metrics.exporter_linger_seconds is -1.0"),
         (["--run-dir", ".", "--certfile", "a"], "metrics.exporter_keyfile is empty with"),
         (["--run-dir", ".", "--certfile", "a", "--keyfile", "b"], "cannot listen on 127.0.0.1:97"),
     ],
@@ -399,9 +390,7 @@ def test_wrong_input_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--port", "65536"), ("--port", "x"), ("--linger-seconds", "-1")]
-)
+@pytest.mark.parametrize(("option", "value"), [("--port", "65536"), ("--port", "x")])
 def test_wrong_numbers_are_refused(
     option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
