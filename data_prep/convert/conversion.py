@@ -13,12 +13,11 @@ from typing import TextIO
 from data_prep.convert.assignment import ShardName, Task, assign
 from data_prep.convert.changes import Rows, Stamps, check_unchanged, load_stamps
 from data_prep.convert.output import ConversionPlan, clean_up, find_finished, locked_output
-from data_prep.convert.pool import ShardJob, write_shards
+from data_prep.convert.pool import write_shards
 from data_prep.convert.progress import Progress
 from data_prep.convert.publish import publish
-from data_prep.convert.shard import ShardPlan, ShardRecord, find_record
+from data_prep.convert.shard import ShardJob, ShardPlan, ShardRecord, find_record
 from data_prep.convert.totals import ConversionTotals
-from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.manifest import Encoding, Manifest, hash_class_names, manifest_sha256
 from data_prep.sources.source import Source
 
@@ -97,17 +96,19 @@ def convert_part(
 
 
 def _plan(source: Source, shards: Path, options: Options, stream: TextIO) -> _Work:
-    return _Work(
-        source=source,
-        shards=shards,
-        options=options,
-        plan=conversion_plan(source, options),
-        rows=_assign(source, options),
-        stream=stream,
-    )
+    seed, samples_per_shard = options.seed, options.samples_per_shard
+    rows = {
+        ShardName(split, number): rows
+        for split, samples in source.splits.items()
+        for number, rows in enumerate(
+            assign(samples.keys(), seed=seed, samples_per_shard=samples_per_shard)
+        )
+    }
+    plan = _conversion_plan(source, options)
+    return _Work(source=source, shards=shards, options=options, plan=plan, rows=rows, stream=stream)
 
 
-def conversion_plan(source: Source, options: Options) -> ConversionPlan:
+def _conversion_plan(source: Source, options: Options) -> ConversionPlan:
     """What the conversion makes."""
     return ConversionPlan(
         settings={
@@ -139,12 +140,9 @@ def _hash_samples(source: Source) -> str:
 def _find_whole(work: _Work) -> Manifest | None:
     """The manifest, if the shard set is finished already."""
     finished = find_finished(work.shards, work.plan.settings)
-    if finished is not None:
-        for split in finished.splits.values():
-            check_shard_sizes(work.shards, split)
-        if work.source.is_replaceable and not work.options.ignore_changes:
-            stamps = load_stamps(work.shards, manifest_sha256(work.shards), work.rows)
-            check_unchanged(work.shards, work.source, work.rows, stamps)
+    if finished and work.source.is_replaceable and not work.options.ignore_changes:
+        stamps = load_stamps(work.shards, manifest_sha256(work.shards), work.rows)
+        check_unchanged(work.shards, work.source, work.rows, stamps)
     return finished
 
 
@@ -195,16 +193,6 @@ def _count_finished(
     if num_finished := len(names) - len(missing):
         logger.info("%d of %d shards are finished already", num_finished, len(names))
     return missing
-
-
-def _assign(source: Source, options: Options) -> Rows:
-    return {
-        ShardName(split, number): rows
-        for split, samples in source.splits.items()
-        for number, rows in enumerate(
-            assign(samples.keys(), seed=options.seed, samples_per_shard=options.samples_per_shard)
-        )
-    }
 
 
 def _job(work: _Work, records: Path) -> ShardJob:

@@ -17,7 +17,6 @@ from data_prep.convert.output import (
 from data_prep.convert.publish import publish
 from data_prep.convert.shard import find_record
 from data_prep.convert.totals import ConversionTotals
-from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.manifest import Manifest
 from data_prep.sources.source import name_some
 
@@ -29,8 +28,6 @@ def merge(shards: Path, *, max_reject_ratio: float) -> Manifest:
     `ShardSetError` if the finished shard set that is there is damaged.
     """
     if (finished := find_finished(shards)) is not None:
-        for split in finished.splits.values():
-            check_shard_sizes(shards, split)
         return finished
     with locked_unfinished_output(shards) as (records, plan):
         totals = ConversionTotals(plan, max_reject_ratio=max_reject_ratio)

@@ -14,6 +14,7 @@ from typing import cast
 
 from data_prep.convert.assignment import ShardName, Task
 from data_prep.shard_set.files import remove_leftovers, write_atomically
+from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.locks import is_locked, locked
 from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
@@ -68,7 +69,8 @@ class ConversionPlan:
 def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | None:
     """The manifest of the shard set that is there already, or None.
 
-    Raises `ConversionError` if it was made with other `settings` than those given.
+    Raises `ConversionError` if it was made with other `settings` than those given, and
+    `ShardSetError` if shards are missing or cut.
     """
     if not (shards / MANIFEST_NAME).exists():
         return None
@@ -76,6 +78,8 @@ def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | 
     if settings is not None:
         _check_same(shards, _settings_of(manifest), settings)
     clean_up(shards)  # the writer may have been killed just before that
+    for split in manifest.splits.values():
+        check_shard_sizes(shards, split)
     return manifest
 
 

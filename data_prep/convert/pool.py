@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -11,47 +12,17 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from data_prep.convert.assignment import ShardName
 from data_prep.convert.output import ConversionError
-from data_prep.convert.shard import ShardPlan, write_shard
-from data_prep.shard_set.manifest import Encoding
-from data_prep.sources.source import Reader
+from data_prep.convert.shard import ShardJob, ShardPlan, write_shard
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
 _PLANS_PER_WORKER = 2
 """That are made ahead: all at once would be an object for every sample there is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardJob:
-    """What all shards of a conversion have in common."""
-
-    reader: Reader
-    shards: Path
-    records: Path
-    encoding: Encoding
-    size: int | None
-    jpeg_quality: int | None
-
-    def run(self, plan: ShardPlan, count_sample: Callable[[], None]) -> None:
-        """Write one shard, then its record, whose presence says that the shard is finished."""
-        path = self.shards / plan.name.filename
-        record = write_shard(
-            plan,
-            path,
-            self.reader,
-            encoding=self.encoding,
-            size=self.size,
-            jpeg_quality=self.jpeg_quality,
-            count_sample=count_sample,
-        )
-        record.save(self.records / plan.name.record_filename)
 
 
 def write_shards(
@@ -140,15 +111,9 @@ def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
     for stop_signal in _STOPS:
         signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too, and stops us
     threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
-
     # A byte in a pipe needs no lock, which a worker that is killed could leave locked.
-    def count_sample() -> None:
-        os.write(counter.fileno(), b".")
-
-    def run(plan: ShardPlan) -> None:
-        job.run(plan, count_sample)
-
-    _run_in_worker = run
+    count_sample = functools.partial(os.write, counter.fileno(), b".")
+    _run_in_worker = functools.partial(write_shard, job=job, count_sample=count_sample)
 
 
 def _exit_with_parent(stop: Connection) -> None:

@@ -138,30 +138,34 @@ class ShardRecord:
             )
 
 
-def write_shard(
-    plan: ShardPlan,
-    path: Path,
-    reader: Reader,
-    *,
-    encoding: Encoding,
-    size: int | None,
-    jpeg_quality: int | None,
-    count_sample: Callable[[], None],
-) -> ShardRecord:
-    """Write the shard to `path`, atomically, and tell what became of it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """What all shards of a conversion have in common."""
 
-    The file is hashed while it is written, and read back before it gets its name.
+    reader: Reader
+    shards: Path
+    records: Path
+    encoding: Encoding
+    size: int | None
+    jpeg_quality: int | None
+
+
+def write_shard(plan: ShardPlan, job: ShardJob, count_sample: Callable[[], object]) -> None:
+    """Write a shard, then its record, whose presence says that the shard is finished.
+
+    Both atomically. The shard is hashed while it is written, and read back before it gets its name.
     Raises `OSError` if a sample cannot be read or the shard cannot be written, and
     `ConversionError` if its images do not suit the encoding.
     """
+    path, encoding = job.shards / plan.name.filename, job.encoding
     contents = ShardContents()
     rows, checksums, stamps = [], [], []
     with atomic_writer(path) as file:
         tar = _TarWriter(file)
         for sample in plan.samples:
-            stamps.append(reader.stamp(sample))  # first: what is replaced meanwhile is noticed
+            stamps.append(job.reader.stamp(sample))  # first: what is replaced meanwhile is noticed
             try:
-                image = store(reader.read(sample), encoding, size, jpeg_quality)
+                image = store(job.reader.read(sample), encoding, job.size, job.jpeg_quality)
             except RejectedImage as rejection:
                 contents.rejected.append((sample.locator, rejection.reason, str(rejection)))
             else:
@@ -174,7 +178,7 @@ def write_shard(
             count_sample()
         num_bytes, sha256 = tar.finish()
         _check_written(file, sha256, path)
-    return ShardRecord(
+    record = ShardRecord(
         num_bytes=num_bytes,
         sha256=sha256,
         index=np.array(rows, INDEX_DTYPE),
@@ -182,6 +186,7 @@ def write_shard(
         stamps=np.array(stamps, np.uint64),
         contents=contents,
     )
+    record.save(job.records / plan.name.record_filename)
 
 
 def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | None:

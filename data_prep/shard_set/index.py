@@ -26,55 +26,44 @@ def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
 
     Raises `ShardSetError` if it is missing, damaged or not the one the manifest names.
     """
-    return _map_rows(shards / split.index_filename, split.index_sha256, INDEX_DTYPE, split)
+    shape = (split.num_samples,)
+    return _map_array(shards / split.index_filename, split.index_sha256, INDEX_DTYPE, shape)
 
 
 def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:
-    """Memory-map the CRC-32 of a split's image members, uint32[num_samples].
-
-    Raises `ShardSetError` if they are missing, damaged or not the ones the manifest names.
-    """
+    """Memory-map the CRC-32 of a split's image members, uint32[num_samples]; raises as above."""
     if split.checksums_filename is None:
         raise ShardSetError(f"{shards} has no checksums: convert the data again")
-    path = shards / split.checksums_filename
-    return _map_rows(path, split.checksums_sha256, np.dtype(np.uint32), split)
-
-
-def _map_rows(
-    path: Path, sha256: str | None, dtype: np.dtype[Any], split: Split
-) -> npt.NDArray[Any]:
-    try:
-        if sha256_of(path) != sha256:
-            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
-        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise ShardSetError(f"{path} is missing: convert the data again") from None
-    if rows.dtype != dtype or rows.shape != (split.num_samples,):
-        raise ShardSetError(
-            f"{path} holds {rows.shape} rows of {rows.dtype}; "
-            f"expected ({split.num_samples},) of {dtype}: convert the data again"
-        )
-    return rows
+    path, shape = shards / split.checksums_filename, (split.num_samples,)
+    return _map_array(path, split.checksums_sha256, np.dtype(np.uint32), shape)
 
 
 def read_mean_image(shards: Path, statistics: Statistics) -> npt.NDArray[np.float32]:
-    """The mean of the train split's images, float32 H×W×3, 0–255 scale.
-
-    Raises `ShardSetError` if there is none, or it is missing, damaged or not the manifest's.
-    """
+    """The mean of the train split's images, float32 H×W×3, 0–255 scale; raises as above."""
     if statistics.mean_image_filename is None:
         raise ShardSetError(
             f"{shards} has no mean image, as its images differ in size: convert it with --size N, "
             "or use --augment.normalize mean_std"
         )
-    path = shards / statistics.mean_image_filename
+    path, dtype = shards / statistics.mean_image_filename, np.dtype(np.float32)
+    return np.array(_map_array(path, statistics.mean_image_sha256, dtype, None))
+
+
+def _map_array(
+    path: Path, sha256: str | None, dtype: np.dtype[Any], shape: tuple[int, ...] | None
+) -> npt.NDArray[Any]:
     try:
-        if sha256_of(path) != statistics.mean_image_sha256:
+        if sha256_of(path) != sha256:
             raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
-        image: npt.NDArray[np.float32] = np.load(path)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise ShardSetError(f"{path} is missing: convert the data again") from None
-    return image
+    if array.dtype != dtype or shape not in (None, array.shape):
+        raise ShardSetError(
+            f"{path} holds {array.shape} values of {array.dtype}; "
+            f"expected {shape} of {dtype}: convert the data again"
+        )
+    return array
 
 
 def check_shard_sizes(shards: Path, split: Split) -> None:

@@ -28,36 +28,8 @@ _CLUTTER_OPACITY = 0.5
 _MAX_NOISE_STD = 12.0
 
 
-def _circle(x: Floats, y: Floats) -> Floats:
-    return np.hypot(x, y) - 1
-
-
 def _box(x: Floats, y: Floats, width: float, height: float) -> Floats:
     return np.maximum(np.abs(x) - width, np.abs(y) - height)
-
-
-def _square(x: Floats, y: Floats) -> Floats:
-    return _box(x, y, 0.8, 0.8)
-
-
-def _checker(x: Floats, y: Floats) -> Floats:
-    return np.maximum(_box(x, y, 0.95, 0.95), np.sin(x * 6.6) * np.sin(y * 6.6) * 0.2)
-
-
-def _stripes(x: Floats, y: Floats) -> Floats:
-    return np.maximum(_box(x, y, 0.95, 0.95), -np.cos(x * 7.5) * 0.15)
-
-
-def _ring(x: Floats, y: Floats) -> Floats:
-    return np.abs(np.hypot(x, y) - 0.8) - 0.2
-
-
-def _cross(x: Floats, y: Floats) -> Floats:
-    return np.minimum(_box(x, y, 1, 0.27), _box(x, y, 0.27, 1))
-
-
-def _crescent(x: Floats, y: Floats) -> Floats:
-    return np.maximum(_circle(x, y), 0.85 - np.hypot(x - 0.5, y))
 
 
 def _heart(x: Floats, y: Floats) -> Floats:
@@ -65,10 +37,6 @@ def _heart(x: Floats, y: Floats) -> Floats:
     tip = np.maximum(np.abs(x) + y - 0.92, np.abs(x) - y - 0.76)
     heart: Floats = np.minimum(lobes, tip * np.sqrt(0.5))
     return heart
-
-
-def _triangle(x: Floats, y: Floats) -> Floats:
-    return np.maximum(y - 0.55, np.abs(x) * 0.866 - y * 0.5 - 0.55)
 
 
 def _star(x: Floats, y: Floats) -> Floats:
@@ -84,16 +52,18 @@ def _star(x: Floats, y: Floats) -> Floats:
 
 
 _SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
-    "checker": _checker,
-    "circle": _circle,
-    "crescent": _crescent,
-    "cross": _cross,
+    "checker": lambda x, y: np.maximum(
+        _box(x, y, 0.95, 0.95), np.sin(x * 6.6) * np.sin(y * 6.6) * 0.2
+    ),
+    "circle": lambda x, y: np.hypot(x, y) - 1,
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 1, 0.85 - np.hypot(x - 0.5, y)),
+    "cross": lambda x, y: np.minimum(_box(x, y, 1, 0.27), _box(x, y, 0.27, 1)),
     "heart": _heart,
-    "ring": _ring,
-    "square": _square,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.8) - 0.2,
+    "square": lambda x, y: _box(x, y, 0.8, 0.8),
     "star": _star,
-    "stripes": _stripes,
-    "triangle": _triangle,
+    "stripes": lambda x, y: np.maximum(_box(x, y, 0.95, 0.95), -np.cos(x * 7.5) * 0.15),
+    "triangle": lambda x, y: np.maximum(y - 0.55, np.abs(x) * 0.866 - y * 0.5 - 0.55),
 }
 """By class name in label order: distance from the outline, negative inside, for a shape that
 about fills [-1, 1]²; y points down."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.model.dropout import Dropout, KeyedSequential
 from pipeline.model.response_norm import NormalizeAndPool, NormConstants
-from pipeline.model.single_column import SingleColumn
+from pipeline.model.single_column import SingleColumn, wide_classifier
 
 _NORM = NormConstants(size=5, alpha=1e-4 / 5, k=2.0)
 """The post's alpha is torch's, 1e-4, of which the square of each of five maps has a fifth."""
@@ -43,16 +43,7 @@ class AlexNetSingle(SingleColumn):
             nn.MaxPool2d(3, 2),
             nn.ReLU(),
         )
-        classifier = KeyedSequential(
-            Dropout(dropout, layer=0),
-            nn.Linear(256 * 6 * 6, 4096),
-            nn.ReLU(),
-            Dropout(dropout, layer=1),
-            nn.Linear(4096, 4096),
-            nn.ReLU(),
-            nn.Linear(4096, num_classes),
-        )
-        super().__init__(features, classifier)
+        super().__init__(features, wide_classifier(num_classes, dropout))
         _init_convolutions(features)
 
 

@@ -30,6 +30,19 @@ class SingleColumn(Network):
         return logits
 
 
+def wide_classifier(num_classes: int, dropout: float) -> KeyedSequential:
+    """Two layers of 4096 units, dropout in front of each, for 256 maps of 6×6."""
+    return KeyedSequential(
+        Dropout(dropout, layer=0),
+        nn.Linear(256 * 6 * 6, 4096),
+        nn.ReLU(),
+        Dropout(dropout, layer=1),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Linear(4096, num_classes),
+    )
+
+
 class AlexNet2014(SingleColumn):
     """Krizhevsky, One weird trick for parallelizing convolutional neural networks, arXiv 1404.5997.
 
@@ -57,13 +70,4 @@ class AlexNet2014(SingleColumn):
             nn.MaxPool2d(3, 2),
             nn.ReLU(),
         )
-        classifier = KeyedSequential(
-            Dropout(dropout, layer=0),
-            nn.Linear(256 * 6 * 6, 4096),
-            nn.ReLU(),
-            Dropout(dropout, layer=1),
-            nn.Linear(4096, 4096),
-            nn.ReLU(),
-            nn.Linear(4096, num_classes),
-        )
-        super().__init__(features, classifier)
+        super().__init__(features, wide_classifier(num_classes, dropout))
