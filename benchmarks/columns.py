@@ -32,9 +32,9 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.schema import Config, DistributedConfig
 from pipeline.model.build import build_model
 from pipeline.optim.replica import Replica
+from pipeline.ranks.connect import connect
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
-from pipeline.ranks.world import connect
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 

@@ -29,9 +29,9 @@ from pipeline.model import response_norm
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, fastest
 from pipeline.optim.replica import Replica
+from pipeline.ranks.connect import connect
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
-from pipeline.ranks.world import connect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,9 +30,9 @@ from pipeline.config.schema import Config, DistributedConfig
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, resolve
 from pipeline.optim.replica import Replica
+from pipeline.ranks.connect import connect
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
-from pipeline.ranks.world import connect
 
 LOCAL_BATCH_SIZE = 64
 BLOG, GROUPED = "blog: fp32, NCHW, torch's LRN", "the same, grouped"

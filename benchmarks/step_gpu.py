@@ -46,9 +46,9 @@ from pipeline.model.alexnet import AlexNet2012
 from pipeline.model.build import build_model
 from pipeline.optim.precision import autocast
 from pipeline.optim.replica import Replica
+from pipeline.ranks.connect import connect
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
-from pipeline.ranks.world import connect
 
 Precision = Literal["bf16", "fp16"]
 Step = Callable[[], None]

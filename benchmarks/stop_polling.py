@@ -18,10 +18,10 @@ from pathlib import Path
 
 from benchmarks.measurement import parser, report, spread, torchrun
 from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.connect import connect
 from pipeline.ranks.failure import leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
-from pipeline.ranks.world import connect
 from pipeline.run.directory import RunDirectory
 
 NUM_RANKS, NUM_STEPS, STEP_SECONDS, ROUNDS = 2, 1_000, 0.01, 5

@@ -42,10 +42,10 @@ from pipeline.data.open import make_plan, open_batches
 from pipeline.model.build import build_model, image_size
 from pipeline.optim.precision import arithmetic_of, resolve
 from pipeline.optim.replica import Replica
+from pipeline.ranks.connect import connect
 from pipeline.ranks.failure import exit_code_of, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
-from pipeline.ranks.world import connect
 
 _ENDLESS = 1 << 40
 _WARM_UP_STEPS = 2

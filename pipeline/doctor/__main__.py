@@ -23,9 +23,10 @@ from pipeline.config.schema import DistributedConfig
 from pipeline.doctor.checks import Check, checked, judge
 from pipeline.doctor.deadlines import deadline
 from pipeline.doctor.facts import collect
+from pipeline.ranks.connect import connect
 from pipeline.ranks.failure import exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.world import World, connect
+from pipeline.ranks.world import World
 from pipeline.run.console import Console
 from pipeline.run.ending import ExitCode
 

@@ -28,10 +28,11 @@ from pipeline.data.readers.staging import staged_reader
 from pipeline.evaluate.shards import open_shards
 from pipeline.model.build import build_model
 from pipeline.optim.replica import load_weights
+from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import exit_code_of, leave, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
-from pipeline.ranks.world import World, connect, failure_of_all
+from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory

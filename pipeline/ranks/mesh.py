@@ -20,7 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline.config.model import Layout, ranks_per_replica
 from pipeline.model.columns import NUM_COLUMNS, Columns
-from pipeline.ranks.world import World, collective_deadline
+from pipeline.ranks.connect import collective_deadline
+from pipeline.ranks.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

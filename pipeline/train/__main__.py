@@ -21,10 +21,11 @@ import torch
 from data_prep.shard_set.streams import open_streams
 from pipeline.data.augment.normalize import constancy
 from pipeline.metrics.run_facts import RunFacts
+from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
-from pipeline.ranks.world import World, connect, failure_of_all
+from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.ending import EndOutcome, ExitCode

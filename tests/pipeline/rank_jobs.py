@@ -23,8 +23,8 @@ from typing import Any, Self
 import torch
 
 from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.connect import connect
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.world import connect
 from tests.pipeline.monitoring import free_port
 
 DEADLINE_SECONDS = 120.0

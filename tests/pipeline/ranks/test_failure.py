@@ -17,9 +17,10 @@ import torch
 from torch.distributed import DistBackendError
 
 from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.connect import connect
 from pipeline.ranks.failure import FirstFailure, RankFailure, exit_code_of, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.world import World, connect
+from pipeline.ranks.world import World
 from pipeline.run.ending import STOP_SIGNALS, ExitCode
 from pipeline.run.lock import JobStart
 from tests.pipeline.monitoring import free_port, wait_for
@@ -213,7 +214,7 @@ def connect_with_devices(kinds: Sequence[str]) -> str:
     environment = LaunchEnvironment.read()
     with (
         mock.patch(
-            "pipeline.ranks.world._device", return_value=torch.device(kinds[environment.rank])
+            "pipeline.ranks.connect._device", return_value=torch.device(kinds[environment.rank])
         ),
         mock.patch("torch.cuda.set_device"),
     ):
@@ -285,7 +286,7 @@ def test_a_rank_that_waits_for_others_leaves_when_it_is_told_to(number: signal.S
 import os
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.world import connect
+from pipeline.ranks.connect import connect
 from pipeline.ranks.stop import StopSignals
 
 StopSignals()

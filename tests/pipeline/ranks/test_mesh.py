@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config.model import Layout
+from pipeline.ranks.connect import collective_deadline
 from pipeline.ranks.mesh import build_mesh, check_layout
-from pipeline.ranks.world import World, collective_deadline
+from pipeline.ranks.world import World
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE
 

@@ -1,0 +1,170 @@
+"""How the ranks of a job meet: the device of each, their store and their process groups.
+
+Two groups: the default one (NCCL on GPUs, gloo elsewhere) carries tensors in training, and its
+deadline is short. The control group (always gloo) carries small Python values; what rank 0 does
+alone, such as saving, is waited for there, under a deadline of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any, assert_never
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.failure import RankFailure, fact_of
+from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.world import World
+from pipeline.run.console import counted
+from pipeline.run.ending import handled_signals
+
+_RENDEZVOUS_SECONDS = 120.0
+"""Ranks wait at least this long for others to start: a busy host takes long to import torch."""
+
+
+@contextlib.contextmanager
+def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterator[World]:
+    """Join the job's process groups for the length of the block.
+
+    Raises `RankFailure` if some rank lacks the device asked for or that the others have, or if the
+    ranks do not find each other before the deadline.
+    """
+    device, fault = torch.device("cpu"), None
+    try:
+        device = _device(environment, config)
+    except ValueError as error:
+        fault = error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
+    store, watchdog_store, control = None, None, None
+    if environment.is_launched:
+        with _killable():
+            store, device, fault = _join(environment, config, device, fault)
+            unknown: Any = store  # torch does not type `clone`
+            watchdog_store = unknown.clone()
+        deadline = collective_deadline(config.save_timeout_seconds)
+        control = dist.new_group(backend="gloo", timeout=deadline)
+    world = World(
+        environment=environment,
+        device=device,
+        store=store,
+        control=control,
+        watchdog_store=watchdog_store,
+    )
+    with world.fail_together():
+        if fault is not None:
+            raise fault
+    try:
+        yield world
+    except RankFailure:
+        raise
+    except Exception as error:
+        # The groups stay as they are: a rank that failed must leave at once, so others notice.
+        raise world.report_failure(error) from error
+    if environment.is_launched:
+        dist.destroy_process_group()
+
+
+def collective_deadline(limit_seconds: float) -> datetime.timedelta:
+    """For a process group in whose collectives a rank may wait so long; see `watchdog`.
+
+    Later, so that a hang is told by the watchdog, which can name the rank.
+    """
+    return datetime.timedelta(seconds=1.5 * limit_seconds + 5)
+
+
+@contextlib.contextmanager
+def _killable() -> Iterator[None]:
+    """Let signals end this process at once: while it waits for other ranks no handler is run."""
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in handled_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _join(
+    environment: LaunchEnvironment,
+    config: DistributedConfig,
+    device: torch.device,
+    fault: ValueError | None,
+) -> tuple[Store, torch.device, ValueError | None]:
+    """Meet the other ranks: returns this attempt's store, the device, and this rank's fault if any.
+
+    The device is a CPU if not all have a GPU: then they can at least tell each other.
+    """
+    timeout_seconds = max(config.timeout_seconds, _RENDEZVOUS_SECONDS)
+    try:
+        meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds))
+        everything, rank, world_size = next(meeting)
+        # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
+        # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
+        attempt = environment.attempt if environment.is_store_kept else "new"
+        store = PrefixStore(f"alexnet/{attempt}", everything)
+        kind = device.type if fault is None else "none"
+        store.set(f"device/{rank}", kind)
+        kinds = {store.get(f"device/{other}").decode() for other in range(world_size)}
+        if kind == "cpu" and config.device == "auto" and "cuda" in kinds:
+            fault = ValueError(
+                f"{socket.gethostname()} finds no GPU, and other ranks have one each: call "
+                "nvidia-smi there, leave that host out, or use --distributed.device cpu"
+            )
+        if kinds != {"cuda"}:
+            device = torch.device("cpu")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("default", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=collective_deadline(config.timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RankFailure(
+            f"the ranks did not find each other within {timeout_seconds:g} s "
+            f"({fact_of(error)}); start all of them with one torchrun command a node",
+            is_reported_here=True,
+        ) from None
+    return store, device, fault
+
+
+def failure_of_all(environment: LaunchEnvironment, error: ValueError) -> RankFailure:
+    """What every rank raises for an `error` that all of them find before they connect.
+
+    The ranks meet first: one that left at once could make torchrun end rank 0 before it has told.
+    """
+    with connect(environment, DistributedConfig(device="cpu")) as world:
+        world.all_gather_object(None)
+    return RankFailure(str(error), is_reported_here=world.is_main)
+
+
+def _device(environment: LaunchEnvironment, config: DistributedConfig) -> torch.device:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    match config.device:
+        case "cpu":
+            return torch.device("cpu")
+        case "auto":
+            if num_gpus == 0:
+                return torch.device("cpu")
+        case "cuda":
+            pass
+        case unknown:
+            assert_never(unknown)
+    if num_gpus < environment.local_world_size:
+        fewer = f"give --nproc {num_gpus} (torchrun: --nproc_per_node={num_gpus}), or "
+        raise ValueError(
+            f"{counted(environment.local_world_size, 'rank')} on {socket.gethostname()} cannot "
+            f"have a GPU each: it has {num_gpus or 'none'}; "
+            f"{fewer if num_gpus else ''}use --distributed.device cpu"
+        )
+    return torch.device("cuda", environment.local_rank)
