@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measurement import parser, precision_of, report, shard_folder, spread, train
-from pipeline.run.events import Event
+from pipeline.run.event_log import of_type
+from pipeline.run.events import EvalEvent, Event
 
 
 def accuracies(events: list[Event]) -> list[float]:
     """Val top-1 after each epoch."""
-    return [event["top1"] for event in events if event["kind"] == "eval"]
+    return [event.top1 for event in of_type(events, EvalEvent)]
 
 
 def main() -> None:

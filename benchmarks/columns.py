@@ -37,6 +37,8 @@ from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import of_type
+from pipeline.run.events import TrainEvent
 
 STEPS = 50
 RATES = (5e-6, 1e-4, 1e-2)
@@ -85,7 +87,7 @@ def _train(run: Path, shards: Path, layout: str, num_ranks: int, rate: float) ->
     options += ["--optim.learning_rate", rate, "--log_every_steps", 1]
     where = ["--data.shards", shards, "--model.columns", layout, "--distributed.device", "cpu"]
     events = train(run, "alexnet_2012", *where, *options, num_ranks=num_ranks)
-    losses = [event["loss"] for event in events if event["kind"] == "train"]
+    losses = [event.loss for event in of_type(events, TrainEvent)]
     assert len(losses) == STEPS
     newest = checkpoint.newest_good(RunDirectory(run).checkpoints)
     assert newest is not None

@@ -32,7 +32,8 @@ import torch
 from benchmarks.measurement import parser, report, shard_synthetic, spread
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import Event, read_events, read_rows
+from pipeline.run.event_log import of_type, read_events, read_rows
+from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, TrainEvent
 from tests.integration.slurm_cluster import Cluster, run_cluster
 
 NUM_TRAIN, GLOBAL_BATCH_SIZE, EPOCHS = 4096, 64, 20
@@ -78,21 +79,21 @@ class Run:
     def last_start(self) -> list[Event]:
         """The events since the ranks last began."""
         rows = self.rows()
-        begins = [place for place, row in enumerate(rows) if row["kind"] == "run"]
+        begins = [place for place, row in enumerate(rows) if isinstance(row, RunEvent)]
         return rows[begins[-1] :] if begins else []
 
     def num_starts(self) -> int:
-        return sum(row["kind"] == "run" for row in self.rows())
+        return len(of_type(self.rows(), RunEvent))
 
     def is_late(self) -> bool:
         """Whether it may be done before an interruption has come."""
         rows = self.last_start()
-        return bool(rows) and rows[-1]["step"] > NUM_STEPS - LAST_STEPS
+        return bool(rows) and rows[-1].step > NUM_STEPS - LAST_STEPS
 
     def has_trained(self, num_steps: int) -> bool:
         """Whether it is at work, and so many steps are done since it last began."""
-        kinds = [row["kind"] for row in self.last_start()]
-        is_on = "end" not in kinds and kinds.count("train") >= num_steps
+        rows = self.last_start()
+        is_on = not of_type(rows, EndEvent) and len(of_type(rows, TrainEvent)) >= num_steps
         return is_on and self.cluster.state(self.job) == "RUNNING"
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
@@ -189,12 +190,12 @@ def disturb(
 def measure(run: Run, way: Callable[..., None], begin: float) -> None:
     """Note how long it took to stop, where that was asked for, and to begin again."""
     if way in GRACEFUL:
-        ends = [row["time"] for row in run.rows() if row["kind"] == "end" and row["time"] > begin]
+        ends = [end.time for end in of_type(run.rows(), EndEvent) if end.time > begin]
         run.stop_seconds += [time_of_end - begin for time_of_end in ends[:1]]
-    run.wait_until(lambda: any(row["kind"] == "train" for row in run.last_start()), "at work")
+    run.wait_until(lambda: bool(of_type(run.last_start(), TrainEvent)), "at work")
     shown = run.cluster.run("scontrol", "show", "job", run.job)
     started = shown.split(" StartTime=")[1].split()[0]
-    first = next((row["time"] for row in run.last_start() if row["kind"] == "train"), None)
+    first = next((row.time for row in of_type(run.last_start(), TrainEvent)), None)
     if first is None or started == "Unknown" or way in (kill, freeze):
         return  # it was hit by another one's interruption; or torchrun started the ranks anew
     seconds = first - datetime.fromisoformat(started).timestamp()
@@ -210,7 +211,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 def is_whole(run: Run) -> bool:
     """Whether the job completed, and its history has every step once."""
-    steps = [row["step"] for row in read_events(run.directory.events) if row["kind"] == "train"]
+    steps = [row.step for row in of_type(read_events(run.directory.events), TrainEvent)]
     is_completed = run.cluster.state(run.job) == "COMPLETED"
     return is_completed and steps == list(range(1, NUM_STEPS + 1))
 
@@ -241,8 +242,8 @@ def figures(cluster: Cluster, root: Path, num_interruptions: int, num_jobs: int)
         all(torch.equal(found, expected[name]) for name, found in weights(run).items())
         for run in runs[1:]
     ]
-    saves = [row for row in read_events(runs[0].directory.events) if row["kind"] == "checkpoint"]
-    begin, end = runs[0].rows()[0]["time"], runs[0].rows()[-1]["time"]
+    saves = of_type(read_events(runs[0].directory.events), CheckpointEvent)
+    begin, end = runs[0].rows()[0].time, runs[0].rows()[-1].time
     return {
         "claim": "however often a job is interrupted, its run loses nothing",
         "interruptions": dict(Counter(way.__name__ for way in all_ways)),
@@ -256,7 +257,7 @@ def figures(cluster: Cluster, root: Path, num_interruptions: int, num_jobs: int)
             [seconds for run in runs for seconds in run.start_seconds]
         ),
         "share_of_undisturbed_run_spent_saving": round(
-            sum(row["seconds"] for row in saves) / (end - begin), 5
+            sum(save.seconds for save in saves) / (end - begin), 5
         ),
     }
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import parser, precision_of, report, shard_folder, train
-from pipeline.run.events import Event
+from pipeline.run.event_log import of_type
+from pipeline.run.events import EvalEvent, Event, TrainEvent
 
 NUM_TRAIN, NUM_VAL = 1000, 100
 NUM_RANKS = {"split": 2, "fused": 1}
@@ -35,13 +36,11 @@ def choose(images: Path, chosen: Path) -> Path:
 
 
 def curve(events: list[Event]) -> dict[str, Any]:
-    rows = {
-        kind: [event for event in events if event["kind"] == kind] for kind in ("train", "eval")
-    }
+    trains, evals = of_type(events, TrainEvent), of_type(events, EvalEvent)
     return {
-        "training loss": [[round(row["epoch"], 3), round(row["loss"], 4)] for row in rows["train"]],
-        "val top-1": [[round(row["epoch"], 3), row["top1"]] for row in rows["eval"]],
-        "val loss": [[round(row["epoch"], 3), round(row["loss"], 4)] for row in rows["eval"]],
+        "training loss": [[round(row.epoch, 3), round(row.loss, 4)] for row in trains],
+        "val top-1": [[round(row.epoch, 3), row.top1] for row in evals],
+        "val loss": [[round(row.epoch, 3), round(row.loss, 4)] for row in evals],
     }
 
 

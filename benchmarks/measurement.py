@@ -15,7 +15,9 @@ from typing import Any
 
 from pipeline.optim.processor import instruction_sets, processor_name
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import Event, read_events
+from pipeline.run.event_log import of_type, read_events
+from pipeline.run.events import Event, RunEvent, TrainEvent
+from pipeline.run.phase import Label
 from pipeline.train.provenance import versions
 
 
@@ -106,19 +108,18 @@ def train(
 
 def precision_of(events: Sequence[Event]) -> str:
     """That of a run's first attempt, and so of all."""
-    return str(next(event["precision"] for event in events if event["kind"] == "run"))
+    return of_type(events, RunEvent)[0].precision
 
 
 def images_per_second(events: Sequence[Event]) -> float:
     """From the first to the last logged step of one uninterrupted attempt, by the wall clock."""
-    rows = [event for event in events if event["kind"] == "train"]
-    (start,) = (event for event in events if event["kind"] == "run")
-    num_samples = (rows[-1]["step"] - rows[0]["step"]) * start["global_batch_size"]
-    return float(num_samples / (rows[-1]["time"] - rows[0]["time"]))
+    rows, (start,) = of_type(events, TrainEvent), of_type(events, RunEvent)
+    num_samples = (rows[-1].step - rows[0].step) * start.global_batch_size
+    return num_samples / (rows[-1].time - rows[0].time)
 
 
-def phase_share(events: Sequence[Event], phase: str) -> float:
+def phase_share(events: Sequence[Event], phase: Label) -> float:
     """Share of rank 0's step time, the first log interval left out as warm-up."""
-    rows = [event for event in events if event["kind"] == "train"][1:]
-    total = sum(sum(row["phase_seconds"].values()) for row in rows)
-    return float(sum(row["phase_seconds"][phase] for row in rows) / total)
+    rows = of_type(events, TrainEvent)[1:]
+    total = sum(value or 0.0 for row in rows for value in row.phase_seconds.values())
+    return sum(row.phase_seconds[phase] or 0.0 for row in rows) / total

@@ -29,6 +29,8 @@ from pipeline.metrics.families import exposition
 from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import Writer, render_rank_file
+from pipeline.run.event_log import of_type
+from pipeline.run.events import TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 
 STEPS, LOG_STEPS, REPEATS = 250, 50, 9
@@ -64,8 +66,8 @@ def step_seconds(shards: Path, run: Path, *, enabled: bool) -> float:
     options = [*never, *steps, *switch]
     exporter = True if enabled else None
     events = train(run, "cifar10", "--data.shards", shards, *options, exporter=exporter)
-    rows = [event for event in events if event["kind"] == "train"][1:]
-    return statistics.fmean(sum(row["phase_seconds"].values()) / LOG_STEPS for row in rows)
+    seconds = [row.phase_seconds.values() for row in of_type(events, TrainEvent)[1:]]
+    return statistics.fmean(sum(value or 0.0 for value in row) / LOG_STEPS for row in seconds)
 
 
 def cpu_seconds(folder: Path) -> tuple[list[float], list[float]]:

@@ -26,7 +26,8 @@ from pipeline.run.ending import (
     handled_signals,
     signals_to_handle,
 )
-from pipeline.run.events import read_events
+from pipeline.run.event_log import read_events
+from pipeline.run.events import EndEvent, RunEvent
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
@@ -75,10 +76,10 @@ def run(options: argparse.Namespace) -> int:
     code, asked = _run_torchrun(words, log, events)
     history = read_events(events) if events.is_file() else []
     outcome = outcome_of(history, begin, code, asked)
-    own = {row["kind"] for row in history if row["time"] >= begin}
-    if own.isdisjoint({"run", "end"}):
+    own = {type(row) for row in history if row.time >= begin}
+    if own.isdisjoint({RunEvent, EndEvent}):
         log = log.rename(log.with_name(f"{NOT_STARTED}{log.name}"))
-    if code and "end" not in own and (asked or "run" in own):
+    if code and EndEvent not in own and (asked or RunEvent in own):
         console.line(f"{command.run.path}: {outcome}; what the ranks wrote is in {log}")
     return exit_code_of(outcome)
 

@@ -10,7 +10,8 @@ from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import JobOutcome, StopSource
-from pipeline.run.events import Event, of_training, read_events
+from pipeline.run.event_log import of_training, of_type, read_events
+from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, SignalEvent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,30 +56,29 @@ def outcome_of(
     that was `asked` to leave by a signal, and left no last word, was still starting, or was not
     given the time to save: its ranks were killed, and one may have reported that it lost another.
     """
-    rows = [row for row in of_training(history) if row["time"] >= since]
+    rows = [row for row in of_training(history) if row.time >= since]
     if asked and not _has_end_event(rows):
         return _outcome_of_signal(rows, asked)
-    if rows and rows[-1]["kind"] == "end":
-        return _outcome_of_end(rows, asked)
+    if rows and isinstance(rows[-1], EndEvent):
+        return _outcome_of_end(rows, rows[-1], asked)
     return "failed" if rows or code or not history else "completed"
 
 
 def _has_end_event(rows: list[Event]) -> bool:
     """Whether the job itself has said how it ended."""
-    if not rows or rows[-1]["kind"] != "end":
+    if not rows or not isinstance(end := rows[-1], EndEvent):
         return False
-    if rows[-1]["outcome"] == "stopped":  # or an earlier start of the job has, to make room
-        return any(row["kind"] == "run" for row in rows)
-    return rows[-1].get("cause") != "lost_rank"
+    if end.outcome == "stopped":  # or an earlier start of the job has, to make room
+        return any(isinstance(row, RunEvent) for row in rows)
+    return end.cause != "lost_rank"
 
 
-def _outcome_of_end(rows: list[Event], asked: StopSource | None) -> JobOutcome:
+def _outcome_of_end(rows: list[Event], end: EndEvent, asked: StopSource | None) -> JobOutcome:
     """By the last word, and the signals since torchrun last started the ranks."""
-    outcome = rows[-1]["outcome"]
-    if outcome != "stopped":
-        return "completed" if outcome == "completed" else "failed"
-    begin = max((place for place, row in enumerate(rows) if row["kind"] == "run"), default=0)
-    sources = [row["source"] for row in rows[begin:] if row["kind"] == "signal"]
+    if end.outcome != "stopped":
+        return end.outcome
+    begin = max((place for place, row in enumerate(rows) if isinstance(row, RunEvent)), default=0)
+    sources = [row.source for row in of_type(rows[begin:], SignalEvent)]
     if not sources:  # it stopped where --max-steps said
         return "completed"
     if sources[-1] == StopSource.STOP_FILE:
@@ -88,10 +88,10 @@ def _outcome_of_end(rows: list[Event], asked: StopSource | None) -> JobOutcome:
 
 def _outcome_of_signal(rows: list[Event], source: str) -> JobOutcome:
     """By whether a step was saved since the first row: a late clock may hide the beginning."""
-    saved = [row["step"] for row in rows if row["kind"] == "checkpoint" or _is_stopped(row)]
-    is_further = bool(saved) and max(saved) > rows[0]["step"]
+    saved = [row.step for row in rows if isinstance(row, CheckpointEvent) or _is_stopped(row)]
+    is_further = bool(saved) and max(saved) > rows[0].step
     return "stuck" if source == StopSource.SIGUSR1 and not is_further else "interrupted"
 
 
 def _is_stopped(row: Event) -> bool:
-    return bool(row["kind"] == "end" and row["outcome"] == "stopped")
+    return isinstance(row, EndEvent) and row.outcome == "stopped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import socket
@@ -11,20 +12,21 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 from data_prep.shard_set.files import path_option
 from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import (
-    Event,
+from pipeline.run.event_log import (
     find_faults,
     of_training,
+    of_type,
     own_evaluations,
     read_events,
 )
+from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, TrainEvent
 from pipeline.run.lock import log_at_work
 
 _AT_WORK = ("starting", "training")
@@ -70,40 +72,35 @@ def describe(
     rows = of_training(events)
     if not rows:
         return {"state": state}
-    last: dict[str, Any] = {row["kind"]: row for row in rows}
-    if state == "failed" and "error" in last.get("end", {}):
-        error = last["end"]["error"]
-        is_lost = last["end"].get("cause") == "lost_rank"
-        state += f": {_lost_ranks(error, run_status, now) if is_lost else error}"
-    found = {"state": state, "last event": f"{now - rows[-1]['time']:.0f} s ago"}
-    step = max(row["step"] for row in rows)
-    if "run" in last:
-        target = last["run"]["target_steps"]
+    for end in of_type(rows, EndEvent)[-1:]:
+        if state == "failed" and end.error is not None:
+            is_lost = end.cause == "lost_rank"
+            state += f": {_lost_ranks(end.error, run_status, now) if is_lost else end.error}"
+    found = {"state": state, "last event": f"{now - rows[-1].time:.0f} s ago"}
+    step = max(row.step for row in rows)
+    for start in of_type(rows, RunEvent)[-1:]:
+        target = start.target_steps
         if run_status is not None and state == "training":
             step = max(step, _published_step(run_status))
         found["step"] = (
-            f"{step:,} of {target:,} ({step / target:.1%}), on "
-            f"{counted(last['run']['world_size'], 'rank')}"
+            f"{step:,} of {target:,} ({step / target:.1%}), on {counted(start.world_size, 'rank')}"
         )
-    if "train" in last:
-        row = last["train"]
-        loss = "not a number" if row["loss"] is None else f"{row['loss']:.4f}"
+    for row in of_type(rows, TrainEvent)[-1:]:
+        loss = f"{row.loss:.4f}" if math.isfinite(row.loss) else "not a number"
         found["training"] = (
-            f"loss {loss}, top-1 {row['top1']:.2%}, {row['images_per_second']:,.0f} images/s, "
-            f"{row['data_wait_ratio']:.1%} of the time waiting for data"
-            + ("" if row["step"] == step else f", at step {row['step']:,}")
+            f"loss {loss}, top-1 {row.top1:.2%}, {row.images_per_second:,.0f} images/s, "
+            f"{row.data_wait_ratio:.1%} of the time waiting for data"
+            + ("" if row.step == step else f", at step {row.step:,}")
         )
-    if evaluations := own_evaluations(events):
-        row = evaluations[-1]
-        top5 = "" if row["top5"] is None else f", top-5 {row['top5']:.2%}"
-        views = f" of {row['views']} views" if (row["views"] or 1) > 1 else ""
+    for result in own_evaluations(events)[-1:]:
+        top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
+        views = f" of {result.views} views" if (result.views or 1) > 1 else ""
         found["evaluation"] = (
-            f"{row['split']} top-1 {row['top1']:.2%}{top5}{views}, after step {row['step']:,}"
+            f"{result.split} top-1 {result.top1:.2%}{top5}{views}, after step {result.step:,}"
         )
-    if "checkpoint" in last:
-        row = last["checkpoint"]
-        path = run.checkpoints / Path(row["path"]).name  # the run may have been moved or copied
-        found["checkpoint"] = f"{path}, {now - row['time']:.0f} s old"
+    for saved in of_type(rows, CheckpointEvent)[-1:]:
+        path = run.checkpoints / Path(saved.path).name  # the run may have been moved or copied
+        found["checkpoint"] = f"{path}, {now - saved.time:.0f} s old"
     return found
 
 
@@ -148,7 +145,7 @@ def _state(run_status: RunStatus | None, events: list[Event]) -> str:
         return "has not started"
     match run_status.outcome:
         case "running":
-            begins = [row["time"] for row in events if row["kind"] == "run"]
+            begins = [start.time for start in of_type(events, RunEvent)]
             since = max((rank.writer.since for rank in run_status.ranks), default=0.0)
             return _AT_WORK[bool(begins) and begins[-1] > since]
         case "killed":

@@ -36,7 +36,9 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import EventLog, finite, read_events
+from pipeline.run.event_log import EventLog, of_type, read_events
+from pipeline.run.event_rows import row_of
+from pipeline.run.events import RunEvent
 from pipeline.run.settings import Settings, read_settings
 from pipeline.train.evaluation import Evaluation, EvaluationSpec, evaluate, save_predictions
 from pipeline.train.lines import evaluation_table
@@ -143,8 +145,9 @@ def _report(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_
     """Print the result, and record it if the checkpoint at `path` is in the run."""
     console = Console(sys.stdout)
     if as_json:
-        row = {"checkpoint": str(path), "step": step, **result.event("evaluate")}
-        console.line(json.dumps(finite(row)))
+        row = row_of(result.event("evaluate", step=step, epoch=0.0))
+        told = {name: row[name] for name in row if name not in ("kind", "epoch", "time")}
+        console.line(json.dumps({"checkpoint": str(path)} | told))
     else:
         console.line(f"{path}, step {step:,}")
         console.table(evaluation_table(result))
@@ -164,12 +167,11 @@ def _record(run: RunDirectory, step: int, result: Evaluation) -> None:
 
     Raises `OSError`, and `ValueError` if they do not say how long an epoch is.
     """
-    starts = [row for row in read_events(run.events) if row["kind"] == "run"]
+    starts = of_type(read_events(run.events), RunEvent)
     if not starts:
         raise ValueError(f"{run.events} has no start of the run; restore it from a copy")
     log = EventLog(run.events)
-    epoch = step / starts[-1]["steps_per_epoch"]
-    log.write("eval", step=step, epoch=epoch, **result.event("evaluate"))
+    log.write(result.event("evaluate", step=step, epoch=step / starts[-1].steps_per_epoch))
     log.close()
 
 

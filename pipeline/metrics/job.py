@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from data_prep.shard_set.files import as_text
 from pipeline.metrics.families import Families, Measurement
 from pipeline.metrics.run_facts import BUILD_LABELS, RUN_LABELS, RunFacts
-from pipeline.run.events import Event, own_evaluations
+from pipeline.run.event_log import of_type, own_evaluations
+from pipeline.run.events import CheckpointEvent, CheckpointReason, EvalEvent, Event, TrainEvent
 
-CHECKPOINT_KINDS = ("periodic", "best", "preempt")
+CHECKPOINT_KINDS = get_args(CheckpointReason)
 """Why a checkpoint is written."""
 
 EVALUATION_SPLITS = ("val",)
 
 GLOBAL_STEP = "alexnet_global_step"
-
-OF_TRAINING = ("loss", "top1", "learning_rate", "grad_norm")
-OF_EVALUATION = ("top1", "top5", "loss", "seen", "expected")
-"""Fields of `train` and `eval` events that are metrics."""
 
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -129,16 +127,13 @@ class JobMetrics:
         """
         self._resumes.inc(times)
         self._checkpoint_step.set(step)
-        last = {row["kind"]: row for row in history}
-        if "train" in last:
-            self.trained(**{name: last["train"][name] for name in OF_TRAINING})
-        if "checkpoint" in last:
-            self._checkpoint_success.set(last["checkpoint"]["time"])
-            self._checkpoint_bytes.set(last["checkpoint"]["num_bytes"])
-        if evaluations := own_evaluations(history):
-            newest = evaluations[-1]
-            values = {name: newest[name] for name in OF_EVALUATION}
-            self._show_evaluation(newest["split"], newest["time"], **values)
+        for trained in of_type(history, TrainEvent)[-1:]:
+            self.trained(trained)
+        for saved in of_type(history, CheckpointEvent)[-1:]:
+            self._checkpoint_success.set(saved.time)
+            self._checkpoint_bytes.set(saved.num_bytes)
+        for newest in own_evaluations(history)[-1:]:
+            self._show_evaluation(newest)
         self._best_accuracy["val", 1].set(best_top1)
         self._best_accuracy["val", 5].set(best_top5)
 
@@ -147,67 +142,45 @@ class JobMetrics:
         self._step.set(step)
         self._epoch.set(epoch)
 
-    def trained(
-        self,
-        *,
-        loss: float | None,
-        top1: float,
-        learning_rate: float,
-        grad_norm: float | None = None,
-        grad_scale: float | None = None,
-    ) -> None:
+    def trained(self, event: TrainEvent, grad_scale: float | None = None) -> None:
         """A log interval ended."""
-        self._loss.set(loss)
-        self._accuracy.set(top1)
-        self._learning_rate.set(learning_rate)
-        self._grad_norm.set(grad_norm)
+        self._loss.set(event.loss)
+        self._accuracy.set(event.top1)
+        self._learning_rate.set(event.learning_rate)
+        self._grad_norm.set(event.grad_norm)
         self._grad_scale.set(grad_scale)
 
     def record_learning(self, *, is_stuck: bool) -> None:
         """Whether the network only guesses, though it has seen many samples."""
         self._not_learning.set(is_stuck)
 
-    def evaluated(
-        self, split: str, *, top1: float, top5: float | None, loss: float, seen: int, expected: int
-    ) -> None:
-        """An evaluation of `split`, from `EVALUATION_SPLITS`, ended; `top5` None is not told."""
-        self._show_evaluation(
-            split, time.time(), top1=top1, top5=top5, loss=loss, seen=seen, expected=expected
-        )
-        for k, accuracy in ((1, top1), (5, top5)):
-            self._best_accuracy[split, k].raise_to(accuracy)
+    def evaluated(self, event: EvalEvent) -> None:
+        """An evaluation of a split from `EVALUATION_SPLITS` ended; no `top5` is shown if None."""
+        self._show_evaluation(event)
+        for k, accuracy in ((1, event.top1), (5, event.top5)):
+            self._best_accuracy[event.split, k].raise_to(accuracy)
 
-    def _show_evaluation(
-        self,
-        split: str,
-        ended: float,
-        *,
-        top1: float,
-        top5: float | None,
-        loss: float,
-        seen: int,
-        expected: int,
-    ) -> None:
-        """The newest one; `ended` is in Unix seconds."""
-        self._eval_loss[split].set(loss)
-        self._eval_samples[split].set(seen)
-        self._eval_expected[split].set(expected)
-        self._eval_accuracy[split, 1].set(top1)
-        self._eval_accuracy[split, 5].set(top5)
-        self._eval_success[split].set(ended)
+    def _show_evaluation(self, newest: EvalEvent) -> None:
+        split = newest.split
+        self._eval_loss[split].set(newest.loss)
+        self._eval_samples[split].set(newest.seen)
+        self._eval_expected[split].set(newest.expected)
+        self._eval_accuracy[split, 1].set(newest.top1)
+        self._eval_accuracy[split, 5].set(newest.top5)
+        self._eval_success[split].set(newest.time)
 
-    def checkpointed(self, kind: str, *, seconds: float, num_bytes: int, step: int) -> None:
-        """A checkpoint was written; `kind` is from `CHECKPOINT_KINDS`."""
-        self._checkpoints[kind].inc()
-        self._checkpoint_duration.observe(seconds)
-        self._checkpoint_success.set(time.time())
-        self._checkpoint_step.set(step)
-        self._checkpoint_bytes.set(num_bytes)
+    def checkpointed(self, event: CheckpointEvent) -> None:
+        """A checkpoint was written."""
+        self._checkpoints[event.reason].inc()
+        self._checkpoint_duration.observe(event.seconds)
+        self._checkpoint_success.set(event.time)
+        self._checkpoint_step.set(event.step)
+        self._checkpoint_bytes.set(event.num_bytes)
 
-    def checkpoint_failed(self, kind: str) -> None:
-        """A checkpoint could not be written; `kind` is from `CHECKPOINT_KINDS`."""
-        self._checkpoints[kind].inc()
-        self._checkpoint_failures[kind].inc()
+    def checkpoint_failed(self, reason: CheckpointReason) -> None:
+        """A checkpoint could not be written."""
+        self._checkpoints[reason].inc()
+        self._checkpoint_failures[reason].inc()
 
     def stop_requested(self) -> None:
         """The ranks agreed to stop early."""

@@ -30,7 +30,8 @@ from pipeline.metrics.rank_file import (
 )
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
-from pipeline.run.events import Event, last_of_training
+from pipeline.run.event_log import last_of_training
+from pipeline.run.events import EndEvent
 from pipeline.run.lock import is_locked
 
 RUN_OUTCOME = "alexnet_run_outcome"
@@ -68,10 +69,10 @@ def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus | Non
     ranks = tuple(of_newest_attempt(_read_ranks(run), host, now))
     last = last_of_training(run.events)
     has_lock = is_locked(run)
-    if last is not None and last["kind"] == "end":
-        is_left = not has_lock or now - last["time"] < _LEAVING_SECONDS
+    if isinstance(last, EndEvent):
+        is_left = not has_lock or now - last.time < _LEAVING_SECONDS
         if is_left and not _has_begun_again(ranks, last):
-            return RunStatus(outcome=last["outcome"], ended=last["time"], ranks=ranks)
+            return RunStatus(outcome=last.outcome, ended=last.time, ranks=ranks)
     is_alive = has_lock or any(rank.outcome(host, now) == "running" for rank in ranks)
     if is_alive or (has_lock is None and not ranks):
         return RunStatus(outcome="running", ended=None, ranks=ranks)
@@ -99,9 +100,9 @@ def of_newest_attempt(files: Iterable[RankFile], host: str, now: float) -> Itera
             yield file
 
 
-def _has_begun_again(ranks: Iterable[RankFile], end: Event) -> bool:
+def _has_begun_again(ranks: Iterable[RankFile], end: EndEvent) -> bool:
     """Whether rank 0 publishes since the `end` row: it writes that itself, by the same clock."""
-    return any(rank.writer.rank == 0 and rank.writer.since > end["time"] for rank in ranks)
+    return any(rank.writer.rank == 0 and rank.writer.since > end.time for rank in ranks)
 
 
 class NodeOutcomes(Collector):

@@ -32,7 +32,7 @@ from pipeline.ranks.judge import SILENT_STORE, Heartbeat, judge
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import ExitCode
-from pipeline.run.events import write_failure
+from pipeline.run.event_log import write_failure
 from pipeline.run.phase import Phase
 
 _HEARTBEATS_PER_LIMIT = 10

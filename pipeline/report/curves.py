@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from pipeline.report.summary import Interval, evaluations, of_kind, shares
-from pipeline.run.events import Event
+from pipeline.report.summary import Interval, evaluations, shares
+from pipeline.run.event_log import of_type
+from pipeline.run.events import EvalEvent, Event, RunEvent, SignalEvent
 from pipeline.run.phase import PHASE_LABELS
 
 _POINTS_PER_INCH = 72
@@ -41,8 +42,9 @@ def accuracy_curves(intervals: Sequence[Interval], events: Sequence[Event]) -> s
     """Train top-1 of each log interval, top-1 and top-5 of each evaluation, over epochs."""
     figure, axes = _chart()
     _draw_train(axes, intervals, [interval.top1 for interval in intervals])
-    _draw_evaluations(axes, events, "top5", "--right-soft")
-    _draw_evaluations(axes, events, "top1", "--right")
+    evals = evaluations(events)
+    _draw_evaluations(axes, evals, [event.top5 for event in evals], "--right-soft")
+    _draw_evaluations(axes, evals, [event.top1 for event in evals], "--right")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _svg(figure, "Accuracy over epochs")
@@ -59,7 +61,8 @@ def loss_curves(intervals: Sequence[Interval], events: Sequence[Event]) -> str:
         figure, axes = _chart(bottom=0.395)
         _draw_learning_rate(figure, axes, intervals)
     _draw_train(axes, intervals, [interval.loss for interval in intervals])
-    _draw_evaluations(axes, events, "loss", "--right")
+    evals = evaluations(events)
+    _draw_evaluations(axes, evals, [event.loss for event in evals], "--right")
     return _svg(figure, "Loss and learning rate over epochs")
 
 
@@ -82,11 +85,11 @@ def throughput_curve(intervals: Sequence[Interval], events: Sequence[Event]) -> 
     figure, axes = _chart()
     speeds = [interval.images_per_second for interval in intervals]
     axes.plot(*_stairs(intervals, speeds), color=_STAND_IN["--right"], linewidth=1.4)
-    for event in of_kind(events, "run"):
-        if event["resumed_from"] is not None:
-            axes.axvline(event["epoch"], color=_STAND_IN["--ink-soft"], dashes=(4, 3), linewidth=1)
-    for event in of_kind(events, "signal"):
-        axes.axvline(event["epoch"], color=_STAND_IN["--stop"], dashes=(1.5, 2), linewidth=1.4)
+    for start in of_type(events, RunEvent):
+        if start.resumed_from is not None:
+            axes.axvline(start.epoch, color=_STAND_IN["--ink-soft"], dashes=(4, 3), linewidth=1)
+    for request in of_type(events, SignalEvent):
+        axes.axvline(request.epoch, color=_STAND_IN["--stop"], dashes=(1.5, 2), linewidth=1.4)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
@@ -133,12 +136,12 @@ def _draw_train(axes: Axes, intervals: Sequence[Interval], values: Sequence[floa
     )
 
 
-def _draw_evaluations(axes: Axes, events: Sequence[Event], field: str, variable: str) -> None:
-    evals = evaluations(events)
-    values = [np.nan if event[field] is None else event[field] for event in evals]
+def _draw_evaluations(
+    axes: Axes, evals: Sequence[EvalEvent], values: Sequence[float | None], variable: str
+) -> None:
     axes.plot(
-        [event["epoch"] for event in evals],
-        values,
+        [event.epoch for event in evals],
+        [np.nan if value is None else value for value in values],
         color=_STAND_IN[variable],
         linewidth=1.8,
         marker="o",

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import MANIFEST_NAME, Manifest, manifest_sha256, read_manifest
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import Event, find_faults, history_of, own_evaluations, read_rows
+from pipeline.run.event_log import find_faults, history_of, own_evaluations, read_rows
+from pipeline.run.events import EvalEvent, Event
 from pipeline.run.format_version import CONFIG_VERSION, PREDICTIONS_VERSION, check_format_version
 
 SPLIT = "val"
@@ -157,7 +158,7 @@ def _read_predictions(
         return Missing(f"The predictions in {path} do not fit ({fault}): evaluate again.")
     evaluations = own_evaluations(events)
     if not evaluations or not _are_of(predictions, evaluations[-1]):
-        newest = f"of step {evaluations[-1]['step']:,}" if evaluations else "not in the events"
+        newest = f"of step {evaluations[-1].step:,}" if evaluations else "not in the events"
         return Missing(
             f"The predictions in {path}, of step {predictions.step:,}, are not those of the newest "
             f"evaluation, which is {newest}: evaluate again."
@@ -165,10 +166,10 @@ def _read_predictions(
     return predictions
 
 
-def _are_of(predictions: Predictions, evaluation: Event) -> bool:
+def _are_of(predictions: Predictions, evaluation: EvalEvent) -> bool:
     """Whether the evaluation found them: step and views say it, on the run's own shard set."""
-    views = (predictions.views, evaluation["views"])
-    return predictions.step == evaluation["step"] and (None in views or views[0] == views[1])
+    views = (predictions.views, evaluation.views)
+    return predictions.step == evaluation.step and (None in views or views[0] == views[1])
 
 
 def _fault(predictions: Predictions, shard_set: ShardSet | Missing) -> str | None:

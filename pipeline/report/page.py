@@ -85,7 +85,7 @@ def _title(inputs: Inputs, summary: Summary) -> str | None:
     """What the shard set is called; also where it is not there any more."""
     if not isinstance(inputs.shard_set, Missing):
         return inputs.shard_set.manifest.title
-    return summary.latest_start["shard_set"] if summary.latest_start else None
+    return summary.latest_start.shard_set if summary.latest_start else None
 
 
 def _charts(inputs: Inputs, summary: Summary) -> dict[str, markupsafe.Markup]:

@@ -1,17 +1,20 @@
 """From a run's events to the figures of its report: pure functions.
 
-They take all rows of the events, or the one history: `pipeline.run.events.history_of`.
+They take all rows of the events, or the one history: `pipeline.run.event_log.history_of`.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.report.attempts import Attempt, find_attempts
-from pipeline.run.events import Event, history_of, of_training, own_evaluations
+from pipeline.run.ending import EndOutcome
+from pipeline.run.event_log import history_of, of_training, of_type, own_evaluations
+from pipeline.run.events import EndEvent, EvalEvent, Event, RunEvent, SignalEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 
 _MAX_INTERVALS = 400
@@ -36,21 +39,21 @@ class Interval:
 class Summary:
     """What the head of the report says; None where nothing was logged yet."""
 
-    outcome: str
-    """completed, stopped, failed, or unfinished: no end was logged."""
+    outcome: Literal[EndOutcome, "unfinished"]
+    """Of the latest process group; unfinished: no end was logged."""
     error: str | None
     """Why a failed run failed."""
-    latest_start: Event | None
+    latest_start: RunEvent | None
     step: int
     epoch: float
     attempts: tuple[Attempt, ...]
     num_resumes: int
     num_stop_requests: int
-    final: Event | None
+    final: EvalEvent | None
     """The newest evaluation, whatever command made it."""
-    best1: Event | None
+    best1: EvalEvent | None
     """The evaluation with most images right, of those with as many views; the first of equals."""
-    best5: Event | None
+    best5: EvalEvent | None
     images_per_second: float | None
     """Median over the log intervals."""
     phase_shares: Mapping[str, float]
@@ -70,15 +73,11 @@ class Summary:
         return elapsed - self.training_seconds
 
 
-def of_kind(events: Sequence[Event], kind: str) -> list[Event]:
-    return [event for event in events if event["kind"] == kind]
-
-
-def evaluations(events: Sequence[Event]) -> list[Event]:
+def evaluations(events: Sequence[Event]) -> list[EvalEvent]:
     """The newest evaluation of each step, by step, with as many views as training has."""
     own = own_evaluations(events)
-    views = [event["views"] for event in of_training(own)] or [event["views"] for event in own]
-    newest = {event["step"]: event for event in own if event["views"] == views[-1]}
+    views = [event.views for event in own if event.by == "train"] or [event.views for event in own]
+    newest = {event.step: event for event in own if event.views == views[-1]}
     return [newest[step] for step in sorted(newest)]
 
 
@@ -86,31 +85,33 @@ def summarize(rows: Sequence[Event]) -> Summary:
     """`rows` are all of the run."""
     events = history_of(rows)
     training = of_training(events)
-    starts, own, trains = of_kind(events, "run"), own_evaluations(events), of_kind(events, "train")
-    alike = [event for event in own if event["views"] == own[-1]["views"]]
+    starts, trains = of_type(events, RunEvent), of_type(events, TrainEvent)
+    own = own_evaluations(events)
+    alike = [event for event in own if event.views == own[-1].views]
     end = _end(training)
-    speeds = [row["images_per_second"] for row in trains if row["images_per_second"] is not None]
     return Summary(
-        outcome=end["outcome"] if end else "unfinished",
-        error=end.get("error") if end else None,
+        outcome=end.outcome if end else "unfinished",
+        error=end.error if end else None,
         latest_start=starts[-1] if starts else None,
-        step=training[-1]["step"] if training else 0,
-        epoch=training[-1]["epoch"] if training else 0.0,
+        step=training[-1].step if training else 0,
+        epoch=training[-1].epoch if training else 0.0,
         attempts=find_attempts(rows),
-        num_resumes=sum(row["resumed_from"] is not None for row in starts),
-        num_stop_requests=len(of_kind(events, "signal")),
+        num_resumes=sum(row.resumed_from is not None for row in starts),
+        num_stop_requests=len(of_type(events, SignalEvent)),
         final=own[-1] if own else None,
-        best1=max(alike, key=lambda row: row["correct1"], default=None),
-        best5=max(alike, key=lambda row: row["correct5"] or 0, default=None),
-        images_per_second=statistics.median(speeds) if speeds else None,
+        best1=max(alike, key=lambda row: row.correct1, default=None),
+        best5=max(alike, key=lambda row: row.correct5 or 0, default=None),
+        images_per_second=statistics.median(row.images_per_second for row in trains)
+        if trains
+        else None,
         phase_shares=shares(_sum_phases(trains)),
     )
 
 
-def _end(events: Sequence[Event]) -> Event | None:
+def _end(events: Sequence[Event]) -> EndEvent | None:
     """How the latest process group of training left, or None if it has not."""
-    bounds = [event for event in events if event["kind"] in ("run", "end")]
-    return bounds[-1] if bounds and bounds[-1]["kind"] == "end" else None
+    bounds = [event for event in events if isinstance(event, RunEvent | EndEvent)]
+    return bounds[-1] if bounds and isinstance(bounds[-1], EndEvent) else None
 
 
 def shares(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -124,11 +125,11 @@ def intervals(events: Sequence[Event]) -> list[Interval]:
 
     The first one begins where the run did: a fork, in the middle of another run.
     """
-    trains = of_kind(events, "train")
+    trains = of_type(events, TrainEvent)
     per_group = math.ceil(len(trains) / _MAX_INTERVALS)
     merged: list[Interval] = []
-    starts = of_kind(events, "run")
-    begins = [row["epoch"] for row in (*starts[:1], *trains[:1])]  # the first start may be lost
+    starts = of_type(events, RunEvent)
+    begins = [row.epoch for row in (*starts[:1], *trains[:1])]  # the first start may be lost
     begin = min(begins) if starts else 0.0
     for start in range(0, len(trains), per_group or 1):
         rows = trains[start : start + per_group]
@@ -137,24 +138,22 @@ def intervals(events: Sequence[Event]) -> list[Interval]:
     return merged
 
 
-def _merge(rows: Sequence[Event], first_epoch: float) -> Interval:
+def _merge(rows: Sequence[TrainEvent], first_epoch: float) -> Interval:
     return Interval(
         first_epoch=first_epoch,
-        last_epoch=rows[-1]["epoch"],
-        loss=_mean(rows, "loss"),
-        top1=_mean(rows, "top1"),
-        learning_rate=_mean(rows, "learning_rate"),
-        images_per_second=_mean(rows, "images_per_second"),
+        last_epoch=rows[-1].epoch,
+        loss=_mean(row.loss for row in rows),
+        top1=_mean(row.top1 for row in rows),
+        learning_rate=_mean(row.learning_rate for row in rows),
+        images_per_second=_mean(row.images_per_second for row in rows),
         phase_seconds=_sum_phases(rows),
     )
 
 
-def _mean(rows: Sequence[Event], field: str) -> float:
-    values = [row[field] for row in rows if row[field] is not None]
-    return statistics.fmean(values) if values else math.nan
+def _mean(values: Iterable[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else math.nan
 
 
-def _sum_phases(rows: Sequence[Event]) -> dict[str, float]:
-    return {
-        label: sum(row["phase_seconds"].get(label) or 0 for row in rows) for label in PHASE_LABELS
-    }
+def _sum_phases(rows: Sequence[TrainEvent]) -> dict[str, float]:
+    return {label: sum(row.phase_seconds.get(label) or 0 for row in rows) for label in PHASE_LABELS}

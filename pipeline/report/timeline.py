@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from pipeline.run.event_fields import AlarmReason, Kind
-from pipeline.run.events import Event
+from pipeline.run.event_log import of_type
+from pipeline.run.events import (
+    CheckpointEvent,
+    DamagedImage,
+    EndEvent,
+    EvalEvent,
+    Event,
+    NotLearning,
+    RunEvent,
+    SignalEvent,
+    TrainEvent,
+)
 
 _MAX_ALIKE = 3
 """Of more damaged images in a row than these the last ones are only counted."""
@@ -31,17 +42,25 @@ def timeline(rows: Sequence[Event]) -> list[TimelineRow]:
 
     Checkpoints in a row for one reason are one.
     """
-    noted = [row for row in rows if row["kind"] != "train" and row.get("by") != "train"]
-    groups = itertools.groupby(noted, key=lambda row: (row["kind"], row.get("reason")))
+    noted = [row for row in rows if not _is_in_curves(row)]
+    groups = itertools.groupby(noted, key=_kind_of)
     return [row for _, group in groups for row in _rows_of(list(group))]
+
+
+def _is_in_curves(event: Event) -> bool:
+    return isinstance(event, TrainEvent) or (isinstance(event, EvalEvent) and event.by == "train")
+
+
+def _kind_of(event: Event) -> tuple[type[Event], str | None]:
+    return type(event), event.reason if isinstance(event, CheckpointEvent) else None
 
 
 def _rows_of(events: Sequence[Event]) -> Iterator[TimelineRow]:
     """Rows for neighbours of one kind and reason."""
-    if events[0]["kind"] == "checkpoint" and len(events) > 1:
-        yield _row(events[-1], f"{len(events)} checkpoints", _describe_saves(events))
+    if len(saves := of_type(events, CheckpointEvent)) > 1:
+        yield _row(saves[-1], f"{len(saves)} checkpoints", _describe_saves(saves))
         return
-    is_damage = events[0].get("reason") == "damaged_image"
+    is_damage = isinstance(events[0], DamagedImage)
     shown = events[:_MAX_ALIKE] if is_damage and len(events) > _MAX_ALIKE + 1 else events
     for event in shown:
         yield _row(event, *_describe(event))
@@ -51,60 +70,51 @@ def _rows_of(events: Sequence[Event]) -> Iterator[TimelineRow]:
 
 def _row(event: Event, what: str, detail: str) -> TimelineRow:
     return TimelineRow(
-        time=event["time"], step=event["step"], epoch=event["epoch"], what=what, detail=detail
+        time=event.time, step=event.step, epoch=event.epoch, what=what, detail=detail
     )
 
 
 def _describe(event: Event) -> tuple[str, str]:
     """What to call the event, and a detail."""
-    kind: Kind = event["kind"]
-    match kind:
-        case "run":
-            group = f"ranks: {event['world_size']}, {event['device']}, {event['precision']}"
-            if event["forked_from"] is not None:
-                return "forked", f"from {event['forked_from']}; {group}"
-            if event["resumed_from"] is None:
+    match event:
+        case RunEvent():
+            group = f"ranks: {event.world_size}, {event.device}, {event.precision}"
+            if event.forked_from is not None:
+                return "forked", f"from {event.forked_from}; {group}"
+            if event.resumed_from is None:
                 return "started", group
-            return f"resumed from step {event['resumed_from']:,}", group
-        case "alarm":
-            return _describe_alarm(event)
-        case "signal":
-            return "stop requested", f"by {event['source']}"
-        case "checkpoint":
-            return "checkpoint", _describe_saves([event])
-        case "eval":
-            return "evaluated", _describe_evaluation(event)
-        case "end":
-            return str(event["outcome"]), event.get("error") or ""
-        case "train":
-            return "log interval", ""
-    assert_never(kind)
-
-
-def _describe_alarm(event: Event) -> tuple[str, str]:
-    reason: AlarmReason = event["reason"]
-    match reason:
-        case "not_learning":
-            loss = "not a number" if event["loss"] is None else f"{event['loss']:.4f}"
+            return f"resumed from step {event.resumed_from:,}", group
+        case NotLearning():
+            loss = f"{event.loss:.4f}" if math.isfinite(event.loss) else "not a number"
             return "not learning", f"the loss of {loss} is that of guessing"
-        case "damaged_image":
-            sample = "" if event["sample"] is None else f", sample {event['sample']:,} of train"
-            return "damaged image", f"rank {event['rank']}{sample}: {event['what']}"
-    assert_never(reason)
+        case DamagedImage():
+            sample = "" if event.sample is None else f", sample {event.sample:,} of train"
+            return "damaged image", f"rank {event.rank}{sample}: {event.what}"
+        case SignalEvent():
+            return "stop requested", f"by {event.source}"
+        case CheckpointEvent():
+            return "checkpoint", _describe_saves([event])
+        case EvalEvent():
+            return "evaluated", _describe_evaluation(event)
+        case EndEvent():
+            return event.outcome, event.error or ""
+        case TrainEvent():
+            return "log interval", ""
+    assert_never(event)
 
 
-def _describe_evaluation(event: Event) -> str:
+def _describe_evaluation(event: EvalEvent) -> str:
     """One of `pipeline.evaluate`."""
-    views = "" if event["views"] in (None, 1) else f", {event['views']} views"
-    top5 = "" if event["top5"] is None else f", top-5 {event['top5']:.2%}"
+    views = "" if event.views in (None, 1) else f", {event.views} views"
+    top5 = "" if event.top5 is None else f", top-5 {event.top5:.2%}"
     return (
-        f"{event['split']} of {event['shard_set']}{views}: top-1 {event['top1']:.2%}{top5} "
-        f"of {event['seen']:,} images"
+        f"{event.split} of {event.shard_set}{views}: top-1 {event.top1:.2%}{top5} "
+        f"of {event.seen:,} images"
     )
 
 
-def _describe_saves(events: Sequence[Event]) -> str:
-    seconds = statistics.median(event["seconds"] for event in events)
-    megabytes = statistics.median(event["num_bytes"] for event in events) / 1e6
-    span = "" if len(events) == 1 else f", from step {events[0]['step']:,} on"
-    return f"{events[0]['reason']}, {megabytes:,.1f} MB in {seconds:.2f} s{span}"
+def _describe_saves(events: Sequence[CheckpointEvent]) -> str:
+    seconds = statistics.median(event.seconds for event in events)
+    megabytes = statistics.median(event.num_bytes for event in events) / 1e6
+    span = "" if len(events) == 1 else f", from step {events[0].step:,} on"
+    return f"{events[0].reason}, {megabytes:,.1f} MB in {seconds:.2f} s{span}"

@@ -2,7 +2,7 @@
 
 RUN/
   config.json           the resolved config, versions, git revision, manifest hash
-  events.jsonl          see `pipeline.run.events`
+  events.jsonl          see `pipeline.run.events` and `pipeline.run.event_log`
   checkpoints/step-…    see `pipeline.run.checkpoint`
   predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
   metrics/rank-*.prom   see `pipeline.metrics`

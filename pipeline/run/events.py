@@ -1,216 +1,183 @@
-"""`RUN/events.jsonl`: what happened in a run, one JSON object a line; see `event_fields`.
+"""What happens in a run: one type for each kind of row of `RUN/events.jsonl`.
 
-Rank 0 of training appends, and so does `pipeline.evaluate`, perhaps at the same time: each row is
-one write at the end of the file. Readers see whole rows in the order in which they were written.
+Whoever writes a row makes one of these, and whoever reads a row gets one: so the type checker finds
+a field that a reader expects and no writer gives. A row has the fields of its type in their order;
+the table in `docs/operations.md` is held to their descriptions by a test.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import stat
+import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, get_args
 
-from data_prep.shard_set.locks import try_lock, unlock
 from pipeline.run.ending import EndOutcome, FailureCause
-from pipeline.run.event_fields import Kind, check_row, completed_row
-from pipeline.run.format_version import EVENTS_VERSION, check_format_version
+from pipeline.run.format_version import EVENTS_VERSION
+from pipeline.run.phase import Label
 
-Event = dict[str, Any]
-
-_BLOCK_BYTES = 1 << 16
-
-_LOCK_SECONDS = 1.0
-"""A writer that is stopped while it holds the lock does not stop the others."""
-
-
-class EventLog:
-    """Appends rows to one `events.jsonl`; a row is on its way to the disk when `write` returns."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises `OSError` if the file cannot be opened."""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
-
-    def write(self, kind: Kind, *, step: int, epoch: float, **fields: Any) -> None:
-        """Append one row.
-
-        Raises `OSError` if the disk does not take it, and `ValueError` if there is no such row.
-        """
-        row = {"kind": kind, "step": step, "epoch": round(epoch, 6), "time": time.time(), **fields}
-        if kind == "run":
-            row["format_version"] = EVENTS_VERSION
-        check_row(row)
-        line = json.dumps(finite(row)).encode() + b"\n"
-        with self._locked():
-            if self._is_line_open():  # by a kill or a full disk: it shall spoil no row but itself
-                line = b"\n" + line
-            while line:  # once, unless the disk is nearly full
-                line = line[os.write(self._file, line) :]
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other writers out; on file systems without locks, or if one is stuck, go on."""
-        is_held = False
-        with contextlib.suppress(OSError):
-            is_held = self._is_regular and try_lock(self._file, wait_seconds=_LOCK_SECONDS)
-        try:
-            yield
-        finally:
-            if is_held:
-                unlock(self._file)
-
-    def _is_line_open(self) -> bool:
-        size = os.fstat(self._file).st_size if self._is_regular else 0
-        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+AlarmReason = Literal["not_learning", "damaged_image"]
+CheckpointReason = Literal["periodic", "best", "preempt"]
+EvaluatedBy = Literal["train", "evaluate"]
+"""The command that made an evaluation: `pipeline.train` at a step of its own, or
+`pipeline.evaluate` of a checkpoint, at any time."""
 
 
-def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) -> None:
-    """Append the `end` row that a kill has kept the last process group from writing, if it has.
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Marks a field that older versions did not write; its value for their rows."""
 
-    A run of which all is done is `completed`, whatever a later command said of it. The time is
-    that of the row before: when the process group was last heard of. Raises `OSError`.
-    """
-    last = last_of_training(path)
-    if last is not None and last["kind"] == "end" and outcome in (last["outcome"], "stopped"):
-        return
-    log = EventLog(path)
-    told = {} if last is None else {"time": last["time"]}
-    log.write("end", step=step, epoch=epoch, outcome=outcome, **told)
-    log.close()
+    value: object
 
 
-def write_failure(path: Path, error: str, cause: FailureCause | None = None) -> None:
-    """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
-    history = of_training(read_events(path)) if path.is_file() else []
-    step, epoch = (history[-1]["step"], history[-1]["epoch"]) if history else (0, 0.0)
-    log = EventLog(path)
-    because = {} if cause is None else {"cause": cause}
-    log.write("end", step=step, epoch=epoch, outcome="failed", error=error, **because)
-    log.close()
+MAY_BE_NAN = "may be NaN"
+"""Marks a number that JSON has no name for where it is not finite: there it is null."""
 
 
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinities as None: JSON has no name for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What every row has. A field whose default is None is left out where it is None."""
+
+    kind: ClassVar[str]
+    step: Annotated[
+        int, "steps done; after an evaluation by `pipeline.evaluate`, those of the checkpoint"
+    ]
+    epoch: Annotated[float, "`step / steps_per_epoch`, a float"]
+    time: Annotated[float, "when it was written, Unix seconds"] = dataclasses.field(
+        default_factory=time.time
+    )
 
 
-def read_events(path: Path) -> list[Event]:
-    """The rows of the run's one history, oldest first: see `history_of`."""
-    return history_of(read_rows(path))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEvent(Row):
+    """A process group begins."""
+
+    kind: ClassVar[str] = "run"
+    resumed_from: Annotated[int | None, "step that the process group resumes from, or null"]
+    forked_from: Annotated[
+        str | None, "checkpoint of another run that it begins at, or null", Before(None)
+    ]
+    world_size: Annotated[int, "number of ranks"]
+    local_batch_size: Annotated[int, "images of a micro-batch of a replica"]
+    accumulation_steps: Annotated[int, "micro-batches of a step"]
+    global_batch_size: Annotated[int, "images of a step, of all replicas"]
+    steps_per_epoch: Annotated[int, "steps of an epoch"]
+    target_steps: Annotated[int, "steps of the whole run"]
+    device: Annotated[str, "`cpu` or `cuda`"]
+    precision: Annotated[str, "of the forward and backward passes"]
+    num_train_samples: Annotated[int, "images of the train split"]
+    num_val_samples: Annotated[int, "images of the val split"]
+    shard_set: Annotated[str | None, "title of the shard set", Before(None)]
+    format_version: Annotated[int, "of the rows from here on: 1", Before(1)] = EVENTS_VERSION
 
 
-def history_of(rows: Iterator[Event] | Sequence[Event]) -> list[Event]:
-    """What of all `rows` is true of the run as it is.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainEvent(Row):
+    """A log interval ended."""
 
-    A run that was killed and resumed from step `k` did the steps after `k` twice: what the killed
-    attempt logged after `k` is left out, so that steps of training never run backwards.
-    """
-    history: list[Event] = []
-    for row in rows:
-        if row["kind"] == "run":
-            resumed_from = row["resumed_from"] or 0
-            history = [old for old in history if old["step"] <= resumed_from]
-        history.append(row)
-    return history
-
-
-def of_training(events: Sequence[Event]) -> list[Event]:
-    """Without the evaluations that `pipeline.evaluate` made, whenever that was."""
-    return [row for row in events if row["kind"] != "eval" or row["by"] == "train"]
+    kind: ClassVar[str] = "train"
+    loss: Annotated[float, "mean over the log interval", MAY_BE_NAN]
+    top1: Annotated[float, "share of right answers, in training mode"]
+    images_per_second: Annotated[float, "of all ranks, waiting included"]
+    data_wait_ratio: Annotated[float, "share of the time that ranks waited for data"]
+    phase_seconds: Annotated[Mapping[Label, float | None], "seconds of each phase, of rank 0"]
+    grad_norm: Annotated[float | None, "of the last step, or null"]
+    learning_rate: Annotated[float, "of the weights, at the last step"]
+    skipped_steps: Annotated[int, "steps so far whose gradients were not finite"]
 
 
-def own_evaluations(events: Sequence[Event]) -> list[Event]:
-    """Evaluations of `val` of the shard set that the run trains on, oldest first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalEvent(Row):
+    """An evaluation ended."""
 
-    The last one is the newest: what the run's accuracy is, wherever it is told.
-    """
-    evals = [row for row in events if row["kind"] == "eval"]
-    return [row for row in evals if row["split"] == "val" and row["own_shards"]]
-
-
-def count_resumes(path: Path) -> int:
-    """How often the run went on from a checkpoint, in attempts too that left none themselves."""
-    if not path.is_file():
-        return 0
-    return sum(row["kind"] == "run" and row["resumed_from"] is not None for row in read_rows(path))
-
-
-def read_rows(path: Path) -> Iterator[Event]:
-    """All rows, those too that a resume has made void; a line that is no row is left out.
-
-    A kill may have broken it, or it is just being written; of others `find_faults` tells.
-    Raises `ValueError` if rows are of a newer format version than this program reads.
-    """
-    for _, row in _objects(path.read_bytes().splitlines()):
-        if isinstance(row, dict) and row.get("kind") == "run":
-            check_format_version(row.get("format_version", 1), EVENTS_VERSION, path)
-        with contextlib.suppress(ValueError):
-            yield completed_row(row)
+    kind: ClassVar[str] = "eval"
+    by: Annotated[EvaluatedBy, "the command: `train` or `evaluate`", Before("train")]
+    split: Annotated[str, "`val` or another split"]
+    views: Annotated[int | None, "of each image: 1, or the 10 of 2012", Before(None)]
+    shard_set: Annotated[str | None, "title of the shard set", Before(None)]
+    manifest_sha256: Annotated[str | None, "hash of its manifest", Before(None)]
+    own_shards: Annotated[bool, "whether it is the one that the run trains on", Before(True)]
+    top1: Annotated[float, "share of right answers"]
+    top5: Annotated[
+        float | None,
+        "share with the right answer among five; null with five classes or fewer",
+    ]
+    loss: Annotated[float, "mean cross-entropy", MAY_BE_NAN]
+    correct1: Annotated[int, "number of right answers"]
+    correct5: Annotated[int | None, "as `top5`, or null"]
+    seen: Annotated[int, "images counted"]
+    expected: Annotated[int, "images of the split"]
+    seconds: Annotated[float, "how long it took"]
 
 
-def check_readable(path: Path) -> None:
-    """Raise `ValueError` if rows are of a newer format version than this program reads."""
-    if path.is_file():
-        for _ in read_rows(path):
-            pass
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointEvent(Row):
+    """A checkpoint is saved."""
+
+    kind: ClassVar[str] = "checkpoint"
+    path: Annotated[str, "where it is"]
+    num_bytes: Annotated[int, "its size"]
+    seconds: Annotated[float, "how long saving took"]
+    reason: Annotated[CheckpointReason, "`periodic`, `best` or `preempt`"]
 
 
-def last_of_training(path: Path) -> Event | None:
-    """The last row that is no evaluation, of any number of which may follow it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alarm(Row):
+    """Something is wrong, and training goes on."""
 
-    None without one. An `end` row says how the run was left; any other, that it was begun since.
-    Rows of a newer format version are not refused: an exporter shows of them what it can.
-    """
-    if not path.is_file():
-        return None
-    for _, row in _objects(_lines_from_the_end(path)):
-        with contextlib.suppress(ValueError):
-            if (event := completed_row(row))["kind"] != "eval":
-                return event
-    return None
+    kind: ClassVar[str] = "alarm"
+    reason: ClassVar[AlarmReason]
 
 
-def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    """The lines, last one first; no more of the file is read than is asked for."""
-    with path.open("rb") as file:
-        position, first = file.seek(0, os.SEEK_END), b""
-        while position > 0:
-            num_bytes = min(_BLOCK_BYTES, position)
-            position -= num_bytes
-            file.seek(position)
-            first, *lines = (file.read(num_bytes) + first).split(b"\n")
-            yield from reversed(lines)
-        yield first
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotLearning(Alarm):
+    """The network only guesses, long after it should have begun to learn."""
+
+    reason: ClassVar[AlarmReason] = "not_learning"
+    loss: Annotated[float, "the loss, which is that of guessing", MAY_BE_NAN]
 
 
-def find_faults(path: Path) -> list[str]:
-    """A sentence for each line that is JSON, and yet no row."""
-    faults = []
-    for number, row in _objects(path.read_bytes().splitlines()):
-        try:
-            completed_row(row)
-        except ValueError as error:
-            faults.append(f"line {number} is not an event: {error}")
-    return faults
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DamagedImage(Alarm):
+    """Another image stands in for a damaged one."""
+
+    reason: ClassVar[AlarmReason] = "damaged_image"
+    rank: Annotated[int, "the rank that found it", Before(0)]
+    sample: Annotated[int | None, "its number in the train split", Before(None)]
+    shard: Annotated[str | None, "the file it is in", Before(None)]
+    what: Annotated[str, "what is wrong with it"]
 
 
-def _objects(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
-    """The lines that are JSON, with their numbers from 1."""
-    for number, line in enumerate(lines, 1):
-        with contextlib.suppress(ValueError, RecursionError):
-            yield number, json.loads(line)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignalEvent(Row):
+    """The ranks have agreed to stop."""
+
+    kind: ClassVar[str] = "signal"
+    source: Annotated[str, "what asked for a stop: a signal, `STOP file` or `end of torchrun`"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndEvent(Row):
+    """A process group has left."""
+
+    kind: ClassVar[str] = "end"
+    outcome: Annotated[EndOutcome, "`completed`, `stopped` or `failed`"]
+    error: Annotated[str | None, "why it failed; only if it did"] = None
+    cause: Annotated[
+        FailureCause | None,
+        "`lost_rank` if it failed only because another rank was gone; else left out",
+    ] = None
+
+
+Event = (
+    RunEvent
+    | TrainEvent
+    | EvalEvent
+    | CheckpointEvent
+    | NotLearning
+    | DamagedImage
+    | SignalEvent
+    | EndEvent
+)
+EVENT_TYPES: tuple[type[Event], ...] = get_args(Event)

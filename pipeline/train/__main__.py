@@ -29,6 +29,7 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.ending import EndOutcome, ExitCode
+from pipeline.run.events import RunEvent
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 from pipeline.train.components import Components
 from pipeline.train.lines import resolved_table
@@ -73,21 +74,23 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
 def _announce(components: Components, start: Start) -> None:
     """The first lines on the console and the `run` event."""
     config, plan, progress = components.settings.config, components.plan, components.progress
-    row = {
-        "resumed_from": None if start.path is None else progress.step,
-        "forked_from": None if start.fork is None else str(start.fork),
-        "world_size": components.world.size,
-        "local_batch_size": plan.local_batch_size,
-        "accumulation_steps": plan.accumulation_steps,
-        "global_batch_size": plan.global_batch_size,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "target_steps": components.target_steps,
-        "device": components.world.device.type,
-        "precision": config.resolved_precision,
-        "num_train_samples": plan.num_samples,
-        "num_val_samples": components.val_reader.num_samples,
-        "shard_set": components.manifest.title,
-    }
+    event = RunEvent(
+        step=progress.step,
+        epoch=progress.step / plan.steps_per_epoch,
+        resumed_from=None if start.path is None else progress.step,
+        forked_from=None if start.fork is None else str(start.fork),
+        world_size=components.world.size,
+        local_batch_size=plan.local_batch_size,
+        accumulation_steps=plan.accumulation_steps,
+        global_batch_size=plan.global_batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        target_steps=components.target_steps,
+        device=components.world.device.type,
+        precision=config.resolved_precision,
+        num_train_samples=plan.num_samples,
+        num_val_samples=components.val_reader.num_samples,
+        shard_set=components.manifest.title,
+    )
     console = components.journal.console
     console.line(f"{components.settings.recipe} → {components.run.path}")
     console.table(
@@ -106,10 +109,8 @@ def _announce(components: Components, start: Start) -> None:
     if start.path is not None:
         console.line(f"resumed from {start.path}")
     if start.fork is not None:
-        console.line(
-            f"forked from {start.fork}, after epoch {progress.step / plan.steps_per_epoch:g}"
-        )
-    components.journal.started(progress, _facts(components), row)
+        console.line(f"forked from {start.fork}, after epoch {event.epoch:g}")
+    components.journal.started(progress, _facts(components), event)
 
 
 def _conclude(components: Components, *, is_complete: bool) -> None:

@@ -28,7 +28,7 @@ from pipeline.data.readers.reading import Reader
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_fields import EvaluatedBy
+from pipeline.run.events import EvalEvent, EvaluatedBy
 from pipeline.run.format_version import PREDICTIONS_VERSION
 from pipeline.run.phase import Phase
 
@@ -77,25 +77,26 @@ class Evaluation:
     def top5(self) -> float | None:
         return None if self.correct5 is None else self.correct5 / self.seen
 
-    def event(self, by: EvaluatedBy) -> dict[str, Any]:
-        """The fields of an `eval` event."""
+    def event(self, by: EvaluatedBy, *, step: int, epoch: float) -> EvalEvent:
         spec = self.spec
-        return {
-            "by": by,
-            "split": spec.split,
-            "views": spec.views,
-            "shard_set": spec.shard_set,
-            "manifest_sha256": spec.manifest_sha256,
-            "own_shards": spec.own_shards,
-            "top1": self.top1,
-            "top5": self.top5,
-            "loss": self.loss,
-            "correct1": self.correct1,
-            "correct5": self.correct5,
-            "seen": self.seen,
-            "expected": self.expected,
-            "seconds": self.seconds,
-        }
+        return EvalEvent(
+            step=step,
+            epoch=epoch,
+            by=by,
+            split=spec.split,
+            views=spec.views,
+            shard_set=spec.shard_set,
+            manifest_sha256=spec.manifest_sha256,
+            own_shards=spec.own_shards,
+            top1=self.top1,
+            top5=self.top5,
+            loss=self.loss,
+            correct1=self.correct1,
+            correct5=self.correct5,
+            seen=self.seen,
+            expected=self.expected,
+            seconds=self.seconds,
+        )
 
 
 class InexactEvaluation(RuntimeError):

@@ -15,7 +15,8 @@ from pipeline.optim.replica import Replica
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import read_rows
+from pipeline.run.event_log import of_type, read_rows
+from pipeline.run.events import RunEvent
 from pipeline.train.progress import Progress
 
 
@@ -100,14 +101,10 @@ def _batches(config: Mapping[str, Any]) -> tuple[int, bool]:
 def _steps_per_epoch(path: Path) -> int:
     """Of the run whose checkpoint is at `path`; raises `ValueError` if it does not say."""
     events = RunDirectory(path.parent.parent).events
-    found = [row["steps_per_epoch"] for row in _rows(events) if row["kind"] == "run"]
+    found = of_type(read_rows(events), RunEvent) if events.is_file() else []
     if not found:
         raise ValueError(
             f"{events} does not say how many steps an epoch had, and with another shard set or "
             "global_batch_size it has others: restore it from a copy"
         )
-    return int(found[-1])
-
-
-def _rows(events: Path) -> list[Mapping[str, Any]]:
-    return list(read_rows(events)) if events.is_file() else []
+    return found[-1].steps_per_epoch

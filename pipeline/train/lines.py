@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.config.model import ranks_per_replica
 from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
 from pipeline.run.console import counted
+from pipeline.run.events import TrainEvent
 from pipeline.train.evaluation import Evaluation
 
 
@@ -45,15 +43,14 @@ def resolved_table(
     }
 
 
-def train_line(
-    row: Mapping[str, Any], step: int, *, epoch: float, target_steps: int, eta_seconds: float
-) -> str:
-    """One log interval; `row` has the fields of a `train` event."""
+def train_line(event: TrainEvent, *, target_steps: int, eta_seconds: float) -> str:
+    """One log interval."""
     width = len(f"{target_steps:,}")
     return (
-        f"step {step:>{width},}/{target_steps:,}  epoch {epoch:6.2f}  loss {row['loss']:.4f}  "
-        f"top-1 {row['top1']:6.1%}  {row['images_per_second']:,.0f} images/s  "
-        f"data wait {row['data_wait_ratio']:.1%}  ETA {clock_time(eta_seconds)}"
+        f"step {event.step:>{width},}/{target_steps:,}  epoch {event.epoch:6.2f}  "
+        f"loss {event.loss:.4f}  top-1 {event.top1:6.1%}  "
+        f"{event.images_per_second:,.0f} images/s  "
+        f"data wait {event.data_wait_ratio:.1%}  ETA {clock_time(eta_seconds)}"
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from pipeline.data.readers.reading import Damage
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
+from pipeline.run.events import TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 from pipeline.train.clock import StepTime
 
@@ -63,8 +63,10 @@ class LogInterval:
         """Let the device finish the interval's steps, so that their times can be read."""
         self._sums.tolist()
 
-    def reduce(self) -> dict[str, Any]:
-        """The interval's fields of a `train` event, over all ranks; `phase_seconds` is this rank's.
+    def reduce(
+        self, *, step: int, epoch: float, learning_rate: float, skipped_steps: int
+    ) -> TrainEvent:
+        """The interval's `train` event, over all ranks; `phase_seconds` is this rank's.
 
         Speed is from end to end: samples by the whole time of the steps, waiting included.
         """
@@ -75,11 +77,15 @@ class LogInterval:
         loss, correct, num_samples, wait, all_seconds = self._world.all_reduce(sums).tolist()
         # All ranks of a replica count its samples, which says nothing of loss and top-1.
         all_samples = num_samples / self._mesh.ranks_per_replica
-        return {
-            "loss": loss / num_samples,
-            "top1": correct / num_samples,
-            "images_per_second": all_samples * self._world.size / all_seconds,
-            "data_wait_ratio": wait / all_seconds,
-            "phase_seconds": self._phase_seconds,
-            "grad_norm": None if self._norm is None else float(self._norm),
-        }
+        return TrainEvent(
+            step=step,
+            epoch=epoch,
+            loss=loss / num_samples,
+            top1=correct / num_samples,
+            images_per_second=all_samples * self._world.size / all_seconds,
+            data_wait_ratio=wait / all_seconds,
+            phase_seconds=self._phase_seconds,
+            grad_norm=None if self._norm is None else float(self._norm),
+            learning_rate=learning_rate,
+            skipped_steps=skipped_steps,
+        )

@@ -10,6 +10,7 @@ from pipeline.data.order.randomness import dropout_keys
 from pipeline.optim.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.optim.schedule import Position, learning_rates
 from pipeline.ranks.stop import StopRequests
+from pipeline.run.events import CheckpointReason
 from pipeline.run.phase import Phase
 from pipeline.train.components import Components
 from pipeline.train.due import is_due
@@ -100,7 +101,7 @@ class TrainingLoop:
             self._end_interval()
         best_top1 = validate(components) if evaluates else None
         if saves or best_top1 is not None:
-            reason = "periodic" if saves else "best"
+            reason: CheckpointReason = "periodic" if saves else "best"
             error = self._save(reason, best_top1)
             if error is not None:
                 components.journal.checkpoint_failed(reason, error)
@@ -114,7 +115,7 @@ class TrainingLoop:
         components = self._components
         return is_due(step, every_epochs, components.plan.steps_per_epoch, components.target_steps)
 
-    def _save(self, reason: str, best_top1: float | None = None) -> str | None:
+    def _save(self, reason: CheckpointReason, best_top1: float | None = None) -> str | None:
         error = save(self._components, reason, best_top1)
         if error is None:
             self._saved_step = self._components.progress.step

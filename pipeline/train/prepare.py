@@ -42,7 +42,7 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import check_readable, write_failure
+from pipeline.run.event_log import check_readable, write_failure
 from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values

@@ -14,7 +14,7 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome
-from pipeline.run.events import write_last_word
+from pipeline.run.event_log import write_last_word
 from pipeline.run.fork_source import ForkSource
 from pipeline.run.settings import Settings, forked_from
 from pipeline.train.progress import Progress

@@ -8,11 +8,14 @@ from typing import Any
 
 from pipeline.ranks.failure import sentence_of
 from pipeline.run import checkpoint
+from pipeline.run.events import CheckpointReason
 from pipeline.run.phase import Phase
 from pipeline.train.components import Components
 
 
-def save(components: Components, reason: str, best_top1: float | None = None) -> str | None:
+def save(
+    components: Components, reason: CheckpointReason, best_top1: float | None = None
+) -> str | None:
     """Save the run as it is, as the best checkpoint if `best_top1` is given; all ranks call it.
 
     Returns what was wrong with the disk, which costs this checkpoint only; None: it is saved.
@@ -48,7 +51,7 @@ def _state(components: Components) -> dict[str, Any]:
     }
 
 
-def _write(components: Components, reason: str, state: dict[str, Any]) -> str | None:
+def _write(components: Components, reason: CheckpointReason, state: dict[str, Any]) -> str | None:
     """Save, and tell; returns what went wrong."""
     step, directory = components.progress.step, components.run.checkpoints
     begin = time.perf_counter()

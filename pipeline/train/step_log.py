@@ -65,24 +65,24 @@ class StepLog:
         self.interval.wait()
         self._collect_times()
         self._record_damages()
-        row = self.interval.reduce() | {
-            "learning_rate": learning_rate,
-            "skipped_steps": components.progress.skipped_steps,
-        }
+        event = self.interval.reduce(
+            step=step,
+            epoch=step / components.plan.steps_per_epoch,
+            learning_rate=learning_rate,
+            skipped_steps=components.progress.skipped_steps,
+        )
         self._new_interval()
         if components.world.device.type == "cuda":
             components.metrics.record_gpu_memory(
                 torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
             )
-        loss, scale = row["loss"], components.replica.loss_scale
+        loss, scale = event.loss, components.replica.loss_scale
         if not math.isfinite(loss) and scale is None:
             raise ValueError(
                 f"the loss is {loss} at step {step}: training has diverged; lower "
                 "optim.learning_rate or raise schedule.warmup_ratio"
             )
-        components.journal.trained(
-            step, row, target_steps=components.target_steps, loss_scale=scale
-        )
+        components.journal.trained(event, target_steps=components.target_steps, loss_scale=scale)
         if step * components.plan.global_batch_size >= components.config.not_learning_after_samples:
             is_stuck = is_guessing(loss, components.manifest.num_classes)
             components.journal.record_learning(step, loss, is_stuck=is_stuck)

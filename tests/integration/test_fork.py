@@ -19,7 +19,7 @@ from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import write_failure
+from pipeline.run.event_log import write_failure
 from pipeline.train.fork import NewRun, fork, take_over
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (

@@ -32,8 +32,7 @@ from pipeline.metrics.rank_file import read_rank_file
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_fields import check_row
-from pipeline.run.events import own_evaluations, read_events
+from pipeline.run.event_log import own_evaluations, read_events
 from pipeline.run.phase import PHASE_LABELS
 from pipeline.run.settings import read_settings
 from pipeline.train import step_log, validation
@@ -95,9 +94,10 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--metrics.enabled", "false", "--optim.clip_norm", 2]
     job = finish(2, shards, run, *options)
-    events = read_events(RunDirectory(run).events)
+    events = all_rows(run)
+    written = RunDirectory(run).events.read_text().splitlines()
+    assert [json.loads(line) for line in written] == events, "fields as declared, and no others"
     for row in events:
-        check_row(row)
         assert row["epoch"] == pytest.approx(row["step"] / STEPS_PER_EPOCH, abs=1e-6)
     assert [row["kind"] for row in events if row["kind"] not in ("train", "checkpoint")] == [
         *("run", "eval", "eval", "eval", "end")
@@ -419,9 +419,9 @@ def test_another_shard_set_of_the_same_classes_is_evaluated(
     assert "not the shard set that the run was trained on" in job.outputs[0]
     row = rows(run, "eval")[-1]
     assert (row["own_shards"], row["shard_set"]) == (False, "Shapes, again")
-    assert row["manifest_sha256"] == manifest_sha256(other) != own["manifest_sha256"]
+    assert row["manifest_sha256"] == manifest_sha256(other) != own.manifest_sha256
     # The same images, normalized by what the network learned with, are the same to it.
-    assert (row["correct1"], row["loss"]) == (own["correct1"], own["loss"])
+    assert (row["correct1"], row["loss"]) == (own.correct1, own.loss)
     assert own_evaluations(read_events(run / "events.jsonl"))[-1] == own
     assert RunDirectory(run).predictions("val").read_bytes() == predictions
     classes = ["ball", *read_manifest(shards).class_names[1:]]
@@ -690,7 +690,7 @@ def test_what_could_not_go_on_is_the_last_event(shards: Path, tmp_path: Path) ->
     run, nowhere = tmp_path / "run", tmp_path / "nowhere"
     for step in (0, 3):
         sentence = fail(train(2, nowhere, run))
-        end = read_events(RunDirectory(run).events)[-1]
+        end = all_rows(run)[-1]
         assert (end["kind"], end["step"], end["outcome"]) == ("end", step, "failed")
         assert f"error: {end['error']}" == sentence
         finish(2, shards, run, "--max-steps", 3)

@@ -17,7 +17,8 @@ import torch
 from pipeline.ranks.stop import StopSignals
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import read_events, read_rows
+from pipeline.run.event_log import read_events, read_rows
+from pipeline.run.event_rows import row_of
 from pipeline.train.__main__ import train
 from pipeline.train.command import parse_command
 from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
@@ -75,13 +76,14 @@ def train_here(shards: Path, run: Path, *options: object) -> int:
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
     """The events of a kind in the run's one history."""
     path = RunDirectory(run).events
-    return [row for row in read_events(path) if row["kind"] == kind] if path.exists() else []
+    found = [row_of(event) for event in read_events(path)] if path.exists() else []
+    return [row for row in found if row["kind"] == kind]
 
 
 def all_rows(run: Path) -> list[dict[str, Any]]:
     """All events, those too that a resume has made void."""
     path = RunDirectory(run).events
-    return list(read_rows(path)) if path.exists() else []
+    return [row_of(event) for event in read_rows(path)] if path.exists() else []
 
 
 def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:

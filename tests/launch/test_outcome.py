@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launch.__main__ import main
 from launch.outcome import outcome_of
-from pipeline.run.ending import FailureCause, StopSource
-from pipeline.run.events import EventLog
-from tests.pipeline.fake_run import eval_fields, start_fields
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import EndOutcome, FailureCause, StopSource
+from pipeline.run.events import EndEvent, Event, SignalEvent
+from tests.pipeline.fake_run import (
+    RunHistory,
+    checkpoint_fields,
+    eval_fields,
+    event,
+    start_fields,
+    train_fields,
+)
 
-Row = dict[str, Any]
 
-
-def rows(*parts: Row) -> list[Row]:
+def rows(*events: Event) -> list[Event]:
     """One second after the other."""
-    return [{"time": float(second), **part} for second, part in enumerate(parts)]
+    return [replace(event, time=float(second)) for second, event in enumerate(events)]
 
 
-def begin(step: int) -> Row:
-    return {"kind": "run", "step": step}
+def begin(step: int) -> Event:
+    started: Event = event("run", step, **start_fields())
+    return started
 
 
-def signal(source: str) -> Row:
-    return {"kind": "signal", "step": 0, "source": source}
+def trained(step: int) -> Event:
+    done: Event = event("train", step, **train_fields(step))
+    return done
 
 
-def save(step: int) -> Row:
-    return {"kind": "checkpoint", "step": step}
+def signal(source: str) -> Event:
+    return SignalEvent(step=0, epoch=0.0, source=source)
 
 
-def end(outcome: str, step: int, cause: FailureCause | None = None) -> Row:
-    fields = {} if cause is None else {"error": "rank 1 on n2: any sentence", "cause": cause}
-    return {"kind": "end", "step": step, "outcome": outcome, **fields}
+def save(step: int) -> Event:
+    saved: Event = event("checkpoint", step, **checkpoint_fields("periodic"))
+    return saved
+
+
+def end(outcome: EndOutcome, step: int, cause: FailureCause | None = None) -> Event:
+    error = None if cause is None else "rank 1 on n2: any sentence"
+    return EndEvent(step=step, epoch=0.0, outcome=outcome, error=error, cause=cause)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +58,7 @@ def end(outcome: str, step: int, cause: FailureCause | None = None) -> Row:
         ("completed", rows(begin(0), end("completed", 9))),
         ("completed", rows(begin(0), end("stopped", 5))),  # where --max-steps said
         ("failed", rows(begin(0), end("failed", 5))),
-        ("failed", rows(begin(0), {"kind": "train", "step": 5})),  # killed
+        ("failed", rows(begin(0), trained(5))),  # killed
         ("interrupted", rows(begin(0), signal("SIGUSR1"), end("stopped", 5))),
         ("interrupted", rows(begin(0), begin(4), signal("SIGTERM"), end("stopped", 4))),
         ("stuck", rows(begin(4), signal("SIGUSR1"), end("stopped", 4))),
@@ -55,7 +68,7 @@ def end(outcome: str, step: int, cause: FailureCause | None = None) -> Row:
         ("completed", rows(begin(0), signal("SIGTERM"), begin(5), end("completed", 9))),
     ],
 )
-def test_of_a_whole_history(expected: str, history: list[Row]) -> None:
+def test_of_a_whole_history(expected: str, history: list[Event]) -> None:
     assert outcome_of(history) == expected
 
 
@@ -71,7 +84,7 @@ def test_of_the_last_job_alone() -> None:
     assert outcome_of(paused, since=10, code=1) == "failed"
     second = [
         *first,
-        *({**row, "time": 11.0} for row in (begin(5), signal("SIGUSR1"), end("stopped", 5))),
+        *(replace(row, time=11.0) for row in (begin(5), signal("SIGUSR1"), end("stopped", 5))),
     ]
     assert outcome_of(second, since=10) == "stuck"
 
@@ -82,11 +95,11 @@ def test_of_the_last_job_alone() -> None:
         ("stuck", "USR1", []),
         ("interrupted", "USR2", []),
         ("interrupted", "TERM", []),
-        ("stuck", "USR1", rows(begin(4), {"kind": "train", "step": 5})),
-        ("interrupted", "USR1", rows(begin(4), save(5), {"kind": "train", "step": 6})),
+        ("stuck", "USR1", rows(begin(4), trained(5))),
+        ("interrupted", "USR1", rows(begin(4), save(5), trained(6))),
         ("interrupted", "USR1", rows(begin(4), save(5), end("failed", 5), begin(5))),
         ("stuck", "USR1", rows(begin(4), end("failed", 5), begin(4))),
-        ("interrupted", "TERM", rows(begin(4), {"kind": "train", "step": 5})),
+        ("interrupted", "TERM", rows(begin(4), trained(5))),
         ("failed", "TERM", rows(begin(4), end("failed", 5))),
         ("failed", "TERM", rows(end("failed", 0))),
         ("interrupted", "TERM", rows(begin(4), end("failed", 5, "lost_rank"))),
@@ -96,18 +109,18 @@ def test_of_the_last_job_alone() -> None:
         ("completed", "USR1", rows(begin(4), end("completed", 5))),
     ],
 )
-def test_of_a_job_that_was_asked_to_leave(expected: str, asked: str, history: list[Row]) -> None:
+def test_of_a_job_that_was_asked_to_leave(expected: str, asked: str, history: list[Event]) -> None:
     source = StopSource(f"SIG{asked}")
     assert outcome_of(history, code=1, asked=source) == expected
     before = rows(begin(0), signal("SIGUSR1"), end("stopped", 4))
-    later = [{**row, "time": row["time"] + 10} for row in history]
+    later = [replace(row, time=row.time + 10) for row in history]
     assert outcome_of(before + later, since=10, code=1, asked=source) == expected
 
 
 def test_a_host_whose_clock_is_late_has_begun_too() -> None:
     """Its first rows seem to be older than the job."""
-    late = rows(begin(0), {"kind": "train", "step": 3}, save(5), signal("SIGUSR1"))
-    late.append({**end("stopped", 5), "time": 4.0})
+    late = rows(begin(0), trained(3), save(5), signal("SIGUSR1"))
+    late.append(replace(end("stopped", 5), time=4.0))
     assert outcome_of(late, since=1, code=1, asked=StopSource.SIGUSR1) == "interrupted"
 
 
@@ -125,13 +138,13 @@ def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixtu
         ["--code", "1", "--asked", "USR1"],
     ]
     assert [main([*words, *more]) for more in asked] == [0, 0, 0]
-    log = EventLog(tmp_path / "events.jsonl")
-    log.write("run", step=0, epoch=0.0, **start_fields())
-    log.write("end", step=9, epoch=1.0, outcome="completed")
-    log.close()
+    history = RunHistory(RunDirectory(tmp_path))
+    history.write("run", 0, **start_fields())
+    history.write("end", 9, outcome="completed")
+    history.close()
     assert main(["outcome", str(tmp_path), "--since", "0"]) == 0
-    log = EventLog(tmp_path / "events.jsonl")
-    log.write("eval", step=9, epoch=1.0, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"})
-    log.close()
+    history = RunHistory(RunDirectory(tmp_path))
+    history.write("eval", 9, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"})
+    history.close()
     assert main(["outcome", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "failed\ninterrupted\nstuck\ncompleted\ncompleted\n"

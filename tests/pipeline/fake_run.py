@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from data_prep.shard_set.manifest import (
     write_manifest,
 )
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import EventLog
+from pipeline.run.event_log import EventLog
+from pipeline.run.event_rows import event_of
 from pipeline.run.phase import PHASE_LABELS
 
 Images = npt.NDArray[np.uint8]
@@ -243,14 +245,23 @@ def eval_fields(correct1: int, correct5: int, seen: int, expected: int) -> dict[
     }
 
 
+def event(kind: str, step: int, time: float = 0.0, **fields: Any) -> Any:
+    """As it is read from a row with these fields, in which NaN is null."""
+    fields = {name: None if value != value else value for name, value in fields.items()}
+    row = {"kind": kind, "step": step, "epoch": step / STEPS_PER_EPOCH, "time": time}
+    found = event_of(row | fields)
+    assert found is not None
+    return found
+
+
 class RunHistory:
     """Writes the events of a run at given steps."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._log = EventLog(run.events)
 
-    def write(self, kind: Any, step: int, **fields: Any) -> None:
-        self._log.write(kind, step=step, epoch=step / STEPS_PER_EPOCH, **fields)
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        self._log.write(event(kind, step, time.time(), **fields))
 
     def close(self) -> None:
         self._log.close()

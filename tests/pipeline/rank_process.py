@@ -22,7 +22,7 @@ from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.run_facts import RunFacts
 from pipeline.run.directory import RunDirectory
 from pipeline.run.lock import lock_run
-from tests.pipeline.fake_run import RunHistory, start_fields
+from tests.pipeline.fake_run import RunHistory, eval_fields, event, start_fields, train_fields
 
 SAMPLES_PER_SECOND = 1000
 DATA_WAIT_RATIO = 0.25
@@ -62,7 +62,7 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
         num_samples, last, step = due, now, step + 1
         if job is not None:
             job.count_step(step, step / 100)
-            job.trained(loss=LOSS, top1=TOP1, learning_rate=0.1)
+            job.trained(event("train", step, **train_fields(step) | {"loss": LOSS, "top1": TOP1}))
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
         lock_run(run, None, wait_seconds=5)
         job = JobMetrics(registry)
         job.started(FACTS)
-        job.evaluated("val", top1=EVAL_TOP1, top5=1.0, loss=1.0, seen=10, expected=10)
+        job.evaluated(event("eval", 0, **eval_fields(9, 10, 10, 10) | {"top1": EVAL_TOP1}))
     publisher = Publisher(
         run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=interval_seconds
     )

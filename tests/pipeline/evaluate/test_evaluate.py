@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from pipeline.data.readers.open import open_evaluation_reader
 from pipeline.evaluate import __main__ as evaluate_module
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
+from pipeline.run.event_rows import row_of
 from pipeline.train.evaluation import (
     Evaluation,
     EvaluationSpec,
@@ -140,7 +142,8 @@ def test_it_counts_what_a_plain_loop_counts(shards: Path, block_size: int) -> No
 
 def on_ranks(world: World, shards: Path) -> dict[str, Any]:
     result = run(world, shards, Net())
-    return {**result.event("train"), "seconds": 0, **result.predictions}
+    row = row_of(result.event("train", step=1, epoch=0.1)) | {"seconds": 0, "time": 0}
+    return row | result.predictions
 
 
 @pytest.mark.slow
@@ -232,7 +235,8 @@ def test_an_event_is_json() -> None:
         seconds=0.5,
         predictions={},
     )
-    assert json.loads(json.dumps(result.event("evaluate"))) == {
+    assert json.loads(json.dumps(row_of(result.event("evaluate", step=1, epoch=0.1)))) == {
+        **{"kind": "eval", "step": 1, "epoch": 0.1, "time": mock.ANY},
         "by": "evaluate",
         "split": "val",
         "views": 1,

@@ -28,7 +28,9 @@ from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
+from pipeline.run.events import CheckpointEvent, CheckpointReason, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
+from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
 from tests.pipeline.rank_process import FACTS
 
@@ -42,9 +44,19 @@ def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMe
     metrics.record_skip()
     record_loaded(metrics, "tar")
     job.started(FACTS)
-    job.trained(loss=2.0, top1=0.5, learning_rate=0.1, grad_norm=1.0, grad_scale=1.0)
-    job.evaluated("val", top1=0.5, top5=0.9, loss=1.0, seen=10, expected=10)
+    job.trained(trained(loss=2.0, grad_norm=1.0), 1.0)
+    job.evaluated(event("eval", 10, **eval_fields(5, 9, 10, 10)))
     return metrics, job
+
+
+def trained(loss: float, grad_norm: float | None = None) -> TrainEvent:
+    found: TrainEvent = event("train", 10, **train_fields(10))
+    return dataclasses.replace(found, loss=loss, grad_norm=grad_norm)
+
+
+def saved(reason: CheckpointReason, step: int) -> CheckpointEvent:
+    found: CheckpointEvent = event("checkpoint", step, **checkpoint_fields(reason))
+    return found
 
 
 def record_loaded(metrics: RankMetrics, source: str) -> None:
@@ -122,14 +134,14 @@ def test_unknown_labels_are_refused() -> None:
     with pytest.raises(KeyError):
         record_loaded(metrics, "hearsay")
     with pytest.raises(KeyError):
-        job.checkpoint_failed("weekly")
+        job.checkpoint_failed("weekly")  # type: ignore[arg-type]
 
 
 def test_loss_keeps_its_last_finite_value() -> None:
     registry = CollectorRegistry()
     job = JobMetrics(registry)
     for loss in (2.5, math.nan, math.inf):
-        job.trained(loss=loss, top1=0.5, learning_rate=0.1)
+        job.trained(trained(loss=loss))
     assert registry.get_sample_value("alexnet_train_loss") == 2.5
     assert b"alexnet_grad_scale" not in exposition(registry)
 
@@ -141,7 +153,7 @@ def test_the_best_accuracy_survives_worse_ones_and_a_resumption() -> None:
     top1 = {"split": "val", "k": "1"}
     value = registry.get_sample_value
     for accuracy, best in ((0.5, 0.6), (0.7, 0.7), (0.6, 0.7)):
-        job.evaluated("val", top1=accuracy, top5=1.0, loss=1.0, seen=10, expected=10)
+        job.evaluated(event("eval", 10, **eval_fields(1, 10, 10, 10) | {"top1": accuracy}))
         assert value("alexnet_eval_accuracy_ratio", top1) == accuracy
         assert value("alexnet_best_eval_accuracy_ratio", top1) == best
     assert value("alexnet_resumes_total") == 3
@@ -165,7 +177,7 @@ def test_checkpoints_and_the_end() -> None:
     registry = CollectorRegistry()
     job = JobMetrics(registry)
     job.started(FACTS, step=40, epoch=0.4)
-    job.checkpointed("best", seconds=0.2, num_bytes=1000, step=50)
+    job.checkpointed(saved("best", step=50))
     job.checkpoint_failed("best")
     job.stop_requested()
     value = registry.get_sample_value
@@ -193,8 +205,8 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
         if step % 2 == 0:
             metrics.record_skip()
         job.count_step(step, step / 5)
-        job.trained(loss=1 / (step + 1), top1=0.1, learning_rate=0.1)
-        job.checkpointed("periodic", seconds=step, num_bytes=step, step=step)
+        job.trained(trained(loss=1 / (step + 1)))
+        job.checkpointed(saved("periodic", step=step))
     assert parse(exposition(registry)).keys() == before
     assert len(before) < 150
 

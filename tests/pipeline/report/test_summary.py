@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from pipeline.report.page import duration
 from pipeline.report.predictions import choose_examples, confusion_matrix
 from pipeline.report.summary import evaluations, intervals, summarize
 from pipeline.report.timeline import timeline
-from pipeline.run.event_fields import ALARM_FIELDS
+from pipeline.run.events import AlarmReason, EvalEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
-from tests.pipeline.fake_run import checkpoint_fields, eval_fields, start_fields, train_fields
-
-
-def event(kind: str, step: int, time: float, **fields: Any) -> dict[str, Any]:
-    return {"kind": kind, "step": step, "epoch": step / 10, "time": time, **fields}
+from tests.pipeline.fake_run import (
+    checkpoint_fields,
+    eval_fields,
+    event,
+    start_fields,
+    train_fields,
+)
 
 
 def test_pauses_between_attempts_are_no_training_time() -> None:
@@ -60,10 +63,11 @@ def test_an_alarm_is_in_the_timeline() -> None:
 
 def test_every_alarm_that_is_declared_is_in_the_timeline() -> None:
     """With any values that a row can have."""
-    for reason, fields in ALARM_FIELDS.items():
-        for value in (1, None):
-            row = event("alarm", 10, 1.0, **dict.fromkeys(fields, value) | {"reason": reason})
-            (shown,) = timeline([row])
+    known = {"loss": 2.3, "rank": 1, "sample": 7, "shard": "train-000000.tar", "what": "cut off"}
+    nulls = dict.fromkeys(("loss", "sample", "shard"))
+    for reason in get_args(AlarmReason):
+        for fields in (known, known | nulls):
+            (shown,) = timeline([event("alarm", 10, 1.0, reason=reason, **fields)])
             assert shown.what == reason.replace("_", " ")
 
 
@@ -117,10 +121,11 @@ def test_attempts_say_how_each_of_them_ended() -> None:
 
 def test_ranks_of_columns_are_not_as_many_replicas() -> None:
     split = start_fields() | {"world_size": 2, "local_batch_size": 16, "global_batch_size": 16}
-    assert describe_ranks(split) == "2, a column each: 1 replica × 16 images"
+    assert describe_ranks(event("run", 0, **split)) == "2, a column each: 1 replica × 16 images"
     four = split | {"world_size": 4, "global_batch_size": 64, "accumulation_steps": 2}
-    assert describe_ranks(four) == "4, a column each: 2 replicas × 16 images × 2 accumulated"
-    assert describe_ranks(start_fields()) == "2 × 64 images"
+    described = describe_ranks(event("run", 0, **four))
+    assert described == "4, a column each: 2 replicas × 16 images × 2 accumulated"
+    assert describe_ranks(event("run", 0, **start_fields())) == "2 × 64 images"
 
 
 def test_the_newest_evaluation_is_that_of_the_run() -> None:
@@ -140,7 +145,7 @@ def test_the_newest_evaluation_is_that_of_the_run() -> None:
         "val of ImageNetV2: top-1 55.00%, top-5 60.00% of 100 images",
         "train of generated shapes: top-1 55.00%, top-5 60.00% of 100 images",
     ]
-    ten = event("eval", 30, 70.0, **later | {"views": 10, "correct1": 40})
+    ten: EvalEvent = event("eval", 30, 70.0, **later | {"views": 10, "correct1": 40})
     summary = summarize([*rows, ten])
     assert summary.final is ten
     assert summary.best1 is ten, "of as many views only"
@@ -180,8 +185,9 @@ def test_a_fork_has_no_interval_before_it_began() -> None:
 
 @given(st.integers(0, 3000))
 def test_merged_intervals_keep_all_time(num_rows: int) -> None:
+    row: TrainEvent = event("train", 1, **train_fields(1))
     merged = intervals(
-        [event("train", step, step, **train_fields(step)) for step in range(1, num_rows + 1)]
+        [replace(row, step=step, epoch=step / 10) for step in range(1, num_rows + 1)]
     )
     assert len(merged) <= 400
     for label in PHASE_LABELS:

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
-from pipeline.run.event_fields import (
-    ALARM_FIELDS,
-    EVERY_ROW,
-    FIELDS,
-    AlarmReason,
-    Kind,
-    check_row,
-    completed_row,
-)
-from pipeline.run.events import (
+from pipeline.run.event_log import (
     EventLog,
     count_resumes,
     find_faults,
+    of_type,
     own_evaluations,
     read_events,
     read_rows,
     write_failure,
 )
-from tests.pipeline.fake_run import eval_fields, start_fields, train_fields
+from pipeline.run.event_rows import event_of, row_of
+from pipeline.run.events import (
+    EVENT_TYPES,
+    Alarm,
+    Before,
+    EndEvent,
+    Row,
+    SignalEvent,
+)
+from tests.pipeline.fake_run import eval_fields, event, start_fields, train_fields
 
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
-from pipeline.run.events import EventLog
+from pipeline.run.event_log import EventLog
+from pipeline.run.events import EndEvent
 
 log = EventLog(Path(sys.argv[1]))
 step = 0
 while True:
-    log.write("end", step=step, epoch=step / 10, outcome="failed", error="x" * 5000)
+    log.write(EndEvent(step=step, epoch=step / 10, outcome="failed", error="x" * 5000))
     step += 1
     if step == 200:
         print("running", flush=True)
@@ -57,20 +61,20 @@ def path(tmp_path: Path) -> Path:
 def write_steps(path: Path, resumed_from: int | None, *steps: int) -> None:
     """One attempt: its `run` event and a `train` event after each of `steps`."""
     log = EventLog(path)
-    log.write("run", step=resumed_from or 0, epoch=0.0, **start_fields(resumed_from))
+    log.write(event("run", resumed_from or 0, **start_fields(resumed_from)))
     for step in steps:
-        log.write("train", step=step, epoch=step / 10, **train_fields(step))
+        log.write(event("train", step, **train_fields(step)))
     log.close()
 
 
 def history(path: Path) -> list[tuple[str, int]]:
-    return [(row["kind"], row["step"]) for row in read_events(path)]
+    return [(row.kind, row.step) for row in read_events(path)]
 
 
 def test_a_row_is_one_line_of_json(path: Path) -> None:
     log = EventLog(path)
     before = time.time()
-    log.write("end", step=7, epoch=1 / 3, outcome="failed", error="line\nbreak ü")
+    log.write(EndEvent(step=7, epoch=1 / 3, outcome="failed", error="line\nbreak ü"))
     content = path.read_bytes()  # before the log is closed: the row is out of our hands already
     log.close()
     assert content.count(b"\n") == 1
@@ -83,20 +87,22 @@ def test_a_row_is_one_line_of_json(path: Path) -> None:
         "outcome": "failed",
         "error": "line\nbreak ü",
     }
-    assert read_events(path)[0]["error"] == "line\nbreak ü"
+    (end,) = read_events(path)
+    assert isinstance(end, EndEvent)
+    assert end.error == "line\nbreak ü"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
 def test_what_json_has_no_name_for_is_null(path: Path, value: float) -> None:
     log = EventLog(path)
-    seconds = {"other": value, "h2d": [1.0, value]}
-    fields = train_fields(1) | {"loss": value, "phase_seconds": seconds}
-    log.write("train", step=1, epoch=0.1, **fields)
+    seconds = {"other": value, "h2d": 1.0}
+    trained = event("train", 1, **train_fields(1))
+    log.write(dataclasses.replace(trained, loss=value, phase_seconds=seconds))
     log.close()
     (line,) = path.read_text().splitlines()
     row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert row["loss"] is None
-    assert row["phase_seconds"] == {"other": None, "h2d": [1.0, None]}
+    assert row["phase_seconds"] == {"other": None, "h2d": 1.0}
 
 
 def test_a_log_goes_on_where_it_was(path: Path) -> None:
@@ -184,7 +190,7 @@ def test_a_full_disk_is_not_kept_secret() -> None:
     log = EventLog(Path("/dev/full"))
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):
-            log.write("signal", step=1, epoch=0.1, source="SIGTERM")
+            log.write(SignalEvent(step=1, epoch=0.1, source="SIGTERM"))
     log.close()
 
 
@@ -199,55 +205,79 @@ def test_each_resumption_counts_whatever_came_of_it(path: Path) -> None:
     assert count_resumes(path) == 5
 
 
+VALUES = {int: 1, float: 0.5, str: "a", bool: True}
+"""Of each type that a field may have, beside null, names and the seconds of phases."""
+
+
+def types_of(of: type[Row]) -> dict[str, tuple[Any, ...]]:
+    """Type, description and marks of each field."""
+    hints = get_type_hints(of, include_extras=True)
+    return {field.name: get_args(hints[field.name]) for field in dataclasses.fields(of)}
+
+
+def value_of(hint: Any) -> object:
+    """One that such a field may have."""
+    if get_origin(hint) is Mapping:
+        return {"other": 0.5}
+    first, *_ = get_args(hint) or (hint,)
+    return (
+        first if isinstance(first, str) else VALUES[first] if first in VALUES else value_of(first)
+    )
+
+
 def declared_rows() -> list[dict[str, Any]]:
-    """A row of every kind, and of alarms one for every reason, with all its fields."""
-    kinds: list[dict[str, Any]] = [
-        {"kind": kind, **dict.fromkeys(FIELDS[kind], 1)} for kind in get_args(Kind)
-    ]
-    of_no_number = {"phase_seconds": {}, "source": "a", "error": "b", "outcome": "failed"}
-    of_no_number |= {"cause": "lost_rank"}
-    kinds = [
-        row | {name: of_no_number[name] for name in row.keys() & of_no_number} for row in kinds
-    ]
-    assert {row["kind"] for row in kinds} == set(FIELDS)
-    alarms = [
-        {"kind": "alarm", **dict.fromkeys(ALARM_FIELDS[reason], 1), "reason": reason}
-        for reason in get_args(AlarmReason)
-    ]
-    every = dict.fromkeys(EVERY_ROW, 1)
-    return [every | row for row in (*(row for row in kinds if row["kind"] != "alarm"), *alarms)]
+    """A row of every type with all its fields."""
+    rows = []
+    for of in EVENT_TYPES:
+        row: dict[str, Any] = {"kind": of.kind} | (
+            {"reason": of.reason} if issubclass(of, Alarm) else {}
+        )
+        for name, (hint, *_) in types_of(of).items():
+            row[name] = value_of(hint)
+        rows.append(row)
+    return rows
 
 
 DECLARED = declared_rows()
 
 
 @pytest.mark.parametrize("row", DECLARED, ids=lambda row: f"{row['kind']}-{row.get('reason')}")
-def test_a_row_has_exactly_its_declared_fields(row: dict[str, Any], path: Path) -> None:
-    check_row(row)
-    assert completed_row(row) == row
-    with pytest.raises(ValueError, match="has no field surplus"):
-        check_row(row | {"surplus": 1})
-    assert completed_row(row | {"surplus": 1})["surplus"] == 1, "a newer version may have more"
-    own = row.keys() - EVERY_ROW.keys() - {"reason", "error", "cause"}
-    assert own
-    for name in own:
-        lacking = {key: value for key, value in row.items() if key != name}
+def test_a_row_has_exactly_its_declared_fields(row: dict[str, Any]) -> None:
+    found = event_of(row)
+    assert found is not None
+    assert row_of(found) == row
+    newer = event_of(row | {"surplus": 1})
+    assert newer == found, "a newer version may have more"
+    required = [
+        name
+        for name, (_, *marks) in types_of(type(found)).items()
+        if not any(isinstance(mark, Before) for mark in marks)
+        and name not in {*types_of(Row), "error", "cause"}
+    ]
+    assert required
+    for name in required:
         with pytest.raises(ValueError, match=f"lacks {name}"):
-            check_row(lacking)
-    fields = {name: value for name, value in row.items() if name not in EVERY_ROW}
-    log = EventLog(path)
-    with pytest.raises(ValueError, match="has no field surplus"):
-        log.write(row["kind"], step=1, epoch=0.1, surplus=1, **fields)
-    log.close()
-    assert path.read_bytes() == b""
+            event_of({key: value for key, value in row.items() if key != name})
 
 
-def test_kinds_and_reasons_that_are_not_declared_are_no_rows() -> None:
-    every = dict.fromkeys(EVERY_ROW, 1)
-    with pytest.raises(ValueError, match="its kind is 'note', expected run, train"):
-        completed_row(every | {"kind": "note"})
+def test_a_row_of_a_newer_kind_is_kept_and_skipped(path: Path) -> None:
+    """It is no fault, and no reader meets it; a kind that is no name is a fault."""
+    write_steps(path, None, 10)
+    newer = {"kind": "note", "step": 10, "epoch": 1.0, "time": 1.0, "text": "hello"}
+    with path.open("a") as file:
+        file.write(json.dumps(newer) + "\n")
+    before = path.read_bytes()
+    write_steps(path, 10, 20)
+    assert path.read_bytes().startswith(before)
+    assert history(path) == [("run", 0), ("train", 10), ("run", 10), ("train", 20)]
+    assert find_faults(path) == []
+    with pytest.raises(ValueError, match="its kind is 5, expected a text"):
+        event_of(newer | {"kind": 5})
+
+
+def test_reasons_that_are_not_declared_are_no_rows() -> None:
     with pytest.raises(ValueError, match="the reason of an alarm is 'fire', expected not_learning"):
-        completed_row(every | {"kind": "alarm", "reason": "fire"})
+        event_of({"kind": "alarm", "reason": "fire", "step": 1, "epoch": 1, "time": 1})
 
 
 @pytest.mark.parametrize(
@@ -268,6 +298,8 @@ def test_kinds_and_reasons_that_are_not_declared_are_no_rows() -> None:
         ("train", "phase_seconds", {"other": "1"}, "an object of numbers"),
         ("eval", "correct1", None, "a number"),
         ("checkpoint", "seconds", {}, "a number"),
+        ("checkpoint", "reason", "whim", "periodic, best, preempt"),
+        ("eval", "own_shards", 1, "true or false"),
     ],
 )
 def test_a_value_that_cannot_be_computed_with_makes_no_row(
@@ -281,13 +313,18 @@ def test_a_value_that_cannot_be_computed_with_makes_no_row(
     assert fault.endswith(f", expected {expected}")
 
 
-def test_what_is_not_finite_is_read_as_null() -> None:
-    for kind, name in (("train", "loss"), ("train", "grad_norm"), ("eval", "top5")):
+def test_a_number_that_is_not_finite_comes_back_as_one() -> None:
+    """And a null that was meant is null."""
+
+    def read(kind: str, **changes: object) -> Any:
         (row,) = (row for row in DECLARED if row["kind"] == kind)
-        assert completed_row(row | {name: None})[name] is None
-    phases = {"phase_seconds": {"other": None}}
-    (row,) = (row for row in DECLARED if row["kind"] == "train")
-    assert completed_row(row | phases)["phase_seconds"] == {"other": None}
+        return event_of(row | changes)
+
+    assert math.isnan(read("train", loss=None).loss)
+    assert math.isnan(read("eval", loss=None).loss)
+    assert read("train", grad_norm=None).grad_norm is None
+    assert read("eval", top5=None).top5 is None
+    assert read("train", phase_seconds={"other": None}).phase_seconds == {"other": None}
 
 
 def test_rows_of_older_versions_are_read(path: Path) -> None:
@@ -301,21 +338,23 @@ def test_rows_of_older_versions_are_read(path: Path) -> None:
             line.pop(added, None)
     every = {"step": 0, "epoch": 0, "time": 1}
     path.write_text("".join(json.dumps(every | line) + "\n" for line in lines))
-    start, evaluation, alarm = read_events(path)
-    assert start["shard_set"] is None
-    assert (evaluation["by"], evaluation["own_shards"]) == ("train", True)
-    assert evaluation["views"] is None
-    assert (alarm["rank"], alarm["sample"]) == (0, None)
+    found: list[Any] = read_events(path)
+    start, evaluation, alarm = found
+    assert (start.shard_set, start.format_version) == (None, 1)
+    assert (evaluation.by, evaluation.own_shards) == ("train", True)
+    assert evaluation.views is None
+    assert (alarm.rank, alarm.sample) == (0, None)
     assert own_evaluations([start, evaluation]) == [evaluation]
 
 
 def test_several_processes_write_whole_rows(path: Path) -> None:
     """As a trainer and evaluations beside it do: no row is lost, torn or joined to another."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.run.events import EventLog\n"
-        "log = EventLog(Path(sys.argv[1]))\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.run.event_log import EventLog\n"
+        "from pipeline.run.events import EndEvent\n"
+        "log, error = EventLog(Path(sys.argv[1])), sys.argv[2] * 20_000\n"
         "for step in range(200):\n"
-        "    log.write('end', step=step, epoch=0.0, outcome='failed', error=sys.argv[2] * 20_000)\n"
+        "    log.write(EndEvent(step=step, epoch=0.0, outcome='failed', error=error))\n"
     )
     writers = [
         subprocess.Popen([sys.executable, "-c", script, str(path), letter]) for letter in "abc"
@@ -323,9 +362,10 @@ def test_several_processes_write_whole_rows(path: Path) -> None:
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
     assert find_faults(path) == []
     assert len(path.read_bytes().splitlines()) == 600
+    ends = of_type(read_rows(path), EndEvent)
     for letter in "abc":
-        mine = [row for row in read_rows(path) if row["error"] == letter * 20_000]
-        assert [row["step"] for row in mine] == list(range(200))
+        mine = [end for end in ends if end.error == letter * 20_000]
+        assert [end.step for end in mine] == list(range(200))
 
 
 @pytest.mark.slow
@@ -340,10 +380,10 @@ def test_a_writer_that_is_stuck_with_the_lock_stops_no_other(path: Path) -> None
 def test_what_a_full_disk_cut_is_ended_by_the_next_row(path: Path) -> None:
     """Though the log is not opened anew in between."""
     log = EventLog(path)
-    log.write("signal", step=1, epoch=0.1, source="SIGTERM")
+    log.write(SignalEvent(step=1, epoch=0.1, source="SIGTERM"))
     with path.open("ab") as file:
         file.write(b'{"kind": "train", "st')
-    log.write("signal", step=2, epoch=0.2, source="SIGTERM")
+    log.write(SignalEvent(step=2, epoch=0.2, source="SIGTERM"))
     log.close()
     assert history(path) == [("signal", 1), ("signal", 2)]
 
@@ -352,17 +392,23 @@ def test_an_early_failure_is_where_training_was(path: Path) -> None:
     """And not where an old checkpoint was that was evaluated since."""
     write_steps(path, None, 10, 20)
     log = EventLog(path)
-    log.write("eval", step=10, epoch=1.0, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"})
+    log.write(event("eval", 10, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"}))
     log.close()
     write_failure(path, "no room")
     assert history(path)[-2:] == [("eval", 10), ("end", 20)]
 
 
+def texts_of(of: type[Row]) -> dict[str, str]:
+    return {name: text for name, (_, text, *_) in types_of(of).items()}
+
+
 def test_the_docs_have_every_field() -> None:
     page = (Path(__file__).parents[3] / "docs/operations.md").read_text()
-    tables = {"every row": EVERY_ROW}
-    tables |= {f"`{kind}`": fields for kind, fields in FIELDS.items()}
-    tables |= {f"`alarm`, `{reason}`": fields for reason, fields in ALARM_FIELDS.items()}
+    tables = {"every row": {"kind": "which of these rows it is"} | texts_of(Row)}
+    for of in EVENT_TYPES:
+        title = f"`alarm`, `reason` `{of.reason}`" if issubclass(of, Alarm) else f"`{of.kind}`"
+        own = texts_of(of).items() - texts_of(Row).items()
+        tables[title] = {name: text for name, text in texts_of(of).items() if (name, text) in own}
     expected = [
         f"| {title} | {'; '.join(f'`{name}`: {text}' for name, text in fields.items())} |"
         for title, fields in tables.items()

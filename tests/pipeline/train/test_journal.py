@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,7 +14,8 @@ from pipeline.metrics.families import exposition
 from pipeline.metrics.job import JobMetrics
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import read_events
+from pipeline.run.event_log import read_events
+from pipeline.run.events import NotLearning
 from pipeline.train.eta import Eta
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
@@ -21,6 +23,7 @@ from tests.pipeline.fake_run import (
     RunHistory,
     checkpoint_fields,
     eval_fields,
+    event,
     start_fields,
     train_fields,
 )
@@ -42,28 +45,29 @@ def test_gauges_of_a_resumed_run_go_on_with_their_last_values(tmp_path: Path) ->
         earlier.write("eval", step, **eval_fields(step, 90, 100, 100))
         earlier.write("checkpoint", step, **checkpoint_fields("periodic") | {"num_bytes": step})
     earlier.close()
-    (trained, evaluated, saved) = read_events(run.events)[4:7]
+    found: list[Any] = read_events(run.events)
+    (trained, evaluated, saved) = found[4:7]
     registry = CollectorRegistry()
     journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
     progress = Progress(step=20, best_top1=0.7, best_top5=0.95)
-    journal.started(progress, FACTS, start_fields(resumed_from=20))
+    journal.started(progress, FACTS, event("run", 20, **start_fields(resumed_from=20)))
     expected = {
         "alexnet_global_step": 20,
-        "alexnet_train_loss": trained["loss"],
-        "alexnet_train_accuracy_ratio": trained["top1"],
+        "alexnet_train_loss": trained.loss,
+        "alexnet_train_accuracy_ratio": trained.top1,
         "alexnet_train_grad_norm": 20,
-        "alexnet_learning_rate": trained["learning_rate"],
+        "alexnet_learning_rate": trained.learning_rate,
         "alexnet_checkpoint_last_step": 20,
         "alexnet_checkpoint_bytes": 20,
-        "alexnet_checkpoint_last_success_timestamp_seconds": saved["time"],
+        "alexnet_checkpoint_last_success_timestamp_seconds": saved.time,
         "alexnet_resumes_total": 1,
     }
     assert {name: registry.get_sample_value(name) for name in expected} == expected
     of_split = {
-        "alexnet_eval_loss": evaluated["loss"],
+        "alexnet_eval_loss": evaluated.loss,
         "alexnet_eval_samples": 100,
         "alexnet_eval_expected_samples": 100,
-        "alexnet_eval_last_success_timestamp_seconds": evaluated["time"],
+        "alexnet_eval_last_success_timestamp_seconds": evaluated.time,
     }
     label = {"split": "val"}
     assert {name: registry.get_sample_value(name, label) for name in of_split} == of_split
@@ -86,7 +90,9 @@ def test_the_newest_evaluation_counts_whatever_made_it(tmp_path: Path) -> None:
     earlier.close()
     registry = CollectorRegistry()
     journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
-    journal.started(Progress(step=20, best_top1=0.3), FACTS, start_fields(resumed_from=20))
+    journal.started(
+        Progress(step=20, best_top1=0.3), FACTS, event("run", 20, **start_fields(resumed_from=20))
+    )
     exposed = exposition(registry).decode()
     assert 'alexnet_eval_accuracy_ratio{k="1",split="val"} 0.3' in exposed
     assert 'k="5"' not in exposed
@@ -101,10 +107,12 @@ def test_a_network_that_only_guesses_is_reported_once_until_it_learns(tmp_path: 
         journal.record_learning(10 * step, 2.3, is_stuck=is_stuck)
         shown.append(registry.get_sample_value("alexnet_not_learning"))
     assert shown == [0, 1, 1, 0, 1]
-    events = read_events(path)
-    assert [(event["kind"], event["step"]) for event in events] == [("alarm", 20), ("alarm", 50)]
-    assert events[0]["reason"] == "not_learning"
-    assert events[0]["loss"] == pytest.approx(2.3)
+    events: list[Any] = read_events(path)
+    assert [(type(found), found.step) for found in events] == [
+        (NotLearning, 20),
+        (NotLearning, 50),
+    ]
+    assert events[0].loss == pytest.approx(2.3)
     lines = output.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("warning: not learning: after 20 steps the loss of 2.3000 is still")

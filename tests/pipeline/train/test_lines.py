@@ -9,7 +9,7 @@ from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
 from pipeline.train.lines import clock_time, resolved_table, train_line
-from tests.pipeline.fake_run import train_fields
+from tests.pipeline.fake_run import event, train_fields
 
 
 def plan(**changes: int | bool) -> BatchPlan:
@@ -67,7 +67,7 @@ def test_the_table_says_what_becomes_of_the_rest(
 
 
 def test_a_line_a_log_interval() -> None:
-    line = train_line(train_fields(50), 50, epoch=5.0, target_steps=1000, eta_seconds=3661)
+    line = train_line(event("train", 50, **train_fields(50)), target_steps=1000, eta_seconds=3661)
     assert line == (
         "step    50/1,000  epoch   5.00  loss 1.5000  top-1  45.0%  1,000 images/s  "
         "data wait 2.0%  ETA 1:01:01"

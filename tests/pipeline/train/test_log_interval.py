@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
-import pytest
 import torch
 
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
+from pipeline.run.events import TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 from pipeline.train.clock import StepTime
 from pipeline.train.log_interval import LogInterval
@@ -39,31 +40,41 @@ def filled(interval: LogInterval) -> LogInterval:
     return interval
 
 
+def reduced(interval: LogInterval) -> TrainEvent:
+    event = interval.reduce(step=7, epoch=0.7, learning_rate=0.1, skipped_steps=2)
+    return dataclasses.replace(event, time=0.0)
+
+
 def test_the_fields_of_a_train_event() -> None:
     interval = filled(interval_of(SINGLE))
     interval.wait()
-    assert interval.reduce() == {
-        "loss": 1.5,
-        "top1": pytest.approx(4 / 6),
-        "images_per_second": 3.0,
-        "data_wait_ratio": 0.25,
-        "phase_seconds": dict.fromkeys(PHASE_LABELS, 0.0)
+    assert reduced(interval) == TrainEvent(
+        step=7,
+        epoch=0.7,
+        time=0.0,
+        loss=1.5,
+        top1=4 / 6,
+        images_per_second=3.0,
+        data_wait_ratio=0.25,
+        phase_seconds=dict.fromkeys(PHASE_LABELS, 0.0)
         | {"data_wait": 0.5, "forward_backward": 1.5},
-        "grad_norm": 4.0,
-    }
+        grad_norm=4.0,
+        learning_rate=0.1,
+        skipped_steps=2,
+    )
 
 
 def test_ranks_add_up() -> None:
     """Three that work side by side: three times as fast, and all else as one alone."""
-    alone = filled(interval_of(SINGLE)).reduce()
-    together = filled(interval_of(world_of_equals(3))).reduce()
-    assert together == alone | {"images_per_second": 9.0}
+    alone = reduced(filled(interval_of(SINGLE)))
+    together = reduced(filled(interval_of(world_of_equals(3))))
+    assert together == dataclasses.replace(alone, images_per_second=9.0)
 
 
 def test_two_ranks_of_one_replica_count_its_samples_once() -> None:
     world = world_of_equals(2)
     mesh = Mesh(replica=0, num_replicas=1, column=0, same_replica=None, same_column=None)
-    assert filled(LogInterval(world, mesh)).reduce() == filled(interval_of(SINGLE)).reduce()
+    assert reduced(filled(LogInterval(world, mesh))) == reduced(filled(interval_of(SINGLE)))
 
 
 def test_without_clipping_there_is_no_norm() -> None:
@@ -71,7 +82,7 @@ def test_without_clipping_there_is_no_norm() -> None:
     interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
     interval.note_norm(None)
-    assert interval.reduce()["grad_norm"] is None
+    assert reduced(interval).grad_norm is None
 
 
 def test_many_small_losses_are_not_lost() -> None:
@@ -81,11 +92,11 @@ def test_many_small_losses_are_not_lost() -> None:
     for _ in range(3):
         interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
-    assert interval.reduce()["loss"] == (2**24 + 3) / 12
+    assert reduced(interval).loss == (2**24 + 3) / 12
 
 
 def test_a_loss_that_is_not_a_number_is_reported() -> None:
     interval = interval_of(SINGLE)
     interval.note_predictions(torch.tensor(math.nan), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
-    assert math.isnan(interval.reduce()["loss"])
+    assert math.isnan(reduced(interval).loss)
