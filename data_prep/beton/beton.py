@@ -11,7 +11,7 @@ from typing import TextIO
 import numpy as np
 
 from data_prep.beton.samples import ShardSamples
-from data_prep.beton.writer import FfcvWriter
+from data_prep.beton.writer import open_writer
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.shard_set.beton_format import (
@@ -50,9 +50,9 @@ def write_beton(shards: Path, path: Path, stream: TextIO) -> Beton:
         return _find_finished(shards, path, sha256)
     samples = ShardSamples(shards, manifest)
     with contextlib.closing(samples), _locked_temporary(path) as temporary:
-        writer = FfcvWriter(samples)
+        write = open_writer(samples)
         with _progress("writing", len(samples), stream) as show, _naming(path):
-            writer.write(temporary, show)
+            write(temporary, show)
         with _progress("checking", len(samples), stream) as show:
             tables = map_tables(temporary)
             check_tables(path, tables, samples)

@@ -26,62 +26,56 @@ _INSTALL = (
 )
 
 
-class FfcvWriter:
+def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int], None]], None]:
     """ffcv's writer of the samples, in their order: the same samples give the same bytes.
 
-    Takes seconds to make. Raises `ConversionError` if ffcv is not there or an image is too large.
+    Takes seconds. Raises `ConversionError` if ffcv is not there or an image is too large. The
+    writer takes the path and what to show the number of samples done with. It raises `OSError` if a
+    disk fails, and `ShardSetError` if a sample is damaged; what is at the path then is of no use.
     """
+    page_bytes = choose_page_bytes(int(samples.image_bytes.max()))
+    try:
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.memory_allocator import MemoryAllocator
+        from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
+    except ImportError as error:
+        raise ConversionError(
+            f"writing a .beton needs ffcv, which does not load ({error}): {_INSTALL}"
+        ) from None
+    fields = {"image": RGBImageField(), "label": IntField()}
+    # On the object: when reading, ffcv would not know the type of a subclass.
+    fields["image"].encode = _encode
 
-    def __init__(self, samples: ShardSamples) -> None:
-        self._samples = samples
-        self._page_bytes = choose_page_bytes(int(samples.image_bytes.max()))
-        try:
-            from ffcv.fields import IntField, RGBImageField
-            from ffcv.memory_allocator import MemoryAllocator
-            from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
-        except ImportError as error:
-            raise ConversionError(
-                f"writing a .beton needs ffcv, which does not load ({error}): {_INSTALL}"
-            ) from None
-        image_field = RGBImageField()
-        # On the object: when reading, ffcv would not know the type of a subclass.
-        image_field.encode = _encode
-        self._fields = {"image": image_field, "label": IntField()}
-        self._writer, self._allocator = DatasetWriter, MemoryAllocator
-        self._write_samples = worker_job_indexed_dataset
-
-    def write(self, path: Path, show: Callable[[int], None]) -> None:
-        """Write to `path`; `show` gets the number of samples done.
-
-        Raises `OSError` if a disk fails, and `ShardSetError` if a sample is damaged. What is at
-        `path` then is of no use.
-        """
-        writer = self._writer(str(path), self._fields, self._page_bytes, num_workers=1)
-        writer.num_samples = len(self._samples)
+    def write(path: Path, show: Callable[[int], None]) -> None:
+        writer = DatasetWriter(str(path), fields, page_bytes, num_workers=1)
+        writer.num_samples = len(samples)
         writer.prepare()
         shared = writer.metadata_sm
         shared.close()
         shared.unlink()
         writer.metadata_sm = SimpleNamespace(buf=bytearray(shared.size))  # nobody shares it
-        pages = self._allocator(str(path), writer.data_region_start, self._page_bytes)
-        todo = self._todo(show)
-        self._write_samples(
+        pages = MemoryAllocator(str(path), writer.data_region_start, page_bytes)
+        todo = _todo(len(samples), show)
+        worker_job_indexed_dataset(
             SimpleNamespace(get=lambda: next(todo, None)),
             writer.metadata_sm,
             writer.metadata_type,
-            self._fields,
+            fields,
             pages,
             Value("Q"),
             SimpleQueue(),
-            self._samples,
+            samples,
         )
         writer.finalize(pages.allocations)
 
-    def _todo(self, show: Callable[[int], None]) -> Iterator[list[tuple[int, int]]]:
-        """ffcv's pieces of work: pairs of a sample's row in the file and its number here."""
-        for number in range(len(self._samples)):
-            show(number)
-            yield [(number, number)]
+    return write
+
+
+def _todo(num_samples: int, show: Callable[[int], None]) -> Iterator[list[tuple[int, int]]]:
+    """ffcv's pieces of work: pairs of a sample's row in the file and its number here."""
+    for number in range(num_samples):
+        show(number)
+        yield [(number, number)]
 
 
 def choose_page_bytes(image_bytes: int) -> int:

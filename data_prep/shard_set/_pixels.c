@@ -208,15 +208,7 @@ static void on_message(j_common_ptr decoder, int level)
         longjmp(errors->escape, 1);
 }
 
-/* Make a decoder that reports to `errors` and reads `content`. The caller has set where errors
- * escape to, and destroys it. */
-static void open_decoder(struct jpeg_decompress_struct *decoder, const uint8_t *content,
-                         size_t num_bytes)
-{
-    jpeg_create_decompress(decoder); /* fails with a libjpeg of another version */
-    jpeg_mem_src(decoder, content, num_bytes);
-}
-
+/* The caller then sets where errors escape to, and destroys the decoder. */
 static void set_up_errors(struct jpeg_decompress_struct *decoder, Errors *errors, int is_patient)
 {
     memset(errors, 0, sizeof(*errors));
@@ -338,7 +330,8 @@ static const char *decode_window(const uint8_t *content, size_t num_bytes, const
     set_up_errors(&decoder, errors, 0);
     const char *volatile problem = errors->message; /* volatile: it must outlive the jump */
     if (setjmp(errors->escape) == 0) {
-        open_decoder(&decoder, content, num_bytes);
+        jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
+        jpeg_mem_src(&decoder, content, num_bytes);
         problem = run_decoder(&decoder, window, &scratch, out, out_height, out_width);
     }
     jpeg_destroy_decompress(&decoder);
@@ -382,7 +375,8 @@ static int judge(const uint8_t *content, size_t num_bytes, uint8_t *out, int hei
     volatile int verdict = DAMAGED; /* volatile: it must outlive the jump */
     set_up_errors(&decoder, errors, 1);
     if (setjmp(errors->escape) == 0) {
-        open_decoder(&decoder, content, num_bytes);
+        jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
+        jpeg_mem_src(&decoder, content, num_bytes);
         jpeg_read_header(&decoder, TRUE);
         decoder.out_color_space = channels == 4 ? JCS_CMYK : JCS_RGB;
         if ((int)decoder.image_height != height || (int)decoder.image_width != width)
@@ -404,12 +398,9 @@ static int judge(const uint8_t *content, size_t num_bytes, uint8_t *out, int hei
     return verdict == DAMAGED && errors->is_cut ? TRUNCATED : verdict;
 }
 
-PyDoc_STRVAR(cut_jpegs_doc,
-"cut_jpegs(contents, windows, out, out_height, out_width)\n\n"
-"Decode a window of each of N JPEGs, a list of bytes, into `out`, a writable buffer of uint8\n"
-"N×out_height×out_width×3; `windows` is int32 N×4: top, left, height and width. Returns None, or\n"
-"the number of the first one that is damaged, or whose window is not inside it, and what is wrong.");
-
+/* cut_jpegs(contents, windows, out, out_height, out_width): of a list of N bytes the windows, int32
+ * N×4 (top, left, height, width), to writable uint8 N×out_height×out_width×3. Returns None, or the
+ * number of the first JPEG that is damaged, or not around its window, and what is wrong. */
 static PyObject *cut_jpegs(PyObject *module, PyObject *arguments)
 {
     PyObject *contents, *result = NULL;
@@ -457,12 +448,9 @@ static PyObject *cut_jpegs(PyObject *module, PyObject *arguments)
     return result;
 }
 
-PyDoc_STRVAR(judge_jpeg_doc,
-"judge_jpeg(content, out, height, width, channels) -> (verdict, message or None)\n\n"
-"Decode all of a JPEG of that size into `out`, a writable buffer of uint8 height×width×channels: RGB\n"
-"with 3, CMYK with 4 as libjpeg gives it. The verdict is WHOLE: all pixels are there, the message\n"
-"says what there was to complain of; TRUNCATED or DAMAGED: they are not.");
-
+/* judge_jpeg(content, out, height, width, channels): all of a JPEG of that size to writable uint8
+ * height×width×channels: RGB with 3, CMYK with 4 as libjpeg gives it. Returns the verdict, and what
+ * there was to complain of, or None. */
 static PyObject *judge_jpeg(PyObject *module, PyObject *arguments)
 {
     Py_buffer content, out;
@@ -487,13 +475,8 @@ static PyObject *judge_jpeg(PyObject *module, PyObject *arguments)
     return Py_BuildValue("iz", verdict, errors.message[0] == '\0' ? NULL : errors.message);
 }
 
-PyDoc_STRVAR(scale_window_doc,
-"scale_window(filter, pixels, image_height, image_width, top, left, height, width, out,\n"
-"    out_height, out_width)\n\n"
-"Scale a window of an image, uint8 image_height×image_width×3, into `out`, a writable buffer of\n"
-"uint8 out_height×out_width×3; filter 0 is BILINEAR, 1 is LANCZOS.\n"
-"Raises ValueError if the window is not inside the image.");
-
+/* scale_window(filter, pixels, image_height, image_width, top, left, height, width, out,
+ * out_height, out_width): from uint8 image_height×image_width×3 to writable uint8 out_height×out_width×3. */
 static PyObject *scale_window(PyObject *module, PyObject *arguments)
 {
     Py_buffer pixels, out;
@@ -603,14 +586,10 @@ static Py_ssize_t copy_all(const uint64_t *addresses, const int64_t *tops, const
     return -1;
 }
 
-PyDoc_STRVAR(copy_windows_doc,
-"copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out) -> int\n\n"
-"Copy a window of height×width out of each image in memory into `out`, uint8 N×height×width×3.\n"
-"`addresses` (uint64 N) are of the images' first bytes, their rows `row_bytes` apart; `tops` and\n"
-"`lefts` are int64 N, `flips` bool N: what is mirrored left to right. The caller answers for their\n"
-"being inside the images. Returns -1, or the number of the first image that cannot be read because\n"
-"its file was cut or its disk fails.");
-
+/* copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out): `addresses` (uint64
+ * N) are of the images' first bytes, their rows `row_bytes` apart; `tops` and `lefts` are int64 N,
+ * `flips` bool N. The caller answers for the windows' being inside the images. Returns -1, or the
+ * number of the first image that cannot be read because its file was cut or its disk fails. */
 static PyObject *copy_windows(PyObject *module, PyObject *arguments)
 {
     Py_buffer addresses, tops, lefts, flips, out;
@@ -642,10 +621,10 @@ static PyObject *copy_windows(PyObject *module, PyObject *arguments)
 }
 
 static PyMethodDef methods[] = {
-    {"cut_jpegs", cut_jpegs, METH_VARARGS, cut_jpegs_doc},
-    {"judge_jpeg", judge_jpeg, METH_VARARGS, judge_jpeg_doc},
-    {"scale_window", scale_window, METH_VARARGS, scale_window_doc},
-    {"copy_windows", copy_windows, METH_VARARGS, copy_windows_doc},
+    {"cut_jpegs", cut_jpegs, METH_VARARGS, NULL},
+    {"judge_jpeg", judge_jpeg, METH_VARARGS, NULL},
+    {"scale_window", scale_window, METH_VARARGS, NULL},
+    {"copy_windows", copy_windows, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
+
+T = TypeVar("T", Counter, Gauge)
 
 _PREFIX = "alexnet"
 
@@ -19,22 +22,19 @@ class Families:
         self._labels = labels
 
     def counter(self, name: str, documentation: str) -> Counter:
-        names = [*self._labels]
-        family = Counter(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        family = self._family(Counter, name, documentation)
         return family.labels(**self._labels) if self._labels else family
 
     def counters(
         self, name: str, documentation: str, label: str, values: Iterable[str]
     ) -> dict[str, Counter]:
         """One counter for each of the `values` of one more label, all at 0."""
-        names = [*self._labels, label]
-        family = Counter(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        family = self._family(Counter, name, documentation, label)
         return {value: family.labels(**self._labels, **{label: value}) for value in values}
 
     def gauge(self, name: str, documentation: str) -> Gauge:
         """A gauge that starts at 0."""
-        names = [*self._labels]
-        family = Gauge(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        family = self._family(Gauge, name, documentation)
         return family.labels(**self._labels) if self._labels else family
 
     def measurement(self, name: str, documentation: str) -> Measurement:
@@ -51,8 +51,11 @@ class Families:
 
     def gauge_family(self, name: str, documentation: str, *labels: str) -> Gauge:
         """A gauge with more labels, whose values the caller binds."""
+        return self._family(Gauge, name, documentation, *labels)
+
+    def _family(self, kind: type[T], name: str, documentation: str, *labels: str) -> T:
         names = [*self._labels, *labels]
-        return Gauge(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+        return kind(name, documentation, names, namespace=_PREFIX, registry=self._registry)
 
     def histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         """A histogram without labels, whatever the others carry: each label costs all buckets."""

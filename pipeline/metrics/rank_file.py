@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, get_type_hints
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -118,25 +118,14 @@ def read_writer(path: Path) -> Writer:
         line = file.readline()
     try:
         fields = json.loads(line.removeprefix(b"# "))
-        writer = _parse_writer(fields)
+        kinds = get_type_hints(Writer).items()
+        writer = Writer(**{name: kind(fields[name]) for name, kind in kinds})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the first line does not name its writer: {error!r}") from None
     check_format_version(fields.get("format_version", 1), RANK_FILE_VERSION, path)
     if path.name != rank_file_name(writer.rank):
         raise ValueError(f"{path}: was written for rank {writer.rank}")
     return writer
-
-
-def _parse_writer(fields: dict[str, Any]) -> Writer:
-    return Writer(
-        rank=int(fields["rank"]),
-        local_rank=int(fields["local_rank"]),
-        host=str(fields["host"]),
-        pid=int(fields["pid"]),
-        start_ticks=int(fields["start_ticks"]),
-        since=float(fields["since"]),
-        interval_seconds=float(fields["interval_seconds"]),
-    )
 
 
 def read_rank_file(path: Path) -> RankFile:

@@ -93,42 +93,26 @@ def _norm_and_relu(form: ResponseNorm) -> tuple[NormConstants | None, Relu]:
             assert_never(unknown)
 
 
-def _initialize(network: AlexNet2012, form: Initialization) -> None:
-    match form:
-        case "code":
-            _init_as_code(network)
-        case "paper":
-            _init_as_paper(network)
-        case "caffe":
-            _init_as_caffe(network)
-        case unknown:
-            assert_never(unknown)
-
-
-def _fill(network: AlexNet2012, stds: dict[str, float], biases: dict[str, float]) -> None:
-    """Gaussian weights of the given deviations, biases of the given values, 0 where none is."""
-    for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
-        layer: nn.Conv2d | nn.Linear = getattr(network, name)
-        nn.init.normal_(layer.weight, std=stds.get(name, 0.01))
-        if layer.bias is not None:
-            nn.init.constant_(layer.bias, biases.get(name, 0.0))
-
-
 _POSITIVE = ("conv2", "conv4", "conv5", "fc6", "fc7")
 """Layers that begin with biases above 0, so that their ReLUs learn from the start (section 5)."""
 
 
-def _init_as_code(network: AlexNet2012) -> None:
-    """`layers-145.cfg` of the released code."""
-    stds = dict.fromkeys(("conv3", "conv4", "conv5"), 0.03)
-    _fill(network, stds, dict.fromkeys(_POSITIVE, 1.0))
+def _initialize(network: AlexNet2012, form: Initialization) -> None:
+    match form:
+        case "code":  # `layers-145.cfg` of the released code
+            _fill(network, dict.fromkeys(("conv3", "conv4", "conv5"), 0.03), 1.0)
+        case "paper":  # section 5; Caffe's authors found that its loss stays flat
+            _fill(network, {}, 1.0)
+        case "caffe":  # `bvlc_alexnet/train_val.prototxt`
+            _fill(network, dict.fromkeys(("fc6", "fc7"), 0.005), 0.1)
+        case unknown:
+            assert_never(unknown)
 
 
-def _init_as_paper(network: AlexNet2012) -> None:
-    """Section 5: 0.01 everywhere. Caffe's authors found that its loss stays flat."""
-    _fill(network, {}, dict.fromkeys(_POSITIVE, 1.0))
-
-
-def _init_as_caffe(network: AlexNet2012) -> None:
-    """`bvlc_alexnet/train_val.prototxt`."""
-    _fill(network, dict.fromkeys(("fc6", "fc7"), 0.005), dict.fromkeys(_POSITIVE, 0.1))
+def _fill(network: AlexNet2012, stds: dict[str, float], positive: float) -> None:
+    """Gaussian weights of the given deviations, else of 0.01; biases of 0, or that `positive`."""
+    for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
+        layer: nn.Conv2d | nn.Linear = getattr(network, name)
+        nn.init.normal_(layer.weight, std=stds.get(name, 0.01))
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, positive if name in _POSITIVE else 0.0)
