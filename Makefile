@@ -29,7 +29,8 @@ endef
 
 help:
 	@echo "make demo               train on generated images and write a report, about 3 minutes"
-	@echo "make cifar10 DATA=PATH  the same on CIFAR-10: its archive, or a folder with train/ and test/"
+	@echo "make cifar10 DATA=PATH  the same on CIFAR-10: its archive, or a folder of it with train/ and test/"
+	@echo "                        (SIZE=32 beside it scales and crops other images)"
 	@echo "make ffcv               install ffcv, which writes .beton files"
 	@echo "make test               the tests"
 	@echo "make lint               ruff and mypy"
@@ -91,7 +92,7 @@ demo: $(INSTALLED)
 cifar10: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "error: DATA is missing; call make cifar10 DATA=PATH, where PATH \
 is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit 1; }
-	$(BIN)/python -m data_prep shard $(if $(wildcard $(DATA)/train),folder,cifar10) --encoding rgb \
+	$(BIN)/python -m data_prep shard $(if $(wildcard $(DATA)/train),folder,cifar10) --encoding rgb $(if $(SIZE),--size $(SIZE)) \
 		--input "$(DATA)" --output $(RUNS)/cifar10-shards
 	$(BIN)/python -m launch local --nproc $(NPROC) cifar10 \
 		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10

@@ -14,7 +14,10 @@ from pipeline.run.ending import ExitCode
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m launch", description="Start things.")
+    parser = Parser(
+        prog="python -m launch",
+        description="Train here or on a cluster, and look after runs.",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, text: str, description: str) -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from launch.options import misplacement_check
 from launch.outcome import outcome_of
 from launch.runs import NOT_STARTED
 from pipeline.config.model import ranks_per_replica
+from pipeline.config.recipes import RECIPES
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import (
     LAUNCHER_VARIABLE,
@@ -42,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     max_restarts = parser.add_argument("--max-restarts", type=int, default=0, help=text)
     check = misplacement_check(parser.prog, (num_ranks, max_restarts))
     parser.set_defaults(refuse_misplaced=check)
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="RECIPE …")
+    text = (
+        f"one of {', '.join(RECIPES)}, then --data.shards SHARDS --run-dir RUN and other options "
+        "of training; 'python -m pipeline.train --help' explains them"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="RECIPE …", help=text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -63,15 +63,19 @@ def run(options: argparse.Namespace) -> None:
         values["sbatch_options"] = tuple(values["sbatch_options"])
     options.refuse_misplaced(options.command)
     jobs: list[Job] = options.plan(options, options.command)
+    python = jobs[0].python
+    if python is not None and shutil.which(python) is None:
+        sentence = (
+            f"--python is {python}, which is no program on this host: give the interpreter "
+            "that has the project here and on the nodes"
+        )
+        if not options.dry_run:
+            raise ValueError(sentence)
+        sys.stderr.write(f"warning: {sentence}\n")
     if options.dry_run:
         sys.stdout.write("\n".join(job.script for job in jobs))
         return
     for job in jobs:
-        if job.python is not None and shutil.which(job.python) is None:
-            raise ValueError(
-                f"--python is {job.python}, which is no program on this host: give the interpreter "
-                "that has the project here and on the nodes"
-            )
         _sbatch(job, "--test-only")
     submit(jobs)
 

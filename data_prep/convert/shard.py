@@ -209,7 +209,8 @@ def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:
                 (height, width), (other_height, other_width) = sorted(sizes)[:2]
                 raise ConversionError(
                     f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
-                    "--encoding rgb needs one: give --size N, or --encoding jpeg"
+                    "--encoding rgb needs one: give --size 256 (for recipes of CIFAR-10: 32), or "
+                    "--encoding jpeg"
                 )
         case unknown:
             assert_never(unknown)

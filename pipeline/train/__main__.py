@@ -27,7 +27,7 @@ from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
-from pipeline.run.console import Console
+from pipeline.run.console import Console, counted
 from pipeline.run.ending import EndOutcome, ExitCode
 from pipeline.run.events import RunEvent
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
@@ -118,6 +118,9 @@ def _conclude(components: Components, *, is_complete: bool) -> None:
     console, progress, run = components.journal.console, components.progress, components.run
     if is_complete:
         end = f"done, {progress.step:,} steps"
+    elif progress.step == components.end_step:
+        steps = counted(progress.step, "step")
+        end = f"done so far, {steps}: without --max-steps the command goes on"
     else:
         end = f"stopped after step {progress.step:,}; the same command goes on from there"
     best = progress.best_top1

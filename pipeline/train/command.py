@@ -67,7 +67,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
         fork_from=None if source is None else ForkSource.parsed(source),
         given=frozenset(values),
         locations=tuple(
-            f"--{name} {text} is {located(text)}"
+            f"--{name} {text} is stored as {located(text)}"
             for name, text in locations_given(words).items()
             if located(text) != text
         ),

@@ -451,7 +451,9 @@ def test_a_relative_shard_set_holds_in_every_folder(
     monkeypatch.chdir(shards.parent)
     assert train_here(Path(shards.name), run, "--log_every_steps", 2, "--max-steps", 1) == 0
     assert [row["step"] for row in rows(run, "train")] == [1], "what is left is logged"
-    assert f"--data.shards {shards.name} is {shards}\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"--data.shards {shards.name} is stored as {shards}\n" in told
+    assert "\ndone so far, 1 step: without --max-steps the command goes on" in told
     monkeypatch.chdir(tmp_path)
     assert read_settings(RunDirectory(run)).config.data.shards == str(shards)
     assert evaluate_module.main(["--run-dir", "run"]) == 0

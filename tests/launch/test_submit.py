@@ -180,7 +180,8 @@ def test_without_slurm_only_a_dry_run_works(
     command = ("cifar10", "--run-dir", tmp_path / "run", "--data.shards", "s")
     assert slurm("train", *CPU, *command) == 1
     assert "sbatch is not installed here" in capsys.readouterr().err
-    assert slurm("train", "--dry-run", *CPU, *command) == 0
+    assert slurm("train", "--dry-run", "--python", "no/such", *CPU, *command) == 0
+    assert "warning: --python is no/such, which is no program" in capsys.readouterr().err
 
 
 def test_a_job_that_submits_another_does_not_pass_its_own_restarts_on(

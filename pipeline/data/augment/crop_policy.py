@@ -101,7 +101,8 @@ def _check_images_may_differ(config: AugmentConfig) -> None:
     if config.crop_pixels is None or not config.scales_crops:
         raise ValueError(
             "the images of the shard set differ in size: train with augment.crop_place "
-            "random_resized and augment.crop_pixels, or convert the images with --size N"
+            "random_resized and augment.crop_pixels, or convert the images with --size 256 (for "
+            "recipes of CIFAR-10: --size 32)"
         )
     if config.crop_pixels > config.evaluation_pixels:
         raise ValueError(

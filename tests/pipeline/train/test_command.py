@@ -35,7 +35,7 @@ def test_the_least_that_is_needed() -> None:
     assert command.run.path == Path("run")
     assert command.max_steps is None
     assert command.config.data.shards == f"{Path.cwd()}/shards"
-    assert command.locations == (f"--data.shards shards is {Path.cwd()}/shards",)
+    assert command.locations == (f"--data.shards shards is stored as {Path.cwd()}/shards",)
     assert command.config.optim == cifar10().optim
 
 
@@ -68,8 +68,8 @@ def test_paths_are_those_that_a_shell_would_mean(
     assert command.config.data.shards == "/home/of/me/shards"
     assert command.config.data.beton == f"{tmp_path}/x/train.beton"
     assert command.locations == (
-        "--data.shards ~/shards is /home/of/me/shards",
-        f"--data.beton x/train.beton is {tmp_path}/x/train.beton",
+        "--data.shards ~/shards is stored as /home/of/me/shards",
+        f"--data.beton x/train.beton is stored as {tmp_path}/x/train.beton",
     )
     remote = ["--data.shards=https://h/~me//s", "--data.reader=remote", "--data.cache_dir=/c"]
     command = parse_command(["cifar10", *remote, "--run-dir=run"])
