@@ -40,6 +40,14 @@ class Families:
     def measurement(self, name: str, documentation: str) -> Measurement:
         return Measurement(self.gauge(name, documentation))
 
+    def measurements(
+        self, name: str, documentation: str, label: str, values: Iterable[str]
+    ) -> dict[str, Measurement]:
+        """One measurement for each of the `values` of one more label."""
+        family = self._family(Gauge, name, documentation, label)
+        bound = {value: family.labels(**self._labels, **{label: value}) for value in values}
+        return {value: Measurement(gauge) for value, gauge in bound.items()}
+
     def state_set(
         self, name: str, documentation: str, label: str, states: Iterable[str]
     ) -> StateSet:

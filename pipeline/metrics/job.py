@@ -6,18 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.files import as_text
-from pipeline.metrics.families import Families, Measurement
+from pipeline.metrics.families import Families
 from pipeline.metrics.run_facts import BUILD_LABELS, RUN_LABELS, RunFacts
 from pipeline.run.event_log import of_type, own_evaluations
 from pipeline.run.events import CheckpointEvent, CheckpointReason, EvalEvent, Event, TrainEvent
 
 CHECKPOINT_KINDS = get_args(CheckpointReason)
 """Why a checkpoint is written."""
-
-EVALUATION_SPLITS = ("val",)
 
 GLOBAL_STEP = "alexnet_global_step"
 
@@ -32,7 +30,7 @@ class JobMetrics:
         families = Families(registry)
         self._add_run(families)
         self._add_training(families)
-        self._add_evaluation(families)
+        self._add_evaluation(Families(registry, split="val"))
         self._add_checkpoints(families)
 
     def _add_run(self, families: Families) -> None:
@@ -65,20 +63,20 @@ class JobMetrics:
         )
 
     def _add_evaluation(self, families: Families) -> None:
-        losses = _by_split(families, "eval_loss", "Mean loss of the last evaluation")
-        self._eval_loss = {split: Measurement(gauge) for split, gauge in losses.items()}
-        self._eval_accuracy = _by_split_and_k(
-            families, "eval_accuracy_ratio", "Top-k accuracy of the last evaluation"
+        self._eval_loss = families.measurement("eval_loss", "Mean loss of the last evaluation")
+        self._eval_accuracy = families.measurements(
+            "eval_accuracy_ratio", "Top-k accuracy of the last evaluation", "k", ("1", "5")
         )
-        self._best_accuracy = _by_split_and_k(
-            families, "best_eval_accuracy_ratio", "Highest top-k accuracy of an evaluation so far"
+        text = "Highest top-k accuracy of an evaluation so far"
+        self._best_accuracy = families.measurements(
+            "best_eval_accuracy_ratio", text, "k", ("1", "5")
         )
-        self._eval_samples = _by_split(
-            families, "eval_samples", "Samples that the last evaluation counted"
+        self._eval_samples = families.gauge(
+            "eval_samples", "Samples that the last evaluation counted"
         )
-        self._eval_expected = _by_split(families, "eval_expected_samples", "Samples of the split")
-        self._eval_success = _by_split(
-            families, "eval_last_success_timestamp_seconds", "When one last ended; 0 before"
+        self._eval_expected = families.gauge("eval_expected_samples", "Samples of the split")
+        self._eval_success = families.gauge(
+            "eval_last_success_timestamp_seconds", "When one last ended; 0 before"
         )
 
     def _add_checkpoints(self, families: Families) -> None:
@@ -134,8 +132,8 @@ class JobMetrics:
             self._checkpoint_bytes.set(saved.num_bytes)
         for newest in own_evaluations(history)[-1:]:
             self._show_evaluation(newest)
-        self._best_accuracy["val", 1].set(best_top1)
-        self._best_accuracy["val", 5].set(best_top5)
+        self._best_accuracy["1"].set(best_top1)
+        self._best_accuracy["5"].set(best_top5)
 
     def count_step(self, step: int, epoch: float) -> None:
         """So far the run is: `step` and `epoch` are those of its whole life."""
@@ -155,19 +153,18 @@ class JobMetrics:
         self._not_learning.set(is_stuck)
 
     def evaluated(self, event: EvalEvent) -> None:
-        """An evaluation of a split from `EVALUATION_SPLITS` ended; no `top5` is shown if None."""
+        """An evaluation of `val` ended; no `top5` is shown if None."""
         self._show_evaluation(event)
-        for k, accuracy in ((1, event.top1), (5, event.top5)):
-            self._best_accuracy[event.split, k].raise_to(accuracy)
+        self._best_accuracy["1"].raise_to(event.top1)
+        self._best_accuracy["5"].raise_to(event.top5)
 
     def _show_evaluation(self, newest: EvalEvent) -> None:
-        split = newest.split
-        self._eval_loss[split].set(newest.loss)
-        self._eval_samples[split].set(newest.seen)
-        self._eval_expected[split].set(newest.expected)
-        self._eval_accuracy[split, 1].set(newest.top1)
-        self._eval_accuracy[split, 5].set(newest.top5)
-        self._eval_success[split].set(newest.time)
+        self._eval_loss.set(newest.loss)
+        self._eval_samples.set(newest.seen)
+        self._eval_expected.set(newest.expected)
+        self._eval_accuracy["1"].set(newest.top1)
+        self._eval_accuracy["5"].set(newest.top5)
+        self._eval_success.set(newest.time)
 
     def checkpointed(self, event: CheckpointEvent) -> None:
         """A checkpoint was written."""
@@ -191,19 +188,3 @@ class JobMetrics:
         now = time.time()
         self._run_end.set(now)
         self._run_duration.set(now - self._start)
-
-
-def _by_split(families: Families, name: str, documentation: str) -> dict[str, Gauge]:
-    family = families.gauge_family(name, documentation, "split")
-    return {split: family.labels(split) for split in EVALUATION_SPLITS}
-
-
-def _by_split_and_k(
-    families: Families, name: str, documentation: str
-) -> dict[tuple[str, int], Measurement]:
-    family = families.gauge_family(name, documentation, "split", "k")
-    return {
-        (split, k): Measurement(family.labels(split, str(k)))
-        for split in EVALUATION_SPLITS
-        for k in (1, 5)
-    }
