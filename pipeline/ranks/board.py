@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 class Board:
-    """A store whose keeper is stopped does not answer, whatever deadline it is given.
+    """Posts for this rank, and reads what all ranks have posted.
 
-    So it is asked in a thread of its own. Raises `TimeoutError` if it does not answer, and
-    `RuntimeError` if its keeper is gone.
+    A store whose keeper is stopped does not answer, whatever deadline it is given: it is asked in
+    a thread of its own. Raises `TimeoutError` then, and `RuntimeError` if the keeper is gone.
     """
 
     def __init__(self, store: Store | None, num_ranks: int, timeout_seconds: float) -> None:

@@ -16,19 +16,19 @@ PHASE_LABELS: Mapping[Label, str] = {
     "optimizer": "optimizer",
     "other": "other",
 }
-"""Where the wall time of a step goes: `phase` of the metric, and its name in the report.
+"""Where the wall time of a step goes: the label `phase` of the metric, and its name in the report.
 
-The times of all labels sum to the step.
+Together they are all of the step.
 """
 
 _Waits = Literal["never", "always", "if split", "if resident", "except on rank 0"]
 
 
 class Phase(enum.Enum):
-    """What a rank is doing, as a verdict on ranks that hang says it.
+    """What a rank is doing.
 
-    Then the label that its time counts under in a step, None outside of steps, and when the rank
-    may stand still in it because it waits for another one, which is then to blame.
+    Each phase has its text, for the sentence on a rank that hangs; the label that its time counts
+    under, None outside of steps; and when the rank may stand still in it because of another rank.
     """
 
     READING = "reading a batch", "data_wait", "if resident"
@@ -49,9 +49,9 @@ class Phase(enum.Enum):
         self._waits = waits
 
     def may_wait(self, *, is_main: bool, is_split: bool, is_resident: bool) -> bool:
-        """Whether this rank may wait for others in it.
+        """Whether this rank may wait for others in it: then it is not to blame for a hang.
 
-        `is_split`: its replica has other ranks; `is_resident`: so has the data that it reads.
+        `is_split`: its replica is on several ranks; `is_resident`: so are the images in memory.
         """
         match self._waits:
             case "never":

@@ -47,7 +47,7 @@ class StepClock:
     def enter(self, phase: Phase) -> None:
         """`phase` begins, and the one before ends.
 
-        Behind one that is no part of a step the next step begins: nothing before it counts.
+        After one that is no part of a step the next step begins; what came before is in none.
         """
         self._end_phase()
         self._label = phase.label

@@ -51,7 +51,6 @@ class TrainingLoop:
         if source is not None:
             components.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
-            self._settle()
             error = self._save("periodic" if source is None else "preempt")
             if error is not None:
                 raise OSError(
@@ -61,12 +60,13 @@ class TrainingLoop:
         stops.close()
 
     def _step(self, batches: Batches) -> None:
-        """Take one step, and then do whatever is due after it."""
+        """Read, compute and update; then do what is due after this step."""
         components, config, plan = self._components, self._components.config, self._components.plan
         device, log = components.world.device, self._log
         step, epoch = components.progress.step, plan.epoch_of(components.progress.step)
         evaluates = self._is_due(config.evaluation.every_epochs, step + 1)
         saves = self._is_due(config.checkpoint.every_epochs, step + 1)
+        # A log interval also ends before what takes the time of many steps.
         logs = (step + 1) % config.log_every_steps == 0 or evaluates or saves
 
         num_samples = 0
@@ -97,7 +97,7 @@ class TrainingLoop:
         components.progress.count_step()
         log.count_step(batches, num_samples, norm)
 
-        if logs:  # also before what takes the time of many steps
+        if logs:
             self._end_interval()
         best_top1 = validate(components) if evaluates else None
         if saves or best_top1 is not None:

@@ -52,7 +52,7 @@ def _state(components: Components) -> dict[str, Any]:
 
 
 def _write(components: Components, reason: CheckpointReason, state: dict[str, Any]) -> str | None:
-    """Save, and tell; returns what went wrong."""
+    """Write and record it; returns what went wrong."""
     step, directory = components.progress.step, components.run.checkpoints
     begin = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""Counts the steps, and tells of all of them when a log interval ends."""
+"""Counts the steps, and reports them when a log interval ends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class StepLog:
             )
 
     def end_interval(self, learning_rate: float) -> None:
-        """Reduce and tell the interval: here the device is waited for, and in no step.
+        """Add up the interval over all ranks and report it: this waits for the device, no step does.
 
         Raises `ValueError` if the loss is not a number.
         """
