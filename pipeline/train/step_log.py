@@ -57,7 +57,7 @@ class StepLog:
             )
 
     def end_interval(self, learning_rate: float) -> None:
-        """Add up the interval over all ranks and report it: this waits for the device, no step does.
+        """Add up the interval over all ranks and report it; this waits for the device.
 
         Raises `ValueError` if the loss is not a number.
         """
