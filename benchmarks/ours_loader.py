@@ -8,6 +8,7 @@ on its device, where that is a part of what is done there anyway.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -28,12 +29,8 @@ from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data.augment.crops import take_crops
 from pipeline.data.augment.shifts import draw_flips
-from pipeline.data.batches.loader import Loader, training_requests
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.order.partition import BatchPlan
-from pipeline.data.readers.open import open_training_reader
+from pipeline.data.open import open_data
 
-DEPTH = 4
 SEED = 0
 
 
@@ -46,20 +43,15 @@ def open_epoch(task: Task) -> Epoch:
         size=None if task.setting == "original" else STORED_PIXELS,
     )
     config = config_of(task, str(folder))
-    shards = ShardSet.opened(config.data)
-    reader = open_training_reader(config, shards)
-    plan = BatchPlan(
-        num_samples=reader.num_samples,
-        global_batch_size=min(BATCH_SIZE * task.num_ranks, reader.num_samples),
-        num_replicas=task.num_ranks,
-        accumulation_steps=1,
-        drop_last=True,
-    )
+    data = open_data(config, torch.device("cpu"), contextlib.ExitStack())
+    whole = min(BATCH_SIZE * task.num_ranks, data.manifest.split("train").num_samples)
+    data = dataclasses.replace(data, config=dataclasses.replace(config, global_batch_size=whole))
+    plan = data.plan(task.num_ranks)
+    source = data.open_files(plan, task.rank)
     num_steps = max(1, round(task.num_images / plan.local_batch_size))
 
     def batches() -> Iterator[int]:
-        requests = training_requests(plan, SEED, task.rank, 0, num_steps)
-        with Loader(reader, requests, batch_size=plan.local_batch_size, depth=DEPTH) as loader:
+        with source(0, num_steps) as loader:
             for batch in loader:
                 flips = draw_flips(config.augment, SEED, 0, batch.samples)
                 yield check_batch(take_crops(batch.images, None, flips), batch.labels)

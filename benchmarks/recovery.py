@@ -10,6 +10,7 @@ resumed rank reads before its first step is measured with the loader it would us
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -23,11 +24,9 @@ import torch
 
 from benchmarks.measurement import parser, report, shard_synthetic, spread, torchrun
 from data_prep.shard_set.manifest import read_manifest
+from pipeline.config.data import DataConfig
 from pipeline.config.recipes import cifar10
-from pipeline.data.batches.loader import Loader, training_requests
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.order.partition import BatchPlan
-from pipeline.data.readers.open import open_training_reader
+from pipeline.data.open import open_data
 from pipeline.metrics.rank_file import rank_file_name, read_writer
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
@@ -75,24 +74,13 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
 def read_before_first_step(shards: Path, step: int) -> tuple[int, float]:
     """Bytes and seconds until a resumed rank has its first batch, read-ahead included."""
     begin = time.perf_counter()
-    plan = BatchPlan(
-        num_samples=NUM_TRAIN,
-        global_batch_size=GLOBAL_BATCH_SIZE,
-        num_replicas=NUM_RANKS,
-        accumulation_steps=1,
-        drop_last=True,
+    config = dataclasses.replace(
+        cifar10(), data=DataConfig(shards=str(shards)), global_batch_size=GLOBAL_BATCH_SIZE
     )
-    with (
-        contextlib.closing(
-            open_training_reader(cifar10(), ShardSet(shards, read_manifest(shards), None))
-        ) as reader,
-        Loader(
-            reader,
-            training_requests(plan, 0, 0, step, NUM_STEPS),
-            batch_size=plan.local_batch_size,
-            depth=4,
-        ) as loader,
-    ):
+    with contextlib.ExitStack() as resources:
+        data = open_data(config, torch.device("cpu"), resources)
+        source = data.open_files(data.plan(NUM_RANKS), 0)
+        loader = resources.enter_context(source(step, NUM_STEPS))
         next(loader)
         return loader.take_cost().num_bytes, time.perf_counter() - begin
 

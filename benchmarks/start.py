@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.competition import Process
 from benchmarks.image_folder import find_images, link_images
@@ -33,16 +34,15 @@ from benchmarks.rivals.rounds import BATCH_SIZE, STORED_PIXELS
 from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.index import read_checksums, read_index
 from data_prep.shard_set.manifest import Split, read_manifest, write_manifest
+from pipeline.config.data import DataConfig
 from pipeline.config.recipes import alexnet_2012
-from pipeline.data.batches.loader import Loader, training_requests
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.order.partition import BatchPlan
-from pipeline.data.readers.open import open_training_reader
+from pipeline.config.schema import Config
+from pipeline.data.open import open_data
+from pipeline.data.order.partition import steps_of_epoch
 
 NUM_SAMPLES = 1_281_167
 NUM_RANKS = 2
 RESUME_EPOCHS = 44.5
-DEPTH = 4
 _DEADLINE_SECONDS = 120.0
 
 
@@ -82,31 +82,26 @@ def enlarge(shards: Path, large: Path, num_samples: int = NUM_SAMPLES) -> Path:
 def be_rank(shards: Path, start_step: int, rank: int) -> None:
     """Open the shard set, say how long the first batch took, and stay until the input ends."""
     begin = time.perf_counter()
-    manifest = read_manifest(shards)
-    plan = plan_of(manifest.split("train").num_samples)
-    requests = training_requests(plan, 0, rank, start_step, start_step + 1000)
-    recipe = alexnet_2012()
-    with (
-        contextlib.closing(
-            open_training_reader(recipe, ShardSet(shards, manifest, None))
-        ) as reader,
-        Loader(reader, requests, batch_size=plan.local_batch_size, depth=DEPTH) as loader,
-    ):
+    config = config_of(shards)
+    with contextlib.ExitStack() as resources:
+        data = open_data(config, torch.device("cpu"), resources)
+        source = data.open_files(data.plan(NUM_RANKS), rank)
+        loader = resources.enter_context(source(start_step, start_step + 1000))
         next(loader)
         seconds = time.perf_counter() - begin
-        while loader.queued_batches < DEPTH:  # memory is compared with all batches in use
+        while (
+            loader.queued_batches < config.data.prefetch_batches
+        ):  # memory is compared with all batches in use
             time.sleep(0.01)
         print(json.dumps({"seconds": seconds}), flush=True)
         sys.stdin.read()
 
 
-def plan_of(num_samples: int) -> BatchPlan:
-    return BatchPlan(
-        num_samples=num_samples,
+def config_of(shards: Path) -> Config:
+    return dataclasses.replace(
+        alexnet_2012(),
+        data=DataConfig(shards=str(shards)),
         global_batch_size=BATCH_SIZE * NUM_RANKS,
-        num_replicas=NUM_RANKS,
-        accumulation_steps=1,
-        drop_last=True,
     )
 
 
@@ -127,7 +122,8 @@ def start(shards: Path, start_step: int) -> tuple[float, float]:
 
 def figures(shards: Path, large: Path, rounds: int) -> dict[str, Any]:
     num_samples = read_manifest(large).split("train").num_samples
-    resume_step = int(RESUME_EPOCHS * plan_of(num_samples).steps_per_epoch)
+    steps_per_epoch = steps_of_epoch(num_samples, BATCH_SIZE * NUM_RANKS, drop_last=True)
+    resume_step = int(RESUME_EPOCHS * steps_per_epoch)
     first, resumed, small = [], [], []
     for _ in range(rounds):
         small.append(start(shards, 0))

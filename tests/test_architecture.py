@@ -32,10 +32,7 @@ LAUNCHER_VARIABLES = {
 SHARD_SET = "data_prep.shard_set"
 
 _BASE = ("pipeline.config", SHARD_SET)
-_DATA = (
-    *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),
-    *("pipeline.data.readers", "pipeline.data.batches", "pipeline.data.open"),
-)
+_DOOR = "pipeline.data.open"
 
 ROOMS: Mapping[str, tuple[str, ...]] = {
     SHARD_SET: (),
@@ -56,27 +53,29 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.data.order": (SHARD_SET,),
     "pipeline.data.augment": ("pipeline.data.order", *_BASE),
     "pipeline.data.cache": ("pipeline.data.order", *_BASE),
-    "pipeline.data.readers": (*_DATA[:3], *_BASE),
+    "pipeline.data.readers": (
+        *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache", *_BASE),
+    ),
     "pipeline.data.batches": (
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.readers"),
         *("pipeline.ranks", SHARD_SET),
     ),
-    "pipeline.data.open": (*_DATA[:5], "pipeline.ranks", *_BASE),
+    _DOOR: (
+        *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),
+        *("pipeline.data.readers", "pipeline.data.batches", "pipeline.ranks", *_BASE),
+    ),
     "pipeline.train": (
-        *(*_DATA, "pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run"),
+        *(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run"),
         *("pipeline.model", *_BASE),
     ),
     "pipeline.evaluate": (
-        *("pipeline.train.evaluation", "pipeline.train.lines", *_DATA[1:4], "pipeline.optim"),
+        *("pipeline.train.evaluation", "pipeline.train.lines", _DOOR, "pipeline.optim"),
         *("pipeline.ranks", "pipeline.run", "pipeline.model", *_BASE),
     ),
     "pipeline.doctor": (
         *("pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run", *_BASE),
     ),
-    "pipeline.benchmark": (
-        *("pipeline.data.augment", "pipeline.data.cache", "pipeline.data.batches"),
-        *("pipeline.data.open", "pipeline.optim", "pipeline.ranks", "pipeline.model", *_BASE),
-    ),
+    "pipeline.benchmark": (*(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.model", *_BASE),),
     "pipeline.report": ("pipeline.run", SHARD_SET),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),

@@ -32,13 +32,7 @@ from pipeline.config.command_line import with_values
 from pipeline.config.data import is_url, location_option
 from pipeline.config.recipes import RECIPES, recipe_config
 from pipeline.config.schema import Config, DistributedConfig
-from pipeline.data.augment.crop_policy import ImageSize, input_size
-from pipeline.data.augment.crops import take_crops
-from pipeline.data.augment.normalize import build_normalizer
-from pipeline.data.augment.preprocess import Augmenter
-from pipeline.data.batches.batch import Batches
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.open import make_plan, open_batches
+from pipeline.data.open import Batches, ImageSize, input_size, open_data, take_crops
 from pipeline.model.build import build_model, image_size
 from pipeline.optim.precision import arithmetic_of, resolve
 from pipeline.optim.replica import Replica
@@ -75,10 +69,10 @@ def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
         contextlib.ExitStack() as resources,
         connect(LaunchEnvironment(), config.distributed) as world,
     ):
-        shards = ShardSet.opened(config.data)
+        data = open_data(config, world.device, resources)
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
-        plan = make_plan(config, shards.manifest.split("train"), mesh.num_replicas)
-        source = open_batches(config, shards, plan, world, mesh, resources)
+        plan = data.plan(mesh.num_replicas)
+        source = data.open_batches(plan, world, mesh)
         yield resources.enter_context(source(0, _ENDLESS)), plan.num_samples, world.device
 
 
@@ -100,17 +94,19 @@ def _private_bytes() -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty:"))
 
 
-def step_rate(config: Config, shards: ShardSet, seconds: float) -> tuple[float, str]:
+def step_rate(config: Config, seconds: float) -> tuple[float, str]:
     """Images a second of training on one batch that is there already; and on what device."""
-    with connect(LaunchEnvironment(), config.distributed) as world:
-        manifest = shards.manifest
-        size = input_size(config.augment, manifest.image_size)
-        network = build_model(config.model, manifest.num_classes, size)
+    with (
+        contextlib.ExitStack() as resources,
+        connect(LaunchEnvironment(), config.distributed) as world,
+    ):
+        data = open_data(config, world.device, resources)
+        size = data.input_size()
+        network = build_model(config.model, data.manifest.num_classes, size)
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
         config = resolve(config, None, world.all_gather_object(arithmetic_of(world.device)))
         replica = Replica(network, config, world, mesh)
-        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
-        augmenter = Augmenter(config.augment, config.seed, manifest.statistics, normalizer)
+        augmenter = data.augmenter(data.normalizer())
         count = config.global_batch_size
         images = torch.zeros((count, *size, 3), dtype=torch.uint8, device=world.device)
         zeros = torch.zeros(count, dtype=torch.int64, device=world.device)
@@ -198,20 +194,20 @@ def with_scaled_crops(config: Config) -> Config:
 
 def run(options: argparse.Namespace) -> int:
     config, say = configured(options.recipe or next(iter(RECIPES)), options), sys.stdout.write
-    shards = ShardSet.opened(config.data)
-    recipe = options.recipe or fitting_recipe(shards.manifest.image_size)
+    manifest = open_data(config, torch.device("cpu"), contextlib.ExitStack()).manifest
+    recipe = options.recipe or fitting_recipe(manifest.image_size)
     config = configured(recipe, options)
-    if shards.manifest.image_size is None:
+    if manifest.image_size is None:
         config = with_scaled_crops(config)
         say("the images differ in size: --augment.crop_place random_resized is measured\n")
-    input_size(config.augment, shards.manifest.image_size)
+    input_size(config.augment, manifest.image_size)
     if not is_compiled():
         say("data_prep.shard_set._pixels was not compiled: JPEGs and pixels are read more slowly\n")
     rate, device = options.step_rate, "at the rate given"
     if rate is None:
-        rate, device = step_rate(config, shards, options.seconds)
+        rate, device = step_rate(config, options.seconds)
     say(f"training takes {rate:,.0f} images a second ({device}), {recipe}\n")
-    found = list(_measure_all(config, shards.manifest, options))
+    found = list(_measure_all(config, manifest, options))
     say(f"{table(found, rate, device)}\n")
     say(f"{choose(found, rate, max(1, torch.cuda.device_count()))}\n")
     return 0

@@ -1,142 +1,249 @@
-"""How training gets its batches: through a loader from files, or from what is resident."""
+"""The one door into data: whoever trains, evaluates or benchmarks opens a shard set here.
+
+    data = open_data(config, world.device, resources)
+    plan, normalizer = data.plan(mesh.num_replicas), data.normalizer()
+    augmenter = data.augmenter(normalizer)
+    val = data.open_evaluation("val", config.evaluation.views, normalizer)
+    with data.open_batches(plan, world, mesh)(start_step, end_step) as batches: ...
+
+The rooms above need nothing else of data: the types that they name are here too.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-from data_prep.shard_set.manifest import Split
+import torch
+
+from data_prep.shard_set.manifest import Manifest, manifest_sha256
 from pipeline.config.schema import Config
-from pipeline.data.augment.crop_policy import training_crop_policy
+from pipeline.data.augment.crop_policy import (
+    CropPolicy,
+    ImageSize,
+    evaluation_crop_policy,
+    input_size,
+    training_crop_policy,
+)
+from pipeline.data.augment.crops import take_crops
+from pipeline.data.augment.normalize import Normalizer, build_normalizer, constancy
+from pipeline.data.augment.preprocess import Augmenter, Viewer
 from pipeline.data.batches import resident
-from pipeline.data.batches.batch import Batches
-from pipeline.data.batches.loader import Loader, Request, requests_of_all, training_requests
+from pipeline.data.batches.batch import Batch, Batches
+from pipeline.data.batches.loader import Loader, Request, block_requests, training_requests
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.order.partition import BatchPlan, ShardShuffle
+from pipeline.data.order.partition import BatchPlan, ShardShuffle, sample_blocks, steps_of_epoch
 from pipeline.data.order.shard_needs import (
+    ShardNeed,
     check_cache_bytes,
     check_resident_cache_bytes,
-    run_position,
+    stretch_needs,
     training_needs,
 )
-from pipeline.data.readers.open import open_training_reader, open_whole_images
-from pipeline.data.readers.staging import StagedReader, remote_files
+from pipeline.data.readers.open import open_reader
+from pipeline.data.readers.reading import Damage, ReadCost, Reader
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 
-OpenBatches = Callable[[int, int], Batches]
+__all__ = [
+    "Augmenter", "Batch", "BatchPlan", "Batches", "Damage", "Data", "EvaluatedSplit", "ImageSize",
+    "Normalizer", "OpenBatches", "ReadCost", "constancy", "input_size", "open_data",
+    "steps_of_epoch", "take_crops",
+]  # fmt: skip
+
+OpenBatches = Callable[[int, int], AbstractContextManager[Batches]]
 """Gives this rank's batches from one step up to another."""
 
 
-def make_plan(config: Config, split: Split, num_replicas: int) -> BatchPlan:
-    """The batch arithmetic of training on `split`; raises `ValueError` if it does not come out."""
-    width = config.data.shuffle_shards
-    return BatchPlan(
-        num_samples=split.num_samples,
-        global_batch_size=config.global_batch_size,
-        num_replicas=num_replicas,
-        accumulation_steps=config.accumulation_steps,
-        drop_last=config.data.drop_last,
-        shuffle=None if width is None else ShardShuffle(split.shard_lengths, width),
-    )
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A shard set, as `config` reads it; what its methods open, `resources` close."""
 
+    config: Config
+    shards: ShardSet
+    manifest_sha256: str
+    device: torch.device
+    resources: contextlib.ExitStack
 
-def check_cache(config: Config, shards: ShardSet, plan: BatchPlan, ranks_of_host: int) -> None:
-    """Raise `ValueError` if the cache of remote shards is too small for the order of samples."""
-    data, splits = config.data, shards.manifest
-    if shards.cache is None or data.cache_bytes is None:
-        return
-    train, val = splits.split("train"), splits.split("val")
-    batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
-    val_ahead = batches_ahead * config.evaluation.block_size * plan.num_replicas
-    if data.is_resident:
-        check_resident_cache_bytes(
-            data.cache_bytes,
-            train,
-            val,
-            ranks_of_host=ranks_of_host,
-            read_at_once=resident.CHUNK_SAMPLES,
-            val_ahead=val_ahead,
-        )
-        return
-    steps_ahead = -(-batches_ahead // plan.accumulation_steps) + 1
-    check_cache_bytes(
-        data.cache_bytes,
-        plan,
-        train,
-        val,
-        train_ahead=steps_ahead * plan.global_batch_size,
-        val_ahead=val_ahead,
-    )
+    @property
+    def manifest(self) -> Manifest:
+        return self.shards.manifest
 
+    def input_size(self) -> ImageSize:
+        """What the network gets; raises `ValueError` if the images do not suit the recipe."""
+        return input_size(self.config.augment, self.manifest.image_size)
 
-def open_batches(
-    config: Config,
-    shards: ShardSet,
-    plan: BatchPlan,
-    world: World,
-    mesh: Mesh,
-    resources: contextlib.ExitStack,
-) -> OpenBatches:
-    """Open the training split as `data.reader` says; the ranks call it together.
+    def normalizer(self) -> Normalizer:
+        """Raises `ShardSetError` if a mean image is wanted and is not there."""
+        config, folder = self.config.augment, self.shards.folder
+        return build_normalizer(config, self.manifest, folder, self.device)
 
-    Raises what the readers raise, and `ValueError` if a resident split has no room.
-    """
-    if config.data.is_resident:
-        return _resident_batches(config, shards, plan, world, mesh)
-    with world.fail_together():
-        files = remote_files(shards, "train")
-        reader = open_training_reader(config, shards, files)
-        resources.callback(reader.close)
+    def augmenter(self, normalizer: Normalizer) -> Augmenter:
+        config = self.config
+        return Augmenter(config.augment, config.seed, self.manifest.statistics, normalizer)
 
-    def open_loader(start_step: int, end_step: int) -> Batches:
-        requests = training_requests(plan, config.seed, mesh.replica, start_step, end_step)
-        if files is not None:
-            requests = _staged(requests, files, plan, config.seed, start_step, end_step)
-        return Loader(
-            reader,
-            requests,
-            batch_size=plan.local_batch_size,
-            depth=config.data.prefetch_batches,
-            pin_memory=world.device.type == "cuda",
+    def plan(self, num_replicas: int) -> BatchPlan:
+        """The batch arithmetic of training; raises `ValueError` if it does not come out."""
+        config, train = self.config, self.manifest.split("train")
+        width = config.data.shuffle_shards
+        return BatchPlan(
+            num_samples=train.num_samples,
+            global_batch_size=config.global_batch_size,
+            num_replicas=num_replicas,
+            accumulation_steps=config.accumulation_steps,
+            drop_last=config.data.drop_last,
+            shuffle=None if width is None else ShardShuffle(train.shard_lengths, width),
         )
 
-    return open_loader
+    def open_evaluation(self, split: str, views: int, normalizer: Normalizer) -> EvaluatedSplit:
+        """Open a split of whose images none may be damaged.
+
+        Raises `ShardSetError` if the shard set is not whole, and `ValueError` if its images are too
+        small for `views`.
+        """
+        config = self.config
+        crop_policy = evaluation_crop_policy(config.augment, self.manifest.image_size)
+        opened = self._open(split, crop_policy, max_corrupt=None)
+        viewer = Viewer(config.augment, views, crop_policy.output_size, normalizer)
+        return EvaluatedSplit(data=self, name=split, views=views, viewer=viewer, opened=opened)
+
+    def open_batches(self, plan: BatchPlan, world: World, mesh: Mesh) -> OpenBatches:
+        """Open the training split as `data.reader` says; the ranks call it together.
+
+        Raises `ShardSetError` if the shard set is not whole, and `ValueError` if its images do not
+        suit the recipe, or if a cache or the memory for a resident split is too small.
+        """
+        with world.fail_together():
+            self._check_cache(plan, world.environment.local_world_size)
+            if not self.config.data.is_resident:
+                return self.open_files(plan, mesh.replica)
+            augment, size, seed = self.config.augment, self.manifest.image_size, self.config.seed
+            crop_policy = training_crop_policy(augment, size, seed)
+            whole_images = evaluation_crop_policy(augment, size)
+            opened = self._open_train(whole_images)
+        stretch = resident.stretch(opened.reader.num_samples, world)
+        chunks = block_requests(sample_blocks(stretch, resident.CHUNK_SAMPLES))
+        needs = stretch_needs(opened.shard_lengths, stretch)
+        with contextlib.closing(opened.reader):
+            split = resident.load(opened.reader, opened.staged(chunks, needs), world)
+        replicas = world.all_gather_object(mesh.replica)
+
+        @contextlib.contextmanager
+        def open_resident(start_step: int, end_step: int) -> Iterator[Batches]:
+            requests = training_requests(plan, seed, start_step, end_step)
+            batches = resident.ResidentBatches(split, crop_policy, requests, world, replicas)
+            yield batches
+            batches.finish()
+
+        return open_resident
+
+    def open_files(self, plan: BatchPlan, replica: int) -> OpenBatches:
+        """Open the training split for one replica, to be read from files. Raises the same."""
+        augment, size, seed = self.config.augment, self.manifest.image_size, self.config.seed
+        opened = self._open_train(training_crop_policy(augment, size, seed))
+
+        def open_loader(start_step: int, end_step: int) -> contextlib.closing[Loader]:
+            steps = seed, start_step, end_step
+            requests = (of_all[replica] for of_all in training_requests(plan, *steps))
+            needs = training_needs(plan, opened.shard_lengths, *steps)
+            return opened.loader(requests, needs, plan.local_batch_size)
+
+        return open_loader
+
+    def _open_train(self, crop_policy: CropPolicy) -> OpenedSplit:
+        num_samples = self.manifest.split("train").num_samples
+        max_corrupt = int(self.config.data.max_corrupt_ratio * num_samples)
+        return self._open("train", crop_policy, max_corrupt=max_corrupt)
+
+    def _open(self, name: str, crop_policy: CropPolicy, *, max_corrupt: int | None) -> OpenedSplit:
+        config, shards, split = self.config.data, self.shards, self.manifest.split(name)
+        cache = shards.cache
+        files = None if cache is None else RemoteShards(cache, shards.folder, split)
+        reader = open_reader(config, shards, name, crop_policy, max_corrupt, files)
+        self.resources.callback(reader.close)
+        return OpenedSplit(self, reader, files, split.shard_lengths)
+
+    def _check_cache(self, plan: BatchPlan, ranks_of_host: int) -> None:
+        """Raise `ValueError` if the cache is too small for the order of samples."""
+        data = self.config.data
+        if self.shards.cache is None or data.cache_bytes is None:
+            return
+        splits = self.manifest.split("train"), self.manifest.split("val")
+        batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
+        val_ahead = batches_ahead * self.config.evaluation.block_size * plan.num_replicas
+        if data.is_resident:
+            at_once = ranks_of_host, resident.CHUNK_SAMPLES
+            check_resident_cache_bytes(data.cache_bytes, *splits, *at_once, val_ahead)
+        else:
+            steps_ahead = -(-batches_ahead // plan.accumulation_steps) + 1
+            train_ahead = steps_ahead * plan.global_batch_size
+            check_cache_bytes(data.cache_bytes, plan, *splits, train_ahead, val_ahead)
 
 
-def _staged(
-    requests: Iterator[Request],
-    files: RemoteShards,
-    plan: BatchPlan,
-    seed: int,
-    start_step: int,
-    end_step: int,
-) -> Iterator[Request]:
-    """The requests, while their shards are staged ahead and given up behind them."""
-    lengths = files.shard_lengths
-    files.expect(training_needs(plan, lengths, seed, start_step, end_step))
-    for step in range(start_step, end_step):
-        files.passed(run_position(plan, step))  # the loader has read all before it asks for more
-        for _ in range(plan.accumulation_steps):
-            yield next(requests)
+def open_data(config: Config, device: torch.device, resources: contextlib.ExitStack) -> Data:
+    """Open the shard set that `data.shards` names; raises what `ShardSet.opened` raises."""
+    shards = ShardSet.opened(config.data)
+    return Data(config, shards, manifest_sha256(shards.folder), device, resources)
 
 
-def _resident_batches(
-    config: Config, shards: ShardSet, plan: BatchPlan, world: World, mesh: Mesh
-) -> OpenBatches:
-    with world.fail_together():
-        files = remote_files(shards, "train")
-        reader = open_whole_images(config, shards, files)
-        crop_policy = training_crop_policy(config.augment, shards.manifest.image_size, config.seed)
-    if files is not None:
-        reader = StagedReader(reader, files, resident.stretch(reader.num_samples, world))
-    with contextlib.closing(reader):
-        split = resident.load(reader, world)
-    replicas = world.all_gather_object(mesh.replica)
+@dataclass(frozen=True, slots=True)
+class OpenedSplit:
+    """The reader of a split, and its shards if they are staged from a URL."""
 
-    def open_resident(start_step: int, end_step: int) -> Batches:
-        requests = requests_of_all(plan, config.seed, start_step, end_step)
-        return resident.ResidentBatches(split, crop_policy, requests, world, replicas)
+    data: Data
+    reader: Reader
+    files: RemoteShards | None
+    shard_lengths: tuple[int, ...]
 
-    return open_resident
+    def staged(self, requests: Iterable[Request], needs: Iterable[ShardNeed]) -> Iterator[Request]:
+        """The requests, while the shards they need are staged ahead and given up behind them."""
+        if self.files is not None:
+            self.files.expect(needs)
+        for request in requests:
+            if self.files is not None:
+                self.files.passed(request.position)  # all before it has been read
+            yield request
+
+    def loader(
+        self,
+        requests: Iterable[Request],
+        needs: Iterable[ShardNeed],
+        batch_size: int,
+        *,
+        pad: bool = False,
+    ) -> contextlib.closing[Loader]:
+        loader = Loader(
+            self.reader,
+            self.staged(requests, needs),
+            batch_size=batch_size,
+            depth=self.data.config.data.prefetch_batches,
+            pad=pad,
+            pin_memory=self.data.device.type == "cuda",
+            give_up=None if self.files is None else self.files.give_up,
+        )
+        return contextlib.closing(loader)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedSplit:
+    """A split, every sample of it once, and the views of each image."""
+
+    data: Data
+    name: str
+    views: int
+    viewer: Viewer
+    opened: OpenedSplit
+
+    @property
+    def num_samples(self) -> int:
+        return self.opened.reader.num_samples
+
+    def open_blocks(self, mesh: Mesh) -> contextlib.closing[Loader]:
+        """The blocks that this rank's replica evaluates, as batches of one size."""
+        samples, block_size = range(self.num_samples), self.data.config.evaluation.block_size
+        blocks = sample_blocks(samples, block_size, mesh.num_replicas, mesh.replica)
+        needs = stretch_needs(self.opened.shard_lengths, samples)
+        return self.opened.loader(block_requests(blocks), needs, block_size, pad=True)

@@ -22,9 +22,6 @@ from data_prep.shard_set.files import expanded, path_option
 from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.data import location_option
-from pipeline.data.augment.crop_policy import input_size
-from pipeline.data.augment.preprocess import Viewer
-from pipeline.data.readers.staging import staged_reader
 from pipeline.evaluate.shards import open_shards
 from pipeline.model.build import build_model
 from pipeline.optim.replica import load_weights
@@ -40,7 +37,7 @@ from pipeline.run.event_log import EventLog, of_type, read_events
 from pipeline.run.event_rows import row_of
 from pipeline.run.events import RunEvent
 from pipeline.run.settings import Settings, read_settings
-from pipeline.train.evaluation import Evaluation, EvaluationSpec, evaluate, save_predictions
+from pipeline.train.evaluation import Evaluation, evaluate, save_predictions
 from pipeline.train.lines import evaluation_table
 
 _REPORT_SECONDS = 3
@@ -86,35 +83,22 @@ def _evaluate_run(
 ) -> None:
     world.check_same_on_all_ranks({"--split": options.split, "--views": options.views})
     with world.fail_together():
-        opened = open_shards(run, settings, options.shards, options.cache_dir, world.device)
-        config, shards = opened.config, opened.shards
-        reader = staged_reader(config, shards, options.split)
-        resources.callback(reader.close)
-        size = input_size(config.augment, shards.manifest.image_size)
-        model = build_model(config.model, shards.manifest.num_classes, size)
-        spec = EvaluationSpec(
-            split=options.split,
-            num_classes=shards.manifest.num_classes,
-            views=options.views or config.evaluation.views,
-            shard_set=shards.manifest.title,
-            manifest_sha256=opened.manifest_sha256,
-            own_shards=opened.is_own,
-        )
-        image_size = reader.image_shape[:2]
-        viewer = Viewer(config.augment, spec.views, image_size, opened.normalizer)
+        places = options.shards, options.cache_dir
+        data, own = open_shards(run, settings, *places, world.device, resources)
+        # By the mean of the run's own shard set, which the network learned with.
+        normalizer, views = own.normalizer(), options.views or data.config.evaluation.views
+        evaluated = data.open_evaluation(options.split, views, normalizer)
+        model = build_model(data.config.model, data.manifest.num_classes, data.input_size())
         chosen = _load(model, run, settings, options.checkpoint) if world.is_main else None
-    world.check_same_on_all_ranks({"the hash of the manifest": spec.manifest_sha256})
+    world.check_same_on_all_ranks({"the hash of the manifest": data.manifest_sha256})
     # From rank 0: a run that goes on saves and deletes, and ranks could choose differently.
     world.broadcast_tensors(model.to(world.device).state_dict().values())
     result = evaluate(
         model,
-        reader,
-        viewer,
+        evaluated,
         world,
-        build_mesh(world, "fused", config.distributed.timeout_seconds),
-        spec=spec,
-        block_size=config.evaluation.block_size,
-        depth=config.data.prefetch_batches,
+        build_mesh(world, "fused", data.config.distributed.timeout_seconds),
+        own_shards=data.manifest_sha256 == own.manifest_sha256,
     )
     if chosen is not None:
         _report(run, *chosen, result, as_json=options.json)

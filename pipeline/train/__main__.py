@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from data_prep.shard_set.streams import open_streams
-from pipeline.data.augment.normalize import constancy
+from pipeline.data.open import constancy
 from pipeline.metrics.run_facts import RunFacts
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import exit_code_of, leave
@@ -88,7 +88,7 @@ def _announce(components: Components, start: Start) -> None:
         device=components.world.device.type,
         precision=config.resolved_precision,
         num_train_samples=plan.num_samples,
-        num_val_samples=components.val_reader.num_samples,
+        num_val_samples=components.val.num_samples,
         shard_set=components.manifest.title,
     )
     console = components.journal.console
@@ -97,7 +97,7 @@ def _announce(components: Components, start: Start) -> None:
         resolved_table(
             config,
             plan,
-            num_val_samples=components.val_reader.num_samples,
+            num_val_samples=components.val.num_samples,
             target_steps=components.target_steps,
             num_ranks=components.world.size,
             device=components.world.device.type,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from pipeline.data.order.partition import BatchPlan
+from pipeline.data.open import BatchPlan
 from pipeline.model.network import Network
 
 _Layers = nn.BatchNorm1d | nn.BatchNorm2d

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 from data_prep.shard_set.manifest import Manifest
 from pipeline.config.schema import Config
-from pipeline.data.augment.preprocess import Augmenter, Viewer
-from pipeline.data.open import OpenBatches
-from pipeline.data.order.partition import BatchPlan
-from pipeline.data.readers.reading import Reader
+from pipeline.data.open import Augmenter, BatchPlan, EvaluatedSplit, OpenBatches
 from pipeline.metrics.rank import RankMetrics
 from pipeline.optim.replica import Replica
 from pipeline.ranks.mesh import Mesh
@@ -39,9 +36,8 @@ class Components:
     mesh: Mesh
     replica: Replica
     augmenter: Augmenter
-    viewer: Viewer
     open_batches: OpenBatches
-    val_reader: Reader
+    val: EvaluatedSplit
     progress: Progress
     journal: Journal
     metrics: RankMetrics

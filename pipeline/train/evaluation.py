@@ -21,10 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_prep.shard_set.files import atomic_writer
-from pipeline.data.augment.preprocess import Viewer
-from pipeline.data.batches.loader import Loader, evaluation_requests
-from pipeline.data.order.partition import evaluation_blocks
-from pipeline.data.readers.reading import Reader
+from pipeline.data.open import EvaluatedSplit
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -105,46 +102,43 @@ class InexactEvaluation(RuntimeError):
 
 def evaluate(
     model: nn.Module,
-    reader: Reader,
-    viewer: Viewer,
+    split: EvaluatedSplit,
     world: World,
     mesh: Mesh,
     *,
-    spec: EvaluationSpec,
-    block_size: int,
-    depth: int,
+    own_shards: bool = True,
     enter: Callable[[Phase], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate the plain `model` (no DDP around it) on all samples of `reader`, on every rank.
+    """Evaluate the plain `model` (no DDP around it) on all samples of `split`, on every rank.
 
-    Each sample's answer is the mean of the softmax probabilities of its views. `enter` is told what
-    this rank is at. Raises `InexactEvaluation` if the ranks' samples do not make up the split, and
-    what the reader raises.
+    Each sample's answer is the mean of the softmax probabilities of its views. `own_shards` is that
+    of the result. `enter` is called with the phase that begins. Raises `InexactEvaluation` if the
+    ranks' samples do not make up the split, and what the reader raises.
     """
     begin = time.perf_counter()
     enter(Phase.EVALUATING)
-    blocks = evaluation_blocks(reader.num_samples, block_size, mesh.num_replicas, mesh.replica)
-    loader = Loader(
-        reader,
-        evaluation_requests(blocks),
-        batch_size=block_size,
-        depth=depth,
-        pad=True,
-        pin_memory=world.device.type == "cuda",
-    )
-    with loader, _evaluating(model, world.device):
+    with split.open_blocks(mesh) as blocks, _evaluating(model, world.device):
         parts = []
-        for batch in loader:
+        for batch in blocks:
             enter(Phase.EVALUATING)
             images, labels = batch.to(world.device)
-            answers = _answer([model(view) for view in viewer(images)], labels)
+            answers = _answer([model(view) for view in split.viewer(images)], labels)
             part = {"samples": batch.samples[: batch.num_valid]}
             part |= {name: value[: batch.num_valid] for name, value in answers.items()}
             parts.append(part)
     enter(Phase.GATHERING)
     answers_of_ranks = world.all_gather_object(parts if mesh.reports else [])
     rows = _concatenate([part for parts in answers_of_ranks for part in parts])
-    return _summarize(spec, rows, reader.num_samples, time.perf_counter() - begin)
+    manifest = split.data.manifest
+    spec = EvaluationSpec(
+        split=split.name,
+        num_classes=manifest.num_classes,
+        views=split.views,
+        shard_set=manifest.title,
+        manifest_sha256=split.data.manifest_sha256,
+        own_shards=own_shards,
+    )
+    return _summarize(spec, rows, split.num_samples, time.perf_counter() - begin)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.data.order.partition import BatchPlan
-from pipeline.data.readers.reading import Damage
+from pipeline.data.open import BatchPlan, Damage
 from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.run_facts import RunFacts
 from pipeline.run.console import Console

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.config.model import ranks_per_replica
 from pipeline.config.schema import Config
-from pipeline.data.order.partition import BatchPlan
+from pipeline.data.open import BatchPlan
 from pipeline.run.console import counted
 from pipeline.run.events import TrainEvent
 from pipeline.train.evaluation import Evaluation

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.data.readers.reading import Damage
+from pipeline.data.open import Damage
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.events import TrainEvent

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipeline.data.augment.device import to_device
-from pipeline.data.batches.batch import Batches
-from pipeline.data.order.randomness import dropout_keys
+from pipeline.data.open import Batches
 from pipeline.optim.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.optim.schedule import Position, learning_rates
 from pipeline.ranks.stop import StopRequests
@@ -75,7 +73,7 @@ class TrainingLoop:
             batch = next(batches)
             components.enter(Phase.COPYING)
             images, labels = batch.to(device)
-            keys = to_device(dropout_keys(config.seed, epoch, batch.samples), device)
+            keys = components.augmenter.dropout_keys(batch.samples, epoch, device)
             components.enter(Phase.COMPUTING)
             loss, logits = components.replica.add_gradients(
                 components.augmenter(images, batch.samples, epoch, batch.crop_windows),

@@ -13,19 +13,13 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.files import remove_leftovers
-from data_prep.shard_set.manifest import Manifest, manifest_sha256
+from data_prep.shard_set.manifest import Manifest
 from pipeline.config.augment import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES
 from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
 from pipeline.config.saved import to_json
 from pipeline.config.schema import FIELDS, Config, MetricsConfig, values_of
-from pipeline.data.augment.crop_policy import input_size
-from pipeline.data.augment.normalize import build_normalizer
-from pipeline.data.augment.preprocess import Augmenter, Viewer
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.open import check_cache, make_plan, open_batches
-from pipeline.data.order.partition import BatchPlan
-from pipeline.data.readers.staging import staged_reader
+from pipeline.data.open import BatchPlan, Data, open_data
 from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
 from pipeline.metrics.exporter import start_exporter
 from pipeline.metrics.publisher import Publisher
@@ -77,28 +71,26 @@ def prepare(
     config = _with_precision(config, run, world)
     with _recording_failures(run, world):
         with world.fail_together():
-            shards = ShardSet.opened(config.data)
-            _check_suits(command, shards)
+            data = open_data(config, world.device, resources)
+            _check_suits(command, data.manifest)
             settings = Settings(
-                recipe=command.recipe,
-                config=config,
-                manifest_sha256=manifest_sha256(shards.folder),
+                recipe=command.recipe, config=config, manifest_sha256=data.manifest_sha256
             )
         world.check_same_on_all_ranks({"the hash of the manifest": settings.manifest_sha256})
     with world.fail_together():
         check_same_run(
             run,
             settings,
-            num_samples=shards.manifest.split("train").num_samples,
+            num_samples=data.manifest.split("train").num_samples,
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
     with _recording_failures(run, world):
-        return _build(command, settings, shards, world, resources)
+        return _build(command, settings, data, world, resources)
 
 
-def _check_suits(command: Command, shards: ShardSet) -> None:
+def _check_suits(command: Command, manifest: Manifest) -> None:
     """Raise `ValueError` if an option that was given has no effect on these shards."""
-    sizes = SEVERAL_SIZES if shards.manifest.image_size is None else ONE_SIZE
+    sizes = SEVERAL_SIZES if manifest.image_size is None else ONE_SIZE
     check_effects(sorted(command.given), values_of(command.config) | {IMAGE_SIZES: sizes})
 
 
@@ -138,14 +130,14 @@ def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
 def _build(
     command: Command,
     settings: Settings,
-    shards: ShardSet,
+    data: Data,
     world: World,
     resources: contextlib.ExitStack,
 ) -> tuple[Components, Start] | int:
-    config, run, manifest = settings.config, command.run, shards.manifest
+    config, run, num_classes = settings.config, command.run, data.manifest.num_classes
     mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
     with world.fail_together():
-        plan = make_plan(config, manifest.split("train"), mesh.num_replicas)
+        plan = data.plan(mesh.num_replicas)
         target_steps = _target_steps(config, plan)
     start = find_start(run, command.fork_from, world)
     end_step = min(command.max_steps or target_steps, target_steps)
@@ -159,17 +151,12 @@ def _build(
         )
     settings = dataclasses.replace(settings, forked_from=start.forked_from)
     with world.fail_together():
-        check_cache(config, shards, plan, world.environment.local_world_size)
-        val_reader = staged_reader(config, shards, "val")
-        resources.callback(val_reader.close)
-        size = input_size(config.augment, manifest.image_size)
+        size, normalizer = data.input_size(), data.normalizer()
+        val = data.open_evaluation("val", config.evaluation.views, normalizer)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, manifest.num_classes, size, mesh.columns)
+        model = build_model(config.model, num_classes, size, mesh.columns)
         check_micro_batches(plan, target_steps, least_values(model, size))
-        normalizer = build_normalizer(config.augment, manifest, shards.folder, world.device)
-        image_size = val_reader.image_shape[:2]
-        viewer = Viewer(config.augment, config.evaluation.views, image_size, normalizer)
-    batches = open_batches(config, shards, plan, world, mesh, resources)
+    batches = data.open_batches(plan, world, mesh)
     registry = CollectorRegistry()
     metrics = RankMetrics(world.rank, world.environment.local_rank, registry)
     address = _exporter_address(config.metrics, world)
@@ -178,13 +165,13 @@ def _build(
         resources.push(partial(_note_failure, metrics))  # the last values shall have it
     replica = Replica(model, config, world, mesh)
     _warm_up(replica, plan, size, world)
-    progress = _progress(start, replica, settings, manifest, plan, target_steps, run, world)
+    progress = _progress(start, replica, settings, num_classes, plan, target_steps, run, world)
     with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
     components = Components(
         settings=settings,
-        manifest=manifest,
+        manifest=data.manifest,
         plan=plan,
         target_steps=target_steps,
         end_step=end_step,
@@ -192,10 +179,9 @@ def _build(
         world=world,
         mesh=mesh,
         replica=replica,
-        augmenter=Augmenter(config.augment, config.seed, manifest.statistics, normalizer),
-        viewer=viewer,
+        augmenter=data.augmenter(normalizer),
         open_batches=batches,
-        val_reader=val_reader,
+        val=val,
         progress=progress,
         journal=Journal.of_rank(world.rank, run, registry, plan, _eta(config, plan, target_steps)),
         metrics=metrics,
@@ -215,7 +201,7 @@ def _progress(
     start: Start,
     replica: Replica,
     settings: Settings,
-    manifest: Manifest,
+    num_classes: int,
     plan: BatchPlan,
     target_steps: int,
     run: RunDirectory,
@@ -230,7 +216,7 @@ def _progress(
         config=to_json(settings.config),
         optim=settings.config.optim,
         manifest_sha256=settings.manifest_sha256,
-        num_classes=manifest.num_classes,
+        num_classes=num_classes,
         steps_per_epoch=plan.steps_per_epoch,
         target_steps=target_steps,
     )

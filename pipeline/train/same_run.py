@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from pipeline.config.schema import Precision
-from pipeline.data.order.partition import steps_of_epoch
+from pipeline.data.open import steps_of_epoch
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.settings import Settings, read_saved

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.data.batches.batch import Batches
+from pipeline.data.open import Batches
 from pipeline.train.components import Components
 from pipeline.train.log_interval import LogInterval
 

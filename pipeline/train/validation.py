@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from pipeline.ranks.failure import sentence_of
 from pipeline.train.components import Components
-from pipeline.train.evaluation import EvaluationSpec, evaluate, save_predictions
+from pipeline.train.evaluation import evaluate, save_predictions
 
 
 def validate(components: Components) -> float | None:
     """Evaluate `val` and record it; returns its top-1 if that is above the best checkpoint's."""
-    config, progress, journal = components.config, components.progress, components.journal
+    progress, journal = components.progress, components.journal
     result = evaluate(
         components.replica.model,
-        components.val_reader,
-        components.viewer,
+        components.val,
         components.world,
         components.mesh,
-        spec=EvaluationSpec(
-            split="val",
-            num_classes=components.manifest.num_classes,
-            views=config.evaluation.views,
-            shard_set=components.manifest.title,
-            manifest_sha256=components.settings.manifest_sha256,
-            own_shards=True,
-        ),
-        block_size=config.evaluation.block_size,
-        depth=config.data.prefetch_batches,
         enter=components.enter,
     )
     if components.world.is_main:

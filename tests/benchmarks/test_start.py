@@ -6,14 +6,12 @@ import contextlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.image_folder import find_images, link_images
 from benchmarks.measurement import shard_folder
-from benchmarks.start import enlarge, figures
-from data_prep.shard_set.manifest import read_manifest
-from pipeline.config.recipes import alexnet_2012
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.readers.open import open_evaluation_reader
+from benchmarks.start import config_of, enlarge, figures
+from pipeline.data.open import open_data
 
 NUM_SAMPLES = 300
 """More than the batches of one epoch: 1 of 256; in 13 shards of 24 samples."""
@@ -23,13 +21,14 @@ def test_a_large_index_on_one_shard(images: Path, tmp_path: Path) -> None:
     folder = link_images(find_images(images), tmp_path / "images", 24)
     shards = shard_folder(folder, tmp_path / "shards", encoding="jpeg", size=256)
     large = enlarge(shards, tmp_path / "large", NUM_SAMPLES)
-    readers = [
-        open_evaluation_reader(
-            alexnet_2012(), ShardSet(folder, read_manifest(folder), None), "train"
+    with contextlib.ExitStack() as resources:
+        opened = (
+            open_data(config_of(folder), torch.device("cpu"), resources)
+            for folder in (shards, large)
         )
-        for folder in (shards, large)
-    ]
-    with contextlib.closing(readers[0]) as reader, contextlib.closing(readers[1]) as large_reader:
+        reader, large_reader = (
+            data.open_evaluation("train", 1, data.normalizer()).opened.reader for data in opened
+        )
         assert large_reader.num_samples == NUM_SAMPLES
         one, other = np.zeros((2, 2, 256, 256, 3), np.uint8)
         reader.read(np.array([3, 11]), 0, one)

@@ -16,6 +16,7 @@ from pipeline.data.augment.device import to_device
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.shifts import draw_flips, draw_shifts, shift_and_flip
 from pipeline.data.order.partition import Indices
+from pipeline.data.order.randomness import dropout_keys
 
 
 class Augmenter:
@@ -57,6 +58,10 @@ class Augmenter:
             color_shifts=to_device(colors.astype(np.float32), device),
             divisor=1 + size,  # the code keeps the scale of training and test images alike so
         )
+
+    def dropout_keys(self, samples: Indices, epoch: int, device: torch.device) -> torch.Tensor:
+        """A key for each sample, int64 N, which decides its dropout masks."""
+        return to_device(dropout_keys(self._seed, epoch, samples), device)
 
     def _adds_color(self, epoch: int) -> bool:
         end = self._config.color_noise_until_epoch

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
 from data_prep.shard_set.pixels import Pixels
-from pipeline.data.batches.batch import HostBatch
-from pipeline.data.order.partition import (
-    BatchPlan,
-    EvaluationBlock,
-    Indices,
-)
+from pipeline.data.batches.batch import Batch
+from pipeline.data.order.partition import BatchPlan, Indices
+from pipeline.data.order.shard_needs import run_position
 from pipeline.data.readers.reading import ReadCost, Reader
 
 
@@ -28,36 +24,31 @@ class Request(NamedTuple):
     samples: Indices
     epoch: int
     """Decides the random crops of training; evaluation has none."""
+    position: int = 0
+    """In the sequence of all samples that are read: nothing before it is read any more."""
 
 
 def training_requests(
-    plan: BatchPlan, seed: int, replica: int, start_step: int, end_step: int
-) -> Iterator[Request]:
-    """The samples of each micro-batch of one replica, from `start_step` up to `end_step`."""
-    for requests in requests_of_all(plan, seed, start_step, end_step):
-        yield requests[replica]
-
-
-def requests_of_all(
     plan: BatchPlan, seed: int, start_step: int, end_step: int
 ) -> Iterator[list[Request]]:
-    """The same of every replica, in their order."""
+    """The samples of each micro-batch of every replica, from `start_step` up to `end_step`."""
     epoch, order = -1, np.empty(0, np.int64)
     for step in range(start_step, end_step):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
             order = plan.order(seed, epoch)
+        position = run_position(plan, step)
         for micro_batch in range(plan.accumulation_steps):
             parts = (
                 plan.positions(step, micro_batch, replica) for replica in range(plan.num_replicas)
             )
-            yield [Request(order[part.start : part.stop], epoch) for part in parts]
+            yield [Request(order[part.start : part.stop], epoch, position) for part in parts]
 
 
-def evaluation_requests(blocks: list[EvaluationBlock]) -> Iterator[Request]:
-    """The samples of each block."""
+def block_requests(blocks: Iterable[range]) -> Iterator[Request]:
+    """The samples of each block of them."""
     for block in blocks:
-        yield Request(np.arange(block.start, block.start + block.num_valid), epoch=0)
+        yield Request(np.arange(block.start, block.stop), epoch=0, position=block.start)
 
 
 @dataclass(slots=True)
@@ -70,12 +61,12 @@ class _Slot:
 
 
 class Loader:
-    """Iterates over the `HostBatch`es of `requests`, up to `depth` of them read ahead.
+    """Iterates over the `Batch`es of `requests`, up to `depth` of them read ahead.
 
     A batch shorter than `batch_size` is padded with black images when `pad` is set and yielded as
     it is otherwise. An error of the reader is raised by the `next` that would have given the batch,
-    and by every later one. A closed loader is exhausted; one that is closed before its end has its
-    reader give up.
+    and by every later one. A closed loader is exhausted; one that is closed before its end calls
+    `give_up`, so that a read that waits for a shard from a URL fails.
     """
 
     def __init__(
@@ -87,13 +78,15 @@ class Loader:
         depth: int,
         pad: bool = False,
         pin_memory: bool = False,
+        give_up: Callable[[], None] | None = None,
     ) -> None:
         self._reader = reader
+        self._give_up = give_up
         self._requests = requests
         self._pad = pad
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._ready: SimpleQueue[tuple[_Slot, HostBatch] | None] = SimpleQueue()  # None: the end
-        self._taken: tuple[_Slot, HostBatch] | None = None
+        self._ready: SimpleQueue[tuple[_Slot, Batch] | None] = SimpleQueue()  # None: the end
+        self._taken: tuple[_Slot, Batch] | None = None
         self._closing = threading.Event()
         self._has_ended = False
         self._is_exhausted = False
@@ -121,7 +114,7 @@ class Loader:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> Batch:
         self._give_back()
         self._taken = self._ready.get()
         if self._taken is not None:
@@ -154,7 +147,7 @@ class Loader:
                 slot.copied.synchronize()
             self._ready.put((slot, self._fill(slot, request)))
 
-    def _fill(self, slot: _Slot, request: Request) -> HostBatch:
+    def _fill(self, slot: _Slot, request: Request) -> Batch:
         samples, num_valid = request.samples, len(request.samples)
         labels, cost = self._reader.read(samples, request.epoch, slot.pixels)
         with self._cost_lock:
@@ -163,7 +156,7 @@ class Loader:
             missing = len(slot.pixels) - num_valid
             slot.pixels[num_valid:] = 0
             samples, labels = (np.pad(rows, (0, missing), "edge") for rows in (samples, labels))
-        return HostBatch(
+        return Batch(
             images=slot.images[: len(samples)],
             labels=torch.from_numpy(labels),
             samples=samples,
@@ -173,22 +166,11 @@ class Loader:
     def close(self) -> None:
         """Stop reading ahead; waits for the read in progress, but not for a shard from a URL."""
         self._closing.set()
-        if not self._is_exhausted:
-            self._reader.give_up()
+        if self._give_up is not None and not self._is_exhausted:
+            self._give_up()
         self._free.put(None)  # wakes a thread that waits for a free slot
         self._thread.join()
         self._taken = self._failure = None
         while self._ready.get() is not None:  # the thread has put the end behind its batches
             pass
         self._ready.put(None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,10 +8,9 @@ while the device is still at work on the batch before. On the CPU the device is 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.augment.crops import CropWindows, take_crops
 from pipeline.data.augment.device import to_device
+from pipeline.data.batches.batch import Batch
 from pipeline.data.batches.loader import Request
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.reading import ReadCost, Reader
@@ -35,7 +35,7 @@ _GIGABYTE = 1e9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResidentSplit:
-    """This rank's stretch of the split, and whose the rest is."""
+    """This rank's stretch of the split, and which rank holds the others."""
 
     images: torch.Tensor
     """uint8 n×H×W×3 on the device: samples from `edges[rank]` up to `edges[rank + 1]`."""
@@ -51,29 +51,26 @@ class ResidentSplit:
         return len(self.labels)
 
 
-def load(reader: Reader, world: World) -> ResidentSplit:
+def load(reader: Reader, requests: Iterable[Request], world: World) -> ResidentSplit:
     """Read the split with all ranks, each its own stretch; they call it together.
 
-    `reader` must give whole images. Raises `ValueError` with the arithmetic if the device has no
-    room for it, and what the reader raises.
+    `reader` must give whole images; `requests` are those of `stretch`, in order. Raises
+    `ValueError` with the arithmetic if the device has no room for it, and what the reader raises.
     """
-    edges = _edges(reader.num_samples, world)
-    start, stop = edges[world.rank : world.rank + 2].tolist()
+    mine = stretch(reader.num_samples, world)
     with world.fail_together():
         check_room(reader.num_samples, reader.image_shape, world, free_bytes(world))
-    images = torch.empty(
-        (stop - start, *reader.image_shape), dtype=torch.uint8, device=world.device
-    )
-    labels, damage = np.empty(stop - start, np.int64), ReadCost()
+    images = torch.empty((len(mine), *reader.image_shape), dtype=torch.uint8, device=world.device)
+    labels, damage = np.empty(len(mine), np.int64), ReadCost()
     with world.fail_together():
-        for first in range(start, stop, CHUNK_SAMPLES):
-            samples = np.arange(first, min(first + CHUNK_SAMPLES, stop))
+        for samples, epoch, first in requests:
             pixels = np.empty((len(samples), *reader.image_shape), np.uint8)
-            part = slice(first - start, first - start + len(samples))
-            labels[part], cost = reader.read(samples, 0, pixels)
+            part = slice(first - mine.start, first - mine.start + len(samples))
+            labels[part], cost = reader.read(samples, epoch, pixels)
             images[part] = torch.from_numpy(pixels).to(world.device)
             damage.num_replaced += cost.num_replaced
             damage.damages += cost.damages
+    edges = _edges(reader.num_samples, world)
     all_labels = np.concatenate(world.all_gather_object(labels))
     return ResidentSplit(images=images, edges=edges, labels=all_labels, damage=damage)
 
@@ -134,20 +131,6 @@ def _cached_bytes(group: Path) -> int:
     return int(fields["inactive_file"]) + int(fields["active_file"])
 
 
-@dataclass(kw_only=True, slots=True)
-class ResidentBatch:
-    """See `HostBatch`; `crop_windows` says which crops of `images` it is made of, None: all."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    samples: Indices
-    num_valid: int
-    crop_windows: CropWindows | None
-
-    def to(self, _device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images, self.labels
-
-
 @dataclass(slots=True)
 class _Exchange:
     """Crops on their way to this rank."""
@@ -193,7 +176,7 @@ class ResidentBatches:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> ResidentBatch:
+    def __next__(self) -> Batch:
         if self._world.size == 1:
             (request,) = next(self._requests)
             return self._batch(request, self._split.images, self._windows_of(request))
@@ -212,12 +195,10 @@ class ResidentBatches:
         )
         return self._batch(done.request, done.received, whole)
 
-    def _batch(
-        self, request: Request, images: torch.Tensor, crop_windows: CropWindows
-    ) -> ResidentBatch:
+    def _batch(self, request: Request, images: torch.Tensor, crop_windows: CropWindows) -> Batch:
         samples = request.samples
         self._cost.num_samples += len(samples)
-        return ResidentBatch(
+        return Batch(
             images=images,
             labels=to_device(self._split.labels[samples], images.device),
             samples=samples,
@@ -269,17 +250,8 @@ class ResidentBatches:
             size=self._crop_policy.output_size,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def finish(self) -> None:
         """Wait for what is under way: all ranks have sent it."""
-        if error is None:
-            for exchange in self._under_way:
-                exchange.work.wait()
+        for exchange in self._under_way:
+            exchange.work.wait()
         self._under_way.clear()

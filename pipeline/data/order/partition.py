@@ -155,24 +155,13 @@ def _shuffled(samples: Indices, seed: int, epoch: int) -> Indices:
     return samples[places]
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationBlock:
-    """A block of consecutive samples; `num_valid` of its `block_size` rows are real."""
+def sample_blocks(
+    samples: range, block_size: int, num_replicas: int = 1, replica: int = 0
+) -> list[range]:
+    """The blocks of consecutive samples that one replica reads; each is read by one replica.
 
-    start: int
-    num_valid: int
-
-
-def evaluation_blocks(
-    num_samples: int, block_size: int, num_replicas: int, replica: int
-) -> list[EvaluationBlock]:
-    """The blocks one replica evaluates: every sample is in exactly one block of one replica.
-
-    Blocks are cut before they are dealt out, so a sample always sits in the same block at the same
+    Blocks are cut before they are divided, so a sample always sits in the same block at the same
     row: its logits, and so the counts, do not depend on the number of replicas.
     """
-    starts = range(0, num_samples, block_size)
-    return [
-        EvaluationBlock(start, min(block_size, num_samples - start))
-        for start in starts[replica::num_replicas]
-    ]
+    starts = range(0, len(samples), block_size)[replica::num_replicas]
+    return [samples[start : start + block_size] for start in starts]

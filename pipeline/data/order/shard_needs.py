@@ -66,11 +66,8 @@ def training_needs(
         step = stop
 
 
-def evaluation_needs(
-    shard_lengths: Sequence[int], samples: range | None = None
-) -> Iterator[ShardNeed]:
-    """What reading a split, or a stretch of it, from first to last needs; positions are samples."""
-    samples = range(sum(shard_lengths)) if samples is None else samples
+def stretch_needs(shard_lengths: Sequence[int], samples: range) -> Iterator[ShardNeed]:
+    """What reading a stretch of a split from first to last needs; positions are samples."""
     for need in shard_needs(np.arange(samples.start, samples.stop), shard_lengths):
         yield ShardNeed(need.shard, samples.start + need.first, samples.start + need.last)
 
@@ -89,7 +86,7 @@ def shards_at_once(plan: BatchPlan, num_positions: int) -> int:
 
 
 def check_cache_bytes(
-    max_bytes: int, plan: BatchPlan, train: Split, val: Split, *, train_ahead: int, val_ahead: int
+    max_bytes: int, plan: BatchPlan, train: Split, val: Split, train_ahead: int, val_ahead: int
 ) -> None:
     """Raise `ValueError` if a cache of `max_bytes` cannot hold what is needed at one time.
 
@@ -116,7 +113,6 @@ def check_resident_cache_bytes(
     max_bytes: int,
     train: Split,
     val: Split,
-    *,
     ranks_of_host: int,
     read_at_once: int,
     val_ahead: int,

@@ -2,55 +2,84 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Protocol
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from data_prep.shard_set.manifest import Encoding
 from pipeline.data.augment.crop_policy import ImageSize
-from pipeline.data.order.partition import Indices
+from pipeline.data.readers.files import Files
+from pipeline.data.readers.reading import CorruptImage, ReadCost
 
-Rows = npt.NDArray[np.void]
-"""`data_prep.shard_set.index.INDEX_DTYPE[n]`; `shard` counts the files of `SampleIndex`."""
+_TAR_BLOCK_BYTES = 512
+_TAR_NAME_BYTES = 100
+_MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z]+")
 
 
-class SampleIndex(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleIndex:
     """The images of one split, however they are stored."""
 
-    num_samples: int
     encoding: Encoding
     image_size: ImageSize | None
     """None if the images differ in size."""
+    rows: npt.NDArray[np.void]
+    """`data_prep.shard_set.index.INDEX_DTYPE[num_samples]`; `shard` counts `files`."""
     checksums: npt.NDArray[np.uint32]
     """CRC-32 of each sample's content, with `prefix` before it."""
-    are_lasting: bool
-    """Whether files are there from the first to the last, so that they can be kept in memory."""
     prefix: bytes
     """What a row leaves out of the content that the checksum is of."""
+    files: Files
+    paths: Sequence[Path]
+    """Of `files`, for errors."""
+    are_tars: bool
+    remedy: str
+    """What to do about damage, for the end of an error."""
 
-    @property
-    def remedy(self) -> str:
-        """What to do about damage, for the end of an error."""
+    def row(self, sample: int) -> tuple[int, int, int, int]:
+        """File, offset, number of bytes and label."""
+        row: tuple[int, int, int, int] = self.rows[sample].item()
+        return row
 
-    def rows(self, samples: Indices) -> Rows:
-        """The index's rows of these samples."""
+    def read(self, sample: int, cost: ReadCost) -> bytes:
+        """The content of a sample; raises `CorruptImage` if the disk does not give it all."""
+        file, offset, num_bytes, _ = self.row(sample)
+        with self.files.reading(file) as handle:
+            try:
+                content = os.pread(handle, num_bytes, offset)
+            except OSError as error:
+                raise CorruptImage(str(error)) from None
+        cost.num_bytes += len(content)
+        if len(content) < num_bytes:
+            raise CorruptImage(f"cut off, {len(content)} of {num_bytes} bytes")
+        return content
 
-    def reading(self, file: int, /) -> AbstractContextManager[int]:
-        """The file as a descriptor while a block runs; may wait until it is there.
+    def read_verified(self, sample: int, cost: ReadCost) -> bytes:
+        """The same; raises `CorruptImage` also if the content does not match its checksum."""
+        content = self.read(sample, cost)
+        if isal_zlib.crc32(content, isal_zlib.crc32(self.prefix)) != int(self.checksums[sample]):
+            raise CorruptImage("not the image that was written (CRC-32)")
+        return content
 
-        Raises `ShardSetError` if it cannot be had.
-        """
+    def path_of(self, sample: int) -> Path:
+        return self.paths[self.row(sample)[0]]
 
-    def name(self, file: int, /) -> str:
-        """What the file is called, without its folder."""
-
-    def describe(self, file: int, offset: int, /) -> str:
-        """How an error names the image at `offset`."""
-
-    def give_up(self) -> None:
-        """Let whoever waits in `reading` fail now, and later ones too."""
-
-    def close(self) -> None:
-        """Close all files."""
+    def describe(self, sample: int) -> str:
+        """File and place, for an error: in a tar the member, if the header before it is whole."""
+        file, offset, _, _ = self.row(sample)
+        if not self.are_tars:
+            return f"{self.paths[file]}, at byte {offset}"
+        try:
+            with self.files.reading(file) as handle:
+                header = os.pread(handle, _TAR_NAME_BYTES, offset - _TAR_BLOCK_BYTES)
+        except OSError:
+            header = b""
+        name = header.split(b"\0", 1)[0]
+        place = f"member {name.decode()}" if _MEMBER.fullmatch(name) else f"at byte {offset}"
+        return f"shard {self.paths[file]}, {place}"

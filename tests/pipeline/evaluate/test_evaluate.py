@@ -15,13 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from data_prep.shard_set.manifest import read_manifest
-from pipeline.config.augment import AugmentConfig
-from pipeline.config.schema import Config
+from pipeline.config.data import DataConfig
+from pipeline.config.schema import Config, EvaluationConfig
 from pipeline.data.augment.normalize import Normalizer
-from pipeline.data.augment.preprocess import Viewer
-from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.readers.open import open_evaluation_reader
+from pipeline.data.open import open_data
 from pipeline.evaluate import __main__ as evaluate_module
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -86,10 +83,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def spec(num_classes: int = NUM_CLASSES) -> EvaluationSpec:
+def spec() -> EvaluationSpec:
     return EvaluationSpec(
         split="val",
-        num_classes=num_classes,
+        num_classes=NUM_CLASSES,
         views=1,
         shard_set="Colours",
         manifest_sha256="0" * 64,
@@ -103,17 +100,15 @@ def run(
     model: nn.Module,
     block_size: int = BLOCK_SIZE,
     depth: int = 2,
-    num_classes: int = NUM_CLASSES,
 ) -> Evaluation:
-    viewer = Viewer(AugmentConfig(), 1, (16, 16), NORMALIZER)
-    reader = open_evaluation_reader(Config(), ShardSet(shards, read_manifest(shards), None), "val")
-    with contextlib.closing(reader):
-        return evaluate(
-            *(model, reader, viewer, world, fused(world)),
-            spec=spec(num_classes),
-            block_size=block_size,
-            depth=depth,
-        )
+    config = Config(
+        data=DataConfig(shards=str(shards), prefetch_batches=depth),
+        evaluation=EvaluationConfig(block_size=block_size),
+    )
+    with contextlib.ExitStack() as resources:
+        data = open_data(config, world.device, resources)
+        split = data.open_evaluation("val", 1, NORMALIZER)
+        return evaluate(model, split, world, fused(world))
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 101, 500])
@@ -200,7 +195,7 @@ def test_a_logit_that_rules_out_a_class_is_a_number(shards: Path) -> None:
 def test_fewer_classes_than_five(tmp_path: Path) -> None:
     few = np.arange(10, dtype=np.int64) % 3
     write_shard_set(tmp_path / "shards", make_images(few), few, ["a", "b", "c"])
-    found = run(SINGLE, tmp_path / "shards", Fixed([0.0, 2.0, 1.0]), num_classes=3)
+    found = run(SINGLE, tmp_path / "shards", Fixed([0.0, 2.0, 1.0]))
     assert (found.correct1, found.correct5, found.top5, found.seen) == (3, None, None, 10)
     assert "top-5" not in evaluation_line(found)
     assert "top-5" not in evaluation_table(found)

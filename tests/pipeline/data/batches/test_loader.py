@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.batches.batch import HostBatch
-from pipeline.data.batches.loader import Loader, Request, evaluation_requests, training_requests
+from pipeline.data.batches.batch import Batch
+from pipeline.data.batches.loader import Loader, Request, block_requests, training_requests
 from pipeline.data.order.partition import (
     BatchPlan,
     Indices,
     ShardShuffle,
     epoch_order,
-    evaluation_blocks,
+    sample_blocks,
 )
 from pipeline.data.readers.reading import ReadCost
 
@@ -33,7 +34,6 @@ class FakeReader:
 
     num_samples = 100
     image_shape = (2, 2, 3)
-    source = "tar"
 
     def __init__(self, broken_sample: int = -1) -> None:
         self.gate = threading.Event()
@@ -52,8 +52,6 @@ class FakeReader:
             raise ValueError(f"sample {self._broken_sample} is broken")
         images[: len(samples)] = samples[:, None, None, None]
         return (samples + epoch) % 10, ReadCost(len(samples), 10 * len(samples), 0.25, 0.5)
-
-    def give_up(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -85,7 +83,7 @@ def make_loader(
     return Loader(reader, requests(*sizes), batch_size=4, depth=depth, pad=pad)
 
 
-def pixels(batch: HostBatch) -> list[int]:
+def pixels(batch: Batch) -> list[int]:
     """One number an image, after checking that all its pixels are equal."""
     flat = batch.images.flatten(1)
     assert torch.equal(flat, flat[:, :1].expand_as(flat))
@@ -112,8 +110,8 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 @pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 4), max_size=12), depth=st.integers(1, 5), pad=st.booleans())
 def test_batches_come_in_the_order_of_the_requests(sizes: list[int], depth: int, pad: bool) -> None:
-    with make_loader(FakeReader(), sizes, depth=depth, pad=pad) as loader:
-        for (samples, epoch), batch in zip(requests(*sizes), loader, strict=True):
+    with closing(make_loader(FakeReader(), sizes, depth=depth, pad=pad)) as loader:
+        for (samples, epoch, _), batch in zip(requests(*sizes), loader, strict=True):
             missing = 4 - len(samples) if pad else 0
             assert batch.num_valid == len(samples)
             assert pixels(batch) == [*samples, *[0] * missing]
@@ -124,13 +122,13 @@ def test_batches_come_in_the_order_of_the_requests(sizes: list[int], depth: int,
 
 
 def test_padding_is_black_after_a_full_batch_in_the_same_buffer() -> None:
-    with make_loader(FakeReader(), (4, 4, 4, 1), depth=1, pad=True) as loader:
+    with closing(make_loader(FakeReader(), (4, 4, 4, 1), depth=1, pad=True)) as loader:
         *_, last = loader
         assert pixels(last) == [12, 0, 0, 0]
 
 
 def test_an_exhausted_loader_stays_so() -> None:
-    with make_loader(FakeReader(), (4, 2)) as loader:
+    with closing(make_loader(FakeReader(), (4, 2))) as loader:
         assert len(list(loader)) == 2
         for _ in range(3):
             with pytest.raises(StopIteration):
@@ -139,7 +137,7 @@ def test_an_exhausted_loader_stays_so() -> None:
 
 
 def test_an_error_is_raised_where_the_batch_would_have_been_and_ever_after() -> None:
-    with make_loader(FakeReader(broken_sample=9), (4, 4, 4, 4)) as loader:
+    with closing(make_loader(FakeReader(broken_sample=9), (4, 4, 4, 4))) as loader:
         assert pixels(next(loader)) == [0, 1, 2, 3]
         assert pixels(next(loader)) == [4, 5, 6, 7]
         for _ in range(3):
@@ -152,7 +150,7 @@ def test_an_error_in_the_plan_is_raised_too() -> None:
         yield Request(np.arange(4), 0)
         raise RuntimeError("no such step")
 
-    with Loader(FakeReader(), plan(), batch_size=4, depth=2) as loader:
+    with closing(Loader(FakeReader(), plan(), batch_size=4, depth=2)) as loader:
         next(loader)
         with pytest.raises(RuntimeError, match="no such step"):
             next(loader)
@@ -162,7 +160,7 @@ def test_an_error_in_the_plan_is_raised_too() -> None:
 def test_a_batch_is_not_overwritten_while_it_is_in_use(depth: int) -> None:
     """With one in use the reader fills all other buffers and then waits."""
     reader = FakeReader()
-    with make_loader(reader, [4] * 20, depth=depth) as loader:
+    with closing(make_loader(reader, [4] * 20, depth=depth)) as loader:
         for number in range(8):
             batch = next(loader)
             wait_until(lambda: loader.queued_batches == depth)
@@ -172,7 +170,7 @@ def test_a_batch_is_not_overwritten_while_it_is_in_use(depth: int) -> None:
 
 def test_memory_is_that_of_the_ring() -> None:
     addresses = set()
-    with make_loader(FakeReader(), [4] * 50, depth=3) as loader:
+    with closing(make_loader(FakeReader(), [4] * 50, depth=3)) as loader:
         for batch in loader:
             addresses.add(batch.images.data_ptr())
     assert len(addresses) == 4
@@ -180,7 +178,7 @@ def test_memory_is_that_of_the_ring() -> None:
 
 def test_a_batch_is_not_overwritten_while_it_is_copied_to_the_device() -> None:
     reader, copy = FakeReader(), FakeEvent()
-    with make_loader(reader, [4] * 5, depth=1) as loader:
+    with closing(make_loader(reader, [4] * 5, depth=1)) as loader:
         batch = next(loader)
         batch.copied = copy  # type: ignore[assignment]
         second = next(loader)
@@ -194,7 +192,7 @@ def test_a_batch_is_not_overwritten_while_it_is_copied_to_the_device() -> None:
 
 
 def test_the_cost_of_reading_is_reported_once() -> None:
-    with make_loader(FakeReader(), (4, 4, 2)) as loader:
+    with closing(make_loader(FakeReader(), (4, 4, 2))) as loader:
         assert len(list(loader)) == 3
         assert loader.take_cost() == ReadCost(10, 100, 0.75, 1.5)
         assert loader.take_cost() == ReadCost()
@@ -247,7 +245,7 @@ def test_a_closed_loader_is_exhausted(broken_sample: int) -> None:
 
 def test_a_loader_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    with make_loader(FakeReader(), [4] * 6) as loader:
+    with closing(make_loader(FakeReader(), [4] * 6)) as loader:
         next(loader)
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
@@ -256,7 +254,7 @@ def test_a_loader_leaves_no_thread_behind() -> None:
 def whole_run(plan: BatchPlan, start_step: int, end_step: int) -> list[list[list[int]]]:
     """What each rank is asked for."""
     return [
-        [part.samples.tolist() for part in training_requests(plan, 5, rank, start_step, end_step)]
+        [parts[rank].samples.tolist() for parts in training_requests(plan, 5, start_step, end_step)]
         for rank in range(plan.num_replicas)
     ]
 
@@ -286,8 +284,8 @@ def test_training_requests_follow_the_order_of_each_epoch() -> None:
     ranks = whole_run(plan, 0, 2 * plan.steps_per_epoch)
     samples = [sample for step in zip(*ranks, strict=True) for part in step for sample in part]
     assert samples == [*epoch_order(27, 5, 0), *epoch_order(27, 5, 1)]
-    asked = training_requests(plan, 5, 0, 0, 2 * plan.steps_per_epoch)
-    assert [request.epoch for request in asked] == [0] * 3 + [1] * 3
+    asked = training_requests(plan, 5, 0, 2 * plan.steps_per_epoch)
+    assert [requests[0].epoch for requests in asked] == [0] * 3 + [1] * 3
 
 
 def test_training_requests_follow_the_order_of_shards() -> None:
@@ -305,7 +303,9 @@ def test_training_requests_follow_the_order_of_shards() -> None:
     assert samples == [*epoch_order(27, 5, 0, shuffle), *epoch_order(27, 5, 1, shuffle)]
 
 
-def test_evaluation_requests_are_the_valid_samples_of_the_blocks() -> None:
-    blocks = evaluation_blocks(23, 5, num_replicas=2, replica=0)
-    asked = [request.samples.tolist() for request in evaluation_requests(blocks)]
-    assert asked == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14], [20, 21, 22]]
+def test_requests_of_blocks_are_their_samples() -> None:
+    blocks = sample_blocks(range(100, 123), 5, num_replicas=2, replica=0)
+    asked = list(block_requests(blocks))
+    assert [request.position for request in asked] == [100, 110, 120]
+    samples = [request.samples.tolist() for request in asked]
+    assert samples == [[*range(100, 105)], [*range(110, 115)], [120, 121, 122]]

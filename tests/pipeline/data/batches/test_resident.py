@@ -12,15 +12,16 @@ import torch
 from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import training_crop_policy
 from pipeline.data.augment.crops import take_crops
-from pipeline.data.batches.loader import requests_of_all
+from pipeline.data.batches.loader import block_requests, training_requests
 from pipeline.data.batches.resident import (
     ResidentBatches,
     ResidentSplit,
     check_room,
     host_free_bytes,
     load,
+    stretch,
 )
-from pipeline.data.order.partition import BatchPlan
+from pipeline.data.order.partition import BatchPlan, sample_blocks
 from pipeline.data.readers.reading import ReadCost
 from pipeline.ranks.world import World
 from tests.pipeline.rank_jobs import call_on_ranks
@@ -42,8 +43,6 @@ class FakeReader:
         images[: len(samples)] = image_of(samples)
         return samples * 3 % 10, ReadCost(len(samples))
 
-    def give_up(self) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -62,23 +61,27 @@ def make_plan(num_replicas: int) -> BatchPlan:
     )
 
 
+def load_split(world: World) -> ResidentSplit:
+    blocks = sample_blocks(stretch(NUM_SAMPLES, world), 4)
+    return load(FakeReader(), block_requests(blocks), world)
+
+
 def batches_of_rank(
     world: World, replicas: list[int], stop_early: bool
 ) -> list[tuple[list[int], list[int], npt.NDArray[np.uint8]]]:
     crop_policy = training_crop_policy(AugmentConfig(crop_pixels=4), (6, 7), 0)
     plan = make_plan(max(replicas) + 1)
-    requests = requests_of_all(plan, 0, 1, 1 + 2 * plan.steps_per_epoch)
+    requests = training_requests(plan, 0, 1, 1 + 2 * plan.steps_per_epoch)
     found = []
-    with ResidentBatches(
-        load(FakeReader(), world), crop_policy, requests, world, replicas
-    ) as batches:
-        for number, batch in enumerate(batches):
-            images, labels = batch.to(world.device)
-            pixels = take_crops(images, batch.crop_windows).numpy()
-            found.append((batch.samples.tolist(), labels.tolist(), pixels))
-            assert batches.take_cost() == ReadCost(len(batch.samples))
-            if stop_early and number == 2:
-                break
+    batches = ResidentBatches(load_split(world), crop_policy, requests, world, replicas)
+    for number, batch in enumerate(batches):
+        images, labels = batch.to(world.device)
+        pixels = take_crops(images, batch.crop_windows).numpy()
+        found.append((batch.samples.tolist(), labels.tolist(), pixels))
+        assert batches.take_cost() == ReadCost(len(batch.samples))
+        if stop_early and number == 2:
+            break
+    batches.finish()
     return found
 
 
@@ -92,7 +95,7 @@ def test_every_rank_gets_the_crops_of_its_replica(replicas: list[int], stop_earl
         ranks = call_on_ranks(len(replicas), batches_of_rank, replicas, stop_early)
     plan = make_plan(max(replicas) + 1)
     crop_policy = training_crop_policy(AugmentConfig(crop_pixels=4), (6, 7), 0)
-    asked = list(requests_of_all(plan, 0, 1, 1 + 2 * plan.steps_per_epoch))
+    asked = list(training_requests(plan, 0, 1, 1 + 2 * plan.steps_per_epoch))
     for replica, found in zip(replicas, ranks, strict=True):
         assert len(found) == (3 if stop_early else len(asked))
         for requests, (samples, labels, pixels) in zip(asked, found, strict=False):
@@ -108,8 +111,7 @@ def test_every_rank_gets_the_crops_of_its_replica(replicas: list[int], stop_earl
 
 
 def test_a_split_is_divided_into_stretches() -> None:
-    split = load(FakeReader(), SINGLE)
-    assert isinstance(split, ResidentSplit)
+    split = load_split(SINGLE)
     assert split.edges.tolist() == [0, NUM_SAMPLES]
     assert torch.equal(split.images, torch.from_numpy(image_of(np.arange(NUM_SAMPLES))))
 

@@ -11,27 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import ShardSetError, Split, read_manifest
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data.batches.loader import Loader, Request, training_requests
+from pipeline.data.batches.loader import training_requests
 from pipeline.data.cache import remote_shards
 from pipeline.data.cache.remote import RetryPolicy
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
-from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.open import open_data
 from pipeline.data.order.partition import BatchPlan, ShardShuffle
 from pipeline.data.order.shard_needs import (
     ShardNeed,
     check_cache_bytes,
-    evaluation_needs,
     run_position,
+    stretch_needs,
     training_needs,
 )
-from pipeline.data.readers.staging import staged_reader
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
+from tests.pipeline.worlds import SINGLE, fused
 
 DEADLINE_SECONDS = 20.0
 NUM_SHARDS = 8
@@ -129,7 +130,7 @@ def test_epochs_pass_through_a_cache_that_is_smaller_than_the_split(
             assert content == encode(IMAGES[sample], "rgb")
 
         shards.expect(training_needs(plan, split.shard_lengths, 0, 0, end_step))
-        for step, request in enumerate(training_requests(plan, 0, 0, 0, end_step)):
+        for step, (request,) in enumerate(training_requests(plan, 0, 0, end_step)):
             list(pool.map(read, request.samples.tolist()))
             seen += request.samples.tolist()
             shards.passed(run_position(plan, step + 1))
@@ -217,7 +218,7 @@ def test_a_new_list_takes_the_place_of_the_old_one(
     """As every evaluation brings one; positions begin anew."""
     shards = open_shards()
     for _ in range(2):
-        shards.expect(evaluation_needs(split.shard_lengths))
+        shards.expect(stretch_needs(split.shard_lengths, range(split.num_samples)))
         wait_until(lambda: len(held(shards)) == NUM_SHARDS)
         for number in range(NUM_SHARDS):
             with shards.reading(number):
@@ -267,23 +268,24 @@ def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path:
         fetch_timeout_seconds=1000,
     )
     with contextlib.ExitStack() as resources:
-        shards = ShardSet.opened(data)
-        reader = staged_reader(Config(data=data), shards, "val")
-        resources.callback(reader.close)
-        loader = Loader(reader, iter([Request(np.arange(4), 0)]), batch_size=4, depth=1)
+        opened = open_data(Config(data=data), torch.device("cpu"), resources)
+        val = opened.open_evaluation("val", 1, opened.normalizer())
+        loader = resources.enter_context(val.open_blocks(fused(SINGLE)))
         wait_until(waits.exists)
         closing = threading.Thread(target=loader.close, daemon=True)
         closing.start()
         closing.join(DEADLINE_SECONDS)
         is_closed = not closing.is_alive()
-        reader.give_up()
+        assert val.opened.files is not None
+        val.opened.files.give_up()
     assert is_closed
 
 
 def test_damage_in_the_cache_is_mended_by_deleting_it(folder: Path, tmp_path: Path) -> None:
     data = DataConfig(shards=folder.as_uri(), reader="remote", cache_dir=str(tmp_path / "cache"))
     with contextlib.ExitStack() as resources:
-        shards = ShardSet.opened(data)
+        opened = open_data(Config(data=data), torch.device("cpu"), resources)
+        shards = opened.shards
         assert shards.cache is not None
         split = shards.manifest.split("val")
         os.close(shards.cache.open_shard(shards.folder, split, 0, threading.Event()))
@@ -291,8 +293,7 @@ def test_damage_in_the_cache_is_mended_by_deleting_it(folder: Path, tmp_path: Pa
         content = bytearray(path.read_bytes())
         content[int(read_index(folder, read_manifest(folder).split("val"))[0]["offset"])] ^= 1
         path.write_bytes(content)
-        reader = staged_reader(Config(data=data), shards, "val")
-        resources.callback(reader.close)
+        reader = opened.open_evaluation("val", 1, opened.normalizer()).opened.reader
         images = np.empty((4, *reader.image_shape), np.uint8)
         with pytest.raises(ShardSetError, match=rf"{path}.*; delete it from the cache"):
             reader.read(np.arange(4), 0, images)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order.partition import BatchPlan, ShardShuffle, epoch_order, evaluation_blocks
+from pipeline.data.order.partition import BatchPlan, ShardShuffle, epoch_order, sample_blocks
 
 WORLD_SIZES = range(1, 65)
 
@@ -158,14 +158,13 @@ def test_impossible_arithmetic_is_explained(changes: dict[str, Any], sentence: s
 def test_evaluation_sees_each_sample_once_in_the_same_block(
     num_samples: int, block_size: int
 ) -> None:
-    whole = evaluation_blocks(num_samples, block_size, num_replicas=1, replica=0)
-    seen = [place for block in whole for place in range(block.start, block.start + block.num_valid)]
-    assert seen == list(range(num_samples))
-    assert all(1 <= block.num_valid <= block_size for block in whole)
+    samples = range(num_samples)
+    whole = sample_blocks(samples, block_size)
+    assert list(itertools.chain.from_iterable(whole)) == list(samples)
+    assert all(1 <= len(block) <= block_size for block in whole)
     for world_size in WORLD_SIZES:
         shares = [
-            evaluation_blocks(num_samples, block_size, world_size, rank)
-            for rank in range(world_size)
+            sample_blocks(samples, block_size, world_size, rank) for rank in range(world_size)
         ]
         assert Counter(itertools.chain.from_iterable(shares)) == Counter(whole)
         sizes = [len(share) for share in shares]

@@ -15,10 +15,10 @@ from pipeline.data.order.partition import BatchPlan, ShardShuffle
 from pipeline.data.order.shard_needs import (
     ShardNeed,
     check_cache_bytes,
-    evaluation_needs,
     run_position,
     shard_needs,
     shards_at_once,
+    stretch_needs,
     training_needs,
 )
 
@@ -85,10 +85,11 @@ def test_the_needs_of_training_are_those_of_its_requests(
     owners = owners_of(plan.shuffle.shard_lengths)
     end_step = start_step + num_steps
     needs = list(training_needs(plan, plan.shuffle.shard_lengths, 3, start_step, end_step))
-    requests = training_requests(plan, 3, 0, start_step, end_step)
+    requests = training_requests(plan, 3, start_step, end_step)
     wanted: dict[tuple[int, int], list[int]] = {}
-    for step, request in zip(range(start_step, end_step), requests, strict=True):
-        for position, sample in enumerate(request.samples.tolist(), run_position(plan, step)):
+    for step, (request,) in zip(range(start_step, end_step), requests, strict=True):
+        assert request.position == run_position(plan, step)
+        for position, sample in enumerate(request.samples.tolist(), request.position):
             wanted.setdefault((plan.epoch_of(step), owners[sample]), []).append(position)
     assert needs == [
         ShardNeed(shard, positions[0], positions[-1]) for (_, shard), positions in wanted.items()
@@ -100,8 +101,8 @@ def test_the_needs_of_training_are_those_of_its_requests(
 def test_never_more_shards_at_once(plan: BatchPlan, num_positions: int) -> None:
     assert plan.shuffle is not None
     owners = owners_of(plan.shuffle.shard_lengths)
-    requests = training_requests(plan, 0, 0, 0, 4 * plan.steps_per_epoch)
-    sequence = [owners[sample] for request in requests for sample in request.samples]
+    requests = training_requests(plan, 0, 0, 4 * plan.steps_per_epoch)
+    sequence = [owners[sample] for (request,) in requests for sample in request.samples]
     needs: list[ShardNeed] = []
     for step in range(0, 4 * plan.steps_per_epoch, plan.steps_per_epoch):
         needs += training_needs(
@@ -132,9 +133,9 @@ def test_two_windows_are_needed_where_they_meet() -> None:
     assert [shards_at_once(plan, positions) for positions in (1, 201, 202, 402)] == [4, 4, 6, 8]
 
 
-def test_evaluation_needs_one_shard_after_another() -> None:
-    assert list(evaluation_needs((3, 2, 4))) == [
-        ShardNeed(0, 0, 2),
+def test_a_stretch_needs_one_shard_after_another() -> None:
+    assert list(stretch_needs((3, 2, 4), range(1, 9))) == [
+        ShardNeed(0, 1, 2),
         ShardNeed(1, 3, 4),
         ShardNeed(2, 5, 8),
     ]
@@ -151,19 +152,19 @@ def test_a_cache_that_is_too_small_is_refused_with_the_arithmetic() -> None:
         drop_last=True,
         shuffle=ShardShuffle(train.shard_lengths, 2),
     )
-    check_cache_bytes(4500 + 500, plan, train, val, train_ahead=50, val_ahead=2)
+    check_cache_bytes(4500 + 500, plan, train, val, 50, 2)
     with pytest.raises(ValueError, match=r"^.+$") as error:
-        check_cache_bytes(4999, plan, train, val, train_ahead=50, val_ahead=2)
+        check_cache_bytes(4999, plan, train, val, 50, 2)
     assert str(error.value) == (
         "data.cache_bytes is 4,999, but up to 4 of the 8 shards of train are needed at one time, "
         "4,500 bytes (data.shuffle_shards is 2), beside 500 bytes of val; set --data.cache_bytes "
         "to 5,000 or more, or lower --data.shuffle_shards"
     )
-    check_cache_bytes(4500 + 600, plan, train, val, train_ahead=50, val_ahead=12)
+    check_cache_bytes(4500 + 600, plan, train, val, 50, 12)
     at_once = dataclasses.replace(plan, shuffle=None)
     with pytest.raises(ValueError, match=r"up to 8 of the 8 shards .+shuffle_shards is none\)"):
-        check_cache_bytes(8199 + 499, at_once, train, val, train_ahead=50, val_ahead=2)
-    check_cache_bytes(8200 + 500, at_once, train, val, train_ahead=50, val_ahead=2)
+        check_cache_bytes(8199 + 499, at_once, train, val, 50, 2)
+    check_cache_bytes(8200 + 500, at_once, train, val, 50, 2)
 
 
 @given(lengths=lengths_of_shards, ahead=st.integers(1, 40), data=st.data())
@@ -180,6 +181,6 @@ def test_room_for_evaluation_is_that_of_neighbouring_shards(
         num_samples=1, global_batch_size=1, num_replicas=1, accumulation_steps=1, drop_last=True
     )
     val = make_split(lengths, sizes)
-    check_cache_bytes(5 + most, plan, train, val, train_ahead=1, val_ahead=ahead)
+    check_cache_bytes(5 + most, plan, train, val, 1, ahead)
     with pytest.raises(ValueError, match="beside"):
-        check_cache_bytes(4 + most, plan, train, val, train_ahead=1, val_ahead=ahead)
+        check_cache_bytes(4 + most, plan, train, val, 1, ahead)

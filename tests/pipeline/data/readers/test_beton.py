@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from data_prep.shard_set.manifest import (
     read_manifest,
 )
 from data_prep.sources.folder import open_folder
-from pipeline.data.readers.beton import BetonSampleIndex
+from pipeline.data.readers.beton import open_beton_index
+from pipeline.data.readers.sample_index import SampleIndex
 from tests.ffcv_process import FfcvProcess
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -42,12 +44,15 @@ class Pair:
     shards: Path
     path: Path
 
-    def open(self, split: str = "val") -> contextlib.closing[BetonSampleIndex]:
-        return contextlib.closing(open_index(self.path, self.shards, split))
+    def open(self, split: str = "val") -> AbstractContextManager[SampleIndex]:
+        return open_index(self.path, self.shards, split)
 
 
-def open_index(path: Path, shards: Path, split: str) -> BetonSampleIndex:
-    return BetonSampleIndex(path, shards, read_manifest(shards), split)
+@contextlib.contextmanager
+def open_index(path: Path, shards: Path, split: str) -> Iterator[SampleIndex]:
+    index = open_beton_index(path, shards, read_manifest(shards), split)
+    with contextlib.closing(index.files):
+        yield index
 
 
 @pytest.fixture(scope="module", params=ENCODINGS)
@@ -100,8 +105,8 @@ def assert_same_bytes(pair: Pair, split_name: str) -> None:
     index = read_index(pair.shards, split)
     samples = np.random.default_rng(0).permutation(split.num_samples)
     with pair.open(split_name) as beton:
-        rows = beton.rows(samples)
-        assert beton.num_samples == split.num_samples
+        rows = beton.rows[samples]
+        assert len(beton.rows) == split.num_samples
         assert beton.encoding == manifest.encoding
         assert np.array_equal(rows["label"], index["label"][samples])
     content = pair.path.read_bytes()
@@ -126,34 +131,28 @@ def test_every_row_holds_the_bytes_of_the_tar_of_real_images(imagenet: Pair, spl
     assert_same_bytes(imagenet, split)
 
 
-def test_no_samples_have_no_rows(pair: Pair) -> None:
-    none = np.empty(0, np.int64)
-    with pair.open() as beton:
-        assert len(beton.rows(none)) == 0
-
-
 def test_rows_are_known_though_the_file_is_cut(pair: Pair, tmp_path: Path) -> None:
     """Images are then missing, which is damage; the table behind them is not needed any more."""
     path = tmp_path / "cut.beton"
     path.write_bytes(pair.path.read_bytes())
     samples = np.arange(len(LABELS))
-    with contextlib.closing(open_index(path, pair.shards, "val")) as beton:
-        expected = beton.rows(samples)
+    with open_index(path, pair.shards, "val") as beton:
+        expected = beton.rows[samples]
         os.truncate(path, 4096)
-        assert np.array_equal(beton.rows(samples), expected)
-        assert beton.rows(samples)["label"].tolist() == LABELS.tolist()
+        assert np.array_equal(beton.rows[samples], expected)
+        assert beton.rows["label"].tolist() == LABELS.tolist()
 
 
 def test_unknown_split_is_named(pair: Pair) -> None:
     with pytest.raises(ShardSetError, match="no split 'train': it has val"):
-        pair.open("train")
+        pair.open("train").__enter__()
 
 
 def test_missing_file_says_how_to_make_it(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "none.beton"
     sentence = f"{path} is missing: make it with 'python -m data_prep beton SHARDS {path}'"
     with pytest.raises(ShardSetError, match=sentence):
-        open_index(path, pair.shards, "val")
+        open_index(path, pair.shards, "val").__enter__()
 
 
 def test_file_of_another_shard_set_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -161,12 +160,12 @@ def test_file_of_another_shard_set_is_refused(pair: Pair, tmp_path: Path) -> Non
     write_shard_set(tmp_path / "other", 255 - make_images(LABELS), LABELS, names, "rgb", 20)
     sentence = f"is of another shard set: .* sha256 {manifest_sha256(pair.shards)}, expected"
     with pytest.raises(ShardSetError, match=sentence):
-        open_index(pair.path, tmp_path / "other", "val")
+        open_index(pair.path, tmp_path / "other", "val").__enter__()
 
 
 def test_folder_is_refused(pair: Pair) -> None:
     with pytest.raises(IsADirectoryError):
-        open_index(pair.shards, pair.shards, "val")
+        open_index(pair.shards, pair.shards, "val").__enter__()
 
 
 def cut(size: int) -> Callable[[bytes], bytes]:
@@ -211,7 +210,7 @@ def test_damaged_file_is_refused(
     path = tmp_path / "damaged.beton"
     path.write_bytes(damage(pair.path.read_bytes()))
     with pytest.raises(ShardSetError, match=sentence) as error:
-        open_index(path, pair.shards, "val")
+        open_index(path, pair.shards, "val").__enter__()
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -233,8 +232,8 @@ def test_any_wrong_byte_outside_the_images_is_refused(pair: Pair, data: st.DataO
         before = os.pread(file.fileno(), 1, at)
         os.pwrite(file.fileno(), bytes([before[0] ^ flip]), at)
         try:
-            with pytest.raises(ShardSetError):
-                pair.open()
+            with pytest.raises(ShardSetError), pair.open():
+                pass
         finally:
             os.pwrite(file.fileno(), before, at)
     with pair.open():

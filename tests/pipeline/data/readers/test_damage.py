@@ -12,11 +12,11 @@ import pytest
 
 from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, read_manifest
 from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import evaluation_crop_policy
-from pipeline.data.readers.jpeg import JpegReader
-from pipeline.data.readers.reading import Quarantine, ReadCost
-from pipeline.data.readers.stored_pixels import PixelReader
-from pipeline.data.readers.tar import LocalFiles, TarSampleIndex
+from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.readers.open import open_reader as open_split
+from pipeline.data.readers.reading import ReadCost, Reader
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 NUM_SAMPLES = 30
@@ -32,13 +32,13 @@ def shards(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return tmp_path / "shards"
 
 
-def open_reader(shards: Path, max_corrupt: int) -> contextlib.closing[JpegReader | PixelReader]:
-    manifest = read_manifest(shards)
-    index = TarSampleIndex(shards, manifest, "val", LocalFiles(shards, manifest.split("val")))
-    crop_policy = evaluation_crop_policy(AugmentConfig(), manifest.image_size)
-    kind = PixelReader if manifest.encoding == "rgb" else JpegReader
-    quarantine = Quarantine(index, max_corrupt)
-    return contextlib.closing(kind(index, crop_policy, quarantine, num_threads=2))
+def open_reader(shards: Path, max_corrupt: int) -> contextlib.closing[Reader]:
+    shard_set = ShardSet(shards, read_manifest(shards), None)
+    crop_policy = evaluation_crop_policy(AugmentConfig(), shard_set.manifest.image_size)
+    config = DataConfig(decode_threads=2)
+    return contextlib.closing(
+        open_split(config, shard_set, "val", crop_policy, max_corrupt, files=None)
+    )
 
 
 def flip_bit(shards: Path, sample: int) -> None:
@@ -52,9 +52,7 @@ def flip_bit(shards: Path, sample: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def read(
-    reader: JpegReader | PixelReader, samples: list[int]
-) -> tuple[npt.NDArray[np.uint8], list[int], ReadCost]:
+def read(reader: Reader, samples: list[int]) -> tuple[npt.NDArray[np.uint8], list[int], ReadCost]:
     images = np.zeros((len(samples), *reader.image_shape), np.uint8)
     labels, cost = reader.read(np.array(samples), 0, images)
     return images, labels.tolist(), cost
@@ -70,7 +68,7 @@ def test_the_next_good_sample_stands_in_with_its_label(shards: Path) -> None:
         expected = [3, 6, 0, 6, 6]
         assert labels == LABELS[expected].tolist()
         assert np.array_equal(images, whole[expected])
-        assert cost.num_samples == 5
+        assert (cost.num_samples, cost.num_replaced) == (5, 3)
         assert sorted(damage.sample for damage in cost.damages) == [4, 5, 29]
         for damage in cost.damages:
             assert damage.shard == f"val-{damage.sample // 10:06d}.tar"

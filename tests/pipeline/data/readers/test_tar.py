@@ -19,10 +19,11 @@ from PIL import Image
 
 from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, read_manifest
-from pipeline.config.recipes import cifar10
-from pipeline.config.schema import Config
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import DataConfig
+from pipeline.data.augment.crop_policy import evaluation_crop_policy
 from pipeline.data.cache.shard_set import ShardSet
-from pipeline.data.readers.open import open_evaluation_reader, open_training_reader
+from pipeline.data.readers import open as readers
 from pipeline.data.readers.reading import Reader
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 
@@ -54,18 +55,14 @@ def reader(shards: Path) -> Iterator[Reader]:
 def open_reader(
     shards: Path, num_threads: int = 2, manifest: Manifest | None = None, split: str = "val"
 ) -> Reader:
-    config = replace_field(cifar10(), "data", decode_threads=num_threads)
     shard_set = ShardSet(shards, manifest or read_manifest(shards), None)
-    return open_evaluation_reader(config, shard_set, split)
+    crop_policy = evaluation_crop_policy(AugmentConfig(), shard_set.manifest.image_size)
+    config = DataConfig(decode_threads=num_threads)
+    return readers.open_reader(config, shard_set, split, crop_policy, max_corrupt=None, files=None)
 
 
 def opened_reader(shards: Path, num_threads: int = 2) -> contextlib.closing[Reader]:
     return contextlib.closing(open_reader(shards, num_threads))
-
-
-def replace_field(config: Config, name: str, **values: object) -> Config:
-    part = dataclasses.replace(getattr(config, name), **values)
-    return dataclasses.replace(config, **{name: part})
 
 
 def read(reader: Reader, samples: list[int]) -> npt.NDArray[np.uint8]:
@@ -182,12 +179,6 @@ def test_a_missing_index_is_named(shards: Path) -> None:
 def test_a_split_that_is_not_there_is_named(shards: Path) -> None:
     with pytest.raises(ShardSetError, match=r"no split 'train': it has val"):
         open_reader(shards, split="train")
-
-
-def test_images_of_several_sizes_are_refused_unless_they_are_scaled(shards: Path) -> None:
-    manifest = dataclasses.replace(read_manifest(shards), image_width=None)
-    with pytest.raises(ValueError, match=r"differ in size: train with .*random_resized"):
-        open_training_reader(cifar10(), ShardSet(shards, manifest, None))
 
 
 def test_a_flipped_bit_is_blamed_on_shard_and_member(shards: Path, encoding: Encoding) -> None:
@@ -339,5 +330,5 @@ def test_a_manifest_of_other_shards_is_noticed(shards: Path) -> None:
         manifest.split("val"), index_sha256=sha256_of(shards / "val.index.npy")
     )
     changed = dataclasses.replace(manifest, splits={"val": split})
-    with pytest.raises(ShardSetError, match=r"rows of uint8; expected \(50,\)"):
+    with pytest.raises(ShardSetError, match=r"values of uint8; expected \(50,\)"):
         open_reader(shards, manifest=changed)

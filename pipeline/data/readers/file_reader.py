@@ -1,0 +1,122 @@
+"""What the readers of both encodings have in common: threads, and what is done about damage."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.shard_set.manifest import ShardSetError
+from pipeline.data.augment.crop_policy import CropPolicy
+from pipeline.data.order.partition import Indices
+from pipeline.data.readers.reading import CorruptImage, Damage, ReadCost
+from pipeline.data.readers.sample_index import SampleIndex
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class FileReader(ABC):
+    """See `Reader`. It takes over the files of `index`, and closes them.
+
+    Up to `max_corrupt` damaged samples of the split are replaced, each by the next good one of the
+    split, whichever rank reads it; more are an error. None: the split is evaluated, and not one may
+    be damaged.
+    """
+
+    _parts_of_thread = 1
+    """With more parts than threads none waits long for one whose samples take longer."""
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        crop_policy: CropPolicy,
+        *,
+        max_corrupt: int | None,
+        num_threads: int,
+    ) -> None:
+        assert num_threads > 0
+        self._index = index
+        self._crop_policy = crop_policy
+        self._max_corrupt = max_corrupt or 0
+        self._are_replaced = max_corrupt is not None
+        self._corrupt: set[int] = set()
+        self._lock = threading.Lock()
+        self._num_parts = num_threads * self._parts_of_thread
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
+        self.num_samples = len(index.rows)
+        self.image_shape = (*crop_policy.output_size, 3)
+
+    def read(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[Indices, ReadCost]:
+        assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
+        found = samples.copy()
+        cost = self._fill(found, epoch, images)
+        cost.num_samples = len(samples)
+        cost.num_replaced = int(np.count_nonzero(found != samples))
+        return self._index.rows[found]["label"].astype(np.int64), cost
+
+    @abstractmethod
+    def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
+        """Fill the images, and put good samples in the places of damaged ones in `samples`."""
+
+    def _share_out(self, num_samples: int, work: Callable[[slice], ReadCost]) -> ReadCost:
+        """Call `work` with parts of the batch at the same time; raises what it raises."""
+        parts = min(self._num_parts, num_samples)
+        edges = [num_samples * part // parts for part in range(parts + 1)] if parts else [0]
+        slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+        cost = ReadCost()
+        for part_cost in self._pool.map(work, slices):
+            cost.add(part_cost)
+        return cost
+
+    def _load_good(
+        self, samples: Indices, row: int, cost: ReadCost, load: Callable[[int, ReadCost], T]
+    ) -> T:
+        """What `load` makes of the sample at `row`, or of the next good one, put in its place."""
+        while True:
+            samples[row] = sample = self._stand_in(int(samples[row]))
+            try:
+                return load(sample, cost)
+            except CorruptImage as error:
+                self._quarantine(sample, error, cost)
+
+    def _stand_in(self, sample: int) -> int:
+        """The sample itself, or the next one of the split that is not known to be damaged."""
+        for distance in range(self.num_samples):
+            other = (sample + distance) % self.num_samples
+            if other not in self._corrupt:
+                return other
+        raise ShardSetError(f"every image of the split is damaged; {self._index.remedy}")
+
+    def _quarantine(self, sample: int, error: CorruptImage, cost: ReadCost) -> None:
+        """Note that a sample is damaged; raises `ShardSetError` if there are too many."""
+        index = self._index
+        complaint = f"{index.describe(sample)}: {error}"
+        with self._lock:
+            is_new = sample not in self._corrupt
+            if len(self._corrupt) <= self._max_corrupt:  # all threads that fail at once say one
+                self._corrupt.add(sample)
+            count = len(self._corrupt)
+        if count > self._max_corrupt:
+            total = f"; that makes {count} damaged image{'' if count == 1 else 's'}, and "
+            total += f"{self._max_corrupt} may be (data.max_corrupt_ratio)"
+            message = f"{complaint}{total if self._are_replaced else ''}"
+            raise ShardSetError(f"{message}; {index.remedy}") from None
+        if is_new:
+            shard = index.path_of(sample).name
+            cost.damages.append(Damage(sample=sample, shard=shard, what=complaint))
+            _log.warning("another image is read instead of a damaged one: %s", complaint)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._index.files.close()
