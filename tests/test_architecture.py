@@ -40,9 +40,10 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "data_prep.convert": ("data_prep.sources", SHARD_SET),
     "data_prep.verify": (SHARD_SET,),
     "data_prep.beton": ("data_prep.convert", SHARD_SET),
+    "data_prep.sharding": ("data_prep.convert", "data_prep.sources", SHARD_SET),
     "data_prep.__main__": (
-        *("data_prep.beton", "data_prep.verify", "data_prep.convert", "data_prep.sources"),
-        SHARD_SET,
+        *("data_prep.sharding", "data_prep.beton", "data_prep.verify", "data_prep.convert"),
+        *("data_prep.sources", SHARD_SET),
     ),
     "pipeline.config": (SHARD_SET,),
     "pipeline.model": ("pipeline.config",),
@@ -91,7 +92,7 @@ name of a command whose code lives in a room."""
 
 NO_TORCH = (
     *(SHARD_SET, "data_prep.sources", "data_prep.convert", "data_prep.verify", "data_prep.beton"),
-    *("data_prep.__main__", "pipeline.config", "pipeline.run", "pipeline.metrics"),
+    *("data_prep.sharding", "data_prep.__main__", "pipeline.config", "pipeline.run", "pipeline.metrics"),
     *("pipeline.data.order", "pipeline.data.cache", "pipeline.exporter", "pipeline.start_ranks"),
     "launch",
 )

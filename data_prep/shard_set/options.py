@@ -44,22 +44,23 @@ def add_options(
 def _add_option(parser: argparse.ArgumentParser, field: Field) -> argparse.Action:
     option, named = option_of(field), field.mark(Named)
     how: dict[str, Any] = {"help": _help(field), "default": None}
-    if field.kind is bool:
-        return parser.add_argument(
-            option, dest=field.name, action=argparse.BooleanOptionalAction, **how
-        )
-    how["type"] = _reader(field, option)
-    if get_origin(field.kind) is tuple:
-        how |= {"action": "append", "type": str}
     if not option.startswith("-"):
-        return parser.add_argument(field.name, metavar=option, **how)
-    value = None if named is None else named.value
+        return parser.add_argument(field.name, metavar=option, type=_reader(field, option), **how)
+    how["dest"] = field.name
+    if field.kind is bool and field.default:
+        return parser.add_argument(option, action=argparse.BooleanOptionalAction, **how)
+    if field.kind is bool:
+        return parser.add_argument(option, action="store_const", const=True, **how)
     if field.choices:
-        value = f"{{{','.join(field.choices)}}}"
-    elif value is None:
-        value = "N" if field.kind in (int, float) else option.strip("-").upper()
-    is_required = field.default is dataclasses.MISSING
-    return parser.add_argument(option, dest=field.name, metavar=value, required=is_required, **how)
+        how["metavar"] = f"{{{','.join(field.choices)}}}"
+    elif named is not None and named.value is not None:
+        how["metavar"] = named.value
+    else:
+        how["metavar"] = "N" if field.kind in (int, float) else option.strip("-").upper()
+    if get_origin(field.kind) is tuple:
+        return parser.add_argument(option, action="append", **how)
+    how["required"] = field.default is dataclasses.MISSING
+    return parser.add_argument(option, type=_reader(field, option), **how)
 
 
 def _reader(field: Field, option: str) -> Callable[[str], Any]:
@@ -92,6 +93,25 @@ def made(kind: type[T], given: Mapping[str, Any]) -> T:
             if value is not None
         }
     )
+
+
+def add_commands(
+    parser: argparse.ArgumentParser, metavar: str, kinds: Mapping[str, type]
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """A command for each of these dataclasses, whose docstring explains it."""
+    commands = parser.add_subparsers(required=True, metavar=metavar)
+    for name, kind in kinds.items():
+        summary = summary_of(kind).replace("%", "%%")
+        command = commands.add_parser(name, help=summary.rstrip("."), description=summary)
+        add_options(command, kind)
+        command.set_defaults(command_kind=kind)
+    return commands
+
+
+def command_of(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Any:
+    """The dataclass of the command that is given; exits with the usage if that cannot be."""
+    given = parser.parse_args(arguments)
+    return made(given.command_kind, vars(given))
 
 
 def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -> T:
