@@ -15,14 +15,14 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from data_prep.beton.beton import write_beton
 from data_prep.convert.merge import merge
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.shard_set.manifest import ShardSetError
-from data_prep.shard_set.options import Named, add_commands, command_of
+from data_prep.shard_set.options import Named, add_commands
 from data_prep.shard_set.parser import Parser
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from data_prep.sharding import SOURCES, RejectRatio, num_processors, summary
@@ -34,26 +34,17 @@ _INTERRUPTED = 130
 _Shards = Annotated[Path, Named("SHARDS")]
 
 
-class Command(Protocol):
-    """What a command line asks for."""
-
-    shards: Path
-
-    def run(self) -> int:
-        """Returns the exit code."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    command = parse(arguments)
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return command.run()
+        return int(options.run(options))
     except (SourceError, ConversionError, ShardSetError) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(
-            f"{error.filename or command.shards}: {error.strerror or error}; "
+            f"{error.filename or options.shards}: {error.strerror or error}; "
             "once that is mended, run the same command again"
         )
     except KeyboardInterrupt:
@@ -61,16 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def parse(arguments: list[str] | None) -> Command:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """What the command line asks for; exits with the usage if it is not as `--help` says."""
     parser = Parser(
         prog="python -m data_prep", description="Make a shard set from raw images, or check one."
     )
-    commands = add_commands(parser, "COMMAND", {"merge": Merge, "verify": Verify, "beton": Beton})
+    commands = add_commands(
+        parser,
+        "COMMAND",
+        {
+            "merge": (Merge, Merge.run),
+            "verify": (Verify, Verify.run),
+            "beton": (Beton, Beton.run),
+        },
+    )
     shard = commands.add_parser("shard", help="Make a shard set, or finish one that was begun")
-    add_commands(shard, "SOURCE", SOURCES)
-    command: Command = command_of(parser, arguments)
-    return command
+    add_commands(shard, "SOURCE", {name: (kind, kind.run) for name, kind in SOURCES.items()})
+    return parser.parse_args(arguments)
 
 
 def _fail(sentence: str) -> int:

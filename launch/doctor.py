@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Annotated
 
-from data_prep.shard_set.files import path_option
+from data_prep.shard_set.fields import at_least
+from data_prep.shard_set.options import words_of
 from launch.local import local_environment, num_gpus, torchrun_command
-from pipeline.config.data import location_option
-
-_OPTIONS = ("shards", "run_dir", "decode_threads", "device")
-"""Those of `pipeline.doctor`."""
+from pipeline.doctor.options import DoctorOptions
 
 _DEADLINE_SECONDS = 600
 """Longer than all checks, each of which has a deadline of its own, and the import of torch."""
@@ -20,28 +19,18 @@ _DEADLINE_SECONDS = 600
 _LEAVING_SECONDS = 10
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nproc", type=int, help="ranks; default: one a GPU, on CPUs one")
-    parser.add_argument(
-        "--shards", type=location_option, help="the shard set that is to be trained on"
-    )
-    parser.add_argument("--run-dir", type=path_option, help="where the run is to go")
-    parser.add_argument("--decode-threads", type=int, help="data.decode_threads of the run")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="distributed.device of the run"
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options(DoctorOptions):
+    """Check this machine for training: a line for each check."""
+
+    nproc: Annotated[int | None, at_least(1)] = None
+    """Number of ranks; if not given, one a GPU, on CPUs one."""
 
 
-def run(options: argparse.Namespace) -> int:
-    """Returns 0 if all is well. Raises `ValueError` if the number of ranks is none."""
-    words = []
-    for name in _OPTIONS:
-        value = getattr(options, name)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    num_ranks = options.nproc if options.nproc is not None else num_gpus() or 1
-    if num_ranks < 1:
-        raise ValueError(f"--nproc is {num_ranks}; expected at least 1")
+def run(options: Options) -> int:
+    """Returns 0 if all is well."""
+    words = words_of(options, DoctorOptions)
+    num_ranks = options.nproc or num_gpus() or 1
     command = torchrun_command(num_ranks, 0, "pipeline.doctor", words)
     with subprocess.Popen(command, env=local_environment(), process_group=0) as child:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -10,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Annotated
 
-from launch.options import misplacement_check
+from data_prep.shard_set.fields import at_least
+from data_prep.shard_set.options import Rest
+from launch.options import refuse_misplaced
 from launch.outcome import outcome_of
 from launch.runs import NOT_STARTED
 from pipeline.config.model import ranks_per_replica
-from pipeline.config.recipes import RECIPES
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import (
     LAUNCHER_VARIABLE,
@@ -36,21 +37,20 @@ SHUTDOWN_SECONDS = 270
 """What ranks have to save in after a signal, before torchrun kills them."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "ranks; default: one a GPU, on CPUs one a column"
-    num_ranks = parser.add_argument("--nproc", type=int, help=text)
-    text = "how often the ranks are started again when one fails; default: %(default)s"
-    max_restarts = parser.add_argument("--max-restarts", type=int, default=0, help=text)
-    check = misplacement_check(parser.prog, (num_ranks, max_restarts))
-    parser.set_defaults(refuse_misplaced=check)
-    text = (
-        f"one of {', '.join(RECIPES)}, then --data.shards SHARDS --run-dir RUN and other options "
-        "of training; 'python -m pipeline.train --help' explains them"
-    )
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="RECIPE …", help=text)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Train a recipe under torchrun on this machine. Options come before it."""
+
+    nproc: Annotated[int | None, at_least(1)] = None
+    """Number of ranks; if not given, one a GPU, on CPUs one a column."""
+    max_restarts: Annotated[int, at_least(0)] = 0
+    """How often the ranks are started again when one fails."""
+    command: Annotated[tuple[str, ...], Rest("RECIPE …")]
+    """The recipe, then --data.shards SHARDS --run-dir RUN and other options of training;
+    'python -m pipeline.train --help' lists the recipes and explains the options."""
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Returns 0 if all that was asked for is done, 75 if it was stopped before, and 1 if it failed.
 
     Raises `ValueError` if the command is not one of `pipeline.train`.
@@ -59,17 +59,11 @@ def run(options: argparse.Namespace) -> int:
     if asks_for_help(options.command):
         console.line(help_text(options.command))
         return 0
-    options.refuse_misplaced(options.command)
+    refuse_misplaced("python -m launch local", (Options,), options.command)
     command = parse_command(options.command)
     num_ranks = options.nproc
     if num_ranks is None:
         num_ranks = choose_num_ranks(command, num_gpus())
-    for name, value, lowest in (
-        ("--nproc", num_ranks, 1),
-        ("--max-restarts", options.max_restarts, 0),
-    ):
-        if value < lowest:
-            raise ValueError(f"{name} is {value}; expected at least {lowest}")
     begin = time.time()
     log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with command.run.being_made():

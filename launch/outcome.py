@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from data_prep.shard_set.files import path_option
+from data_prep.shard_set.fields import Reads
+from data_prep.shard_set.options import Named
 from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
@@ -14,28 +17,26 @@ from pipeline.run.event_log import of_training, of_type, read_events
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, SignalEvent
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=path_option, metavar="RUN")
-    parser.add_argument(
-        "--since",
-        type=float,
-        metavar="SECONDS",
-        help="of Unix time, when the job began; default: the whole history",
-    )
-    parser.add_argument(
-        "--code", type=int, default=0, help="that torchrun ended with (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--asked", type=_source, metavar="SIGNAL", help="that the job got, such as USR1, if any"
-    )
-
-
 def _source(name: str) -> StopSource | None:
     """Of a signal as the shell calls it; an empty name is none."""
     return StopSource(f"SIG{name}") if name else None
 
 
-def run(options: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Say in one word how a job left a run: completed, interrupted, stopped, stuck or failed."""
+
+    run_dir: Annotated[Path, Named("RUN")]
+    """The run's directory."""
+    since: Annotated[float | None, Named("--since", "SECONDS")] = None
+    """When the job began, in Unix time; if not given, the whole history counts."""
+    code: int = 0
+    """What torchrun ended with."""
+    asked: Annotated[StopSource | None, Reads(_source), Named("--asked", "SIGNAL")] = None
+    """The signal that the job got, such as USR1, if any."""
+
+
+def run(options: Options) -> None:
     """Of what is no run directory a job has left nothing; a person may have its name wrong."""
     is_of_job = options.since is not None
     directory = RunDirectory(options.run_dir) if is_of_job else existing(options.run_dir)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
 import json
 import os
 import re
@@ -13,72 +11,58 @@ import socket
 import string
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 from wsgiref.simple_server import WSGIServer
 
-from data_prep.shard_set.files import path_option, write_atomically
+from data_prep.shard_set.fields import within
+from data_prep.shard_set.files import write_atomically
 from launch import outcome_server
-from pipeline.metrics.addresses import port_number
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 
 DEFAULT_PORT = 9090
-DEFAULT_SCRAPE_INTERVAL = "15s"
 
 _ADDRESS = "127.0.0.1"
 _DURATION = re.compile(r"[1-9][0-9]{0,5}(ms|s|m|h)")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-root",
-        type=path_option,
-        required=True,
-        help="the directory that holds the run directories",
-    )
-    parser.add_argument(
-        "--output",
-        type=path_option,
-        help="the configuration to write; default: RUN_ROOT/prometheus.yml",
-    )
-    parser.add_argument(
-        "--scrape-interval", default=DEFAULT_SCRAPE_INTERVAL, help="default: %(default)s"
-    )
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument(
-        "--start",
-        action="store_true",
-        help=f"then run Prometheus and serve outcomes, on {_ADDRESS}, until Ctrl-C",
-    )
-    start.add_argument(
-        "--serve-outcomes",
-        action="store_true",
-        help="then serve outcomes to a Prometheus that is started otherwise, until Ctrl-C",
-    )
-    parser.add_argument(
-        "--outcomes-port",
-        type=functools.partial(port_number, lowest=1),
-        default=outcome_server.DEFAULT_PORT,
-        help="with --start another one if it is taken; default: %(default)s",
-    )
-    parser.add_argument(
-        "--port",
-        type=functools.partial(port_number, lowest=1),
-        default=DEFAULT_PORT,
-        help="default: %(default)s",
-    )
+_Port = Annotated[int, within(1, 65535, "a port from ")]
 
 
-def run(options: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Write a Prometheus configuration that finds every run under RUN_ROOT, and start it."""
+
+    run_root: Path
+    """The directory that holds the run directories."""
+    output: Path | None = None
+    """The configuration to write; if not given, RUN_ROOT/prometheus.yml."""
+    scrape_interval: str = "15s"
+    """Time between two scrapes."""
+    start: bool = False
+    """Then run Prometheus and serve outcomes, on loopback, until Ctrl-C."""
+    serve_outcomes: bool = False
+    """Then serve outcomes to a Prometheus that is started otherwise, until Ctrl-C."""
+    outcomes_port: _Port = outcome_server.DEFAULT_PORT
+    """The port of the outcomes; with --start another one if it is taken."""
+    port: _Port = DEFAULT_PORT
+    """The port of Prometheus."""
+
+
+def run(options: Options) -> None:
     """Write the configuration; then become the Prometheus that uses it, or serve it outcomes."""
-    root: Path = options.run_root
+    if options.start and options.serve_outcomes:
+        raise ValueError("--start serves outcomes, too: leave --serve-outcomes out")
+    root = options.run_root
     if not root.is_dir():
         raise NotADirectoryError(
             f"--run-root {root} is not a directory: give the one that holds the run directories"
         )
     root = root.resolve()
-    output: Path = (options.output or root / "prometheus.yml").resolve()
+    output = (options.output or root / "prometheus.yml").resolve()
     targets = RunDirectory(root / "any-run").targets
     server, port = None, options.outcomes_port
     if options.start or options.serve_outcomes:

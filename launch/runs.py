@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import shutil
@@ -12,9 +11,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Annotated, assert_never
 
-from data_prep.shard_set.files import path_option
+from data_prep.shard_set.fields import at_least
+from data_prep.shard_set.options import Named
 from pipeline.metrics.job import GLOBAL_STEP
 from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.console import counted
@@ -35,17 +35,30 @@ NOT_STARTED = "not-started-"
 """How the name of a log begins whose command was refused, or had nothing to do."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=path_option, metavar="RUN")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusOptions:
+    """Say how far a run is, from its files."""
+
+    run_dir: Annotated[Path, Named("RUN")]
+    """The run's directory."""
 
 
-def add_log_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments(parser)
-    parser.add_argument("--lines", type=int, default=50, help="default: the last %(default)s")
-    parser.add_argument("--follow", action="store_true", help="and what comes, until Ctrl-C")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopOptions(StatusOptions):
+    """Ask a run to save and leave, by a file in its directory."""
 
 
-def status(options: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogOptions(StatusOptions):
+    """Show what a run's job writes: its log, or the newest."""
+
+    lines: Annotated[int, at_least(0)] = 50
+    """How many of the last lines to show."""
+    follow: bool = False
+    """Show what comes, too, until Ctrl-C."""
+
+
+def status(options: StatusOptions) -> None:
     """Print how far the run is. Raises `ValueError` if there is none."""
     run = existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
@@ -124,7 +137,7 @@ def _published_step(run_status: RunStatus) -> int:
     return int(max(steps, default=0))
 
 
-def stop(options: argparse.Namespace) -> None:
+def stop(options: StopOptions) -> None:
     """Raises `ValueError` if the run's last job has ended, or has not begun."""
     run = existing(options.run_dir)
     events = read_events(run.events) if run.events.is_file() else []
@@ -156,7 +169,7 @@ def _state(run_status: RunStatus | None, events: list[Event]) -> str:
             assert_never(run_status.outcome)
 
 
-def logs(options: argparse.Namespace) -> None:
+def logs(options: LogOptions) -> None:
     """Become `tail` on the log of the job at work, or the newest; raises `ValueError` without any.
 
     A newer one than the first may be that of a start that was refused.

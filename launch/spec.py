@@ -3,65 +3,75 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
-PathText = Annotated[str, "a path, or several with commas between them"]
+from data_prep.shard_set.fields import Limit, Reads, check_fields, fields_of, within, wrong
+from data_prep.shard_set.files import expanded
+from data_prep.shard_set.options import Named, NotAnOption, option_of
+
+
+def _expanded_each(text: str) -> str:
+    return ",".join(map(expanded, text.split(",")))
+
+
+PathText = Annotated[str, Reads(_expanded_each)]
+"""A path, or several with commas between them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_A_NAME = "letters, digits, '.', '_' and '-', the first a letter or digit"
 _WORD = re.compile(r"\S+")
 _TIME = re.compile(r"(?:(\d{1,5})-)?(\d{1,7}(?::\d{1,2}){0,2})", re.ASCII)
 _TIME_FORMS = (
     "MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or "
     "DAYS-HOURS:MINUTES:SECONDS"
 )
-_MAX_COUNT = 100_000
-
 _SHUTDOWN_MARGIN_SECONDS = 30
 
 
-def _option(default: Any, text: str) -> Any:
-    """A field; `text` is its help on the command line."""
-    return field(default=default, metadata={"help": text})
+_ONE_WORD = Limit("one word without spaces", _WORD.fullmatch)
+_Word = Annotated[str, _ONE_WORD]
+_Count = Annotated[int, within(1, 100_000)]
+_CountOrNone = Annotated[int, within(0, 100_000)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobSpec:
     """What the jobs of every kind ask for. Raises `ValueError` for what SLURM could not mean."""
 
-    job_name: str = "alexnet"
-    cpus_per_task: int = _option(16, "cores of a node's one task: of all its ranks together")
-    time_limit: str = _option("24:00:00", _TIME_FORMS)
-    partition: str | None = None
-    account: str | None = None
-    python: PathText | None = _option(
-        None,
-        "the interpreter that has the project, on every node; "
-        "by default python3 of the container, or else of .venv",
-    )
-    container: PathText | None = _option(
-        None, "an image that has it instead: apptainer runs a .sif, pyxis (srun) any other"
-    )
-    container_mounts: PathText | None = _option(
-        None, "folders that it sees beside the one you submit from, with commas between them"
-    )
-    output: str = _option("%x-%j.log", "where a job's output goes, in sbatch's notation")
-    sbatch_options: tuple[str, ...] = _option((), "a further option of sbatch; may be given again")
+    job_name: Annotated[str, Limit(_A_NAME, _NAME.fullmatch)] = "alexnet"
+    """What SLURM calls the job."""
+    cpus_per_task: _Count = 16
+    """Cores of a node's one task: of all its ranks together."""
+    time_limit: Annotated[str, Named("--time")] = "24:00:00"
+    """Its time limit: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS,
+    DAYS-HOURS:MINUTES or DAYS-HOURS:MINUTES:SECONDS."""
+    partition: _Word | None = None
+    """SLURM's partition."""
+    account: _Word | None = None
+    """SLURM's account."""
+    python: Annotated[PathText | None, Limit("an interpreter", bool)] = None
+    """The interpreter that has the project, on every node; if not given, python3 of the container,
+    or else of .venv."""
+    container: Annotated[PathText | None, _ONE_WORD] = None
+    """An image that has it instead: apptainer runs a .sif, pyxis (srun) any other."""
+    container_mounts: Annotated[PathText | None, _ONE_WORD] = None
+    """Folders that it sees beside the one you submit from, with commas between them."""
+    output: Annotated[_Word, NotAnOption] = "%x-%j.log"
+    """Where a job's output goes, in sbatch's notation."""
+    sbatch_options: Annotated[tuple[str, ...], Named("--sbatch-option", "--NAME=VALUE")] = ()
+    """A further option of sbatch; may be given again."""
 
     def __post_init__(self) -> None:
-        _require(bool(_NAME.fullmatch(self.job_name)), "--job-name", self.job_name, _A_NAME)
-        _require_count("--cpus-per-task", self.cpus_per_task, lowest=1)
+        check_fields(self, lambda name: option_of(fields_of(type(self))[name]))
         seconds_of(self.time_limit)
-        for name in ("partition", "account", "container", "container_mounts", "output"):
-            value = getattr(self, name)
-            is_word = value is None or bool(_WORD.fullmatch(value))
-            _require(is_word, f"--{name.replace('_', '-')}", value, "one word without spaces")
-        is_used = self.container is not None or self.container_mounts is None
-        _require(is_used, "--container-mounts", self.container_mounts, "a --container beside it")
-        _require(self.python != "", "--python", self.python, "an interpreter")
+        if self.container_mounts is not None and self.container is None:
+            raise wrong(
+                "--container-mounts", f"'{self.container_mounts}'", "a --container beside it"
+            )
         for option in self.sbatch_options:
-            is_option = option.startswith("--") and bool(_WORD.fullmatch(option))
-            _require(is_option, "--sbatch-option", option, "an option such as --qos=high")
+            if not (option.startswith("--") and _WORD.fullmatch(option)):
+                raise wrong("--sbatch-option", f"'{option}'", "an option such as --qos=high")
 
     @property
     def interpreter(self) -> str:
@@ -95,31 +105,29 @@ class JobSpec:
 class TrainSpec(JobSpec):
     """A training job: one torchrun a node."""
 
-    nodes: int = 1
-    gpus_per_node: int = _option(8, "0: train on CPUs")
-    ranks_per_node: int | None = _option(None, "by default one a GPU")
-    signal_lead_seconds: int = _option(
-        300, "so long before its time limit a job is asked to save and leave"
-    )
-    requeue: bool = _option(
-        True, "whether a job that ran out of time, or lost its node, is queued again"
-    )
-    max_requeues: int = _option(50, "how often at most")
-    max_restarts: int = _option(3, "how often torchrun starts the ranks again when one fails")
-    doctor: bool = _option(False, "whether the nodes are checked first")
+    nodes: _Count = 1
+    """Number of nodes."""
+    gpus_per_node: _CountOrNone = 8
+    """GPUs of a node; 0: train on CPUs."""
+    ranks_per_node: _Count | None = None
+    """Ranks of a node; if not given, one a GPU."""
+    signal_lead_seconds: Annotated[int, Named("--signal-lead")] = 300
+    """How long before its time limit a job is asked to save and leave, in seconds."""
+    requeue: bool = True
+    """Whether a job that ran out of time, or lost its node, is queued again."""
+    max_requeues: _CountOrNone = 50
+    """How often it is queued again at most."""
+    max_restarts: _CountOrNone = 3
+    """How often torchrun starts the ranks again when one fails."""
+    doctor: bool = False
+    """Check the nodes first."""
 
     def __post_init__(self) -> None:
         JobSpec.__post_init__(self)
-        _require_count("--nodes", self.nodes, lowest=1)
-        _require_count("--gpus-per-node", self.gpus_per_node, lowest=0)
-        if self.ranks_per_node is not None:
-            _require_count("--ranks-per-node", self.ranks_per_node, lowest=1)
-        elif self.gpus_per_node == 0:
+        if self.gpus_per_node == 0 and self.ranks_per_node is None:
             raise ValueError(
                 "--gpus-per-node is 0, and --ranks-per-node is missing: give the number of ranks"
             )
-        for name in ("max_requeues", "max_restarts"):
-            _require_count(f"--{name.replace('_', '-')}", getattr(self, name), lowest=0)
         self._check_lead()
 
     def _check_lead(self) -> None:
@@ -148,24 +156,15 @@ class TrainSpec(JobSpec):
 class PrepareSpec(JobSpec):
     """An array of jobs that convert a data set together."""
 
-    job_name: str = "alexnet-prepare"
-    output: str = _option("%x-%A_%a.log", "where a job's output goes, in sbatch's notation")
-    array_size: int = _option(16, "the number of jobs that convert")
-
-    def __post_init__(self) -> None:
-        JobSpec.__post_init__(self)
-        _require_count("--array-size", self.array_size, lowest=1)
+    job_name: Annotated[str, Limit(_A_NAME, _NAME.fullmatch)] = "alexnet-prepare"
+    """What SLURM calls the jobs."""
+    output: Annotated[_Word, NotAnOption] = "%x-%A_%a.log"
+    """Where a job's output goes, in sbatch's notation."""
+    array_size: _Count = 16
+    """Number of jobs that convert."""
 
     def _own_directives(self) -> list[str]:
         return [f"--array=0-{self.array_size - 1}", *JobSpec._own_directives(self)]
-
-
-def spec_from(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A spec of the values given for its fields; None stands for the default."""
-    names = {field.name for field in fields(kind)}
-    return kind(
-        **{name: value for name, value in values.items() if name in names and value is not None}
-    )
 
 
 def seconds_of(time_limit: str) -> int:
@@ -182,15 +181,3 @@ def seconds_of(time_limit: str) -> int:
         if total and all(part < 60 for part in parts[1:]):
             return total
     raise ValueError(f"--time is '{time_limit}'; expected {_TIME_FORMS}, such as 24:00:00")
-
-
-_A_NAME = "letters, digits, '.', '_' and '-', the first a letter or digit"
-
-
-def _require_count(name: str, value: int, *, lowest: int) -> None:
-    _require(lowest <= value <= _MAX_COUNT, name, value, f"{lowest} to {_MAX_COUNT}")
-
-
-def _require(is_right: bool, name: str, value: object, expected: str) -> None:
-    if not is_right:
-        raise ValueError(f"{name} is '{value}'; expected {expected}")

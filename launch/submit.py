@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from data_prep.__main__ import parse as parse_sharding
-from launch.options import OF_PREPARING, add_options, without_tilde
+from data_prep.shard_set.options import Named, add_options, made, words_of
+from launch.options import refuse_misplaced, without_tilde
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
-from launch.spec import JobSpec, PrepareSpec, TrainSpec, spec_from
+from launch.spec import JobSpec, PrepareSpec, TrainSpec
 from pipeline.config.command_line import locations_of
+from pipeline.doctor.options import DoctorOptions
 from pipeline.metrics.addresses import check_reachable
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
@@ -37,12 +40,33 @@ class Job:
     is_training: bool = False
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Submission:
+    """What is not for SLURM."""
+
+    dry_run: bool = False
+    """Print the scripts, submit nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Preparation:
+    """What `chain` asks for twice: these are of the jobs that prepare."""
+
+    prepare_time_limit: Annotated[str | None, Named("--prepare-time")] = None
+    """Time limit of the jobs that prepare; if not given, that of the training."""
+    prepare_partition: str | None = None
+    """SLURM's partition for the jobs that prepare; if not given, that of the training."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(metavar="KIND", required=True)
-    for name, plan, spec, command, text in (
-        ("train", _plan_training, TrainSpec, "RECIPE …", "train a recipe"),
-        ("prepare", _plan_conversion, PrepareSpec, "SOURCE …", "make a shard set by an array"),
-        ("chain", _plan_chain, None, "SOURCE … -- RECIPE …", "prepare, then train on the result"),
+    for name, plan, specs, command, text in (
+        ("train", _plan_training, (TrainSpec,), "RECIPE …", "train a recipe"),
+        ("prepare", _plan_conversion, (PrepareSpec,), "SOURCE …", "make a shard set by an array"),
+        (
+            *("chain", _plan_chain, (PrepareSpec, TrainSpec, _Preparation)),
+            *("SOURCE … -- RECIPE …", "prepare, then train on the result"),
+        ),
     ):
         kind = kinds.add_parser(
             name,
@@ -51,17 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description=f"Submit jobs that {text}. Options come before the command, whose own "
             "options follow it.",
         )
-        add_options(kind, (spec,) if spec else (PrepareSpec, TrainSpec))
+        specs = (*specs, _Submission)
+        add_options(kind, *specs)
         kind.add_argument("command", nargs=argparse.REMAINDER, metavar=command)
-        kind.set_defaults(run=run, plan=plan)
+        kind.set_defaults(run=run, plan=plan, program=kind.prog, specs=specs)
 
 
 def run(options: argparse.Namespace) -> None:
     """Raises `ValueError` before anything is submitted if a part of it cannot work."""
-    values = vars(options)
-    if values["sbatch_options"] is not None:
-        values["sbatch_options"] = tuple(values["sbatch_options"])
-    options.refuse_misplaced(options.command)
+    refuse_misplaced(options.program, options.specs, options.command)
     jobs: list[Job] = options.plan(options, options.command)
     python = jobs[0].python
     if python is not None and shutil.which(python) is None:
@@ -122,7 +144,7 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     output = f"{_as_pattern('--run-dir', logs)}/{_TRAIN_LOG}"
     if options.requeue is False and options.max_requeues is not None:
         raise ValueError("--max-requeues has no effect with --no-requeue: leave one of them out")
-    spec = spec_from(TrainSpec, vars(options) | {"output": output})
+    spec = made(TrainSpec, vars(options) | {"output": output})
     metrics = command.config.metrics
     if metrics.enabled and metrics.exporter:
         check_reachable(metrics.exporter_address, spec.nodes)
@@ -181,11 +203,15 @@ def _training_command(command: Command, arguments: list[str]) -> TrainingCommand
     return TrainingCommand(
         arguments=arguments,
         run_dir=run_dir,
-        doctor_arguments=[
-            *("--shards", config.data.shards, "--run-dir", run_dir),
-            *("--decode-threads", str(config.data.decode_threads)),
-            *("--device", config.distributed.device),
-        ],
+        doctor_arguments=words_of(
+            DoctorOptions(
+                shards=config.data.shards,
+                run_dir=command.run.path,
+                decode_threads=config.data.decode_threads,
+                device=config.distributed.device,
+            ),
+            DoctorOptions,
+        ),
     )
 
 
@@ -205,11 +231,11 @@ def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[
     logs = shards.with_name(f"{shards.name}-logs")
     pattern = _as_pattern("--output", logs)
     values = vars(options) | {"output": f"{pattern}/prepare-%a.log"}
-    spec: PrepareSpec = spec_from(PrepareSpec, values)
+    spec: PrepareSpec = made(PrepareSpec, values)
     _check_is_mounted(spec, "--output", shards)
     values |= {"job_name": f"{spec.job_name}-merge", "output": f"{pattern}/merge.log"}
     python = _python_of(spec)
-    merging: JobSpec = spec_from(JobSpec, values | {"cpus_per_task": 1})
+    merging: JobSpec = made(JobSpec, values | {"cpus_per_task": 1})
     return [
         Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs, python),
         Job("merge", render_merge(merging, str(shards)), logs, python, is_next=True),
@@ -225,8 +251,8 @@ def _plan_chain(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     if not any(word.partition("=")[0] == "--data.shards" for word in training):
         training += ["--data.shards", str(shards)]
     preparing = argparse.Namespace(**vars(options))
-    for name in OF_PREPARING:
-        setattr(preparing, name, getattr(options, f"prepare_{name}") or getattr(options, name))
+    preparing.time_limit = options.prepare_time_limit or options.time_limit
+    preparing.partition = options.prepare_partition or options.partition
     if options.job_name:
         preparing.job_name = f"{options.job_name}-prepare"
     first, merging = _plan_conversion(preparing, sharding)

@@ -82,7 +82,13 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
     "launch": (
-        *("data_prep.__main__", "pipeline.train.command", "pipeline.metrics", "pipeline.run"),
+        *(
+            "data_prep.__main__",
+            "pipeline.doctor.options",
+            "pipeline.train.command",
+            "pipeline.metrics",
+            "pipeline.run",
+        ),
         *_BASE,
     ),
 }
@@ -92,7 +98,13 @@ name of a command whose code lives in a room."""
 
 NO_TORCH = (
     *(SHARD_SET, "data_prep.sources", "data_prep.convert", "data_prep.verify", "data_prep.beton"),
-    *("data_prep.sharding", "data_prep.__main__", "pipeline.config", "pipeline.run", "pipeline.metrics"),
+    *(
+        "data_prep.sharding",
+        "data_prep.__main__",
+        "pipeline.config",
+        "pipeline.run",
+        "pipeline.metrics",
+    ),
     *("pipeline.data.order", "pipeline.data.cache", "pipeline.exporter", "pipeline.start_ranks"),
     "launch",
 )

@@ -22,7 +22,6 @@ from data_prep.shard_set.files import path_option
 
 T = TypeVar("T")
 
-_NONE_WORDS = ("none", "null")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -31,7 +30,7 @@ class Limit:
     """A mark: what every value of the field must be."""
 
     expected: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +103,22 @@ class Field:
         """The names of which it holds one; empty if it holds something else."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
-    def check(self, value: Any, label: str) -> None:
-        """Raise `ValueError` if the value is outside the field's limits."""
+    def check(self, value: Any, label: str, or_none: str = "") -> None:
+        """Raise `ValueError` if the value is outside the field's limits.
+
+        `or_none` is added to what is expected of a field that may be None.
+        """
         limits = [mark for mark in self.marks if isinstance(mark, Limit)]
         if (value is None and self.is_optional) or all(limit.holds(value) for limit in limits):
             return
         expected = ", ".join(limit.expected for limit in limits)
         shown = "empty" if value == "" else repr(value)
-        raise wrong(label, shown, f"{expected}{', or none' if self.is_optional else ''}")
+        raise wrong(label, shown, f"{expected}{or_none if self.is_optional else ''}")
 
     def read(self, text: str, label: str) -> Any:
         """The value that `text` stands for; raises `ValueError` if it is none of the type's."""
         if (reads := self.mark(Reads)) is not None:
             return reads.read(text)
-        if self.is_optional and text.lower() in _NONE_WORDS:
-            return None
         if get_origin(self.kind) is tuple:
             parts = (part.strip() for part in text.split(","))
             return tuple(_read(part, get_args(self.kind)[0], label) for part in parts if part)
@@ -196,14 +196,14 @@ def _taken_apart(hint: Any) -> tuple[Any, bool, tuple[object, ...]]:
     return hint, False, ()
 
 
-def check_fields(group: Any, label: Callable[[str], str] = str) -> None:
-    """Raise `ValueError` if a field of the dataclass is outside its limits.
+def check_fields(group: Any, label: Callable[[str], str], or_none: str = "") -> None:
+    """Raise `ValueError` if a field of the dataclass is outside its limits, as `Field.check` does.
 
     `label` makes of a field's name what a user knows it by.
     """
     for name, field in fields_of(type(group)).items():
         if "." not in name:  # a group has checked its own
-            field.check(getattr(group, name), label(name))
+            field.check(getattr(group, name), label(name), or_none)
 
 
 @functools.cache

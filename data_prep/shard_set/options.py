@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_origin
 
@@ -25,42 +26,62 @@ class Named:
     value: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A mark: the field takes all words from the first on that is no option, as they are."""
+
+    metavar: str
+
+
+class NotAnOption:
+    """A mark: the field is not for the command line to give."""
+
+
 def option_of(field: Field) -> str:
     named = field.mark(Named)
     return f"--{field.name.replace('_', '-')}" if named is None else named.option
 
 
-def add_options(
-    parser: argparse.ArgumentParser, kind: type, *, without: Collection[str] = ()
-) -> list[argparse.Action]:
-    """An option for each field of the dataclass; one that is not given is None."""
-    return [
+def option_fields(*kinds: type) -> list[Field]:
+    """The fields of the dataclasses that are options; of one name the last."""
+    fields = {name: field for kind in kinds for name, field in fields_of(kind).items()}
+    return [field for field in fields.values() if NotAnOption not in field.marks]
+
+
+def add_options(parser: argparse.ArgumentParser, *kinds: type) -> None:
+    """An option for each field of the dataclasses; one that is not given is None."""
+    for field in option_fields(*kinds):
         _add_option(parser, field)
-        for field in fields_of(kind).values()
-        if field.name not in without
-    ]
 
 
-def _add_option(parser: argparse.ArgumentParser, field: Field) -> argparse.Action:
-    option, named = option_of(field), field.mark(Named)
+def _add_option(parser: argparse.ArgumentParser, field: Field) -> None:
+    option, rest = option_of(field), field.mark(Rest)
     how: dict[str, Any] = {"help": _help(field), "default": None}
+    if rest is not None:
+        parser.add_argument(field.name, nargs=argparse.REMAINDER, metavar=rest.metavar, **how)
+        return
     if not option.startswith("-"):
-        return parser.add_argument(field.name, metavar=option, type=_reader(field, option), **how)
-    how["dest"] = field.name
-    if field.kind is bool and field.default:
-        return parser.add_argument(option, action=argparse.BooleanOptionalAction, **how)
-    if field.kind is bool:
-        return parser.add_argument(option, action="store_const", const=True, **how)
-    if field.choices:
-        how["metavar"] = f"{{{','.join(field.choices)}}}"
-    elif named is not None and named.value is not None:
-        how["metavar"] = named.value
+        parser.add_argument(field.name, metavar=option, type=_reader(field, option), **how)
+        return
+    if field.kind is bool and field.default is True:
+        how["action"] = argparse.BooleanOptionalAction
+    elif field.kind is bool:
+        how |= {"action": "store_const", "const": True}
     else:
-        how["metavar"] = "N" if field.kind in (int, float) else option.strip("-").upper()
+        how |= {"metavar": _metavar(field, option), "type": _reader(field, option)}
+        how["required"] = field.default is dataclasses.MISSING
     if get_origin(field.kind) is tuple:
-        return parser.add_argument(option, action="append", **how)
-    how["required"] = field.default is dataclasses.MISSING
-    return parser.add_argument(option, type=_reader(field, option), **how)
+        how |= {"action": "append", "type": str}
+    parser.add_argument(option, dest=field.name, **how)
+
+
+def _metavar(field: Field, option: str) -> str:
+    named = field.mark(Named)
+    if field.choices:
+        return f"{{{','.join(field.choices)}}}"
+    if named is not None and named.value is not None:
+        return named.value
+    return "N" if field.kind in (int, float) else option.strip("-").replace("-", "_").upper()
 
 
 def _reader(field: Field, option: str) -> Callable[[str], Any]:
@@ -95,23 +116,28 @@ def made(kind: type[T], given: Mapping[str, Any]) -> T:
     )
 
 
+Command = tuple[type, Callable[[Any], int | None]]
+"""The dataclass of a command's options, and what runs it."""
+
+
 def add_commands(
-    parser: argparse.ArgumentParser, metavar: str, kinds: Mapping[str, type]
+    parser: argparse.ArgumentParser, metavar: str, commands: Mapping[str, Command]
 ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    """A command for each of these dataclasses, whose docstring explains it."""
-    commands = parser.add_subparsers(required=True, metavar=metavar)
-    for name, kind in kinds.items():
+    """Add commands, explained by the docstrings of their dataclasses.
+
+    The namespace that is parsed then has `run`, to be called with it.
+    """
+    parsers = parser.add_subparsers(required=True, metavar=metavar)
+    for name, (kind, run) in commands.items():
         summary = summary_of(kind).replace("%", "%%")
-        command = commands.add_parser(name, help=summary.rstrip("."), description=summary)
+        command = parsers.add_parser(name, help=summary.rstrip("."), description=summary)
         add_options(command, kind)
-        command.set_defaults(command_kind=kind)
-    return commands
+        command.set_defaults(run=functools.partial(_run, kind, run))
+    return parsers
 
 
-def command_of(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Any:
-    """The dataclass of the command that is given; exits with the usage if that cannot be."""
-    given = parser.parse_args(arguments)
-    return made(given.command_kind, vars(given))
+def _run(kind: type, run: Callable[[Any], int | None], given: argparse.Namespace) -> int | None:
+    return run(made(kind, vars(given)))
 
 
 def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -> T:
@@ -121,10 +147,10 @@ def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -
     return made(kind, vars(parser.parse_args(arguments)))
 
 
-def words_of(options: Any) -> list[str]:
-    """A command line that gives these options, but for those that are the default."""
+def words_of(options: Any, kind: type) -> list[str]:
+    """A command line that gives those of the options that `kind` has and are not the default."""
     return [
         f"{option_of(field)}={getattr(options, name)}"
-        for name, field in fields_of(type(options)).items()
+        for name, field in fields_of(kind).items()
         if getattr(options, name) != field.default
     ]

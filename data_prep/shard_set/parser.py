@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from data_prep.shard_set.fields import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,8 +33,7 @@ class Parser(argparse.ArgumentParser):
             if not name.startswith("--"):
                 continue
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                self.error(f"unknown option {name}{f'; did you mean {close[0]}?' if close else ''}")
+                self.error(f"unknown option {name}{did_you_mean(name, known, before='; ')}")
             if name in given and not isinstance(known[name], argparse._AppendAction):
                 self.error(f"{name} is given twice: leave one out")
             given.add(name)

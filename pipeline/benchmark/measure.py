@@ -11,7 +11,6 @@ the recipe's network on one device of this host, on images that are there alread
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import multiprocessing
@@ -20,12 +19,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from data_prep.shard_set.fields import Reads, above
 from data_prep.shard_set.manifest import Manifest
-from data_prep.shard_set.parser import Parser
+from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.pixels import is_compiled
 from pipeline.benchmark.choice import Measurement, choose, table
 from pipeline.config.command_line import with_values
@@ -43,6 +45,29 @@ from pipeline.ranks.mesh import build_mesh
 
 _ENDLESS = 1 << 40
 _WARM_UP_STEPS = 2
+
+
+def _recipe(name: str) -> str:
+    recipe_config(name)
+    return name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Measure the readers that are possible here and say which to choose."""
+
+    shards: Annotated[str, Reads(location_option), Named("SHARDS")]
+    """Directory or URL of the shard set."""
+    recipe: Annotated[str | None, Reads(_recipe)] = None
+    """The recipe to train; if not given, the first that takes these images."""
+    beton: Annotated[str | None, Reads(location_option), Named("--beton", "FILE")] = None
+    """The shard set's .beton."""
+    cache_dir: Annotated[str | None, Reads(location_option), Named("--cache-dir", "DIR")] = None
+    """Where the shards at a URL are staged."""
+    seconds: Annotated[float, above(0)] = 5.0
+    """How long each reader is measured."""
+    step_rate: Annotated[float | None, above(0)] = None
+    """Images a second that one device trains on; measured if not given."""
 
 
 def measure(config: Config, seconds: float) -> Measurement:
@@ -174,7 +199,7 @@ def fitting_recipe(size: ImageSize | None) -> str:
     )
 
 
-def configured(recipe: str, options: argparse.Namespace) -> Config:
+def configured(recipe: str, options: Options) -> Config:
     """The recipe on the shard set; raises `ValueError` if that cannot be."""
     reader = "remote" if is_url(options.shards) else "tar"
     values = {"data.shards": options.shards, "data.reader": reader}
@@ -192,7 +217,7 @@ def with_scaled_crops(config: Config) -> Config:
     return dataclasses.replace(config, augment=augment)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     config, say = configured(options.recipe or next(iter(RECIPES)), options), sys.stdout.write
     manifest = open_data(config, torch.device("cpu"), contextlib.ExitStack()).manifest
     recipe = options.recipe or fitting_recipe(manifest.image_size)
@@ -213,9 +238,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure_all(
-    config: Config, manifest: Manifest, options: argparse.Namespace
-) -> Iterator[Measurement]:
+def _measure_all(config: Config, manifest: Manifest, options: Options) -> Iterator[Measurement]:
     """Measure what can be; one that cannot is named with the reason."""
     for candidate in candidates(config, manifest, options.beton):
         if isinstance(candidate, str):
@@ -232,40 +255,6 @@ def _measure_all(
                 sys.stdout.write(f"{candidate.data.reader} is left out: {reason}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m pipeline.data.benchmark",
-        description="Measure the readers that are possible here and say which to choose.",
-    )
-    parser.add_argument(
-        "shards", type=location_option, metavar="SHARDS", help="directory or URL of the shard set"
-    )
-    parser.add_argument(
-        "--recipe", choices=sorted(RECIPES), help="default: the first that takes these images"
-    )
-    parser.add_argument(
-        "--beton", type=location_option, metavar="FILE", help="the shard set's .beton"
-    )
-    parser.add_argument(
-        "--cache-dir", type=location_option, metavar="DIR", help="where a URL is staged"
-    )
-    parser.add_argument("--seconds", type=_positive, default=5.0, help="for each; %(default)s")
-    parser.add_argument(
-        "--step-rate",
-        type=_positive,
-        metavar="N",
-        help="images a second that one device trains on; it is measured if not given",
-    )
-    return parser
-
-
-def _positive(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = read_options("pipeline.data.benchmark", Options, arguments)
     return exit_code_of(lambda: run(options))

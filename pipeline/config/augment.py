@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
-from data_prep.shard_set.fields import above, at_least, at_most, check_fields
+from data_prep.shard_set.fields import above, at_least, at_most
 from pipeline.config.conditions import above_zero, given, one_of, only_with
+from pipeline.config.marks import check_group
 
 CropPlace = Literal["random", "middle", "random_resized"]
 Flip = Literal["none", "random", "alternating"]
@@ -65,4 +66,4 @@ class AugmentConfig:
                 assert_never(unknown)
 
     def __post_init__(self) -> None:
-        check_fields(self, "augment.{}".format)
+        check_group(self, "augment.")

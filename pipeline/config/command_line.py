@@ -8,9 +8,12 @@ from typing import Any
 from data_prep.shard_set.options import option_of
 from pipeline.config.conditions import why_idle
 from pipeline.config.data import LOCATION
+from pipeline.config.marks import OR_NONE
 from pipeline.config.run_options import RUN_OPTIONS
 from pipeline.config.schema import FIELDS, Config, config_of, values_of, with_effect
 from pipeline.config.suggestion import suggestion
+
+_NONE_WORDS = ("none", "null")
 
 
 def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
@@ -24,8 +27,9 @@ def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
         label = f"--{name}" if name in FIELDS else option_of(field)
         if name in values:
             raise ValueError(f"{label} is given twice: leave one out")
-        values[name] = field.read(text, label)
-        field.check(values[name], label)
+        is_none = name in FIELDS and field.is_optional and text.lower() in _NONE_WORDS
+        values[name] = None if is_none else field.read(text, label)
+        field.check(values[name], label, OR_NONE)
     return values
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
-from data_prep.shard_set.fields import Reads, above, at_least, at_most, check_fields, within, wrong
+from data_prep.shard_set.fields import Reads, above, at_least, at_most, within, wrong
 from data_prep.shard_set.files import path_option
 from pipeline.config.conditions import Condition, one_of, only_with
-from pipeline.config.marks import Operational, PerHost
+from pipeline.config.marks import Operational, PerHost, check_group
 
 ReaderName = Literal["tar", "remote", "beton", "resident"]
 
@@ -93,7 +93,7 @@ class DataConfig:
                 assert_never(unknown)
 
     def __post_init__(self) -> None:
-        check_fields(self, "data.{}".format)
+        check_group(self, "data.")
         if self.is_remote and not self.cache_dir:
             raise wrong(
                 "data.shards",

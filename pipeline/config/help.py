@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from data_prep.shard_set.fields import Field, Limit, summary_of
 from pipeline.config.conditions import describe_needs, show
-from pipeline.config.marks import PerHost
+from pipeline.config.marks import OR_NONE, PerHost
 from pipeline.config.schema import FIELDS, Config, idle_fields, is_operational, values_of
 from pipeline.config.suggestion import close_to
 
@@ -45,7 +45,7 @@ def explanations(config: Config, names: Iterable[str] = FIELDS) -> str:
 def _possible(field: Field) -> str:
     limits = [mark.expected for mark in field.marks if isinstance(mark, Limit)]
     words = " | ".join(field.choices) or ", ".join(limits)
-    return f"  ({words}{', or none' if field.is_optional else ''})" if words else ""
+    return f"  ({words}{OR_NONE if field.is_optional else ''})" if words else ""
 
 
 def _sentences(field: Field) -> Iterable[str]:

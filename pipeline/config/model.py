@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
-from data_prep.shard_set.fields import above, at_least, at_most, below, check_fields
+from data_prep.shard_set.fields import above, at_least, at_most, below
 from pipeline.config.conditions import above_zero, one_of, only_with
-from pipeline.config.marks import Operational
+from pipeline.config.marks import Operational, check_group
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 Layout = Literal["fused", "split"]
@@ -54,4 +54,4 @@ class ModelConfig:
     """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "model.{}".format)
+        check_group(self, "model.")

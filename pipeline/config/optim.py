@@ -11,11 +11,11 @@ from data_prep.shard_set.fields import (
     at_least,
     below,
     between,
-    check_fields,
     within,
     wrong,
 )
 from pipeline.config.conditions import above_zero, given, one_of, only_with
+from pipeline.config.marks import check_group
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 MomentumForm = Literal["gradient", "velocity"]
@@ -69,7 +69,7 @@ class OptimConfig:
     """Scale gradients down to this norm at most; none: leave them as they are."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "optim.{}".format)
+        check_group(self, "optim.")
 
 
 _CHANGES = one_of("schedule.name", *(name for name in get_args(ScheduleName) if name != "constant"))
@@ -108,7 +108,7 @@ class ScheduleConfig:
     """From when the first layer stays as it is; none: never."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "schedule.{}".format)
+        check_group(self, "schedule.")
         if self.name == "dexp" and self.final_ratio == 0:
             raise wrong(
                 "schedule.final_ratio",

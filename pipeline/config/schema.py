@@ -19,7 +19,6 @@ from data_prep.shard_set.fields import (
     Limit,
     above,
     at_least,
-    check_fields,
     choice_of,
     fields_of,
     within,
@@ -28,7 +27,7 @@ from data_prep.shard_set.fields import (
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.conditions import describe_needs, one_of, only_with, show, why_idle
 from pipeline.config.data import DataConfig, Location, Seconds
-from pipeline.config.marks import Operational, PerHost
+from pipeline.config.marks import Operational, PerHost, check_group
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig, ScheduleConfig
 
@@ -60,7 +59,7 @@ class EvaluationConfig:
     softmax averaged (2012, section 4.1)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "evaluation.{}".format)
+        check_group(self, "evaluation.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +72,7 @@ class CheckpointConfig:
     """Newest checkpoints kept, beside the best: more than 1, so that a damaged one has a spare."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "checkpoint.{}".format)
+        check_group(self, "checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +101,7 @@ class MetricsConfig:
     """How long the last values are served after the ranks are gone."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "metrics.{}".format)
+        check_group(self, "metrics.")
         if bool(self.exporter_certfile) != bool(self.exporter_keyfile):
             raise wrong(
                 "metrics.exporter_keyfile",
@@ -132,7 +131,7 @@ class DistributedConfig:
     """Gradients are averaged in buckets of this size (it decides the order of additions)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "distributed.{}".format)
+        check_group(self, "distributed.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +167,7 @@ class Config:
     """Steps between two lines on the console and two `train` events."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_group(self)
         if self.data.is_resident and self.augment.scales_crops:
             raise wrong(
                 "data.reader",

@@ -7,22 +7,19 @@ of a job.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from data_prep.shard_set.files import path_option
-from data_prep.shard_set.parser import Parser
+from data_prep.shard_set.options import read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from pipeline.config.data import location_option
 from pipeline.config.schema import DistributedConfig
 from pipeline.doctor.checks import Check, checked, judge
 from pipeline.doctor.deadlines import deadline
 from pipeline.doctor.facts import collect
+from pipeline.doctor.options import DoctorOptions
 from pipeline.ranks.connect import connect
 from pipeline.ranks.failure import exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -63,24 +60,7 @@ def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
     return checked("clocks", f"at most {1e3 * skew:.0f} ms apart", wrong)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m pipeline.doctor", description="Check a machine, or several, for training."
-    )
-    parser.add_argument(
-        "--shards", type=location_option, help="the shard set that all ranks must find"
-    )
-    parser.add_argument(
-        "--run-dir", type=path_option, default=Path(), help="where the run is to go"
-    )
-    parser.add_argument(
-        "--decode-threads", type=int, default=1, help="data.decode_threads (%(default)s)"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    return parser
-
-
-def examine(options: argparse.Namespace) -> int:
+def examine(options: DoctorOptions) -> int:
     """Collect, meet and judge; returns the exit code. Raises `RankFailure` if ranks do not meet."""
     environment = LaunchEnvironment.read()
     config = DistributedConfig(
@@ -110,4 +90,5 @@ def examine(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     open_streams()
-    leave(exit_code_after_flush(exit_code_of(lambda: examine(_parser().parse_args()))))
+    asked = read_options("pipeline.doctor", DoctorOptions, None)
+    leave(exit_code_after_flush(exit_code_of(lambda: examine(asked))))

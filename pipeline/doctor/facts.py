@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import platform
@@ -20,6 +19,7 @@ from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_ma
 from data_prep.shard_set.pixels import is_compiled
 from pipeline.config.data import is_url
 from pipeline.doctor.deadlines import Answers
+from pipeline.doctor.options import DoctorOptions
 from pipeline.metrics.addresses import address_towards
 from pipeline.optim.precision import Arithmetic, arithmetic_of
 from pipeline.ranks.failure import sentence_of
@@ -61,9 +61,7 @@ class Facts:
     """Checks without an answer."""
 
 
-def collect(
-    environment: LaunchEnvironment, device: torch.device, options: argparse.Namespace
-) -> Facts:
+def collect(environment: LaunchEnvironment, device: torch.device, options: DoctorOptions) -> Facts:
     """The facts of this rank."""
     answers = Answers()
     manifest, num_shards = answers.to(

@@ -7,19 +7,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 from torch import nn
 
-from data_prep.shard_set.files import expanded, path_option
-from data_prep.shard_set.parser import Parser
+from data_prep.shard_set.fields import Reads, choice_of
+from data_prep.shard_set.files import expanded
+from data_prep.shard_set.options import read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.data import location_option
 from pipeline.evaluate.shards import open_shards
@@ -43,39 +45,28 @@ from pipeline.train.lines import evaluation_table
 _REPORT_SECONDS = 3
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m pipeline.evaluate",
-        description="Evaluate a run's checkpoint exactly, on any number of ranks.",
-    )
-    parser.add_argument("--run-dir", type=path_option, required=True, help="the run's directory")
-    parser.add_argument("--split", default="val", help="default: %(default)s")
-    parser.add_argument(
-        "--checkpoint",
-        type=expanded,
-        default="newest",
-        help="newest, best, a step or a checkpoint's path; default: %(default)s",
-    )
-    parser.add_argument(
-        "--views",
-        type=int,
-        choices=(1, 10),
-        help="1: the middle of each image, 10: the ten views of 2012; default: as in training",
-    )
-    parser.add_argument(
-        "--shards",
-        type=location_option,
-        help="where the shard set is now, or another one with the same classes",
-    )
-    parser.add_argument(
-        "--cache-dir", type=location_option, help="where shards at a URL are staged on this host"
-    )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    return parser
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Evaluate a run's checkpoint exactly, on any number of ranks."""
+
+    run_dir: Path
+    """The run's directory."""
+    split: str = "val"
+    """The split to evaluate."""
+    checkpoint: Annotated[str, Reads(expanded)] = "newest"
+    """The checkpoint to evaluate: newest, best, a step or a checkpoint's path."""
+    views: Annotated[int | None, choice_of(1, 10)] = None
+    """1: the middle of each image, 10: the ten views of 2012; if not given, as in training."""
+    shards: Annotated[str | None, Reads(location_option)] = None
+    """Where the shard set is now, or another one with the same classes."""
+    cache_dir: Annotated[str | None, Reads(location_option)] = None
+    """Where shards at a URL are staged on this host."""
+    json: bool = False
+    """Print one line of JSON."""
 
 
 def _evaluate_run(
-    options: argparse.Namespace,
+    options: Options,
     run: RunDirectory,
     settings: Settings,
     world: World,
@@ -160,7 +151,7 @@ def _record(run: RunDirectory, step: int, result: Evaluation) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = read_options("pipeline.evaluate", Options, arguments)
     run = RunDirectory(options.run_dir)
     signal.signal(signal.SIGTERM, _leave_soon)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import socket
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pipeline.config.schema import AUTO_ADDRESS, MetricsConfig
 LOOPBACK = "127.0.0.1"
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_ANY_PORT, _HIGHEST_PORT = 9, 65535
+_ANY_PORT = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +123,3 @@ def exposure(metrics: MetricsConfig, address: str) -> str:
 
 def _is_of_network(address: str) -> bool:
     return address != "" and not is_loopback(address)
-
-
-def port_number(text: str, *, lowest: int = 0) -> int:
-    """For `argparse`: a port from `lowest` on; 0 stands for any that is free."""
-    if not text.isdecimal() or not lowest <= int(text) <= _HIGHEST_PORT:
-        expected = f"expected {lowest} to {_HIGHEST_PORT}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: {expected}")
-    return int(text)

@@ -10,7 +10,6 @@ One exporter serves a run on a node, whoever starts another, and no other run (s
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import logging
@@ -22,14 +21,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from prometheus_client import CollectorRegistry
 
-from data_prep.shard_set.files import describe, path_option, remove_leftovers
-from data_prep.shard_set.parser import Parser
-from pipeline.config.schema import MetricsConfig
-from pipeline.metrics.addresses import LOOPBACK, port_number
+from data_prep.shard_set.fields import at_least
+from data_prep.shard_set.files import describe, remove_leftovers
+from data_prep.shard_set.options import Named, read_options, words_of
+from pipeline.config.schema import MetricsConfig, Port
+from pipeline.metrics.addresses import LOOPBACK
 from pipeline.metrics.discovery import ExporterLock, Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import NodeOutcomes
@@ -41,7 +43,33 @@ _FIRST_RANK_SECONDS = 60.0
 """That may pass before the first rank publishes."""
 _POLL_SECONDS = 0.5
 
+_DEFAULTS = MetricsConfig()
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExporterOptions:
+    """Serve the metrics of a run's ranks on this node to Prometheus."""
+
+    run_dir: Path
+    """The run's directory."""
+    port: Port = _DEFAULTS.exporter_port
+    """The first port to try."""
+    address: str | None = None
+    """0.0.0.0 to serve other hosts too; an exporter of this run and node at another address then
+    leaves. If not given: wherever one serves already, else on loopback."""
+    certfile: Annotated[Path | None, Named("--certfile", "FILE")] = None
+    """Certificate (PEM) to serve over TLS with; an exporter of this run and node with another, or
+    without, then leaves. If not given: no TLS."""
+    keyfile: Annotated[Path | None, Named("--keyfile", "FILE")] = None
+    """Private key (PEM) of the certificate."""
+    client_cafile: Annotated[Path | None, Named("--client-cafile", "FILE")] = None
+    """Serve only who shows a certificate of one of these authorities (PEM)."""
+    targets_dir: Path | None = None
+    """Where Prometheus looks for file_sd targets; if not given, beside the run directory."""
+    linger_seconds: Annotated[float, at_least(0)] = _DEFAULTS.exporter_linger_seconds
+    """How long the last values of ranks that are gone are served."""
 
 
 def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | None) -> None:
@@ -50,18 +78,16 @@ def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | Non
     Call it once a node. It never raises: an exporter that cannot start is logged, and the training
     goes on without it.
     """
-    options = {
-        "--run-dir": run.path.resolve(),
-        "--port": metrics.exporter_port,
-        "--linger-seconds": metrics.exporter_linger_seconds,
-        "--address": address,
-        "--certfile": metrics.exporter_certfile,
-        "--keyfile": metrics.exporter_keyfile,
-        "--client-cafile": metrics.exporter_client_cafile,
-    }
-    command = [sys.executable, "-m", "pipeline.exporter"]
-    for name, value in options.items():
-        command += [f"{name}={value}"] if value not in (None, "") else []
+    options = ExporterOptions(
+        run_dir=run.path.resolve(),
+        port=metrics.exporter_port,
+        linger_seconds=metrics.exporter_linger_seconds,
+        address=address,
+        certfile=_path(metrics.exporter_certfile),
+        keyfile=_path(metrics.exporter_keyfile),
+        client_cafile=_path(metrics.exporter_client_cafile),
+    )
+    command = [sys.executable, "-m", "pipeline.exporter", *words_of(options, ExporterOptions)]
     log_path = run.metrics / f"exporter-{socket.gethostname()}.log"
     try:
         run.metrics.mkdir(parents=True, exist_ok=True)
@@ -77,6 +103,10 @@ def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | Non
         _log.warning(
             "cannot start the metrics exporter: %s; training goes on without it", describe(error)
         )
+
+
+def _path(location: str) -> Path | None:
+    return Path(location) if location else None
 
 
 def _announce_until_idle(
@@ -158,50 +188,8 @@ def _target_name(run: RunDirectory, targets: Path) -> str:
     return f"{run.name}-{hashlib.sha256(bytes(run.path.resolve())).hexdigest()[:8]}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    defaults = MetricsConfig()
-    parser = Parser(
-        prog="python -m pipeline.exporter",
-        description="Serve the metrics of a run's ranks on this node to Prometheus.",
-    )
-    parser.add_argument("--run-dir", type=path_option, required=True, help="the run's directory")
-    parser.add_argument(
-        "--port",
-        type=port_number,
-        default=defaults.exporter_port,
-        help="the first port to try; default: %(default)s",
-    )
-    parser.add_argument(
-        "--address",
-        help="0.0.0.0 to serve other hosts too; an exporter of this run and node at another "
-        f"address then leaves; default: wherever one serves already, else {LOOPBACK}",
-    )
-    for name, text in (
-        (
-            "--certfile",
-            "certificate (PEM) to serve over TLS with; an exporter of this run and node with "
-            "another, or without, then leaves; default: no TLS",
-        ),
-        ("--keyfile", "its private key (PEM)"),
-        ("--client-cafile", "serve only who shows a certificate of one of these authorities (PEM)"),
-    ):
-        parser.add_argument(name, type=path_option, metavar="FILE", help=text)
-    parser.add_argument(
-        "--targets-dir",
-        type=path_option,
-        help="where Prometheus looks for file_sd targets; default: beside the run directory",
-    )
-    parser.add_argument(
-        "--linger-seconds",
-        type=float,
-        default=defaults.exporter_linger_seconds,
-        help="how long to serve the last values of ranks that are gone; default: %(default)s",
-    )
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = read_options("pipeline.exporter", ExporterOptions, arguments)
     run = RunDirectory(options.run_dir)
     try:
         if not run.path.is_dir():

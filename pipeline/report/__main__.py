@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
-from data_prep.shard_set.parser import Parser
+from data_prep.shard_set.files import as_text, describe, write_atomically
+from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.run.directory import RunDirectory
 
@@ -36,20 +38,20 @@ def write_report(run: RunDirectory, output: Path) -> None:
     write_atomically(output, as_text(text).encode())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Write a run's report as one HTML page."""
+
+    run: Annotated[Path, Named("RUN")]
+    """The run directory."""
+    output: Annotated[Path | None, Named("--output", "FILE")] = None
+    """The page to write; if not given, RUN/report.html."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m pipeline.report", description="Write a run's report as one HTML page."
-    )
-    parser.add_argument("run", metavar="RUN", type=path_option, help="the run directory")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        type=path_option,
-        help="the page to write; default: RUN/report.html",
-    )
-    options = parser.parse_args(arguments)
+    options = read_options("pipeline.report", Options, arguments)
     run = RunDirectory(options.run)
-    output: Path = options.output or run.report
+    output = options.output or run.report
     try:
         write_report(run, output)
     except (ImportError, OSError, ValueError) as error:

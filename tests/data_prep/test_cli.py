@@ -18,6 +18,8 @@ from data_prep.convert.progress import Progress
 from tests.data_prep.conftest import SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
 
+SYNTHETIC = ("shard", "synthetic", "--output", "x")
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -25,11 +27,23 @@ from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
         (["shard", "cifar11", "--output", "x"], "choose from .*folder.*cifar10.*synthetic"),
         (["shard", "folder", "--output", "x"], "required: --input"),
         (["shard", "folder", "--input", "x"], "required: --output"),
-        (["shard", "synthetic", "--output", "x", "--workers", "0"], "--workers is 0; expected 1 to"),
-        (["shard", "synthetic", "--output", "x", "--workers", "1000"], "is 1000; expected 1 to 512"),
+        (
+            ["shard", "synthetic", "--output", "x", "--workers", "0"],
+            "--workers is 0; expected 1 to",
+        ),
+        (
+            ["shard", "synthetic", "--output", "x", "--workers", "1000"],
+            "is 1000; expected 1 to 512",
+        ),
         (["shard", "synthetic", "--output", "x", "--size", "100000"], "expected 1 to 8192"),
-        (["shard", "synthetic", "--output", "x", "--size", "2.5"], "--size is '2.5'; expected a whole number"),
-        (["shard", "synthetic", "--output", "x", "--seed", "-1"], "--seed is -1; expected 0 or more, below"),
+        (
+            ["shard", "synthetic", "--output", "x", "--size", "2.5"],
+            "--size is '2.5'; expected a whole number",
+        ),
+        (
+            ["shard", "synthetic", "--output", "x", "--seed", "-1"],
+            "--seed is -1; expected 0 or more, below",
+        ),
         (
             ["shard", "synthetic", "--output", "x", "--max-reject-ratio", "nan"],
             "--max-reject-ratio is 'nan'; expected a finite number",

@@ -486,7 +486,7 @@ def evaluate_as_rank_sees(world: World, run: Path) -> Any:
         return checkpoint.paths(directory)[world.rank]
 
     directory, output = RunDirectory(run), io.StringIO()
-    options = evaluate_module._parser().parse_args(["--run-dir", str(run), "--json"])
+    options = evaluate_module.Options(run_dir=run, json=True)
     with (
         mock.patch.object(checkpoint, "newest_good", newest),
         contextlib.redirect_stdout(output),
@@ -506,7 +506,7 @@ def test_a_checkpoint_that_the_run_deletes_is_no_error(trained: Path, tmp_path: 
         shutil.rmtree(newest, ignore_errors=True)
         return load(path)
 
-    options = evaluate_module._parser().parse_args(["--run-dir", str(run.path)])
+    options = evaluate_module.Options(run_dir=run.path)
     with mock.patch.object(checkpoint, "load", load_late), contextlib.ExitStack() as resources:
         evaluate_module._evaluate_run(options, run, read_settings(run), SINGLE, resources)
     with np.load(run.predictions("val")) as saved:

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of, spec_from
+from data_prep.shard_set.options import made
+from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "sentence"),
     [
         (JobSpec, {"job_name": "a b"}, r"--job-name is 'a b'; expected letters, digits"),
-        (JobSpec, {"cpus_per_task": 0}, r"--cpus-per-task is '0'; expected 1 to 100000"),
+        (JobSpec, {"cpus_per_task": 0}, r"--cpus-per-task is 0; expected 1 to 100000"),
         (JobSpec, {"time_limit": "1h"}, r"--time is '1h'; expected MINUTES, MINUTES:SECONDS, "),
         (JobSpec, {"time_limit": "0"}, r"--time is '0'; expected"),
         (JobSpec, {"time_limit": "1:2:3:4"}, r"--time is '1:2:3:4'; expected"),
@@ -25,9 +26,9 @@ from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of, spec_from
         (JobSpec, {"time_limit": "٣"}, r"--time is '٣'; expected"),
         (JobSpec, {"time_limit": "1:60:00"}, r"--time is '1:60:00'; expected"),
         (JobSpec, {"time_limit": "0:00:00"}, r"--time is '0:00:00'; expected"),
-        (JobSpec, {"partition": "a\nb"}, r"--partition is 'a\nb'; expected one word"),
-        (JobSpec, {"account": ""}, r"--account is ''; expected one word"),
-        (JobSpec, {"python": ""}, r"--python is ''; expected an interpreter"),
+        (JobSpec, {"partition": "a\nb"}, r"--partition is 'a\\nb'; expected one word"),
+        (JobSpec, {"account": ""}, r"--account is empty; expected one word"),
+        (JobSpec, {"python": ""}, r"--python is empty; expected an interpreter"),
         (JobSpec, {"container_mounts": "/data"}, r"'/data'; expected a --container beside it"),
         (
             JobSpec,
@@ -36,14 +37,14 @@ from launch.spec import JobSpec, PrepareSpec, TrainSpec, seconds_of, spec_from
         ),
         (JobSpec, {"sbatch_options": ("qos=high",)}, r"'qos=high'; expected an option such as"),
         (JobSpec, {"sbatch_options": ("--qos=a\n#",)}, r"--sbatch-option is '--qos=a"),
-        (TrainSpec, {"nodes": 0}, r"--nodes is '0'; expected 1 to 100000"),
-        (TrainSpec, {"gpus_per_node": -1}, r"--gpus-per-node is '-1'; expected 0 to 100000"),
+        (TrainSpec, {"nodes": 0}, r"--nodes is 0; expected 1 to 100000"),
+        (TrainSpec, {"gpus_per_node": -1}, r"--gpus-per-node is -1; expected 0 to 100000"),
         (TrainSpec, {"gpus_per_node": 0}, r"--gpus-per-node is 0, and --ranks-per-node is missing"),
-        (TrainSpec, {"ranks_per_node": 0}, r"--ranks-per-node is '0'; expected 1 to"),
-        (TrainSpec, {"max_requeues": -1}, r"--max-requeues is '-1'; expected 0 to"),
+        (TrainSpec, {"ranks_per_node": 0}, r"--ranks-per-node is 0; expected 1 to"),
+        (TrainSpec, {"max_requeues": -1}, r"--max-requeues is -1; expected 0 to"),
         (TrainSpec, {"signal_lead_seconds": 59}, r"--signal-lead is 59; expected at least 60 sec"),
         (TrainSpec, {"time_limit": "0:05:00"}, r"less than the time limit, which is 300"),
-        (PrepareSpec, {"array_size": 0}, r"--array-size is '0'; expected 1 to 100000"),
+        (PrepareSpec, {"array_size": 0}, r"--array-size is 0; expected 1 to 100000"),
     ],
 )
 def test_what_slurm_could_not_mean_is_refused(
@@ -82,7 +83,7 @@ def test_only_the_forms_of_sbatch(word: str) -> None:
 
 
 def test_what_is_not_given_keeps_its_default() -> None:
-    spec = spec_from(TrainSpec, {"nodes": 2, "partition": None, "array_size": 4})
+    spec = made(TrainSpec, {"nodes": 2, "partition": None, "array_size": 4})
     assert spec == TrainSpec(nodes=2)
 
 

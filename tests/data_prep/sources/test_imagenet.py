@@ -587,7 +587,7 @@ def test_jpeg_quality_decides_the_bytes(tmp_path: Path) -> None:
         "shard", "imagenet", "--input", root, "--output", tmp_path / "rgb", *CLASSES,
         "--encoding", "rgb", "--jpeg-quality", 94,
     )  # fmt: skip
-    assert "--jpeg-quality says nothing of --encoding rgb" in rgb.stderr
+    assert "--jpeg-quality has no effect with --encoding rgb" in rgb.stderr
 
 
 def test_wrong_number_of_classes_is_one_sentence(tmp_path: Path) -> None:
