@@ -18,7 +18,6 @@ from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import Rest
 from launch.options import refuse_misplaced
 from launch.outcome import outcome_of
-from launch.runs import NOT_STARTED
 from pipeline.config.model import ranks_per_replica
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import (
@@ -77,7 +76,7 @@ def run(options: Options) -> int:
     outcome = outcome_of(history, begin, code, asked)
     own = {type(row) for row in history if row.time >= begin}
     if own.isdisjoint({RunEvent, EndEvent}):
-        log = log.rename(log.with_name(f"{NOT_STARTED}{log.name}"))
+        os.utime(log, (0, 0))  # `launch logs` shows the newest
     if code and EndEvent not in own and (asked or RunEvent in own):
         console.line(f"{command.run.path}: {outcome}; what the ranks wrote is in {log}")
     return exit_code_of(outcome)
@@ -177,7 +176,11 @@ def _change_of(events: Path) -> int | None:
 def _copy(output: IO[bytes], file: IO[bytes]) -> None:
     """A full disk costs lines of the log, never the run."""
     targets = [file] if sys.stdout is None else [sys.stdout.buffer, file]
-    while content := os.read(output.fileno(), 1 << 16):
+    last_error = b""
+    for content in output:
+        if content == last_error:  # the rank that failed has said it, and so has rank 0
+            continue
+        last_error = content if content.startswith(b"error: ") else b""
         for target in tuple(targets):
             try:
                 target.write(content)

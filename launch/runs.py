@@ -31,9 +31,6 @@ from pipeline.run.lock import log_at_work
 
 _AT_WORK = ("starting", "training")
 
-NOT_STARTED = "not-started-"
-"""How the name of a log begins whose command was refused, or had nothing to do."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatusOptions:
@@ -189,10 +186,8 @@ def logs(options: LogOptions) -> None:
 
 
 def newest_log(run: RunDirectory) -> Path | None:
-    """Of those that have trained, if there are any."""
-    found = [(path.stat().st_mtime, path) for path in run.logs.glob("*.log")]
-    started = [entry for entry in found if not entry[1].name.startswith(NOT_STARTED)]
-    return max(started or found, default=(0, None))[1]
+    """One whose command was refused, or had nothing to do, has a time before all others."""
+    return max(run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def slurm_job(run: RunDirectory) -> str | None:

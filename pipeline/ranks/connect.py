@@ -163,8 +163,8 @@ def _device(environment: LaunchEnvironment, config: DistributedConfig) -> torch.
     if num_gpus < environment.local_world_size:
         fewer = f"give --nproc {num_gpus} (torchrun: --nproc_per_node={num_gpus}), or "
         raise ValueError(
-            f"{counted(environment.local_world_size, 'rank')} on {socket.gethostname()} cannot "
-            f"have a GPU each: it has {num_gpus or 'none'}; "
+            f"{socket.gethostname()} has {counted(num_gpus, 'GPU') if num_gpus else 'no GPU'} for "
+            f"{counted(environment.local_world_size, 'rank')}: "
             f"{fewer if num_gpus else ''}use --distributed.device cpu"
         )
     return torch.device("cuda", environment.local_rank)
