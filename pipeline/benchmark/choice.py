@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ORDER = ("tar", "remote", "beton", "resident")
-"""From the one that asks for least: no copy of the data, no network, no memory."""
+from pipeline.config.data import READERS, ReaderName
 
 _MEGABYTE = 1e6
 
@@ -15,7 +14,7 @@ _MEGABYTE = 1e6
 class Measurement:
     """A reader with a number of threads, in a process of its own."""
 
-    reader: str
+    reader: ReaderName
     num_threads: int
     images_per_second: float
     cores: float
@@ -49,10 +48,10 @@ def table(measurements: Sequence[Measurement], step_rate: float, device: str) ->
 
 
 def choose(measurements: Sequence[Measurement], step_rate: float, num_devices: int) -> str:
-    """The first of `ORDER` that feeds all devices of this host, or the fastest; in a sentence."""
+    """The first of `READERS` that feeds all devices of this host, or the fastest; in a sentence."""
     needed = step_rate * num_devices
     devices = "the device" if num_devices == 1 else f"all {num_devices} devices"
-    by_order = sorted(measurements, key=lambda one: (ORDER.index(one.reader), one.num_threads))
+    by_order = sorted(measurements, key=lambda one: (READERS.index(one.reader), one.num_threads))
     for one in by_order:
         if one.images_per_second >= needed:
             return (

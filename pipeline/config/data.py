@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, assert_never, get_args
 
 from data_prep.shard_set.fields import Reads, above, at_least, at_most, within, wrong
 from data_prep.shard_set.files import path_option
@@ -11,6 +11,9 @@ from pipeline.config.conditions import Condition, one_of, only_with
 from pipeline.config.marks import Operational, PerHost, check_group
 
 ReaderName = Literal["tar", "remote", "beton", "resident"]
+
+READERS: tuple[ReaderName, ...] = get_args(ReaderName)
+"""From the one that asks for least: no copy of the data, no network, no memory."""
 
 
 def is_url(shards: str) -> bool:

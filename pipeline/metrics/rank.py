@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
 
+from pipeline.config.data import READERS
 from pipeline.metrics.families import Families
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
 from pipeline.run.phase import PHASE_LABELS, Label
 
 LOADER_PHASES = ("read", "decode")
-LOADER_SOURCES = ("tar", "remote", "beton", "resident")
 
 _STEP_BUCKETS = tuple(round(0.002 * 2 ** (quarter / 4), 5) for quarter in range(57))
 """Four for each doubling from 2 ms to 33 s, so that a quantile is right to 19 % at worst.
@@ -63,10 +63,10 @@ class RankMetrics:
 
     def _add_loading(self, families: Families) -> None:
         self._loader_samples = families.counters(
-            "loader_samples_total", "Samples read and decoded", "source", LOADER_SOURCES
+            "loader_samples_total", "Samples read and decoded", "source", READERS
         )
         self._loader_bytes = families.counters(
-            "loader_bytes_read_total", "Encoded bytes read", "source", LOADER_SOURCES
+            "loader_bytes_read_total", "Encoded bytes read", "source", READERS
         )
         self._loader_seconds = families.counters(
             "loader_seconds_total", "Reader time, summed over its threads", "phase", LOADER_PHASES
@@ -108,7 +108,7 @@ class RankMetrics:
         decode_seconds: float,
         num_replaced: int,
     ) -> None:
-        """Count samples that a reader delivered; `source` is from `LOADER_SOURCES`."""
+        """Count samples that a reader delivered; `source` is from `READERS`."""
         self._loader_replaced.inc(num_replaced)
         self._loader_samples[source].inc(num_samples)
         self._loader_bytes[source].inc(num_bytes)

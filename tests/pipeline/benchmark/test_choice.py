@@ -11,12 +11,13 @@ import pytest
 
 from pipeline.benchmark.choice import Measurement, choose, table
 from pipeline.benchmark.measure import fitting_recipe
+from pipeline.config.data import ReaderName
 from pipeline.data.augment.crop_policy import ImageSize
 from tests.data_prep.raw_data import REPOSITORY, run_cli
 from tests.pipeline.data.cache.flaky_server import serving
 
 
-def measured(reader: str, num_threads: int, rate: float) -> Measurement:
+def measured(reader: ReaderName, num_threads: int, rate: float) -> Measurement:
     return Measurement(
         reader=reader,
         num_threads=num_threads,
