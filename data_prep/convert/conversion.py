@@ -71,7 +71,7 @@ def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> t
     finished = _find_whole(work)
     if finished is not None:
         return finished, 0
-    with locked_output(shards, work.plan, None) as records:
+    with locked_output(shards, work.plan) as (records, _):
         totals, num_read = _write_missing(work, records, work.plan.shard_names())
         manifest = publish(shards, work.plan, totals)
         clean_up(shards)
@@ -90,7 +90,7 @@ def convert_part(
     names = task.pick(work.plan.shard_names())
     if _find_whole(work) is not None:
         return len(names), 0
-    with locked_output(shards, work.plan, task) as records:
+    with locked_output(shards, work.plan, task) as (records, _):
         _, num_read = _write_missing(work, records, names)
     return len(names), num_read
 

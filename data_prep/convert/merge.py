@@ -12,7 +12,7 @@ from data_prep.convert.output import (
     clean_up,
     find_divisions,
     find_finished,
-    locked_unfinished_output,
+    locked_output,
 )
 from data_prep.convert.publish import publish
 from data_prep.convert.shard import find_record
@@ -29,7 +29,7 @@ def merge(shards: Path, *, max_reject_ratio: float) -> Manifest:
     """
     if (finished := find_finished(shards)) is not None:
         return finished
-    with locked_unfinished_output(shards) as (records, plan):
+    with locked_output(shards, None) as (records, plan):
         totals = ConversionTotals(plan, max_reject_ratio=max_reject_ratio)
         missing = []
         for name in plan.shard_names():

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -84,40 +84,41 @@ def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | 
 
 
 @contextlib.contextmanager
-def locked_output(shards: Path, plan: ConversionPlan, task: Task | None) -> Iterator[Path]:
+def locked_output(
+    shards: Path, plan: ConversionPlan | None, task: Task | None = None
+) -> Iterator[tuple[Path, ConversionPlan]]:
     """Keep other conversions out of the folder, which is made if need be.
 
-    With a `task`, other tasks of the same division may be at work in it at the same time.
-    Yields the folder inside it for the records of finished shards. It outlives a conversion that
-    fails or is killed: by it the next one goes on. Raises `ConversionError` if another conversion
-    is at work, or if the folder holds anything but what one with the same `settings` left.
+    With a `task`, other tasks of the same division may be at work in it at the same time. Without a
+    `plan` a conversion must have been begun there, whatever its settings.
+    Yields the folder inside it for the records of finished shards, and the plan. That folder
+    outlives a conversion that fails or is killed: by it the next one goes on. Unfinished files are
+    removed before and after, but for those of other tasks. Raises `ConversionError` if another
+    conversion is at work, if none was begun that should have been, or if the folder holds anything
+    but what one with the same settings left.
     """
     records = shards / _WORK_FOLDER
-    _check_empty(shards)
-    records.mkdir(parents=True, exist_ok=True)
-    with _hold(shards, task):
-        with locked(records / "settings.lock", wait_seconds=math.inf):
-            _record_plan(shards, plan)
-        with _without_leftovers(shards, plan, task):
-            yield records
-
-
-@contextlib.contextmanager
-def locked_unfinished_output(shards: Path) -> Iterator[tuple[Path, ConversionPlan]]:
-    """Keep other conversions out of a folder in which one was begun, whatever its settings.
-
-    Yields the folder for the records, and what the conversion makes. Raises `ConversionError` if
-    none was begun, or another is at work.
-    """
-    records = shards / _WORK_FOLDER
-    if not (records / _PLAN_NAME).exists():
+    if plan is not None:
+        _check_empty(shards)
+        records.mkdir(parents=True, exist_ok=True)
+    elif not (records / _PLAN_NAME).exists():
         raise ConversionError(
             f"{shards} holds no conversion that was begun: run 'python -m data_prep shard' first"
         )
-    with _hold(shards, None):
-        plan = _load(records / _PLAN_NAME)
-        with _without_leftovers(shards, plan, None):
+    with _hold(shards, task):
+        if plan is None:
+            plan = _load(records / _PLAN_NAME)
+        else:
+            with locked(records / "settings.lock", wait_seconds=math.inf):
+                _record_plan(shards, plan)
+        own = task.pick(plan.shard_names()) if task else ()
+        files = {name for shard in own for name in (shard.filename, shard.record_filename)}
+        names = files if task else None
+        _remove_leftovers(shards, names)
+        try:
             yield records, plan
+        finally:
+            _remove_leftovers(shards, names)
 
 
 def find_divisions(records: Path) -> list[int]:
@@ -190,21 +191,6 @@ def _load(path: Path) -> ConversionPlan:
         raise ConversionError(
             f"{path} is damaged ({error}): empty the --output folder and run the command again"
         ) from None
-
-
-@contextlib.contextmanager
-def _without_leftovers(shards: Path, plan: ConversionPlan, task: Task | None) -> Iterator[None]:
-    """Remove unfinished files before and after; those of other tasks may be at work."""
-    names = None if task is None else _own_files(task.pick(plan.shard_names()))
-    _remove_leftovers(shards, names)
-    try:
-        yield
-    finally:
-        _remove_leftovers(shards, names)
-
-
-def _own_files(shards: Sequence[ShardName]) -> set[str]:
-    return {name for shard in shards for name in (shard.filename, shard.record_filename)}
 
 
 def _remove_leftovers(shards: Path, names: Collection[str] | None = None) -> None:

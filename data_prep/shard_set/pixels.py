@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import io
 import mmap
 from enum import IntEnum
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.shard_set.jpeg_header import read_jpeg_header
+from data_prep.shard_set.manifest import Encoding
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 H×W×3."""
@@ -98,6 +100,21 @@ def decode_jpeg(content: bytes) -> Pixels:
         raise ValueError(failure[1])
     whole: Pixels = out[0]
     return whole
+
+
+def decode_image(content: bytes, encoding: Encoding) -> Pixels:
+    """What an image's tar member holds; raises `ValueError`, or others, if that is damaged."""
+    match encoding:
+        case "jpeg":
+            return decode_jpeg(content)
+        case "rgb":
+            pixels: Pixels = np.load(io.BytesIO(content))
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                found = f"{pixels.dtype}{list(pixels.shape)}"
+                raise ValueError(f"{found}; expected uint8[height, width, 3]")
+            return pixels
+        case unknown:
+            assert_never(unknown)
 
 
 def cut_jpegs(

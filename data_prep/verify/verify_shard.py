@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.manifest import MEMBER_SUFFIX, Encoding, Manifest
-from data_prep.shard_set.pixels import Pixels, decode_jpeg
+from data_prep.shard_set.manifest import MEMBER_SUFFIX, Manifest
+from data_prep.shard_set.pixels import decode_image
 from data_prep.verify.archive import ArchivedSample, Damage, pair_members, read_members
 
 Array = npt.NDArray[Any]
@@ -128,31 +126,13 @@ def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str
 
 def _check_image(content: bytes, manifest: Manifest) -> str | None:
     try:
-        pixels = _decode(content, manifest.encoding)
+        pixels = decode_image(content, manifest.encoding)
     except Exception as error:  # a damaged .npy header raises anything
         return f"its image does not decode: {error}"
     size = (manifest.image_height, manifest.image_width)
     if None not in size and pixels.shape[:2] != size:
         return f"its image is {pixels.shape[0]}×{pixels.shape[1]}; expected {size[0]}×{size[1]}"
     return None
-
-
-def _decode(content: bytes, encoding: Encoding) -> Pixels:
-    """As training does."""
-    match encoding:
-        case "jpeg":
-            return decode_jpeg(content)
-        case "rgb":
-            return _decode_npy(content)
-        case unknown:
-            assert_never(unknown)
-
-
-def _decode_npy(content: bytes) -> Pixels:
-    pixels: Pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"{pixels.dtype}{list(pixels.shape)}; expected uint8[height, width, 3]")
-    return pixels
 
 
 def _check_sum(content: bytes, expected: int | None) -> str | None:

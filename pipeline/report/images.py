@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.shard_set.manifest import Manifest, ShardSetError
-from data_prep.shard_set.pixels import decode_jpeg
+from data_prep.shard_set.manifest import ShardSetError
+from data_prep.shard_set.pixels import decode_image
 from pipeline.report.inputs import SPLIT, Missing, ShardSet
 from pipeline.report.predictions import Counts, row_shares
 
@@ -59,20 +58,9 @@ def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
         shard.seek(int(entry["offset"]))
         content = shard.read(int(entry["num_bytes"]))
     try:
-        return _decode(content, manifest)
+        return decode_image(content, manifest.encoding)
     except (OSError, EOFError, ValueError) as error:
         raise ShardSetError(f"{path} is damaged at byte {entry['offset']} ({error})") from None
-
-
-def _decode(content: bytes, manifest: Manifest) -> npt.NDArray[np.uint8]:
-    match manifest.encoding:
-        case "rgb":
-            pixels: npt.NDArray[np.uint8] = np.load(io.BytesIO(content))
-            return pixels
-        case "jpeg":
-            return decode_jpeg(content)
-        case unknown:
-            assert_never(unknown)
 
 
 def heat_image_uri(matrix: Counts) -> str:

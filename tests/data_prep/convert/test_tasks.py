@@ -29,8 +29,10 @@ from tests.data_prep.raw_data import (
 NUM_TASKS = 3
 
 
-def command(output: Path, task: int, *options: object) -> tuple[object, ...]:
-    division = ("--num-tasks", NUM_TASKS, "--task", task, "--workers", 1)
+def command(
+    output: Path, task: int, *options: object, num_tasks: int = NUM_TASKS
+) -> tuple[object, ...]:
+    division = ("--num-tasks", num_tasks, "--task", task, "--workers", 1)
     return ("shard", "synthetic", "--output", output, *division, *options)
 
 
@@ -203,7 +205,7 @@ def test_only_one_process_a_task_and_one_division_at_a_time(parts: Path) -> None
         fcntl.flock(task, fcntl.LOCK_EX)
         same = run_cli(*command(parts, 2, *SYNTHETIC_OPTIONS))
         assert f"task 2 of 3 is at work on {parts} already" in same.stderr
-        other = run_cli(*command(parts, 1, *SYNTHETIC_OPTIONS), "--num-tasks", 4)
+        other = run_cli(*command(parts, 1, *SYNTHETIC_OPTIONS, num_tasks=4))
         assert f"task 2 of 3 is at work on {parts}: wait until it ends, or" in other.stderr
         undivided = run_cli("shard", "synthetic", "--output", parts, *SYNTHETIC_OPTIONS)
         early = run_cli("merge", parts)
