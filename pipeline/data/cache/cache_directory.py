@@ -32,6 +32,18 @@ _GLANCE_SECONDS = 1.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
+def check_locks(cache: Path) -> None:
+    """Raise `OSError` if files in the directory cannot be locked."""
+    try:
+        with (cache / ".lock").open("ab") as lock:
+            try_lock(lock.fileno())
+    except OSError as error:
+        raise OSError(
+            f"cannot lock files in {cache}: {error.strerror}; "
+            "give a data.cache_dir on a local disk of this host"
+        ) from None
+
+
 class CacheFullError(OSError):
     """There is no room for a file, and what could go has gone."""
 
@@ -77,7 +89,7 @@ def staging(path: Path) -> Iterator[BinaryIO | None]:
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with open(file, "r+b") as staged:  # noqa: PTH123 - it is open already
-            if not _lock(file, temporary) or not _is_at(file, temporary):
+            if not try_lock(file) or not _is_at(file, temporary):
                 yield None
                 return
             try:
@@ -92,13 +104,14 @@ def staging(path: Path) -> Iterator[BinaryIO | None]:
         raise
 
 
-def publish(staged: BinaryIO, path: Path) -> None:
-    """Give what `staging` of `path` yielded its name; it is in use until that block is left."""
+def publish(staged: BinaryIO, path: Path) -> int:
+    """Give what `staging` of `path` yielded its name; returns it as `open_in_use` does."""
     staged.flush()
     sync(staged.fileno())
     _temporary(path).replace(path)
     sync_directory(path.parent)
     try_lock(staged.fileno(), shared=True, wait_seconds=_GLANCE_SECONDS)
+    return os.dup(staged.fileno())
 
 
 def last_staged(path: Path) -> float:
@@ -123,24 +136,26 @@ def make_room(
         try_lock(lock.fileno(), wait_seconds=math.inf)
         shards, used_bytes = _survey(cache)
         freed = _evict(shards, at_once)
-        while max_bytes is not None and used_bytes + num_bytes > max_bytes:
-            if (num_freed := next(freed, None)) is None:
-                raise CacheFullError(
-                    f"the cache {cache} has no room for {num_bytes:,} bytes: jobs on this host use "
-                    f"{used_bytes:,} of data.cache_bytes {max_bytes:,}; raise data.cache_bytes, "
-                    "lower data.shuffle_shards, or give each job another data.cache_dir"
-                )
+        while True:
+            is_over = max_bytes is not None and used_bytes + num_bytes > max_bytes
+            if not is_over and _allocate(staged, num_bytes):
+                return
+            num_freed = next(freed, None)
+            if num_freed is None:
+                break
             used_bytes -= num_freed
-        while not _allocate(staged, num_bytes):
-            if (num_freed := next(freed, None)) is None:
-                disk = os.statvfs(cache)
-                raise CacheFullError(
-                    f"the disk of the cache {cache} has no room for {num_bytes:,} bytes: "
-                    f"{disk.f_bavail * disk.f_frsize:,} are free, jobs on this host use "
-                    f"{used_bytes:,} of the cache; free space, or give a data.cache_dir on a "
-                    "larger disk"
-                )
-            used_bytes -= num_freed
+    if is_over:
+        raise CacheFullError(
+            f"the cache {cache} has no room for {num_bytes:,} bytes: jobs on this host use "
+            f"{used_bytes:,} of data.cache_bytes {max_bytes:,}; raise data.cache_bytes, "
+            "lower data.shuffle_shards, or give each job another data.cache_dir"
+        )
+    disk = os.statvfs(cache)
+    raise CacheFullError(
+        f"the disk of the cache {cache} has no room for {num_bytes:,} bytes: "
+        f"{disk.f_bavail * disk.f_frsize:,} are free, jobs on this host use {used_bytes:,} of "
+        "the cache; free space, or give a data.cache_dir on a larger disk"
+    )
 
 
 def _survey(cache: Path) -> tuple[list[tuple[Path, int]], int]:
@@ -200,16 +215,6 @@ def _allocate(file: BinaryIO, num_bytes: int) -> bool:
         file.truncate(0)
         return False
     return True
-
-
-def _lock(file: int, path: Path) -> bool:
-    try:
-        return try_lock(file)
-    except OSError as error:
-        raise OSError(
-            f"cannot lock files in {path.parent}: {error.strerror}; "
-            "give a data.cache_dir on a local disk of this host"
-        ) from None
 
 
 def _is_at(file: int, path: Path) -> bool:

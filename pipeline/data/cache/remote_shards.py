@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.manifest import Split
 from pipeline.data.cache.cache_directory import CacheFullError, expect_use
-from pipeline.data.cache.remote import FetchStopped
+from pipeline.data.cache.remote import Content, FetchStopped
 from pipeline.data.cache.shard_cache import ShardCache
 from pipeline.data.order.shard_needs import ShardNeed
 
@@ -99,25 +99,28 @@ class RemoteShards:
                 need = next(needs, None)
                 if need is None:
                     return
-                while self._is_wanted(need, plan):
-                    kept = self._try_ahead(need.shard, has_turn.close)
-                    if kept is not None:
-                        self._keep(need, plan, kept)
-                        break
+                while self._is_wanted(need, plan) and not self._is_staged(
+                    need, plan, has_turn.close
+                ):
+                    pass
 
     def _is_wanted(self, need: ShardNeed, plan: int) -> bool:
         with self._changed:
             return self._is_current(plan) and need.last >= self._position
 
-    def _try_ahead(self, shard: int, has_room: Callable[[], None]) -> int | None:
-        """Stage a shard; returns what keeps it. None, after a while, if that was not possible."""
+    def _is_staged(self, need: ShardNeed, plan: int, has_room: Callable[[], None]) -> bool:
+        """Try to stage a shard ahead; False, after a while, if that is not possible."""
         try:
-            with contextlib.ExitStack() as failing:
-                kept = expect_use(self._folder / self._split.filenames[shard])
-                failing.callback(os.close, kept)
-                os.close(self._open_shard(shard, has_room))
-                failing.pop_all()
-                return kept
+            with contextlib.ExitStack() as released:
+                kept = expect_use(self._path(need.shard))
+                released.callback(os.close, kept)
+                os.close(self._open_shard(need.shard, has_room))
+                with self._changed:
+                    is_held = need.shard in self._ahead or need.shard in self._in_use
+                    if self._is_wanted(need, plan) and not is_held:
+                        self._ahead[need.shard] = kept
+                        released.pop_all()
+                return True
         except FetchStopped:
             pass
         except CacheFullError:
@@ -126,18 +129,15 @@ class RemoteShards:
         except OSError as error:
             _log.warning("staging ahead: %s; trying again", describe(error))
             self._stop.wait(_AGAIN_SECONDS)
-        return None
-
-    def _keep(self, need: ShardNeed, plan: int, kept: int) -> None:
-        with self._changed:
-            is_held = need.shard in self._ahead or need.shard in self._in_use
-            if is_held or not self._is_wanted(need, plan):
-                os.close(kept)
-            else:
-                self._ahead[need.shard] = kept
+        return False
 
     def _open_shard(self, shard: int, has_room: Callable[[], None] | None = None) -> int:
-        return self._cache.open_shard(self._folder, self._split, shard, self._stop, has_room)
+        split = self._split
+        content = Content(num_bytes=split.shard_bytes[shard], sha256=split.shard_sha256[shard])
+        return self._cache.open_file(self._path(shard), content, self._stop, has_room)
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / self._split.filenames[shard]
 
     @contextlib.contextmanager
     def reading(self, shard: int) -> Iterator[int]:

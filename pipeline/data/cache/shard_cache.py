@@ -14,20 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.foreign import INDEX_NAME, describe_manifest
 from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
     Manifest,
-    Split,
     parse_json,
     parse_manifest,
 )
 from pipeline.config.data import DataConfig
 from pipeline.data.cache.cache_directory import (
     CacheFullError,
+    check_locks,
     last_staged,
     make_room,
     open_in_use,
@@ -85,6 +85,7 @@ class ShardCache:
         It is a folder of its own for every manifest, so one that was read before stays as it was.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        check_locks(self.directory)
         where = location_of(self.url, MANIFEST_NAME)
         try:
             text = self._text(where, self.retry_policy)
@@ -94,7 +95,7 @@ class ShardCache:
         folder = self.directory / hashlib.sha256(text).hexdigest()
         folder.mkdir(exist_ok=True)
         for name, sha256 in _small_files(manifest).items():
-            os.close(self._open(folder / name, Content(sha256=sha256), threading.Event()))
+            os.close(self.open_file(folder / name, Content(sha256=sha256), threading.Event()))
         write_atomically(folder / MANIFEST_NAME, text)  # last, as `data_prep` does
         return folder
 
@@ -117,49 +118,30 @@ class ShardCache:
         fetch(where, arrived, Content(), retry_policy, threading.Event(), check)
         return arrived.getvalue()
 
-    def open_shard(
-        self,
-        folder: Path,
-        split: Split,
-        number: int,
-        stop: threading.Event,
-        has_room: Callable[[], None] | None = None,
-    ) -> int:
-        """Open a shard for reading, staged now if it is not there; it stays until it is closed.
-
-        Room that is in use is waited for, that of shards that others only expect to use is taken.
-        With `has_room` this one is not needed yet, and neither is done; it is called as soon as
-        this process or another one has made room for the shard.
-        """
-        content = Content(num_bytes=split.shard_bytes[number], sha256=split.shard_sha256[number])
-        return self._open(folder / split.filenames[number], content, stop, has_room)
-
-    def _open(
+    def open_file(
         self,
         path: Path,
         content: Content,
         stop: threading.Event,
         has_room: Callable[[], None] | None = None,
     ) -> int:
+        """Open a file of the set for reading, staged now if it is not there.
+
+        A shard stays in the cache until it is closed. Room that is in use is waited for, that of
+        shards that others only expect to use is taken. With `has_room` this one is not needed yet,
+        and neither is done; it is called as soon as there is room for the shard, made by anyone.
+        """
         begin, full_since = time.time(), math.inf
         patience = self.retry_policy.timeout_seconds if has_room is None else 0.0
         silence = self.retry_policy.silence_seconds
         while True:
             try:
+                file = open_in_use(path, content)
+                if file is not None:
+                    return file
                 with staging(path) as staged:
-                    file = open_in_use(path, content)
-                    if file is None and staged is not None:
-                        if content.num_bytes is not None:
-                            at_once = has_room is None
-                            make_room(path, staged, content.num_bytes, self.max_bytes, at_once)
-                        if has_room is not None:
-                            has_room()
-                        location = location_of(self.url, path.name)
-                        fetch(location, staged, content, self.retry_policy, stop)
-                        publish(staged, path)
-                        file = open_in_use(path, content)
-                    if file is not None:
-                        return file
+                    if staged is not None:
+                        return self._stage(path, content, staged, stop, has_room)
             except CacheFullError:
                 full_since = min(full_since, time.time())
                 if time.time() >= full_since + patience:
@@ -175,6 +157,26 @@ class ShardCache:
                     )
             if stop.wait(_LOOK_SECONDS):
                 raise FetchStopped("nobody waits for the shards any more")
+
+    def _stage(
+        self,
+        path: Path,
+        content: Content,
+        staged: BinaryIO,
+        stop: threading.Event,
+        has_room: Callable[[], None] | None,
+    ) -> int:
+        file = open_in_use(path, content)  # of a process that was faster
+        if file is not None:
+            return file
+        if content.num_bytes is not None:
+            at_once = has_room is None
+            make_room(path, staged, content.num_bytes, self.max_bytes, at_once)
+        if has_room is not None:
+            has_room()
+        location = location_of(self.url, path.name)
+        fetch(location, staged, content, self.retry_policy, stop)
+        return publish(staged, path)
 
 
 def _small_files(manifest: Manifest) -> dict[str, str]:

@@ -31,6 +31,7 @@ from pipeline.data.order.shard_needs import (
     stretch_needs,
     training_needs,
 )
+from tests.pipeline.data.cache.cache_process import content_of
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 from tests.pipeline.worlds import SINGLE, fused
 
@@ -288,8 +289,8 @@ def test_damage_in_the_cache_is_mended_by_deleting_it(folder: Path, tmp_path: Pa
         shards = opened.shards
         assert shards.cache is not None
         split = shards.manifest.split("val")
-        os.close(shards.cache.open_shard(shards.folder, split, 0, threading.Event()))
         path = shards.folder / split.filenames[0]
+        os.close(shards.cache.open_file(path, content_of(split, 0), threading.Event()))
         content = bytearray(path.read_bytes())
         content[int(read_index(folder, read_manifest(folder).split("val"))[0]["offset"])] ^= 1
         path.write_bytes(content)

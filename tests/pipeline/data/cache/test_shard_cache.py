@@ -35,6 +35,7 @@ from pipeline.data.cache.remote import FetchError, RetryPolicy
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
 from pipeline.data.order.shard_needs import ShardNeed
+from tests.pipeline.data.cache.cache_process import content_of
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -116,8 +117,8 @@ class Job:
 
     def get(self, number: int) -> Path:
         if number not in self._in_use:
-            file = self.cache.open_shard(self.folder, self.split, number, self._stop)
-            self._in_use[number] = file
+            path, content = self.folder / NAMES[number], content_of(self.split, number)
+            self._in_use[number] = self.cache.open_file(path, content, self._stop)
         return self.folder / NAMES[number]
 
     def file(self, number: int) -> int:
@@ -523,12 +524,13 @@ def test_a_shard_is_in_use_once_it_has_its_name(
         open_cache(server, directory, shard_bytes, timeout_seconds=0.1) as other,
     ):
 
-        def publish_and_be_robbed(staged: BinaryIO, path: Path) -> None:
+        def publish_and_be_robbed(staged: BinaryIO, path: Path) -> int:
             monkeypatch.undo()
-            publish(staged, path)
+            file = publish(staged, path)
             thread, found = in_thread(lambda: other.get(1))
             thread.join(DEADLINE_SECONDS)
             outcome.extend(found)
+            return file
 
         monkeypatch.setattr(shard_cache, "publish", publish_and_be_robbed)
         cache.get(0)
