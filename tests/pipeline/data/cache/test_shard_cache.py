@@ -645,8 +645,7 @@ def test_who_needs_a_shard_now_takes_the_room_of_the_farthest(
         open_cache(server, directory, 4 * shard_bytes) as other,
         other.ahead(0, 1, 2, 3, 4) as shards,
     ):
-        for number in range(4):
-            wait_until(lambda number=number: number in cached(directory))  # type: ignore[misc]
+        wait_until(lambda: len(shards._ahead) == 4)
         age(directory)
         cache.get(5)
         assert cached(directory) == [0, 1, 2, 5]
