@@ -167,6 +167,24 @@ class PrepareSpec(JobSpec):
         return [f"--array=0-{self.array_size - 1}", *JobSpec._own_directives(self)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What is not for SLURM."""
+
+    dry_run: bool = False
+    """Print the scripts, submit nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparation:
+    """What `chain` asks for twice: these are of the jobs that prepare."""
+
+    prepare_time_limit: Annotated[str | None, Named("--prepare-time")] = None
+    """Time limit of the jobs that prepare; if not given, that of the training."""
+    prepare_partition: str | None = None
+    """SLURM's partition for the jobs that prepare; if not given, that of the training."""
+
+
 def seconds_of(time_limit: str) -> int:
     """What SLURM takes it for; raises `ValueError` if it is in none of sbatch's forms, or 0.
 

@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
 
 from data_prep.__main__ import parse as parse_sharding
-from data_prep.shard_set.options import Named, add_options, made, words_of
+from data_prep.shard_set.options import add_options, made, words_of
 from launch.options import refuse_misplaced, without_tilde
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
-from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from launch.spec import JobSpec, Preparation, PrepareSpec, Submission, TrainSpec
 from pipeline.config.command_line import locations_of
 from pipeline.doctor.options import DoctorOptions
 from pipeline.metrics.addresses import check_reachable
@@ -40,31 +39,13 @@ class Job:
     is_training: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Submission:
-    """What is not for SLURM."""
-
-    dry_run: bool = False
-    """Print the scripts, submit nothing."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Preparation:
-    """What `chain` asks for twice: these are of the jobs that prepare."""
-
-    prepare_time_limit: Annotated[str | None, Named("--prepare-time")] = None
-    """Time limit of the jobs that prepare; if not given, that of the training."""
-    prepare_partition: str | None = None
-    """SLURM's partition for the jobs that prepare; if not given, that of the training."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(metavar="KIND", required=True)
     for name, plan, specs, command, text in (
         ("train", _plan_training, (TrainSpec,), "RECIPE …", "train a recipe"),
         ("prepare", _plan_conversion, (PrepareSpec,), "SOURCE …", "make a shard set by an array"),
         (
-            *("chain", _plan_chain, (PrepareSpec, TrainSpec, _Preparation)),
+            *("chain", _plan_chain, (PrepareSpec, TrainSpec, Preparation)),
             *("SOURCE … -- RECIPE …", "prepare, then train on the result"),
         ),
     ):
@@ -75,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description=f"Submit jobs that {text}. Options come before the command, whose own "
             "options follow it.",
         )
-        specs = (*specs, _Submission)
+        specs = (*specs, Submission)
         add_options(kind, *specs)
         kind.add_argument("command", nargs=argparse.REMAINDER, metavar=command)
         kind.set_defaults(run=run, plan=plan, program=kind.prog, specs=specs)

@@ -148,7 +148,10 @@ def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -
 
 
 def words_of(options: Any, kind: type) -> list[str]:
-    """A command line that gives those of the options that `kind` has and are not the default."""
+    """A command line that gives those of the options that `kind` has and are not the default.
+
+    They are options with a value, all of them.
+    """
     return [
         f"{option_of(field)}={getattr(options, name)}"
         for name, field in fields_of(kind).items()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from data_prep.shard_set.manifest import Manifest
+from pipeline.config.command_line import with_values
 from pipeline.config.data import READERS, ReaderName
+from pipeline.config.schema import Config
 
 _MEGABYTE = 1e6
 
@@ -65,3 +69,23 @@ def choose(measurements: Sequence[Measurement], step_rate: float, num_devices: i
         f"{best.images_per_second:,.0f}; pixels instead of JPEGs (data_prep shard … --encoding rgb "
         "--size 256) and --data.reader resident take the least work for an image"
     )
+
+
+def candidates(config: Config, manifest: Manifest, beton: str | None) -> Iterator[Config | str]:
+    """The configurations to measure, and sentences about what is left out."""
+    cores = len(os.sched_getaffinity(0))
+    yield from _with_threads(config, {1, cores})
+    if beton:
+        values = {"data.reader": "beton", "data.beton": beton}
+        yield from _with_threads(with_values(config, values), {1, cores})
+    else:
+        yield "beton is left out: no --beton FILE (made by 'python -m data_prep beton')"
+    if manifest.image_size is None:
+        yield "resident is left out: the images differ in size"
+    else:  # its threads only fill the memory
+        yield from _with_threads(with_values(config, {"data.reader": "resident"}), {cores})
+
+
+def _with_threads(config: Config, numbers: set[int]) -> Iterator[Config]:
+    for number in sorted(numbers):
+        yield with_values(config, {"data.decode_threads": number})

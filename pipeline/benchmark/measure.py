@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,10 +28,10 @@ from data_prep.shard_set.fields import Reads, above
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.pixels import is_compiled
-from pipeline.benchmark.choice import Measurement, choose, table
+from pipeline.benchmark.choice import Measurement, candidates, choose, table
 from pipeline.config.command_line import with_values
 from pipeline.config.data import is_url, location_option
-from pipeline.config.recipes import RECIPES, recipe_config
+from pipeline.config.recipes import RECIPES, recipe_config, recipe_name
 from pipeline.config.schema import Config, DistributedConfig
 from pipeline.data.open import Batches, ImageSize, input_size, open_data, take_crops
 from pipeline.model.build import build_model, image_size
@@ -47,18 +46,13 @@ _ENDLESS = 1 << 40
 _WARM_UP_STEPS = 2
 
 
-def _recipe(name: str) -> str:
-    recipe_config(name)
-    return name
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """Measure the readers that are possible here and say which to choose."""
 
     shards: Annotated[str, Reads(location_option), Named("SHARDS")]
     """Directory or URL of the shard set."""
-    recipe: Annotated[str | None, Reads(_recipe)] = None
+    recipe: Annotated[str | None, Reads(recipe_name)] = None
     """The recipe to train; if not given, the first that takes these images."""
     beton: Annotated[str | None, Reads(location_option), Named("--beton", "FILE")] = None
     """The shard set's .beton."""
@@ -158,26 +152,6 @@ def step_rate(config: Config, seconds: float) -> tuple[float, str]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def candidates(config: Config, manifest: Manifest, beton: str | None) -> Iterator[Config | str]:
-    """The configurations to measure, and sentences about what is left out."""
-    cores = len(os.sched_getaffinity(0))
-    yield from _with_threads(config, {1, cores})
-    if beton:
-        values = {"data.reader": "beton", "data.beton": beton}
-        yield from _with_threads(with_values(config, values), {1, cores})
-    else:
-        yield "beton is left out: no --beton FILE (made by 'python -m data_prep beton')"
-    if manifest.image_size is None:
-        yield "resident is left out: the images differ in size"
-    else:  # its threads only fill the memory
-        yield from _with_threads(with_values(config, {"data.reader": "resident"}), {cores})
-
-
-def _with_threads(config: Config, numbers: set[int]) -> Iterator[Config]:
-    for number in sorted(numbers):
-        yield with_values(config, {"data.decode_threads": number})
 
 
 def fitting_recipe(size: ImageSize | None) -> str:

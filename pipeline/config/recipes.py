@@ -235,3 +235,9 @@ def recipe_config(name: str) -> Config:
         hint = did_you_mean(name, RECIPES, after=" ")
         raise ValueError(f"no recipe '{name}'; {hint}there are {', '.join(sorted(RECIPES))}")
     return RECIPES[name]()
+
+
+def recipe_name(text: str) -> str:
+    """`text`; raises `ValueError` if that is no recipe."""
+    recipe_config(text)
+    return text
