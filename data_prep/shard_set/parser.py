@@ -33,7 +33,9 @@ class Parser(argparse.ArgumentParser):
             if not name.startswith("--"):
                 continue
             if name not in known:
-                self.error(f"unknown option {name}{did_you_mean(name, known, before='; ')}")
+                hint = did_you_mean(name, known, before="; ")
+                hint = hint or ("; those of the command come behind it" if takes_rest else "")
+                self.error(f"unknown option {name}{hint}")
             if name in given and not isinstance(known[name], argparse._AppendAction):
                 self.error(f"{name} is given twice: leave one out")
             given.add(name)
