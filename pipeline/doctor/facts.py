@@ -25,7 +25,7 @@ from pipeline.optim.precision import Arithmetic, arithmetic_of
 from pipeline.ranks.failure import sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment
 
-_PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "ffcv")
+_PACKAGES = ("torch", "numpy", "webdataset", "pillow", "simplejpeg", "ffcv")
 _SIOCGIFADDR = 0x8915
 
 

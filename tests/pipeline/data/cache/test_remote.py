@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shlex
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,7 +121,6 @@ def test_the_commands() -> None:
     assert command_of("file:///nfs/a%20b.tar", 60.0) == ["cat", "--", "/nfs/a b.tar"]
     assert command_of("pipe:ssh host cat a.tar", 60.0) == ["/bin/sh", "-c", "ssh host cat a.tar"]
     assert command_of("gs://bucket/a.tar", 60.0) == ["gsutil", "cat", "gs://bucket/a.tar"]
-    assert command_of("ais://bucket/a.tar", 60.0) == ["ais", "get", "ais://bucket/a.tar", "-"]
 
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "silence", "503", "404", "short", "flip"])
@@ -305,16 +303,22 @@ def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         fetched("s3://bucket/set")
 
 
-def test_the_hub_is_read_by_its_own_package(
+def test_what_else_there_is_webdataset_opens(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command_of("hf://datasets/me/set/a.tar", 60.0)[0] == sys.executable
+    assert "webdataset" in command_of("ais://bucket/a.tar", 60.0)[2]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "huggingface_hub.py").write_text(
+        "from types import SimpleNamespace\n"
         "class HfFileSystem:\n"
-        "    def open(self, path, block_size):\n"
-        "        assert path.startswith('hf://datasets/me/set/')\n"
-        f"        return open({str(folder)!r} + '/' + path.rpartition('/')[2], 'rb')\n"
+        "    def resolve_path(self, url):\n"
+        "        name = url.removeprefix('hf://datasets/me/set/')\n"
+        "        return SimpleNamespace(\n"
+        "            repo_id='me/set', path_in_repo=name, repo_type='dataset', revision='main')\n"
+        "def get_token():\n"
+        "    return None\n"
+        "def hf_hub_url(repo_id, filename, repo_type, revision):\n"
+        f"    return {folder.as_uri()!r} + '/' + filename\n"
     )
     assert fetched("hf://datasets/me/set") == BYTES
     (tmp_path / "huggingface_hub.py").write_text("import a_package_that_is_not_there")
@@ -323,5 +327,5 @@ def test_the_hub_is_read_by_its_own_package(
 
 
 def test_a_scheme_nobody_knows_is_reported() -> None:
-    with pytest.raises(FetchError, match=rf"^abc://host/set/{NAME}: no command is known for abc"):
+    with pytest.raises(FetchError, match=r"in 1 attempt: ValueError: .* no gopen handler defined"):
         fetched("abc://host/set")
