@@ -229,7 +229,9 @@ def test_other_settings_are_refused(
     synthetic: Path, options: tuple[object, ...], message: str
 ) -> None:
     before = hash_tree(synthetic)
-    result = run_cli("shard", "synthetic", "--output", synthetic, *SYNTHETIC_OPTIONS, *options)
+    usual = dict(zip(SYNTHETIC_OPTIONS[::2], SYNTHETIC_OPTIONS[1::2], strict=True))
+    words = [word for pair in (usual | {options[0]: options[1]}).items() for word in pair]
+    result = run_cli("shard", "synthetic", "--output", synthetic, *words)
     assert result.returncode == 1
     assert f"--output {synthetic} was begun with other settings: " in result.stderr
     assert message in result.stderr
