@@ -1,4 +1,5 @@
-"""The contract with the trainer: manifest, index, files, pixels, `.beton`.
+"""The contract with the trainer: manifest, index, files, pixels, `.beton`; and what all rooms
+share: files, fields and command lines.
 
 Imports nothing of ours.
 """

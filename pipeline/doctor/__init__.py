@@ -1,1 +1,1 @@
-"""The command `python -m pipeline.doctor`. Nothing imports it."""
+"""The command `python -m pipeline.doctor`. Only its options are imported."""
