@@ -29,6 +29,7 @@ from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.board import Board
 from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.judge import SILENT_STORE, Heartbeat, judge
+from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import ExitCode
@@ -50,18 +51,21 @@ class Watchdog:
     def __init__(
         self,
         world: World,
+        mesh: Mesh,
         run: RunDirectory,
         config: DistributedConfig,
         *,
-        is_split: bool = False,
         is_resident: bool = False,
     ) -> None:
-        """`is_split` and `is_resident` are those of `Phase.may_wait`."""
+        """`is_resident` is that of `Phase.may_wait`."""
         self._world = world
         self._run = run
         self._config = config
         self._may_wait = partial(
-            Phase.may_wait, is_main=world.is_main, is_split=is_split, is_resident=is_resident
+            Phase.may_wait,
+            is_main=world.is_main,
+            is_split=mesh.same_replica is not None,
+            is_resident=is_resident,
         )
         shortest = min(config.timeout_seconds, config.save_timeout_seconds)
         self._period = min(shortest / _HEARTBEATS_PER_LIMIT, _MAX_PERIOD_SECONDS)

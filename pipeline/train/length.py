@@ -12,6 +12,17 @@ def num_steps(epochs: float, steps_per_epoch: int) -> int:
     return round(epochs * steps_per_epoch)
 
 
+def num_steps_of_run(epochs: float, steps_per_epoch: int) -> int:
+    """Steps of a run of `epochs`; raises `ValueError` if there is none."""
+    steps = num_steps(epochs, steps_per_epoch)
+    if steps == 0:
+        raise ValueError(
+            f"epochs is {epochs:g}, less than half a step: an epoch has "
+            f"{steps_per_epoch} steps; give at least {1 / steps_per_epoch:.2g}"
+        )
+    return steps
+
+
 def why_not(config: Config, was_epochs: float, steps_per_epoch: int, done: int) -> str | None:
     """Why a run that was to last `was_epochs` cannot last `config.epochs` once `done` steps are
     done; None if it can.

@@ -6,38 +6,25 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
-from functools import partial
 
 import torch
-from prometheus_client import CollectorRegistry
 
-from data_prep.shard_set.files import remove_leftovers
 from data_prep.shard_set.manifest import Manifest
 from pipeline.config.augment import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES
 from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
 from pipeline.config.saved import to_json
-from pipeline.config.schema import FIELDS, Config, MetricsConfig, values_of
+from pipeline.config.schema import FIELDS, Config, values_of
 from pipeline.data.open import BatchPlan, Data, open_data
-from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
-from pipeline.metrics.exporter import start_exporter
-from pipeline.metrics.publisher import Publisher
-from pipeline.metrics.rank import RankMetrics
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, emulation, resolve
 from pipeline.optim.replica import Replica
-from pipeline.ranks.failure import RankFailure
-from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh, check_layout
-from pipeline.ranks.stop import remove_old_request
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import check_readable, write_failure
-from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
 from pipeline.train.clock import StepClock
@@ -46,9 +33,11 @@ from pipeline.train.components import Components
 from pipeline.train.eta import Eta
 from pipeline.train.fork import NewRun, fork
 from pipeline.train.journal import Journal
-from pipeline.train.length import num_steps
+from pipeline.train.length import num_steps_of_run
+from pipeline.train.open_run import open_run, recording_failures
 from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
+from pipeline.train.publishing import publish
 from pipeline.train.resume import Start, find_start, finish, resume
 from pipeline.train.same_run import check_same_run, kept_precision
 
@@ -67,9 +56,9 @@ def prepare(
     with world.fail_together():
         check_layout(config.model.columns, world.size)
         if world.is_main:
-            _open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
+            open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
     config = _with_precision(config, run, world)
-    with _recording_failures(run, world):
+    with recording_failures(run, world):
         with world.fail_together():
             data = open_data(config, world.device, resources)
             _check_suits(command, data.manifest)
@@ -84,7 +73,7 @@ def prepare(
             num_samples=data.manifest.split("train").num_samples,
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
-    with _recording_failures(run, world):
+    with recording_failures(run, world):
         return _build(command, settings, data, world, resources)
 
 
@@ -112,21 +101,6 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     return config
 
 
-@contextlib.contextmanager
-def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
-    """Let what fails in the block be the last event of the run: it has no journal yet."""
-    try:
-        yield
-    except Exception as error:
-        failure = error if isinstance(error, RankFailure) else world.report_failure(error)
-        if world.is_main:
-            with contextlib.suppress(OSError):
-                write_failure(run.events, str(failure), failure.cause)
-        if failure is error:
-            raise
-        raise failure from error
-
-
 def _build(
     command: Command,
     settings: Settings,
@@ -138,7 +112,7 @@ def _build(
     mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
     with world.fail_together():
         plan = data.plan(mesh.num_replicas)
-        target_steps = _target_steps(config, plan)
+        target_steps = num_steps_of_run(config.epochs, plan.steps_per_epoch)
     start = find_start(run, command.fork_from, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
@@ -157,12 +131,7 @@ def _build(
         model = build_model(config.model, num_classes, size, mesh.columns)
         check_micro_batches(plan, target_steps, least_values(model, size))
     batches = data.open_batches(plan, world, mesh)
-    registry = CollectorRegistry()
-    metrics = RankMetrics(world.rank, world.environment.local_rank, registry)
-    address = _exporter_address(config.metrics, world)
-    if config.metrics.enabled:
-        _publish(registry, config.metrics, run, world.environment, address, resources)
-        resources.push(partial(_note_failure, metrics))  # the last values shall have it
+    registry, metrics = publish(config.metrics, run, world, resources)
     replica = Replica(model, config, world, mesh)
     _warm_up(replica, plan, size, world)
     progress = _progress(start, replica, settings, num_classes, plan, target_steps, run, world)
@@ -187,11 +156,7 @@ def _build(
         metrics=metrics,
         clock=StepClock(world.device),
         watchdog=Watchdog(
-            world,
-            run,
-            config.distributed,
-            is_split=mesh.same_replica is not None,
-            is_resident=config.data.is_resident,
+            world, mesh, run, config.distributed, is_resident=config.data.is_resident
         ),
     )
     return components, start
@@ -246,80 +211,6 @@ def _set_threads(world: World) -> None:
     if world.device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // world.environment.local_world_size))
-
-
-def _open_run(
-    run: RunDirectory,
-    environment: LaunchEnvironment,
-    wait_seconds: float,
-    resources: contextlib.ExitStack,
-) -> None:
-    """Make the run directory, lock it, and clear away what a killed job left."""
-    with run.being_made():
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        resources.callback(
-            os.close, lock_run(run, environment.start, wait_seconds, environment.log)
-        )
-    check_readable(run.events)
-    checkpoint.remove_leftovers(run.checkpoints)
-    remove_leftovers(run.path, {run.config.name})
-    remove_leftovers(run.predictions("val").parent)
-    if remove_old_request(run, environment):
-        Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
-
-
-def _target_steps(config: Config, plan: BatchPlan) -> int:
-    """Steps of the whole run."""
-    steps = num_steps(config.epochs, plan.steps_per_epoch)
-    if steps == 0:
-        raise ValueError(
-            f"epochs is {config.epochs:g}, less than half a step: an epoch has "
-            f"{plan.steps_per_epoch} steps; give at least {1 / plan.steps_per_epoch:.2g}"
-        )
-    return steps
-
-
-def _exporter_address(metrics: MetricsConfig, world: World) -> str | None:
-    """`choose_address` for this rank's node; None too if the node shall have no exporter.
-
-    All ranks call it together, whatever their options: these may differ from host to host.
-    """
-    nodes, address = world.all_gather_object(Node.this_one(world.environment.rendezvous)), None
-    with world.fail_together():
-        if metrics.enabled and metrics.exporter:
-            address = choose_address(metrics.exporter_address, nodes, world.rank)
-    return address
-
-
-def _publish(
-    registry: CollectorRegistry,
-    metrics: MetricsConfig,
-    run: RunDirectory,
-    environment: LaunchEnvironment,
-    address: str | None,
-    resources: contextlib.ExitStack,
-) -> None:
-    """Start the node's exporter, which listens at `address`, and this rank's publisher."""
-    if metrics.exporter:
-        if environment.rank == 0 and address is not None and not is_loopback(address):
-            Console(sys.stdout).line(exposure(metrics, address))
-        if environment.local_rank == 0:
-            start_exporter(run, metrics, address)
-    publisher = Publisher(
-        run.metrics,
-        registry,
-        rank=environment.rank,
-        local_rank=environment.local_rank,
-        interval_seconds=metrics.publish_seconds,
-    )
-    resources.callback(publisher.close)
-
-
-def _note_failure(
-    metrics: RankMetrics, _: object, error: BaseException | None, *__: object
-) -> None:
-    if isinstance(error, Exception):
-        metrics.record_outcome("failed")
 
 
 def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: World) -> None:

@@ -18,7 +18,7 @@ from pipeline.metrics.addresses import (
     is_loopback,
 )
 from pipeline.ranks.world import World
-from pipeline.train.prepare import _exporter_address
+from pipeline.train.publishing import exporter_address
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.rank_jobs import call_on_ranks
 
@@ -105,7 +105,7 @@ CHOICES = (
 
 
 def choose_and_go_on(world: World) -> tuple[str | None, list[int]]:
-    address = _exporter_address(CHOICES[world.rank], world)
+    address = exporter_address(CHOICES[world.rank], world)
     return address, world.all_gather_object(world.rank)
 
 

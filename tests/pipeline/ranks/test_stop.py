@@ -22,7 +22,7 @@ from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import AGENT_VARIABLE, STOP_SIGNALS
 from pipeline.run.lock import MAKE_ROOM, JobStart
-from pipeline.train.prepare import _open_run
+from pipeline.train.open_run import open_run
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE
@@ -157,12 +157,12 @@ def test_only_a_file_from_before_the_start_is_ignored(
     """One that is made while a job starts asks that job."""
     run.stop_request.touch()
     with contextlib.ExitStack() as resources:
-        _open_run(run, LaunchEnvironment(), 0, resources)
+        open_run(run, LaunchEnvironment(), 0, resources)
     assert run.stop_request.exists()
     assert capsys.readouterr().out == ""
     os.utime(run.stop_request, (0, 0))
     with contextlib.ExitStack() as resources:
-        _open_run(run, LaunchEnvironment(), 0, resources)
+        open_run(run, LaunchEnvironment(), 0, resources)
     assert not run.stop_request.exists()
     assert capsys.readouterr().out == f"removed {run.stop_request}: it is older than this job\n"
 

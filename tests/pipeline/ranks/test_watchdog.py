@@ -13,7 +13,7 @@ from pipeline.ranks.judge import Heartbeat, judge
 from pipeline.ranks.watchdog import Watchdog, flight_record
 from pipeline.run.directory import RunDirectory
 from pipeline.run.phase import Phase
-from tests.pipeline.worlds import SINGLE
+from tests.pipeline.worlds import SINGLE, fused
 
 OVERDUE, AT_WORK = 61.0, 3.0
 
@@ -107,6 +107,6 @@ def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:
     """The rank that keeps it may have left."""
     store = mock.Mock()
     world = dataclasses.replace(SINGLE, store=store, watchdog_store=store)
-    watchdog = Watchdog(world, RunDirectory(Path("run")), DistributedConfig())
+    watchdog = Watchdog(world, fused(SINGLE), RunDirectory(Path("run")), DistributedConfig())
     watchdog.enter(Phase.READING, 0)
     assert not store.mock_calls
