@@ -50,19 +50,19 @@ def option_fields(*kinds: type) -> list[Field]:
 
 def add_options(parser: argparse.ArgumentParser, *kinds: type) -> None:
     """An option for each field of the dataclasses; one that is not given is None."""
+    assert isinstance(parser, Parser)
     for field in option_fields(*kinds):
-        _add_option(parser, field)
+        action = _add_option(parser, field)
+        parser.explain(action, "help", functools.partial(_help, field))
 
 
-def _add_option(parser: argparse.ArgumentParser, field: Field) -> None:
+def _add_option(parser: Parser, field: Field) -> argparse.Action:
     option, rest = option_of(field), field.mark(Rest)
-    how: dict[str, Any] = {"help": _help(field), "default": None}
     if rest is not None:
-        parser.add_argument(field.name, nargs=argparse.REMAINDER, metavar=rest.metavar, **how)
-        return
+        return parser.add_argument(field.name, nargs=argparse.REMAINDER, metavar=rest.metavar)
     if not option.startswith("-"):
-        parser.add_argument(field.name, metavar=option, type=_reader(field, option), **how)
-        return
+        return parser.add_argument(field.name, metavar=option, type=_reader(field, option))
+    how: dict[str, Any] = {"dest": field.name, "default": None}
     if field.kind is bool and field.default is True:
         how["action"] = argparse.BooleanOptionalAction
     elif field.kind is bool:
@@ -72,7 +72,7 @@ def _add_option(parser: argparse.ArgumentParser, field: Field) -> None:
         how["required"] = field.default is dataclasses.MISSING
     if get_origin(field.kind) is tuple:
         how |= {"action": "append", "type": str}
-    parser.add_argument(option, dest=field.name, **how)
+    return parser.add_argument(option, **how)
 
 
 def _metavar(field: Field, option: str) -> str:
@@ -104,6 +104,10 @@ def _help(field: Field) -> str:
     return f"{field.help}{f' Default: {default}.' if is_shown else ''}".replace("%", "%%")
 
 
+def _line(kind: type) -> str:
+    return summary_of(kind).rstrip(".").replace("%", "%%")
+
+
 def made(kind: type[T], given: Mapping[str, Any]) -> T:
     """The dataclass with the values given for its fields; None stands for the default."""
     values = {name: given.get(name) for name in fields_of(kind)}
@@ -122,15 +126,20 @@ Command = tuple[type, Callable[[Any], int | None]]
 
 def add_commands(
     parser: argparse.ArgumentParser, metavar: str, commands: Mapping[str, Command]
-) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+) -> argparse._SubParsersAction[Parser]:
     """Add commands, explained by the docstrings of their dataclasses.
 
     The namespace that is parsed then has `run`, to be called with it.
     """
-    parsers = parser.add_subparsers(required=True, metavar=metavar)
+    assert isinstance(parser, Parser)
+    parsers: argparse._SubParsersAction[Parser] = parser.add_subparsers(
+        required=True, metavar=metavar
+    )
     for name, (kind, run) in commands.items():
-        summary = summary_of(kind).replace("%", "%%")
-        command = parsers.add_parser(name, help=summary.rstrip("."), description=summary)
+        command = parsers.add_parser(name, help="")
+        line = parsers._choices_actions[-1]  # what the help lists for it
+        parser.explain(line, "help", functools.partial(_line, kind))
+        command.explain(command, "description", functools.partial(summary_of, kind))
         add_options(command, kind)
         command.set_defaults(run=functools.partial(_run, kind, run))
     return parsers
@@ -142,7 +151,8 @@ def _run(kind: type, run: Callable[[Any], int | None], given: argparse.Namespace
 
 def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -> T:
     """What the command line of `python -m PROGRAM` says; exits with its usage if that cannot be."""
-    parser = Parser(prog=f"python -m {program}", description=summary_of(kind))
+    parser = Parser(prog=f"python -m {program}")
+    parser.explain(parser, "description", functools.partial(summary_of, kind))
     add_options(parser, kind)
     return made(kind, vars(parser.parse_args(arguments)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_prep.shard_set.fields import did_you_mean
@@ -15,6 +15,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **how: Any) -> None:
         super().__init__(allow_abbrev=False, **how)
+        self._texts: list[tuple[object, str, Callable[[], str]]] = []
+
+    def explain(self, thing: object, attribute: str, text: Callable[[], str]) -> None:
+        """Let the attribute be the text when help is asked for: it is read from the source."""
+        self._texts.append((thing, attribute, text))
+
+    def format_help(self) -> str:
+        for thing, attribute, text in self._texts:
+            setattr(thing, attribute, text())
+        return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else list(args)

@@ -120,6 +120,12 @@ def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--pot" not in text
 
 
+def test_the_source_is_read_for_help_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another one by now, or none."""
+    monkeypatch.setattr("inspect.getsource", lambda _: 1 / 0)
+    assert read("here", "--quick") == Cook(place=Path("here"), quick=True)
+
+
 def test_words_give_the_options_back() -> None:
     options = Cook(place=Path("x"), heat=60.0, size=3, knife=Path("-a b"))
     words = words_of(options, Common)
