@@ -55,6 +55,14 @@ def unlock(file: int) -> None:
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def has_name(file: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`; what was locked may have been removed."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, made if need be, until the block ends or the process dies.
@@ -65,7 +73,7 @@ def locked(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> It
     with path.open("a+") as file:
         if not lock_if_possible(file.fileno(), path, shared=shared, wait_seconds=wait_seconds):
             raise BlockingIOError(f"another process holds {path}")
-        if not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        if not has_name(file.fileno(), path):
             raise FileNotFoundError(f"{path} was removed and made again")
         yield
 

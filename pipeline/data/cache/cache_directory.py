@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.shard_set.files import TEMPORARY_PREFIX, sha256_of, sync, sync_directory
-from data_prep.shard_set.locks import try_lock
+from data_prep.shard_set.locks import has_name, try_lock
 from pipeline.data.cache.remote import Content
 
 _LOCK_PREFIX = ".lock-"
@@ -58,7 +58,7 @@ def open_in_use(path: Path, content: Content) -> int | None:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    if try_lock(file, shared=True, wait_seconds=_GLANCE_SECONDS) and _is_at(file, path):
+    if try_lock(file, shared=True, wait_seconds=_GLANCE_SECONDS) and has_name(file, path):
         if content.num_bytes is None:
             is_same = sha256_of(path) == content.sha256
         else:
@@ -89,14 +89,14 @@ def staging(path: Path) -> Iterator[BinaryIO | None]:
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with open(file, "r+b") as staged:  # noqa: PTH123 - it is open already
-            if not try_lock(file) or not _is_at(file, temporary):
+            if not try_lock(file) or not has_name(file, temporary):
                 yield None
                 return
             try:
                 staged.truncate(0)  # of what a killed process has left
                 yield staged
             finally:
-                if _is_at(file, temporary):
+                if has_name(file, temporary):
                     temporary.unlink()
     except OSError as error:
         if error.errno in _NO_ROOM and error.filename is None:
@@ -109,8 +109,8 @@ def publish(staged: BinaryIO, path: Path) -> int:
     staged.flush()
     sync(staged.fileno())
     _temporary(path).replace(path)
-    sync_directory(path.parent)
     try_lock(staged.fileno(), shared=True, wait_seconds=_GLANCE_SECONDS)
+    sync_directory(path.parent)
     return os.dup(staged.fileno())
 
 
@@ -198,7 +198,7 @@ def _is_free(path: Path, *, remove: bool = False) -> bool:
     try:
         with path.open("rb") as file:
             is_free = try_lock(file.fileno())
-            if is_free and remove and _is_at(file.fileno(), path):
+            if is_free and remove and has_name(file.fileno(), path):
                 path.unlink()
             return is_free
     except FileNotFoundError:
@@ -215,14 +215,6 @@ def _allocate(file: BinaryIO, num_bytes: int) -> bool:
         file.truncate(0)
         return False
     return True
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether the open file still has this name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 def _temporary(path: Path) -> Path:
