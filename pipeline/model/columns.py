@@ -14,7 +14,8 @@ and nothing back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,20 @@ BOTH = Columns()
 """One rank holds both columns."""
 
 
+class ExchangeError(RuntimeError):
+    """The rank of the other column was killed, hangs, or its host is gone."""
+
+
+@contextlib.contextmanager
+def _exchanging() -> Iterator[None]:
+    """gloo raises a plain `RuntimeError`, as much else does: only the place tells what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExchangeError(str(error)) from error
+
+
+@_exchanging()
 def _gather(held: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
     parts = [torch.empty_like(held) for _ in range(NUM_COLUMNS)]
     dist.all_gather(parts, held, group=group)
@@ -82,7 +97,8 @@ class _Join(torch.autograd.Function):
         halves = [half.movedim(1, -1).contiguous() for half in gradient.chunk(NUM_COLUMNS, dim=1)]
         sent = torch.stack(halves)
         received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=context.group)
+        with _exchanging():
+            dist.all_to_all_single(received, sent, group=context.group)
         return (received[0] + received[1]).movedim(-1, 1), None
 
 

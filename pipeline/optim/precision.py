@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from pipeline.config.schema import Config, Precision
 from pipeline.optim.processor import has_bf16, instruction_sets
+from pipeline.ranks.failure import waiting_for_ranks
 
 MAX_SKIPPED_IN_A_ROW = 100
 """So many skipped steps in a row mean that no loss scale helps."""
@@ -152,7 +153,8 @@ class _ReplicaScaler(torch.amp.GradScaler):
         super().unscale_(optimizer)
         if self.is_enabled():
             for found in self._found_inf_per_device(optimizer).values():
-                dist.all_reduce(found, dist.ReduceOp.MAX, group=self._same_replica)
+                with waiting_for_ranks():
+                    dist.all_reduce(found, dist.ReduceOp.MAX, group=self._same_replica)
 
 
 class Outcome:
@@ -220,5 +222,6 @@ def _norm(
     if same_replica is None:
         return norm
     square = norm.square()
-    dist.all_reduce(square, group=same_replica)
+    with waiting_for_ranks():
+        dist.all_reduce(square, group=same_replica)
     return square.sqrt()

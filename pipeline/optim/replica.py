@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, assert_never
 
@@ -24,6 +25,7 @@ from pipeline.optim.optimizer import (
 )
 from pipeline.optim.precision import Outcome, apply_gradients, autocast, loss_scaler
 from pipeline.optim.schedule import Rates
+from pipeline.ranks.failure import LostRank, fact_of, waiting_for_ranks
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 
@@ -62,6 +64,7 @@ class Replica:
         if self._ddp is None:  # which else keeps them in its buckets
             self._make_gradients()
         self._forward = self._compile(self.model if self._ddp is None else self._ddp)
+        self._has_lost_rank = False
         self.when_gradients_are_ready: Callable[[], None] = lambda: None
         """Called in each step when only the averaging of gradients is left of the backward pass."""
 
@@ -76,13 +79,14 @@ class Replica:
     def _distribute(self) -> DistributedDataParallel | None:
         if self.mesh.same_column is None:
             return None
-        parallel = DistributedDataParallel(
-            self.model,
-            process_group=self.mesh.same_column,
-            bucket_cap_mb=self._config.distributed.bucket_bytes / (1 << 20),
-            gradient_as_bucket_view=True,
-            **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
-        )
+        with waiting_for_ranks():
+            parallel = DistributedDataParallel(
+                self.model,
+                process_group=self.mesh.same_column,
+                bucket_cap_mb=self._config.distributed.bucket_bytes / (1 << 20),
+                gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
+            )
         # A lambda, because DDP takes no hook whose annotations are still text.
         parallel.register_comm_hook(self, lambda replica, bucket: _average_bucket(replica, bucket))
         return parallel
@@ -132,7 +136,7 @@ class Replica:
         `step_samples` counts the samples of the step on all replicas: each weighs the same, however
         unequally a ragged batch is divided. Returns the summed loss and the logits N×C, detached.
         """
-        with self._synchronization(is_last):
+        with self._synchronization(is_last), self._telling_what_broke():
             with autocast(self._precision, self._world.device):
                 logits = self._forward(inputs, keys)
             loss = cross_entropy_sum(logits, labels, self._config.optim.label_smoothing)
@@ -143,6 +147,25 @@ class Replica:
             self._finish_averaging_moments(*moments)
         return loss.detach(), logits.detach()
 
+    @contextlib.contextmanager
+    def _telling_what_broke(self) -> Iterator[None]:
+        """Raise `LostRank` if DDP fails because the averaging did: its own error has no type."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self._has_lost_rank:
+                raise LostRank(fact_of(error)) from error
+            raise
+
+    @contextlib.contextmanager
+    def noting_lost_ranks(self) -> Iterator[None]:
+        """Around the averaging of gradients."""
+        try:
+            yield
+        except RuntimeError:
+            self._has_lost_rank = True
+            raise
+
     def _synchronization(self, is_last: bool) -> AbstractContextManager[object]:
         return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
 
@@ -150,12 +173,14 @@ class Replica:
         if self.mesh.same_column is None or not self._moments:
             return None
         flat = torch.cat([moment.flatten() for moment in self._moments])
-        work = dist.all_reduce(flat, group=self.mesh.same_column, async_op=True)
+        with waiting_for_ranks():
+            work = dist.all_reduce(flat, group=self.mesh.same_column, async_op=True)
         assert work is not None
         return work, flat
 
     def _finish_averaging_moments(self, work: dist.Work, flat: torch.Tensor) -> None:
-        work.wait()
+        with waiting_for_ranks():
+            work.wait()
         flat /= self.mesh.num_replicas
         parts = flat.split([moment.numel() for moment in self._moments])
         for moment, part in zip(self._moments, parts, strict=True):
@@ -274,7 +299,13 @@ def _average_bucket(
         replica.when_gradients_are_ready()
     mesh = replica.mesh
     gradients = bucket.buffer().div_(mesh.num_replicas)
-    work = dist.all_reduce(gradients, group=mesh.same_column, async_op=True)
+    with replica.noting_lost_ranks():
+        work = dist.all_reduce(gradients, group=mesh.same_column, async_op=True)
     assert work is not None
-    future: _Buckets = work.get_future().then(lambda done: done.value()[0])
+
+    def value_of(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        with replica.noting_lost_ranks():
+            return done.value()[0]
+
+    future: _Buckets = work.get_future().then(value_of)
     return future

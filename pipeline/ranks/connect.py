@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.failure import RankFailure, fact_of
+from pipeline.ranks.failure import RankFailure, fact_of, waiting_for_ranks
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.console import counted
@@ -52,7 +52,8 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
             unknown: Any = store  # torch does not type `clone`
             watchdog_store = unknown.clone()
         deadline = collective_deadline(config.save_timeout_seconds)
-        control = dist.new_group(backend="gloo", timeout=deadline)
+        with waiting_for_ranks():
+            control = dist.new_group(backend="gloo", timeout=deadline)
     world = World(
         environment=environment,
         device=device,

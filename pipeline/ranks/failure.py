@@ -16,6 +16,8 @@ The exceptions of the project. One sentence is told of those that are foreseen (
       FetchError        pipeline.data.cache.remote           a URL that cannot be fetched
     RuntimeError        the work cannot go on
       RankFailure       pipeline.ranks.failure               of this rank or of another one
+      LostRank          pipeline.ranks.failure               another rank is gone, or hangs
+      ExchangeError     pipeline.model.columns               so is that of the other column
       InexactEvaluation pipeline.train.evaluation            a sample was not seen exactly once
     Exception           caught where it is expected; ends no command
       RejectedImage     data_prep.convert.decoding           an image that is left out
@@ -25,12 +27,13 @@ The exceptions of the project. One sentence is told of those that are foreseen (
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import NoReturn, Self
 
@@ -38,6 +41,7 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from data_prep.shard_set.files import describe
+from pipeline.model.columns import ExchangeError
 from pipeline.run.ending import ExitCode, FailureCause
 
 _FORESEEN = (OSError, ValueError, ImportError)
@@ -53,6 +57,24 @@ class RankFailure(RuntimeError):
         self.is_reported_here = is_reported_here
         """Whether this rank reports it: so do rank 0 and the one that failed first."""
         self.cause = cause
+
+
+class LostRank(RuntimeError):
+    """What waited for other ranks broke: one was killed, hangs, or its host is gone."""
+
+
+@contextlib.contextmanager
+def waiting_for_ranks() -> Iterator[None]:
+    """Around collectives: what breaks them is raised as `LostRank`.
+
+    gloo raises a plain `RuntimeError`, as much else does: only the place tells what it means.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DistError) or type(error) is RuntimeError:
+            raise LostRank(fact_of(error)) from error
+        raise
 
 
 _FIRST_FAILURE = "last word"
@@ -99,21 +121,13 @@ def sentence_of(error: BaseException) -> str:
         return describe(error)
     if isinstance(error, (*_FORESEEN, RankFailure)):
         return str(error)
-    if _is_from_collective(error):
+    if cause_of(error) == "lost_rank":
         return f"lost another rank: it was killed, hangs or its host is gone ({fact_of(error)})"
     return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def cause_of(error: BaseException) -> FailureCause | None:
-    return "lost_rank" if _is_from_collective(error) else None
-
-
-def _is_from_collective(error: BaseException) -> bool:
-    """Whether a broken connection or a passed deadline raised it; gloo has no type of its own."""
-    if isinstance(error, DistError):
-        return True
-    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "imed out", "timeout")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return "lost_rank" if isinstance(error, LostRank | ExchangeError | DistError) else None
 
 
 def fact_of(error: BaseException) -> str:
@@ -163,5 +177,5 @@ def leave(code: int) -> NoReturn:
 
 
 def _print_unforeseen(error: BaseException | None) -> None:
-    if error is not None and not isinstance(error, _FORESEEN) and not _is_from_collective(error):
+    if error is not None and not isinstance(error, _FORESEEN) and cause_of(error) is None:
         traceback.print_exception(error)

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from pipeline.config.model import Layout, ranks_per_replica
 from pipeline.model.columns import NUM_COLUMNS, Columns
 from pipeline.ranks.connect import collective_deadline
+from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.world import World
 
 
@@ -88,6 +89,7 @@ def _split_mesh(world: World, timeout_seconds: float) -> Mesh:
     )
 
 
+@waiting_for_ranks()
 def _device_mesh(world: World, timeout_seconds: float) -> DeviceMesh:
     """Replicas × columns, of groups with our deadline; torch would give them half an hour."""
     ranks = torch.arange(world.size).view(-1, NUM_COLUMNS)

@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -121,6 +122,7 @@ class StopRequests:
         self._start(step)
         return None
 
+    @waiting_for_ranks()
     def _start(self, step: int) -> None:
         asked = self._signals.noted
         agent = self._world.environment.agent
@@ -155,6 +157,7 @@ class StopRequests:
         due = num_steps * _POLL_SECONDS / max(now - last_time, 1e-6)
         return max(1, min(int(due), 2 * num_steps, _MAX_POLL_STEPS))
 
+    @waiting_for_ranks()
     def _wait_for_poll(self) -> tuple[StopSource | None, int]:
         """Agreed source and distance to the next look, in steps."""
         if self._pending is None:

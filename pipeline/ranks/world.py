@@ -13,7 +13,13 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from pipeline.ranks.failure import FirstFailure, RankFailure, cause_of, sentence_of
+from pipeline.ranks.failure import (
+    FirstFailure,
+    RankFailure,
+    cause_of,
+    sentence_of,
+    waiting_for_ranks,
+)
 from pipeline.ranks.launcher import LaunchEnvironment
 
 T = TypeVar("T")
@@ -46,6 +52,7 @@ class World:
     def is_main(self) -> bool:
         return self.environment.rank == 0
 
+    @waiting_for_ranks()
     def all_gather_object(self, value: T) -> list[T]:
         """The small picklable `value` of every rank, in rank order, on every rank."""
         if self.control is None:
@@ -54,6 +61,7 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    @waiting_for_ranks()
     def broadcast_object(self, value: T) -> T:
         """Rank 0's small picklable `value`, on every rank."""
         if self.control is None:
@@ -62,12 +70,14 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
+    @waiting_for_ranks()
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values`, a tensor on `device`, element by element over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
+    @waiting_for_ranks()
     def broadcast_tensors(self, tensors: Iterable[torch.Tensor]) -> None:
         """Fill tensors on `device` with rank 0's values, on every rank."""
         if self.size > 1:

@@ -7,6 +7,7 @@ their number: there the network is narrow.
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from pipeline.model import alexnet
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
-from tests.integration.training import assert_same_state, make_large_shards, rows
+from tests.integration.training import assert_same_state, make_large_shards, rows, wait_for_step
 from tests.pipeline.rank_jobs import Job
 
 NUM_TRAIN, NUM_VAL = 24, 7
@@ -43,6 +44,21 @@ def finish(job: Job, code: int = 0) -> Job:
     with job:
         assert job.wait() == [code] * len(job.processes), job.errors
     return job
+
+
+def test_a_rank_knows_that_the_one_of_the_other_column_is_gone(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Wherever in a step it waits for it."""
+    run = tmp_path / "run"
+    with train(2, shards, run, "--model.columns", "split", "--epochs", 1000) as job:
+        wait_for_step(run, 2)
+        job.processes[1].kill()
+        assert job.wait() == [1, -signal.SIGKILL]
+    *_, last = job.errors[0].splitlines()
+    assert "lost another rank" in last
+    assert "Traceback" not in job.errors[0]
+    assert rows(run, "end")[-1]["cause"] == "lost_rank"
 
 
 def state_of(run: Path) -> dict[str, Any]:

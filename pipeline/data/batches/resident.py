@@ -24,6 +24,7 @@ from pipeline.data.batches.batch import Batch
 from pipeline.data.batches.loader import Request
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.reading import ReadCost, Reader
+from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.world import World
 
 CHUNK_SAMPLES = 256
@@ -186,7 +187,8 @@ class ResidentBatches:
             raise StopIteration
         done = self._under_way.popleft()
         self._begin_exchange()  # of the next batch: it goes on while this one is trained on
-        done.work.wait()
+        with waiting_for_ranks():
+            done.work.wait()
         whole = CropWindows(
             rows=done.order,
             tops=np.zeros_like(done.order),
@@ -220,13 +222,14 @@ class ResidentBatches:
         sent = Request(np.concatenate(mine), request.epoch)
         outgoing = take_crops(self._split.images, self._windows_of(sent))
         received = outgoing.new_empty((len(request.samples), *outgoing.shape[1:]))
-        work = dist.all_to_all_single(
-            received,
-            outgoing,
-            np.bincount(owner, minlength=self._world.size).tolist(),
-            [len(samples) for samples in mine],
-            async_op=True,
-        )
+        with waiting_for_ranks():
+            work = dist.all_to_all_single(
+                received,
+                outgoing,
+                np.bincount(owner, minlength=self._world.size).tolist(),
+                [len(samples) for samples in mine],
+                async_op=True,
+            )
         arrival = np.argsort(owner, kind="stable")
         order = np.empty_like(arrival)
         order[arrival] = np.arange(len(arrival))
@@ -253,5 +256,6 @@ class ResidentBatches:
     def finish(self) -> None:
         """Wait for what is under way: all ranks have sent it."""
         for exchange in self._under_way:
-            exchange.work.wait()
+            with waiting_for_ranks():
+                exchange.work.wait()
         self._under_way.clear()

@@ -17,8 +17,16 @@ import torch
 from torch.distributed import DistBackendError
 
 from pipeline.config.schema import DistributedConfig
+from pipeline.model.columns import ExchangeError
 from pipeline.ranks.connect import connect
-from pipeline.ranks.failure import FirstFailure, RankFailure, exit_code_of, sentence_of
+from pipeline.ranks.failure import (
+    FirstFailure,
+    LostRank,
+    RankFailure,
+    exit_code_of,
+    sentence_of,
+    waiting_for_ranks,
+)
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.ending import STOP_SIGNALS, ExitCode
@@ -65,7 +73,7 @@ GLOO = (
         (AssertionError(), "AssertionError: "),
         (TypeError("a stack\nbelow"), "TypeError: a stack"),
         (
-            RuntimeError("Application timeout caused pair closure\n\nAt:\n  a.py"),
+            LostRank("Application timeout caused pair closure"),
             "lost another rank: it was killed, hangs or its host is gone "
             "(Application timeout caused pair closure)",
         ),
@@ -74,7 +82,7 @@ GLOO = (
             "lost another rank: it was killed, hangs or its host is gone (the watchdog)",
         ),
         (
-            RuntimeError(GLOO + "\nmore"),
+            ExchangeError(GLOO + "\nmore"),
             "lost another rank: it was killed, hangs or its host is gone "
             "(Read error [127.0.0.1]:36027: Connection reset by peer)",
         ),
@@ -89,7 +97,7 @@ def test_sentences(error: Exception, sentence: str) -> None:
     [
         (ValueError("a sentence"), False),
         (missing_file(), False),
-        (RuntimeError(GLOO), False),
+        (LostRank(GLOO), False),
         (RuntimeError("nobody foresaw this"), True),
         (AssertionError("nor this"), True),
     ],
@@ -142,7 +150,7 @@ def test_ranks_fail_together() -> None:
 
 def report_in_turn(world: World) -> tuple[str, bool]:
     """Rank 1 fails first, the others after it, because of it."""
-    error = ValueError("a damaged image") if world.rank == 1 else RuntimeError(GLOO)
+    error = ValueError("a damaged image") if world.rank == 1 else LostRank(GLOO)
     if world.rank != 1:
         world.all_gather_object(None)
     failure = world.report_failure(error)
@@ -177,7 +185,7 @@ def publish_failures(world: World) -> list[str]:
 
 
 def reported(world: World) -> Iterator[str]:
-    failure = world.report_failure(RuntimeError(GLOO))
+    failure = world.report_failure(LostRank(GLOO))
     yield from (str(failure), str(failure.is_reported_here))
 
 
@@ -239,8 +247,20 @@ def test_one_process_names_no_rank() -> None:
 
 
 def test_a_failure_says_whether_another_rank_was_lost() -> None:
-    assert SINGLE.report_failure(RuntimeError(GLOO)).cause == "lost_rank"
+    assert SINGLE.report_failure(LostRank(GLOO)).cause == "lost_rank"
     assert SINGLE.report_failure(ValueError("lost another rank")).cause is None
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, DistBackendError])
+def test_what_breaks_while_ranks_are_waited_for_says_that_one_is_lost(
+    kind: type[RuntimeError],
+) -> None:
+    """Whatever its text is, in any version of torch; other errors are what they are."""
+    with pytest.raises(LostRank, match=r"^Read error .* reset by peer$"), waiting_for_ranks():
+        raise kind(GLOO)
+    with pytest.raises(NotImplementedError), waiting_for_ranks():
+        raise NotImplementedError(GLOO)
+    assert SINGLE.report_failure(RuntimeError(GLOO)).cause is None
 
 
 def test_the_environment_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +336,15 @@ def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() 
     """As gloo's do: with `sys.exit` in the place of `leave` this process dies of SIGABRT."""
     script = """
 import threading, torch
-from pipeline.ranks.failure import leave
+from pipeline.model.columns import ExchangeError
+from pipeline.ranks.failure import (
+    FirstFailure,
+    LostRank,
+    RankFailure,
+    exit_code_of,
+    sentence_of,
+    waiting_for_ranks,
+)
 
 def work():
     while True:
