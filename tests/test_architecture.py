@@ -59,7 +59,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "pipeline.data.batches": (
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.readers"),
-        *("pipeline.ranks", SHARD_SET),
+        "pipeline.ranks",
     ),
     _DOOR: (
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),

@@ -22,14 +22,14 @@ class Measurement:
     num_threads: int
     images_per_second: float
     cores: float
-    """CPU seconds by seconds."""
+    """CPU seconds in each second."""
     private_bytes: int
     """Memory that it takes and shares with no other process."""
 
 
 def table(measurements: Sequence[Measurement], step_rate: float, device: str) -> str:
     """What was measured, a line each, and how many devices each would feed."""
-    heads = ("reader", "threads", "images/s", "cores", "memory, MB", f"feeds so many ({device})")
+    heads = ("reader", "threads", "images/s", "cores", "memory, MB", f"devices fed ({device})")
     rows = [
         (
             one.reader,

@@ -65,7 +65,7 @@ class Options:
 
 
 def measure(config: Config, seconds: float) -> Measurement:
-    """Read with one reader, after a pass of at most as long; in a fresh process."""
+    """Read with one reader for `seconds`, after one pass that takes no longer."""
     before = _private_bytes()
     with _opened(config) as (batches, num_samples, device):
         _read(batches, device, num_samples, seconds)
@@ -96,7 +96,7 @@ def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
 
 
 def _read(batches: Batches, device: torch.device, at_most: int | None, seconds: float) -> int:
-    """Take crops for so long, or until so many have come; returns their number."""
+    """Take crops for `seconds`, or until `at_most` have come; returns their number."""
     num_read, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end and (at_most is None or num_read < at_most):
         batch = next(batches)

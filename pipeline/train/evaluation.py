@@ -30,7 +30,7 @@ from pipeline.run.format_version import PREDICTIONS_VERSION
 from pipeline.run.phase import Phase
 
 TOP_K = 5
-"""With so many classes or fewer a right answer among so many says nothing, and is not told."""
+"""With this many classes or fewer, top-5 says nothing and is left out."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -19,7 +19,7 @@ from pipeline.data.augment.shifts import Flags
 
 _CHANNELS = ("red", "green", "blue")
 _LEAST_DEVIATION = 0.1
-"""Of a channel that has anything to tell, in grey levels."""
+"""In grey levels; a channel with less is taken as constant."""
 
 
 class Normalizer:
@@ -111,9 +111,9 @@ def build_normalizer(
 
 
 def constant_channels(statistics: Statistics) -> list[int]:
-    """Channels whose deviation is none, or that of a few pixels that are one grey level off.
+    """Channels without a deviation, or with that of a few pixels that are one grey level off.
 
-    Divided by it these would be numbers beyond all others, or none.
+    Divided by it they would be huge, or not numbers.
     """
     return [channel for channel, std in enumerate(statistics.std) if not std >= _LEAST_DEVIATION]
 

@@ -78,7 +78,7 @@ class Viewer:
         image_size: ImageSize,
         normalizer: Normalizer,
     ) -> None:
-        """For cropped images of `image_size`; raises `ValueError` if ten views would be fewer."""
+        """For cropped images of `image_size`; raises `ValueError` if ten views would coincide."""
         assert num_views in (1, 10)
         self._size = input_size(config, image_size)
         if num_views > 1 and min(image_size) == min(self._size):

@@ -1,17 +1,15 @@
-"""Reads ahead of the plan, in a thread, into a ring of preallocated batches."""
+"""Reads batches ahead of need, in a thread, into a ring of preallocated buffers."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
-from data_prep.shard_set.pixels import Pixels
 from pipeline.data.batches.batch import Batch
 from pipeline.data.order.partition import BatchPlan, Indices
 from pipeline.data.order.shard_needs import run_position
@@ -25,7 +23,7 @@ class Request(NamedTuple):
     epoch: int
     """Decides the random crops of training; evaluation has none."""
     position: int = 0
-    """In the sequence of all samples that are read: nothing before it is read any more."""
+    """In the sequence of all samples: this request and later ones read nothing before it."""
 
 
 def training_requests(
@@ -46,18 +44,9 @@ def training_requests(
 
 
 def block_requests(blocks: Iterable[range]) -> Iterator[Request]:
-    """The samples of each block of them."""
+    """One request for each block of consecutive samples."""
     for block in blocks:
         yield Request(np.arange(block.start, block.stop), epoch=0, position=block.start)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One batch of the ring: tensors and, over the same memory, the array the reader fills."""
-
-    images: torch.Tensor
-    pixels: Pixels
-    copied: torch.cuda.Event | None = None
 
 
 class Loader:
@@ -84,9 +73,10 @@ class Loader:
         self._give_up = give_up
         self._requests = requests
         self._pad = pad
-        self._free: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._ready: SimpleQueue[tuple[_Slot, Batch] | None] = SimpleQueue()  # None: the end
-        self._taken: tuple[_Slot, Batch] | None = None
+        self._free: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event | None] | None] = SimpleQueue()
+        """Buffers, and what to wait for before they are filled again; None wakes the thread."""
+        self._ready: SimpleQueue[tuple[torch.Tensor, Batch] | None] = SimpleQueue()  # None: the end
+        self._taken: tuple[torch.Tensor, Batch] | None = None
         self._closing = threading.Event()
         self._has_ended = False
         self._is_exhausted = False
@@ -96,7 +86,7 @@ class Loader:
         shape = (batch_size, *reader.image_shape)
         for _ in range(depth + 1):  # one more: the batch the consumer is working on
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-            self._free.put(_Slot(images, images.numpy()))
+            self._free.put((images, None))
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 
@@ -125,9 +115,8 @@ class Loader:
 
     def _give_back(self) -> None:
         if self._taken is not None:
-            slot, batch = self._taken
-            slot.copied = batch.copied
-            self._free.put(slot)
+            images, batch = self._taken
+            self._free.put((images, batch.copied))
             self._taken = None
 
     def _run(self) -> None:
@@ -140,24 +129,25 @@ class Loader:
 
     def _read_ahead(self) -> None:
         for request in self._requests:
-            slot = self._free.get()
-            if slot is None or self._closing.is_set():
+            buffer = self._free.get()
+            if buffer is None or self._closing.is_set():
                 return
-            if slot.copied is not None:
-                slot.copied.synchronize()
-            self._ready.put((slot, self._fill(slot, request)))
+            images, copied = buffer
+            if copied is not None:
+                copied.synchronize()
+            self._ready.put((images, self._fill(images, request)))
 
-    def _fill(self, slot: _Slot, request: Request) -> Batch:
-        samples, num_valid = request.samples, len(request.samples)
-        labels, cost = self._reader.read(samples, request.epoch, slot.pixels)
+    def _fill(self, images: torch.Tensor, request: Request) -> Batch:
+        samples, pixels, num_valid = request.samples, images.numpy(), len(request.samples)
+        labels, cost = self._reader.read(samples, request.epoch, pixels)
         with self._cost_lock:
             self._cost.add(cost)
         if self._pad:
-            missing = len(slot.pixels) - num_valid
-            slot.pixels[num_valid:] = 0
+            missing = len(images) - num_valid
+            pixels[num_valid:] = 0
             samples, labels = (np.pad(rows, (0, missing), "edge") for rows in (samples, labels))
         return Batch(
-            images=slot.images[: len(samples)],
+            images=images[: len(samples)],
             labels=torch.from_numpy(labels),
             samples=samples,
             num_valid=num_valid,
@@ -168,7 +158,7 @@ class Loader:
         self._closing.set()
         if self._give_up is not None and not self._is_exhausted:
             self._give_up()
-        self._free.put(None)  # wakes a thread that waits for a free slot
+        self._free.put(None)
         self._thread.join()
         self._taken = self._failure = None
         while self._ready.get() is not None:  # the thread has put the end behind its batches

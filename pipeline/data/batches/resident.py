@@ -1,15 +1,15 @@
 """The train split decoded in device memory, divided among the ranks: no file is read in training.
 
 Every rank holds a stretch of the split. A batch needs images from all of them: each rank cuts the
-crops that the others need out of what it holds, and one exchange brings them to whom they belong,
-while the device is still at work on the batch before. On the CPU the device is the host.
+crops that the others need out of what it holds, and one all-to-all sends them there while the
+device still works on the batch before. On the CPU the device is the host.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -44,12 +44,8 @@ class ResidentSplit:
     """int64, one more than there are ranks."""
     labels: Indices
     """Of all samples, int64."""
-    damage: ReadCost = field(default_factory=ReadCost)
+    damage: ReadCost
     """The damaged images that were found in this rank's stretch."""
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.labels)
 
 
 def load(reader: Reader, requests: Iterable[Request], world: World) -> ResidentSplit:
@@ -113,7 +109,7 @@ def free_bytes(world: World) -> int:
 
 
 def host_free_bytes(root: Path = Path("/")) -> int:
-    """What the host, or the control group this process is limited by, has left."""
+    """Free memory of the host, or of the control group that limits this process."""
     fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     group = root / "sys/fs/cgroup"
@@ -127,7 +123,7 @@ def host_free_bytes(root: Path = Path("/")) -> int:
 
 
 def _cached_bytes(group: Path) -> int:
-    """What of a control group's use the kernel gives up when asked: files it has read."""
+    """Page cache of a control group, which the kernel frees on demand."""
     fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(fields["inactive_file"]) + int(fields["active_file"])
 
@@ -139,14 +135,14 @@ class _Exchange:
     request: Request
     received: torch.Tensor
     order: Indices
-    """Which of the received crops each sample's is."""
+    """For each sample, which of the received crops it is."""
     work: dist.Work
 
 
 class ResidentBatches:
     """Iterates over the batches of this rank's replica; see `Loader`.
 
-    All ranks must take as many batches.
+    All ranks must take the same number of batches.
     """
 
     queued_batches = 0
@@ -159,7 +155,7 @@ class ResidentBatches:
         world: World,
         replicas: list[int],
     ) -> None:
-        """`requests` are of all replicas; `replicas` says which one each rank belongs to."""
+        """`requests` are those of all replicas, `replicas` the replica of each rank."""
         self._split = split
         self._crop_policy = crop_policy
         self._requests = requests
@@ -170,7 +166,7 @@ class ResidentBatches:
         self._cost.add(split.damage)
 
     def take_cost(self) -> ReadCost:
-        """The samples since the last call, and at first the damage; nothing is read any more."""
+        """The samples since the last call, and the first time the damage; nothing is read now."""
         cost, self._cost = self._cost, ReadCost()
         return cost
 
@@ -254,7 +250,7 @@ class ResidentBatches:
         )
 
     def finish(self) -> None:
-        """Wait for what is under way: all ranks have sent it."""
+        """Wait for exchanges under way: all ranks have sent their part."""
         for exchange in self._under_way:
             with waiting_for_ranks():
                 exchange.work.wait()

@@ -24,7 +24,7 @@ from pipeline.data.order.randomness import Stream, random_bits
 Indices = npt.NDArray[np.int64]
 
 _BLOCK_SAMPLES = 1 << 16
-"""Samples that are worked on at a time: what is held beside the results stays small."""
+"""Samples that are processed at a time, so that intermediate arrays stay small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def epoch_order(
 
 
 def _shuffled(samples: Indices, seed: int, epoch: int) -> Indices:
-    """The rising sample numbers in the order of their random bits."""
+    """The sample numbers, which rise, in the order of their random bits."""
     bits = np.empty(len(samples), np.uint64)
     for at in range(0, len(samples), _BLOCK_SAMPLES):
         block = slice(at, at + _BLOCK_SAMPLES)

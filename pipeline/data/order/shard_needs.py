@@ -1,4 +1,4 @@
-"""When an order of samples needs which shards: what is fetched ahead and how much must fit.
+"""Which shards an order of samples needs and when: what is fetched ahead, and how much must fit.
 
 Pure functions, as in `pipeline.data.order.partition`.
 """
@@ -26,7 +26,7 @@ class ShardNeed:
 
 
 def shard_needs(samples: Indices, shard_lengths: Sequence[int]) -> list[ShardNeed]:
-    """The shards that hold `samples`, by when each is first needed."""
+    """The shards that hold `samples`, in the order in which they are first needed."""
     ends = np.cumsum(shard_lengths)
     first = np.full(len(ends), len(samples))
     last = np.full(len(ends), -1)
@@ -50,7 +50,7 @@ def run_position(plan: BatchPlan, step: int) -> int:
 def training_needs(
     plan: BatchPlan, shard_lengths: Sequence[int], seed: int, start_step: int, end_step: int
 ) -> Iterator[ShardNeed]:
-    """What the steps from `start_step` up to `end_step` need, in positions as `run_position`'s.
+    """What the steps from `start_step` up to `end_step` need, in positions of `run_position`.
 
     A shard is listed once for every epoch that needs it; epochs are computed when they are due.
     """
@@ -73,7 +73,7 @@ def stretch_needs(shard_lengths: Sequence[int], samples: range) -> Iterator[Shar
 
 
 def shards_at_once(plan: BatchPlan, num_positions: int) -> int:
-    """How many shards at most so many neighbouring positions of any epochs' orders touch.
+    """The most shards that `num_positions` neighbouring positions of any epochs' orders touch.
 
     Only for a plan with a `ShardShuffle`. They touch whole windows of it, and at an epoch's end a
     smaller one: of the shards that are left over, or cut short by samples that are left out.
@@ -128,9 +128,9 @@ def check_resident_cache_bytes(
 
 
 def _neighbouring_bytes(split: Split, num_positions: int) -> int:
-    """Most bytes of the shards that so many neighbouring samples of the split touch."""
+    """The most bytes of shards that `num_positions` neighbouring samples of the split touch."""
     ends = np.cumsum(split.shard_lengths)
-    # The most begin with the last sample of a shard.
+    # The maximum begins with the last sample of a shard.
     last = np.searchsorted(ends, ends - 1 + max(1, num_positions) - 1, side="right")
     bytes_before = np.concatenate([[0], np.cumsum(split.shard_bytes)])
     until = np.minimum(last + 1, len(ends))

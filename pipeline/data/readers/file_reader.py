@@ -33,7 +33,7 @@ class FileReader(ABC):
     """
 
     _parts_of_thread = 1
-    """With more parts than threads none waits long for one whose samples take longer."""
+    """With more parts than threads no thread waits long for one with slower samples."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reads JPEGs: decodes of each no more than its crop needs."""
+"""Reads JPEGs: decodes only what the crop of each needs."""
 
 from __future__ import annotations
 

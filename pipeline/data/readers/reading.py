@@ -13,14 +13,14 @@ from pipeline.data.order.partition import Indices
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """A damaged image of a split; another one stands in for it."""
+    """A damaged image of a split; another one is read instead."""
 
     sample: int
     """Its number in the split."""
     shard: str
     """The file it is in."""
     what: str
-    """What is wrong with it, and its place."""
+    """What is wrong with it, and where it is."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class ReadCost:
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
     num_replaced: int = 0
-    """Samples that another one stood in for."""
+    """Samples that another one was read for."""
     damages: list[Damage] = field(default_factory=list)
     """Damaged images that were found since the last time."""
 

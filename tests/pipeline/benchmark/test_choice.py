@@ -65,9 +65,9 @@ def test_if_none_feeds_them_the_fastest_is_named() -> None:
 
 def test_the_table_says_how_many_devices_each_would_feed() -> None:
     assert table(ALL[::4], 3000, "GPU").splitlines() == [
-        "reader    threads  images/s  cores  memory, MB  feeds so many (GPU)",
-        "tar             1       900   1.50          12                  0.3",
-        "resident        4    90,000   1.50          12                 30.0",
+        "reader    threads  images/s  cores  memory, MB  devices fed (GPU)",
+        "tar             1       900   1.50          12                0.3",
+        "resident        4    90,000   1.50          12               30.0",
     ]
 
 
