@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -64,28 +65,31 @@ def run(options: Options) -> None:
     root = root.resolve()
     output = (options.output or root / "prometheus.yml").resolve()
     targets = RunDirectory(root / "any-run").targets
-    server, port = None, options.outcomes_port
-    if options.start or options.serve_outcomes:
-        server = outcome_server.bind(root, port, or_any=options.start)
-        port = server.server_port
-    page = outcome_server.page_of(root)
-    _write_config(output, render_config(targets, page, port, options.scrape_interval))
-    targets.mkdir(exist_ok=True)
-    for line in drop_unanswered(targets):
-        sys.stdout.write(f"{line}\n")
-    command = server_command(output, root / "prometheus-data", options.port)
-    sys.stdout.write(f"wrote {output}\n")
-    if server is None:
-        sys.stdout.write(
-            f"start Prometheus with: {shlex.join(command)}\n"
-            "and serve it outcomes with this command and --serve-outcomes\n"
-        )
-    elif options.start:
-        _start(command, output, options.port, server)
-    else:
-        sys.stdout.write(f"outcomes: http://{outcome_server.ADDRESS}:{port}{page}\n")
-        sys.stdout.flush()
-        server.serve_forever()
+    with contextlib.ExitStack() as open_server:
+        server, port = None, options.outcomes_port
+        if options.start or options.serve_outcomes:
+            server = open_server.enter_context(
+                outcome_server.bind(root, port, or_any=options.start)
+            )
+            port = server.server_port
+        page = outcome_server.page_of(root)
+        _write_config(output, render_config(targets, page, port, options.scrape_interval))
+        targets.mkdir(exist_ok=True)
+        for line in drop_unanswered(targets):
+            sys.stdout.write(f"{line}\n")
+        command = server_command(output, root / "prometheus-data", options.port)
+        sys.stdout.write(f"wrote {output}\n")
+        if server is None:
+            sys.stdout.write(
+                f"start Prometheus with: {shlex.join(command)}\n"
+                "and serve it outcomes with this command and --serve-outcomes\n"
+            )
+        elif options.start:
+            _start(command, output, options.port, server)
+        else:
+            sys.stdout.write(f"outcomes: http://{outcome_server.ADDRESS}:{port}{page}\n")
+            sys.stdout.flush()
+            server.serve_forever()
 
 
 def render_config(

@@ -6,6 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.ffcv_process import FfcvProcess, require_ffcv
@@ -17,6 +18,23 @@ def ffcv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FfcvProcess]:
     require_ffcv()
     with contextlib.closing(FfcvProcess(tmp_path_factory.mktemp("ffcv"))) as process:
         yield process
+
+
+def pytest_configure() -> None:
+    """A busy machine is no failure: hypothesis measures no times."""
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
+
+
+SLOW_TO_MAKE = {"ffcv", "cifar10_folder"}
+"""Fixtures that take seconds: a process that imports ffcv, an archive of 60,000 images."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and SLOW_TO_MAKE & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

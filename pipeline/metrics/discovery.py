@@ -71,6 +71,10 @@ class ExporterLock:
             self._file.write(f"{description}\n".encode() if description else b"")
             self._written = description
 
+    def close(self) -> None:
+        """The lock ends."""
+        self._file.close()
+
     def is_wanted_by_another(self) -> bool:
         """Whether somebody has asked the owner, this process, to leave."""
         with contextlib.suppress(OSError):

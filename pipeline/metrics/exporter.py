@@ -142,43 +142,47 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, tar
         signal.signal(number, lambda *_: stop.set())
     host = socket.gethostname()
     run.metrics.mkdir(exist_ok=True)
-    lock = ExporterLock(run.metrics / f"exporter-{host}.lock")
-    scheme = "https" if metrics.exporter_certfile else "http"
-    place = location_of(address, 0, host).removesuffix("0") if address else ""
-    address = address or LOOPBACK
-    with explained(address, metrics):
-        certificates = hash_certificates(metrics)  # before another one leaves for them
-    end = f", certificates {certificates}" if certificates else ""
-    if not lock.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
-        sys.stdout.write(f"{run.path} is already served: {lock.owner}\n")
-        return
-    identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
-    collector = NodeCollector(run.metrics, host)
-    registry = CollectorRegistry()
-    registry.register(collector)
-    registry.register(NodeOutcomes(run, host))
-    registry.register(identity)
-    with explained(address, metrics):
-        port = listen(address, metrics, application(registry, identity))
-    socket.setdefaulttimeout(_CLIENT_SECONDS)  # a client that says nothing holds up the next one
-    location = location_of(address, port, host)
-    target = Target(targets, _target_name(run, targets), identity, address=location, scheme=scheme)
-    server = f"{scheme}://{location}/metrics, process {os.getpid()}{end}"
-    lock.owner = server
-    sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
-    with contextlib.suppress(OSError):  # another user's
-        remove_leftovers(targets, {target.path.name})
-    linger_seconds = metrics.exporter_linger_seconds
-    # Before the target is there: whoever sees it may end the ranks at once.
-    first_seconds = 0.0 if collector.has_running_ranks() else _FIRST_RANK_SECONDS
-    deadline = time.monotonic() + max(linger_seconds, first_seconds)
-    target.announce()
-    # Of others that were here, or of this run's on nodes that it has lost.
-    for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-    _announce_until_idle(collector, lock, target, linger_seconds, deadline, stop)
-    target.withdraw()  # before the lock ends with the process: a successor writes the same file
+    with contextlib.closing(ExporterLock(run.metrics / f"exporter-{host}.lock")) as lock:
+        scheme = "https" if metrics.exporter_certfile else "http"
+        place = location_of(address, 0, host).removesuffix("0") if address else ""
+        address = address or LOOPBACK
+        with explained(address, metrics):
+            certificates = hash_certificates(metrics)  # before another one leaves for them
+        end = f", certificates {certificates}" if certificates else ""
+        if not lock.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
+            sys.stdout.write(f"{run.path} is already served: {lock.owner}\n")
+            return
+        identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
+        collector = NodeCollector(run.metrics, host)
+        registry = CollectorRegistry()
+        registry.register(collector)
+        registry.register(NodeOutcomes(run, host))
+        registry.register(identity)
+        with explained(address, metrics):
+            port = listen(address, metrics, application(registry, identity))
+        socket.setdefaulttimeout(
+            _CLIENT_SECONDS
+        )  # a client that says nothing holds up the next one
+        location = location_of(address, port, host)
+        target = Target(
+            targets, _target_name(run, targets), identity, address=location, scheme=scheme
+        )
+        server = f"{scheme}://{location}/metrics, process {os.getpid()}{end}"
+        lock.owner = server
+        sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
+        with contextlib.suppress(OSError):  # another user's
+            remove_leftovers(targets, {target.path.name})
+        linger_seconds = metrics.exporter_linger_seconds
+        # Before the target is there: whoever sees it may end the ranks at once.
+        first_seconds = 0.0 if collector.has_running_ranks() else _FIRST_RANK_SECONDS
+        deadline = time.monotonic() + max(linger_seconds, first_seconds)
+        target.announce()
+        # Of others that were here, or of this run's on nodes that it has lost.
+        for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        _announce_until_idle(collector, lock, target, linger_seconds, deadline, stop)
+        target.withdraw()  # before the lock ends with the process: a successor writes the same file
 
 
 def _target_name(run: RunDirectory, targets: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -263,7 +263,6 @@ SMALL = [
 ]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SMALL).flatmap(edits))
 def test_whatever_is_stored_is_what_training_reads_and_pillow_sees(content: bytes) -> None:
     with contextlib.suppress(RejectedImage):
@@ -274,7 +273,6 @@ def test_whatever_is_stored_is_what_training_reads_and_pillow_sees(content: byte
             assert np.abs(difference).max() <= 3
 
 
-@settings(deadline=None)
 @given(st.sampled_from([PLAIN, PROGRESSIVE, RESTARTED]), st.data())
 def test_a_jpeg_that_is_cut_is_rejected_or_whole(content: bytes, data: st.DataObject) -> None:
     kept = len(content) - data.draw(st.integers(1, 12) | st.integers(1, len(content) - 2))

@@ -141,6 +141,7 @@ def test_damaged_settings_are_one_sentence(parts: Path) -> None:
             merge(parts, max_reject_ratio=0)
 
 
+@pytest.mark.slow
 def test_conversion_without_tasks_finishes_what_tasks_began(parts: Path, synthetic: Path) -> None:
     result = run_cli("shard", "synthetic", "--output", parts, *SYNTHETIC_OPTIONS)
     assert result.returncode == 0, result.stderr

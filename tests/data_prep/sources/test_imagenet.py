@@ -658,6 +658,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert peaks[1] < 1.1 * peaks[0]
 
 
+@pytest.mark.slow
 @needs_sample
 def test_thousand_real_classes(tmp_path: Path) -> None:
     images = read_sample()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from data_prep.sources.source import Source
 from data_prep.sources.synthetic import CLASS_NAMES, make_synthetic
@@ -50,6 +51,7 @@ def fit_and_score(features: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
     return float(((inputs[half:] @ weights).argmax(axis=1) == labels[half:]).mean())
 
 
+@pytest.mark.slow
 def test_mean_colour_does_not_tell_the_class() -> None:
     source = make(num_train=2000)
     colours = read_all(source).mean(axis=(1, 2))

@@ -97,7 +97,7 @@ def make_consistent(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("name", ["synthetic", "cifar10"])
+@pytest.mark.parametrize("name", ["synthetic", pytest.param("cifar10", marks=pytest.mark.slow)])
 def test_whole_shard_set_has_no_damage(
     request: pytest.FixtureRequest, name: str, full: bool
 ) -> None:
@@ -355,7 +355,8 @@ def test_damaged_side_files(shards: Path, name: str) -> None:
     assert verify(shards, full=False)[0] == f"{name}: its sha256 is not the one in _info.json"
     (shards / name).write_bytes(content[:50])
     assert verify(shards, full=False)[0].startswith(f"{name}: not an .npy file: ")
-    np.savez((shards / name).open("wb"), np.zeros(3))
+    with (shards / name).open("wb") as file:
+        np.savez(file, np.zeros(3))
     assert verify(shards, full=False)[0].startswith(f"{name}: not an .npy file: ")
     np.save(shards / name, np.zeros(3, np.int8))
     assert verify(shards, full=False)[0].startswith(f"{name}: holds int8[3]; expected ")

@@ -137,6 +137,7 @@ def test_the_instruction_sets_mean_a_precision(changes: dict[str, Any], sentence
     assert check.text.startswith(sentence)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_run_directory_that_may_not_be_looked_at_is_named(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o700)

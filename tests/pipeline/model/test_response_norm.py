@@ -221,6 +221,7 @@ def test_without_constants_there_is_no_norm(relu: Relu) -> None:
     assert torch.equal(NormalizeAndPool(None, num_columns=2, relu=relu)(x), expected)
 
 
+@pytest.mark.slow
 @each_dtype
 @each_order
 def test_nan_stays_nan(dtype: torch.dtype, relu: Relu) -> None:
@@ -233,6 +234,7 @@ def test_nan_stays_nan(dtype: torch.dtype, relu: Relu) -> None:
     assert torch.equal(normalize_and_pool_plain(x, CODE, 2, relu).isnan(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0x7F81, 0x7FFF, 0xFF81 - 0x10000, 0xFFFF - 0x10000])
 def test_every_nan_stays_nan_in_bfloat16(bits: int) -> None:
     """Rounding adds to the bits: those of some NaNs would become those of an infinity or a 0."""
@@ -253,6 +255,7 @@ def test_of_zeros_everything_is_0(dtype: torch.dtype, relu: Relu) -> None:
     assert not x.grad.any()
 
 
+@pytest.mark.slow
 def test_of_equals_the_first_has_the_gradient() -> None:
     x = torch.ones(1, 5, 3, 3, requires_grad=True)
     normalize_and_pool(x, CODE, 1, "after").sum().backward()
@@ -261,6 +264,7 @@ def test_of_equals_the_first_has_the_gradient() -> None:
     assert x.grad.count_nonzero() == 5
 
 
+@pytest.mark.slow
 def test_no_images_are_no_pooled_ones() -> None:
     x = torch.zeros(0, 10, 7, 7, requires_grad=True)
     pooled = normalize_and_pool(x, CODE, 2, "after")
@@ -300,6 +304,7 @@ def any_number_of_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("any_number_of_threads")
 def test_the_number_of_threads_changes_no_bit() -> None:
     found = []
