@@ -139,9 +139,11 @@ class Journal:
         self.console.line(f"saved {path} ({num_bytes / 1e6:.1f} MB in {seconds:.2f} s)")
         self._write(event)
 
-    def checkpoint_failed(self, reason: CheckpointReason, error: str) -> None:
+    def checkpoint_failed(self, reason: CheckpointReason, error: str | None) -> None:
+        """None: the run ends with the error, which says it."""
         self._metrics.checkpoint_failed(reason)
-        self.console.line(f"warning: no checkpoint saved: {error}")
+        if error is not None:
+            self.console.line(f"warning: no checkpoint saved: {error}")
 
     def stop_requested(self, step: int, source: StopSource) -> None:
         self._metrics.stop_requested()

@@ -49,8 +49,10 @@ class TrainingLoop:
         if source is not None:
             components.journal.stop_requested(progress.step, source)
         if self._saved_step != progress.step:
-            error = self._save("periodic" if source is None else "preempt")
+            reason: CheckpointReason = "periodic" if source is None else "preempt"
+            error = self._save(reason)
             if error is not None:
+                components.journal.checkpoint_failed(reason, None)
                 raise OSError(
                     f"the checkpoint of step {progress.step} could not be saved: {error}; once "
                     "that is mended, run the same command again"

@@ -781,6 +781,8 @@ def test_a_disk_that_takes_no_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert "the checkpoint of step 16 could not be saved: No space" in job.errors[0]
     assert " MB free; once that is mended, run the same command again" in job.errors[0]
     assert rows(run, "end")[0]["outcome"] == "failed"
+    published = (run / "metrics/rank-00000.prom").read_text()
+    assert 'alexnet_checkpoint_failures_total{kind="periodic"} 5.0' in published
     finish(2, shards, run, "--epochs", 2)
 
 
