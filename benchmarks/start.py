@@ -57,6 +57,9 @@ def enlarge(shards: Path, large: Path, num_samples: int = NUM_SAMPLES) -> Path:
     large.mkdir()
     for name in names:
         os.link(shards / split.filenames[0], large / name)
+    mean_image = manifest.statistics.mean_image_filename
+    assert mean_image is not None
+    os.link(shards / mean_image, large / mean_image)
     rows = np.resize(index, num_samples)
     rows["shard"] = np.arange(num_samples) // len(index)
     np.save(large / split.index_filename, rows)
