@@ -736,7 +736,9 @@ OPTION_LARGE = ["--global_batch_size", 300]
 def test_a_wrong_command_is_reported_once() -> None:
     with Job(2, TRAIN, ["cifar11"]) as job:
         assert job.wait() == [1, 1]
-    assert re.fullmatch("error: no recipe 'cifar11'; there are .*, cifar10, .*\n", job.errors[0])
+    assert re.fullmatch(
+        "error: no recipe 'cifar11'; did you mean cifar10?.*, cifar10, .*\n", job.errors[0]
+    )
     assert job.errors[1] == ""
 
 

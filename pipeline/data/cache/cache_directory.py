@@ -16,6 +16,7 @@ import contextlib
 import errno
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -64,11 +65,19 @@ def open_in_use(path: Path, content: Content) -> int | None:
         else:
             is_same = os.fstat(file).st_size == content.num_bytes
         if is_same:
-            with contextlib.suppress(OSError):  # another user's, or a file system without times
-                os.utime(file)
+            _mark_used(file)
             return file
     os.close(file)
     return None
+
+
+def _mark_used(file: int) -> None:
+    now = time.time_ns()  # the file system's own clock ticks too seldom to tell which came first
+    try:
+        os.utime(file, ns=(now, now))
+    except OSError:
+        with contextlib.suppress(OSError):  # another user's, or a file system without times
+            os.utime(file)
 
 
 def expect_use(path: Path) -> int:
@@ -107,6 +116,7 @@ def staging(path: Path) -> Iterator[BinaryIO | None]:
 def publish(staged: BinaryIO, path: Path) -> int:
     """Give what `staging` of `path` yielded its name; returns it as `open_in_use` does."""
     staged.flush()
+    _mark_used(staged.fileno())
     sync(staged.fileno())
     _temporary(path).replace(path)
     try_lock(staged.fileno(), shared=True, wait_seconds=_GLANCE_SECONDS)
