@@ -336,15 +336,7 @@ def test_threads_that_need_the_interpreter_do_not_abort_a_process_that_leaves() 
     """As gloo's do: with `sys.exit` in the place of `leave` this process dies of SIGABRT."""
     script = """
 import threading, torch
-from pipeline.model.columns import ExchangeError
-from pipeline.ranks.failure import (
-    FirstFailure,
-    LostRank,
-    RankFailure,
-    exit_code_of,
-    sentence_of,
-    waiting_for_ranks,
-)
+from pipeline.ranks.failure import leave
 
 def work():
     while True:
