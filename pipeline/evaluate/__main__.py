@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave_soon(_number: int, _frame: FrameType | None) -> None:
-    """A rank that torchrun ends because another one has failed shall have time to say why."""
+    """Give a rank that torchrun ends, because another one has failed, time to say why."""
     signal.alarm(_REPORT_SECONDS)
 
 

@@ -149,7 +149,7 @@ class RootOutcomes(Collector):
         yield from (runs, ranks)
 
     def _read_run_status(self, run: RunDirectory, now: float) -> RunStatus | None:
-        """None too of what is no run, and of one that cannot be read: it shall not hide others."""
+        """None also for what is no run, or cannot be read, so that it does not hide others."""
         with contextlib.suppress(OSError):
             if run.path.is_dir() and _may_be_shown(run, now):
                 return read_run_status(run, self._host, now)

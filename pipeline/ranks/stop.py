@@ -56,7 +56,7 @@ class StopSignals:
         self._interrupt_from = min(self._interrupt_from, time.monotonic() + _INTERRUPT_SECONDS)
 
     def ignore(self) -> None:
-        """Heed no more: the process is about to leave, and shall keep its own exit code.
+        """Ignore further signals: the process is about to leave, with its own exit code.
 
         torchrun sends SIGTERM to those that leave after the first.
         """

@@ -41,7 +41,7 @@ class EventLog:
         """Append the event's row. Raises `OSError` if the disk does not take it."""
         line = json.dumps(row_of(event)).encode() + b"\n"
         with self._locked():
-            if self._is_line_open():  # by a kill or a full disk: it shall spoil no row but itself
+            if self._is_line_open():  # by a kill or a full disk: it must spoil no other row
                 line = b"\n" + line
             while line:  # once, unless the disk is nearly full
                 line = line[os.write(self._file, line) :]
