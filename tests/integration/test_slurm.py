@@ -23,11 +23,13 @@ from tests.integration.training import (
 )
 from tests.pipeline.monitoring import entry_of, require_tool, served, wait_for
 
-SPEC = (
+UNTIMED = (
     *("--gpus-per-node", 0, "--ranks-per-node", 2, "--cpus-per-task", 2),
-    *("--python", sys.executable, "--time", "0:20:00", "--signal-lead", 60),
+    *("--python", sys.executable, "--signal-lead", 60),
 )
 """Ranks on CPUs; two such jobs fit on a node."""
+
+SPEC = (*UNTIMED, "--time", "0:20:00")
 
 LONG = (
     *("--epochs", 60, "--evaluation.every_epochs", 20, "--checkpoint.every_epochs", 5),
@@ -309,7 +311,8 @@ def test_a_run_out_of_time_goes_on_by_itself(
     """SLURM's own signal, a minute before the limit of two."""
     run = tmp_path / "run"
     options = training(shards, run, "--epochs", 100_000, "--log_every_steps", 50)
-    output = cluster.launch("slurm", "train", "--nodes", 2, *SPEC, "--time", "0:02:00", *options)
+    spec = ("--nodes", 2, *UNTIMED, "--time", "0:02:00")
+    output = cluster.launch("slurm", "train", *spec, *options)
     (job,) = jobs_of(output)
     wait_for(lambda: has_trained(run, 2, 2), "the second start", 180)
     first, second = rows(run, "run")
