@@ -91,7 +91,7 @@ class Run:
         return bool(rows) and rows[-1].step > NUM_STEPS - LAST_STEPS
 
     def has_trained(self, num_steps: int) -> bool:
-        """Whether it is at work, and so many steps are done since it last began."""
+        """Whether it is running and has done `num_steps` since it last started."""
         rows = self.last_start()
         is_on = not of_type(rows, EndEvent) and len(of_type(rows, TrainEvent)) >= num_steps
         return is_on and self.cluster.state(self.job) == "RUNNING"

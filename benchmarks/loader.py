@@ -120,7 +120,7 @@ def _rivals(setting: Setting, pythons: Mapping[str, str]) -> list[Competitor]:
 
 
 def _copying() -> tuple[list[Competitor], dict[str, list[str]]]:
-    """Ours and the bare copying loops, on so many ranks and threads each."""
+    """Ours and the bare copying loops, on each of `RANKS_AND_THREADS`."""
     rows, measured_by = [], {}
     for ranks, threads in RANKS_AND_THREADS:
         names = [_in_threads(name, ranks, threads) for name in (LIMIT, f"{LIMIT}, ring", OURS)]

@@ -1,4 +1,4 @@
-"""A competitor that behaves as it is told, for the tests of how competitors are run.
+"""A competitor with a chosen behaviour, for the tests of how competitors are run.
 
 python -m tests.benchmarks.competitor … --behaviour NAME
 """

@@ -107,6 +107,6 @@ def arithmetic() -> bytes:
 
 
 def without_last_scans(content: bytes, count: int = 1) -> bytes:
-    """A progressive JPEG that lacks so many of its scans and ends properly."""
+    """A progressive JPEG without its last `count` scans, but with a proper end."""
     starts = [match.start() for match in re.finditer(b"\xff\xda", content)]
     return content[: starts[-count]] + b"\xff\xd9"

@@ -239,8 +239,8 @@ def ends_of_attempts(run: Path) -> list[int]:
     return [*starts[1:], last, len(rows)]
 
 
-def told_of(run: Path, num_rows: int, folder: Path) -> dict[str, Any]:
-    """What `launch status` and `outcome` say of a run that has only so many rows.
+def words_of(run: Path, num_rows: int, folder: Path) -> dict[str, Any]:
+    """What `launch status` and `outcome` say of a run that has only its first `num_rows` rows.
 
     In the words of when the fixtures were made, and of where that was.
     """
@@ -255,9 +255,9 @@ def told_of(run: Path, num_rows: int, folder: Path) -> dict[str, Any]:
 
 def _launch(word: str, run: Path) -> str:
     """What `python -m launch` says."""
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         assert launch([word, str(run)]) == 0
-    return told.getvalue()
+    return output.getvalue()
 
 
 def _ageless(line: str) -> str:

@@ -54,8 +54,8 @@ from tests.formats.fixtures import (
     run_module,
     shard,
     shard_in_halves,
-    told_of,
     unpack_run,
+    words_of,
 )
 
 _PLACE = Path("/tmp/alexnet-2012-formats")
@@ -174,11 +174,11 @@ def _make_run(version: Path, shards: Path) -> None:
     run_module("pipeline.train", *_words(good, run))
     run_module("pipeline.evaluate", "--run-dir", run, "--shards", shards / "jpeg", "--json")
     run_module("pipeline.evaluate", "--run-dir", run, "--checkpoint", "best")
-    told = run_module("pipeline.evaluate", "--run-dir", run, "--json").stdout
+    output = run_module("pipeline.evaluate", "--run-dir", run, "--json").stdout
     expected = {
-        "evaluation": json.loads(told),
+        "evaluation": json.loads(output),
         "attempts": [
-            told_of(run, num_rows, _PLACE / f"attempt-{number}")
+            words_of(run, num_rows, _PLACE / f"attempt-{number}")
             for number, num_rows in enumerate(ends_of_attempts(run))
         ],
     }

@@ -21,9 +21,9 @@ from tests.formats.fixtures import (
     machine_class,
     rows_of,
     run_module,
-    told_of,
     unpack_beton,
     unpack_run,
+    words_of,
 )
 from tests.formats.make import result_of
 from tests.formats.test_weights import compare, known_weights
@@ -62,13 +62,13 @@ def test_the_events_are_of_every_kind(version: Path) -> None:
 
 def test_every_attempt_is_reported_as_before(version: Path, tmp_path: Path) -> None:
     ends = ends_of_attempts(version / "run")
-    told = [
-        told_of(version / "run", num_rows, tmp_path / str(number))
+    found = [
+        words_of(version / "run", num_rows, tmp_path / str(number))
         for number, num_rows in enumerate(ends)
     ]
-    assert told == expected(version)["attempts"]
-    states_told = [attempt["status"][0].split()[1] for attempt in told]
-    assert states_told == ["stopped", "failed:", "was", "stopped", "completed", "completed"]
+    assert found == expected(version)["attempts"]
+    firsts = [attempt["status"][0].split()[1] for attempt in found]
+    assert firsts == ["stopped", "failed:", "was", "stopped", "completed", "completed"]
 
 
 @pytest.mark.slow
@@ -101,8 +101,8 @@ def test_a_run_goes_on(version: Path, tmp_path: Path) -> None:
     """With the weights of one that goes on today, and rows that older readers know."""
     run = unpack_run(version, tmp_path)
     before = (run / "events.jsonl").read_bytes()
-    told = train(version / "shards" / RUN_SHARDS, run, "--epochs", MORE_EPOCHS)
-    assert f"resumed from {run}/checkpoints/step-{LAST_STEP:08d}" in told
+    output = train(version / "shards" / RUN_SHARDS, run, "--epochs", MORE_EPOCHS)
+    assert f"resumed from {run}/checkpoints/step-{LAST_STEP:08d}" in output
     assert (run / "events.jsonl").read_bytes().startswith(before)
     old, new = rows_of(version / "run"), rows_of(run)[before.count(b"\n") :]
     assert new[0]["resumed_from"] == LAST_STEP
@@ -140,8 +140,8 @@ def test_a_damaged_checkpoint_is_passed_over(version: Path, tmp_path: Path) -> N
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    told = train(version / "shards" / RUN_SHARDS, run, "--epochs", RUN_EPOCHS)
-    assert f"resumed from {older}" in told
+    output = train(version / "shards" / RUN_SHARDS, run, "--epochs", RUN_EPOCHS)
+    assert f"resumed from {older}" in output
     assert (run / f"checkpoints/damaged-step-{LAST_STEP:08d}").is_dir()
 
 
@@ -164,12 +164,12 @@ def test_a_beton_is_read_as_its_shards(version: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_fork_begins_at_the_run(version: Path, tmp_path: Path) -> None:
     run, fork = unpack_run(version, tmp_path), tmp_path / "fork"
-    told = train(
+    output = train(
         version / "shards" / RUN_SHARDS,
         fork,
         *("--epochs", MORE_EPOCHS, "--fork-from", f"{run}@best"),
     )
-    assert "forked from" in told
+    assert "forked from" in output
     assert rows_of(fork)[-1]["outcome"] == "completed"
 
 

@@ -37,8 +37,8 @@ def check_same_bytes(version: Path, found: dict[str, bytes], expected: dict[str,
 
 @each_conversion
 def test_a_shard_set_is_whole(version: Path, name: str) -> None:
-    told = run_module("data_prep", "verify", version / "shards" / name, "--full").stdout
-    assert told.endswith("no damage found (every byte)\n")
+    output = run_module("data_prep", "verify", version / "shards" / name, "--full").stdout
+    assert output.endswith("no damage found (every byte)\n")
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_a_finished_conversion_knows_its_images(version: Path, tmp_path: Path) -
     images, output = copy_images(version, tmp_path / "images"), tmp_path / "sizes"
     shutil.copytree(version / "shards/sizes", output)
     shutil.copy(version / "shards/sizes.inputs.npz", tmp_path)
-    (told, complaint) = _shard_again(images, output)
-    assert "(complete already)" in told
+    (answer, complaint) = _shard_again(images, output)
+    assert "(complete already)" in answer
     assert complaint == ""
     (images / "train/cat/0000.jpg").touch()
     with pytest.raises(AssertionError, match=r"replaced since \(train/cat/0000\.jpg\)"):
@@ -84,8 +84,8 @@ def test_a_beton_is_known_as_that_of_its_shard_set(
     version: Path, name: str, tmp_path: Path
 ) -> None:
     path = unpack_beton(version, name, tmp_path)
-    told = run_module("data_prep", "beton", version / "shards" / name, path).stdout
-    assert told.endswith("bytes (complete already)\n")
+    output = run_module("data_prep", "beton", version / "shards" / name, path).stdout
+    assert output.endswith("bytes (complete already)\n")
 
 
 @pytest.mark.ffcv

@@ -21,9 +21,9 @@ from tests.formats.fixtures import (
     ends_of_attempts,
     rows_of,
     run_module,
-    told_of,
     unpack_beton,
     unpack_run,
+    words_of,
 )
 from tests.pipeline.rank_jobs import Job
 
@@ -87,8 +87,8 @@ def test_without_a_version_it_is_the_first(version: Path, tmp_path: Path) -> Non
     rank_file = run / "metrics/rank-00000.prom"
     rank_file_with_version(rank_file, None)
     num_rows = ends_of_attempts(run)[-1]
-    with_versions = told_of(version / "run", num_rows, tmp_path / "with versions")
-    assert told_of(run, num_rows, tmp_path / "told") == with_versions
+    with_versions = words_of(version / "run", num_rows, tmp_path / "with versions")
+    assert words_of(run, num_rows, tmp_path / "output") == with_versions
     assert read_rank_file(rank_file).writer.rank == 0
     words = [*RUN, "--epochs", RUN_EPOCHS, "--run-dir", run]
     words += ["--data.shards", version / "shards" / RUN_SHARDS]

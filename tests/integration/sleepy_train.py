@@ -1,4 +1,4 @@
-"""`pipeline.train`, but ranks sleep where a test says: it forces an order of events upon them.
+"""`pipeline.train`, but ranks sleep where a test says: this forces an order of events.
 
     torchrun … -m tests.integration.sleepy_train RANK:PLACE:TIMES:SECONDS[:MARK] … -- ARGUMENTS…
 

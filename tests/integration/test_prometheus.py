@@ -186,7 +186,7 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
     )
 
     def has_failed() -> bool:
-        """Rank 0 has told why it left, and of rank 1 there is no word."""
+        """Rank 0 has said why it left, and rank 1 has said nothing."""
         return api.labels(ended_badly) == api.labels(standing) == [
             {"run": "run", "outcome": "failed"}
         ] and api.labels(killed) == [{"run": "run", "rank": "1"}]

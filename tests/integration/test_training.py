@@ -451,9 +451,9 @@ def test_a_relative_shard_set_holds_in_every_folder(
     monkeypatch.chdir(shards.parent)
     assert train_here(Path(shards.name), run, "--log_every_steps", 2, "--max-steps", 1) == 0
     assert [row["step"] for row in rows(run, "train")] == [1], "what is left is logged"
-    told = capsys.readouterr().out
-    assert f"--data.shards {shards.name} is stored as {shards}\n" in told
-    assert "\ndone so far, 1 step: without --max-steps the command goes on" in told
+    output = capsys.readouterr().out
+    assert f"--data.shards {shards.name} is stored as {shards}\n" in output
+    assert "\ndone so far, 1 step: without --max-steps the command goes on" in output
     monkeypatch.chdir(tmp_path)
     assert read_settings(RunDirectory(run)).config.data.shards == str(shards)
     assert evaluate_module.main(["--run-dir", "run"]) == 0
@@ -528,8 +528,8 @@ def test_predictions_are_those_of_the_runs_own_checkpoints(
     copy = shutil.copytree(trained / "checkpoints/step-00000012", tmp_path / "a copy")
     with evaluate_run(1, trained, "--checkpoint", copy) as job:
         assert job.wait() == [0], job.errors
-    told = f"warning: the evaluation is not recorded: {copy} is not in {trained}/checkpoints\n"
-    assert job.errors == [told]
+    warning = f"warning: the evaluation is not recorded: {copy} is not in {trained}/checkpoints\n"
+    assert job.errors == [warning]
     assert RunDirectory(trained).predictions("val").read_bytes() == before
 
 

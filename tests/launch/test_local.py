@@ -66,10 +66,10 @@ def kill_tree(pid: int) -> None:
 
 def last_words(output: str) -> str:
     """The line above the table of a run's places, which is the end of what it says."""
-    *_, told, checkpoint, metrics, report = output.splitlines()
+    *_, outcome, checkpoint, metrics, report = output.splitlines()
     names = [line.split()[0] for line in (checkpoint, metrics, report)]
     assert names == ["checkpoint", "metrics", "report"]
-    return told
+    return outcome
 
 
 def launch(*words: object) -> int:
@@ -241,8 +241,8 @@ def test_a_full_disk_costs_lines_of_the_log_alone(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    told = capfdbinary.readouterr().out
-    assert told == b"a line\n" * 20_000 + b"error: x\n", "an error once, whoever says it"
+    written = capfdbinary.readouterr().out
+    assert written == b"a line\n" * 20_000 + b"error: x\n", "an error once, whoever says it"
 
 
 @pytest.mark.slow
@@ -281,21 +281,21 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("statement", "code", "told"),
+    ("statement", "code", "said"),
     [
         ("import os; os._exit(75)", 75, ""),
         ("import os; os.kill(os.getpid(), 9)", 1, "error: rank 0 was killed by SIGKILL; was "),
     ],
 )
-def test_torchrun_adds_nothing(statement: str, code: int, told: str) -> None:
+def test_torchrun_adds_nothing(statement: str, code: int, said: str) -> None:
     command = torchrun_command(1, 0, "timeit", ["-n1", "-r1", statement])
     done = subprocess.run(
         command, env=local_environment(), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == code, done
     assert done.stdout == ""
-    assert done.stderr.startswith(told)
-    assert done.stderr.count("\n") == bool(told)
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
 
 
 def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,7 +307,7 @@ def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.slow
 @pytest.mark.parametrize("is_ignored", [False, True])
 def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
-    """torchrun would heed what it is told to handle, though it was ignored before."""
+    """torchrun would handle every signal of its option, even one that was ignored before."""
     statements = ("print('on', flush=True)", "import time; time.sleep(2)")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
     try:

@@ -100,7 +100,7 @@ PROGRAMS = {
     '[ "$(wc -l < "$0.log")" -gt "$REFUSALS" ]',
     "sleep": "",
 }
-"""A SLURM whose controller refuses so many requests, and a run that a signal has interrupted."""
+"""A SLURM whose controller refuses $REFUSALS requests, and a run that a signal has interrupted."""
 
 
 def be_job(

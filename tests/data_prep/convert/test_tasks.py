@@ -40,10 +40,10 @@ def command(
 def two_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tasks 0 and 2 have done their parts of `synthetic`; the second shard is missing."""
     output = tmp_path_factory.mktemp("parts") / "shards"
-    for task, told in ((0, "2 shards of task 0 of 3 are"), (2, "1 shard of task 2 of 3 is")):
+    for task, said in ((0, "2 shards of task 0 of 3 are"), (2, "1 shard of task 2 of 3 is")):
         result = run_cli(*command(output, task, *SYNTHETIC_OPTIONS))
         assert result.returncode == 0, result.stderr
-        assert f": {told} there (" in result.stdout
+        assert f": {said} there (" in result.stdout
     assert sorted(path.name for path in output.glob("*.tar")) == [
         "train-000000.tar",
         "train-000002.tar",

@@ -1,4 +1,4 @@
-"""How runs and ranks stand, told from real run directories whose ranks end in every way."""
+"""How runs and ranks stand, read from real run directories whose ranks end in every way."""
 
 from __future__ import annotations
 

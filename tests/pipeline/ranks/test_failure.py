@@ -205,7 +205,7 @@ def ranks_of(world: World) -> list[int]:
 
 
 def connect_late() -> list[int]:
-    """Rank 1 comes when a rank at work would long have been told to hang."""
+    """Rank 1 connects so late that a working rank would long count as hanging."""
     environment = LaunchEnvironment.read()
     time.sleep(2.0 * environment.rank)
     with connect(environment, DistributedConfig(device="cpu", timeout_seconds=0.5)) as world:
@@ -344,10 +344,10 @@ def work():
 
 for _ in range(4):
     threading.Thread(target=work, daemon=True).start()
-print("told")
+print("said")
 leave(75)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (75, "told\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "")

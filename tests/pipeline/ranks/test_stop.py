@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 class Steps:
-    """Steps that take as long as they are told, by a clock that nothing else moves."""
+    """Steps of chosen lengths, by a clock that nothing else moves."""
 
     def __init__(self, stops: StopRequests) -> None:
         self._stops = stops

@@ -198,8 +198,8 @@ def test_wrong_output_keeps_the_old_page(
     assert main([str(run.path), "--output", str(run.path / "no" / "report.html")]) == 1
     assert "is not a directory: give another --output" in capsys.readouterr().err
     assert main([str(run.path), "--output", "/proc/report.html"]) == 1
-    told = "error: /proc/report.html: No such file or directory; give --output FILE, where it can"
-    assert capsys.readouterr().err.startswith(told)
+    wanted = "error: /proc/report.html: No such file or directory; give --output FILE, where it can"
+    assert capsys.readouterr().err.startswith(wanted)
     assert main([str(run.path), "--output", str(run.path)]) == 1
     assert "is not a regular file: give another --output" in capsys.readouterr().err
     pipe = run.path / "pipe"

@@ -1,4 +1,4 @@
-"""What is told, and where, when something happens in a run."""
+"""What is reported, and where, when something happens in a run."""
 
 from __future__ import annotations
 
