@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from data_prep.shard_set.fields import did_you_mean
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 
 _USAGE_ERROR = 2
@@ -66,8 +66,7 @@ def answer(words: Sequence[str]) -> int:
     if not words:
         sys.stderr.write(help_text())
         return _USAGE_ERROR
-    near = difflib.get_close_matches(words[0], DOORS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(words[0], DOORS, after=" ")
     sys.stderr.write(f"error: {words[0]!r} is no command; {hint}'alexnet --help' lists them\n")
     return _USAGE_ERROR
 

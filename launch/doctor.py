@@ -14,7 +14,7 @@ from launch.local import local_environment, num_gpus, torchrun_command
 from pipeline.doctor.options import DoctorOptions
 
 _DEADLINE_SECONDS = 600
-"""Longer than all checks, each of which has a deadline of its own, and the import of torch."""
+"""Longer than all checks, which have deadlines of their own, and the import of torch."""
 
 _LEAVING_SECONDS = 10
 

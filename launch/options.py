@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.shard_set.files import PathOptionError, expanded, path_option
+from data_prep.shard_set.files import expanded
 from data_prep.shard_set.options import option_fields, option_of
 
 
@@ -22,16 +20,13 @@ def refuse_misplaced(program: str, kinds: Sequence[type], command: Sequence[str]
             )
 
 
-def without_tilde(arguments: Sequence[str], *paths: Path) -> list[str]:
-    """The arguments with those that name one of `paths` by a `~` as they are on this host.
+def without_tilde(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a leading `~` as the home directory that it is on this host.
 
     On a node, or in a container, it could be another one.
     """
     words = []
     for word in arguments:
         name, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        with contextlib.suppress(PathOptionError):  # of an option that is no path
-            if value.startswith("~") and path_option(value) in paths:
-                word = f"{name}{sign}{expanded(value)}"
-        words.append(word)
+        words.append(f"{name}{sign}{expanded(value)}")
     return words

@@ -1,4 +1,4 @@
-"""How a job left a run, told from the run's own events: torchrun's exit code does not say it."""
+"""How a job left a run, by the run's own events: torchrun's exit code does not say it."""
 
 from __future__ import annotations
 
@@ -58,28 +58,17 @@ def outcome_of(
     given the time to save: its ranks were killed, and one may have reported that it lost another.
     """
     rows = [row for row in of_training(history) if row.time >= since]
-    if asked and not _has_end_event(rows):
+    begins = [place for place, row in enumerate(rows) if isinstance(row, RunEvent)]
+    end = rows[-1] if rows and isinstance(rows[-1], EndEvent) else None
+    # Without a `run` row an earlier start of the job has stopped, to make room for this one.
+    is_of_another = end is not None and end.outcome == "stopped" and not begins
+    if asked and (end is None or is_of_another or end.cause == "lost_rank"):
         return _outcome_of_signal(rows, asked)
-    if rows and isinstance(rows[-1], EndEvent):
-        return _outcome_of_end(rows, rows[-1], asked)
-    return "failed" if rows or code or not history else "completed"
-
-
-def _has_end_event(rows: list[Event]) -> bool:
-    """Whether the job itself has said how it ended."""
-    if not rows or not isinstance(end := rows[-1], EndEvent):
-        return False
-    if end.outcome == "stopped":  # or an earlier start of the job has, to make room
-        return any(isinstance(row, RunEvent) for row in rows)
-    return end.cause != "lost_rank"
-
-
-def _outcome_of_end(rows: list[Event], end: EndEvent, asked: StopSource | None) -> JobOutcome:
-    """By the last word, and the signals since torchrun last started the ranks."""
+    if end is None:
+        return "failed" if rows or code or not history else "completed"
     if end.outcome != "stopped":
         return end.outcome
-    begin = max((place for place, row in enumerate(rows) if isinstance(row, RunEvent)), default=0)
-    sources = [row.source for row in of_type(rows[begin:], SignalEvent)]
+    sources = [row.source for row in of_type(rows[max(begins, default=0) :], SignalEvent)]
     if not sources:  # it stopped where --max-steps said
         return "completed"
     if sources[-1] == StopSource.STOP_FILE:
@@ -89,10 +78,11 @@ def _outcome_of_end(rows: list[Event], end: EndEvent, asked: StopSource | None) 
 
 def _outcome_of_signal(rows: list[Event], source: str) -> JobOutcome:
     """By whether a step was saved since the first row: a late clock may hide the beginning."""
-    saved = [row.step for row in rows if isinstance(row, CheckpointEvent) or _is_stopped(row)]
+    saved = [
+        row.step
+        for row in rows
+        if isinstance(row, CheckpointEvent)
+        or (isinstance(row, EndEvent) and row.outcome == "stopped")
+    ]
     is_further = bool(saved) and max(saved) > rows[0].step
     return "stuck" if source == StopSource.SIGUSR1 and not is_further else "interrupted"
-
-
-def _is_stopped(row: Event) -> bool:
-    return isinstance(row, EndEvent) and row.outcome == "stopped"

@@ -1,7 +1,7 @@
 """Serves to a Prometheus on this host how the runs below a directory stand.
 
-It reads their run directories, so it tells of those too whose processes or hosts are gone. Its page
-has a name of its own for each directory: a Prometheus that watches another one gets no answer.
+It reads their run directories, so it knows runs whose processes or hosts are gone. Its page has
+another name for each directory: a Prometheus that watches another directory gets no answer.
 """
 
 from __future__ import annotations
@@ -15,32 +15,17 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
-from pipeline.run.directory import RunDirectory
 
 ADDRESS = "127.0.0.1"
 DEFAULT_PORT = 9752
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """While it serves, targets that nobody answers for are removed, now and then."""
-
-    daemon_threads = True
-    targets: Path
-    next_look: float
-
-    def service_actions(self) -> None:
-        """Called twice a second while it serves."""
-        if time.monotonic() >= self.next_look:
-            self.next_look = time.monotonic() + KEPT_SECONDS
-            threading.Thread(target=drop_unanswered, args=(self.targets,), daemon=True).start()
 
 
 class _Silent(WSGIRequestHandler):
@@ -70,30 +55,40 @@ def bind(root: Path, port: int, *, or_any: bool) -> WSGIServer:
         return [f"here are the outcomes of runs below {root}, at {page}\n".encode()]
 
     try:
-        server = make_server(ADDRESS, port, answer, _Server, _Silent)
+        return make_server(ADDRESS, port, answer, ThreadingWSGIServer, _Silent)
     except OSError as error:
         if not or_any or error.errno != errno.EADDRINUSE:
             raise OSError(
                 f"cannot serve outcomes on {ADDRESS}:{port}: {error.strerror}; "
                 "give another --outcomes-port"
             ) from None
-        server = make_server(ADDRESS, 0, answer, _Server, _Silent)
-    server.targets = RunDirectory(root / "any-run").targets
-    server.next_look = time.monotonic() + KEPT_SECONDS
-    return server
+        return make_server(ADDRESS, 0, answer, ThreadingWSGIServer, _Silent)
 
 
-def serve_beside(server: WSGIServer) -> None:
+def serve(server: WSGIServer, targets: Path) -> None:
+    """Serve until the process ends."""
+    threading.Thread(target=keep_tidy, args=(targets,), daemon=True).start()
+    server.serve_forever()
+
+
+def keep_tidy(targets: Path) -> None:
+    """Remove targets that nobody answers for, now and then."""
+    while True:
+        time.sleep(KEPT_SECONDS)
+        drop_unanswered(targets)
+
+
+def serve_beside(server: WSGIServer, targets: Path) -> None:
     """Serve in a process of its own, until this one ends, or what it becomes by `exec`.
 
-    However it ends: the other one waits for the end of a pipe that only this one keeps open, and
-    takes no notice of a Ctrl-C that is for both.
+    The new process waits for the end of a pipe that only this one keeps open, so it ends however
+    this one does. It ignores Ctrl-C, which a terminal sends to both.
     """
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(writing)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=serve, args=(server, targets), daemon=True).start()
         os.read(reading, 1)
         os._exit(0)
     os.close(reading)

@@ -49,7 +49,7 @@ class StopOptions(StatusOptions):
 class LogOptions(StatusOptions):
     """Show what a run's job writes: its log, or the newest."""
 
-    lines: Annotated[int, at_least(0)] = 50
+    lines: Annotated[int, at_least(1)] = 50
     """How many of the last lines to show."""
     follow: bool = False
     """Show what comes, too, until Ctrl-C."""
@@ -61,17 +61,15 @@ def status(options: StatusOptions) -> None:
     events = read_events(run.events) if run.events.is_file() else []
     now = time.time()
     run_status = read_run_status(run, socket.gethostname(), now)
-    for name, value in describe(run, events, run_status, now).items():
-        sys.stdout.write(f"{name:12} {value}\n")
-    job = slurm_job(run)
-    if job is not None:
-        sys.stdout.write(
-            f"{'SLURM':12} job {job}: {_describe_job(_look_into_slurm(job), run_status)}\n"
-        )
+    found = describe(run, events, run_status, now)
+    if job := slurm_job(run):
+        found["SLURM"] = f"job {job}: {_describe_job(job, run_status)}"
     if run.events.is_file() and (faults := find_faults(run.events)):
-        sys.stdout.write(f"{'faults':12} {run.events}, {faults[0]}; {len(faults)} in all\n")
+        found["faults"] = f"{run.events}, {faults[0]}; {len(faults)} in all"
     if run.hangs.is_dir():
-        sys.stdout.write(f"{'hangs':12} stacks of one that hung are in {run.hangs}\n")
+        found["hangs"] = f"stacks of one that hung are in {run.hangs}"
+    for name, value in found.items():
+        sys.stdout.write(f"{name:12} {value}\n")
 
 
 def describe(
@@ -124,13 +122,8 @@ def _lost_ranks(error: str, run_status: RunStatus | None, now: float) -> str:
 
 def _published_step(run_status: RunStatus) -> int:
     """The step that rank 0 was at seconds ago; the events have only those of log intervals."""
-    steps = [
-        sample.value
-        for rank in run_status.ranks
-        for family in rank.families
-        for sample in family.samples
-        if sample.name == GLOBAL_STEP
-    ]
+    families = (family for rank in run_status.ranks for family in rank.families)
+    steps = [family.samples[0].value for family in families if family.name == GLOBAL_STEP]
     return int(max(steps, default=0))
 
 
@@ -140,7 +133,7 @@ def stop(options: StopOptions) -> None:
     events = read_events(run.events) if run.events.is_file() else []
     job = slurm_job(run)
     in_slurm = None if job is None else _look_into_slurm(job)
-    state_in_slurm = "" if in_slurm is None else in_slurm.state
+    state_in_slurm = "" if in_slurm is None else in_slurm[0]
     found = _state(read_run_status(run, socket.gethostname(), time.time()), events)
     if found not in _AT_WORK and state_in_slurm == "PENDING":
         raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
@@ -171,8 +164,6 @@ def logs(options: LogOptions) -> None:
 
     A newer one than the first may be that of a start that was refused.
     """
-    if options.lines < 1:
-        raise ValueError(f"--lines is {options.lines}; expected at least 1")
     run = existing(options.run_dir)
     found = log_at_work(run) or newest_log(run)
     if found is None:
@@ -186,7 +177,7 @@ def logs(options: LogOptions) -> None:
 
 
 def newest_log(run: RunDirectory) -> Path | None:
-    """One whose command was refused, or had nothing to do, has a time before all others."""
+    """Logs of commands that were refused, or had nothing to do, have a time before all others."""
     return max(run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -196,32 +187,26 @@ def slurm_job(run: RunDirectory) -> str | None:
     return max((number for number in numbers if number.isdecimal()), key=int, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _InSlurm:
-    """What squeue says of a job; all empty if it says nothing."""
-
-    state: str = ""
-    reason: str = ""
-    nodes: str = ""
-
-
-def _look_into_slurm(job: str) -> _InSlurm | None:
-    """None where SLURM is not on this host."""
+def _look_into_slurm(job: str) -> tuple[str, str, str] | None:
+    """A job's state, its reason and nodes, empty if squeue has none; None without SLURM here."""
     if shutil.which("squeue") is None:
         return None
     command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r|%N"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return _InSlurm(*done.stdout.strip().split("|"))
+    state, reason, nodes = done.stdout.strip().split("|") if done.stdout.strip() else ("", "", "")
+    return state, reason, nodes
 
 
-def _describe_job(found: _InSlurm | None, run_status: RunStatus | None) -> str:
+def _describe_job(job: str, run_status: RunStatus | None) -> str:
+    found = _look_into_slurm(job)
     if found is None:
         return "SLURM is not on this host"
-    if found.state == "PENDING":
-        return f"PENDING ({found.reason})"
-    if found.state == "FAILED" and run_status is not None and run_status.outcome == "stopped":
+    state, reason, nodes = found
+    if state == "PENDING":
+        return f"PENDING ({reason})"
+    if state == "FAILED" and run_status is not None and run_status.outcome == "stopped":
         return "ended, as the run was stopped"  # its exit code is a failure to SLURM
-    return " on ".join(filter(None, (found.state, found.nodes))) or "not in the queue"
+    return " on ".join(filter(None, (state, nodes))) or "not in the queue"
 
 
 def existing(path: Path) -> RunDirectory:

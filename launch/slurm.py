@@ -39,6 +39,7 @@ class _Template(string.Template):
 
 def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str:
     """A training job; without a command RECIPE, SHARDS and RUN name what to train."""
+    doctor = ""
     if command is None:
         by_hand = (
             "; by hand:\n#     RECIPE=alexnet_fast SHARDS=shards RUN=runs/first sbatch [OPTIONS] "
@@ -58,6 +59,12 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
         by_hand = "."
         run, arguments = shlex.quote(command.run_dir), shlex.join(command.arguments)
         training = f"run={run}\ntraining=({arguments})"
+        if spec.doctor:
+            words = shlex.join(command.doctor_arguments)
+            doctor = (
+                f'attend "${{torchrun[@]}}" -m pipeline.doctor {words}\n'
+                f'[ "$code" -eq 0 ] || [ -n "$asked$is_cancelled" ] || exit {ExitCode.FAILED}\n'
+            )
     ranks = spec.ranks_per_node
     return _fill(
         "train.sbatch.in",
@@ -65,7 +72,7 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
         by_hand=by_hand,
         training=training,
         environment=_environment(spec, is_by_hand=command is None),
-        doctor=_doctor(spec, command),
+        doctor=doctor,
         ranks=_RANKS_BY_GPUS if ranks is None else str(ranks),
         signals=signals_to_handle(STOP_SIGNALS),
         done=str(ExitCode.DONE),
@@ -75,17 +82,6 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
         max_restarts=str(spec.max_restarts),
         max_requeues=str(spec.max_requeues if spec.requeue else 0),
     )
-
-
-def _doctor(spec: TrainSpec, command: TrainingCommand | None) -> str:
-    """The line that checks the nodes, if it is wanted."""
-    if not spec.doctor:
-        return ""
-    words = '--shards "${SHARDS:-shards}" --run-dir "$run"'
-    if command is not None:
-        words = shlex.join(command.doctor_arguments)
-    check = f'attend "${{torchrun[@]}}" -m pipeline.doctor {words}'
-    return f'{check}\n[ "$code" -eq 0 ] || [ -n "$asked$is_cancelled" ] || exit {ExitCode.FAILED}\n'
 
 
 def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) -> str:

@@ -19,16 +19,33 @@ PathText = Annotated[str, Reads(_expanded_each)]
 """A path, or several with commas between them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_A_NAME = "letters, digits, '.', '_' and '-', the first a letter or digit"
 _WORD = re.compile(r"\S+")
 _TIME = re.compile(r"(?:(\d{1,5})-)?(\d{1,7}(?::\d{1,2}){0,2})", re.ASCII)
-_TIME_FORMS = (
-    "MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or "
-    "DAYS-HOURS:MINUTES:SECONDS"
-)
 _SHUTDOWN_MARGIN_SECONDS = 30
 
 
+def seconds_of(time_limit: str) -> int:
+    """What SLURM takes it for; 0 if it is in none of sbatch's forms.
+
+    0 is no limit to SLURM, and a job that has none is not asked to save before its end.
+    """
+    match = _TIME.fullmatch(time_limit)
+    if match is None:
+        return 0
+    parts = [int(part) for part in match[2].split(":")]
+    if any(part >= 60 for part in parts[1:]):
+        return 0
+    units = (3600, 60, 1) if match[1] or len(parts) == 3 else (60, 1)
+    seconds = sum(part * unit for part, unit in zip(parts, units, strict=False))
+    return int(match[1] or 0) * 86400 + seconds
+
+
+_JOB_NAME = Limit("letters, digits, '.', '_' and '-', the first a letter or digit", _NAME.fullmatch)
+_TIME_LIMIT = Limit(
+    "MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or "
+    "DAYS-HOURS:MINUTES:SECONDS, such as 24:00:00",
+    seconds_of,
+)
 _ONE_WORD = Limit("one word without spaces", _WORD.fullmatch)
 _Word = Annotated[str, _ONE_WORD]
 _Count = Annotated[int, within(1, 100_000)]
@@ -39,11 +56,11 @@ _CountOrNone = Annotated[int, within(0, 100_000)]
 class JobSpec:
     """What the jobs of every kind ask for. Raises `ValueError` for what SLURM could not mean."""
 
-    job_name: Annotated[str, Limit(_A_NAME, _NAME.fullmatch)] = "alexnet"
+    job_name: Annotated[str, _JOB_NAME] = "alexnet"
     """What SLURM calls the job."""
     cpus_per_task: _Count = 16
     """Cores of a node's one task: of all its ranks together."""
-    time_limit: Annotated[str, Named("--time")] = "24:00:00"
+    time_limit: Annotated[str, Named("--time"), _TIME_LIMIT] = "24:00:00"
     """Its time limit: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS,
     DAYS-HOURS:MINUTES or DAYS-HOURS:MINUTES:SECONDS."""
     partition: _Word | None = None
@@ -64,7 +81,6 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         check_fields(self, lambda name: option_of(fields_of(type(self))[name]))
-        seconds_of(self.time_limit)
         if self.container_mounts is not None and self.container is None:
             raise wrong(
                 "--container-mounts", f"'{self.container_mounts}'", "a --container beside it"
@@ -128,9 +144,6 @@ class TrainSpec(JobSpec):
             raise ValueError(
                 "--gpus-per-node is 0, and --ranks-per-node is missing: give the number of ranks"
             )
-        self._check_lead()
-
-    def _check_lead(self) -> None:
         lowest, limit = 2 * _SHUTDOWN_MARGIN_SECONDS, seconds_of(self.time_limit)
         if not lowest <= self.signal_lead_seconds < limit:
             raise ValueError(
@@ -156,7 +169,7 @@ class TrainSpec(JobSpec):
 class PrepareSpec(JobSpec):
     """An array of jobs that convert a data set together."""
 
-    job_name: Annotated[str, Limit(_A_NAME, _NAME.fullmatch)] = "alexnet-prepare"
+    job_name: Annotated[str, _JOB_NAME] = "alexnet-prepare"
     """What SLURM calls the jobs."""
     output: Annotated[_Word, NotAnOption] = "%x-%A_%a.log"
     """Where a job's output goes, in sbatch's notation."""
@@ -183,19 +196,3 @@ class Preparation:
     """Time limit of the jobs that prepare; if not given, that of the training."""
     prepare_partition: str | None = None
     """SLURM's partition for the jobs that prepare; if not given, that of the training."""
-
-
-def seconds_of(time_limit: str) -> int:
-    """What SLURM takes it for; raises `ValueError` if it is in none of sbatch's forms, or 0.
-
-    0 is no limit to SLURM, and a job that has none is not asked to save before its end.
-    """
-    match = _TIME.fullmatch(time_limit)
-    if match:
-        parts = [int(part) for part in match[2].split(":")]
-        units = (3600, 60, 1) if match[1] or len(parts) == 3 else (60, 1)
-        total = int(match[1] or 0) * 86400
-        total += sum(part * unit for part, unit in zip(parts, units, strict=False))
-        if total and all(part < 60 for part in parts[1:]):
-            return total
-    raise ValueError(f"--time is '{time_limit}'; expected {_TIME_FORMS}, such as 24:00:00")

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.__main__ import parse as parse_sharding
@@ -16,10 +16,9 @@ from data_prep.shard_set.options import add_options, made, words_of
 from launch.options import refuse_misplaced, without_tilde
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, Preparation, PrepareSpec, Submission, TrainSpec
-from pipeline.config.command_line import locations_of
 from pipeline.doctor.options import DoctorOptions
 from pipeline.metrics.addresses import check_reachable
-from pipeline.train.command import Command, asks_for_help, help_text, parse_command
+from pipeline.train.command import asks_for_help, help_text, parse_command
 
 _TRAIN_LOG = "slurm-%j.log"
 
@@ -32,8 +31,6 @@ class Job:
     script: str
     logs: Path
     """The folder for its output, which SLURM does not make."""
-    python: str | None
-    """Its interpreter on this host and all nodes; None: a container has it."""
     is_next: bool = False
     """Whether it waits for the one before it."""
     is_training: bool = False
@@ -66,11 +63,11 @@ def run(options: argparse.Namespace) -> None:
     """Raises `ValueError` before anything is submitted if a part of it cannot work."""
     refuse_misplaced(options.program, options.specs, options.command)
     jobs: list[Job] = options.plan(options, options.command)
-    python = jobs[0].python
-    if python is not None and shutil.which(python) is None:
+    spec = made(JobSpec, vars(options))
+    if spec.container is None and shutil.which(spec.interpreter) is None:
         sentence = (
-            f"--python is {python}, which is no program on this host: give the interpreter "
-            "that has the project here and on the nodes"
+            f"--python is {spec.interpreter}, which is no program on this host: give the "
+            "interpreter that has the project here and on the nodes"
         )
         if not options.dry_run:
             raise ValueError(sentence)
@@ -134,23 +131,19 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
         _check_is_mounted(spec, "--fork-from", command.fork_from.run.path)
     if not command.config.data.is_remote:
         _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
-    arguments = without_tilde(arguments, *_places(command))
-    script = render_train(spec, _training_command(command, arguments))
-    python = _python_of(spec)
-    return [Job(f"train {command.recipe}", script, logs, python, is_training=True)]
-
-
-def _places(command: Command) -> Iterator[Path]:
-    """All that the command may name by a `~`."""
-    yield command.run.path
-    yield from map(Path, locations_of(command.config))
-    if command.fork_from is not None:
-        yield command.fork_from.run.path
-        yield Path(str(command.fork_from))
-
-
-def _python_of(spec: JobSpec) -> str | None:
-    return spec.interpreter if spec.container is None else None
+    doctor = DoctorOptions(
+        shards=command.config.data.shards,
+        run_dir=command.run.path,
+        decode_threads=command.config.data.decode_threads,
+        device=command.config.distributed.device,
+    )
+    training = TrainingCommand(
+        arguments=without_tilde(arguments),
+        run_dir=str(command.run.path),
+        doctor_arguments=words_of(doctor, DoctorOptions),
+    )
+    script = render_train(spec, training)
+    return [Job(f"train {command.recipe}", script, logs, is_training=True)]
 
 
 def _check_is_mounted(spec: JobSpec, option: str, path: Path) -> None:
@@ -179,27 +172,9 @@ def _as_pattern(option: str, folder: Path) -> str:
     return text.replace("%", "%%")
 
 
-def _training_command(command: Command, arguments: list[str]) -> TrainingCommand:
-    config, run_dir = command.config, str(command.run.path)
-    return TrainingCommand(
-        arguments=arguments,
-        run_dir=run_dir,
-        doctor_arguments=words_of(
-            DoctorOptions(
-                shards=config.data.shards,
-                run_dir=command.run.path,
-                decode_threads=config.data.decode_threads,
-                device=config.distributed.device,
-            ),
-            DoctorOptions,
-        ),
-    )
-
-
 def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
-    parsed = parse_sharding(["shard", *arguments])
-    shards: Path = parsed.shards
-    arguments = without_tilde(arguments, *filter(None, (shards, getattr(parsed, "input", None))))
+    shards: Path = parse_sharding(["shard", *arguments]).shards
+    arguments = without_tilde(arguments)
     for word in arguments:
         if word.partition("=")[0] in ("--num-tasks", "--task", "--workers"):
             raise ValueError(
@@ -215,11 +190,10 @@ def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[
     spec: PrepareSpec = made(PrepareSpec, values)
     _check_is_mounted(spec, "--output", shards)
     values |= {"job_name": f"{spec.job_name}-merge", "output": f"{pattern}/merge.log"}
-    python = _python_of(spec)
     merging: JobSpec = made(JobSpec, values | {"cpus_per_task": 1})
     return [
-        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs, python),
-        Job("merge", render_merge(merging, str(shards)), logs, python, is_next=True),
+        Job(f"prepare {arguments[0]}", render_prepare(spec, arguments), logs),
+        Job("merge", render_merge(merging, str(shards)), logs, is_next=True),
     ]
 
 

@@ -72,12 +72,6 @@ def locations_given(arguments: Sequence[str]) -> dict[str, str]:
     }
 
 
-def locations_of(config: Config) -> list[str]:
-    """What the fields that hold a `Location` hold, but for those that are empty."""
-    values = values_of(config)
-    return [values[name] for name in FIELDS if LOCATION in FIELDS[name].marks and values[name]]
-
-
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     rest = list(arguments)
     while rest:

@@ -19,6 +19,9 @@ from pipeline.config.schema import (
     with_effect,
 )
 
+_REMOVED = frozenset({"metrics.exporter_linger_seconds"})
+"""Fields that only older versions had; what they hold changes nothing that a run computes."""
+
 
 def to_json(config: Config) -> dict[str, Any]:
     """The config as nested objects of JSON's own types."""
@@ -53,12 +56,12 @@ def from_json(nested: Mapping[str, Any]) -> Config:
 
 
 def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What is saved, by dotted name."""
+    """What is saved, by dotted name, without `_REMOVED` fields."""
     for last, value in nested.items():
         name = f"{prefix}{last}"
         if isinstance(value, dict) and name not in FIELDS:
             yield from _leaves(value, f"{name}.")
-        else:
+        elif name not in _REMOVED:
             yield name, value
 
 

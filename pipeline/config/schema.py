@@ -97,8 +97,6 @@ class MetricsConfig:
     exporter_client_cafile: Annotated[Location, PerHost, _EXPORTS] = ""
     """Authorities (PEM) that must have signed a client's certificate; empty: everybody is
     served."""
-    exporter_linger_seconds: Annotated[float, at_least(0), PerHost, _EXPORTS] = 180.0
-    """How long the last values are served after the ranks are gone."""
 
     def __post_init__(self) -> None:
         check_group(self, "metrics.")

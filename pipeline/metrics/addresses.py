@@ -25,7 +25,7 @@ class Node:
     boot_id: str
     """Of its kernel: machines that share a name differ in it."""
     address: str
-    """By which other hosts of the job reach it; empty if that cannot be told."""
+    """By which other hosts of the job reach it; empty if that cannot be known."""
 
     @classmethod
     def this_one(cls, rendezvous: str) -> Self:
@@ -38,7 +38,7 @@ class Node:
 
 
 def address_towards(place: str) -> str:
-    """This host's address on the way to `place`, HOST:PORT; empty if that cannot be told."""
+    """This host's address on the way to `place`, HOST:PORT; empty if that cannot be known."""
     host, _, port = place.rpartition(":")
     with contextlib.suppress(OSError, ValueError):
         family, kind, protocol, _, there = socket.getaddrinfo(
@@ -59,7 +59,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check_reachable(configured: str, num_nodes: int) -> None:
-    """Raise `ValueError` if the nodes of a job are told to listen where only each itself can ask.
+    """Raise `ValueError` if several nodes are to listen where only each itself can ask.
 
     Prometheus would take the ranks of the node that it runs on for those of all others.
     """
@@ -71,16 +71,15 @@ def check_reachable(configured: str, num_nodes: int) -> None:
         )
 
 
-def choose_address(configured: str, nodes: Sequence[Node], rank: int) -> str | None:
+def choose_address(configured: str, nodes: Sequence[Node], rank: int) -> str:
     """Where the exporter of the node of `rank` listens; `nodes` has the node of each rank.
 
-    `auto` leaves it to the exporter (None) in a job on one node. For several it is the address by
-    which the others reach this one. Raises `ValueError` if Prometheus would not reach it, or would
-    not know it from another.
+    `auto` is loopback in a job on one node, and in one on several the address by which the others
+    reach this one. Raises `ValueError` if Prometheus would not reach it, or would not know it from
+    another.
     """
     own = nodes[rank]
-    namesake = next((n for n in nodes if n.name == own.name and n.boot_id != own.boot_id), None)
-    if namesake is not None:
+    if any(node.name == own.name and node.boot_id != own.boot_id for node in nodes):
         raise ValueError(
             f"two machines of this job are both named {own.name}, and their metrics would be "
             "mixed up: give them different host names, or use --metrics.exporter false"
@@ -92,7 +91,7 @@ def choose_address(configured: str, nodes: Sequence[Node], rank: int) -> str | N
     if configured != AUTO_ADDRESS:
         return configured
     if num_hosts == 1:
-        return None
+        return LOOPBACK
     others = [node.address for node in nodes if node.name != own.name]
     # Where the ranks meet, the meeting place's name may stand for loopback: look to another host.
     places = [f"{address}:{_ANY_PORT}" for address in others if _is_of_network(address)]
@@ -105,21 +104,18 @@ def choose_address(configured: str, nodes: Sequence[Node], rank: int) -> str | N
     )
 
 
+def _is_of_network(address: str) -> bool:
+    return address != "" and not is_loopback(address)
+
+
 def exposure(metrics: MetricsConfig, address: str) -> str:
-    """What exporters show to whom, for those who start a job: this node's listens at `address`."""
-    if metrics.exporter_client_cafile:
-        readers = "clients with a certificate, over TLS"
-    elif metrics.exporter_certfile:
-        readers = "everybody who reaches it, over TLS"
-    else:
-        readers = "everybody who reaches it, not encrypted"
+    """What exporters show to whom, for the log of a job; this node's listens at `address`."""
+    is_closed = metrics.exporter_client_cafile != ""
+    readers = "clients with a certificate" if is_closed else "everybody who reaches it"
+    how = "over TLS" if metrics.exporter_certfile else "not encrypted"
     first = metrics.exporter_port
     port = f"the first free port from {first} on" if first else "any free port"
     return (
-        f"metrics: each node serves those of its ranks on {port}, here at {address}, to {readers}: "
-        "names and folder of run and hosts, speeds, losses, accuracies"
+        f"metrics: each node serves those of its ranks on {port}, here at {address}, to {readers}, "
+        f"{how}: names and folder of run and hosts, speeds, losses, accuracies"
     )
-
-
-def _is_of_network(address: str) -> bool:
-    return address != "" and not is_loopback(address)

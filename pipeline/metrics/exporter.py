@@ -2,10 +2,10 @@
 
     python -m pipeline.exporter --run-dir RUN [--port 9753] [--address 127.0.0.1]
 
-One exporter serves a run on a node, whoever starts another, and no other run (see
-`pipeline.metrics.pages`). It outlives its ranks by
-`--linger-seconds`, so that their last values are scraped, and marks a dead one with
-`alexnet_rank_up 0`. While it serves, a `file_sd` target tells Prometheus its address.
+One exporter serves a run on a node, and no other run (see `pipeline.metrics.pages`): the one that
+was started last. While it serves, a `file_sd` target tells Prometheus its address. It marks a dead
+rank with `alexnet_rank_up 0`, and serves last values for three minutes after its ranks are gone,
+but in a SLURM job, which would keep its nodes for that, it leaves with them.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ from typing import Annotated
 
 from prometheus_client import CollectorRegistry
 
-from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.files import describe, remove_leftovers
+from data_prep.shard_set.locks import locked
 from data_prep.shard_set.options import Named, read_options, words_of
+from pipeline.config.data import Location
 from pipeline.config.schema import MetricsConfig, Port
 from pipeline.metrics.addresses import LOOPBACK
-from pipeline.metrics.discovery import ExporterLock, Target, drop_unanswered, location_of
+from pipeline.metrics.discovery import Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
-from pipeline.metrics.outcomes import NodeOutcomes
-from pipeline.metrics.pages import Identity, application, explained, hash_certificates, listen
+from pipeline.metrics.outcomes import KEPT_SECONDS, NodeOutcomes
+from pipeline.metrics.pages import Identity, application, check_certificates, explained, listen
 from pipeline.run.directory import RunDirectory
 
 _CLIENT_SECONDS = 5.0
+"""A client that says nothing holds up the next one no longer than that."""
+
 _FIRST_RANK_SECONDS = 60.0
 """That may pass before the first rank publishes."""
-_POLL_SECONDS = 0.5
 
-_DEFAULTS = MetricsConfig()
+_POLL_SECONDS = 0.5
+_LEAVE_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -54,25 +57,21 @@ class ExporterOptions:
 
     run_dir: Path
     """The run's directory."""
-    port: Port = _DEFAULTS.exporter_port
+    port: Port = MetricsConfig().exporter_port
     """The first port to try."""
-    address: str | None = None
-    """0.0.0.0 to serve other hosts too; an exporter of this run and node at another address then
-    leaves. If not given: wherever one serves already, else on loopback."""
-    certfile: Annotated[Path | None, Named("--certfile", "FILE")] = None
-    """Certificate (PEM) to serve over TLS with; an exporter of this run and node with another, or
-    without, then leaves. If not given: no TLS."""
-    keyfile: Annotated[Path | None, Named("--keyfile", "FILE")] = None
+    address: str = LOOPBACK
+    """Where to listen; 0.0.0.0 to serve other hosts too."""
+    certfile: Annotated[Location, Named("--certfile", "FILE")] = ""
+    """Certificate (PEM) to serve over TLS with. If not given: no TLS."""
+    keyfile: Annotated[Location, Named("--keyfile", "FILE")] = ""
     """Private key (PEM) of the certificate."""
-    client_cafile: Annotated[Path | None, Named("--client-cafile", "FILE")] = None
-    """Serve only who shows a certificate of one of these authorities (PEM)."""
+    client_cafile: Annotated[Location, Named("--client-cafile", "FILE")] = ""
+    """Serve only clients that show a certificate of one of these authorities (PEM)."""
     targets_dir: Path | None = None
     """Where Prometheus looks for file_sd targets; if not given, beside the run directory."""
-    linger_seconds: Annotated[float, at_least(0)] = _DEFAULTS.exporter_linger_seconds
-    """How long the last values of ranks that are gone are served."""
 
 
-def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | None) -> None:
+def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str) -> None:
     """Start this node's exporter as a process of its own, which outlives the caller.
 
     Call it once a node. It never raises: an exporter that cannot start is logged, and the training
@@ -81,11 +80,10 @@ def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | Non
     options = ExporterOptions(
         run_dir=run.path.resolve(),
         port=metrics.exporter_port,
-        linger_seconds=metrics.exporter_linger_seconds,
         address=address,
-        certfile=_path(metrics.exporter_certfile),
-        keyfile=_path(metrics.exporter_keyfile),
-        client_cafile=_path(metrics.exporter_client_cafile),
+        certfile=metrics.exporter_certfile,
+        keyfile=metrics.exporter_keyfile,
+        client_cafile=metrics.exporter_client_cafile,
     )
     command = [sys.executable, "-m", "pipeline.exporter", *words_of(options, ExporterOptions)]
     log_path = run.metrics / f"exporter-{socket.gethostname()}.log"
@@ -105,84 +103,52 @@ def start_exporter(run: RunDirectory, metrics: MetricsConfig, address: str | Non
         )
 
 
-def _path(location: str) -> Path | None:
-    return Path(location) if location else None
-
-
-def _announce_until_idle(
-    collector: NodeCollector,
-    lock: ExporterLock,
-    target: Target,
-    linger_seconds: float,
-    deadline: float,
-    stop: threading.Event,
-) -> None:
-    """Keep the target announced until `stop`, or until the ranks are gone for the linger.
-
-    Or until a successor, which listens elsewhere, asks for the lock.
-    """
-    started = collector.last_start()
-    while not stop.wait(_POLL_SECONDS) and not lock.is_wanted_by_another():
-        target.announce()
-        before, started = started, collector.last_start()
-        if started != before or collector.has_running_ranks():  # one may come and go in between
-            deadline = time.monotonic() + linger_seconds
-        elif time.monotonic() >= deadline:
-            return
-
-
-def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str | None, targets: Path) -> None:
+def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: Path) -> None:
     """Serve the run's ranks on this node until they are gone, or SIGTERM or SIGINT comes.
 
-    Returns at once if another exporter does so already as asked for here; one at another `address`,
-    or with other certificates, has to leave. Raises `OSError` if it cannot listen.
+    An exporter that does so already leaves. Raises `OSError` if this one cannot listen.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     host = socket.gethostname()
     run.metrics.mkdir(exist_ok=True)
-    with contextlib.closing(ExporterLock(run.metrics / f"exporter-{host}.lock")) as lock:
-        scheme = "https" if metrics.exporter_certfile else "http"
-        place = location_of(address, 0, host).removesuffix("0") if address else ""
-        address = address or LOOPBACK
-        with explained(address, metrics):
-            certificates = hash_certificates(metrics)  # before another one leaves for them
-        end = f", certificates {certificates}" if certificates else ""
-        if not lock.take_unless_served(f"{scheme}://{place}" if place or certificates else "", end):
-            sys.stdout.write(f"{run.path} is already served: {lock.owner}\n")
-            return
-        identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
-        collector = NodeCollector(run.metrics, host)
-        registry = CollectorRegistry()
-        registry.register(collector)
-        registry.register(NodeOutcomes(run, host))
-        registry.register(identity)
+    identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
+    collector = NodeCollector(run.metrics, host)
+    registry = CollectorRegistry()
+    for source in (collector, NodeOutcomes(run, host), identity):
+        registry.register(source)
+    with explained(address, metrics):
+        check_certificates(metrics)  # before another exporter leaves
+    lock = run.metrics / f"exporter-{host}.lock"
+    owner = f"exporter {identity.exporter}, process {os.getpid()}\n"
+    with contextlib.suppress(OSError):  # a full disk
+        lock.write_text(owner)
+    with locked(lock, wait_seconds=_LEAVE_SECONDS):
         with explained(address, metrics):
             port = listen(address, metrics, application(registry, identity))
-        socket.setdefaulttimeout(
-            _CLIENT_SECONDS
-        )  # a client that says nothing holds up the next one
+        socket.setdefaulttimeout(_CLIENT_SECONDS)
+        path = targets / f"{_target_name(run, targets)}-{identity.node}.json"
         location = location_of(address, port, host)
-        target = Target(
-            targets, _target_name(run, targets), identity, address=location, scheme=scheme
-        )
-        server = f"{scheme}://{location}/metrics, process {os.getpid()}{end}"
-        lock.owner = server
-        sys.stdout.write(f"serving {run.path} on {server}, target {target.path}\n")
+        scheme = "https" if metrics.exporter_certfile else "http"
+        target = Target.of(path, identity, address=location, scheme=scheme)
+        sys.stdout.write(f"serving {run.path} at {scheme}://{location}/metrics, target {path}\n")
         with contextlib.suppress(OSError):  # another user's
-            remove_leftovers(targets, {target.path.name})
-        linger_seconds = metrics.exporter_linger_seconds
-        # Before the target is there: whoever sees it may end the ranks at once.
-        first_seconds = 0.0 if collector.has_running_ranks() else _FIRST_RANK_SECONDS
-        deadline = time.monotonic() + max(linger_seconds, first_seconds)
-        target.announce()
+            remove_leftovers(targets, {path.name})
         # Of others that were here, or of this run's on nodes that it has lost.
         for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-        _announce_until_idle(collector, lock, target, linger_seconds, deadline, stop)
-        target.withdraw()  # before the lock ends with the process: a successor writes the same file
+        linger_seconds = 0.0 if "SLURM_JOB_ID" in os.environ else KEPT_SECONDS
+        deadline = time.monotonic() + max(linger_seconds, _FIRST_RANK_SECONDS)
+        while not stop.is_set() and _is_owner(lock, owner):
+            if collector.has_running_ranks():
+                deadline = time.monotonic() + linger_seconds
+            elif time.monotonic() >= deadline:
+                break
+            target.announce()
+            stop.wait(_POLL_SECONDS)
+        target.withdraw()  # before the lock ends: a successor writes the same file
 
 
 def _target_name(run: RunDirectory, targets: Path) -> str:
@@ -190,6 +156,13 @@ def _target_name(run: RunDirectory, targets: Path) -> str:
     if targets.resolve() == run.targets:
         return run.name
     return f"{run.name}-{hashlib.sha256(bytes(run.path.resolve())).hexdigest()[:8]}"
+
+
+def _is_owner(lock: Path, owner: str) -> bool:
+    """Whether no other exporter has signed the lock file since."""
+    with contextlib.suppress(OSError):
+        return lock.read_text() in (owner, "")
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,10 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         metrics = MetricsConfig(
             exporter_port=options.port,
-            exporter_linger_seconds=options.linger_seconds,
-            exporter_certfile=str(options.certfile or ""),
-            exporter_keyfile=str(options.keyfile or ""),
-            exporter_client_cafile=str(options.client_cafile or ""),
+            exporter_certfile=options.certfile,
+            exporter_keyfile=options.keyfile,
+            exporter_client_cafile=options.client_cafile,
         )
         serve(run, metrics, address=options.address, targets=options.targets_dir or run.targets)
     except (OSError, ValueError) as error:

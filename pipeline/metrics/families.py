@@ -13,6 +13,9 @@ T = TypeVar("T", Counter, Gauge)
 
 _PREFIX = "alexnet"
 
+ABSENT = math.nan
+"""The first value of a gauge that is not published before it has another one."""
+
 
 class Families:
     """Makes metrics that all carry the same `labels`, bound once so that recording is cheap."""
@@ -22,48 +25,33 @@ class Families:
         self._labels = labels
 
     def counter(self, name: str, documentation: str) -> Counter:
-        family = self._family(Counter, name, documentation)
-        return family.labels(**self._labels) if self._labels else family
+        return self._bound(Counter, name, documentation)
 
     def counters(
         self, name: str, documentation: str, label: str, values: Iterable[str]
     ) -> dict[str, Counter]:
         """One counter for each of the `values` of one more label, all at 0."""
-        family = self._family(Counter, name, documentation, label)
-        return {value: family.labels(**self._labels, **{label: value}) for value in values}
+        return self._bound_each(Counter, name, documentation, label, values)
 
-    def gauge(self, name: str, documentation: str) -> Gauge:
-        """A gauge that starts at 0."""
-        family = self._family(Gauge, name, documentation)
-        return family.labels(**self._labels) if self._labels else family
+    def gauge(self, name: str, documentation: str, first: float = 0.0) -> Measurement:
+        return Measurement(self._bound(Gauge, name, documentation), first)
 
-    def measurement(self, name: str, documentation: str) -> Measurement:
-        return Measurement(self.gauge(name, documentation))
-
-    def measurements(
-        self, name: str, documentation: str, label: str, values: Iterable[str]
+    def gauges(
+        self,
+        name: str,
+        documentation: str,
+        label: str,
+        values: Iterable[str],
+        first: float = 0.0,
     ) -> dict[str, Measurement]:
-        """One measurement for each of the `values` of one more label."""
-        family = self._family(Gauge, name, documentation, label)
-        bound = {value: family.labels(**self._labels, **{label: value}) for value in values}
-        return {value: Measurement(gauge) for value, gauge in bound.items()}
+        """One gauge for each of the `values` of one more label."""
+        bound = self._bound_each(Gauge, name, documentation, label, values)
+        return {value: Measurement(gauge, first) for value, gauge in bound.items()}
 
-    def state_set(
-        self, name: str, documentation: str, label: str, states: Iterable[str]
-    ) -> StateSet:
-        """A gauge for each of the `states`, 1 for the current one; it starts at the first."""
-        family = self.gauge_family(name, documentation, label)
-        return StateSet(
-            {state: family.labels(**self._labels, **{label: state}) for state in states}
-        )
-
-    def gauge_family(self, name: str, documentation: str, *labels: str) -> Gauge:
-        """A gauge with more labels, whose values the caller binds."""
-        return self._family(Gauge, name, documentation, *labels)
-
-    def _family(self, kind: type[T], name: str, documentation: str, *labels: str) -> T:
-        names = [*self._labels, *labels]
-        return kind(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+    def info(self, name: str, documentation: str, labels: Mapping[str, str]) -> None:
+        """A gauge that is 1, for what its labels say."""
+        gauge = self._family(Gauge, name, documentation, *labels)
+        gauge.labels(**self._labels, **labels).set(1)
 
     def histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         """A histogram without labels, whatever the others carry: each label costs all buckets."""
@@ -71,28 +59,28 @@ class Families:
             name, documentation, namespace=_PREFIX, registry=self._registry, buckets=buckets
         )
 
+    def _bound(self, kind: type[T], name: str, documentation: str) -> T:
+        family = self._family(kind, name, documentation)
+        return family.labels(**self._labels) if self._labels else family
 
-class StateSet:
-    """Gauges of which one is 1 and the others are 0."""
+    def _bound_each(
+        self, kind: type[T], name: str, documentation: str, label: str, values: Iterable[str]
+    ) -> dict[str, T]:
+        family = self._family(kind, name, documentation, label)
+        return {value: family.labels(**self._labels, **{label: value}) for value in values}
 
-    def __init__(self, gauges: Mapping[str, Gauge]) -> None:
-        self._gauges = gauges
-        self.set(next(iter(gauges)))
-
-    def set(self, state: str) -> None:
-        """Raises `KeyError` if there is no such state."""
-        self._gauges[state].set(1)
-        for other in self._gauges.keys() - {state}:
-            self._gauges[other].set(0)
+    def _family(self, kind: type[T], name: str, documentation: str, *labels: str) -> T:
+        names = [*self._labels, *labels]
+        return kind(name, documentation, names, namespace=_PREFIX, registry=self._registry)
 
 
 class Measurement:
-    """A gauge that is published from its first finite value on, and keeps the last finite one."""
+    """A gauge that keeps its last finite value."""
 
-    def __init__(self, gauge: Gauge) -> None:
+    def __init__(self, gauge: Gauge, first: float) -> None:
         self._gauge = gauge
         self._highest = -math.inf
-        self._gauge.set(math.nan)
+        self._gauge.set(first)
 
     def set(self, value: float | None) -> None:
         if value is not None and math.isfinite(value):
@@ -105,7 +93,12 @@ class Measurement:
             self.set(value)
 
 
-class _Published:
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The registry in Prometheus' text format."""
+    return generate_latest(_Published(registry))
+
+
+class _Published(Collector):
     """The metrics of a registry, less gauges without a value yet and less `_created` series.
 
     The latter would double the number of counter series; the client's own switch for them is
@@ -124,9 +117,3 @@ class _Published:
             ]
             if family.samples:
                 yield family
-
-
-def exposition(registry: CollectorRegistry) -> bytes:
-    """The registry in Prometheus' text format."""
-    published: Collector = _Published(registry)
-    return generate_latest(published)

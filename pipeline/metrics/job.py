@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.files import as_text
-from pipeline.metrics.families import Families
-from pipeline.metrics.run_facts import BUILD_LABELS, RUN_LABELS, RunFacts
+from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.event_log import of_type, own_evaluations
 from pipeline.run.events import CheckpointEvent, CheckpointReason, EvalEvent, Event, TrainEvent
 
@@ -22,12 +22,43 @@ GLOBAL_STEP = "alexnet_global_step"
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
+BUILD_LABELS = ("version", "torch", "cuda")
+RUN_LABELS = (
+    *("recipe", "model", "columns", "precision", "dataset", "manifest_sha8", "git_revision"),
+    "gpu_name",
+)
+"""Fields of `RunFacts`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """What does not change while a job is on; `cuda` and `gpu_name` are "" on a CPU."""
+
+    version: str
+    torch: str
+    cuda: str
+    gpu_name: str
+    recipe: str
+    model: str
+    columns: str
+    precision: str
+    dataset: str
+    """The shard set's title."""
+    manifest_sha8: str
+    git_revision: str
+    """Of the source; "" outside of a checkout."""
+    steps_per_epoch: int
+    target_epochs: float
+    global_batch_size: int
+    world_size: int
+
+
 class JobMetrics:
     """The metrics without a `rank`. A value that is not finite leaves the last finite one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._start = time.time()
-        families = Families(registry)
+        self._families = families = Families(registry)
         self._add_run(families)
         self._add_training(families)
         self._add_evaluation(Families(registry, split="val"))
@@ -43,33 +74,29 @@ class JobMetrics:
         self._target_epochs = families.gauge("target_epochs", "Epochs of the whole run")
         self._global_batch = families.gauge("global_batch_samples", "Samples of one step")
         self._world_size = families.gauge("world_size_ranks", "Ranks of the job")
-        self._build_info = families.gauge_family(
-            "build_info", "Versions of the software", *BUILD_LABELS
-        )
-        self._run_info = families.gauge_family("run_info", "What is trained, on what", *RUN_LABELS)
 
     def _add_training(self, families: Families) -> None:
         self._step = families.gauge("global_step", "Steps done in the life of the run")
         self._epoch = families.gauge("epoch", "Epochs done in the life of the run, a fraction too")
-        self._loss = families.measurement("train_loss", "Mean loss of the log interval")
-        self._accuracy = families.measurement(
-            "train_accuracy_ratio", "Top-1 accuracy of the log interval"
+        self._loss = families.gauge("train_loss", "Mean loss of the log interval", ABSENT)
+        self._accuracy = families.gauge(
+            "train_accuracy_ratio", "Top-1 accuracy of the log interval", ABSENT
         )
-        self._learning_rate = families.measurement("learning_rate", "Learning rate")
-        self._grad_norm = families.measurement("train_grad_norm", "Norm of the gradients")
-        self._grad_scale = families.measurement("grad_scale", "Loss scale of fp16 training")
+        self._learning_rate = families.gauge("learning_rate", "Learning rate", ABSENT)
+        self._grad_norm = families.gauge("train_grad_norm", "Norm of the gradients", ABSENT)
+        self._grad_scale = families.gauge("grad_scale", "Loss scale of fp16 training", ABSENT)
         self._not_learning = families.gauge(
             "not_learning", "1 while the loss is that of guessing long after the start, else 0"
         )
 
     def _add_evaluation(self, families: Families) -> None:
-        self._eval_loss = families.measurement("eval_loss", "Mean loss of the last evaluation")
-        self._eval_accuracy = families.measurements(
-            "eval_accuracy_ratio", "Top-k accuracy of the last evaluation", "k", ("1", "5")
+        self._eval_loss = families.gauge("eval_loss", "Mean loss of the last evaluation", ABSENT)
+        top_k = ("k", ("1", "5"), ABSENT)
+        self._eval_accuracy = families.gauges(
+            "eval_accuracy_ratio", "Top-k accuracy of the last evaluation", *top_k
         )
-        text = "Highest top-k accuracy of an evaluation so far"
-        self._best_accuracy = families.measurements(
-            "best_eval_accuracy_ratio", text, "k", ("1", "5")
+        self._best_accuracy = families.gauges(
+            "best_eval_accuracy_ratio", "Highest top-k accuracy of an evaluation so far", *top_k
         )
         self._eval_samples = families.gauge(
             "eval_samples", "Samples that the last evaluation counted"
@@ -96,17 +123,20 @@ class JobMetrics:
         self._checkpoint_bytes = families.gauge("checkpoint_bytes", "Size of the last one")
 
     def started(self, facts: RunFacts, *, step: int = 0, epoch: float = 0.0) -> None:
-        """The job stands before its first step; `step` and `epoch` are those it resumes from."""
+        """The first step is next; `step` and `epoch` are those that the job resumes from."""
         self._start = time.time()
         self._run_start.set(self._start)
-        self._step.set(step)
-        self._epoch.set(epoch)
+        self.count_step(step, epoch)
         self._steps_per_epoch.set(facts.steps_per_epoch)
         self._target_epochs.set(facts.target_epochs)
         self._global_batch.set(facts.global_batch_size)
         self._world_size.set(facts.world_size)
-        for info, labels in ((self._build_info, BUILD_LABELS), (self._run_info, RUN_LABELS)):
-            info.labels(*(as_text(getattr(facts, name)) for name in labels)).set(1)
+        for name, text, labels in (
+            ("build_info", "Versions of the software", BUILD_LABELS),
+            ("run_info", "What is trained, on what", RUN_LABELS),
+        ):
+            values = {label: as_text(getattr(facts, label)) for label in labels}
+            self._families.info(name, text, values)
 
     def resumed(
         self,
@@ -136,7 +166,7 @@ class JobMetrics:
         self._best_accuracy["5"].set(best_top5)
 
     def count_step(self, step: int, epoch: float) -> None:
-        """So far the run is: `step` and `epoch` are those of its whole life."""
+        """`step` and `epoch` are those of the run's whole life."""
         self._step.set(step)
         self._epoch.set(epoch)
 

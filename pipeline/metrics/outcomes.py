@@ -1,4 +1,4 @@
-"""How a run and its ranks stand, told from the run directory, and the metrics that say so.
+"""How a run and its ranks stand, read from the run directory, and the metrics that say so.
 
     running    at work, or about to be
     completed  the run's last step is done
@@ -6,15 +6,15 @@
     failed     left with an error
     killed     gone without a last word
 
-A job that is killed, alone or with its node, can publish nothing. So whoever sees the run directory
-can tell: the node's exporter, and `python -m launch prometheus` on any host.
+A job that is killed, alone or with its node, can publish nothing. So these metrics come from those
+who see the run directory: the node's exporter, and `python -m launch prometheus` on any host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,7 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from data_prep.shard_set.files import as_text
-from pipeline.metrics.rank_file import (
-    PATTERN,
-    RANK_OUTCOME,
-    RankFile,
-    read_rank_file,
-)
+from pipeline.metrics.rank_file import PATTERN, RANK_OUTCOME, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
 from pipeline.run.event_log import last_of_training
@@ -40,10 +35,10 @@ KEPT_SECONDS = 180.0
 """How long the outcome of a run that has ended is served: several scrapes, and time for alerts."""
 
 _LEAVING_SECONDS = 30.0
-"""A run whose lock is held longer than that behind its `end` row has begun again."""
+"""If the lock is still held this long after an `end` row, the run has begun again."""
 
 _LATELY_SECONDS = 3600.0
-"""More than is kept: a run whose files are older, and that is not locked, has long ended."""
+"""A run without a lock whose files are older than this has ended long ago."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +47,9 @@ class RunStatus:
 
     outcome: RunOutcome
     ended: float | None
-    """None while it is running; of a killed one, when that could be known at the latest."""
+    """None while it is running; of a killed one, the latest time at which it may have lived."""
     ranks: tuple[RankFile, ...]
     """Of the newest attempt, on all hosts."""
-
-    def is_over_for(self, seconds: float, now: float) -> bool:
-        return self.ended is not None and now - self.ended > seconds
 
 
 def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus | None:
@@ -71,7 +63,9 @@ def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus | Non
     has_lock = is_locked(run)
     if isinstance(last, EndEvent):
         is_left = not has_lock or now - last.time < _LEAVING_SECONDS
-        if is_left and not _has_begun_again(ranks, last):
+        # Rank 0 has written that row, by the clock by which it publishes.
+        leaders = [rank.writer for rank in ranks if rank.writer.rank == 0]
+        if is_left and not any(leader.since > last.time for leader in leaders):
             return RunStatus(outcome=last.outcome, ended=last.time, ranks=ranks)
     is_alive = has_lock or any(rank.outcome(host, now) == "running" for rank in ranks)
     if is_alive or (has_lock is None and not ranks):
@@ -100,11 +94,6 @@ def of_newest_attempt(files: Iterable[RankFile], host: str, now: float) -> Itera
             yield file
 
 
-def _has_begun_again(ranks: Iterable[RankFile], end: EndEvent) -> bool:
-    """Whether rank 0 publishes since the `end` row: it writes that itself, by the same clock."""
-    return any(rank.writer.rank == 0 and rank.writer.since > end.time for rank in ranks)
-
-
 class NodeOutcomes(Collector):
     """How the run's ranks on `host` stand and, if rank 0 is one of them, the run."""
 
@@ -112,48 +101,38 @@ class NodeOutcomes(Collector):
         self._run = run
         self._host = host
 
-    def collect(self) -> Iterator[Metric]:
-        now = time.time()
-        run_status = read_run_status(self._run, self._host, now)
-        runs, ranks = _families()
-        if run_status is not None:
-            own = [rank for rank in run_status.ranks if rank.writer.host == self._host]
-            for rank in own:
-                _add(ranks, rank.outcome(self._host, now), **_labels_of(rank))
-            if any(rank.writer.rank == 0 for rank in own):
-                _add(runs, run_status.outcome)
-        yield from (runs, ranks)
+    def collect(self) -> list[Metric]:
+        now, families = time.time(), _Families()
+        if run_status := read_run_status(self._run, self._host, now):
+            for rank in run_status.ranks:
+                if rank.writer.host == self._host:
+                    families.add_rank(rank, rank.outcome(self._host, now))
+                    if rank.writer.rank == 0:
+                        families.add_run(run_status.outcome)
+        return families.all
 
 
 class RootOutcomes(Collector):
-    """How the runs below `root` stand and their ranks: of those at work, or that ended lately.
-
-    It needs no process of the runs, nor their hosts.
-    """
+    """How the runs below `root` and their ranks stand: those at work, or that ended lately."""
 
     def __init__(self, root: Path, host: str) -> None:
         self._root = root
         self._host = host
 
-    def collect(self) -> Iterator[Metric]:
-        now = time.time()
-        runs, ranks = _families()
+    def collect(self) -> list[Metric]:
+        now, families = time.time(), _Families()
         for run in map(RunDirectory, sorted(self._root.iterdir())):
-            run_status = self._read_run_status(run, now)
-            if run_status is None or run_status.is_over_for(KEPT_SECONDS, now):
+            run_status = None
+            with contextlib.suppress(OSError):  # else it would hide the others
+                if run.path.is_dir() and _may_be_shown(run, now):
+                    run_status = read_run_status(run, self._host, now)
+            if run_status is None or now - (run_status.ended or now) > KEPT_SECONDS:
                 continue
-            _add(runs, run_status.outcome, run=run.name)
+            families.add_run(run_status.outcome, run=run.name)
             for rank in run_status.ranks:
-                labels = {"run": run.name, "node": rank.writer.host} | _labels_of(rank)
-                _add(ranks, rank.outcome(self._host, now), **labels)
-        yield from (runs, ranks)
-
-    def _read_run_status(self, run: RunDirectory, now: float) -> RunStatus | None:
-        """None also for what is no run, or cannot be read, so that it does not hide others."""
-        with contextlib.suppress(OSError):
-            if run.path.is_dir() and _may_be_shown(run, now):
-                return read_run_status(run, self._host, now)
-        return None
+                outcome = rank.outcome(self._host, now)
+                families.add_rank(rank, outcome, run=run.name, node=rank.writer.host)
+        return families.all
 
 
 def _may_be_shown(run: RunDirectory, now: float) -> bool:
@@ -165,18 +144,23 @@ def _may_be_shown(run: RunDirectory, now: float) -> bool:
     return max(times, default=0.0) > now - _LATELY_SECONDS or is_locked(run) is True
 
 
-def _families() -> tuple[Metric, Metric]:
-    return (
-        Metric(RUN_OUTCOME, "1 for how the run stands, else 0", "gauge"),
-        Metric(RANK_OUTCOME, "1 for how the rank stands, else 0", "gauge"),
-    )
+class _Families:
+    """The two metrics, with a sample of each for every outcome."""
+
+    def __init__(self) -> None:
+        self._runs = Metric(RUN_OUTCOME, "1 for how the run stands, else 0", "gauge")
+        self._ranks = Metric(RANK_OUTCOME, "1 for how the rank stands, else 0", "gauge")
+        self.all = [self._runs, self._ranks]
+
+    def add_run(self, outcome: RunOutcome, **labels: str) -> None:
+        _add(self._runs, outcome, labels)
+
+    def add_rank(self, rank: RankFile, outcome: RunOutcome, **labels: str) -> None:
+        own = {"rank": str(rank.writer.rank), "local_rank": str(rank.writer.local_rank)}
+        _add(self._ranks, outcome, labels | own)
 
 
-def _labels_of(rank: RankFile) -> dict[str, str]:
-    return {"rank": str(rank.writer.rank), "local_rank": str(rank.writer.local_rank)}
-
-
-def _add(family: Metric, outcome: RunOutcome, **labels: str) -> None:
+def _add(family: Metric, outcome: RunOutcome, labels: Mapping[str, str]) -> None:
     texts = {name: as_text(value) for name, value in labels.items()}
     for state in RUN_OUTCOMES:
         family.add_sample(family.name, texts | {"outcome": state}, float(state == outcome))

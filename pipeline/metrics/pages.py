@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import html
 import secrets
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
 from prometheus_client.core import InfoMetricFamily
 
-from data_prep.shard_set.files import as_text, sha256_of
+from data_prep.shard_set.files import as_text
 from pipeline.config.schema import MetricsConfig
 
 _NEIGHBOUR_PORTS = 10
@@ -50,18 +48,11 @@ class Identity:
         """Those that Prometheus gives to all that it finds here."""
         return {"run": self.run, "run_dir": self.run_dir, "node": self.node}
 
-    @property
-    def query(self) -> dict[str, str]:
-        """What a scrape says that it expects here."""
-        return {"run": self.run, "node": self.node, "exporter": self.exporter}
-
     def differences(self, query: Mapping[str, list[str]]) -> list[str]:
         """What a scrape expects and this is not, each as 'name=value'."""
+        own = {"run": self.run, "node": self.node, "exporter": self.exporter}
         return [
-            f"{name}={value}"
-            for name, own in self.query.items()
-            for value in query.get(name, [])
-            if value != own
+            f"{name}={value}" for name in own for value in query.get(name, []) if value != own[name]
         ]
 
     def collect(self) -> list[Metric]:
@@ -117,30 +108,21 @@ def explained(address: str, metrics: MetricsConfig) -> Iterator[None]:
         ) from None
 
 
-def hash_certificates(metrics: MetricsConfig) -> str:
-    """Another word for other certificates, authorities of clients included; empty without TLS.
-
-    Raises `OSError` if they cannot be used.
-    """
-    if not metrics.exporter_certfile:
-        return ""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(metrics.exporter_certfile, metrics.exporter_keyfile)
-    names = [metrics.exporter_certfile, metrics.exporter_keyfile]
-    if metrics.exporter_client_cafile:
-        context.load_verify_locations(metrics.exporter_client_cafile)
-        names.append(metrics.exporter_client_cafile)
-    hashes = "".join(sha256_of(Path(name)) for name in names)
-    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+def check_certificates(metrics: MetricsConfig) -> None:
+    """Raise `OSError` if they cannot be used."""
+    if metrics.exporter_certfile:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(metrics.exporter_certfile, metrics.exporter_keyfile)
+        if metrics.exporter_client_cafile:
+            context.load_verify_locations(metrics.exporter_client_cafile)
 
 
 def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> int:
     """Serve `app` on the configured port, or the next free one, or any; return which.
 
-    Raises `OSError` if the address is not one of this host, the port is not allowed, or a
-    certificate cannot be read.
+    Raises `OSError` if the address is not one of this host, or the port is not allowed.
     """
-    port, certificates = metrics.exporter_port, metrics.exporter_client_cafile
+    port, authorities = metrics.exporter_port, metrics.exporter_client_cafile
     for candidate in [*range(port, min(port + _NEIGHBOUR_PORTS, 65536)), 0]:
         try:
             server, _ = start_http_server(
@@ -149,8 +131,8 @@ def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> int:
                 CollectorRegistry(),  # of nothing, for the moment before the next line
                 certfile=metrics.exporter_certfile or None,
                 keyfile=metrics.exporter_keyfile or None,
-                client_cafile=certificates or None,
-                client_auth_required=certificates != "",
+                client_cafile=authorities or None,
+                client_auth_required=authorities != "",
             )
         except OSError as error:
             if error.errno != errno.EADDRINUSE or candidate == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from data_prep.shard_set.files import TEMPORARY_PREFIX, write_atomically
+from data_prep.shard_set.files import remove_leftovers, write_atomically
 from pipeline.metrics.families import Families, exposition
 from pipeline.metrics.rank_file import Writer, rank_file_name, render_rank_file
 
@@ -66,7 +66,8 @@ class Publisher:
             )
 
     def _run(self) -> None:
-        self._try(self._remove_leftovers)
+        # Of a predecessor of this rank that was killed.
+        self._try(lambda: remove_leftovers(self._path.parent, {self._path.name}))
         self._try(self._publish)
         while not self._closing.wait(self._writer.interval_seconds):
             self._try(self._publish)
@@ -90,8 +91,3 @@ class Publisher:
         self._heartbeat.set(time.time())
         content = render_rank_file(self._writer, exposition(self._registry))
         write_atomically(self._path, content, durable=False)
-
-    def _remove_leftovers(self) -> None:
-        """Delete what a killed predecessor of this rank left unfinished."""
-        for path in self._path.parent.glob(f"{TEMPORARY_PREFIX}{self._path.name}-*"):
-            path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry
 
 from pipeline.config.data import READERS
-from pipeline.metrics.families import Families
+from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
 from pipeline.run.phase import PHASE_LABELS, Label
 
@@ -17,8 +17,8 @@ LOADER_PHASES = ("read", "decode")
 _STEP_BUCKETS = tuple(round(0.002 * 2 ** (quarter / 4), 5) for quarter in range(57))
 """Four for each doubling from 2 ms to 33 s, so that a quantile is right to 19 % at worst.
 
-Half as many would double that error; and twice as many, of which one job has most empty, would
-be more series than all others of the job together.
+Half as many would double that error. Twice as many would be more series than all others of the job
+together, and most of them empty.
 """
 
 
@@ -48,11 +48,12 @@ class RankMetrics:
         self._phase_seconds = families.counters(
             "step_seconds_total", "Wall time of the steps by phase", "phase", PHASE_LABELS
         )
-        self._outcome = families.state_set(
+        self._outcomes = families.gauges(
             "rank_outcome", "1 for how the rank stands, else 0", "outcome", RUN_OUTCOMES
         )
-        self._last_step = families.measurement(
-            "last_step_timestamp_seconds", "When the last step ended"
+        self.record_outcome("running")
+        self._last_step = families.gauge(
+            "last_step_timestamp_seconds", "When the last step ended", ABSENT
         )
         self._gpu_allocated = families.gauge(
             "gpu_memory_allocated_bytes", "GPU memory that tensors hold"
@@ -92,7 +93,8 @@ class RankMetrics:
 
     def record_outcome(self, outcome: RunOutcome) -> None:
         """The rank leaves: how."""
-        self._outcome.set(outcome)
+        for state, gauge in self._outcomes.items():
+            gauge.set(state == outcome)
 
     def record_skip(self) -> None:
         """One of the steps was not applied."""

@@ -16,14 +16,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self, get_type_hints
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
 from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
@@ -92,7 +90,7 @@ class RankFile:
         return self.writer.is_running and self._is_fresh(now)
 
     def outcome(self, host: str, now: float) -> RunOutcome:
-        """How it stands, as seen from `host`: of another one's processes only silence tells."""
+        """How it stands, as seen from `host`: of another host's processes only silence is known."""
         if self.said != "running":
             return self.said
         is_here = self.writer.host == host
@@ -138,19 +136,19 @@ def read_rank_file(path: Path) -> RankFile:
         families = tuple(text_string_to_metric_families(content.decode()))
     except (IndexError, ValueError) as error:  # the parser slices lines that it takes for whole
         raise ValueError(f"{path}: is not a Prometheus text exposition: {error}") from None
-    heartbeats = [sample.value for sample in _samples(families, HEARTBEAT)]
-    if not heartbeats:
-        raise ValueError(f"{path}: has no {HEARTBEAT}")
-    outcomes = {
-        sample.labels.get("outcome"): sample.value for sample in _samples(families, RANK_OUTCOME)
+    values = {
+        (sample.name, sample.labels.get("outcome")): sample.value
+        for family in families
+        for sample in family.samples
     }
+    heartbeat = values.get((HEARTBEAT, None))
+    if heartbeat is None:
+        raise ValueError(f"{path}: has no {HEARTBEAT}")
     return RankFile(
         writer=writer,
-        heartbeat=heartbeats[0],
-        said=next((outcome for outcome in RUN_OUTCOMES if outcomes.get(outcome)), "running"),
+        heartbeat=heartbeat,
+        said=next(
+            (state for state in RUN_OUTCOMES if values.get((RANK_OUTCOME, state))), "running"
+        ),
         families=tuple(family for family in families if family.name != RANK_OUTCOME),
     )
-
-
-def _samples(families: Iterable[Metric], name: str) -> Iterator[Sample]:
-    return (sample for family in families if family.name == name for sample in family.samples)

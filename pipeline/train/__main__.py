@@ -20,7 +20,7 @@ import torch
 
 from data_prep.shard_set.streams import open_streams
 from pipeline.data.open import constancy
-from pipeline.metrics.run_facts import RunFacts
+from pipeline.metrics.job import RunFacts
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment

@@ -13,8 +13,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry
 
 from pipeline.data.open import BatchPlan, Damage
-from pipeline.metrics.job import JobMetrics
-from pipeline.metrics.run_facts import RunFacts
+from pipeline.metrics.job import JobMetrics, RunFacts
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, FailureCause, StopSource

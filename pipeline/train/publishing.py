@@ -9,7 +9,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from pipeline.config.schema import MetricsConfig
-from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
+from pipeline.metrics.addresses import LOOPBACK, Node, choose_address, exposure, is_loopback
 from pipeline.metrics.exporter import start_exporter
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
@@ -31,7 +31,7 @@ def publish(
     if not config.enabled:
         return registry, metrics
     if config.exporter:
-        if world.is_main and address is not None and not is_loopback(address):
+        if world.is_main and not is_loopback(address):
             Console(sys.stdout).line(exposure(config, address))
         if environment.local_rank == 0:
             start_exporter(run, config, address)
@@ -47,9 +47,9 @@ def publish(
     return registry, metrics
 
 
-def exporter_address(config: MetricsConfig, world: World) -> str | None:
-    """`choose_address` for this rank's node; None also where the node gets no exporter."""
-    nodes, address = world.all_gather_object(Node.this_one(world.environment.rendezvous)), None
+def exporter_address(config: MetricsConfig, world: World) -> str:
+    """`choose_address` for this rank's node; loopback where the node gets no exporter."""
+    nodes, address = world.all_gather_object(Node.this_one(world.environment.rendezvous)), LOOPBACK
     with world.fail_together():
         if config.enabled and config.exporter:
             address = choose_address(config.exporter_address, nodes, world.rank)

@@ -77,6 +77,19 @@ class Api:
         return rows[0][1] if rows else float("nan")
 
 
+def assert_that_false_targets_are_down(api: Api, run: Path) -> None:
+    """Those at the run's address that claim another run or node, or are of another exporter."""
+    (entry,) = json.loads(target_file(run).read_text())
+    names = ("run", "node", "__param_exporter")
+    for name in names:
+        false = entry | {"labels": entry["labels"] | {"run_dir": name, name: "x"}}
+        write_atomically(target_file(run.parent / name), json.dumps([false]).encode())
+    wait_for(lambda: len(api.query('up{run_dir!~"/.*"} == 0')) == 3, "that they are down")
+    assert api.query('alexnet_rank_up{run_dir!~"/.*"}') == []
+    for name in names:
+        target_file(run.parent / name).unlink()
+
+
 def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
     require_tool("prometheus")
     run = tmp_path / "run"
@@ -104,16 +117,7 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         ((target, up),) = api.query('up{job="alexnet_train"}')
         assert (target["run"], up) == ("run", 1)
 
-        # Targets at this address that claim another run or node, or were left by another exporter.
-        (entry,) = json.loads(target_file(run).read_text())
-        for name, value in (("run", "x"), ("node", "x"), ("__param_exporter", "x")):
-            false = entry | {"labels": entry["labels"] | {"run_dir": name, name: value}}
-            write_atomically(target_file(tmp_path / name), json.dumps([false]).encode())
-        down = 'up{run_dir!~"/.*"} == 0'
-        wait_for(lambda: len(api.query(down)) == 3, "that they are down")
-        assert api.query('alexnet_rank_up{run_dir!~"/.*"}') == []
-        for name in ("run", "node", "__param_exporter"):
-            target_file(tmp_path / name).unlink()
+        assert_that_false_targets_are_down(api, run)
         assert api.value(documented("images per second")) > 0
         waits = api.query(documented("share of the time spent waiting for data"))
         assert [labels["rank"] for labels, _ in waits] == ["0", "1"]
@@ -172,6 +176,23 @@ def test_prometheus_shows_its_certificate_as_documented(tmp_path: Path) -> None:
             server.terminate()
 
 
+def assert_that_values_are_those_of(api: Api, run: Path) -> None:
+    """What Prometheus shows of a run that is being trained by two ranks."""
+    speeds = [row["images_per_second"] for row in rows(run, "train")]
+    assert min(speeds) / 4 < api.value(IMAGES_PER_SECOND) < max(speeds) * 1.5
+    losses = [row["loss"] for row in rows(run, "train")]
+    assert min(losses) <= api.value("alexnet_train_loss") <= max(losses)
+    assert 0 <= api.value("alexnet_train_accuracy_ratio") <= 1
+    assert 0 < api.value(DATA_WAIT) < 1
+    assert api.value("alexnet_world_size_ranks") == 2
+    assert {labels["rank"] for labels, _ in api.query("alexnet_rank_up == 1")} == {"0", "1"}
+    assert api.value("alexnet_train_grad_norm") > 0, "without clipping, too"
+    ((info, _),) = api.query("alexnet_run_info")
+    assert (info["recipe"], info["columns"]) == ("cifar10", "fused")
+    assert info["dataset"] == "generated shapes"
+    assert len(info["git_revision"]) >= 7
+
+
 def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_path: Path) -> None:
     require_tool("prometheus")
     shards, run, logs = make_shards(tmp_path / "shards"), tmp_path / "run", tmp_path / "logs"
@@ -195,22 +216,9 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
         with torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job:
             wait_for(lambda: api.value(IMAGES_PER_SECOND) > 0, "images a second", 120)
             wait_for(lambda: api.value('alexnet_eval_accuracy_ratio{k="1"}') >= 0, "top-1", 120)
-            speeds = [row["images_per_second"] for row in rows(run, "train")]
-            assert min(speeds) / 4 < api.value(IMAGES_PER_SECOND) < max(speeds) * 1.5
-            losses = [row["loss"] for row in rows(run, "train")]
-            assert min(losses) <= api.value("alexnet_train_loss") <= max(losses)
-            assert 0 <= api.value("alexnet_train_accuracy_ratio") <= 1
-            assert 0 < api.value(DATA_WAIT) < 1
-            assert api.value("alexnet_world_size_ranks") == 2
-            assert {labels["rank"] for labels, _ in api.query("alexnet_rank_up == 1")} == {"0", "1"}
-
+            assert_that_values_are_those_of(api, run)
             assert api.labels(standing) == [{"run": "run", "outcome": "running"}]
             assert api.query(killed) == api.query(ended_badly) == []
-            assert api.value("alexnet_train_grad_norm") > 0, "without clipping, too"
-            ((info, _),) = api.query("alexnet_run_info")
-            assert (info["recipe"], info["columns"]) == ("cifar10", "fused")
-            assert info["dataset"] == "generated shapes"
-            assert len(info["git_revision"]) >= 7
 
             os.kill(ranks_of(job)[1], signal.SIGKILL)
             job.communicate(timeout=60)

@@ -363,8 +363,7 @@ def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
     watch = ("launch", "prometheus", "--run-root", tmp_path, "--scrape-interval", "1s", "--start")
     with cluster.process(sys.executable, "-m", *watch):
         exporting = ("--metrics.exporter", "true", "--metrics.publish_seconds", 0.2)
-        linger = ("--metrics.exporter_linger_seconds", 5)  # where SLURM does not end it
-        job = train(cluster, shards, run, *LONG, "--epochs", 100_000, *exporting, *linger)
+        job = train(cluster, shards, run, *LONG, "--epochs", 100_000, *exporting)
         wait_for(lambda: has_trained(run, 1), "training", 120)
         wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all ranks", 60)
         assert asked(cluster, UP) == {(one,): 1, (two,): 1}

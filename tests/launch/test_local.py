@@ -376,7 +376,8 @@ def test_a_folder_that_is_no_run_is_named(
     for command in ("status", "stop", "logs", "outcome"):
         assert launch(command, tmp_path) == 1
         assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
-    assert launch("logs", tmp_path, "--lines", 0) == 1
+    with pytest.raises(SystemExit):
+        launch("logs", tmp_path, "--lines", 0)
     assert "--lines is 0; expected at least 1" in capsys.readouterr().err
 
 

@@ -53,7 +53,6 @@ def test_a_small_training() -> None:
 
 SCRIPTS = {
     "training": render_train(TrainSpec(), COMMAND),
-    "checked training by hand": render_train(TrainSpec(doctor=True)),
     "training in pyxis": render_train(TrainSpec(container="nvcr.io#nvidia/pytorch:26.10"), COMMAND),
     "training in apptainer": render_train(TrainSpec(container="my_image.sif"), COMMAND),
     "conversion": render_prepare(PrepareSpec(), ["imagenet", "--input", HARD, "--output", HARD]),

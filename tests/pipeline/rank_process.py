@@ -16,10 +16,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.metrics.job import JobMetrics
+from pipeline.metrics.job import JobMetrics, RunFacts
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
-from pipeline.metrics.run_facts import RunFacts
 from pipeline.run.directory import RunDirectory
 from pipeline.run.lock import lock_run
 from tests.pipeline.fake_run import RunHistory, eval_fields, event, start_fields, train_fields

@@ -40,7 +40,6 @@ OPERATIONAL = {
     "metrics.exporter_certfile",
     "metrics.exporter_keyfile",
     "metrics.exporter_client_cafile",
-    "metrics.exporter_linger_seconds",
     "distributed.device",
     "distributed.timeout_seconds",
     "distributed.save_timeout_seconds",
@@ -138,6 +137,13 @@ def test_what_has_no_effect_is_read_as_its_default_and_is_no_difference(
 ) -> None:
     saved = to_json(Config())
     saved[group][name] = value
+    assert from_json(saved) == Config()
+    assert differences(Config(), saved) == []
+
+
+def test_a_field_that_was_removed_is_passed_over() -> None:
+    saved = to_json(Config())
+    saved["metrics"]["exporter_linger_seconds"] = 5.0
     assert from_json(saved) == Config()
     assert differences(Config(), saved) == []
 

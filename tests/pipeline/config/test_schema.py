@@ -98,7 +98,6 @@ from pipeline.data.cache.remote import LONGEST_PAUSE_SECONDS
             {"exporter_client_cafile": "a.pem"},
             "exporter_client_cafile is a.pem without metrics.exporter_certfile; expected a cert",
         ),
-        (MetricsConfig, {"exporter_linger_seconds": -1.0}, "exporter_linger_seconds is -1.0; exp"),
         (DistributedConfig, {"timeout_seconds": 0.0}, "distributed.timeout_seconds is 0.0; expec"),
         (DistributedConfig, {"timeout_seconds": 1e300}, "is 1e+300; expected above 0, at most 1,0"),
         (DistributedConfig, {"save_timeout_seconds": 1e7}, "is 10000000.0; expected above 0, at m"),

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.addresses import (
+    LOOPBACK,
     Node,
     address_towards,
     choose_address,
@@ -37,17 +38,17 @@ SEVERAL = [node("n1", "10.0.0.1"), node("n1", "10.0.0.1"), node("n2", "10.0.0.2"
 @pytest.mark.parametrize(
     ("configured", "nodes", "expected"),
     [
-        ("auto", ONE, [None, None]),
+        ("auto", ONE, [LOOPBACK] * 2),
         ("auto", SEVERAL, ["10.0.0.1", "10.0.0.1", "10.0.0.2"]),
         ("0.0.0.0", SEVERAL, ["0.0.0.0"] * 3),
         ("192.0.2.7", SEVERAL, ["192.0.2.7"] * 3),
         ("127.0.0.1", ONE, ["127.0.0.1"] * 2),
-        ("auto", CONTAINERS, [None, None]),
+        ("auto", CONTAINERS, [LOOPBACK] * 2),
         ("127.0.0.1", CONTAINERS, ["127.0.0.1"] * 2),
     ],
 )
 def test_several_nodes_listen_where_they_are_reached(
-    configured: str, nodes: list[Node], expected: list[str | None]
+    configured: str, nodes: list[Node], expected: list[str]
 ) -> None:
     assert [choose_address(configured, nodes, rank) for rank in range(len(nodes))] == expected
 
@@ -104,7 +105,7 @@ CHOICES = (
 )
 
 
-def choose_and_go_on(world: World) -> tuple[str | None, list[int]]:
+def choose_and_go_on(world: World) -> tuple[str, list[int]]:
     address = exporter_address(CHOICES[world.rank], world)
     return address, world.all_gather_object(world.rank)
 
@@ -112,7 +113,7 @@ def choose_and_go_on(world: World) -> tuple[str | None, list[int]]:
 @pytest.mark.slow
 def test_ranks_whose_metrics_differ_stay_in_step() -> None:
     found = call_on_ranks(len(CHOICES), choose_and_go_on)
-    assert [address for address, _ in found] == [None, None, "0.0.0.0", None]
+    assert [address for address, _ in found] == [LOOPBACK, LOOPBACK, "0.0.0.0", LOOPBACK]
     assert [after for _, after in found] == [[0, 1, 2, 3]] * len(CHOICES)
 
 

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from pipeline.metrics.discovery import Target, location_of
 from pipeline.metrics.exporter import main
 from pipeline.metrics.node import NodeCollector, merge
+from pipeline.metrics.outcomes import KEPT_SECONDS
 from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
@@ -221,18 +222,26 @@ def test_a_frozen_rank_is_down_until_it_thaws(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_does_not_linger_serves_while_ranks_run(run: Path) -> None:
-    options = ("--port", 0, "--linger-seconds", 0)
-    with rank_process(run, 0) as rank, exporter_process(run, *options) as exporter:
+def test_in_a_slurm_job_it_leaves_with_its_ranks(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with rank_process(run, 0) as rank, exporter_process(run, "--port", 0) as exporter:
         time.sleep(2)
         assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
         finish(rank)
         assert exporter.wait(30) == 0
 
 
+IMPATIENT = "from pipeline.metrics import exporter; exporter.KEPT_SECONDS = 5.0; exporter.main()"
+
+
 @pytest.mark.slow
 def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
-    with exporter_process(run, "--port", 0, "--linger-seconds", 5) as exporter:
+    assert KEPT_SECONDS == 180
+    command = [sys.executable, "-c", IMPATIENT, "--run-dir", str(run), "--port", "0"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as exporter:
+        wait_for(target_file(run).exists, "a target")
         with rank_process(run, 0) as rank:
             assert scrape(run)["alexnet_run_end_timestamp_seconds", frozenset()] == 0
             finish(rank)
@@ -285,16 +294,19 @@ def test_sigterm_ends_it_and_the_next_gets_the_same_port(run: Path) -> None:
         assert not target_file(run).exists()
 
 
-def test_a_second_exporter_leaves_the_run_to_the_first(run: Path) -> None:
-    with exporter_process(run, "--port", 0) as first:
-        address = address_of(run)
-        with process("pipeline.exporter", "--run-dir", run) as second:
-            output, _ = second.communicate(timeout=30)
-            assert second.returncode == 0
-            assert f"already served: http://{address}/metrics, process {first.pid}" in (
-                output.decode()
-            )
-        assert address_of(run) == address
+@pytest.mark.slow
+def test_of_all_exporters_of_a_run_the_last_one_serves(run: Path) -> None:
+    """At the same port, and one of them if they start at once."""
+    port = free_port()
+    command = ("pipeline.exporter", "--run-dir", run, "--port", port)
+    with ExitStack() as stack:
+        first = stack.enter_context(exporter_process(run, "--port", port))
+        others = [stack.enter_context(process(*command)) for _ in range(3)]
+        assert first.wait(30) == 0
+        wait_for(lambda: sum(other.poll() is None for other in others) == 1, "a last one", 60)
+        assert [other.poll() for other in others].count(0) == 2
+        wait_for(target_file(run).exists, "its target")
+        assert address_of(run) == f"127.0.0.1:{port}"
         scrape(run)
 
 
@@ -321,13 +333,14 @@ def test_a_file_system_that_does_not_answer_does_not_end_the_exporter(
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     identity = Identity(run="run", run_dir=str(tmp_path), node="node")
-    target = Target(tmp_path, "run", identity, address="127.0.0.1:1", scheme="http")
+    path = tmp_path / "run-node.json"
+    target = Target.of(path, identity, address="127.0.0.1:1", scheme="http")
     target.announce()
     monkeypatch.setattr(Path, "exists", fail)
     for _ in range(2):
         target.announce()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "Stale file handle; trying on" in caplog.text
+    assert "Stale file handle; will try again" in caplog.text
 
 
 STARTER = """
@@ -336,14 +349,17 @@ from pathlib import Path
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.exporter import start_exporter
 from pipeline.run.directory import RunDirectory
-metrics = MetricsConfig(exporter_port=0, exporter_linger_seconds=1)
-start_exporter(RunDirectory(Path(sys.argv[1])), metrics, None)
+metrics = MetricsConfig(exporter_port=0)
+start_exporter(RunDirectory(Path(sys.argv[1])), metrics, "127.0.0.1")
 assert "torch" not in sys.modules
 """
 
 
 @pytest.mark.slow
-def test_a_started_exporter_is_detached_and_logs(run: Path) -> None:
+def test_a_started_exporter_is_detached_and_logs(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # so that it leaves with its rank
     with rank_process(run, 0) as rank:
         subprocess.run([sys.executable, "-c", STARTER, run], check=True, cwd=REPOSITORY)
         wait_for(target_file(run).exists, "the target")
@@ -389,12 +405,10 @@ def test_wrong_input_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--port", "65536"), ("--port", "'x'"), ("--linger-seconds", "-1.0")]
-)
-def test_wrong_numbers_are_refused(
-    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("port", ["65536", "'x'"])
+def test_a_wrong_port_is_refused(
+    port: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["--run-dir", str(tmp_path), option, value.strip("'")])
-    assert f"error: {option} is {value}; expected " in capsys.readouterr().err
+        main(["--run-dir", str(tmp_path), "--port", port.strip("'")])
+    assert f"error: --port is {port}; expected " in capsys.readouterr().err

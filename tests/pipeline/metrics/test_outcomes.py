@@ -15,7 +15,6 @@ from typing import NoReturn
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.outcomes import (
     KEPT_SECONDS,
     NodeOutcomes,
@@ -200,7 +199,6 @@ def test_outcomes_are_served_for_three_minutes(
     (run.path.parent / "file").touch()
     (run.path.parent / "folder").mkdir()
     root = RootOutcomes(run.path.parent, HERE)
-    assert KEPT_SECONDS == MetricsConfig().exporter_linger_seconds == 180
     for seconds, expected in ((KEPT_SECONDS - 1, {("run",): "killed"}), (KEPT_SECONDS + 1, {})):
         monkeypatch.setattr(time, "time", lambda seconds=seconds: ended + seconds)
         assert served(root, "alexnet_run_outcome") == expected
