@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -37,10 +38,14 @@ from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import EventLog, of_type, read_events
 from pipeline.run.event_rows import row_of
-from pipeline.run.events import RunEvent
+from pipeline.run.events import EvalEvent, RunEvent
 from pipeline.run.settings import Settings, read_settings
-from pipeline.train.evaluation import Evaluation, evaluate, save_predictions
-from pipeline.train.lines import evaluation_table
+from pipeline.train.evaluation import (
+    Evaluation,
+    evaluate,
+    evaluation_table,
+    save_predictions,
+)
 
 _REPORT_SECONDS = 3
 
@@ -89,10 +94,13 @@ def _evaluate_run(
         evaluated,
         world,
         build_mesh(world, "fused", data.config.distributed.timeout_seconds),
+        step=0 if chosen is None else chosen[1],
+        epoch=0.0,
+        by="evaluate",
         own_shards=data.manifest_sha256 == own.manifest_sha256,
     )
     if chosen is not None:
-        _report(run, *chosen, result, as_json=options.json)
+        _report(run, chosen[0], result, as_json=options.json)
 
 
 def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) -> tuple[Path, int]:
@@ -116,28 +124,28 @@ def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) ->
     return path, state["progress"]["step"]
 
 
-def _report(run: RunDirectory, path: Path, step: int, result: Evaluation, *, as_json: bool) -> None:
+def _report(run: RunDirectory, path: Path, result: Evaluation, *, as_json: bool) -> None:
     """Print the result, and record it if the checkpoint at `path` is in the run."""
-    console = Console(sys.stdout)
+    console, event = Console(sys.stdout), result.event
     if as_json:
-        row = row_of(result.event("evaluate", step=step, epoch=0.0))
+        row = row_of(event)
         told = {name: row[name] for name in row if name not in ("kind", "epoch", "time")}
         console.line(json.dumps({"checkpoint": str(path)} | told))
     else:
-        console.line(f"{path}, step {step:,}")
-        console.table(evaluation_table(result))
+        console.line(f"{path}, step {event.step:,}")
+        console.table(evaluation_table(event))
     try:
         if path.resolve().parent != run.checkpoints.resolve():
             raise ValueError(f"{path} is not in {run.checkpoints}")
         # First the predictions: a report between the two takes them for what they are, not new.
-        if result.spec.own_shards:
-            save_predictions(run, step, result)
-        _record(run, step, result)
+        if event.own_shards:
+            save_predictions(run, result)
+        _record(run, event)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"warning: the evaluation is not recorded: {sentence_of(error)}\n")
 
 
-def _record(run: RunDirectory, step: int, result: Evaluation) -> None:
+def _record(run: RunDirectory, event: EvalEvent) -> None:
     """Append it to the run's events; the run may be training meanwhile.
 
     Raises `OSError`, and `ValueError` if they do not say how long an epoch is.
@@ -146,7 +154,7 @@ def _record(run: RunDirectory, step: int, result: Evaluation) -> None:
     if not starts:
         raise ValueError(f"{run.events} has no start of the run; restore it from a copy")
     log = EventLog(run.events)
-    log.write(result.event("evaluate", step=step, epoch=step / starts[-1].steps_per_epoch))
+    log.write(dataclasses.replace(event, epoch=event.step / starts[-1].steps_per_epoch))
     log.close()
 
 

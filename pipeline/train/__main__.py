@@ -32,11 +32,10 @@ from pipeline.run.ending import EndOutcome, ExitCode
 from pipeline.run.events import RunEvent
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 from pipeline.train.components import Components
-from pipeline.train.lines import resolved_table
+from pipeline.train.journal import resolved_table
 from pipeline.train.loop import TrainingLoop
 from pipeline.train.prepare import prepare
 from pipeline.train.provenance import git_revision, package_version
-from pipeline.train.resume import Start
 
 
 def train(command: Command, world: World, signals: StopSignals) -> int:
@@ -49,10 +48,10 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
             if world.is_main:
                 Console(sys.stdout).line(f"nothing to do: {prepared:,} steps are done")
             return ExitCode.DONE
-        components, start = prepared
+        components = prepared
         progress, journal = components.progress, components.journal
         stops = StopRequests(world, command.run, signals)
-        _announce(components, start)
+        _announce(components)
         try:
             with components.watchdog:
                 TrainingLoop(components).run(stops)
@@ -71,12 +70,13 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         return ExitCode.DONE if is_done or world.environment.max_attempts else ExitCode.STOPPED
 
 
-def _announce(components: Components, start: Start) -> None:
+def _announce(components: Components) -> None:
     """The first lines on the console and the `run` event."""
-    config, plan, progress = components.settings.config, components.plan, components.progress
+    config, plan, progress = components.config, components.plan, components.progress
+    start = components.start
     event = RunEvent(
         step=progress.step,
-        epoch=progress.step / plan.steps_per_epoch,
+        epoch=components.epoch,
         resumed_from=None if start.path is None else progress.step,
         forked_from=None if start.fork is None else str(start.fork),
         world_size=components.world.size,
@@ -93,16 +93,7 @@ def _announce(components: Components, start: Start) -> None:
     )
     console = components.journal.console
     console.line(f"{components.settings.recipe} → {components.run.path}")
-    console.table(
-        resolved_table(
-            config,
-            plan,
-            num_val_samples=components.val.num_samples,
-            target_steps=components.target_steps,
-            num_ranks=components.world.size,
-            device=components.world.device.type,
-        )
-    )
+    console.table(resolved_table(config, plan, event))
     constant = constancy(config.augment, components.manifest.statistics)
     if constant is not None:
         console.line(f"warning: {constant}")
@@ -133,7 +124,7 @@ def _conclude(components: Components, *, is_complete: bool) -> None:
 
 def _facts(components: Components) -> RunFacts:
     is_cuda = components.world.device.type == "cuda"
-    config = components.settings.config
+    config = components.config
     return RunFacts(
         version=package_version(),
         torch=torch.__version__,

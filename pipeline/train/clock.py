@@ -26,7 +26,7 @@ class StepClock:
     """Stamps the beginning of each phase, and the end of each step.
 
     On a GPU the stamps are events in its stream, read when the device has passed them. So
-    `data_wait` is what it idled between steps, however far ahead of it the host runs.
+    `data_wait` is the device's idle time between steps, however far ahead the host runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -45,10 +45,7 @@ class StepClock:
         return event
 
     def enter(self, phase: Phase) -> None:
-        """`phase` begins, and the one before ends.
-
-        After one that is no part of a step the next step begins; what came before is in none.
-        """
+        """`phase` begins, and the one before ends; after one outside of steps a step begins."""
         self._end_phase()
         self._label = phase.label
 
@@ -65,7 +62,7 @@ class StepClock:
             self._marks.append((self._label, self._now()))
 
     def finished(self) -> Iterator[StepTime]:
-        """The steps that the device has done and that were not given out before."""
+        """The steps that the device has done since the last call."""
         while self._unread:
             num_samples, begin, marks = self._unread[0]
             if not _has_passed(marks[-1][1]):

@@ -18,12 +18,14 @@ from pipeline.run.settings import Settings
 from pipeline.train.clock import StepClock
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
+from pipeline.train.start import Start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
     """Made by `pipeline.train.prepare`, for one command on one rank."""
 
+    start: Start
     settings: Settings
     manifest: Manifest
     plan: BatchPlan
@@ -48,7 +50,12 @@ class Components:
     def config(self) -> Config:
         return self.settings.config
 
+    @property
+    def epoch(self) -> float:
+        """Epochs done in the life of the run."""
+        return self.progress.step / self.plan.steps_per_epoch
+
     def enter(self, phase: Phase) -> None:
-        """This rank is at `phase` from now on: its watchdog, clock and metrics go by that."""
+        """This rank is at `phase` from now on: so say its watchdog, clock and metrics."""
         self.clock.enter(phase)
         self.watchdog.enter(phase, self.progress.step)

@@ -1,6 +1,14 @@
-"""After which steps something is due that comes every so many epochs, and after the last step."""
+"""What comes every few epochs and after the last step, and how long a run will still take."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.schema import Config
+from pipeline.data.open import BatchPlan
+
+_KEPT = 0.9
+"""What a measured time weighs beside the next one: about the last ten count."""
 
 
 def is_due(step: int, every_epochs: float, steps_per_epoch: int, target_steps: int) -> bool:
@@ -22,3 +30,40 @@ def num_due(step: int, every_epochs: float, steps_per_epoch: int, target_steps: 
 
 def _every_steps(every_epochs: float, steps_per_epoch: int) -> int:
     return max(1, round(every_epochs * steps_per_epoch))
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long one of several alike things takes; 0 seconds if nothing is known."""
+
+    seconds: float = 0.0
+    count: float = 0.0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        self.seconds = _KEPT * self.seconds + seconds
+        self.count = _KEPT * self.count + count
+
+    @property
+    def mean(self) -> float:
+        return self.seconds / self.count if self.count else 0.0
+
+
+class Eta:
+    """How long a run will still take, by what this process group has measured."""
+
+    def __init__(self, config: Config, plan: BatchPlan, target_steps: int) -> None:
+        self._config = config
+        self._steps_per_epoch = plan.steps_per_epoch
+        self.target_steps = target_steps
+        self.step, self.evaluation, self.save = Pace(), Pace(), Pace()
+        """A step without what came between the steps."""
+
+    def seconds_after(self, step: int) -> float:
+        """What is left once `step` steps are done, with the evaluation and save due after it."""
+
+        def left(every_epochs: float) -> int:
+            return num_due(step - 1, every_epochs, self._steps_per_epoch, self.target_steps)
+
+        steps = max(0, self.target_steps - step) * self.step.mean
+        evaluations = left(self._config.evaluation.every_epochs) * self.evaluation.mean
+        return steps + evaluations + left(self._config.checkpoint.every_epochs) * self.save.mean

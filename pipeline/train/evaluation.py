@@ -36,64 +36,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationSpec:
-    """What is evaluated, and how each image is looked at."""
-
-    split: str
-    num_classes: int
-    views: int
-    """Of each image."""
-    shard_set: str
-    """Its title."""
-    manifest_sha256: str
-    own_shards: bool
-    """Whether it is the shard set that the run trains on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What an evaluation found; the arrays run over the samples of the split in order."""
+    """What an evaluation found."""
 
-    spec: EvaluationSpec
-    seen: int
-    expected: int
-    correct1: int
-    correct5: int | None
-    """None with `TOP_K` classes or fewer."""
-    loss: float
-    """Mean cross-entropy."""
-    seconds: float
+    event: EvalEvent
     predictions: Arrays
-    """labels [n], topk_classes [n, k], topk_probabilities [n, k], losses [n]."""
-
-    @property
-    def top1(self) -> float:
-        return self.correct1 / self.seen
-
-    @property
-    def top5(self) -> float | None:
-        return None if self.correct5 is None else self.correct5 / self.seen
-
-    def event(self, by: EvaluatedBy, *, step: int, epoch: float) -> EvalEvent:
-        spec = self.spec
-        return EvalEvent(
-            step=step,
-            epoch=epoch,
-            by=by,
-            split=spec.split,
-            views=spec.views,
-            shard_set=spec.shard_set,
-            manifest_sha256=spec.manifest_sha256,
-            own_shards=spec.own_shards,
-            top1=self.top1,
-            top5=self.top5,
-            loss=self.loss,
-            correct1=self.correct1,
-            correct5=self.correct5,
-            seen=self.seen,
-            expected=self.expected,
-            seconds=self.seconds,
-        )
+    """labels [n], topk_classes [n, k], topk_probabilities [n, k], losses [n]; the samples of the
+    split in order."""
 
 
 class InexactEvaluation(RuntimeError):
@@ -106,39 +55,77 @@ def evaluate(
     world: World,
     mesh: Mesh,
     *,
+    step: int,
+    epoch: float,
+    by: EvaluatedBy = "train",
     own_shards: bool = True,
     enter: Callable[[Phase], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate the plain `model` (no DDP around it) on all samples of `split`, on every rank.
 
-    Each sample's answer is the mean of the softmax probabilities of its views. `own_shards` is that
-    of the result. `enter` is called with the phase that begins. Raises `InexactEvaluation` if the
-    ranks' samples do not make up the split, and what the reader raises.
+    Each sample's answer is the mean of the softmax probabilities of its views. `step`, `epoch`,
+    `by` and `own_shards` are those of the event. `enter` is called with the phase that begins.
+    Raises `InexactEvaluation` if the ranks' samples do not make up the split, and what the reader
+    raises.
     """
     begin = time.perf_counter()
-    enter(Phase.EVALUATING)
-    with split.open_blocks(mesh) as blocks, _evaluating(model, world.device):
-        parts = []
-        for batch in blocks:
-            enter(Phase.EVALUATING)
-            images, labels = batch.to(world.device)
-            answers = _answer([model(view) for view in split.viewer(images)], labels)
-            part = {"samples": batch.samples[: batch.num_valid]}
-            part |= {name: value[: batch.num_valid] for name, value in answers.items()}
-            parts.append(part)
-    enter(Phase.GATHERING)
-    answers_of_ranks = world.all_gather_object(parts if mesh.reports else [])
-    rows = _concatenate([part for parts in answers_of_ranks for part in parts])
-    manifest = split.data.manifest
-    spec = EvaluationSpec(
+    rows = _answers_of_ranks(model, split, world, mesh, enter)
+    manifest, num_samples = split.data.manifest, split.num_samples
+    hits = rows["topk_classes"] == rows["labels"][:, None]
+    hits &= np.isfinite(rows["losses"])[:, None]  # what is not a number is not right by luck
+    correct1 = int(hits[:, 0].sum())
+    correct5 = int(hits.any(axis=1).sum()) if manifest.num_classes > TOP_K else None
+    event = EvalEvent(
+        step=step,
+        epoch=epoch,
+        by=by,
         split=split.name,
-        num_classes=manifest.num_classes,
         views=split.views,
         shard_set=manifest.title,
         manifest_sha256=split.data.manifest_sha256,
         own_shards=own_shards,
+        top1=correct1 / num_samples,
+        top5=None if correct5 is None else correct5 / num_samples,
+        loss=float(rows["losses"].astype(np.float64).mean()),
+        correct1=correct1,
+        correct5=correct5,
+        seen=num_samples,
+        expected=num_samples,
+        seconds=time.perf_counter() - begin,
     )
-    return _summarize(spec, rows, split.num_samples, time.perf_counter() - begin)
+    return Evaluation(event=event, predictions=rows)
+
+
+def _answers_of_ranks(
+    model: nn.Module,
+    split: EvaluatedSplit,
+    world: World,
+    mesh: Mesh,
+    enter: Callable[[Phase], None],
+) -> Arrays:
+    """The predictions of all ranks together, by sample number."""
+    parts = []
+    enter(Phase.EVALUATING)
+    with split.open_blocks(mesh) as blocks, _evaluating(model, world.device):
+        for batch in blocks:
+            enter(Phase.EVALUATING)
+            images, labels = batch.to(world.device)
+            answers = _answer([model(view) for view in split.viewer(images)], labels)
+            answers["samples"] = batch.samples
+            parts.append({name: rows[: batch.num_valid] for name, rows in answers.items()})
+    enter(Phase.GATHERING)
+    gathered = world.all_gather_object(parts if mesh.reports else [])
+    parts = [part for parts in gathered for part in parts]
+    assert parts, "a split of a shard set is not empty"
+    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    samples = together.pop("samples")
+    order = np.argsort(samples, kind="stable")
+    if not np.array_equal(samples[order], np.arange(split.num_samples)):
+        raise InexactEvaluation(
+            f"the evaluation of {split.name} saw {len(samples)} samples, "
+            f"{len(np.unique(samples))} different ones; expected each of {split.num_samples} once"
+        )
+    return {name: values[order] for name, values in together.items()}
 
 
 @contextlib.contextmanager
@@ -174,46 +161,40 @@ def _answer(logits: list[torch.Tensor], labels: torch.Tensor) -> Arrays:
     }
 
 
-def _concatenate(parts: list[Arrays]) -> Arrays:
-    """The rows of all parts by sample number."""
-    assert parts, "a split of a shard set is not empty"
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.argsort(rows["samples"], kind="stable")
-    return {name: values[order] for name, values in rows.items()}
-
-
-def _summarize(spec: EvaluationSpec, rows: Arrays, expected: int, seconds: float) -> Evaluation:
-    samples = rows.pop("samples")
-    if not np.array_equal(samples, np.arange(expected)):
-        raise InexactEvaluation(
-            f"the evaluation of {spec.split} saw {len(samples)} samples, "
-            f"{len(np.unique(samples))} different ones; expected each of {expected} once"
-        )
-    hits = rows["topk_classes"] == rows["labels"][:, None]
-    hits &= np.isfinite(rows["losses"])[:, None]  # what is not a number is not right by luck
-    return Evaluation(
-        spec=spec,
-        seen=len(samples),
-        expected=expected,
-        correct1=int(hits[:, 0].sum()),
-        correct5=int(hits.any(axis=1).sum()) if spec.num_classes > TOP_K else None,
-        loss=float(rows["losses"].astype(np.float64).mean()),
-        seconds=seconds,
-        predictions=rows,
-    )
-
-
-def save_predictions(run: RunDirectory, step: int, evaluation: Evaluation) -> None:
+def save_predictions(run: RunDirectory, evaluation: Evaluation) -> None:
     """Write the predictions where the report finds them; raises `OSError`."""
-    spec = evaluation.spec
-    path = run.predictions(spec.split)
+    event = evaluation.event
+    path = run.predictions(event.split)
     path.parent.mkdir(exist_ok=True)
     with atomic_writer(path) as file:
         arrays: dict[str, Any] = {
             "format_version": PREDICTIONS_VERSION,
-            "step": step,
-            "views": spec.views,
-            "manifest_sha256": spec.manifest_sha256,
+            "step": event.step,
+            "views": event.views,
+            "manifest_sha256": event.manifest_sha256,
             **evaluation.predictions,
         }
         np.savez_compressed(file, **arrays)
+
+
+def evaluation_line(event: EvalEvent) -> str:
+    top5 = "" if event.top5 is None else f"top-5 {event.top5:.2%}  "
+    return (
+        f"{event.split}: top-1 {event.top1:.2%} ({event.correct1:,} of "
+        f"{event.seen:,})  {top5}loss {event.loss:.4f}  in {event.seconds:.1f} s"
+    )
+
+
+def evaluation_table(event: EvalEvent) -> dict[str, str]:
+    """What `pipeline.evaluate` found, for its standard output."""
+    views = "one view" if event.views == 1 else f"{event.views} views"
+    table = {
+        "evaluated": f"{event.split} of {event.shard_set}, {event.seen:,} images, {views} of each",
+        "top-1": f"{event.top1:.2%} ({event.correct1:,} of {event.seen:,})",
+    }
+    if event.top5 is not None:
+        table["top-5"] = f"{event.top5:.2%} ({event.correct5:,} of {event.seen:,})"
+    table |= {"loss": f"{event.loss:.4f}", "time": f"{event.seconds:.1f} s"}
+    if not event.own_shards:
+        table["note"] = "this is not the shard set that the run was trained on"
+    return table

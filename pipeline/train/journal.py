@@ -1,4 +1,4 @@
-"""Tells what happens in a run: to the console, to `events.jsonl` and to Prometheus."""
+"""Reports what happens in a run: to the console, to `events.jsonl` and to Prometheus."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from prometheus_client import CollectorRegistry
 
+from pipeline.config.model import ranks_per_replica
+from pipeline.config.schema import Config
 from pipeline.data.open import BatchPlan, Damage
 from pipeline.metrics.job import JobMetrics, RunFacts
-from pipeline.run.console import Console
+from pipeline.run.console import Console, counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, FailureCause, StopSource
 from pipeline.run.event_log import EventLog, count_resumes, read_events
@@ -23,15 +25,15 @@ from pipeline.run.events import (
     CheckpointReason,
     DamagedImage,
     EndEvent,
+    EvalEvent,
     Event,
     NotLearning,
     RunEvent,
     SignalEvent,
     TrainEvent,
 )
-from pipeline.train.eta import Eta
-from pipeline.train.evaluation import Evaluation
-from pipeline.train.lines import evaluation_line, train_line
+from pipeline.train.due import Eta
+from pipeline.train.evaluation import evaluation_line
 from pipeline.train.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class Journal:
     def of_rank(
         cls, rank: int, run: RunDirectory, registry: CollectorRegistry, plan: BatchPlan, eta: Eta
     ) -> Self:
-        """Rank 0 tells; the journals of other ranks lead nowhere."""
+        """Only rank 0 reports; the journals of other ranks go nowhere."""
         if rank == 0:
             return cls(run.events, Console(sys.stdout), JobMetrics(registry), plan, eta)
         return cls(Path(os.devnull), Console(None), JobMetrics(CollectorRegistry()), plan, eta)
@@ -79,17 +81,17 @@ class Journal:
         self._write(event)
 
     def count_step(self, step: int) -> None:
-        """A step is done; where a log interval ends, more is told."""
+        """A step is done."""
         self._metrics.count_step(step, self._epoch(step))
 
-    def trained(self, event: TrainEvent, *, target_steps: int, loss_scale: float | None) -> None:
+    def trained(self, event: TrainEvent, loss_scale: float | None) -> None:
         """A log interval ended."""
         self._metrics.trained(event, loss_scale)
         num_steps, self._last_step = event.step - self._last_step, event.step
         num_samples = num_steps * self._plan.global_batch_size
-        self._eta.stepped(num_steps, num_samples / event.images_per_second)
-        left = self._eta.seconds_after(event.step)
-        self.console.line(train_line(event, target_steps=target_steps, eta_seconds=left))
+        self._eta.step.add(num_samples / event.images_per_second, num_steps)
+        left, target = self._eta.seconds_after(event.step), self._eta.target_steps
+        self.console.line(train_line(event, target_steps=target, eta_seconds=left))
         self._write(event)
 
     def record_learning(self, step: int, loss: float, *, is_stuck: bool) -> None:
@@ -103,46 +105,34 @@ class Journal:
             self._write(NotLearning(step=step, epoch=self._epoch(step), loss=loss))
         self._is_stuck = is_stuck
 
-    def record_damage(self, step: int, rank: int, damage: Damage) -> None:
-        """An image is damaged and another one stands in for it; `rank` has warned of it itself."""
-        event = DamagedImage(
-            step=step,
-            epoch=self._epoch(step),
-            rank=rank,
-            sample=damage.sample,
-            shard=damage.shard,
-            what=damage.what,
-        )
-        self._write(event)
+    def record_damages(self, step: int, rank: int, damages: Sequence[Damage]) -> None:
+        """Other images replace damaged ones; `rank` has printed warnings itself."""
+        for damage in damages:
+            event = DamagedImage(
+                step=step,
+                epoch=self._epoch(step),
+                rank=rank,
+                sample=damage.sample,
+                shard=damage.shard,
+                what=damage.what,
+            )
+            self._write(event)
 
-    def evaluated(self, step: int, result: Evaluation) -> None:
-        self._eta.evaluated(result.seconds)
-        event = result.event("train", step=step, epoch=self._epoch(step))
+    def evaluated(self, event: EvalEvent) -> None:
+        self._eta.evaluation.add(event.seconds)
         self._metrics.evaluated(event)
-        self.console.line(evaluation_line(result))
+        self.console.line(evaluation_line(event))
         self._write(event)
 
-    def checkpointed(
-        self, step: int, path: Path, *, num_bytes: int, seconds: float, reason: CheckpointReason
-    ) -> None:
-        event = CheckpointEvent(
-            step=step,
-            epoch=self._epoch(step),
-            path=str(path),
-            num_bytes=num_bytes,
-            seconds=seconds,
-            reason=reason,
-        )
-        self._eta.saved(seconds)
+    def checkpointed(self, event: CheckpointEvent) -> None:
+        self._eta.save.add(event.seconds)
         self._metrics.checkpointed(event)
-        self.console.line(f"saved {path} ({num_bytes / 1e6:.1f} MB in {seconds:.2f} s)")
+        size, seconds = f"{event.num_bytes / 1e6:.1f} MB", f"{event.seconds:.2f} s"
+        self.console.line(f"saved {event.path} ({size} in {seconds})")
         self._write(event)
 
-    def checkpoint_failed(self, reason: CheckpointReason, error: str | None) -> None:
-        """None: the run ends with the error, which says it."""
+    def checkpoint_failed(self, reason: CheckpointReason) -> None:
         self._metrics.checkpoint_failed(reason)
-        if error is not None:
-            self.console.line(f"warning: no checkpoint saved: {error}")
 
     def stop_requested(self, step: int, source: StopSource) -> None:
         self._metrics.stop_requested()
@@ -160,21 +150,60 @@ class Journal:
         self._metrics.ended()
         epoch = self._epoch(step)
         self._write(EndEvent(step=step, epoch=epoch, outcome=outcome, error=error, cause=cause))
-        with self._no_room_tolerated():
+        with contextlib.suppress(OSError):
             self._events.close()
 
     def _epoch(self, step: int) -> float:
         return step / self._plan.steps_per_epoch
 
     def _write(self, event: Event) -> None:
-        with self._no_room_tolerated():
-            self._events.write(event)
-
-    @contextlib.contextmanager
-    def _no_room_tolerated(self) -> Iterator[None]:
         try:
-            yield
+            self._events.write(event)
         except OSError as error:
             if not self._has_warned:
                 _log.warning("cannot write events: %s; training goes on", error.strerror)
             self._has_warned = True
+
+
+def resolved_table(config: Config, plan: BatchPlan, event: RunEvent) -> dict[str, str]:
+    """The arithmetic of a run, for its first lines."""
+    rounds = "" if plan.accumulation_steps == 1 else f" × {plan.accumulation_steps} accumulated"
+    if plan.dropped_samples:
+        rest = f"{plan.dropped_samples:,} left out in each, others every time"
+    elif plan.num_samples % plan.global_batch_size:
+        rest = f"none left out, the last batch has {plan.num_samples % plan.global_batch_size:,}"
+    else:
+        rest = "none left out"
+    is_split = ranks_per_replica(config.model.columns) > 1
+    layout = ", one column each" if is_split else ""
+    holders = counted(plan.num_replicas, "replica" if is_split else "rank")
+    schedule = config.schedule
+    warmup = f" after {schedule.warmup_ratio:.0%} warm-up" if schedule.warmup_ratio else ""
+    return {
+        "ranks": f"{event.world_size} on {event.device}, {event.precision}{layout}",
+        "global batch": f"{plan.global_batch_size:,} = {holders} × "
+        f"{plan.local_batch_size:,} local{rounds}",
+        "epochs": f"{config.epochs:g} of {plan.steps_per_epoch:,} steps, "
+        f"{event.target_steps:,} in all",
+        "samples": f"{plan.num_samples:,} train ({rest}), {event.num_val_samples:,} val",
+        "optimizer": f"{config.optim.name}, learning rate {config.optim.learning_rate:g} at its "
+        f"peak, {schedule.name}{warmup}",
+    }
+
+
+def train_line(event: TrainEvent, *, target_steps: int, eta_seconds: float) -> str:
+    """One log interval."""
+    width = len(f"{target_steps:,}")
+    return (
+        f"step {event.step:>{width},}/{target_steps:,}  epoch {event.epoch:6.2f}  "
+        f"loss {event.loss:.4f}  top-1 {event.top1:6.1%}  "
+        f"{event.images_per_second:,.0f} images/s  "
+        f"data wait {event.data_wait_ratio:.1%}  ETA {clock_time(eta_seconds)}"
+    )
+
+
+def clock_time(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

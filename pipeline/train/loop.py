@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import time
 from functools import partial
+from typing import Any
 
 from pipeline.data.open import Batches
 from pipeline.optim.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.optim.schedule import Position, learning_rates
+from pipeline.ranks.failure import sentence_of
 from pipeline.ranks.stop import StopRequests
-from pipeline.run.events import CheckpointReason
+from pipeline.run import checkpoint
+from pipeline.run.events import CheckpointEvent, CheckpointReason
 from pipeline.run.phase import Phase
 from pipeline.train.components import Components
 from pipeline.train.due import is_due
-from pipeline.train.saving import save
-from pipeline.train.step_log import StepLog
-from pipeline.train.validation import validate
+from pipeline.train.evaluation import evaluate, save_predictions
+from pipeline.train.log_interval import StepLog
 
 
 class TrainingLoop:
@@ -29,10 +34,10 @@ class TrainingLoop:
         components.replica.when_gradients_are_ready = partial(components.enter, Phase.AVERAGING)
 
     def run(self, stops: StopRequests) -> None:
-        """Train until `components.end_step` steps are done or the ranks agree to stop.
+        """Train until `components.end_step` steps are done or the ranks agree to stop; then save.
 
-        Either way the state is then saved. Raises `ValueError` if training diverges, `OSError` if
-        the disk does not take the state, and what the reader and the other ranks' ends raise.
+        Raises `ValueError` if training diverges, `OSError` if the disk does not take the state,
+        `LostRank` if another rank is gone, and what the reader raises.
         """
         components, progress = self._components, self._components.progress
         source = None
@@ -52,7 +57,6 @@ class TrainingLoop:
             reason: CheckpointReason = "periodic" if source is None else "preempt"
             error = self._save(reason)
             if error is not None:
-                components.journal.checkpoint_failed(reason, None)
                 raise OSError(
                     f"the checkpoint of step {progress.step} could not be saved: {error}; once "
                     "that is mended, run the same command again"
@@ -94,17 +98,16 @@ class TrainingLoop:
         self._set_rates()
         norm, self._outcome = components.replica.update(wants_norm=logs)
         components.enter(Phase.COUNTING)
-        components.progress.count_step()
+        components.progress.step += 1
         log.count_step(batches, num_samples, norm)
 
         if logs:
             self._end_interval()
-        best_top1 = validate(components) if evaluates else None
+        best_top1 = self._evaluate() if evaluates else None
         if saves or best_top1 is not None:
-            reason: CheckpointReason = "periodic" if saves else "best"
-            error = self._save(reason, best_top1)
+            error = self._save("periodic" if saves else "best", best_top1)
             if error is not None:
-                components.journal.checkpoint_failed(reason, error)
+                components.journal.console.line(f"warning: no checkpoint saved: {error}")
 
     def _end_interval(self) -> None:
         self._components.enter(Phase.LOGGING)
@@ -115,17 +118,95 @@ class TrainingLoop:
         components = self._components
         return is_due(step, every_epochs, components.plan.steps_per_epoch, components.target_steps)
 
+    def _evaluate(self) -> float | None:
+        """Evaluate `val`; returns its top-1 if that is above the best checkpoint's."""
+        components, progress = self._components, self._components.progress
+        result = evaluate(
+            components.replica.model,
+            components.val,
+            components.world,
+            components.mesh,
+            step=progress.step,
+            epoch=components.epoch,
+            enter=components.enter,
+        )
+        if components.world.is_main:
+            try:
+                save_predictions(components.run, result)
+            except OSError as error:
+                sentence = f"warning: predictions not saved: {sentence_of(error)}"
+                components.journal.console.line(sentence)
+        event = result.event
+        components.journal.evaluated(event)
+        is_best = progress.evaluated(loss=event.loss, top1=event.top1, top5=event.top5)
+        return event.top1 if is_best else None
+
     def _save(self, reason: CheckpointReason, best_top1: float | None = None) -> str | None:
-        error = save(self._components, reason, best_top1)
+        """Save the run as it is, as the best checkpoint if `best_top1` is given.
+
+        Returns what was wrong with the disk, on all ranks; None: it is saved. Raises `ValueError`
+        if a weight is not a number.
+        """
+        components, progress = self._components, self._components.progress
+        world, replica = components.world, components.replica
+        components.enter(Phase.AGREEING)
+        if not all(world.all_gather_object(replica.is_finite())):
+            raise ValueError(
+                f"a weight is not a number at step {progress.step}: training has diverged, "
+                "nothing is saved; lower optim.learning_rate"
+            )
+        marked = progress.marked
+        if best_top1 is not None:
+            progress.marked = progress.step, best_top1
+        state = replica.state_dict() if components.mesh.replica == 0 else {}
+        components.enter(Phase.SAVING)
+        error = None
+        if world.is_main:
+            error = self._write(reason, state)
+            components.enter(Phase.AGREEING)  # only the others may wait as long as saving takes
+        error = world.broadcast_object(error)
         if error is None:
-            self._saved_step = self._components.progress.step
+            self._saved_step = progress.step
+        else:
+            progress.marked = marked
+            components.journal.checkpoint_failed(reason)
         return error
 
-    def _settle(self) -> None:
-        """Learn whether the last step was skipped.
+    def _write(self, reason: CheckpointReason, state: dict[str, Any]) -> str | None:
+        """Write the checkpoint and record it; returns what went wrong."""
+        components, progress = self._components, self._components.progress
+        directory, journal = components.run.checkpoints, components.journal
+        begin = time.perf_counter()
+        state["progress"] = dataclasses.asdict(progress)
+        state["settings"] = json.dumps(components.settings.to_json())
+        try:
+            path, num_bytes = checkpoint.save(directory, progress.step, state)
+        except OSError as error:
+            return sentence_of(error)
+        event = CheckpointEvent(
+            step=progress.step,
+            epoch=components.epoch,
+            path=str(path),
+            num_bytes=num_bytes,
+            seconds=time.perf_counter() - begin,
+            reason=reason,
+        )
+        journal.checkpointed(event)
+        try:  # the next save makes up for what fails
+            if progress.marked is not None:
+                checkpoint.mark_best(directory, progress.marked[0])
+            checkpoint.prune(directory, components.config.checkpoint.keep)
+        except OSError as error:
+            journal.console.line(
+                "warning: the best checkpoint is not marked, or old ones are not deleted: "
+                f"{sentence_of(error)}"
+            )
+        return None
 
-        In fp16 the device has the next step's passes to go on with meanwhile; in other precisions
-        nothing is asked of it. Raises `ValueError` if no loss scale helps.
+    def _settle(self) -> None:
+        """Find out whether the last step was skipped, which waits for the device in fp16 only.
+
+        By then it has the next passes to work on. Raises `ValueError` if no loss scale helps.
         """
         components, outcome = self._components, self._outcome
         if outcome is None:

@@ -6,49 +6,49 @@ import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 
 import torch
 
-from data_prep.shard_set.manifest import Manifest
+from data_prep.shard_set.files import remove_leftovers
 from pipeline.config.augment import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES
 from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
-from pipeline.config.saved import to_json
 from pipeline.config.schema import FIELDS, Config, values_of
 from pipeline.data.open import BatchPlan, Data, open_data
 from pipeline.model.build import build_model
 from pipeline.optim.precision import arithmetic_of, emulation, resolve
 from pipeline.optim.replica import Replica
+from pipeline.ranks.failure import RankFailure
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh, check_layout
+from pipeline.ranks.stop import remove_old_request
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import check_readable, write_failure
+from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
 from pipeline.train.clock import StepClock
 from pipeline.train.command import Command
 from pipeline.train.components import Components
-from pipeline.train.eta import Eta
-from pipeline.train.fork import NewRun, fork
+from pipeline.train.due import Eta
 from pipeline.train.journal import Journal
-from pipeline.train.length import num_steps_of_run
-from pipeline.train.open_run import open_run, recording_failures
 from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
 from pipeline.train.publishing import publish
-from pipeline.train.resume import Start, find_start, finish, resume
-from pipeline.train.same_run import check_same_run, kept_precision
+from pipeline.train.same_run import check_same_run, kept_precision, num_steps
+from pipeline.train.start import find_start, finish, fork, resume
 
 
-def prepare(
-    command: Command, world: World, resources: contextlib.ExitStack
-) -> tuple[Components, Start] | int:
+def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> Components | int:
     """Check and open everything, and go to where the run begins.
 
     Returns the number of steps done if there is nothing to do: then nothing large was opened.
-    What can be wrong on one rank alone is done together; then nobody waits for a rank that left.
+    What can fail on one rank alone fails on all together, so that no rank waits for one that left.
     """
     config, run = command.config, command.run
     _set_threads(world)
@@ -58,10 +58,12 @@ def prepare(
         if world.is_main:
             open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
     config = _with_precision(config, run, world)
-    with recording_failures(run, world):
+    with _recording_failures(run, world):
         with world.fail_together():
             data = open_data(config, world.device, resources)
-            _check_suits(command, data.manifest)
+            # An option that was given may have no effect on these shards.
+            sizes = SEVERAL_SIZES if data.manifest.image_size is None else ONE_SIZE
+            check_effects(sorted(command.given), values_of(command.config) | {IMAGE_SIZES: sizes})
             settings = Settings(
                 recipe=command.recipe, config=config, manifest_sha256=data.manifest_sha256
             )
@@ -73,14 +75,43 @@ def prepare(
             num_samples=data.manifest.split("train").num_samples,
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
-    with recording_failures(run, world):
+    with _recording_failures(run, world):
         return _build(command, settings, data, world, resources)
 
 
-def _check_suits(command: Command, manifest: Manifest) -> None:
-    """Raise `ValueError` if an option that was given has no effect on these shards."""
-    sizes = SEVERAL_SIZES if manifest.image_size is None else ONE_SIZE
-    check_effects(sorted(command.given), values_of(command.config) | {IMAGE_SIZES: sizes})
+def open_run(
+    run: RunDirectory,
+    environment: LaunchEnvironment,
+    wait_seconds: float,
+    resources: contextlib.ExitStack,
+) -> None:
+    """Make the run directory, lock it, and clear away what a killed job left."""
+    with run.being_made():
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        resources.callback(
+            os.close, lock_run(run, environment.start, wait_seconds, environment.log)
+        )
+    check_readable(run.events)
+    checkpoint.remove_leftovers(run.checkpoints)
+    remove_leftovers(run.path, {run.config.name})
+    remove_leftovers(run.predictions("val").parent)
+    if remove_old_request(run, environment):
+        Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
+
+
+@contextlib.contextmanager
+def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
+    """Make a failure in the block the last event of the run, which has no journal yet."""
+    try:
+        yield
+    except Exception as error:
+        failure = error if isinstance(error, RankFailure) else world.report_failure(error)
+        if world.is_main:
+            with contextlib.suppress(OSError):
+                write_failure(run.events, str(failure), failure.cause)
+        if failure is error:
+            raise
+        raise failure from error
 
 
 def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
@@ -89,10 +120,8 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     with world.fail_together():
         if world.is_main:
             kept = kept_precision(run)
-    kept, devices = (
-        world.broadcast_object(kept),
-        world.all_gather_object(arithmetic_of(world.device)),
-    )
+    kept = world.broadcast_object(kept)
+    devices = world.all_gather_object(arithmetic_of(world.device))
     with world.fail_together():
         config = resolve(config, kept, devices)
     warning = emulation(config.resolved_precision, devices)
@@ -107,40 +136,40 @@ def _build(
     data: Data,
     world: World,
     resources: contextlib.ExitStack,
-) -> tuple[Components, Start] | int:
-    config, run, num_classes = settings.config, command.run, data.manifest.num_classes
+) -> Components | int:
+    config, run, manifest = settings.config, command.run, data.manifest
     mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
     with world.fail_together():
         plan = data.plan(mesh.num_replicas)
-        target_steps = num_steps_of_run(config.epochs, plan.steps_per_epoch)
+        target_steps = num_steps(config.epochs, plan.steps_per_epoch)
     start = find_start(run, command.fork_from, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
-        return finish(
-            run,
-            start.path,
-            world,
-            steps_per_epoch=plan.steps_per_epoch,
-            target_steps=target_steps,
-        )
+        return finish(run, start.path, world, plan, target_steps)
     settings = dataclasses.replace(settings, forked_from=start.forked_from)
     with world.fail_together():
         size, normalizer = data.input_size(), data.normalizer()
         val = data.open_evaluation("val", config.evaluation.views, normalizer)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, num_classes, size, mesh.columns)
+        model = build_model(config.model, manifest.num_classes, size, mesh.columns)
         check_micro_batches(plan, target_steps, least_values(model, size))
     batches = data.open_batches(plan, world, mesh)
     registry, metrics = publish(config.metrics, run, world, resources)
     replica = Replica(model, config, world, mesh)
     _warm_up(replica, plan, size, world)
-    progress = _progress(start, replica, settings, num_classes, plan, target_steps, run, world)
+    progress = Progress()
+    if start.path is not None:
+        progress = resume(replica, settings, run, world, start.path)
+    elif start.fork is not None:
+        new = settings, manifest.num_classes, plan, target_steps
+        progress = fork(replica, *new, world, start.fork)
     with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
-    components = Components(
+    return Components(
+        start=start,
         settings=settings,
-        manifest=data.manifest,
+        manifest=manifest,
         plan=plan,
         target_steps=target_steps,
         end_step=end_step,
@@ -152,57 +181,20 @@ def _build(
         open_batches=batches,
         val=val,
         progress=progress,
-        journal=Journal.of_rank(world.rank, run, registry, plan, _eta(config, plan, target_steps)),
+        journal=Journal.of_rank(world.rank, run, registry, plan, Eta(config, plan, target_steps)),
         metrics=metrics,
         clock=StepClock(world.device),
         watchdog=Watchdog(
             world, mesh, run, config.distributed, is_resident=config.data.is_resident
         ),
     )
-    return components, start
-
-
-def _progress(
-    start: Start,
-    replica: Replica,
-    settings: Settings,
-    num_classes: int,
-    plan: BatchPlan,
-    target_steps: int,
-    run: RunDirectory,
-    world: World,
-) -> Progress:
-    """Give the replica the weights that the run begins with."""
-    if start.path is not None:
-        return resume(replica, settings, run, world, start.path)
-    if start.fork is None:
-        return Progress()
-    new_run = NewRun(
-        config=to_json(settings.config),
-        optim=settings.config.optim,
-        manifest_sha256=settings.manifest_sha256,
-        num_classes=num_classes,
-        steps_per_epoch=plan.steps_per_epoch,
-        target_steps=target_steps,
-    )
-    return fork(replica, start.fork, new_run, world)
-
-
-def _eta(config: Config, plan: BatchPlan, target_steps: int) -> Eta:
-    return Eta(
-        steps_per_epoch=plan.steps_per_epoch,
-        target_steps=target_steps,
-        evaluation_epochs=config.evaluation.every_epochs,
-        checkpoint_epochs=config.checkpoint.every_epochs,
-    )
 
 
 def _of_all_hosts(command: Command) -> dict[str, object]:
-    """What decides what the ranks compute and when they talk: they must agree on it."""
+    """What the ranks must agree on: it decides what they compute, and when they talk."""
     values = values_of(command.config).items()
     shared = {name: value for name, value in values if PerHost not in FIELDS[name].marks}
-    source = None if command.fork_from is None else str(command.fork_from)
-    options = {"--max-steps": command.max_steps, "--fork-from": source}
+    options = {"--max-steps": command.max_steps, "--fork-from": command.fork_from}
     return {"the recipe": command.recipe, **options, **shared}
 
 

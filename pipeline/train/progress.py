@@ -1,9 +1,8 @@
-"""How far a run is: what a checkpoint holds beside the weights."""
+"""How far a run is: the fields are in its checkpoints, beside the weights."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True, slots=True)
@@ -15,20 +14,17 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     losses: list[float] = field(default_factory=list)
-    """Of the evaluations of `val`, oldest first: the plateau schedule looks at them."""
+    """Of the evaluations of `val`, oldest first, for the plateau schedule."""
     best_top1: float | None = None
     best_top5: float | None = None
     """The highest of an evaluation."""
     marked: tuple[int, float] | None = None
-    """Step and top-1 of the checkpoint that `best` names: a better one may not have been saved."""
+    """Step and top-1 of the checkpoint `best`: a better one may not have been saved."""
 
     @property
     def updates(self) -> int:
         """Steps that were applied: the position in the schedule."""
         return self.step - self.skipped_steps
-
-    def count_step(self) -> None:
-        self.step += 1
 
     def settle_step(self, *, skipped: bool) -> None:
         """Note what became of a step, which may be known only later."""
@@ -42,10 +38,3 @@ class Progress:
         if top5 is not None:
             self.best_top5 = top5 if self.best_top5 is None else max(self.best_top5, top5)
         return self.marked is None or top1 > self.marked[1]
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> Self:
-        return cls(**state)

@@ -21,9 +21,10 @@ from pipeline.run.settings import Settings
 
 
 def write_settings(run: RunDirectory, settings: Settings, world: World) -> None:
-    """Write `config.json`, with the versions of everything that computes, if anything is new."""
-    content = {"format_version": CONFIG_VERSION} | settings.to_json()
-    content |= {
+    """Write `config.json`, with all versions, unless nothing has changed."""
+    content = {
+        "format_version": CONFIG_VERSION,
+        **settings.to_json(),
         "versions": versions(),
         "git_revision": git_revision(),
         "hardware": _hardware(world),
@@ -66,7 +67,7 @@ def git_revision() -> str | None:
 
 
 def _hardware(world: World) -> str:
-    """What computes, as its maker calls it."""
+    """What computes, by its product name."""
     if world.device.type == "cuda":
         return f"{world.size} × {torch.cuda.get_device_name(world.device)}"
     cores = len(os.sched_getaffinity(0))

@@ -13,14 +13,16 @@ import torch
 
 from pipeline.config.command_line import with_values
 from pipeline.config.model import ModelConfig
-from pipeline.config.saved import from_json, to_json
+from pipeline.config.saved import from_json
 from pipeline.config.schema import Config
+from pipeline.data.order.partition import BatchPlan
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import write_failure
-from pipeline.train.fork import NewRun, fork, take_over
+from pipeline.run.settings import Settings
+from pipeline.train.start import fork
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (
     STEPS_PER_EPOCH,
@@ -153,20 +155,24 @@ def test_a_fork_may_have_other_options(straight: Path, shards: Path, tmp_path: P
     assert config_of(run)["config"]["optim"]["name"] == "adam"
 
 
+def plan_of_epoch(num_steps: int) -> BatchPlan:
+    return BatchPlan(
+        num_samples=num_steps,
+        global_batch_size=1,
+        num_replicas=1,
+        accumulation_steps=1,
+        drop_last=True,
+    )
+
+
 def test_a_fork_of_an_early_checkpoint_has_done_a_step(straight: Path) -> None:
     """Of larger batches it is less than half of one."""
     path = checkpoint.path_of(RunDirectory(straight).checkpoints, 4)
     state = checkpoint.load(path)
     config = with_values(from_json(config_of(straight)["config"]), {"global_batch_size": 240})
-    new_run = NewRun(
-        config=to_json(config),
-        optim=config.optim,
-        manifest_sha256="",
-        num_classes=10,
-        steps_per_epoch=1,
-        target_steps=2,
-    )
-    progress = fork(mock.Mock(spec=Replica), path, new_run, SINGLE)
+    settings = Settings(recipe="cifar10", config=config, manifest_sha256="")
+    plan = plan_of_epoch(1)
+    progress = fork(mock.Mock(spec=Replica), settings, 10, plan, 2, SINGLE, path)
     assert (state["progress"]["step"], progress.step) == (4, 1)
 
 
@@ -180,8 +186,9 @@ def test_what_cannot_go_on_says_what_can(straight: Path, shards: Path, tmp_path:
     assert "after epoch 2, and epochs is 2: the run goes on from there" in sentence(
         *fork, *STEADY, "--epochs", 2
     )
-    assert "10 classes apart, and the shard set has 2: fork with a shard set of as many" in (
-        sentence(*fork, *STEADY, shards=shards_of_two_classes(tmp_path))
+    assert (
+        "distinguishes 10 classes, and the shard set has 2: fork with a shard set of as many"
+        in (sentence(*fork, *STEADY, shards=shards_of_two_classes(tmp_path)))
     )
     assert "is not another run directory with checkpoints" in sentence("--fork-from", tmp_path)
     assert "no checkpoint '5': expected newest, best" in sentence("--fork-from", f"{straight}@5")
@@ -205,15 +212,8 @@ def shards_of_two_classes(folder: Path) -> Path:
 def test_another_network_s_checkpoint_is_refused(straight: Path) -> None:
     path = checkpoint.paths(RunDirectory(straight).checkpoints)[0]
     config = Config(model=ModelConfig(name="alexnet_bn"))
-    new_run = NewRun(
-        config=to_json(config),
-        optim=config.optim,
-        manifest_sha256="",
-        num_classes=10,
-        steps_per_epoch=8,
-        target_steps=80,
-    )
+    settings = Settings(recipe="imagenet", config=config, manifest_sha256="")
     replica = mock.Mock(spec=Replica)
-    with pytest.raises(ValueError, match="of the network alexnet_cifar, and "):
-        take_over(replica, checkpoint.load(path), path, new_run)
+    with pytest.raises(RankFailure, match="of the network alexnet_cifar, and "):
+        fork(replica, settings, 10, plan_of_epoch(8), 80, SINGLE, path)
     assert not replica.method_calls

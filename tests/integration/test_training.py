@@ -35,7 +35,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import own_evaluations, read_events
 from pipeline.run.phase import PHASE_LABELS
 from pipeline.run.settings import read_settings
-from pipeline.train import step_log, validation
+from pipeline.train import log_interval, loop
 from pipeline.train.evaluation import Evaluation, evaluate
 from tests.integration.training import (
     GLOBAL_BATCH,
@@ -822,10 +822,12 @@ def test_the_best_is_the_best_of_those_that_were_saved(
         return save(directory, step, state)
 
     def evaluate_worse_and_worse(*arguments: Any, **options: Any) -> Evaluation:
-        return dataclasses.replace(evaluate(*arguments, **options), correct1=next(hits))
+        found = evaluate(*arguments, **options)
+        event = dataclasses.replace(found.event, top1=next(hits) / NUM_VAL)
+        return dataclasses.replace(found, event=event)
 
     monkeypatch.setattr(checkpoint, "save", save_from_16_on)
-    monkeypatch.setattr(validation, "evaluate", evaluate_worse_and_worse)
+    monkeypatch.setattr(loop, "evaluate", evaluate_worse_and_worse)
     assert train_here(shards, run) == 0
     assert (run / "checkpoints/best").resolve().name == "step-00000016"
     progress = newest_state(run)["progress"]
@@ -846,7 +848,7 @@ def test_a_checkpoint_is_saved_though_old_ones_cannot_be_deleted(
     assert train_here(shards, run, "--max-steps", 8) == 0
     assert [row["step"] for row in rows(run, "checkpoint")] == [4, 8]
     output = capsys.readouterr().out
-    assert output.count("old ones not deleted: Permission denied") == 2
+    assert output.count("old ones are not deleted: Permission denied") == 2
     assert "no checkpoint saved" not in output
 
 
@@ -883,7 +885,7 @@ def test_options_that_say_how_may_change(shards: Path, tmp_path: Path) -> None:
 def test_a_network_that_does_not_learn_rings_an_alarm(shards: Path, tmp_path: Path) -> None:
     """From the first log line on by which enough images were seen, and not before."""
     run, enough = tmp_path / "run", ("--not_learning_after_samples", 3 * GLOBAL_BATCH)
-    with mock.patch.object(step_log, "is_guessing", return_value=True):
+    with mock.patch.object(log_interval, "is_guessing", return_value=True):
         assert train_here(shards, run, *enough, "--max-steps", 5) == 0
     (alarm,) = rows(run, "alarm")
     assert alarm["step"] == 3

@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,15 @@ from pipeline.data.open import open_data
 from pipeline.evaluate import __main__ as evaluate_module
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_rows import row_of
+from pipeline.run.event_rows import event_of, row_of
 from pipeline.train.evaluation import (
     Evaluation,
-    EvaluationSpec,
     InexactEvaluation,
     evaluate,
+    evaluation_line,
+    evaluation_table,
     save_predictions,
 )
-from pipeline.train.lines import evaluation_line, evaluation_table
 from tests.pipeline.fake_run import make_images, write_shard_set
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE, fused, world_of_equals
@@ -83,17 +82,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def spec() -> EvaluationSpec:
-    return EvaluationSpec(
-        split="val",
-        num_classes=NUM_CLASSES,
-        views=1,
-        shard_set="Colours",
-        manifest_sha256="0" * 64,
-        own_shards=True,
-    )
-
-
 def run(
     world: World,
     shards: Path,
@@ -108,7 +96,7 @@ def run(
     with contextlib.ExitStack() as resources:
         data = open_data(config, world.device, resources)
         split = data.open_evaluation("val", 1, NORMALIZER)
-        return evaluate(model, split, world, fused(world))
+        return evaluate(model, split, world, fused(world), step=12, epoch=1.2)
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 101, 500])
@@ -126,19 +114,19 @@ def test_it_counts_what_a_plain_loop_counts(shards: Path, block_size: int) -> No
         correct1 += int(order[0] == label)
         correct5 += int(label in order[:5])
         losses.append(float(np.log(np.exp(logits).sum()) - logits[label]))
-    assert (found.seen, found.expected) == (NUM_SAMPLES, NUM_SAMPLES)
-    assert (found.correct1, found.correct5) == (correct1, correct5)
+    event = found.event
+    assert (event.seen, event.expected) == (NUM_SAMPLES, NUM_SAMPLES)
+    assert (event.correct1, event.correct5) == (correct1, correct5)
     assert 0 < correct1 < correct5 < NUM_SAMPLES
-    assert found.loss == pytest.approx(float(np.mean(losses)), rel=1e-5)
+    assert event.loss == pytest.approx(float(np.mean(losses)), rel=1e-5)
     np.testing.assert_allclose(found.predictions["losses"], losses, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found.predictions["labels"], labels())
-    assert (found.top1, found.top5) == (correct1 / NUM_SAMPLES, correct5 / NUM_SAMPLES)
+    assert (event.top1, event.top5) == (correct1 / NUM_SAMPLES, correct5 / NUM_SAMPLES)
 
 
 def on_ranks(world: World, shards: Path) -> dict[str, Any]:
     result = run(world, shards, Net())
-    row = row_of(result.event("train", step=1, epoch=0.1)) | {"seconds": 0, "time": 0}
-    return row | result.predictions
+    return row_of(result.event) | {"seconds": 0, "time": 0} | result.predictions
 
 
 @pytest.mark.slow
@@ -173,21 +161,21 @@ def test_the_order_is_the_logits_where_probabilities_are_0(shards: Path) -> None
     found = run(SINGLE, shards, Fixed([300.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]))
     assert found.predictions["topk_classes"].tolist() == [[0, 6, 5, 4, 3]] * NUM_SAMPLES
     assert found.predictions["topk_probabilities"].tolist() == [[1, 0, 0, 0, 0]] * NUM_SAMPLES
-    assert found.correct5 == int(np.isin(labels(), [0, 6, 5, 4, 3]).sum())
+    assert found.event.correct5 == int(np.isin(labels(), [0, 6, 5, 4, 3]).sum())
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_logits_that_are_not_numbers_are_never_right(shards: Path, broken: float) -> None:
     logits = [0.0] * NUM_CLASSES
     logits[0] = broken
-    found = run(SINGLE, shards, Fixed(logits))
+    found = run(SINGLE, shards, Fixed(logits)).event
     assert (found.correct1, found.correct5, found.seen) == (0, 0, NUM_SAMPLES)
     assert math.isnan(found.loss)
 
 
 def test_a_logit_that_rules_out_a_class_is_a_number(shards: Path) -> None:
     logits = [0.0, 1.0] + [-math.inf] * (NUM_CLASSES - 2)
-    found = run(SINGLE, shards, Fixed(logits))
+    found = run(SINGLE, shards, Fixed(logits)).event
     assert found.correct1 == int((labels() == 1).sum())
     assert found.loss == math.inf
 
@@ -196,15 +184,16 @@ def test_fewer_classes_than_five(tmp_path: Path) -> None:
     few = np.arange(10, dtype=np.int64) % 3
     write_shard_set(tmp_path / "shards", make_images(few), few, ["a", "b", "c"])
     found = run(SINGLE, tmp_path / "shards", Fixed([0.0, 2.0, 1.0]))
-    assert (found.correct1, found.correct5, found.top5, found.seen) == (3, None, None, 10)
-    assert "top-5" not in evaluation_line(found)
-    assert "top-5" not in evaluation_table(found)
+    event = found.event
+    assert (event.correct1, event.correct5, event.top5, event.seen) == (3, None, None, 10)
+    assert "top-5" not in evaluation_line(event)
+    assert "top-5" not in evaluation_table(event)
     assert found.predictions["topk_classes"].shape == (10, 3)
 
 
 def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
     result, directory = run(SINGLE, shards, Net()), RunDirectory(tmp_path)
-    save_predictions(directory, 12, result)
+    save_predictions(directory, result)
     with np.load(directory.predictions("val")) as saved:
         assert saved["step"] == 12
         assert set(saved) == {
@@ -219,34 +208,13 @@ def test_predictions_are_saved_whole(shards: Path, tmp_path: Path) -> None:
     assert [path.name for path in directory.predictions("val").parent.iterdir()] == ["val.npz"]
 
 
-def test_an_event_is_json() -> None:
-    result = Evaluation(
-        spec=spec(),
-        seen=4,
-        expected=4,
-        correct1=1,
-        correct5=3,
-        loss=2.0,
-        seconds=0.5,
-        predictions={},
-    )
-    assert json.loads(json.dumps(row_of(result.event("evaluate", step=1, epoch=0.1)))) == {
-        **{"kind": "eval", "step": 1, "epoch": 0.1, "time": mock.ANY},
-        "by": "evaluate",
-        "split": "val",
-        "views": 1,
-        "shard_set": "Colours",
-        "manifest_sha256": "0" * 64,
-        "own_shards": True,
-        "top1": 0.25,
-        "top5": 0.75,
-        "loss": 2.0,
-        "correct1": 1,
-        "correct5": 3,
-        "seen": 4,
-        "expected": 4,
-        "seconds": 0.5,
-    }
+def test_an_event_is_json(shards: Path) -> None:
+    event = run(SINGLE, shards, Net()).event
+    row = json.loads(json.dumps(row_of(event)))
+    assert (row["kind"], row["step"], row["epoch"], row["by"]) == ("eval", 12, 1.2, "train")
+    assert (row["split"], row["views"], row["own_shards"]) == ("val", 1, True)
+    assert row["shard_set"] == "generated shapes"
+    assert event_of(row) == event
 
 
 def test_a_directory_that_is_no_run_is_named(

@@ -22,7 +22,7 @@ from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import AGENT_VARIABLE, STOP_SIGNALS
 from pipeline.run.lock import MAKE_ROOM, JobStart
-from pipeline.train.open_run import open_run
+from pipeline.train.prepare import open_run
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE

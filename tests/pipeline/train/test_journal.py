@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
 from pipeline.metrics.families import exposition
 from pipeline.metrics.job import JobMetrics
@@ -16,7 +17,7 @@ from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_events
 from pipeline.run.events import NotLearning
-from pipeline.train.eta import Eta
+from pipeline.train.due import Eta
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
 from tests.pipeline.fake_run import (
@@ -32,7 +33,7 @@ from tests.pipeline.rank_process import FACTS
 PLAN = BatchPlan(
     num_samples=100, global_batch_size=10, num_replicas=1, accumulation_steps=1, drop_last=False
 )
-ETA = Eta(steps_per_epoch=10, target_steps=20, evaluation_epochs=1, checkpoint_epochs=1)
+ETA = Eta(Config(), PLAN, target_steps=20)
 
 
 def test_gauges_of_a_resumed_run_go_on_with_their_last_values(tmp_path: Path) -> None:

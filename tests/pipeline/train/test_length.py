@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config.optim import ScheduleConfig
 from pipeline.config.schema import Config, EvaluationConfig
-from pipeline.train.length import why_not
+from pipeline.train.same_run import why_not
 
 STEPS_PER_EPOCH = 8
 

@@ -1,10 +1,11 @@
-"""What a log interval says, against the same sums done by hand."""
+"""What a log interval says, against the same sums done by hand; when a loss is that of guessing."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
+import pytest
 import torch
 
 from pipeline.ranks.mesh import Mesh
@@ -12,7 +13,7 @@ from pipeline.ranks.world import World
 from pipeline.run.events import TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 from pipeline.train.clock import StepTime
-from pipeline.train.log_interval import LogInterval
+from pipeline.train.log_interval import LogInterval, is_guessing
 from tests.pipeline.worlds import SINGLE, fused, world_of_equals
 
 LOGITS = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
@@ -35,8 +36,7 @@ def filled(interval: LogInterval) -> LogInterval:
         interval.note_predictions(torch.tensor(loss), LOGITS, LABELS)
     interval.note_time(time_of(0.25, 0.75))
     interval.note_time(time_of(0.25, 0.75))
-    interval.note_norm(torch.tensor(5.0))
-    interval.note_norm(torch.tensor(4.0))
+    interval.norm = torch.tensor(4.0)
     return interval
 
 
@@ -81,7 +81,6 @@ def test_without_clipping_there_is_no_norm() -> None:
     interval = interval_of(SINGLE)
     interval.note_predictions(torch.tensor(1.0), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
-    interval.note_norm(None)
     assert reduced(interval).grad_norm is None
 
 
@@ -100,3 +99,17 @@ def test_a_loss_that_is_not_a_number_is_reported() -> None:
     interval.note_predictions(torch.tensor(math.nan), LOGITS, LABELS)
     interval.note_time(time_of(0.5, 0.5))
     assert math.isnan(reduced(interval).loss)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+def test_within_half_a_percent_of_equal_odds(num_classes: int) -> None:
+    chance = math.log(num_classes)
+    assert is_guessing(chance, num_classes)
+    assert is_guessing(chance * 1.0049, num_classes)
+    assert is_guessing(chance * 0.9951, num_classes)
+    assert not is_guessing(chance * 1.0051, num_classes)
+    assert not is_guessing(chance * 0.9949, num_classes)
+
+
+def test_one_class_is_no_guess() -> None:
+    assert not is_guessing(0.0, 1)

@@ -8,8 +8,9 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
-from pipeline.train.lines import clock_time, resolved_table, train_line
-from tests.pipeline.fake_run import event, train_fields
+from pipeline.run.events import RunEvent
+from pipeline.train.journal import clock_time, resolved_table, train_line
+from tests.pipeline.fake_run import event, start_fields, train_fields
 
 
 def plan(**changes: int | bool) -> BatchPlan:
@@ -23,15 +24,18 @@ def plan(**changes: int | bool) -> BatchPlan:
     return BatchPlan(**fields | changes)  # type: ignore[arg-type]
 
 
+def started(**changes: int) -> RunEvent:
+    found: RunEvent = event("run", 0, **start_fields() | {"precision": "fp32"} | changes)
+    return found
+
+
 def test_the_table_shows_the_arithmetic() -> None:
     config = Config(
         epochs=5,
         optim=OptimConfig(name="adam", learning_rate=0.1),
         schedule=ScheduleConfig(name="cosine", warmup_ratio=0.3),
     )
-    table = resolved_table(
-        config, plan(), num_val_samples=200, target_steps=50, num_ranks=2, device="cpu"
-    )
+    table = resolved_table(config, plan(), started(num_val_samples=200, target_steps=50))
     assert table == {
         "ranks": "2 on cpu, fp32",
         "global batch": "96 = 2 ranks × 16 local × 3 accumulated",
@@ -43,9 +47,7 @@ def test_the_table_shows_the_arithmetic() -> None:
 
 def test_the_table_of_the_split_layout_counts_pairs() -> None:
     config = Config(model=ModelConfig(name="alexnet_2012", columns="split"))
-    table = resolved_table(
-        config, plan(), num_val_samples=1, target_steps=1, num_ranks=4, device="cpu"
-    )
+    table = resolved_table(config, plan(), started(world_size=4))
     assert table["ranks"] == "4 on cpu, fp32, one column each"
     assert table["global batch"] == "96 = 2 replicas × 16 local × 3 accumulated"
 
@@ -60,9 +62,7 @@ def test_the_table_of_the_split_layout_counts_pairs() -> None:
 def test_the_table_says_what_becomes_of_the_rest(
     changes: dict[str, int | bool], expected: str
 ) -> None:
-    table = resolved_table(
-        Config(), plan(**changes), num_val_samples=1, target_steps=1, num_ranks=2, device="cpu"
-    )
+    table = resolved_table(Config(), plan(**changes), started())
     assert expected in table["samples"]
 
 

@@ -7,19 +7,21 @@ import random
 
 import pytest
 
-from pipeline.train.due import is_due, num_due
-from pipeline.train.eta import Eta
+from pipeline.config.schema import CheckpointConfig, Config, EvaluationConfig
+from pipeline.data.order.partition import BatchPlan
+from pipeline.train.due import Eta, is_due, num_due
 
 STEPS_PER_EPOCH, TARGET = 20, 400
+PLAN = BatchPlan(
+    num_samples=20, global_batch_size=1, num_replicas=1, accumulation_steps=1, drop_last=True
+)
 
 
-def eta(evaluation_epochs: float = 1.0, checkpoint_epochs: float = 1.0) -> Eta:
-    return Eta(
-        steps_per_epoch=STEPS_PER_EPOCH,
-        target_steps=TARGET,
-        evaluation_epochs=evaluation_epochs,
-        checkpoint_epochs=checkpoint_epochs,
+def eta() -> Eta:
+    config = Config(
+        evaluation=EvaluationConfig(every_epochs=1), checkpoint=CheckpointConfig(every_epochs=1)
     )
+    return Eta(config, PLAN, TARGET)
 
 
 def test_what_is_still_due_is_counted() -> None:
@@ -35,13 +37,13 @@ def test_at_a_steady_pace_it_is_what_is_left() -> None:
     """Steps of 2 s; an evaluation of 7 s and a save of 3 s after each epoch."""
     one = eta()
     for step in range(10, TARGET + 1, 10):
-        one.stepped(10, 20.0)
+        one.step.add(20.0, 10)
         left = num_due(step - 1, 1, STEPS_PER_EPOCH, TARGET)
         measured = step > STEPS_PER_EPOCH
         assert one.seconds_after(step) == pytest.approx(2 * (TARGET - step) + 10 * left * measured)
         if step % STEPS_PER_EPOCH == 0:
-            one.evaluated(7.0)
-            one.saved(3.0)
+            one.evaluation.add(7.0)
+            one.save.add(3.0)
     assert one.seconds_after(TARGET) == 10, "those of the last step"
 
 
@@ -50,14 +52,14 @@ def test_it_lies_between_those_of_the_fastest_and_of_the_slowest_interval() -> N
     one, paces = eta(), []
     for step in range(10, TARGET, 10):
         paces.append(numbers.uniform(0.5, 3.0))
-        one.stepped(10, 10 * paces[-1])
+        one.step.add(10 * paces[-1], 10)
         assert min(paces) <= one.seconds_after(step) / (TARGET - step) <= max(paces)
 
 
 def test_intervals_of_which_one_takes_twice_as_long_as_the_other_hardly_move_it() -> None:
     one, shown = eta(), []
     for number, step in enumerate(range(5, 300, 5)):
-        one.stepped(5, 5.0 * (1 + number % 2))
+        one.step.add(5.0 * (1 + number % 2), 5)
         shown.append(one.seconds_after(step) / (TARGET - step))
     assert max(shown[10:]) < 1.1 * min(shown[10:])
 
@@ -66,7 +68,7 @@ def test_it_follows_a_pace_that_has_changed() -> None:
     one = eta()
     for pace in (1.0, 4.0):
         for _ in range(40):
-            one.stepped(5, 5 * pace)
+            one.step.add(5 * pace, 5)
         assert one.seconds_after(200) == pytest.approx(200 * pace, rel=0.05)
 
 

@@ -1,0 +1,180 @@
+"""Where a run begins: with fresh weights, at its newest checkpoint, or at one of another run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.open import BatchPlan
+from pipeline.optim.replica import Replica
+from pipeline.ranks.world import World
+from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ending import EndOutcome
+from pipeline.run.event_log import of_type, read_rows, write_last_word
+from pipeline.run.events import RunEvent
+from pipeline.run.fork_source import ForkSource
+from pipeline.run.settings import Settings, forked_from
+from pipeline.train.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What there is to begin with, as rank 0 sees it."""
+
+    path: Path | None
+    """The newest good checkpoint of the run itself."""
+    forked_from: Mapping[str, Any] | None
+    """Of `Settings`: what the run began at, or begins at now if it has no checkpoint yet."""
+
+    @property
+    def fork(self) -> Path | None:
+        """The checkpoint of another run that this one begins at now."""
+        if self.path is not None or self.forked_from is None:
+            return None
+        return Path(self.forked_from["checkpoint"])
+
+
+def find_start(run: RunDirectory, source: ForkSource | None, world: World) -> Start:
+    """Raises `ValueError` if the `source` has no such checkpoint; the ranks call it together."""
+    start = None
+    with world.fail_together():
+        if world.is_main:
+            path = checkpoint.newest_good(run.checkpoints)
+            origin = None
+            if path is not None:
+                origin = forked_from(run)
+            elif source is not None:
+                origin = {"source": str(source), "checkpoint": str(_found(source, run))}
+            start = Start(path=path, forked_from=origin)
+    start = world.broadcast_object(start)
+    assert start is not None, "rank 0 has found it"
+    return start
+
+
+def _found(source: ForkSource, run: RunDirectory) -> Path:
+    directory = source.run.checkpoints
+    if not directory.is_dir() or source.run.path.samefile(run.path):
+        raise ValueError(
+            f"--fork-from {source.run.path} is not another run directory with checkpoints: give "
+            "the --run-dir of a training run"
+        )
+    return checkpoint.named(directory, source.checkpoint)
+
+
+def finish(run: RunDirectory, path: Path, world: World, plan: BatchPlan, target_steps: int) -> int:
+    """Do what a kill may have left undone after the last step; returns the steps done."""
+    step = checkpoint.step_of(path)
+    with world.fail_together():
+        if world.is_main:
+            marked = Progress(**checkpoint.load(path)["progress"]).marked
+            if marked is not None:
+                checkpoint.mark_best(run.checkpoints, marked[0])
+            outcome: EndOutcome = "completed" if step >= target_steps else "stopped"
+            with contextlib.suppress(OSError):  # a full disk costs the row
+                write_last_word(run.events, step, step / plan.steps_per_epoch, outcome)
+    return step
+
+
+def resume(
+    replica: Replica, settings: Settings, run: RunDirectory, world: World, path: Path
+) -> Progress:
+    """Go on from the run's own checkpoint `path`."""
+    has_best = False
+    with world.fail_together():
+        state = checkpoint.load(path, world.device)
+        settings.check_continues(json.loads(state["settings"]), path)
+        replica.load_state_dict(state)
+        progress = Progress(**state["progress"])
+        if world.is_main:
+            checkpoint.set_aside_later(run.checkpoints, progress.step)
+            if progress.marked is not None:  # a kill may have come before the mark
+                has_best = checkpoint.mark_best(run.checkpoints, progress.marked[0])
+    if not world.broadcast_object(has_best):
+        progress.marked = None  # its checkpoint is lost: the next evaluation gives another
+    return progress
+
+
+def fork(
+    replica: Replica,
+    settings: Settings,
+    num_classes: int,
+    plan: BatchPlan,
+    target_steps: int,
+    world: World,
+    path: Path,
+) -> Progress:
+    """Take weights, and what fits of the rest, from another run's checkpoint `path`.
+
+    The optimizer's state is taken if it is of the same kind, the loss scale in the same precision.
+    The run goes on in the epoch that the other one was in, with its losses if the shard set is the
+    same; its own best checkpoint it finds anew. Fails on all ranks together if it is another
+    network or there is nothing left to do.
+    """
+    config = settings.config
+    with world.fail_together():
+        state = checkpoint.load(path, world.device)
+        saved = json.loads(state["settings"])
+        _check_network(
+            path, saved["config"]["model"]["name"], state["model"], settings, num_classes
+        )
+        was, now = saved["config"]["optim"], config.optim
+        replica.load_state_dict(
+            state,
+            with_optimizer=was["name"] == now.name and (was["momentum"] > 0) == (now.momentum > 0),
+            with_scaler=saved["config"]["precision"] == config.precision,
+        )
+        before = Progress(**state["progress"])
+        is_same, step = saved["manifest_sha256"] == settings.manifest_sha256, before.step
+        batches = saved["config"]["global_batch_size"], saved["config"]["data"]["drop_last"]
+        if not is_same or batches != (config.global_batch_size, config.data.drop_last):
+            epoch = step / _steps_per_epoch(path)
+            step = max(1, round(epoch * plan.steps_per_epoch))  # an early one may be less than half
+        if step >= target_steps:
+            raise ValueError(
+                f"{path} is after epoch {step / plan.steps_per_epoch:g}, and epochs is "
+                f"{config.epochs:g}: the run goes on from there, so give more --epochs in all"
+            )
+    return Progress(
+        step=step,
+        skipped_steps=before.skipped_steps if step == before.step else 0,
+        losses=before.losses if is_same else [],
+    )
+
+
+def _check_network(
+    path: Path,
+    name: str,
+    weights: Mapping[str, torch.Tensor],
+    settings: Settings,
+    num_classes: int,
+) -> None:
+    if name != settings.config.model.name:
+        raise ValueError(
+            f"{path} is of the network {name}, and model.name is "
+            f"{settings.config.model.name}: fork with the same network"
+        )
+    had_classes = len(list(weights.values())[-1])  # the biases of the last layer
+    if had_classes != num_classes:
+        raise ValueError(
+            f"{path} distinguishes {had_classes} classes, and the shard set has {num_classes}: "
+            "fork with a shard set of as many classes"
+        )
+
+
+def _steps_per_epoch(path: Path) -> int:
+    """Of the run whose checkpoint is at `path`; raises `ValueError` if it does not say."""
+    events = RunDirectory(path.parent.parent).events
+    found = of_type(read_rows(events), RunEvent) if events.is_file() else []
+    if not found:
+        raise ValueError(
+            f"{events} does not say how many steps an epoch had, and with another shard set or "
+            "global_batch_size it has others: restore it from a copy"
+        )
+    return found[-1].steps_per_epoch
