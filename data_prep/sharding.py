@@ -9,12 +9,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, assert_never
+from typing import Annotated
 
 from data_prep.convert.assignment import Task
 from data_prep.convert.conversion import Options, convert, convert_part
-from data_prep.convert.images import JPEG_QUALITY
 from data_prep.convert.output import ConversionError
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.fields import SEED, Reads, within
 from data_prep.shard_set.manifest import Encoding, Manifest, check_name
 from data_prep.shard_set.options import Named
@@ -103,21 +103,15 @@ class _Sharding:
 
     def _options(self, source: Source) -> Options:
         encoding: Encoding = self.encoding or source.default_encoding
-        match encoding:
-            case "rgb":
-                if self.jpeg_quality is not None:
-                    raise ConversionError(
-                        "--jpeg-quality has no effect with --encoding rgb: leave it out"
-                    )
-                size, jpeg_quality = self.size or source.default_rgb_size, None
-            case "jpeg":
-                size, jpeg_quality = self.size, self.jpeg_quality or JPEG_QUALITY
-            case unknown:
-                assert_never(unknown)
+        codec = codec_of(encoding)
+        if self.jpeg_quality is not None and codec.default_quality is None:
+            raise ConversionError(
+                f"--jpeg-quality has no effect with --encoding {encoding}: leave it out"
+            )
         return Options(
             encoding=encoding,
-            size=size,
-            jpeg_quality=jpeg_quality,
+            size=self.size or (source.default_size if codec.has_fixed_size else None),
+            jpeg_quality=self.jpeg_quality or codec.default_quality,
             samples_per_shard=self.samples_per_shard,
             seed=self.seed,
             num_workers=self.workers,

@@ -15,7 +15,6 @@ from data_prep.beton.writer import open_writer
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.shard_set.beton_format import (
-    MODES,
     BetonRecord,
     BetonTables,
     map_tables,
@@ -125,7 +124,7 @@ def check_tables(path: Path, tables: BetonTables, samples: ShardSamples) -> None
     is_right = (
         len(rows) == len(samples)
         and np.array_equal(rows["label"], samples.labels)
-        and np.all(rows["image"]["mode"] == MODES[samples.encoding])
+        and np.all(rows["image"]["mode"] == samples.mode)
         and np.array_equal(allocations["sample_id"], np.arange(len(samples)))
         and np.array_equal(allocations["ptr"], rows["image"]["data_ptr"])
         and np.array_equal(allocations["size"], samples.image_bytes)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, assert_never
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.convert.images import encode_npy
-from data_prep.shard_set.beton_format import MODES
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index
 from data_prep.shard_set.manifest import Manifest, ShardSetError, Split, remedy
-from data_prep.shard_set.pixels import jpeg_size
 
 _ORDER = ("train", "val")
 
@@ -39,24 +37,19 @@ class ShardSamples:
     def __init__(self, shards: Path, manifest: Manifest) -> None:
         splits = [manifest.split(name) for name in _ORDER if name in manifest.splits]
         self.num_by_split = {split.name: split.num_samples for split in splits}
-        self.encoding = manifest.encoding
+        self._codec = codec_of(manifest.encoding)
+        if self._codec.beton_mode is None:
+            raise ShardSetError(
+                f"a .beton cannot hold images of encoding {manifest.encoding}: convert the data "
+                "with --encoding jpeg or rgb"
+            )
+        self.mode = self._codec.beton_mode
         self._paths = [shards / name for split in splits for name in split.filenames]
         self._index = _join_indexes(shards, splits)
         self._checksums = np.concatenate([read_checksums(shards, split) for split in splits])
-        self._shape = (manifest.image_height or 0, manifest.image_width or 0, 3)
-        """Of every image with encoding `rgb`."""
-        self._header = self._header_of_members()
+        self._image_size = manifest.image_size
+        self._header = self._codec.header(manifest.image_size)
         self._open: tuple[int, BinaryIO] | None = None
-
-    def _header_of_members(self) -> bytes:
-        """What precedes the content of the image in every member."""
-        match self.encoding:
-            case "jpeg":
-                return b""
-            case "rgb":
-                return encode_npy(np.zeros(self._shape, np.uint8))[: -np.prod(self._shape)]
-            case unknown:
-                assert_never(unknown)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -74,10 +67,13 @@ class ShardSamples:
         """An image and its label; fastest in order. Raises `ShardSetError` if it is damaged."""
         content = self._read(number)
         try:
-            height, width = self._size_of(content)
+            height, width = self._codec.size_of(content)
         except ValueError as error:
             raise self._complaint(number, str(error)) from None
-        image = BetonImage(MODES[self.encoding], height, width, content[len(self._header) :])
+        if self._image_size not in (None, (height, width)):
+            raise self._complaint(number, f"its image is {height}×{width}")
+        content = content[len(self._header) :]
+        image = BetonImage(self.mode, height, width, content)
         return image, int(self._index["label"][number])
 
     def _read(self, number: int) -> bytes:
@@ -89,19 +85,6 @@ class ShardSamples:
         file = self._open[1]
         file.seek(offset)
         return file.read(num_bytes)
-
-    def _size_of(self, content: bytes) -> tuple[int, int]:
-        """Height and width; raises `ValueError` if it is not what the encoding says."""
-        match self.encoding:
-            case "jpeg":
-                return jpeg_size(content)
-            case "rgb":
-                is_whole = len(content) == len(self._header) + np.prod(self._shape)
-                if not is_whole or not content.startswith(self._header):
-                    raise ValueError(f"not an .npy of uint8{list(self._shape)}")
-                return self._shape[:2]
-            case unknown:
-                assert_never(unknown)
 
     def check(self, number: int, stored: bytes) -> None:
         """Compare a stored `BetonImage.content` with what was written into the shard.

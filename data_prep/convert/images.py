@@ -7,23 +7,18 @@ byte for byte; what else has all its pixels is converted and counted by its firs
 
 from __future__ import annotations
 
-import io
 import warnings
 from dataclasses import dataclass
-from typing import assert_never
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from data_prep.convert.decoding import RewriteReason, read_image
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.jpeg_header import JPEG_START
 from data_prep.shard_set.manifest import Encoding
-from data_prep.shard_set.pixels import LANCZOS, Pixels, Window, decode_jpeg, scale_window
+from data_prep.shard_set.pixels import LANCZOS, Pixels, Window, scale_window
 from data_prep.sources.source import RawImage
-
-JPEG_QUALITY = 95
-"""Of images that must be encoded anew, unless another is asked for; 4:4:4, no colour is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,67 +33,32 @@ class StoredImage:
 
 
 def store(
-    raw: RawImage,
-    encoding: Encoding,
-    size: int | None,
-    jpeg_quality: int | None = JPEG_QUALITY,
+    raw: RawImage, encoding: Encoding, size: int | None, jpeg_quality: int | None = None
 ) -> StoredImage:
-    """Make the member's content: a JPEG, or the .npy of the pixels.
+    """Make the content of the image's tar member.
 
     With `size` the middle square is scaled to size×size; without it the image keeps its size.
-    `jpeg_quality` (1-100; None with encoding rgb) is that of images that are encoded anew.
-    Raises `RejectedImage`.
+    `jpeg_quality` is that of images that are encoded. Raises `RejectedImage`.
     """
+    codec = codec_of(encoding)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of strange metadata, which say nothing of the picture
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _store(raw, encoding, size, jpeg_quality)
-
-
-def _store(
-    raw: RawImage, encoding: Encoding, size: int | None, jpeg_quality: int | None
-) -> StoredImage:
-    if not isinstance(raw, bytes):
-        return _encode(raw, None, encoding, size, jpeg_quality)
-    pixels, flaw, is_honest_jpeg = read_image(raw)
-    match encoding:
-        case "jpeg":
-            if is_honest_jpeg and (size is None or pixels.shape[:2] == (size, size)):
-                return StoredImage(raw, pixels, None)
-            if not raw.startswith(JPEG_START):
-                flaw = flaw or "not_jpeg"
-        case "rgb":
-            pass
-        case unknown:
-            assert_never(unknown)
-    return _encode(pixels, flaw, encoding, size, jpeg_quality)
-
-
-def encode_npy(pixels: Pixels) -> bytes:
-    """The .npy file of an image; its pixels are its last bytes."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _encode(
-    pixels: Pixels,
-    flaw: RewriteReason | None,
-    encoding: Encoding,
-    size: int | None,
-    jpeg_quality: int | None,
-) -> StoredImage:
-    if size is not None and pixels.shape[:2] != (size, size):
+        read = read_image(raw) if isinstance(raw, bytes) else (raw, None, False)
+    pixels, flaw, is_honest_jpeg = read
+    has_size = size is None or pixels.shape[:2] == (size, size)
+    if isinstance(raw, bytes) and codec.keeps_jpegs:
+        if is_honest_jpeg and has_size:
+            return StoredImage(raw, pixels, None)
+        if not raw.startswith(JPEG_START):
+            flaw = flaw or "not_jpeg"
+    if size is not None and not has_size:
         pixels = _crop_and_scale(pixels, size)
         flaw = flaw or "resized"
-    match encoding:
-        case "rgb":
-            return StoredImage(encode_npy(pixels), pixels, flaw)
-        case "jpeg":
-            content = simplejpeg.encode_jpeg(pixels, quality=jpeg_quality, colorsubsampling="444")
-            return StoredImage(content, decode_jpeg(content), flaw)
-        case unknown:
-            assert_never(unknown)
+    content = codec.encode(pixels, jpeg_quality)
+    if codec.default_quality is not None:
+        pixels = codec.decode(content)
+    return StoredImage(content, pixels, flaw)
 
 
 def _crop_and_scale(image: Pixels, size: int) -> Pixels:

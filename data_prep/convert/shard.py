@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self, assert_never
+from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ from data_prep.convert.decoding import RejectedImage
 from data_prep.convert.images import StoredImage, store
 from data_prep.convert.output import ConversionError
 from data_prep.convert.statistics import PixelSums
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import atomic_writer, sha256_of_rest
 from data_prep.shard_set.index import INDEX_DTYPE
-from data_prep.shard_set.manifest import LABEL_SUFFIX, MEMBER_SUFFIX, Encoding
+from data_prep.shard_set.manifest import LABEL_SUFFIX, Encoding
 from data_prep.shard_set.tar_walk import BLOCK_BYTES
 from data_prep.sources.samples import Sample
 from data_prep.sources.source import Reader
@@ -157,7 +158,7 @@ def write_shard(plan: ShardPlan, job: ShardJob, count_sample: Callable[[], objec
     Raises `OSError` if a sample cannot be read or the shard cannot be written, and
     `ConversionError` if its images do not suit the encoding.
     """
-    path, encoding = job.shards / plan.name.filename, job.encoding
+    path, suffix = job.shards / plan.name.filename, codec_of(job.encoding).suffix
     contents = ShardContents()
     rows, checksums, stamps = [], [], []
     with atomic_writer(path) as file:
@@ -165,16 +166,16 @@ def write_shard(plan: ShardPlan, job: ShardJob, count_sample: Callable[[], objec
         for sample in plan.samples:
             stamps.append(job.reader.stamp(sample))  # first: what is replaced meanwhile is noticed
             try:
-                image = store(job.reader.read(sample), encoding, job.size, job.jpeg_quality)
+                image = store(job.reader.read(sample), job.encoding, job.size, job.jpeg_quality)
             except RejectedImage as rejection:
                 contents.rejected.append((sample.locator, rejection.reason, str(rejection)))
             else:
-                offset = tar.add(f"{sample.key}.{MEMBER_SUFFIX[encoding]}", image.content)
+                offset = tar.add(f"{sample.key}.{suffix}", image.content)
                 tar.add(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())
                 rows.append((plan.name.number, offset, len(image.content), sample.label))
                 checksums.append(zlib.crc32(image.content))
                 contents.add(image, is_train=plan.name.split == "train")
-                check_sizes(contents.sizes, encoding)
+                check_sizes(contents.sizes, job.encoding)
             count_sample()
         num_bytes, sha256 = tar.finish()
         _check_written(file, sha256, path)
@@ -201,19 +202,13 @@ def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | N
 
 def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:
     """Raise `ConversionError` if images of these sizes cannot be stored with that encoding."""
-    match encoding:
-        case "jpeg":
-            return
-        case "rgb":
-            if len(sizes) > 1:
-                (height, width), (other_height, other_width) = sorted(sizes)[:2]
-                raise ConversionError(
-                    f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
-                    "--encoding rgb needs one: give --size 256 (for recipes of CIFAR-10: 32), or "
-                    "--encoding jpeg"
-                )
-        case unknown:
-            assert_never(unknown)
+    if codec_of(encoding).has_fixed_size and len(sizes) > 1:
+        (height, width), (other_height, other_width) = sorted(sizes)[:2]
+        raise ConversionError(
+            f"the images differ in size ({height}×{width}, {other_height}×{other_width}); "
+            f"--encoding {encoding} needs one: give --size 256 (for recipes of CIFAR-10: 32), or "
+            "--encoding jpeg"
+        )
 
 
 class _TarWriter:

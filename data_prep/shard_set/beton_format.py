@@ -45,9 +45,6 @@ ROW_DTYPE = np.dtype([("image", _IMAGE_DTYPE), ("label", "<i8")], align=True)
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 """One row a piece of a page; in our files row i is the image of sample i."""
 
-MODES: Mapping[Encoding, int] = {"jpeg": 0, "rgb": 1}
-"""`mode` of every row, by encoding. With `rgb` an image is its pixels, row by row."""
-
 _FFCV_VERSION = 2
 _FIELDS = ((2, b"image"), (1, b"label"))
 """Type and name: ffcv's RGBImageField and IntField."""

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.foreign import describe_manifest, describe_path
@@ -28,9 +28,8 @@ MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
 
 Encoding = Literal["jpeg", "rgb"]
-ENCODINGS: tuple[Encoding, ...] = ("jpeg", "rgb")
-MEMBER_SUFFIX: Mapping[str, str] = {"jpeg": "jpg", "rgb": "npy"}
-"""Name ending of an image's tar member, by encoding."""
+"""See `data_prep.shard_set.codec`, which says what each is."""
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 LABEL_SUFFIX = "cls"
 """Name ending of a label's tar member."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import io
 import mmap
+from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType
-from typing import NamedTuple, assert_never
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.shard_set.jpeg_header import read_jpeg_header
-from data_prep.shard_set.manifest import Encoding
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 H×W×3."""
@@ -102,21 +101,6 @@ def decode_jpeg(content: bytes) -> Pixels:
     return whole
 
 
-def decode_image(content: bytes, encoding: Encoding) -> Pixels:
-    """What an image's tar member holds; raises `ValueError`, or others, if that is damaged."""
-    match encoding:
-        case "jpeg":
-            return decode_jpeg(content)
-        case "rgb":
-            pixels: Pixels = np.load(io.BytesIO(content))
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-                found = f"{pixels.dtype}{list(pixels.shape)}"
-                raise ValueError(f"{found}; expected uint8[height, width, 3]")
-            return pixels
-        case unknown:
-            assert_never(unknown)
-
-
 def cut_jpegs(
     contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
 ) -> tuple[int, str] | None:
@@ -131,9 +115,19 @@ def cut_jpegs(
             contents, np.ascontiguousarray(windows, np.int32), out, out.shape[1], out.shape[2]
         )
         return answer
+    return cut_decoded(simplejpeg.decode_jpeg, contents, windows, out)
+
+
+def cut_decoded(
+    decode: Callable[[bytes], Pixels],
+    contents: list[bytes],
+    windows: npt.NDArray[np.int32],
+    out: Pixels,
+) -> tuple[int, str] | None:
+    """The same for images of any encoding, each of which is decoded whole."""
     for number, (content, window) in enumerate(zip(contents, windows.tolist(), strict=True)):
         try:
-            _take(simplejpeg.decode_jpeg(content), Window(*window), out[number], BILINEAR)
+            scale_window(decode(content), Window(*window), out[number])
         except ValueError as error:
             return number, str(error)
     return None
@@ -143,26 +137,21 @@ def scale_window(
     pixels: Pixels, window: Window, out: Pixels, resampling: Image.Resampling = BILINEAR
 ) -> None:
     """Scale a window of an image into `out`, as `cut_jpegs` does; LANCZOS is the other filter."""
-    if _pixels is None:
-        _take(pixels, window, out, resampling)
-        return
-    height, width, _ = pixels.shape
-    number = (BILINEAR, LANCZOS).index(resampling)
-    _pixels.scale_window(number, pixels, height, width, *window, out, out.shape[0], out.shape[1])
-
-
-def _take(image: Pixels, window: Window, out: Pixels, resampling: Image.Resampling) -> None:
     top, left, height, width = window
-    is_inside = 0 <= top <= image.shape[0] - height and 0 <= left <= image.shape[1] - width
+    is_inside = 0 <= top <= pixels.shape[0] - height and 0 <= left <= pixels.shape[1] - width
     if not is_inside or min(height, width) < 1:
         raise ValueError("the window is not inside the image")
-    taken = image[top : top + height, left : left + width]
-    if taken.shape != out.shape:
+    taken = pixels[top : top + height, left : left + width]
+    if taken.shape == out.shape:
+        out[:] = taken
+    elif _pixels is not None:
+        number = (BILINEAR, LANCZOS).index(resampling)
+        _pixels.scale_window(number, pixels, *pixels.shape[:2], *window, out, *out.shape[:2])
+    else:
         scaled = Image.fromarray(taken)
         for size in ((width, out.shape[0]), (out.shape[1], out.shape[0])):
             scaled = scaled.resize(size, resampling)
-        taken = np.asarray(scaled)
-    out[:] = taken
+        out[:] = np.asarray(scaled)
 
 
 class MappedFile:

@@ -127,7 +127,7 @@ def open_imagenet(root: Path, *, num_classes: int = NUM_CLASSES) -> Source:
         splits=splits,
         reader=ImageReader(root),
         default_encoding="jpeg",
-        default_rgb_size=_SIZE,
+        default_size=_SIZE,
     )
 
 

@@ -55,8 +55,8 @@ class Source:
     """`train` and `val`; neither is empty."""
     reader: Reader
     default_encoding: Encoding
-    default_rgb_size: int | None = None
-    """Height and width under encoding rgb, where the images have many sizes."""
+    default_size: int | None = None
+    """Height and width for an encoding that needs one size, where the images have many."""
     is_replaceable: bool = True
     """Whether images are read from what may be another thing the next time."""
 

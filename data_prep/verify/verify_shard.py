@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.manifest import MEMBER_SUFFIX, Manifest
-from data_prep.shard_set.pixels import decode_image
+from data_prep.shard_set.manifest import Manifest
 from data_prep.verify.archive import ArchivedSample, Damage, pair_members, read_members
 
 Array = npt.NDArray[Any]
@@ -62,7 +62,7 @@ def _check_readable(check: ShardCheck) -> ShardFindings:
     name = check.path.name
     num_bytes = check.path.stat().st_size
     members, damages = read_members(check.path)
-    samples, unpaired = pair_members(name, members, MEMBER_SUFFIX[check.manifest.encoding])
+    samples, unpaired = pair_members(name, members, codec_of(check.manifest.encoding).suffix)
     damages += unpaired
     if num_bytes != check.num_bytes:
         damages.append(Damage(name, f"has {num_bytes} bytes; expected {check.num_bytes}"))
@@ -126,8 +126,8 @@ def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str
 
 def _check_image(content: bytes, manifest: Manifest) -> str | None:
     try:
-        pixels = decode_image(content, manifest.encoding)
-    except Exception as error:  # a damaged .npy header raises anything
+        pixels = codec_of(manifest.encoding).decode(content)
+    except (MemoryError, ValueError) as error:
         return f"its image does not decode: {error}"
     size = (manifest.image_height, manifest.image_width)
     if None not in size and pixels.shape[:2] != size:

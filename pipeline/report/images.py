@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.manifest import ShardSetError
-from data_prep.shard_set.pixels import decode_image
 from pipeline.report.inputs import SPLIT, Missing, ShardSet
 from pipeline.report.predictions import Counts, row_shares
 
@@ -58,8 +58,8 @@ def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
         shard.seek(int(entry["offset"]))
         content = shard.read(int(entry["num_bytes"]))
     try:
-        return decode_image(content, manifest.encoding)
-    except (OSError, EOFError, ValueError) as error:
+        return codec_of(manifest.encoding).decode(content)
+    except ValueError as error:
         raise ShardSetError(f"{path} is damaged at byte {entry['offset']} ({error})") from None
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.beton_format import BetonTables, open_beton
+from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.index import INDEX_DTYPE, read_checksums
-from data_prep.shard_set.manifest import Manifest, ShardSetError, manifest_sha256
+from data_prep.shard_set.manifest import Manifest, manifest_sha256
 from pipeline.data.readers.files import LocalFiles
 from pipeline.data.readers.sample_index import SampleIndex
-from pipeline.data.readers.stored_pixels import npy_header
-
-_REMEDY = "copy it again, or write it again with 'python -m data_prep beton'"
 
 
 def open_beton_index(path: Path, shards: Path, manifest: Manifest, split: str) -> SampleIndex:
@@ -26,33 +23,17 @@ def open_beton_index(path: Path, shards: Path, manifest: Manifest, split: str) -
     shard set.
     """
     record, tables = open_beton(path, manifest_sha256(shards))
-    if record.encoding != manifest.encoding:
-        raise ShardSetError(
-            f"{path} says that its encoding is {record.encoding}; expected that of its shard "
-            f"set, {manifest.encoding}: {_REMEDY}"
-        )
     return SampleIndex(
         encoding=manifest.encoding,
         image_size=manifest.image_size,
         rows=_rows_of(tables, record.samples_of(split)),
         checksums=read_checksums(shards, manifest.split(split)),
-        prefix=_prefix(manifest),
+        prefix=codec_of(manifest.encoding).header(manifest.image_size),
         files=LocalFiles([path]),
         paths=[path],
         are_tars=False,
-        remedy=_REMEDY,
+        remedy="copy it again, or write it again with 'python -m data_prep beton'",
     )
-
-
-def _prefix(manifest: Manifest) -> bytes:
-    match manifest.encoding:
-        case "jpeg":
-            return b""
-        case "rgb":
-            assert manifest.image_size is not None, "stored pixels have one size"
-            return npy_header((*manifest.image_size, 3))
-        case unknown:
-            assert_never(unknown)
 
 
 def _rows_of(tables: BetonTables, samples: slice) -> npt.NDArray[np.void]:

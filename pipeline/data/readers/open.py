@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
+from data_prep.shard_set.codec import codec_of
 from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_set import ShardSet
 from pipeline.data.readers.beton import open_beton_index
-from pipeline.data.readers.jpeg import JpegReader
+from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.reading import Reader
 from pipeline.data.readers.sample_index import SampleIndex
 from pipeline.data.readers.stored_pixels import PixelReader
@@ -30,13 +31,7 @@ def open_reader(
     Raises `ShardSetError` if the shard set is not whole.
     """
     index = _open_index(config, shards, split, files)
-    match index.encoding:
-        case "rgb":
-            kind: type[PixelReader | JpegReader] = PixelReader
-        case "jpeg":
-            kind = JpegReader
-        case unknown:
-            assert_never(unknown)
+    kind = PixelReader if codec_of(index.encoding).has_fixed_size else FileReader
     return kind(index, crop_policy, max_corrupt=max_corrupt, num_threads=config.decode_threads)
 
 

@@ -61,9 +61,9 @@ class SampleIndex:
         return content
 
     def read_verified(self, sample: int, cost: ReadCost) -> bytes:
-        """The same; raises `CorruptImage` also if the content does not match its checksum."""
-        content = self.read(sample, cost)
-        if isal_zlib.crc32(content, isal_zlib.crc32(self.prefix)) != int(self.checksums[sample]):
+        """The same behind `prefix`; raises `CorruptImage` if it does not match its checksum."""
+        content = self.prefix + self.read(sample, cost)
+        if isal_zlib.crc32(content) != int(self.checksums[sample]):
             raise CorruptImage("not the image that was written (CRC-32)")
         return content
 

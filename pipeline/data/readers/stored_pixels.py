@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shard_set.pixels import MappedFile, Window, copy_windows, scale_window
+from data_prep.shard_set.pixels import MappedFile, copy_windows
 from pipeline.data.augment.crop_policy import CropBoxes, CropPolicy
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader
@@ -18,10 +17,13 @@ from pipeline.data.readers.sample_index import SampleIndex
 
 
 class PixelReader(FileReader):
-    """Compares an image with its checksum when it is first read.
+    """Copies crops out of mapped files, unless they are to be scaled.
 
-    Files that last stay mapped; one that is cut meanwhile is damage like any other.
+    It compares an image with its checksum when it is first read. A file that is cut meanwhile is
+    damage like any other.
     """
+
+    _parts_of_thread = 1
 
     def __init__(
         self,
@@ -34,23 +36,28 @@ class PixelReader(FileReader):
         super().__init__(index, crop_policy, max_corrupt=max_corrupt, num_threads=num_threads)
         assert index.image_size is not None
         self._size = index.image_size
-        self._header = npy_header((*self._size, 3))
         self._num_bytes = 3 * self._size[0] * self._size[1]
         self._maps: dict[int, MappedFile] = {}
         self._mapping = threading.Lock()
         self._is_sound = np.zeros(self.num_samples, np.bool_)
 
     def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
+        boxes = self._boxes(samples, epoch)
+        is_as_is = (boxes.heights == self.image_shape[0]) & (boxes.widths == self.image_shape[1])
+        if not self._index.files.are_lasting or not is_as_is.all():
+            return super()._fill(samples, epoch, images)
         cost = ReadCost()
         if not self._is_sound[samples].all():
             cost = self._share_out(len(samples), lambda part: self._check_all(samples[part]))
-        sides = (np.full(len(samples), side) for side in self._size)
-        boxes = self._crop_policy.boxes(samples, epoch, *sides)
-        is_as_is = (boxes.heights == self.image_shape[0]) & (boxes.widths == self.image_shape[1])
-        is_copied = self._index.files.are_lasting and bool(is_as_is.all())
-        take = self._copy if is_copied else self._cut
-        cost.add(self._share_out(len(samples), lambda part: take(part, samples, boxes, images)))
+            boxes = self._boxes(samples, epoch)
+        cost.add(
+            self._share_out(len(samples), lambda part: self._copy(part, samples, boxes, images))
+        )
         return cost
+
+    def _boxes(self, samples: Indices, epoch: int) -> CropBoxes:
+        sides = (np.full(len(samples), side) for side in self._size)
+        return self._crop_policy.boxes(samples, epoch, *sides)
 
     def _check_all(self, samples: Indices) -> ReadCost:
         """Put good samples in the places of damaged ones."""
@@ -62,19 +69,12 @@ class PixelReader(FileReader):
         return cost
 
     def _check(self, sample: int, cost: ReadCost) -> None:
-        if self._is_sound[sample]:
-            return
-        content = self._index.read_verified(sample, cost)
-        file, offset, num_bytes, _ = self._index.row(sample)
-        if self._index.files.are_lasting and offset + num_bytes > self._map(file).num_bytes:
-            raise CorruptImage("its file was cut")
-        header = self._index.prefix + content[: max(0, num_bytes - self._num_bytes)]
-        if header != self._header:
-            height, width = self._size
-            raise CorruptImage(
-                f"not an .npy of uint8 {height}×{width}×3, row by row and nothing more"
-            )
-        self._is_sound[sample] = True
+        if not self._is_sound[sample]:
+            self._load(sample, cost)
+            file, offset, num_bytes, _ = self._index.row(sample)
+            if offset + num_bytes > self._map(file).num_bytes:
+                raise CorruptImage("its file was cut")
+            self._is_sound[sample] = True
 
     def _copy(
         self, part: slice, samples: Indices, boxes: CropBoxes, images: npt.NDArray[np.uint8]
@@ -102,28 +102,6 @@ class PixelReader(FileReader):
         cost.read_seconds = time.perf_counter() - begin
         return cost
 
-    def _cut(
-        self, part: slice, samples: Indices, boxes: CropBoxes, images: npt.NDArray[np.uint8]
-    ) -> ReadCost:
-        """Crops of any size, out of images that are read whole."""
-        cost = ReadCost()
-        begin = time.perf_counter()
-        windows = boxes.as_rows().tolist()
-        for row in range(part.start, part.stop):
-            content = self._load_good(samples, row, cost, self._read)
-            pixels = np.frombuffer(content, np.uint8)[-self._num_bytes :].reshape(*self._size, 3)
-            scale_window(pixels, Window(*windows[row]), images[row])
-        cost.decode_seconds = time.perf_counter() - begin
-        return cost
-
-    def _read(self, sample: int, cost: ReadCost) -> bytes:
-        self._check(sample, cost)
-        try:
-            return self._index.read(sample, cost)
-        except CorruptImage:
-            self._is_sound[sample] = False
-            raise
-
     def _addresses(self, samples: Indices) -> npt.NDArray[np.uint64]:
         """Where the first pixels of sound samples are in memory."""
         rows = self._index.rows[samples]
@@ -142,11 +120,3 @@ class PixelReader(FileReader):
     def close(self) -> None:
         super().close()
         self._maps.clear()
-
-
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What precedes the pixels in the .npy file of a uint8 image."""
-    file = io.BytesIO()
-    fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, fields)
-    return file.getvalue()

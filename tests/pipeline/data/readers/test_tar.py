@@ -221,7 +221,7 @@ def read_resealed(shards: Path, sample: int, match: str) -> None:
 def test_an_image_of_another_size_is_refused(shards: Path, encoding: Encoding) -> None:
     """Height and width exchanged: it has as many pixels, and would be read as stripes."""
     damage(shards, 4, encode(np.zeros((8, 32, 3), np.uint8), encoding))
-    read_resealed(shards, 4, "not an .npy of uint8 16×16" if encoding == "rgb" else "8×32.*16×16")
+    read_resealed(shards, 4, "the image is 8×32; expected 16×16")
 
 
 @pytest.mark.parametrize("encoding", ["jpeg"])
@@ -248,7 +248,7 @@ def test_an_npy_of_another_kind_is_refused(
     np.save(buffer, array)
     assert len(buffer.getvalue()) == len(encode(IMAGES[4], encoding))
     damage(shards, 4, buffer.getvalue())
-    read_resealed(shards, 4, "not an .npy of uint8 16×16")
+    read_resealed(shards, 4, r"expected uint8\[height, width, 3\], row by row")
 
 
 @pytest.mark.parametrize("encoding", ["rgb"])
@@ -259,7 +259,7 @@ def test_an_npy_with_bytes_to_spare_is_refused(shards: Path) -> None:
     header = b"\x93NUMPY\x01\x00" + len(fields).to_bytes(2, "little") + fields
     assert np.array_equal(np.load(io.BytesIO(header + bytes(768))), np.zeros((16, 16, 3)))
     damage(shards, 4, header)
-    read_resealed(shards, 4, "not an .npy")
+    read_resealed(shards, 4, "row by row and nothing more")
 
 
 def test_a_shard_cut_while_it_is_open_is_named(shards: Path, reader: Reader) -> None:
