@@ -39,7 +39,7 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt data_prep/shard_set/_pixels.c
 	@if [ "$(PYTHON)" = python3 ]; then $(call ensure,python3,python3 python3-venv); fi
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call ensure,python3-venv,python3-venv); }
-	@test -f /usr/include/jpeglib.h || { $(call ensure,jpeglib.h,gcc libc6-dev libjpeg62-turbo-dev python3-dev); }
+	@test -f /usr/include/jpeglib.h || { $(call ensure,jpeglib.h,gcc libc6-dev libjpeg62-turbo-dev); }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is missing or older than 3.11: call make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,9 @@
 /* Takes windows out of stored images: decodes no more of a JPEG than its window needs, scales the
- * window if that is asked for, and copies windows out of memory-mapped pixels. All of it runs
- * without the interpreter lock. `data_prep.shard_set.pixels` does the same in Python, byte for
- * byte. Whole JPEGs are decoded for `data_prep.convert.jpegs`, which wants to know what is wrong
- * with them.
+ * window if that is asked for, and copies windows out of memory-mapped pixels. Whole JPEGs are
+ * decoded for `data_prep.convert.jpegs`, which wants to know what is wrong with them.
+ *
+ * `data_prep.shard_set.pixels` calls the functions that are not static, answers for the sizes of
+ * their arrays, and does the same in Python, byte for byte.
  *
  * A window of a JPEG has the bytes that the same window of the whole decoded image has. libjpeg's
  * chroma upsampling looks one chroma sample to the left and the right, and at the borders of what
@@ -12,9 +13,6 @@
  * Scaling is Pillow's BILINEAR or LANCZOS, first to the output's height and then to its width: a
  * filter as wide as the scale, in fixed point, rounded to 8 bits after each of the two.
  */
-
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
 
 #include <math.h>
 #include <setjmp.h>
@@ -27,7 +25,8 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-#define INTERFACE 2 /* goes up with each change of what these functions take, give or do */
+const int INTERFACE = 3; /* goes up with each change of what these functions take, give or do */
+
 #define MARGIN_COLUMNS 8 /* two chroma samples at the coarsest usual subsampling, 4:1:1 */
 #define FRACTION_BITS 22 /* of a filter's weights: 8 bits of pixel and 2 of headroom are left */
 
@@ -42,16 +41,9 @@ typedef int32_t int32x4 __attribute__((vector_size(16)));
 /* ------------------------------------------------------------------ scaling */
 
 typedef struct {
-    int count;        /* how many inputs an output is made of */
-    int *firsts;      /* the first of them, by output */
-    int32_t *weights; /* `count` of them, by output */
+    int count;     /* how many inputs an output is made of */
+    int32_t *taps; /* by output: the first of them, and `count` weights */
 } Taps;
-
-static void free_taps(Taps *taps)
-{
-    free(taps->firsts);
-    free(taps->weights);
-}
 
 typedef struct {
     double support; /* of upscaling; it grows with the scale */
@@ -65,36 +57,39 @@ static double sinc(double x) { return x == 0.0 ? 1.0 : sin(x * M_PI) / (x * M_PI
 static double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0; }
 
 static const Filter FILTERS[] = {{1.0, triangle}, {3.0, lanczos}};
-enum { BILINEAR, LANCZOS, NUM_FILTERS };
+enum { BILINEAR, LANCZOS };
 
-/* The taps along one side; 0 without memory. Outputs at the border get weights of 0 beside theirs,
- * so that all have as many and no branch depends on it. */
-static int make_taps(Taps *taps, const Filter *filter, int in_size, int out_size)
+/* The most inputs that an output is made of along one side. */
+static int count_taps(const Filter *filter, int in_size, int out_size)
+{
+    double scale = (double)in_size / out_size;
+    int count = (int)ceil(2 * filter->support * (scale < 1.0 ? 1.0 : scale)) + 1;
+    return count > in_size ? in_size : count;
+}
+
+/* Outputs at the border get weights of 0 beside theirs, so that all have as many and no branch
+ * depends on it. */
+static void fill_taps(Taps *taps, const Filter *filter, int in_size, int out_size)
 {
     double scale = (double)in_size / out_size;
     double stretch = scale < 1.0 ? 1.0 : scale;
     double support = filter->support * stretch;
-    int count = (int)ceil(2 * support) + 1;
-    taps->count = count = count > in_size ? in_size : count;
-    taps->firsts = malloc(sizeof(int) * out_size);
-    taps->weights = malloc(sizeof(int32_t) * count * out_size);
-    if (taps->firsts == NULL || taps->weights == NULL)
-        return 0;
+    int count = taps->count;
+    int32_t *tap = taps->taps;
     for (int out = 0; out < out_size; out++) {
         double center = (out + 0.5) * scale, sum = 0.0;
         int first = (int)(center - support + 0.5);
         first = first < 0 ? 0 : first;
         first = first > in_size - count ? in_size - count : first;
+        *tap++ = first;
         for (int i = 0; i < count; i++)
             sum += filter->weight((first + i - center + 0.5) * (1.0 / stretch));
         for (int i = 0; i < count; i++) {
             double weight = filter->weight((first + i - center + 0.5) * (1.0 / stretch)) / sum;
             weight *= 1 << FRACTION_BITS;
-            taps->weights[out * count + i] = (int32_t)(weight < 0 ? weight - 0.5 : weight + 0.5);
+            *tap++ = (int32_t)(weight < 0 ? weight - 0.5 : weight + 0.5);
         }
-        taps->firsts[out] = first;
     }
-    return 1;
 }
 
 static inline int32_t rounded(int32_t sum)
@@ -124,14 +119,14 @@ FOR_EACH_PROCESSOR
 static void scale_row(const int32_t *row, const Taps *taps, int out_size, int32_t *wide,
                       uint8_t *out)
 {
-    const int32_t *weights = taps->weights;
+    const int32_t *tap = taps->taps;
     for (int x = 0; x < out_size; x++) {
-        const int32_t *place = row + 3 * taps->firsts[x];
+        const int32_t *place = row + 3 * *tap++;
         int32x4 sum = (int32x4){0} + (1 << (FRACTION_BITS - 1));
         for (int i = 0; i < taps->count; i++, place += 3) {
             int32x4 values;
             memcpy(&values, place, sizeof(values));
-            sum += values * *weights++;
+            sum += values * *tap++;
         }
         memcpy(wide + 3 * x, &sum, sizeof(sum));
     }
@@ -139,19 +134,48 @@ static void scale_row(const int32_t *row, const Taps *taps, int out_size, int32_
         out[x] = rounded(wide[x]);
 }
 
-/* ------------------------------------------------------------------ JPEG */
+/* Scale a window of height×width pixels to out_height×out_width×3. It begins `inset` pixels into
+ * `lines`, whose rows are `row_bytes` apart. Returns 0 without memory. */
+int scale_window(const uint8_t *lines, int row_bytes, int inset, int height, int width,
+                 int filter_number, uint8_t *out, int out_height, int out_width)
+{
+    const Filter *filter = &FILTERS[filter_number];
+    Taps across = {.count = count_taps(filter, width, out_width)};
+    Taps down = {.count = count_taps(filter, height, out_height)};
+    size_t num_flat = (size_t)row_bytes + 1, num_wide = 3 * (size_t)out_width + 1;
+    size_t num_across = (across.count + 1) * (size_t)out_width;
+    size_t num_down = (down.count + 1) * (size_t)out_height;
+    int32_t *flat = malloc(sizeof(int32_t) * (num_flat + num_wide + num_across + num_down));
+    if (flat == NULL)
+        return 0;
+    int32_t *wide = flat + num_flat;
+    across.taps = wide + num_wide;
+    down.taps = across.taps + num_across;
+    fill_taps(&across, filter, width, out_width);
+    fill_taps(&down, filter, height, out_height);
+    flat[row_bytes] = 0; /* scale_row multiplies it, if only to drop it */
+    const int32_t *tap = down.taps;
+    for (int y = 0; y < out_height; y++, tap += down.count + 1) {
+        blend_rows(lines + *tap * (size_t)row_bytes, row_bytes, tap + 1, down.count, flat);
+        scale_row(flat + 3 * inset, &across, out_width, wide, out + y * 3 * (size_t)out_width);
+    }
+    free(flat);
+    return 1;
+}
 
-typedef struct {
-    struct jpeg_error_mgr base;
-    jmp_buf escape;
-    char message[JMSG_LENGTH_MAX]; /* of what ended it, else of the first complaint */
-    int is_patient;                /* goes on after complaints that cost no pixel */
-    int is_cut;                    /* the data stop early: in the file, or in a scan */
-} Errors;
+/* ------------------------------------------------------------------ JPEG */
 
 typedef struct {
     int top, left, height, width;
 } Window;
+
+typedef struct {
+    struct jpeg_error_mgr base;
+    jmp_buf escape;
+    char *message;  /* of what ended it, else of the first complaint: JMSG_LENGTH_MAX */
+    int is_patient; /* goes on after complaints that cost no pixel */
+    int is_cut;     /* the data stop early: in the file, or in a scan */
+} Errors;
 
 /* The window has no negative number; a sum of two could overflow. */
 static int is_inside(const Window *window, int image_height, int image_width)
@@ -160,13 +184,6 @@ static int is_inside(const Window *window, int image_height, int image_width)
            window->height <= image_height - window->top &&
            window->width <= image_width - window->left;
 }
-
-typedef struct {
-    uint8_t *lines; /* decoded rows: one, or all of the window if it is scaled */
-    int32_t *flat;  /* a row of the output's height */
-    int32_t *wide;  /* and of its width */
-    Taps across, down;
-} Scratch;
 
 static void on_error(j_common_ptr decoder)
 {
@@ -209,23 +226,16 @@ static void on_message(j_common_ptr decoder, int level)
 }
 
 /* The caller then sets where errors escape to, and destroys the decoder. */
-static void set_up_errors(struct jpeg_decompress_struct *decoder, Errors *errors, int is_patient)
+static void set_up_errors(struct jpeg_decompress_struct *decoder, Errors *errors, char *message,
+                          int is_patient)
 {
-    memset(errors, 0, sizeof(*errors));
     memset(decoder, 0, sizeof(*decoder)); /* it may be destroyed before it is created */
     decoder->err = jpeg_std_error(&errors->base);
     errors->base.error_exit = on_error;
     errors->base.emit_message = on_message;
+    errors->message = message;
     errors->is_patient = is_patient;
-}
-
-static void free_scratch(Scratch *scratch)
-{
-    free(scratch->lines);
-    free(scratch->flat);
-    free(scratch->wide);
-    free_taps(&scratch->across);
-    free_taps(&scratch->down);
+    errors->is_cut = message[0] = 0;
 }
 
 /* Decode the next row into `line`. */
@@ -251,92 +261,65 @@ static int seek_window(struct jpeg_decompress_struct *decoder, const Window *win
     return window->left - (int)first;
 }
 
-static void decode_as_is(struct jpeg_decompress_struct *decoder, const Window *window,
-                         Scratch *scratch, uint8_t *out)
-{
-    int inset = seek_window(decoder, window);
-    size_t row_bytes = 3 * (size_t)window->width;
-    for (int y = 0; y < window->height; y++) {
-        read_line(decoder, scratch->lines);
-        memcpy(out + y * row_bytes, scratch->lines + 3 * inset, row_bytes);
-    }
-}
-
-/* Scale the window that begins `inset` pixels into `lines`. */
-static void scale_lines(const uint8_t *lines, size_t row_bytes, int inset, const Scratch *scratch,
-                        uint8_t *out, int out_height, int out_width)
-{
-    const Taps *down = &scratch->down;
-    scratch->flat[row_bytes] = 0; /* scale_row multiplies it, if only to drop it */
-    for (int y = 0; y < out_height; y++) {
-        blend_rows(lines + down->firsts[y] * row_bytes, row_bytes, down->weights + y * down->count,
-                   down->count, scratch->flat);
-        scale_row(scratch->flat + 3 * inset, &scratch->across, out_width, scratch->wide,
-                  out + y * 3 * (size_t)out_width);
-    }
-}
-
-static void decode_scaled(struct jpeg_decompress_struct *decoder, const Window *window,
-                          Scratch *scratch, uint8_t *out, int out_height, int out_width)
-{
-    int inset = seek_window(decoder, window);
-    size_t row_bytes = 3 * (size_t)decoder->output_width;
-    for (int y = 0; y < window->height; y++)
-        read_line(decoder, scratch->lines + y * row_bytes);
-    scale_lines(scratch->lines, row_bytes, inset, scratch, out, out_height, out_width);
-}
-
-/* What scaling needs, for rows of `row_bytes`; 0 without memory. */
-static int prepare_scaling(Scratch *scratch, const Filter *filter, const Window *window,
-                           size_t row_bytes, int out_height, int out_width)
-{
-    scratch->flat = malloc(sizeof(int32_t) * (row_bytes + 1));
-    scratch->wide = malloc(sizeof(int32_t) * (3 * (size_t)out_width + 1));
-    return scratch->flat && scratch->wide &&
-           make_taps(&scratch->across, filter, window->width, out_width) &&
-           make_taps(&scratch->down, filter, window->height, out_height);
-}
-
-/* Returns NULL, or what is wrong; an error of libjpeg leaves by a jump. */
+/* Returns what is wrong, or NULL; an error of libjpeg leaves by a jump. `lines`, to be freed, has a
+ * decoded row, or all of the window if it is scaled. */
 static const char *run_decoder(struct jpeg_decompress_struct *decoder, const Window *window,
-                               Scratch *scratch, uint8_t *out, int out_height, int out_width)
+                               uint8_t **lines, uint8_t *out, int out_height, int out_width)
 {
     int is_scaled = window->height != out_height || window->width != out_width;
     jpeg_read_header(decoder, TRUE);
     if (!is_inside(window, (int)decoder->image_height, (int)decoder->image_width))
         return "the window reaches beyond the image";
-    size_t row_bytes = 3 * (size_t)decoder->image_width;
-    scratch->lines = malloc(row_bytes * (is_scaled ? window->height : 1));
-    if (scratch->lines == NULL ||
-        (is_scaled && !prepare_scaling(scratch, &FILTERS[BILINEAR], window, row_bytes, out_height,
-                                       out_width)))
+    *lines = malloc(3 * (size_t)decoder->image_width * (is_scaled ? window->height : 1));
+    if (*lines == NULL)
         return "out of memory";
     decoder->out_color_space = JCS_RGB;
     jpeg_start_decompress(decoder);
-    if (is_scaled)
-        decode_scaled(decoder, window, scratch, out, out_height, out_width);
-    else
-        decode_as_is(decoder, window, scratch, out);
+    int inset = seek_window(decoder, window);
+    size_t row_bytes = 3 * (size_t)decoder->output_width, out_bytes = 3 * (size_t)out_width;
+    for (int y = 0; y < window->height; y++) {
+        read_line(decoder, *lines + (is_scaled ? y * row_bytes : 0));
+        if (!is_scaled)
+            memcpy(out + y * out_bytes, *lines + 3 * inset, out_bytes);
+    }
+    if (is_scaled && !scale_window(*lines, row_bytes, inset, window->height, window->width,
+                                   BILINEAR, out, out_height, out_width))
+        return "out of memory";
     return NULL;
 }
 
-/* Returns NULL, or what is wrong: a constant, or the text in `errors`. */
-static const char *decode_window(const uint8_t *content, size_t num_bytes, const Window *window,
-                                 uint8_t *out, int out_height, int out_width, Errors *errors)
+/* Returns 1 if all went well, else `message` says what is wrong. */
+static int decode_window(const uint8_t *content, size_t num_bytes, const Window *window,
+                         uint8_t *out, int out_height, int out_width, char *message)
 {
     struct jpeg_decompress_struct decoder;
-    Scratch scratch;
-    memset(&scratch, 0, sizeof(scratch));
-    set_up_errors(&decoder, errors, 0);
-    const char *volatile problem = errors->message; /* volatile: it must outlive the jump */
-    if (setjmp(errors->escape) == 0) {
+    Errors errors;
+    uint8_t *volatile lines = NULL; /* volatile: they must outlive the jump */
+    const char *volatile problem = message;
+    set_up_errors(&decoder, &errors, message, 0);
+    if (setjmp(errors.escape) == 0) {
         jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
         jpeg_mem_src(&decoder, content, num_bytes);
-        problem = run_decoder(&decoder, window, &scratch, out, out_height, out_width);
+        problem = run_decoder(&decoder, window, (uint8_t **)&lines, out, out_height, out_width);
     }
     jpeg_destroy_decompress(&decoder);
-    free_scratch(&scratch);
-    return problem;
+    free(lines);
+    if (problem != NULL && problem != message)
+        strcpy(message, problem);
+    return problem == NULL;
+}
+
+/* Of `count` JPEGs the windows, to count×out_height×out_width×3. Returns the number of the first
+ * JPEG that is damaged, or not around its window, and what is wrong in `message`; else `count`. */
+int cut_jpegs(const uint8_t *const *contents, const size_t *lengths, const Window *windows,
+              int count, uint8_t *out, int out_height, int out_width, char *message)
+{
+    size_t image_bytes = 3 * (size_t)out_height * out_width;
+    int i = 0;
+    while (i < count && decode_window(contents[i], lengths[i], &windows[i], out + i * image_bytes,
+                                      out_height, out_width, message))
+        i++;
+    return i;
 }
 
 /* Whether some component, or some bits of a progressive picture, are in no scan. Of scans that are
@@ -367,27 +350,29 @@ static int lacks_tables(const struct jpeg_decompress_struct *decoder)
 
 enum { WHOLE, TRUNCATED, DAMAGED };
 
-/* Decode all of a JPEG. Returns one of the above; a message is in `errors` unless it is empty. */
-static int judge(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
-                 int channels, Errors *errors)
+/* All of a JPEG of that size, to height×width×channels: RGB with 3, CMYK with 4 as libjpeg gives
+ * it. Returns one of the above; `message` is empty if there is nothing to complain of. */
+int judge_jpeg(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
+               int channels, char *message)
 {
     struct jpeg_decompress_struct decoder;
+    Errors errors;
     volatile int verdict = DAMAGED; /* volatile: it must outlive the jump */
-    set_up_errors(&decoder, errors, 1);
-    if (setjmp(errors->escape) == 0) {
+    set_up_errors(&decoder, &errors, message, 1);
+    if (setjmp(errors.escape) == 0) {
         jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
         jpeg_mem_src(&decoder, content, num_bytes);
         jpeg_read_header(&decoder, TRUE);
         decoder.out_color_space = channels == 4 ? JCS_CMYK : JCS_RGB;
         if ((int)decoder.image_height != height || (int)decoder.image_width != width)
             ERREXIT(&decoder, JERR_BAD_LENGTH);
-        if (errors->message[0] != '\0' && lacks_tables(&decoder)) /* what it skipped was one */
+        if (message[0] != '\0' && lacks_tables(&decoder)) /* what it skipped was one */
             ERREXIT1(&decoder, JERR_NO_HUFF_TABLE, 0);
         jpeg_start_decompress(&decoder);
         for (int y = 0; y < height; y++)
             read_line(&decoder, out + y * (size_t)channels * width);
         if (lacks_scans(&decoder)) {
-            strcpy(errors->message, "scans are missing");
+            strcpy(message, "scans are missing");
             verdict = TRUNCATED;
         } else {
             jpeg_finish_decompress(&decoder);
@@ -395,125 +380,7 @@ static int judge(const uint8_t *content, size_t num_bytes, uint8_t *out, int hei
         }
     }
     jpeg_destroy_decompress(&decoder);
-    return verdict == DAMAGED && errors->is_cut ? TRUNCATED : verdict;
-}
-
-/* cut_jpegs(contents, windows, out, out_height, out_width): of a list of N bytes the windows, int32
- * N×4 (top, left, height, width), to writable uint8 N×out_height×out_width×3. Returns None, or the
- * number of the first JPEG that is damaged, or not around its window, and what is wrong. */
-static PyObject *cut_jpegs(PyObject *module, PyObject *arguments)
-{
-    PyObject *contents, *result = NULL;
-    Py_buffer windows, out;
-    int out_height, out_width;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "O!y*w*ii", &PyList_Type, &contents, &windows, &out,
-                          &out_height, &out_width))
-        return NULL;
-    Py_ssize_t count = PyList_GET_SIZE(contents), image_bytes = (Py_ssize_t)3 * out_height * out_width;
-    const uint8_t **starts = PyMem_Calloc(count + 1, sizeof(*starts));
-    size_t *lengths = PyMem_Calloc(count + 1, sizeof(*lengths));
-    int is_sound = starts != NULL && lengths != NULL && out_height > 0 && out_width > 0 &&
-                   windows.len == (Py_ssize_t)sizeof(Window) * count &&
-                   out.len == image_bytes * count;
-    for (Py_ssize_t i = 0; is_sound && i < count; i++) {
-        PyObject *content = PyList_GET_ITEM(contents, i);
-        is_sound = PyBytes_Check(content);
-        if (is_sound) {
-            starts[i] = (const uint8_t *)PyBytes_AS_STRING(content);
-            lengths[i] = PyBytes_GET_SIZE(content);
-        }
-    }
-    if (is_sound) {
-        Errors errors;
-        const char *problem = NULL;
-        Py_ssize_t i;
-        Py_BEGIN_ALLOW_THREADS
-        for (i = 0; i < count; i++) {
-            problem = decode_window(starts[i], lengths[i], (const Window *)windows.buf + i,
-                                    (uint8_t *)out.buf + i * image_bytes, out_height, out_width,
-                                    &errors);
-            if (problem != NULL)
-                break;
-        }
-        Py_END_ALLOW_THREADS
-        result = problem == NULL ? Py_NewRef(Py_None) : Py_BuildValue("ns", i, problem);
-    } else {
-        PyErr_SetString(PyExc_ValueError, "the contents, windows and output differ in number");
-    }
-    PyMem_Free(starts);
-    PyMem_Free(lengths);
-    PyBuffer_Release(&windows);
-    PyBuffer_Release(&out);
-    return result;
-}
-
-/* judge_jpeg(content, out, height, width, channels): all of a JPEG of that size to writable uint8
- * height×width×channels: RGB with 3, CMYK with 4 as libjpeg gives it. Returns the verdict, and what
- * there was to complain of, or None. */
-static PyObject *judge_jpeg(PyObject *module, PyObject *arguments)
-{
-    Py_buffer content, out;
-    int height, width, channels, verdict = DAMAGED;
-    Errors errors;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*w*iii", &content, &out, &height, &width, &channels))
-        return NULL;
-    int is_sound = height > 0 && width > 0 && (channels == 3 || channels == 4) &&
-                   out.len == (Py_ssize_t)channels * height * width;
-    if (is_sound) {
-        Py_BEGIN_ALLOW_THREADS
-        verdict = judge(content.buf, content.len, out.buf, height, width, channels, &errors);
-        Py_END_ALLOW_THREADS
-    } else {
-        PyErr_SetString(PyExc_ValueError, "the output does not fit the size");
-    }
-    PyBuffer_Release(&content);
-    PyBuffer_Release(&out);
-    if (!is_sound)
-        return NULL;
-    return Py_BuildValue("iz", verdict, errors.message[0] == '\0' ? NULL : errors.message);
-}
-
-/* scale_window(filter, pixels, image_height, image_width, top, left, height, width, out,
- * out_height, out_width): from uint8 image_height×image_width×3 to writable uint8 out_height×out_width×3. */
-static PyObject *scale_window(PyObject *module, PyObject *arguments)
-{
-    Py_buffer pixels, out;
-    Window window;
-    int filter, image_height, image_width, out_height, out_width;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "iy*iiiiiiw*ii", &filter, &pixels, &image_height,
-                          &image_width, &window.top, &window.left, &window.height, &window.width,
-                          &out, &out_height, &out_width))
-        return NULL;
-    size_t row_bytes = 3 * (size_t)image_width;
-    int is_sound = image_height > 0 && image_width > 0 &&
-                   is_inside(&window, image_height, image_width) && out_height > 0 &&
-                   out_width > 0 &&
-                   pixels.len == (Py_ssize_t)row_bytes * image_height && filter >= 0 &&
-                   filter < NUM_FILTERS &&
-                   out.len == (Py_ssize_t)3 * out_height * out_width;
-    if (is_sound) {
-        Scratch scratch;
-        memset(&scratch, 0, sizeof(scratch));
-        int has_memory;
-        Py_BEGIN_ALLOW_THREADS
-        has_memory = prepare_scaling(&scratch, &FILTERS[filter], &window, row_bytes, out_height,
-                                     out_width);
-        if (has_memory)
-            scale_lines((const uint8_t *)pixels.buf + window.top * row_bytes, row_bytes,
-                        window.left, &scratch, out.buf, out_height, out_width);
-        free_scratch(&scratch);
-        Py_END_ALLOW_THREADS
-        if (!has_memory)
-            PyErr_NoMemory();
-    } else {
-        PyErr_SetString(PyExc_ValueError, "the window or the buffers do not fit the image");
-    }
-    PyBuffer_Release(&pixels);
-    PyBuffer_Release(&out);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    return verdict == DAMAGED && errors.is_cut ? TRUNCATED : verdict;
 }
 
 /* ------------------------------------------------------------------ mapped pixels */
@@ -558,88 +425,30 @@ static void mirror_row(uint8_t *target, const uint8_t *row, int width)
     }
 }
 
-/* Returns the number of the image that could not be read, or -1. */
-static Py_ssize_t copy_all(const uint64_t *addresses, const int64_t *tops, const int64_t *lefts,
-                           const uint8_t *flips, Py_ssize_t count, size_t stride, int height,
-                           int width, uint8_t *out)
+/* The images' first bytes are at `addresses`, their rows `row_bytes` apart. Returns the number of
+ * the first image that cannot be read because its file was cut or its disk fails, or `count`. */
+int copy_windows(const uint64_t *addresses, const int64_t *tops, const int64_t *lefts,
+                 const uint8_t *flips, int count, int row_bytes, int height, int width,
+                 uint8_t *out)
 {
-    volatile Py_ssize_t image = 0;
+    volatile int image = 0;
     sigjmp_buf before;
-    if (sigsetjmp(before, 1)) {
-        copying = NULL;
-        return image;
-    }
-    copying = &before;
-    size_t row_bytes = 3 * (size_t)width;
-    for (; image < count; image = image + 1) {
-        const uint8_t *row = (const uint8_t *)(uintptr_t)addresses[image];
-        uint8_t *target = out + image * height * row_bytes;
-        row += tops[image] * stride + 3 * lefts[image];
-        for (int y = 0; y < height; y++, row += stride, target += row_bytes) {
-            if (flips[image])
-                mirror_row(target, row, width);
-            else
-                memcpy(target, row, row_bytes);
+    catch_bus_errors();
+    if (sigsetjmp(before, 1) == 0) {
+        copying = &before;
+        size_t out_bytes = 3 * (size_t)width;
+        for (; image < count; image = image + 1) {
+            const uint8_t *row = (const uint8_t *)(uintptr_t)addresses[image];
+            uint8_t *target = out + (size_t)image * height * out_bytes;
+            row += tops[image] * row_bytes + 3 * lefts[image];
+            for (int y = 0; y < height; y++, row += row_bytes, target += out_bytes) {
+                if (flips[image])
+                    mirror_row(target, row, width);
+                else
+                    memcpy(target, row, out_bytes);
+            }
         }
     }
     copying = NULL;
-    return -1;
-}
-
-/* copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out): `addresses` (uint64
- * N) are of the images' first bytes, their rows `row_bytes` apart; `tops` and `lefts` are int64 N,
- * `flips` bool N. The caller answers for the windows' being inside the images. Returns -1, or the
- * number of the first image that cannot be read because its file was cut or its disk fails. */
-static PyObject *copy_windows(PyObject *module, PyObject *arguments)
-{
-    Py_buffer addresses, tops, lefts, flips, out;
-    Py_ssize_t row_bytes;
-    int height, width;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*y*y*y*niiw*", &addresses, &tops, &lefts, &flips, &row_bytes,
-                          &height, &width, &out))
-        return NULL;
-    Py_ssize_t count = addresses.len / (Py_ssize_t)sizeof(uint64_t), failed = -1;
-    int is_sound = tops.len == addresses.len && lefts.len == addresses.len &&
-                   flips.len == count && height > 0 && width > 0 &&
-                   out.len == count * height * width * 3;
-    if (is_sound) {
-        catch_bus_errors();
-        Py_BEGIN_ALLOW_THREADS
-        failed = copy_all(addresses.buf, tops.buf, lefts.buf, flips.buf, count, row_bytes, height,
-                          width, out.buf);
-        Py_END_ALLOW_THREADS
-    } else {
-        PyErr_SetString(PyExc_ValueError, "the arrays and the output differ in length");
-    }
-    PyBuffer_Release(&addresses);
-    PyBuffer_Release(&tops);
-    PyBuffer_Release(&lefts);
-    PyBuffer_Release(&flips);
-    PyBuffer_Release(&out);
-    return is_sound ? PyLong_FromSsize_t(failed) : NULL;
-}
-
-static PyMethodDef methods[] = {
-    {"cut_jpegs", cut_jpegs, METH_VARARGS, NULL},
-    {"judge_jpeg", judge_jpeg, METH_VARARGS, NULL},
-    {"scale_window", scale_window, METH_VARARGS, NULL},
-    {"copy_windows", copy_windows, METH_VARARGS, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-static struct PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "data_prep.shard_set._pixels",
-    .m_doc = "Windows of stored images; see data_prep.shard_set.pixels.",
-    .m_size = -1,
-    .m_methods = methods,
-};
-
-PyMODINIT_FUNC PyInit__pixels(void)
-{
-    PyObject *module = PyModule_Create(&module_definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0)
-        Py_CLEAR(module);
-    return module;
+    return image;
 }

@@ -1,19 +1,19 @@
 """Takes windows out of stored images, in compiled code where it was built.
 
-`_pixels.c` decodes no more of a JPEG than its window needs and copies out of mapped files without
-the interpreter lock. Where no compiler or no libjpeg was there to build it, the same happens here,
-with the same bytes and slower.
+`_pixels.c` decodes no more of a JPEG than its window needs and copies out of mapped files, both
+without the interpreter lock. Where no compiler or no libjpeg was there to build it, the same
+happens here, with the same bytes and slower.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
 import mmap
 from collections.abc import Callable
+from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from enum import IntEnum
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,20 +38,35 @@ class Window(NamedTuple):
     width: int
 
 
-_INTERFACE = 2
+_INTERFACE = 3
 """Of the `_pixels.c` that belongs to this module."""
 
+_MESSAGE_BYTES = 200
+"""JMSG_LENGTH_MAX of libjpeg."""
 
-def _import_compiled() -> ModuleType | None:
+
+def _load_compiled() -> ctypes.CDLL | None:
     """The compiled code, unless it was built from another version of the source, or not at all."""
-    try:
-        module = importlib.import_module("data_prep.shard_set._pixels")
-    except ImportError:
+    found = importlib.util.find_spec("data_prep.shard_set._pixels")
+    if found is None or found.origin is None:
         return None
-    return module if getattr(module, "INTERFACE", None) == _INTERFACE else None
+    try:
+        library = ctypes.CDLL(found.origin)
+        if c_int.in_dll(library, "INTERFACE").value != _INTERFACE:
+            return None
+    except (OSError, ValueError):  # without its libjpeg, or older
+        return None
+    return library
 
 
-_pixels = _import_compiled()
+_pixels = _load_compiled()
+
+
+def _address(array: npt.NDArray[Any], dtype: type[np.generic], *shape: int) -> c_void_p:
+    """The array for C, which takes it as it should be: of this type and shape, without gaps."""
+    assert (array.dtype, array.shape) == (dtype, shape), f"{array.dtype}{list(array.shape)}"
+    assert array.flags.c_contiguous
+    return c_void_p(array.ctypes.data)
 
 
 def is_compiled() -> bool:
@@ -87,8 +102,13 @@ def judge_jpeg(content: bytes, out: Pixels) -> tuple[Verdict, str | None] | None
     """
     if _pixels is None:
         return None
-    verdict, complaint = _pixels.judge_jpeg(content, out, *out.shape)
-    return Verdict(verdict), complaint
+    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    height, width, channels = out.shape
+    target = _address(out, np.uint8, height, width, channels)
+    verdict = _pixels.judge_jpeg(
+        content, c_size_t(len(content)), target, height, width, channels, message
+    )
+    return Verdict(verdict), message.value.decode(errors="replace") or None
 
 
 def decode_jpeg(content: bytes) -> Pixels:
@@ -110,12 +130,22 @@ def cut_jpegs(
     as wide as the scale), first to the height and then to the width. Returns None, or the number of
     the first one that is damaged, as far down as its window goes, and what is wrong with it.
     """
-    if _pixels is not None:
-        answer: tuple[int, str] | None = _pixels.cut_jpegs(
-            contents, np.ascontiguousarray(windows, np.int32), out, out.shape[1], out.shape[2]
-        )
-        return answer
-    return cut_decoded(simplejpeg.decode_jpeg, contents, windows, out)
+    if _pixels is None:
+        return cut_decoded(simplejpeg.decode_jpeg, contents, windows, out)
+    count, height, width, _ = out.shape
+    windows = np.ascontiguousarray(windows, np.int32)
+    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    failed = _pixels.cut_jpegs(
+        (c_char_p * count)(*contents),
+        (c_size_t * count)(*map(len, contents)),
+        _address(windows, np.int32, count, 4),
+        count,
+        _address(out, np.uint8, count, height, width, 3),
+        height,
+        width,
+        message,
+    )
+    return None if failed == count else (failed, message.value.decode(errors="replace"))
 
 
 def cut_decoded(
@@ -145,8 +175,18 @@ def scale_window(
     if taken.shape == out.shape:
         out[:] = taken
     elif _pixels is not None:
-        number = (BILINEAR, LANCZOS).index(resampling)
-        _pixels.scale_window(number, pixels, *pixels.shape[:2], *window, out, *out.shape[:2])
+        has_memory = _pixels.scale_window(
+            _address(pixels[top:], np.uint8, pixels.shape[0] - top, *pixels.shape[1:]),
+            3 * pixels.shape[1],
+            left,
+            height,
+            width,
+            (BILINEAR, LANCZOS).index(resampling),
+            _address(out, np.uint8, *out.shape[:2], 3),
+            *out.shape[:2],
+        )
+        if not has_memory:
+            raise MemoryError
     else:
         scaled = Image.fromarray(taken)
         for size in ((width, out.shape[0]), (out.shape[1], out.shape[0])):
@@ -184,9 +224,18 @@ def copy_windows(
     if flips is None:
         flips = np.zeros(count, np.bool_)
     if _pixels is not None:
-        row_bytes = 3 * size[1]
-        failed = _pixels.copy_windows(addresses, tops, lefts, flips, row_bytes, height, width, out)
-        return None if failed < 0 else failed
+        failed = _pixels.copy_windows(
+            _address(addresses, np.uint64, count),
+            _address(tops, np.int64, count),
+            _address(lefts, np.int64, count),
+            _address(flips, np.bool_, count),
+            count,
+            3 * size[1],
+            height,
+            width,
+            _address(out, np.uint8, count, height, width, 3),
+        )
+        return None if failed == count else failed
     for row in range(count):
         memory = (ctypes.c_uint8 * (size[0] * size[1] * 3)).from_address(int(addresses[row]))
         image = np.ctypeslib.as_array(memory).reshape(*size, 3)
