@@ -50,18 +50,18 @@ def write_beton(shards: Path, path: Path, stream: TextIO) -> Beton:
     samples = ShardSamples(shards, manifest)
     with contextlib.closing(samples), _locked_temporary(path) as temporary:
         write = open_writer(samples)
-        with _progress("writing", len(samples), stream) as show, _naming(path):
-            write(temporary, show)
-        with _progress("checking", len(samples), stream) as show:
+        with contextlib.closing(Progress("writing", "samples", stream)) as progress:
+            write(temporary, progress.show)
+        with contextlib.closing(Progress("checking", "samples", stream)) as progress:
             tables = map_tables(temporary)
             check_tables(path, tables, samples)
-            _check_images(temporary, tables, samples, show)
+            _check_images(temporary, tables, samples, progress.show)
         record = BetonRecord(
             manifest_sha256=sha256,
             encoding=manifest.encoding,
             splits=samples.num_by_split,
         )
-        with _naming(path), temporary.open("r+b") as file:
+        with temporary.open("r+b") as file:
             write_record(file, record, tables)
             file.flush()
             sync(file.fileno())
@@ -86,7 +86,7 @@ def _locked_temporary(path: Path) -> Iterator[Path]:
     """Yields the name to write under, and keeps other writers from it.
 
     It has one name only, so what a killed writer leaves there goes when the command is run again.
-    Raises `ConversionError` if another writer is at work.
+    Raises `ConversionError` if another writer is at work; an `OSError` in the block names `path`.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     temporary.open("ab").close()  # what it raises is told as it is
@@ -97,25 +97,11 @@ def _locked_temporary(path: Path) -> Iterator[Path]:
             raise ConversionError(f"another process is writing {path}: wait for it") from None
         try:
             yield temporary
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(path)
             raise
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int, stream: TextIO) -> Iterator[Callable[[int], None]]:
-    with contextlib.closing(Progress(title, "samples", stream)) as progress:
-        yield lambda num_done: progress.show(num_done, total)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """For a block that writes: its `OSError`s name the file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def check_tables(path: Path, tables: BetonTables, samples: ShardSamples) -> None:
@@ -137,7 +123,7 @@ def check_tables(path: Path, tables: BetonTables, samples: ShardSamples) -> None
 
 
 def _check_images(
-    path: Path, tables: BetonTables, samples: ShardSamples, show: Callable[[int], None]
+    path: Path, tables: BetonTables, samples: ShardSamples, show: Callable[[int, int], None]
 ) -> None:
     """Read every image back; raises `ShardSetError` naming the first one that is damaged."""
     with path.open("rb") as file:
@@ -145,4 +131,4 @@ def _check_images(
             _, offset, num_bytes = tables.allocations[number].tolist()
             file.seek(offset)
             samples.check(number, file.read(num_bytes))
-            show(number + 1)
+            show(number + 1, len(samples))

@@ -26,12 +26,12 @@ _INSTALL = (
 )
 
 
-def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int], None]], None]:
+def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int, int], None]], None]:
     """ffcv's writer of the samples, in their order: the same samples give the same bytes.
 
     Takes seconds. Raises `ConversionError` if ffcv is not there or an image is too large. The
-    writer takes the path and what to show the number of samples done with. It raises `OSError` if a
-    disk fails, and `ShardSetError` if a sample is damaged; what is at the path then is of no use.
+    writer takes the path and what shows how many samples of how many are done. It raises `OSError`
+    if a disk fails, and `ShardSetError` if a sample is damaged; the file then is of no use.
     """
     page_bytes = choose_page_bytes(int(samples.image_bytes.max()))
     try:
@@ -46,7 +46,7 @@ def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int], None]]
     # On the object: when reading, ffcv would not know the type of a subclass.
     fields["image"].encode = _encode
 
-    def write(path: Path, show: Callable[[int], None]) -> None:
+    def write(path: Path, show: Callable[[int, int], None]) -> None:
         writer = DatasetWriter(str(path), fields, page_bytes, num_workers=1)
         writer.num_samples = len(samples)
         writer.prepare()
@@ -71,10 +71,10 @@ def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int], None]]
     return write
 
 
-def _todo(num_samples: int, show: Callable[[int], None]) -> Iterator[list[tuple[int, int]]]:
+def _todo(num_samples: int, show: Callable[[int, int], None]) -> Iterator[list[tuple[int, int]]]:
     """ffcv's pieces of work: pairs of a sample's row in the file and its number here."""
     for number in range(num_samples):
-        show(number)
+        show(number, num_samples)
         yield [(number, number)]
 
 

@@ -22,7 +22,7 @@ from data_prep.convert.images import StoredImage, store
 from data_prep.convert.output import ConversionError
 from data_prep.convert.statistics import PixelSums
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.files import atomic_writer, sha256_of_rest
+from data_prep.shard_set.files import atomic_writer
 from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.shard_set.manifest import LABEL_SUFFIX, Encoding
 from data_prep.shard_set.tar_walk import BLOCK_BYTES
@@ -244,5 +244,5 @@ class _TarWriter:
 
 def _check_written(file: BinaryIO, expected: str, path: Path) -> None:
     file.seek(0)
-    if sha256_of_rest(file) != expected:
+    if hashlib.file_digest(file, "sha256").hexdigest() != expected:
         raise OSError(f"{path} does not read back as it was written: the disk is damaged")

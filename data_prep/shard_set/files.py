@@ -19,8 +19,6 @@ TEMPORARY_PREFIX = ".tmp-"
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 """How Python keeps the bytes of a name that are no UTF-8."""
 
-_HASH_BLOCK_BYTES = 1 << 20
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Only writing fails so; other errors may come from what the block reads meanwhile."""
 
@@ -154,12 +152,4 @@ def describe(error: Exception) -> str:
 def sha256_of(path: Path) -> str:
     """Hash of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        return sha256_of_rest(file)
-
-
-def sha256_of_rest(file: BinaryIO) -> str:
-    """Hash of what an open file holds from its position on, in hexadecimal."""
-    digest = hashlib.sha256()
-    while block := file.read(_HASH_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.manifest import ShardSetError, Split, Statistics
+from data_prep.shard_set.manifest import MANIFEST_NAME, ShardSetError, Split, Statistics
 
 INDEX_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("num_bytes", "<u4"), ("label", "<u4")]
@@ -52,18 +52,28 @@ def read_mean_image(shards: Path, statistics: Statistics) -> npt.NDArray[np.floa
 def _map_array(
     path: Path, sha256: str | None, dtype: np.dtype[Any], shape: tuple[int, ...] | None
 ) -> npt.NDArray[Any]:
-    try:
-        if sha256_of(path) != sha256:
-            raise ShardSetError(f"{path} does not match its hash in the manifest: convert again")
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise ShardSetError(f"{path} is missing: convert the data again") from None
-    if array.dtype != dtype or shape not in (None, array.shape):
-        raise ShardSetError(
-            f"{path} holds {array.shape} values of {array.dtype}; "
-            f"expected {shape} of {dtype}: convert the data again"
-        )
+    array, fault = find_array(path, sha256, dtype, shape)
+    if array is None or fault is not None:
+        raise ShardSetError(f"{path}: {fault}; copy it again or convert the data again")
     return array
+
+
+def find_array(
+    path: Path, sha256: str | None, dtype: np.dtype[Any], shape: tuple[int | None, ...] | None
+) -> tuple[npt.NDArray[Any] | None, str | None]:
+    """Memory-map an .npy file, if it can be used at all; and what is wrong with it, or None."""
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        return None, "missing"
+    except Exception as error:  # a damaged header raises anything
+        return None, f"not an .npy file: {error}"
+    if array.dtype != dtype or shape not in (None, array.shape):
+        found = f"{array.dtype}{list(array.shape)}"
+        return None, f"holds {found}; expected {dtype}{list(shape or ())}"
+    if sha256_of(path) != sha256:
+        return array, f"its sha256 is not the one in {MANIFEST_NAME}"
+    return array, None
 
 
 def check_shard_sizes(shards: Path, split: Split) -> None:

@@ -24,13 +24,8 @@ class Damage:
         return f"{self.file}: {f'key {self.key}: ' if self.key is not None else ''}{self.what}"
 
 
-@dataclass(frozen=True, slots=True)
-class ArchivedSample:
-    """A sample that is whole: an image and, right behind it, its label."""
-
-    key: str
-    image: Member
-    label: Member
+ArchivedSample = tuple[Member, Member]
+"""A sample that is whole: an image and, right behind it, its label."""
 
 
 def read_members(path: Path) -> tuple[list[Member], list[Damage]]:
@@ -60,16 +55,16 @@ def pair_members(
             and rest
             and rest[-1].name == f"{member.key}.{LABEL_SUFFIX}"
         ):
-            samples.append(ArchivedSample(member.key, member, rest.pop()))
+            samples.append((member, rest.pop()))
         else:
             single.setdefault(member.key, []).append(member.suffix)
     damages = [
         Damage(file, _describe(suffixes, image_suffix), key) for key, suffixes in single.items()
     ]
     damages += [
-        Damage(file, "the key has characters other than A-Z a-z 0-9 _ -", sample.key)
-        for sample in samples
-        if not KEY_PATTERN.fullmatch(sample.key)
+        Damage(file, "the key has characters other than A-Z a-z 0-9 _ -", image.key)
+        for image, _ in samples
+        if not KEY_PATTERN.fullmatch(image.key)
     ]
     return samples, damages
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.manifest import Manifest
+from data_prep.shard_set.manifest import Manifest, Split
 from data_prep.verify.archive import ArchivedSample, Damage, pair_members, read_members
 
 Array = npt.NDArray[Any]
@@ -26,11 +26,9 @@ class ShardCheck:
     """One shard and what the other files say of it."""
 
     path: Path
-    split: str
+    split: Split
     number: int
-    num_samples: int
-    num_bytes: int
-    sha256: str
+    """Of the shard in its split."""
     index: Array | None
     """Its rows of the index, or None if the index is of no use."""
     checksums: Array | None
@@ -38,15 +36,11 @@ class ShardCheck:
     full: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ShardFindings:
-    """What is in a shard, and what is wrong with it."""
-
-    keys: list[str]
-    damages: list[Damage]
+Findings = tuple[list[str], list[Damage]]
+"""The keys in a shard, and what is wrong with it."""
 
 
-def check_shard(check: ShardCheck) -> ShardFindings:
+def check_shard(check: ShardCheck) -> Findings:
     """Find the damages of a shard; with `check.full`, in its contents too."""
     try:
         return _check_readable(check)
@@ -54,28 +48,28 @@ def check_shard(check: ShardCheck) -> ShardFindings:
         what = "missing"
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
-    return ShardFindings([], [Damage(check.path.name, what)])
+    return [], [Damage(check.path.name, what)]
 
 
-def _check_readable(check: ShardCheck) -> ShardFindings:
+def _check_readable(check: ShardCheck) -> Findings:
     """The same; raises `OSError` if the disk does not give the shard away."""
-    name = check.path.name
+    name, split, number = check.path.name, check.split, check.number
     num_bytes = check.path.stat().st_size
     members, damages = read_members(check.path)
     samples, unpaired = pair_members(name, members, codec_of(check.manifest.encoding).suffix)
     damages += unpaired
-    if num_bytes != check.num_bytes:
-        damages.append(Damage(name, f"has {num_bytes} bytes; expected {check.num_bytes}"))
-    if len(samples) != check.num_samples:
-        what = f"holds {len(samples)} whole samples; expected {check.num_samples}"
+    if num_bytes != (expected := split.shard_bytes[number]):
+        damages.append(Damage(name, f"has {num_bytes} bytes; expected {expected}"))
+    if len(samples) != (expected := split.shard_lengths[number]):
+        what = f"holds {len(samples)} whole samples; expected {expected}"
         damages.append(Damage(name, what))
     else:
         damages += _check_index(check, samples)
     if check.full:
         damages += _check_contents(check, samples)
-        if not damages and sha256_of(check.path) != check.sha256:
+        if not damages and sha256_of(check.path) != split.shard_sha256[number]:
             damages = [Damage(name, "its sha256 is wrong, though all its samples are whole")]
-    return ShardFindings([sample.key for sample in samples], damages)
+    return [image.key for image, _ in samples], damages
 
 
 def _check_index(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[Damage]:
@@ -87,30 +81,33 @@ def _check_index(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[D
         Damage(
             check.path.name,
             f"the index has it at shard, offset, bytes = {row}; it is at {place}",
-            sample.key,
+            image.key,
         )
-        for row, sample in zip(rows, samples, strict=True)
-        if row != (place := (check.number, sample.image.offset, sample.image.num_bytes))
+        for row, (image, _) in zip(rows, samples, strict=True)
+        if row != (place := (check.number, image.offset, image.num_bytes))
     ]
 
 
 def _check_contents(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[Damage]:
     """Read all samples: labels, checksums, and whether the images decode."""
     index, checksums = check.index, check.checksums
-    if len(samples) != check.num_samples:
+    if len(samples) != check.split.shard_lengths[check.number]:
         index = checksums = None  # no telling which row is whose
     damages = []
     with check.path.open("rb") as file:
-        for row, sample in enumerate(samples):
-            image = os.pread(file.fileno(), sample.image.num_bytes, sample.image.offset)
-            label = os.pread(file.fileno(), sample.label.num_bytes, sample.label.offset)
+        for row, members in enumerate(samples):
+            image, label = (
+                os.pread(file.fileno(), member.num_bytes, member.offset) for member in members
+            )
             problems = [
                 _check_label(label, None if index is None else int(index["label"][row]), check),
                 _check_image(image, check.manifest)
                 or _check_sum(image, None if checksums is None else int(checksums[row])),
             ]
             damages += [
-                Damage(check.path.name, what, sample.key) for what in problems if what is not None
+                Damage(check.path.name, what, members[0].key)
+                for what in problems
+                if what is not None
             ]
     return damages
 

@@ -143,8 +143,8 @@ def test_a_mean_image_that_is_missing_damaged_or_impossible_is_reported(
         return str(error.value)
 
     assert "differ in size: convert it with --size N" in sentence(mean_image_filename=None)
-    assert "does not match its hash" in sentence(mean_image_sha256="0" * 64)
-    assert "nowhere.npy is missing" in sentence(mean_image_filename="nowhere.npy")
+    assert "its sha256 is not the one in" in sentence(mean_image_sha256="0" * 64)
+    assert "nowhere.npy: missing" in sentence(mean_image_filename="nowhere.npy")
 
 
 def test_the_original_components_are_orthonormal_and_imply_the_known_deviations() -> None:
