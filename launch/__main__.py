@@ -7,8 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from data_prep.shard_set.files import describe
-from data_prep.shard_set.options import Command, add_commands
-from data_prep.shard_set.parser import Parser
+from data_prep.shard_set.options import Command, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from launch import doctor, local, outcome, prometheus, runs, submit
 from pipeline.run.ending import ExitCode

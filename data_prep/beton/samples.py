@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,21 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index
-from data_prep.shard_set.manifest import Manifest, ShardSetError, Split, remedy
+from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index, remedy
+from data_prep.shard_set.manifest import Manifest, ShardSetError, Split
 
 _ORDER = ("train", "val")
 
 
-@dataclass(frozen=True, slots=True)
-class BetonImage:
-    """An image and what its row says of it."""
-
-    mode: int
-    height: int
-    width: int
-    content: bytes
-    """The JPEG as it is in the shard, or the pixels, uint8 H×W×3 row by row."""
+BetonImage = tuple[int, int, bytes]
+"""Height, width, and the JPEG as it is in the shard, or the pixels, uint8 H×W×3 row by row."""
 
 
 class ShardSamples:
@@ -60,7 +52,7 @@ class ShardSamples:
 
     @property
     def image_bytes(self) -> npt.NDArray[np.uint32]:
-        """Length of each sample's `BetonImage.content`."""
+        """Length of what is stored of each sample."""
         return self._index["num_bytes"] - np.uint32(len(self._header))
 
     def __getitem__(self, number: int) -> tuple[BetonImage, int]:
@@ -72,8 +64,7 @@ class ShardSamples:
             raise self._complaint(number, str(error)) from None
         if self._image_size not in (None, (height, width)):
             raise self._complaint(number, f"its image is {height}×{width}")
-        content = content[len(self._header) :]
-        image = BetonImage(self.mode, height, width, content)
+        image = (height, width, content[len(self._header) :])
         return image, int(self._index["label"][number])
 
     def _read(self, number: int) -> bytes:
@@ -87,7 +78,7 @@ class ShardSamples:
         return file.read(num_bytes)
 
     def check(self, number: int, stored: bytes) -> None:
-        """Compare a stored `BetonImage.content` with what was written into the shard.
+        """Compare what is stored of a sample with what was written into the shard.
 
         By the shard set's checksums. Raises `ShardSetError` if it is something else.
         """

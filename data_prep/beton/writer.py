@@ -43,8 +43,15 @@ def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int, int], N
             f"writing a .beton needs ffcv, which does not load ({error}): {_INSTALL}"
         ) from None
     fields = {"image": RGBImageField(), "label": IntField()}
+
+    def encode(row: Any, image: BetonImage, allocate: Callable[[int], tuple[int, Any]]) -> None:
+        """Store the image's bytes as they are; ffcv's own would encode pixels anew."""
+        row["mode"], (row["height"], row["width"], content) = samples.mode, image
+        row["data_ptr"], room = allocate(len(content))
+        room[:] = memoryview(content)
+
     # On the object: when reading, ffcv would not know the type of a subclass.
-    fields["image"].encode = _encode
+    fields["image"].encode = encode
 
     def write(path: Path, show: Callable[[int, int], None]) -> None:
         writer = DatasetWriter(str(path), fields, page_bytes, num_workers=1)
@@ -87,10 +94,3 @@ def choose_page_bytes(image_bytes: int) -> int:
             "bytes an image: convert the data with --size N"
         )
     return page_bytes
-
-
-def _encode(row: Any, image: BetonImage, allocate: Callable[[int], tuple[int, Any]]) -> None:
-    """Store the image's bytes as they are; ffcv's own would encode pixels anew."""
-    row["mode"], row["height"], row["width"] = image.mode, image.height, image.width
-    row["data_ptr"], room = allocate(len(image.content))
-    room[:] = memoryview(image.content)

@@ -104,8 +104,6 @@ def map_tables(path: Path) -> BetonTables:
     Raises `ShardSetError` if it is missing, cut, was not finished or is no `.beton` of images and
     labels.
     """
-    if path.is_fifo():  # which would be waited for without end
-        raise ShardSetError(f"{path} is a pipe; expected a file: {_AGAIN}")
     try:
         with path.open("rb") as file:
             start, num_bytes = file.read(ROWS_OFFSET), file.seek(0, 2)
@@ -140,12 +138,8 @@ def _is_beton(start: bytes) -> bool:
         header["version"] == _FFCV_VERSION
         and header["num_fields"] == len(_FIELDS)
         and header["num_samples"] > 0
-        and tuple((field["type_id"], _text(field["name"])) for field in fields) == _FIELDS
+        and [(kind, name.tobytes().rstrip(b"\0")) for kind, name, _ in fields] == [*_FIELDS]
     )
-
-
-def _text(padded: npt.NDArray[np.uint8]) -> bytes:
-    return padded.tobytes().rstrip(b"\0")
 
 
 def write_record(file: BinaryIO, record: BetonRecord, tables: BetonTables) -> None:

@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -161,20 +161,16 @@ def did_you_mean(word: str, known: Collection[str], before: str = "", after: str
     return f"{before}did you mean {near[0]}?{after}" if near else ""
 
 
-def fields_of(kind: type) -> dict[str, Field]:
-    """Every field of a dataclass, and of the groups that it holds, by its dotted name."""
-    return _fields_of(kind, "")
-
-
 @functools.cache
-def _fields_of(kind: type, prefix: str) -> dict[str, Field]:
+def fields_of(kind: type, prefix: str = "") -> dict[str, Field]:
+    """Every field of a dataclass, and of the groups that it holds, by its dotted name."""
     found: dict[str, Field] = {}
     hints = get_type_hints(kind, include_extras=True)
     for entry in dataclasses.fields(kind):
         name, hint = f"{prefix}{entry.name}", hints[entry.name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= _fields_of(hint, f"{name}.")
+            found |= fields_of(hint, f"{name}.")
             continue
         default = entry.default
         if entry.default_factory is not dataclasses.MISSING:
@@ -211,17 +207,13 @@ def documentation(kind: type) -> dict[str, str]:
     """The docstring below each field of a dataclass, by name: only its source has them."""
     found: dict[str, str] = {}
     for parent in reversed(kind.__mro__[:-1]):
-        found |= dict(_documentation(parent))
+        body = _definition(parent).body
+        for statement, following in zip(body, [*body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                is_text = isinstance(following, ast.Expr)
+                text = ast.literal_eval(following.value) if is_text else ""
+                found[statement.target.id] = " ".join(str(text).split())
     return found
-
-
-def _documentation(kind: type) -> Iterator[tuple[str, str]]:
-    body = _definition(kind).body
-    for statement, following in zip(body, [*body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            text = following.value.value if is_text else ""  # type: ignore[union-attr]
-            yield statement.target.id, " ".join(str(text).split())
 
 
 def summary_of(thing: Callable[..., object]) -> str:

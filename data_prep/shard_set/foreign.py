@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection
@@ -68,8 +69,10 @@ def _describe_folder(path: Path, names: Collection[str]) -> str | None:
         if (path / name / "_info.json").is_file():
             return f"it holds the shard set {name}: give {path / name}"
     for name in names:
-        if name.endswith(".json") and (found := _describe_json(path / name)) is not None:
-            return f"{name} in it is {found}"
+        if name.endswith(".json"):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                if (found := describe_manifest(json.loads((path / name).read_bytes()))) is not None:
+                    return f"{name} in it is {found}"
     for beginning, source in _RAW_NAMES.items():
         if any(name.startswith(beginning) for name in names):
             return f"it seems to be raw data: {_make_of(source, path)}"
@@ -94,10 +97,3 @@ def _describe_folder(path: Path, names: Collection[str]) -> str | None:
 def _make_of(source: str, path: Path) -> str:
     words = f"shard {source} --input {path} --output SHARDS"
     return f"make a shard set of it with 'python -m data_prep {words}'"
-
-
-def _describe_json(path: Path) -> str | None:
-    try:
-        return describe_manifest(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -21,6 +21,13 @@ in that tar, so a reader needs one positioned read and no tar parsing.
 """
 
 
+def remedy(shards: Path) -> str:
+    """What to do about damage, for the end of an error."""
+    return (
+        f"see 'python -m data_prep verify {shards} --full', copy the shard again or convert again"
+    )
+
+
 def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
     """Memory-map a split's index, `INDEX_DTYPE[num_samples]`.
 

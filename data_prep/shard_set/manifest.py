@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
@@ -42,15 +42,7 @@ _SOURCE_TITLES: Mapping[str, str] = {
 """What people call a data set whose source is known; images in folders can be any."""
 
 _MAX_NAME_LENGTH = 80
-
 _MAKE = "make one with 'python -m data_prep shard'"
-
-
-def remedy(shards: Path) -> str:
-    """What to do about damage, for the end of an error."""
-    return (
-        f"see 'python -m data_prep verify {shards} --full', copy the shard again or convert again"
-    )
 
 
 class ShardSetError(ValueError):
@@ -135,21 +127,11 @@ class Manifest:
             return None
         return self.image_height, self.image_width
 
-    def filenames(self) -> Iterator[str]:
-        """All files that it names."""
-        for split in self.splits.values():
-            yield from (*split.filenames, split.index_filename)
-            if split.checksums_filename is not None:
-                yield split.checksums_filename
-        if self.statistics.mean_image_filename is not None:
-            yield self.statistics.mean_image_filename
-
     def split(self, name: str) -> Split:
         """The split called `name`; raises `ShardSetError` naming the splits there are."""
         if name not in self.splits:
-            raise ShardSetError(
-                f"the shard set has no split '{name}': it has {', '.join(sorted(self.splits))}"
-            )
+            known = ", ".join(sorted(self.splits))
+            raise ShardSetError(f"the shard set has no split '{name}': it has {known}")
         return self.splits[name]
 
 
@@ -169,15 +151,15 @@ def hash_class_names(names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def write_manifest(shards: Path, manifest: Manifest) -> None:
-    """Publish the shard set: after this rename it exists, before it does not."""
-    write_atomically(shards / MANIFEST_NAME, serialize(manifest))
-
-
 def serialize(manifest: Manifest) -> bytes:
     """The content of its file."""
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
     return text.encode() + b"\n"
+
+
+def write_manifest(shards: Path, manifest: Manifest) -> None:
+    """Publish the shard set: after this rename it exists, before it does not."""
+    write_atomically(shards / MANIFEST_NAME, serialize(manifest))
 
 
 def manifest_sha256(shards: Path) -> str:
@@ -202,9 +184,9 @@ def read_manifest(shards: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         what = describe_path(shards)
+        hint = f": it seems to be {what}" if what else ""
         raise ShardSetError(
-            f"{shards} is a file; expected the folder of a shard set"
-            f"{'' if what is None else f': it seems to be {what}'}"
+            f"{shards} is a file; expected the folder of a shard set{hint}"
         ) from None
 
 
@@ -220,7 +202,16 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
             f"{path} has format version {version}; expected {FORMAT_VERSION}: use the version of "
             "this program that made it, or convert again"
         )
-    return _parse(path, fields)
+    try:
+        splits = {name: Split(**_tuples(split)) for name, split in fields.pop("splits").items()}
+        statistics = Statistics(**_tuples(fields.pop("statistics")))
+        manifest = Manifest(**_tuples(fields), splits=splits, statistics=statistics)
+        _check_consistent(manifest)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ShardSetError(f"{path} is not a manifest ({error}): convert the data again") from None
+    except ValueError as error:
+        raise ShardSetError(f"{path}: {error}; convert the data again") from None
+    return manifest
 
 
 def parse_json(content: bytes, path: str) -> Any:
@@ -231,38 +222,22 @@ def parse_json(content: bytes, path: str) -> Any:
         raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
 
 
-def _parse(path: str, fields: dict[str, Any]) -> Manifest:
-    try:
-        splits = {name: Split(**_tuples(split)) for name, split in fields.pop("splits").items()}
-        statistics = Statistics(**_tuples(fields.pop("statistics")))
-        manifest = Manifest(**_tuples(fields), splits=splits, statistics=statistics)
-        contradiction = _find_contradiction(manifest)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ShardSetError(f"{path} is not a manifest ({error}): convert the data again") from None
-    if contradiction is not None:
-        raise ShardSetError(f"{path}: {contradiction}; convert the data again")
-    return manifest
-
-
-def _find_contradiction(manifest: Manifest) -> str | None:
+def _check_consistent(manifest: Manifest) -> None:
     if manifest.encoding not in ENCODINGS:
-        return f"encoding is '{manifest.encoding}', expected {' or '.join(ENCODINGS)}"
+        raise ValueError(f"encoding is '{manifest.encoding}', expected {' or '.join(ENCODINGS)}")
     if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
-        return "class_names do not match their hash"
+        raise ValueError("class_names do not match their hash")
     if manifest.name is not None:
-        try:
-            check_name(manifest.name)
-        except ValueError as error:
-            return str(error)
+        check_name(manifest.name)
+    names = [MANIFEST_NAME, manifest.statistics.mean_image_filename]
     for split in manifest.splits.values():
+        names += [*split.filenames, split.index_filename, split.checksums_filename]
         by_shard = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
         if len(set(map(len, by_shard))) != 1 or sum(split.shard_lengths) != split.num_samples:
-            return f"the numbers of split '{split.name}' contradict each other"
-    uses = Counter([MANIFEST_NAME, *manifest.filenames()])
-    for name in uses:
-        if uses[name] > 1 or PurePath(name).name != name or name[:1] in ("", "."):
-            return f"it names the file '{name}'; expected one of its own beside it"
-    return None
+            raise ValueError(f"the numbers of split '{split.name}' contradict each other")
+    for name, uses in Counter(name for name in names if name is not None).items():
+        if uses > 1 or PurePath(name).name != name or name[:1] in ("", "."):
+            raise ValueError(f"it names the file '{name}'; expected one of its own beside it")
 
 
 def _tuples(value: Any) -> Any:

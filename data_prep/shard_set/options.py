@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_origin
 
-from data_prep.shard_set.fields import Field, fields_of, summary_of
-from data_prep.shard_set.parser import Parser
+from data_prep.shard_set.fields import Field, did_you_mean, fields_of, summary_of
 
 T = TypeVar("T")
 
@@ -46,6 +46,49 @@ def option_fields(*kinds: type) -> list[Field]:
     """The fields of the dataclasses that are options; of one name the last."""
     fields = {name: field for kind in kinds for name, field in fields_of(kind).items()}
     return [field for field in fields.values() if NotAnOption not in field.marks]
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options whole and once; names a misspelt one before it misses any."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
+        self._texts: list[tuple[object, str, Callable[[], str]]] = []
+
+    def explain(self, thing: object, attribute: str, text: Callable[[], str]) -> None:
+        """Let the attribute be the text when help is asked for: it is read from the source."""
+        self._texts.append((thing, attribute, text))
+
+    def format_help(self) -> str:
+        for thing, attribute, text in self._texts:
+            setattr(thing, attribute, text())
+        return super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is None:  # else the options are those of its commands
+            self._refuse_unknown(words)
+        return super().parse_known_args(words, namespace)
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        """Of the words before those of another command."""
+        rest, known, given = list(words), self._option_string_actions, set()
+        takes_rest = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        while rest:
+            name, has_value, _ = rest.pop(0).partition("=")
+            if name == "--" or (takes_rest and not name.startswith("-")):
+                return
+            if not name.startswith("--"):
+                continue
+            if name not in known:
+                hint = did_you_mean(name, known, before="; ")
+                hint = hint or ("; those of the command come behind it" if takes_rest else "")
+                self.error(f"unknown option {name}{hint}")
+            if name in given and not isinstance(known[name], argparse._AppendAction):
+                self.error(f"{name} is given twice: leave one out")
+            given.add(name)
+            if known[name].nargs is None and not has_value:
+                del rest[:1]
 
 
 def add_options(parser: argparse.ArgumentParser, *kinds: type) -> None:
@@ -104,20 +147,11 @@ def _help(field: Field) -> str:
     return f"{field.help}{f' Default: {default}.' if is_shown else ''}".replace("%", "%%")
 
 
-def _line(kind: type) -> str:
-    return summary_of(kind).rstrip(".").replace("%", "%%")
-
-
 def made(kind: type[T], given: Mapping[str, Any]) -> T:
     """The dataclass with the values given for its fields; None stands for the default."""
-    values = {name: given.get(name) for name in fields_of(kind)}
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if value is not None
-        }
-    )
+    values = {name: value for name in fields_of(kind) if (value := given.get(name)) is not None}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return kind(**values | lists)
 
 
 Command = tuple[type, Callable[[Any], int | None]]
@@ -138,8 +172,9 @@ def add_commands(
     for name, (kind, run) in commands.items():
         command = parsers.add_parser(name, help="")
         line = parsers._choices_actions[-1]  # what the help lists for it
-        parser.explain(line, "help", functools.partial(_line, kind))
-        command.explain(command, "description", functools.partial(summary_of, kind))
+        summary = functools.partial(summary_of, kind)
+        parser.explain(line, "help", lambda of=summary: of().rstrip(".").replace("%", "%%"))
+        command.explain(command, "description", summary)
         add_options(command, kind)
         command.set_defaults(run=functools.partial(_run, kind, run))
     return parsers

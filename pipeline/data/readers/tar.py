@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index
-from data_prep.shard_set.manifest import remedy
+from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index, remedy
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_set import ShardSet
 from pipeline.data.readers.files import LocalFiles, raise_file_limit

@@ -356,15 +356,6 @@ def test_another_file_is_never_overwritten(
     assert path.read_bytes() == before
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path, synthetic: Path) -> None:
-    path = tmp_path / "out.beton"
-    os.mkfifo(path)
-    result = run_cli("beton", synthetic, path)
-    assert result.returncode == 1
-    assert f"({path} is a pipe; expected a file: " in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
 def test_without_ffcv_it_says_what_to_install(tmp_path: Path, synthetic: Path) -> None:
     (tmp_path / "ffcv").mkdir()
     reason = "libopencv_core.so.406: cannot open shared object file"
