@@ -55,7 +55,7 @@ def store(
     if size is not None and not has_size:
         pixels = _crop_and_scale(pixels, size)
         flaw = flaw or "resized"
-    content = codec.encode(pixels, jpeg_quality)
+    content = codec.encode(pixels, jpeg_quality or codec.default_quality)
     if codec.default_quality is not None:
         pixels = codec.decode(content)
     return StoredImage(content, pixels, flaw)

@@ -425,11 +425,10 @@ static void mirror_row(uint8_t *target, const uint8_t *row, int width)
     }
 }
 
-/* The images' first bytes are at `addresses`, their rows `row_bytes` apart. Returns the number of
- * the first image that cannot be read because its file was cut or its disk fails, or `count`. */
-int copy_windows(const uint64_t *addresses, const int64_t *tops, const int64_t *lefts,
-                 const uint8_t *flips, int count, int row_bytes, int height, int width,
-                 uint8_t *out)
+/* The windows' first bytes are at `starts`, their rows `row_bytes` apart. Returns the number of the
+ * first window that cannot be read because its file was cut or its disk fails, or `count`. */
+int copy_windows(const uint64_t *starts, const uint8_t *flips, int count, int row_bytes, int height,
+                 int width, uint8_t *out)
 {
     volatile int image = 0;
     sigjmp_buf before;
@@ -438,9 +437,8 @@ int copy_windows(const uint64_t *addresses, const int64_t *tops, const int64_t *
         copying = &before;
         size_t out_bytes = 3 * (size_t)width;
         for (; image < count; image = image + 1) {
-            const uint8_t *row = (const uint8_t *)(uintptr_t)addresses[image];
+            const uint8_t *row = (const uint8_t *)(uintptr_t)starts[image];
             uint8_t *target = out + (size_t)image * height * out_bytes;
-            row += tops[image] * row_bytes + 3 * lefts[image];
             for (int y = 0; y < height; y++, row += row_bytes, target += out_bytes) {
                 if (flips[image])
                     mirror_row(target, row, width);

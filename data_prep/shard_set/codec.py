@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -21,38 +23,28 @@ _NPY = re.compile(
 )
 
 
-class Codec(ABC):
-    """An encoding: how the tar member of an image is written and read."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codec:
+    """How an encoding stores an image in its tar member."""
 
     suffix: str
     """How the member's name ends."""
+    encode: Callable[[Pixels, int | None], bytes]
+    """The content of the member, at a quality of 1 to 100 if there is a `default_quality`."""
+    decode: Callable[[bytes], Pixels]
+    """The whole image; raises `ValueError` if the content is damaged."""
+    size_of: Callable[[bytes], tuple[int, int]]
+    """Height and width; raises `ValueError` if the content is of another encoding."""
+    cut: Callable[[list[bytes], npt.NDArray[np.int32], Pixels], tuple[int, str] | None]
+    """A window of each of N images, as `pixels.cut_jpegs` has it."""
+    default_quality: int | None = None
+    """None if encoding loses nothing."""
+    keeps_jpegs: bool = False
+    """Whether a JPEG that every decoder reads is stored byte for byte."""
+    has_fixed_size: bool = False
+    """Whether all images have one size, so that their pixels lie behind `header` as they are."""
     beton_mode: int | None = None
     """ffcv's number for it: 0 for JPEGs, 1 for pixels row by row; None if it knows none."""
-    default_quality: int | None = None
-    """Of 1 to 100, when an image is encoded; None if that loses nothing."""
-    keeps_jpegs = False
-    """Whether a JPEG that every decoder reads is stored byte for byte."""
-    has_fixed_size = False
-    """Whether all images have one size, so that their pixels lie behind `header` as they are."""
-
-    @abstractmethod
-    def encode(self, pixels: Pixels, quality: int | None = None) -> bytes:
-        """The content of the member."""
-
-    @abstractmethod
-    def decode(self, content: bytes) -> Pixels:
-        """The whole image; raises `ValueError` if the content is damaged."""
-
-    def size_of(self, content: bytes) -> tuple[int, int]:
-        """Height and width; raises `ValueError` if the content is of another encoding."""
-        height, width, _ = self.decode(content).shape
-        return height, width
-
-    def cut(
-        self, contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
-    ) -> tuple[int, str] | None:
-        """A window of each of N images, as `pixels.cut_jpegs` has it."""
-        return cut_decoded(self.decode, contents, windows, out)
 
     def header(self, size: tuple[int, int] | None) -> bytes:
         """What all members of a shard set begin with, and a `.beton` leaves out."""
@@ -60,64 +52,63 @@ class Codec(ABC):
             return b""
         assert size is not None, "it is fixed"
         blank = np.zeros((*size, 3), np.uint8)
-        return self.encode(blank)[: -blank.nbytes]
+        return self.encode(blank, None)[: -blank.nbytes]
 
 
-class _Jpeg(Codec):
-    suffix = "jpg"
-    beton_mode = 0
-    default_quality = 95
-    keeps_jpegs = True
-
-    def encode(self, pixels: Pixels, quality: int | None = None) -> bytes:
-        """At 4:4:4: each pixel keeps its colour."""
-        quality = quality or self.default_quality
-        content: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
-        return content
-
-    def decode(self, content: bytes) -> Pixels:
-        return decode_jpeg(content)
-
-    def size_of(self, content: bytes) -> tuple[int, int]:
-        return jpeg_size(content)
-
-    def cut(
-        self, contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
-    ) -> tuple[int, str] | None:
-        return cut_jpegs(contents, windows, out)
+def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
+    """At 4:4:4: each pixel keeps its colour."""
+    content: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
+    return content
 
 
-class _Rgb(Codec):
-    """The .npy of the pixels, uint8 H×W×3."""
-
-    suffix = "npy"
-    beton_mode = 1
-    has_fixed_size = True
-
-    def encode(self, pixels: Pixels, quality: int | None = None) -> bytes:
-        assert quality is None
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
-        return buffer.getvalue()
-
-    def decode(self, content: bytes) -> Pixels:
-        """The pixels, which cannot be written to; only what `encode` makes is taken."""
-        match = _NPY.match(content)
-        if match is not None:
-            shape = (int(match[1]), int(match[2]), 3)
-            if len(content) == match.end() + shape[0] * shape[1] * 3:
-                return np.frombuffer(content, np.uint8, offset=match.end()).reshape(shape)
-        try:
-            found = np.load(io.BytesIO(content))
-        except Exception as error:  # a damaged header raises anything
-            raise ValueError(str(error)) from None
-        raise ValueError(
-            f"{found.dtype}{list(found.shape)}; expected uint8[height, width, 3], row by row and "
-            "nothing more"
-        )
+def _encode_npy(pixels: Pixels, _: int | None) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
+    return buffer.getvalue()
 
 
-_JPEG, _RGB = _Jpeg(), _Rgb()
+def _decode_npy(content: bytes) -> Pixels:
+    """The pixels, which cannot be written to; only what `_encode_npy` makes is taken."""
+    match = _NPY.match(content)
+    if match is not None:
+        shape = (int(match[1]), int(match[2]), 3)
+        if len(content) == match.end() + shape[0] * shape[1] * 3:
+            return np.frombuffer(content, np.uint8, offset=match.end()).reshape(shape)
+    try:
+        found = np.load(io.BytesIO(content))
+    except Exception as error:  # a damaged header raises anything
+        raise ValueError(str(error)) from None
+    raise ValueError(
+        f"{found.dtype}{list(found.shape)}; expected uint8[height, width, 3], row by row and "
+        "nothing more"
+    )
+
+
+def _size_of_npy(content: bytes) -> tuple[int, int]:
+    height, width, _ = _decode_npy(content).shape
+    return height, width
+
+
+_JPEG = Codec(
+    suffix="jpg",
+    encode=_encode_jpeg,
+    decode=decode_jpeg,
+    size_of=jpeg_size,
+    cut=cut_jpegs,
+    default_quality=95,
+    keeps_jpegs=True,
+    beton_mode=0,
+)
+
+_RGB = Codec(
+    suffix="npy",
+    encode=_encode_npy,
+    decode=_decode_npy,
+    size_of=_size_of_npy,
+    cut=partial(cut_decoded, _decode_npy),
+    has_fixed_size=True,
+    beton_mode=1,
+)
 
 
 def codec_of(encoding: Encoding) -> Codec:

@@ -223,23 +223,24 @@ def copy_windows(
     count, height, width, _ = out.shape
     if flips is None:
         flips = np.zeros(count, np.bool_)
+    row_bytes = 3 * size[1]
+    starts = addresses + (tops * row_bytes + lefts * 3).astype(np.uint64)
     if _pixels is not None:
         failed = _pixels.copy_windows(
-            _address(addresses, np.uint64, count),
-            _address(tops, np.int64, count),
-            _address(lefts, np.int64, count),
+            _address(starts, np.uint64, count),
             _address(flips, np.bool_, count),
             count,
-            3 * size[1],
+            row_bytes,
             height,
             width,
             _address(out, np.uint8, count, height, width, 3),
         )
         return None if failed == count else failed
-    for row in range(count):
-        memory = (ctypes.c_uint8 * (size[0] * size[1] * 3)).from_address(int(addresses[row]))
-        image = np.ctypeslib.as_array(memory).reshape(*size, 3)
-        top, left = tops[row], lefts[row]
-        window = image[top : top + height, left : left + width]
+    for row, start in enumerate(starts.tolist()):
+        memory = (ctypes.c_uint8 * ((height - 1) * row_bytes + 3 * width)).from_address(start)
+        strides = (row_bytes, 3, 1)
+        window = np.lib.stride_tricks.as_strided(
+            np.ctypeslib.as_array(memory), (height, width, 3), strides
+        )
         out[row] = window[:, ::-1] if flips[row] else window
     return None

@@ -21,30 +21,35 @@ from tests.test_architecture import ROOT
 pytestmark = pytest.mark.slow
 
 CODEC = """
-class _Png(Codec):
-    suffix = "png"
-
-    def encode(self, pixels: Pixels, quality: int | None = None) -> bytes:
-        assert quality is None
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    def decode(self, content: bytes) -> Pixels:
-        try:
-            return np.asarray(Image.open(io.BytesIO(content)))
-        except Exception as error:
-            raise ValueError(str(error)) from None
+def _encode_png(pixels: Pixels, _: int | None) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-_JPEG, _RGB"""
+def _decode_png(content: bytes) -> Pixels:
+    try:
+        return np.asarray(Image.open(io.BytesIO(content)))
+    except Exception as error:
+        raise ValueError(str(error)) from None
+
+
+_PNG = Codec(
+    suffix="png",
+    encode=_encode_png,
+    decode=_decode_png,
+    size_of=lambda content: _decode_png(content).shape[:2],
+    cut=partial(cut_decoded, _decode_png),
+)
+
+_JPEG ="""
 
 CHANGES = {
     "manifest.py": (('Literal["jpeg", "rgb"]', 'Literal["jpeg", "rgb", "png"]'),),
     "codec.py": (
         ("import simplejpeg\n", "import simplejpeg\nfrom PIL import Image\n"),
-        ("\n_JPEG, _RGB", CODEC),
-        ("case unknown:", 'case "png":\n            return _Png()\n        case unknown:'),
+        ("\n_JPEG =", CODEC),
+        ("case unknown:", 'case "png":\n            return _PNG\n        case unknown:'),
     ),
 }
 
