@@ -41,11 +41,6 @@ typedef int32_t int32x4 __attribute__((vector_size(16)));
 /* ------------------------------------------------------------------ scaling */
 
 typedef struct {
-    int count;     /* how many inputs an output is made of */
-    int32_t *taps; /* by output: the first of them, and `count` weights */
-} Taps;
-
-typedef struct {
     double support; /* of upscaling; it grows with the scale */
     double (*weight)(double distance);
 } Filter;
@@ -59,7 +54,7 @@ static double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x
 static const Filter FILTERS[] = {{1.0, triangle}, {3.0, lanczos}};
 enum { BILINEAR, LANCZOS };
 
-/* The most inputs that an output is made of along one side. */
+/* How many inputs an output is made of along one side. */
 static int count_taps(const Filter *filter, int in_size, int out_size)
 {
     double scale = (double)in_size / out_size;
@@ -67,15 +62,13 @@ static int count_taps(const Filter *filter, int in_size, int out_size)
     return count > in_size ? in_size : count;
 }
 
-/* Outputs at the border get weights of 0 beside theirs, so that all have as many and no branch
- * depends on it. */
-static void fill_taps(Taps *taps, const Filter *filter, int in_size, int out_size)
+/* For each output the first of its inputs, and `count` weights. Outputs at the border get weights
+ * of 0 beside theirs, so that all have as many and no branch depends on it. */
+static void fill_taps(int32_t *tap, int count, const Filter *filter, int in_size, int out_size)
 {
     double scale = (double)in_size / out_size;
     double stretch = scale < 1.0 ? 1.0 : scale;
     double support = filter->support * stretch;
-    int count = taps->count;
-    int32_t *tap = taps->taps;
     for (int out = 0; out < out_size; out++) {
         double center = (out + 0.5) * scale, sum = 0.0;
         int first = (int)(center - support + 0.5);
@@ -116,14 +109,13 @@ static void blend_rows(const uint8_t *rows, size_t size, const int32_t *weights,
 /* A row of pixels of 3 values to a narrower or wider one. It works on 4 values at once, reads one
  * value behind the row and writes `wide`, of 3 · `out_size` + 1 values, on the way. */
 FOR_EACH_PROCESSOR
-static void scale_row(const int32_t *row, const Taps *taps, int out_size, int32_t *wide,
-                      uint8_t *out)
+static void scale_row(const int32_t *row, const int32_t *tap, int count, int out_size,
+                      int32_t *wide, uint8_t *out)
 {
-    const int32_t *tap = taps->taps;
     for (int x = 0; x < out_size; x++) {
         const int32_t *place = row + 3 * *tap++;
         int32x4 sum = (int32x4){0} + (1 << (FRACTION_BITS - 1));
-        for (int i = 0; i < taps->count; i++, place += 3) {
+        for (int i = 0; i < count; i++, place += 3) {
             int32x4 values;
             memcpy(&values, place, sizeof(values));
             sum += values * *tap++;
@@ -140,24 +132,21 @@ int scale_window(const uint8_t *lines, int row_bytes, int inset, int height, int
                  int filter_number, uint8_t *out, int out_height, int out_width)
 {
     const Filter *filter = &FILTERS[filter_number];
-    Taps across = {.count = count_taps(filter, width, out_width)};
-    Taps down = {.count = count_taps(filter, height, out_height)};
+    int across = count_taps(filter, width, out_width);
+    int down = count_taps(filter, height, out_height);
     size_t num_flat = (size_t)row_bytes + 1, num_wide = 3 * (size_t)out_width + 1;
-    size_t num_across = (across.count + 1) * (size_t)out_width;
-    size_t num_down = (down.count + 1) * (size_t)out_height;
+    size_t num_across = (across + 1) * (size_t)out_width;
+    size_t num_down = (down + 1) * (size_t)out_height;
     int32_t *flat = malloc(sizeof(int32_t) * (num_flat + num_wide + num_across + num_down));
     if (flat == NULL)
         return 0;
-    int32_t *wide = flat + num_flat;
-    across.taps = wide + num_wide;
-    down.taps = across.taps + num_across;
-    fill_taps(&across, filter, width, out_width);
-    fill_taps(&down, filter, height, out_height);
+    int32_t *wide = flat + num_flat, *taps = wide + num_wide, *tap = taps + num_across;
+    fill_taps(taps, across, filter, width, out_width);
+    fill_taps(tap, down, filter, height, out_height);
     flat[row_bytes] = 0; /* scale_row multiplies it, if only to drop it */
-    const int32_t *tap = down.taps;
-    for (int y = 0; y < out_height; y++, tap += down.count + 1) {
-        blend_rows(lines + *tap * (size_t)row_bytes, row_bytes, tap + 1, down.count, flat);
-        scale_row(flat + 3 * inset, &across, out_width, wide, out + y * 3 * (size_t)out_width);
+    for (int y = 0; y < out_height; y++, tap += down + 1) {
+        blend_rows(lines + *tap * (size_t)row_bytes, row_bytes, tap + 1, down, flat);
+        scale_row(flat + 3 * inset, taps, across, out_width, wide, out + y * 3 * (size_t)out_width);
     }
     free(flat);
     return 1;
@@ -197,17 +186,9 @@ static void on_error(j_common_ptr decoder)
  * is known in the end only. */
 static int costs_pixels(int warning)
 {
-    switch (warning) {
-    case JWRN_ADOBE_XFORM:
-    case JWRN_BOGUS_PROGRESSION:
-    case JWRN_EXTRANEOUS_DATA:
-    case JWRN_JFIF_MAJOR:
-    case JWRN_JPEG_EOF:
-    case JWRN_NOT_SEQUENTIAL:
-        return 0;
-    default:
-        return 1;
-    }
+    return warning != JWRN_ADOBE_XFORM && warning != JWRN_BOGUS_PROGRESSION &&
+           warning != JWRN_EXTRANEOUS_DATA && warning != JWRN_JFIF_MAJOR &&
+           warning != JWRN_JPEG_EOF && warning != JWRN_NOT_SEQUENTIAL;
 }
 
 static void on_message(j_common_ptr decoder, int level)
