@@ -145,11 +145,6 @@ def _is_beton(start: bytes) -> bool:
 def write_record(file: BinaryIO, record: BetonRecord, tables: BetonTables) -> None:
     """Finish a `.beton`: put the record into its place, with a hash of all but the images."""
     text = json.dumps({**asdict(record), "sha256": tables.sha256(record)}).encode()
-    if len(text) > _RECORD_BYTES:
-        raise ShardSetError(
-            f"the record of the .beton has {len(text)} bytes; expected {_RECORD_BYTES} at most: "
-            f"the names of the splits are too long ({', '.join(record.splits)})"
-        )
     file.seek(RECORD_OFFSET)
     file.write(text.ljust(_RECORD_BYTES, b"\0"))
 
@@ -186,12 +181,10 @@ def _read_record(path: Path) -> tuple[BetonRecord, str]:
     try:
         fields = json.loads(text)
         sha256: str = fields.pop("sha256")
-        version = fields["record_version"]
-        record = BetonRecord(**fields) if version == _RECORD_VERSION else None
+        if (version := fields["record_version"]) == _RECORD_VERSION:
+            return BetonRecord(**fields), sha256
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardSetError(f"{path} has a damaged record ({error}): {_AGAIN}") from None
-    if record is None:
-        raise ShardSetError(
-            f"{path} has record version {version}; expected {_RECORD_VERSION}: {_AGAIN}"
-        )
-    return record, sha256
+    raise ShardSetError(
+        f"{path} has record version {version}; expected {_RECORD_VERSION}: {_AGAIN}"
+    )
