@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -242,7 +243,7 @@ class _TarWriter:
         self._num_bytes += len(content)
 
 
-def _check_written(file: BinaryIO, expected: str, path: Path) -> None:
+def _check_written(file: BufferedRandom, expected: str, path: Path) -> None:
     file.seek(0)
     if hashlib.file_digest(file, "sha256").hexdigest() != expected:
         raise OSError(f"{path} does not read back as it was written: the disk is damaged")

@@ -161,16 +161,20 @@ def did_you_mean(word: str, known: Collection[str], before: str = "", after: str
     return f"{before}did you mean {near[0]}?{after}" if near else ""
 
 
-@functools.cache
-def fields_of(kind: type, prefix: str = "") -> dict[str, Field]:
+def fields_of(kind: type) -> dict[str, Field]:
     """Every field of a dataclass, and of the groups that it holds, by its dotted name."""
+    return _fields_of(kind, "")
+
+
+@functools.cache
+def _fields_of(kind: type, prefix: str) -> dict[str, Field]:
     found: dict[str, Field] = {}
     hints = get_type_hints(kind, include_extras=True)
     for entry in dataclasses.fields(kind):
         name, hint = f"{prefix}{entry.name}", hints[entry.name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= fields_of(hint, f"{name}.")
+            found |= _fields_of(hint, f"{name}.")
             continue
         default = entry.default
         if entry.default_factory is not dataclasses.MISSING:
@@ -210,8 +214,7 @@ def documentation(kind: type) -> dict[str, str]:
         body = _definition(parent).body
         for statement, following in zip(body, [*body[1:], None], strict=True):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                is_text = isinstance(following, ast.Expr)
-                text = ast.literal_eval(following.value) if is_text else ""
+                text = ast.literal_eval(following.value) if isinstance(following, ast.Expr) else ""
                 found[statement.target.id] = " ".join(str(text).split())
     return found
 

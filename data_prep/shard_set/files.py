@@ -10,8 +10,8 @@ import os
 import re
 import secrets
 from collections.abc import Collection, Iterator
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"
 """How the name of an unfinished file begins; `remove_leftovers` finds it by that."""
@@ -60,7 +60,7 @@ def as_text(name: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BufferedRandom]:
     """Open a binary file that takes the name `path` only when the block ends without an error.
 
     With `durable` the bytes and the name have reached the disk when the block is left; without it

@@ -147,6 +147,10 @@ def _help(field: Field) -> str:
     return f"{field.help}{f' Default: {default}.' if is_shown else ''}".replace("%", "%%")
 
 
+def _line(kind: type) -> str:
+    return summary_of(kind).rstrip(".").replace("%", "%%")
+
+
 def made(kind: type[T], given: Mapping[str, Any]) -> T:
     """The dataclass with the values given for its fields; None stands for the default."""
     values = {name: value for name in fields_of(kind) if (value := given.get(name)) is not None}
@@ -172,9 +176,8 @@ def add_commands(
     for name, (kind, run) in commands.items():
         command = parsers.add_parser(name, help="")
         line = parsers._choices_actions[-1]  # what the help lists for it
-        summary = functools.partial(summary_of, kind)
-        parser.explain(line, "help", lambda of=summary: of().rstrip(".").replace("%", "%%"))
-        command.explain(command, "description", summary)
+        parser.explain(line, "help", functools.partial(_line, kind))
+        command.explain(command, "description", functools.partial(summary_of, kind))
         add_options(command, kind)
         command.set_defaults(run=functools.partial(_run, kind, run))
     return parsers

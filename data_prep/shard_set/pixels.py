@@ -64,7 +64,8 @@ _pixels = _load_compiled()
 
 def _address(array: npt.NDArray[Any], dtype: type[np.generic], *shape: int) -> c_void_p:
     """The array for C, which takes it as it should be: of this type and shape, without gaps."""
-    assert (array.dtype, array.shape) == (dtype, shape), f"{array.dtype}{list(array.shape)}"
+    assert array.dtype == dtype, array.dtype
+    assert array.shape == shape, array.shape
     assert array.flags.c_contiguous
     return c_void_p(array.ctypes.data)
 

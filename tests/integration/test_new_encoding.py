@@ -66,15 +66,15 @@ from pipeline.data.readers.open import open_reader
 
 manifest = read_manifest(Path(sys.argv[1]))
 shards = ShardSet(Path(sys.argv[1]), manifest, None)
-images = np.zeros((3, 48, 48, 3), np.uint8)
 policies = (
-    evaluation_crop_policy(AugmentConfig(evaluation_pixels=48), manifest.image_size),
+    evaluation_crop_policy(AugmentConfig(), manifest.image_size),
     training_crop_policy(
-        AugmentConfig(crop_pixels=48, crop_place="random_resized"), manifest.image_size, 0
+        AugmentConfig(crop_pixels=24, crop_place="random_resized"), manifest.image_size, 0
     ),
 )
 for policy in policies:
     reader = open_reader(DataConfig(), shards, "val", policy, max_corrupt=0, files=None)
+    images = np.zeros((3, *reader.image_shape), np.uint8)
     reader.read(np.array([0, 1, 2]), 0, images)
     np.save(sys.stdout.buffer, images)
     reader.close()
