@@ -57,7 +57,7 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
                 TrainingLoop(components).run(stops)
         except Exception as error:
             failure = world.report_failure(error)
-            journal.ended(progress.step, "failed", str(failure), failure.cause)
+            journal.ended(progress.step, "failed", failure)
             raise failure from error
         is_complete = progress.step == components.target_steps
         outcome: EndOutcome = "completed" if is_complete else "stopped"

@@ -16,9 +16,10 @@ from pipeline.config.model import ranks_per_replica
 from pipeline.config.schema import Config
 from pipeline.data.open import BatchPlan, Damage
 from pipeline.metrics.job import JobMetrics, RunFacts
+from pipeline.ranks.failure import RankFailure
 from pipeline.run.console import Console, counted
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ending import EndOutcome, FailureCause, StopSource
+from pipeline.run.ending import EndOutcome, StopSource
 from pipeline.run.event_log import EventLog, count_resumes, read_events
 from pipeline.run.events import (
     CheckpointEvent,
@@ -139,16 +140,11 @@ class Journal:
         self.console.line(f"stopping at step {step:,}, asked by {source}")
         self._write(SignalEvent(step=step, epoch=self._epoch(step), source=source))
 
-    def ended(
-        self,
-        step: int,
-        outcome: EndOutcome,
-        error: str | None = None,
-        cause: FailureCause | None = None,
-    ) -> None:
+    def ended(self, step: int, outcome: EndOutcome, failure: RankFailure | None = None) -> None:
         """The process group leaves."""
         self._metrics.ended()
         epoch = self._epoch(step)
+        error, cause = (str(failure), failure.cause) if failure else (None, None)
         self._write(EndEvent(step=step, epoch=epoch, outcome=outcome, error=error, cause=cause))
         with contextlib.suppress(OSError):
             self._events.close()

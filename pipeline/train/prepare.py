@@ -39,7 +39,7 @@ from pipeline.train.due import Eta
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
-from pipeline.train.publishing import publish
+from pipeline.train.publishing import publishing
 from pipeline.train.same_run import check_same_run, kept_precision, num_steps
 from pipeline.train.start import find_start, finish, fork, resume
 
@@ -154,7 +154,7 @@ def _build(
         model = build_model(config.model, manifest.num_classes, size, mesh.columns)
         check_micro_batches(plan, target_steps, least_values(model, size))
     batches = data.open_batches(plan, world, mesh)
-    registry, metrics = publish(config.metrics, run, world, resources)
+    registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
     replica = Replica(model, config, world, mesh)
     _warm_up(replica, plan, size, world)
     progress = Progress()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from functools import partial
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
 
@@ -18,33 +18,37 @@ from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
 
 
-def publish(
-    config: MetricsConfig, run: RunDirectory, world: World, resources: contextlib.ExitStack
-) -> tuple[CollectorRegistry, RankMetrics]:
-    """This rank's metrics and their registry, published until `resources` are closed.
+@contextlib.contextmanager
+def publishing(
+    config: MetricsConfig, run: RunDirectory, world: World
+) -> Iterator[tuple[CollectorRegistry, RankMetrics]]:
+    """This rank's metrics and their registry, published for the length of the block.
 
     All ranks call it together, whatever their options: these may differ from host to host.
     """
     environment, registry = world.environment, CollectorRegistry()
     metrics = RankMetrics(world.rank, environment.local_rank, registry)
     address = exporter_address(config, world)
-    if not config.enabled:
-        return registry, metrics
-    if config.exporter:
+    if config.enabled and config.exporter:
         if world.is_main and not is_loopback(address):
             Console(sys.stdout).line(exposure(config, address))
         if environment.local_rank == 0:
             start_exporter(run, config, address)
-    publisher = Publisher(
-        run.metrics,
-        registry,
-        rank=world.rank,
-        local_rank=environment.local_rank,
-        interval_seconds=config.publish_seconds,
-    )
-    resources.callback(publisher.close)
-    resources.push(partial(_note_failure, metrics))  # before the last values are published
-    return registry, metrics
+    with contextlib.ExitStack() as resources:
+        if config.enabled:
+            publisher = Publisher(
+                run.metrics,
+                registry,
+                rank=world.rank,
+                local_rank=environment.local_rank,
+                interval_seconds=config.publish_seconds,
+            )
+            resources.callback(publisher.close)
+        try:
+            yield registry, metrics
+        except Exception:
+            metrics.record_outcome("failed")  # before the last values are published
+            raise
 
 
 def exporter_address(config: MetricsConfig, world: World) -> str:
@@ -54,10 +58,3 @@ def exporter_address(config: MetricsConfig, world: World) -> str:
         if config.enabled and config.exporter:
             address = choose_address(config.exporter_address, nodes, world.rank)
     return address
-
-
-def _note_failure(
-    metrics: RankMetrics, _: object, error: BaseException | None, *__: object
-) -> None:
-    if isinstance(error, Exception):
-        metrics.record_outcome("failed")
