@@ -35,11 +35,10 @@ from benchmarks.measurement import spread
 from benchmarks.rivals import eager_alexnet
 from pipeline.config.recipes import alexnet_fast
 from pipeline.config.schema import DistributedConfig
-from pipeline.data.augment.color import ORIGINAL, draw_color_shifts
 from pipeline.data.augment.crop_policy import training_crop_policy
-from pipeline.data.augment.crops import CropWindows
-from pipeline.data.augment.device import to_device
+from pipeline.data.augment.crops import CropWindows, to_device
 from pipeline.data.augment.normalize import Normalizer
+from pipeline.data.augment.preprocess import ORIGINAL, draw_color_shifts
 from pipeline.data.augment.shifts import draw_flips
 from pipeline.data.order.randomness import dropout_keys
 from pipeline.model.alexnet import AlexNet2012

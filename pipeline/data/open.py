@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data_prep.shard_set.manifest import Manifest, manifest_sha256
+from data_prep.shard_set.manifest import Manifest, Split, manifest_sha256
 from pipeline.config.schema import Config
 from pipeline.data.augment.crop_policy import (
     CropPolicy,
@@ -31,10 +31,16 @@ from pipeline.data.augment.crops import take_crops
 from pipeline.data.augment.normalize import Normalizer, build_normalizer, constancy
 from pipeline.data.augment.preprocess import Augmenter, Viewer
 from pipeline.data.batches import resident
-from pipeline.data.batches.batch import Batch, Batches
-from pipeline.data.batches.loader import Loader, Request, block_requests, training_requests
+from pipeline.data.batches.loader import (
+    Batch,
+    Batches,
+    Loader,
+    Request,
+    block_requests,
+    training_requests,
+)
 from pipeline.data.cache.remote_shards import RemoteShards
-from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.order.partition import BatchPlan, ShardShuffle, sample_blocks, steps_of_epoch
 from pipeline.data.order.shard_needs import (
     ShardNeed,
@@ -43,8 +49,9 @@ from pipeline.data.order.shard_needs import (
     stretch_needs,
     training_needs,
 )
+from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.open import open_reader
-from pipeline.data.readers.reading import Damage, ReadCost, Reader
+from pipeline.data.readers.reading import Damage, ReadCost
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 
@@ -55,12 +62,12 @@ __all__ = [
 ]  # fmt: skip
 
 OpenBatches = Callable[[int, int], AbstractContextManager[Batches]]
-"""Gives this rank's batches from one step up to another."""
+"""From two steps: the batches of this rank from the first up to the second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A shard set, as `config` reads it; what its methods open, `resources` close."""
+    """A shard set, read as `config` says; `resources` close what its methods open."""
 
     config: Config
     shards: ShardSet
@@ -86,7 +93,7 @@ class Data:
         return Augmenter(config.augment, config.seed, self.manifest.statistics, normalizer)
 
     def plan(self, num_replicas: int) -> BatchPlan:
-        """The batch arithmetic of training; raises `ValueError` if it does not come out."""
+        """The batch arithmetic of training; raises `ValueError` if a size cannot be divided."""
         config, train = self.config, self.manifest.split("train")
         width = config.data.shuffle_shards
         return BatchPlan(
@@ -99,7 +106,7 @@ class Data:
         )
 
     def open_evaluation(self, split: str, views: int, normalizer: Normalizer) -> EvaluatedSplit:
-        """Open a split of whose images none may be damaged.
+        """Open a split none of whose images may be damaged.
 
         Raises `ShardSetError` if the shard set is not whole, and `ValueError` if its images are too
         small for `views`.
@@ -122,11 +129,10 @@ class Data:
                 return self.open_files(plan, mesh.replica)
             augment, size, seed = self.config.augment, self.manifest.image_size, self.config.seed
             crop_policy = training_crop_policy(augment, size, seed)
-            whole_images = evaluation_crop_policy(augment, size)
-            opened = self._open_train(whole_images)
+            opened = self._open_train(evaluation_crop_policy(augment, size))
         stretch = resident.stretch(opened.reader.num_samples, world)
         chunks = block_requests(sample_blocks(stretch, resident.CHUNK_SAMPLES))
-        needs = stretch_needs(opened.shard_lengths, stretch)
+        needs = stretch_needs(opened.split.shard_lengths, stretch)
         with contextlib.closing(opened.reader):
             split = resident.load(opened.reader, opened.staged(chunks, needs), world)
         replicas = world.all_gather_object(mesh.replica)
@@ -148,8 +154,8 @@ class Data:
         def open_loader(start_step: int, end_step: int) -> contextlib.closing[Loader]:
             steps = seed, start_step, end_step
             requests = (of_all[replica] for of_all in training_requests(plan, *steps))
-            needs = training_needs(plan, opened.shard_lengths, *steps)
-            return opened.loader(requests, needs, plan.local_batch_size)
+            needs = training_needs(plan, opened.split.shard_lengths, *steps)
+            return opened.loader(requests, needs, plan.local_batch_size, pad=False)
 
         return open_loader
 
@@ -164,14 +170,13 @@ class Data:
         files = None if cache is None else RemoteShards(cache, shards.folder, split)
         reader = open_reader(config, shards, name, crop_policy, max_corrupt, files)
         self.resources.callback(reader.close)
-        return OpenedSplit(self, reader, files, split.shard_lengths)
+        return OpenedSplit(self, split, reader, files)
 
     def _check_cache(self, plan: BatchPlan, ranks_of_host: int) -> None:
         """Raise `ValueError` if the cache is too small for the order of samples."""
-        data = self.config.data
+        data, splits = self.config.data, (self.manifest.split("train"), self.manifest.split("val"))
         if self.shards.cache is None or data.cache_bytes is None:
             return
-        splits = self.manifest.split("train"), self.manifest.split("val")
         batches_ahead = data.prefetch_batches + 2  # in the queue, in use and being read
         val_ahead = batches_ahead * self.config.evaluation.block_size * plan.num_replicas
         if data.is_resident:
@@ -194,12 +199,12 @@ class OpenedSplit:
     """The reader of a split, and its shards if they are staged from a URL."""
 
     data: Data
-    reader: Reader
+    split: Split
+    reader: FileReader
     files: RemoteShards | None
-    shard_lengths: tuple[int, ...]
 
     def staged(self, requests: Iterable[Request], needs: Iterable[ShardNeed]) -> Iterator[Request]:
-        """The requests, while the shards they need are staged ahead and given up behind them."""
+        """The requests; meanwhile the shards they need are staged ahead, and released behind."""
         if self.files is not None:
             self.files.expect(needs)
         for request in requests:
@@ -208,12 +213,7 @@ class OpenedSplit:
             yield request
 
     def loader(
-        self,
-        requests: Iterable[Request],
-        needs: Iterable[ShardNeed],
-        batch_size: int,
-        *,
-        pad: bool = False,
+        self, requests: Iterable[Request], needs: Iterable[ShardNeed], batch_size: int, pad: bool
     ) -> contextlib.closing[Loader]:
         loader = Loader(
             self.reader,
@@ -245,5 +245,5 @@ class EvaluatedSplit:
         """The blocks that this rank's replica evaluates, as batches of one size."""
         samples, block_size = range(self.num_samples), self.data.config.evaluation.block_size
         blocks = sample_blocks(samples, block_size, mesh.num_replicas, mesh.replica)
-        needs = stretch_needs(self.opened.shard_lengths, samples)
+        needs = stretch_needs(self.opened.split.shard_lengths, samples)
         return self.opened.loader(block_requests(blocks), needs, block_size, pad=True)

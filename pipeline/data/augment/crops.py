@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from data_prep.shard_set.pixels import copy_windows
 from pipeline.data.augment.crop_policy import ImageSize
-from pipeline.data.augment.device import to_device
-from pipeline.data.augment.shifts import Flags
 from pipeline.data.order.partition import Indices
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,17 +25,24 @@ class CropWindows:
     size: ImageSize
     """Height and width of each crop."""
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows, tops and lefts, without waiting for the copies."""
-        rows, tops, lefts = (to_device(part, device) for part in (self.rows, self.tops, self.lefts))
-        return rows, tops, lefts
 
-
-def whole_images(images: torch.Tensor) -> CropWindows:
-    """Every image N×H×W×3, as it is."""
+def whole_images(images: torch.Tensor, rows: Indices | None = None) -> CropWindows:
+    """The images N×H×W×3 of these rows (None: all), uncropped."""
     count, height, width, _ = images.shape
-    zeros = np.zeros(count, np.int64)
-    return CropWindows(rows=np.arange(count), tops=zeros, lefts=zeros, size=(height, width))
+    rows = np.arange(count) if rows is None else rows
+    zeros = np.zeros(len(rows), np.int64)
+    return CropWindows(rows=rows, tops=zeros, lefts=zeros, size=(height, width))
+
+
+def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """A fresh array as a tensor on `device`, without waiting for the copy.
+
+    A GPU copies by itself from pinned memory only; for any other the host would wait.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def take_crops(
@@ -52,18 +60,13 @@ def take_crops(
     if images.device.type == "cuda":
         from pipeline.data.augment import crops_cuda
 
-        positions = crop_windows.on(images.device)
-        return crops_cuda.take_crops(
-            images, *positions, to_device(flips, images.device), crop_windows.size
-        )
+        return crops_cuda.take_crops(images, crop_windows, flips)
     images = images.contiguous()
-    crops = np.empty((len(crop_windows.rows), *crop_windows.size, 3), np.uint8)
+    rows, tops, lefts = crop_windows.rows, crop_windows.tops, crop_windows.lefts
     _, height, width, channels = images.shape
-    addresses = np.uint64(images.data_ptr()) + crop_windows.rows.astype(np.uint64) * np.uint64(
-        height * width * channels
-    )
-    failed = copy_windows(
-        addresses, (height, width), crop_windows.tops, crop_windows.lefts, crops, flips
-    )
+    crops = np.empty((len(rows), *crop_windows.size, channels), np.uint8)
+    image_bytes = np.uint64(height * width * channels)
+    addresses = np.uint64(images.data_ptr()) + rows.astype(np.uint64) * image_bytes
+    failed = copy_windows(addresses, (height, width), tops, lefts, crops, flips)
     assert failed is None, "memory of this process"
     return torch.from_numpy(crops)

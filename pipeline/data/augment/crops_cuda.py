@@ -6,35 +6,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from pipeline.data.augment.crops import CropWindows, Flags, to_device
+
 _BLOCK = 1024
 
 
-def take_crops(
-    images: torch.Tensor,
-    rows: torch.Tensor,
-    tops: torch.Tensor,
-    lefts: torch.Tensor,
-    flips: torch.Tensor,
-    size: tuple[int, int],
-) -> torch.Tensor:
-    """uint8 M×H×W×3, int64 N three times and bool N to uint8 N×h×w×3."""
-    out = images.new_empty((len(rows), *size, 3))
+def take_crops(images: torch.Tensor, crop_windows: CropWindows, flips: Flags) -> torch.Tensor:
+    """Crops of uint8 M×H×W×3, some mirrored: uint8 N×h×w×3."""
+    out = images.new_empty((len(flips), *crop_windows.size, 3))
     nothing = torch.empty(0, device=images.device)
-    _launch(images, rows, tops, lefts, flips, out, nothing, nothing, nothing, 1.0)
+    _launch(images, crop_windows, flips, out, nothing, nothing, nothing, 1.0)
     return out
 
 
 def normalize_crops(
     images: torch.Tensor,
-    rows: torch.Tensor,
-    tops: torch.Tensor,
-    lefts: torch.Tensor,
-    flips: torch.Tensor,
-    size: tuple[int, int],
+    crop_windows: CropWindows,
+    flips: Flags,
     *,
     shift: torch.Tensor,
     scale: torch.Tensor,
@@ -45,18 +38,17 @@ def normalize_crops(
 
     `scale` is float32 3, `shift` float32 3 or h×w×3, `color_shifts` float32 N×3.
     """
-    out = torch.empty((len(rows), *size, 3), device=images.device)
-    colors = color_shifts if color_shifts is not None else out.new_zeros((len(rows), 3))
-    _launch(images, rows, tops, lefts, flips, out, shift.contiguous(), scale, colors, 1 / divisor)
+    out = torch.empty((len(flips), *crop_windows.size, 3), device=images.device)
+    colors = color_shifts if color_shifts is not None else out.new_zeros((len(flips), 3))
+    normal = shift.contiguous(), scale, colors, 1 / divisor
+    _launch(images, crop_windows, flips, out, *normal)
     return out.permute(0, 3, 1, 2)
 
 
 def _launch(
     images: torch.Tensor,
-    rows: torch.Tensor,
-    tops: torch.Tensor,
-    lefts: torch.Tensor,
-    flips: torch.Tensor,
+    crop_windows: CropWindows,
+    flips: Flags,
     out: torch.Tensor,
     shift: torch.Tensor,
     scale: torch.Tensor,
@@ -67,23 +59,15 @@ def _launch(
     assert images.is_contiguous()
     if count == 0:
         return
+    windows = crop_windows.rows, crop_windows.tops, crop_windows.lefts, flips.view(np.uint8)
     grid = (count, triton.cdiv(height * width * channels, _BLOCK))
     with torch.cuda.device_of(images):
         _crop_kernel[grid](
             images,
-            rows,
-            tops,
-            lefts,
-            flips.to(torch.uint8),
+            *(to_device(part, images.device) for part in windows),
             out,
-            shift,
-            scale,
-            colors,
-            inverse_divisor,
-            images.shape[1],
-            images.shape[2],
-            height,
-            width,
+            *(shift, scale, colors, inverse_divisor),
+            *(*images.shape[1:3], height, width),
             NORMALIZES=out.dtype == torch.float32,
             SHIFT_IS_IMAGE=shift.dim() == 3,
             BLOCK=_BLOCK,

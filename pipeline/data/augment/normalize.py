@@ -13,9 +13,7 @@ from data_prep.shard_set.index import read_mean_image
 from data_prep.shard_set.manifest import Manifest, Statistics
 from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import input_size
-from pipeline.data.augment.crops import CropWindows, take_crops, whole_images
-from pipeline.data.augment.device import to_device
-from pipeline.data.augment.shifts import Flags
+from pipeline.data.augment.crops import CropWindows, Flags, take_crops, whole_images
 
 _CHANNELS = ("red", "green", "blue")
 _LEAST_DEVIATION = 0.1
@@ -26,21 +24,14 @@ class Normalizer:
     """Subtracts a mean and divides by a deviation, per channel, 0–255 scale."""
 
     def __init__(
-        self,
-        mean: npt.NDArray[np.floating],
-        std: npt.NDArray[np.floating],
-        device: torch.device,
+        self, mean: npt.NDArray[np.floating], std: npt.NDArray[np.floating], device: torch.device
     ) -> None:
         """`mean` is 3, or H×W×3 for inputs of H×W; `std` is 3."""
         self._shift = torch.from_numpy(-mean / std).float().to(device)
         self._scale = torch.from_numpy(1 / std).float().to(device)
 
     def __call__(
-        self,
-        images: torch.Tensor,
-        *,
-        color_shifts: torch.Tensor | None = None,
-        divisor: float = 1.0,
+        self, images: torch.Tensor, *, color_shifts: torch.Tensor | None = None, divisor: float = 1
     ) -> torch.Tensor:
         """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory.
 
@@ -74,12 +65,10 @@ class Normalizer:
             return self(crops, color_shifts=color_shifts, divisor=divisor)
         from pipeline.data.augment import crops_cuda
 
-        crop_windows = crop_windows or whole_images(images)
         return crops_cuda.normalize_crops(
             images.contiguous(),
-            *crop_windows.on(images.device),
-            to_device(flips, images.device),
-            crop_windows.size,
+            crop_windows or whole_images(images),
+            flips,
             shift=self._shift,
             scale=self._scale,
             color_shifts=color_shifts,
@@ -94,51 +83,47 @@ def build_normalizer(
 
     Raises `ShardSetError` if a mean image is wanted and is not there.
     """
-    ones = np.ones(3)
+    statistics, ones = manifest.statistics, np.ones(3)
     match config.normalize:
         case "none":
             return Normalizer(0 * ones, ones, device)
         case "mean_std":
-            statistics = manifest.statistics
             std = np.array(statistics.std)
-            std[constant_channels(statistics)] = 1.0
+            std[constant_channels(config, statistics)] = 1.0
             return Normalizer(np.array(statistics.mean), std, device)
         case "mean_image":
-            mean = read_mean_image(shards, manifest.statistics)
-            return Normalizer(_middle(mean, config), ones, device)
+            mean = read_mean_image(shards, statistics)
+            # Its middle, wherever the crop of an image is from, as in the 2012 code.
+            height, width = input_size(config, mean.shape[:2])
+            top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
+            return Normalizer(mean[top : top + height, left : left + width], ones, device)
         case unknown:
             assert_never(unknown)
 
 
-def constant_channels(statistics: Statistics) -> list[int]:
-    """Channels without a deviation, or with that of a few pixels that are one grey level off.
+def constant_channels(config: AugmentConfig, statistics: Statistics) -> list[int]:
+    """Channels not to be divided by their deviation, which is zero or that of a few pixels.
 
-    Divided by it they would be huge, or not numbers.
+    The quotients would be huge, or not numbers.
     """
-    return [channel for channel, std in enumerate(statistics.std) if not std >= _LEAST_DEVIATION]
+    match config.normalize:
+        case "none" | "mean_image":
+            return []
+        case "mean_std":
+            stds = enumerate(statistics.std)
+            return [channel for channel, std in stds if not std >= _LEAST_DEVIATION]
+        case unknown:
+            assert_never(unknown)
 
 
 def constancy(config: AugmentConfig, statistics: Statistics) -> str | None:
     """A sentence about channels that are not divided by their deviation; None: there are none."""
-    match config.normalize:
-        case "none" | "mean_image":
-            return None
-        case "mean_std":
-            constant = constant_channels(statistics)
-        case unknown:
-            assert_never(unknown)
-    if not constant:
-        return None
     names = " and ".join(
-        f"{_CHANNELS[channel]} (deviation {statistics.std[channel]:.2g})" for channel in constant
+        f"{_CHANNELS[channel]} (deviation {statistics.std[channel]:.2g})"
+        for channel in constant_channels(config, statistics)
     )
+    if not names:
+        return None
     return (
         f"constant in all training images: {names}; augment.normalize mean_std divides by 1 there"
     )
-
-
-def _middle(mean: npt.NDArray[np.float32], config: AugmentConfig) -> npt.NDArray[np.float32]:
-    """The middle of the mean image, whatever place a crop is from, as in the 2012 code."""
-    height, width = input_size(config, mean.shape[:2])
-    top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
-    return mean[top : top + height, left : left + width]

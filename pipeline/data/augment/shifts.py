@@ -13,11 +13,9 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.data.augment.device import to_device
+from pipeline.data.augment.crops import Flags, to_device
 from pipeline.data.order.partition import Indices
 from pipeline.data.order.randomness import Stream, random_below, random_bits
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

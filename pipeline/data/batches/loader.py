@@ -1,19 +1,65 @@
-"""Reads batches ahead of need, in a thread, into a ring of preallocated buffers."""
+"""Batches, read ahead of need by a thread into a ring of preallocated buffers."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 
-from pipeline.data.batches.batch import Batch
+from pipeline.data.augment.crops import CropWindows
 from pipeline.data.order.partition import BatchPlan, Indices
 from pipeline.data.order.shard_needs import run_position
-from pipeline.data.readers.reading import ReadCost, Reader
+from pipeline.data.readers.file_reader import FileReader
+from pipeline.data.readers.reading import ReadCost
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """What training works on: `num_valid` rows are samples, those behind them padding.
+
+    Images in host memory are the loader's, and valid until the next batch is asked for.
+    """
+
+    images: torch.Tensor
+    """uint8 M×H×W×3, in host memory or on the device."""
+    labels: torch.Tensor
+    """int64 N."""
+    samples: Indices
+    """Numbers in the split, int64 N."""
+    num_valid: int
+    crop_windows: CropWindows | None = None
+    """Which crops of the images the samples are; None: all, in order."""
+    copied: torch.cuda.Event | None = None
+    """Set while a copy to the device may still be reading; the loader waits for it."""
+
+    def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """`images` and `labels` on `device`, without waiting for the copy.
+
+        Those that are there already are the batch's own.
+        """
+        if self.images.device.type == device.type:
+            return self.images, self.labels
+        images = self.images.to(device, non_blocking=True)
+        labels = self.labels.to(device, non_blocking=True)
+        self.copied = torch.cuda.Event(blocking=True)  # to sleep, not to spin, until it happens
+        self.copied.record()
+        return images, labels
+
+
+class Batches(Iterator[Batch], Protocol):
+    """The batches of a rank, in order."""
+
+    @property
+    def queued_batches(self) -> int:
+        """Batches that are ready now."""
+
+    def take_cost(self) -> ReadCost:
+        """What reading cost since the last call."""
 
 
 class Request(NamedTuple):
@@ -52,15 +98,15 @@ def block_requests(blocks: Iterable[range]) -> Iterator[Request]:
 class Loader:
     """Iterates over the `Batch`es of `requests`, up to `depth` of them read ahead.
 
-    A batch shorter than `batch_size` is padded with black images when `pad` is set and yielded as
-    it is otherwise. An error of the reader is raised by the `next` that would have given the batch,
-    and by every later one. A closed loader is exhausted; one that is closed before its end calls
-    `give_up`, so that a read that waits for a shard from a URL fails.
+    With `pad` a batch shorter than `batch_size` is padded with black images. An error of the reader
+    is raised by the `next` that would have given the batch, and by every later one. A closed loader
+    is exhausted; one that is closed before its end calls `give_up`, so that a read that waits for a
+    shard from a URL fails.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: FileReader,
         requests: Iterator[Request],
         *,
         batch_size: int,
@@ -105,7 +151,9 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        self._give_back()
+        if self._taken is not None:
+            images, batch = self._taken
+            self._free.put((images, batch.copied))
         self._taken = self._ready.get()
         if self._taken is not None:
             return self._taken[1]
@@ -113,29 +161,20 @@ class Loader:
         self._ready.put(None)  # an exhausted or failed loader stays so
         raise self._failure or StopIteration
 
-    def _give_back(self) -> None:
-        if self._taken is not None:
-            images, batch = self._taken
-            self._free.put((images, batch.copied))
-            self._taken = None
-
     def _run(self) -> None:
         try:
-            self._read_ahead()
+            for request in self._requests:
+                buffer = self._free.get()
+                if buffer is None or self._closing.is_set():
+                    break
+                images, copied = buffer
+                if copied is not None:
+                    copied.synchronize()
+                self._ready.put((images, self._fill(images, request)))
         except BaseException as error:
             self._failure = error
         self._ready.put(None)
         self._has_ended = True
-
-    def _read_ahead(self) -> None:
-        for request in self._requests:
-            buffer = self._free.get()
-            if buffer is None or self._closing.is_set():
-                return
-            images, copied = buffer
-            if copied is not None:
-                copied.synchronize()
-            self._ready.put((images, self._fill(images, request)))
 
     def _fill(self, images: torch.Tensor, request: Request) -> Batch:
         samples, pixels, num_valid = request.samples, images.numpy(), len(request.samples)

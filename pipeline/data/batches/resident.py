@@ -7,7 +7,8 @@ device still works on the batch before. On the CPU the device is the host.
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +19,17 @@ import torch
 import torch.distributed as dist
 
 from pipeline.data.augment.crop_policy import CropPolicy
-from pipeline.data.augment.crops import CropWindows, take_crops
-from pipeline.data.augment.device import to_device
-from pipeline.data.batches.batch import Batch
-from pipeline.data.batches.loader import Request
+from pipeline.data.augment.crops import CropWindows, take_crops, to_device, whole_images
+from pipeline.data.batches.loader import Batch, Request
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.reading import ReadCost, Reader
+from pipeline.data.readers.file_reader import FileReader
+from pipeline.data.readers.reading import ReadCost
 from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.world import World
 
 CHUNK_SAMPLES = 256
 _MOST_OF_FREE = 0.8
 """Of the memory that is free before training has any."""
-
-_GIGABYTE = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +46,8 @@ class ResidentSplit:
     """The damaged images that were found in this rank's stretch."""
 
 
-def load(reader: Reader, requests: Iterable[Request], world: World) -> ResidentSplit:
-    """Read the split with all ranks, each its own stretch; they call it together.
+def load(reader: FileReader, requests: Iterable[Request], world: World) -> ResidentSplit:
+    """Read this rank's stretch of the split; the ranks call it together.
 
     `reader` must give whole images; `requests` are those of `stretch`, in order. Raises
     `ValueError` with the arithmetic if the device has no room for it, and what the reader raises.
@@ -94,10 +92,10 @@ def check_room(
     size = "×".join(map(str, image_shape))
     raise ValueError(
         f"the train split does not fit in memory: {num_samples:,} images of {size} bytes are "
-        f"{num_samples * image_bytes / _GIGABYTE:.1f} GB, {share / _GIGABYTE:.1f} GB for each of "
-        f"{world.size} ranks, and {world.device.type} has {free / _GIGABYTE:.1f} GB free for each, "
-        f"of which {_MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, "
-        "or another --data.reader"
+        f"{num_samples * image_bytes / 1e9:.1f} GB, {share / 1e9:.1f} GB for each of {world.size} "
+        f"ranks, and {world.device.type} has {free / 1e9:.1f} GB free for each, of which "
+        f"{_MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, or "
+        "another --data.reader"
     )
 
 
@@ -110,22 +108,15 @@ def free_bytes(world: World) -> int:
 
 def host_free_bytes(root: Path = Path("/")) -> int:
     """Free memory of the host, or of the control group that limits this process."""
-    fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
+    (available,) = re.findall(r"MemAvailable: +(\d+) kB", (root / "proc/meminfo").read_text())
+    free = int(available) * 1024
     group = root / "sys/fs/cgroup"
-    if (group / "memory.max").is_file():
-        limit, used = (
-            (group / f"memory.{name}").read_text().strip() for name in ("max", "current")
-        )
-        if limit != "max":
-            free = min(free, int(limit) - int(used) + _cached_bytes(group))
+    with contextlib.suppress(FileNotFoundError, ValueError):  # no group, or the limit is "max"
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        sizes = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(sizes["inactive_file"]) + int(sizes["active_file"])  # freed on demand
+        free = min(free, limit - used + cached)
     return max(0, free)
-
-
-def _cached_bytes(group: Path) -> int:
-    """Page cache of a control group, which the kernel frees on demand."""
-    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return int(fields["inactive_file"]) + int(fields["active_file"])
 
 
 @dataclass(slots=True)
@@ -161,7 +152,7 @@ class ResidentBatches:
         self._requests = requests
         self._world = world
         self._replicas = replicas
-        self._under_way: deque[_Exchange] = deque()
+        self._under_way: _Exchange | None = None
         self._cost = ReadCost()
         self._cost.add(split.damage)
 
@@ -177,21 +168,13 @@ class ResidentBatches:
         if self._world.size == 1:
             (request,) = next(self._requests)
             return self._batch(request, self._split.images, self._windows_of(request))
-        if not self._under_way:
-            self._begin_exchange()
-        if not self._under_way:
+        done = self._under_way or self._begin_exchange()
+        if done is None:
             raise StopIteration
-        done = self._under_way.popleft()
-        self._begin_exchange()  # of the next batch: it goes on while this one is trained on
+        self._under_way = self._begin_exchange()  # it goes on while this batch is trained on
         with waiting_for_ranks():
             done.work.wait()
-        whole = CropWindows(
-            rows=done.order,
-            tops=np.zeros_like(done.order),
-            lefts=np.zeros_like(done.order),
-            size=self._crop_policy.output_size,
-        )
-        return self._batch(done.request, done.received, whole)
+        return self._batch(done.request, done.received, whole_images(done.received, done.order))
 
     def _batch(self, request: Request, images: torch.Tensor, crop_windows: CropWindows) -> Batch:
         samples = request.samples
@@ -204,17 +187,18 @@ class ResidentBatches:
             crop_windows=crop_windows,
         )
 
-    def _begin_exchange(self) -> None:
+    def _begin_exchange(self) -> _Exchange | None:
+        """Begin to send all ranks what they need of the next batch; None if there is none."""
         requests = next(self._requests, None)
         if requests is None:
-            return
+            return None
         wanted = [requests[replica] for replica in self._replicas]
-        owners = [self._owners(request.samples) for request in wanted]
+        edges, rank = self._split.edges, self._world.rank
+        owners = [np.searchsorted(edges, one.samples, side="right") - 1 for one in wanted]
         mine = [
-            request.samples[owner == self._world.rank]
-            for request, owner in zip(wanted, owners, strict=True)
+            request.samples[owner == rank] for request, owner in zip(wanted, owners, strict=True)
         ]
-        request, owner = wanted[self._world.rank], owners[self._world.rank]
+        request, owner = wanted[rank], owners[rank]
         sent = Request(np.concatenate(mine), request.epoch)
         outgoing = take_crops(self._split.images, self._windows_of(sent))
         received = outgoing.new_empty((len(request.samples), *outgoing.shape[1:]))
@@ -226,21 +210,14 @@ class ResidentBatches:
                 [len(samples) for samples in mine],
                 async_op=True,
             )
-        arrival = np.argsort(owner, kind="stable")
-        order = np.empty_like(arrival)
-        order[arrival] = np.arange(len(arrival))
         assert work is not None, "it was asked for"
-        self._under_way.append(_Exchange(request, received, order, work))
-
-    def _owners(self, samples: Indices) -> Indices:
-        """The rank that holds each sample."""
-        return np.searchsorted(self._split.edges, samples, side="right") - 1
+        order = np.argsort(np.argsort(owner, kind="stable"))
+        return _Exchange(request, received, order, work)
 
     def _windows_of(self, request: Request) -> CropWindows:
         """The crops of samples that this rank holds."""
         samples = request.samples
-        _, height, width, _ = self._split.images.shape
-        sides = (np.full(len(samples), side) for side in (height, width))
+        sides = (np.full(len(samples), side) for side in self._split.images.shape[1:3])
         boxes = self._crop_policy.boxes(samples, request.epoch, *sides)
         return CropWindows(
             rows=samples - self._split.edges[self._world.rank],
@@ -250,8 +227,8 @@ class ResidentBatches:
         )
 
     def finish(self) -> None:
-        """Wait for exchanges under way: all ranks have sent their part."""
-        for exchange in self._under_way:
+        """Wait for an exchange under way, so that no rank leaves before it has sent its part."""
+        if self._under_way is not None:
             with waiting_for_ranks():
-                exchange.work.wait()
-        self._under_way.clear()
+                self._under_way.work.wait()
+            self._under_way = None

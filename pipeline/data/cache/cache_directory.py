@@ -1,19 +1,17 @@
 """A size-limited directory of files that several processes fill, use and empty at the same time.
 
-    CACHE/.lock             held for as long as it takes to make room
-    CACHE/SET/NAME          a whole file; whoever reads it shares its lock
-    CACHE/SET/.tmp-NAME     what is being staged, of its full size; its writer has its lock
+    CACHE/.lock             locked while room is made
+    CACHE/SET/NAME          a whole file; its readers share its lock
+    CACHE/SET/.tmp-NAME     a file that is being staged, of its full size, locked by its writer
     CACHE/SET/.lock-NAME    shared by those who expect to read NAME soon; there for every shard
 
-Nothing else is noted anywhere: a file of which nobody has the lock is of no use to a process that
-is alive. So what a killed process leaves is known by that, and blocks nobody. The directory must be
-on a file system with locks.
+There is no other state: nobody alive needs a file that is not locked, so what a killed process
+leaves blocks nobody. The directory must be on a file system with locks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import time
@@ -21,16 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.shard_set.files import TEMPORARY_PREFIX, sha256_of, sync, sync_directory
+from data_prep.shard_set.files import (
+    NO_ROOM,
+    TEMPORARY_PREFIX,
+    sha256_of,
+    sync,
+    sync_directory,
+)
 from data_prep.shard_set.locks import has_name, try_lock
 from pipeline.data.cache.remote import Content
 
 _LOCK_PREFIX = ".lock-"
 
 _GLANCE_SECONDS = 1.0
-"""Others hold a lock so long at most to see whether it is free."""
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Longer than another process takes to see whether a lock is free."""
 
 
 def check_locks(cache: Path) -> None:
@@ -46,25 +48,21 @@ def check_locks(cache: Path) -> None:
 
 
 class CacheFullError(OSError):
-    """There is no room for a file, and what could go has gone."""
+    """There is no room for a file, and nothing more can be evicted."""
 
 
 def open_in_use(path: Path, content: Content) -> int | None:
-    """Open a whole file of the cache for reading: until it is closed it is not evicted.
+    """Open a whole file of the cache for reading; it is not evicted until it is closed.
 
-    None if it is not there or of another size; only where that is not known is it read to compare
-    its hash. It counts as just used.
+    None if it is not there or has another size, or another hash where the size is not known.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     if try_lock(file, shared=True, wait_seconds=_GLANCE_SECONDS) and has_name(file, path):
-        if content.num_bytes is None:
-            is_same = sha256_of(path) == content.sha256
-        else:
-            is_same = os.fstat(file).st_size == content.num_bytes
-        if is_same:
+        size = content.num_bytes
+        if os.fstat(file).st_size == size or (size is None and sha256_of(path) == content.sha256):
             _mark_used(file)
             return file
     os.close(file)
@@ -73,17 +71,14 @@ def open_in_use(path: Path, content: Content) -> int | None:
 
 def _mark_used(file: int) -> None:
     now = time.time_ns()  # the file system's own clock ticks too seldom to tell which came first
-    try:
+    with contextlib.suppress(OSError):  # of another user
         os.utime(file, ns=(now, now))
-    except OSError:
-        with contextlib.suppress(OSError):  # another user's, or a file system without times
-            os.utime(file)
 
 
 def expect_use(path: Path) -> int:
-    """Keep the shard `path`, there or not, from those that only stage ahead, until this is closed.
+    """Keep others that stage ahead from evicting the shard `path` until this is closed.
 
-    Whoever needs room at once may still take its.
+    The shard may not be there yet. Whoever needs room at once may still evict it.
     """
     lock = path.with_name(_LOCK_PREFIX + path.name)
     file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -108,13 +103,13 @@ def staging(path: Path) -> Iterator[BinaryIO | None]:
                 if has_name(file, temporary):
                     temporary.unlink()
     except OSError as error:
-        if error.errno in _NO_ROOM and error.filename is None:
+        if error.errno in NO_ROOM and error.filename is None:
             error.filename = str(path)
         raise
 
 
 def publish(staged: BinaryIO, path: Path) -> int:
-    """Give what `staging` of `path` yielded its name; returns it as `open_in_use` does."""
+    """Give the file that `staging` yielded the name `path`; returns it as `open_in_use` does."""
     staged.flush()
     _mark_used(staged.fileno())
     sync(staged.fileno())
@@ -124,21 +119,14 @@ def publish(staged: BinaryIO, path: Path) -> int:
     return os.dup(staged.fileno())
 
 
-def last_staged(path: Path) -> float:
-    """When a process that stages `path` last wrote some of it, in Unix time."""
-    with contextlib.suppress(FileNotFoundError):
-        return _temporary(path).stat().st_mtime
-    return 0.0
-
-
 def make_room(
     path: Path, staged: BinaryIO, num_bytes: int, max_bytes: int | None, at_once: bool
 ) -> None:
     """Make `staged`, which is to become the shard `path`, `num_bytes` long.
 
-    Shards that nobody reads go, those not used for longest first, until all are `max_bytes`
-    together and the disk has room. Those that somebody expects to read stay, but if it must be done
-    `at_once`. Raises `CacheFullError` if what is left must stay.
+    Shards that nobody reads are evicted, the least recently used first, until the cache is within
+    `max_bytes` and the disk has room. Those that somebody expects to read are evicted only
+    `at_once`. Raises `CacheFullError` if that is not enough.
     """
     cache = path.parent.parent
     os.close(expect_use(path))  # it is a shard from now on
@@ -169,9 +157,9 @@ def make_room(
 
 
 def _survey(cache: Path) -> tuple[list[tuple[Path, int]], int]:
-    """The whole shards with their sizes, the one not used for longest first, and the bytes of all.
+    """The whole shards with their sizes, the least recently used first, and the bytes of all.
 
-    The latter with those that are being staged; what killed processes were staging is deleted.
+    The latter include what is being staged. What killed processes were staging is deleted.
     """
     whole: list[tuple[int, Path, int]] = []
     sizes: dict[int, int] = {}
@@ -216,11 +204,11 @@ def _is_free(path: Path, *, remove: bool = False) -> bool:
 
 
 def _allocate(file: BinaryIO, num_bytes: int) -> bool:
-    """Take the disk space now: then no write of the file can fail for want of it."""
+    """Reserve the disk space, so that no later write fails for lack of it."""
     try:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         file.truncate(0)
         return False

@@ -1,13 +1,12 @@
 """Files of a remote shard set, fetched by commands that a deadline can end, and verified.
 
-A shard set's URL is a folder of the web or of an object store, below which the files are found by
-their names; or it holds `{}` where the name of the file belongs:
+A shard set's URL is a folder, or holds `{}` where the name of a file belongs:
 
     https://host/imagenet    s3://bucket/imagenet    file:///nfs/imagenet
     https://host/imagenet/{}?token=…    pipe:ssh host cat /data/imagenet/{}
 
-A command for each scheme writes the file to its output: see `command_of`. What it has no command
-for is opened by webdataset, which knows no s3, and whose curl tries for a minute without a word.
+A command for each scheme writes the file to its output: see `command_of`. Other schemes are opened
+by webdataset.
 """
 
 from __future__ import annotations
@@ -31,12 +30,11 @@ from typing import BinaryIO
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-NAME_MARK = "{}"
-"""Where the name of a file belongs in a URL that does not simply end with it."""
+from pipeline.config.data import DataConfig
 
 _BLOCK_BYTES = 1 << 20
 _LOOK_SECONDS = 0.1
-"""How long a stop may go unheeded."""
+"""Between two looks whether the fetch is to stop."""
 _FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 """Between two attempts."""
@@ -51,8 +49,8 @@ _LASTING = frozenset(
         *("command not found", ": not found", "No module named", "no gopen handler"),
     }
 )
-"""What curl, the AWS command line, cat, shells and Python say of what no other attempt mends: a URL
-or a protocol that is wrong, certificates, permissions, programs."""
+"""What curl, the AWS command line, cat, shells and Python say of errors that stay: a wrong URL or
+protocol, certificates, permissions, missing programs."""
 _MISSING = frozenset({"returned error: 404", "(404)", "(NoSuchKey)", "No such file"})
 """What they say of a file that is not there."""
 
@@ -76,51 +74,36 @@ class FetchStopped(Exception):
 class _Fault(Exception):
     """Why one attempt failed."""
 
-    def __init__(self, what: str, *, is_final: bool = False) -> None:
-        super().__init__(what)
-        self.is_final = is_final
-        """Whether another attempt would meet the same."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetryPolicy:
-    """How long a fetch goes on."""
-
-    timeout_seconds: float
-    """An attempt in which no byte comes for so long has failed."""
-    attempts: int
-
-    @property
-    def silence_seconds(self) -> float:
-        """The longest time in which a fetch that is not stuck makes no progress."""
-        return self.attempts * (self.timeout_seconds + LONGEST_PAUSE_SECONDS)
+class _LastingFault(_Fault):
+    """Another attempt would fail in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
-    """What a file must hold."""
+    """What a file must hold, as far as it is known."""
 
     num_bytes: int | None = None
-    """None: any number."""
     sha256: str | None = None
-    """In hexadecimal; None: anything."""
-
-
-def check_url(url: str) -> None:
-    """Raise `ValueError` if the URL leaves open where the name of a file belongs."""
-    scheme = url.partition(":")[0]
-    if NAME_MARK not in url and (scheme == "pipe" or "?" in url or "#" in url):
-        raise ValueError(
-            f"data.shards is {url}; expected {NAME_MARK} where the name of a file belongs, as in "
-            "pipe:ssh host cat /data/shards/{} or https://host/shards/{}?key=value"
-        )
+    """In hexadecimal."""
+    check: Callable[[bytes], object] | None = None
+    """Raises `ValueError` if the bytes of the file are damaged."""
 
 
 def location_of(url: str, name: str) -> str:
-    """Where the file `name` of the shard set at `url` is."""
-    quoted = shlex.quote(name) if url.startswith("pipe:") else quote(name)
-    if NAME_MARK in url:
-        return url.replace(NAME_MARK, quoted)
+    """Where the file `name` of the shard set at `url` is.
+
+    Raises `ValueError` if the URL leaves open where the name belongs.
+    """
+    scheme = url.partition(":")[0]
+    quoted = shlex.quote(name) if scheme == "pipe" else quote(name)
+    if "{}" in url:
+        return url.replace("{}", quoted)
+    if scheme == "pipe" or "?" in url or "#" in url:
+        raise ValueError(
+            f"data.shards is {url}; expected {{}} where the name of a file belongs, as in "
+            "pipe:ssh host cat /data/shards/{} or https://host/shards/{}?key=value"
+        )
     return f"{url.rstrip('/')}/{quoted}"
 
 
@@ -147,26 +130,29 @@ def command_of(location: str, timeout_seconds: float) -> list[str]:
 
 
 def fetch(
-    location: str,
-    file: BinaryIO,
-    content: Content,
-    retry_policy: RetryPolicy,
-    stop: threading.Event,
-    check: Callable[[bytes], object] | None = None,
+    location: str, file: BinaryIO, content: Content, config: DataConfig, stop: threading.Event
 ) -> None:
     """Write what is at `location` to the empty or reserved `file`, and verify it.
 
-    `check` looks at what came where no hash is known, and raises `ValueError` if that is damaged.
     Raises `FetchError` after the last attempt, or the first that shows that no other can succeed,
     `FetchStopped` once `stop` is set, and `OSError` if `file` cannot be written.
     """
-    for attempt in range(1, retry_policy.attempts + 1):
+    for attempt in range(1, config.fetch_attempts + 1):
         try:
-            _attempt(location, file, content, retry_policy.timeout_seconds, stop, check)
+            _attempt(location, file, content, config.fetch_timeout_seconds, stop)
         except _Fault as fault:
-            if attempt == retry_policy.attempts or fault.is_final:
-                raise FetchError(_failure(location, attempt, retry_policy, fault)) from None
-            pause = _pause_seconds(attempt)
+            is_lasting = isinstance(fault, _LastingFault)
+            if attempt == config.fetch_attempts or is_lasting:
+                timeout = f"data.fetch_timeout_seconds ({config.fetch_timeout_seconds:g})"
+                more = "" if is_lasting else f", or raise data.fetch_attempts or {timeout}"
+                raise FetchError(
+                    f"{location} could not be fetched in {attempt} "
+                    f"attempt{'' if attempt == 1 else 's'}: {fault}; see that it is there and "
+                    f"whole ('python -m data_prep verify SHARDS' where the shard set is){more}"
+                ) from None
+            # By chance up to half shorter, so that ranks spread out.
+            pause = min(LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
+            pause *= random.uniform(0.5, 1)
             _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
             if stop.wait(pause):
                 raise FetchStopped(location) from None
@@ -174,29 +160,8 @@ def fetch(
             return
 
 
-def _failure(location: str, attempts: int, retry_policy: RetryPolicy, fault: _Fault) -> str:
-    times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    timeout = f"data.fetch_timeout_seconds ({retry_policy.timeout_seconds:g})"
-    more = "" if fault.is_final else f", or raise data.fetch_attempts or {timeout}"
-    return (
-        f"{location} could not be fetched in {times}: {fault}; see that it is there and whole "
-        f"('python -m data_prep verify SHARDS' where the shard set is){more}"
-    )
-
-
-def _pause_seconds(attempt: int) -> float:
-    """Twice as long after each attempt; by chance up to half shorter, so that ranks spread out."""
-    pause = min(LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
-    return pause * random.uniform(0.5, 1)
-
-
 def _attempt(
-    location: str,
-    file: BinaryIO,
-    content: Content,
-    timeout_seconds: float,
-    stop: threading.Event,
-    check: Callable[[bytes], object] | None,
+    location: str, file: BinaryIO, content: Content, timeout_seconds: float, stop: threading.Event
 ) -> None:
     file.seek(0)
     digest, num_bytes = hashlib.sha256(), 0
@@ -217,10 +182,10 @@ def _attempt(
             "damaged on the way, or not the file of the manifest"
         )
     file.truncate()  # of an attempt that had brought more
-    if check is not None:
+    if content.check is not None:
         file.seek(0)
         try:
-            check(file.read())
+            content.check(file.read())
         except ValueError as error:
             raise _Fault(str(error)) from None
 
@@ -232,25 +197,34 @@ def _output(
 
     Raises `_Fault` if the output stalls or the command fails, for good if it says one of `lasting`.
     """
+    silence = _Fault(f"no byte came for {timeout_seconds:g} s")
     command = command_of(location, timeout_seconds)
     with tempfile.TemporaryFile() as errors, _running(command, errors) as process:
         assert process.stdout is not None
-        output = process.stdout.fileno()
         poll = select.poll()
-        poll.register(output, select.POLLIN)
+        poll.register(process.stdout, select.POLLIN)
+        deadline = time.monotonic() + timeout_seconds
         while True:
-            _await(lambda: bool(poll.poll(_LOOK_SECONDS * 1000)), timeout_seconds, stop)
-            block = os.read(output, _BLOCK_BYTES)
-            if not block:
-                break
-            yield block
-        _await(lambda: _has_ended(process), timeout_seconds, stop)
+            if stop.is_set():
+                raise FetchStopped("the fetch was stopped")
+            if poll.poll(_LOOK_SECONDS * 1000):
+                block = os.read(process.stdout.fileno(), _BLOCK_BYTES)
+                if not block:
+                    break
+                yield block
+                deadline = time.monotonic() + timeout_seconds
+            elif time.monotonic() > deadline:
+                raise silence
+        try:
+            process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise silence from None
         if process.returncode != 0:
-            complaint = _complaint(errors)
-            raise _Fault(
-                f"{complaint} (exit code {process.returncode})",
-                is_final=any(words in complaint for words in lasting),
-            )
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - _ERROR_BYTES))
+            said = errors.read().decode(errors="replace").strip().splitlines()
+            complaint = said[-1].strip() if said else "the command failed and said nothing"
+            kind = _LastingFault if any(words in complaint for words in lasting) else _Fault
+            raise kind(f"{complaint} (exit code {process.returncode})")
 
 
 @contextlib.contextmanager
@@ -274,29 +248,3 @@ def _running(command: list[str], errors: BinaryIO) -> Iterator[subprocess.Popen[
         finally:
             if process.returncode is None:  # not waited for: its number is still its own
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def _await(has_come: Callable[[], bool], timeout_seconds: float, stop: threading.Event) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not has_come():
-        if time.monotonic() > deadline:
-            raise _Fault(f"no byte came for {timeout_seconds:g} s")
-        if stop.is_set():
-            break
-    if stop.is_set():
-        raise FetchStopped("the fetch was stopped")
-
-
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_LOOK_SECONDS)
-    return process.returncode is not None
-
-
-def _complaint(errors: BinaryIO) -> str:
-    """The end of what a command said of its failure."""
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - _ERROR_BYTES))
-    lines = errors.read().decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else "the command failed and said nothing"

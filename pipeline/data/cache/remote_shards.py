@@ -33,14 +33,12 @@ class RemoteShards:
         with shards.reading(number) as file: os.pread(file, …)      in any number of threads
         shards.passed(run_position(plan, step))                     now and then
 
-    Positions are those of the needs. What raises what: see `ShardCache`.
+    Positions are those of the needs. For what is raised see `ShardCache`.
     """
 
     are_lasting = False
 
     def __init__(self, cache: ShardCache, folder: Path, split: Split) -> None:
-        self.shard_lengths = split.shard_lengths
-        self._num_samples = split.num_samples
         self._cache = cache
         self._folder = folder
         self._split = split
@@ -53,20 +51,19 @@ class RemoteShards:
         """What keeps the shards that are staged ahead, see `expect_use`."""
         self._last_needed: dict[int, int] = {}
         self._position = 0
-        self._plan = 0
 
     def expect(self, needs: Iterable[ShardNeed]) -> None:
         """Stage what `needs` lists, in its order, ahead of `passed`; an older list is forgotten.
 
-        Some at a time, as far ahead as there is room. One that cannot be staged is tried again and
-        again until it is passed; whoever needs it meanwhile meets the error by its own attempts.
+        Some at a time, as far ahead as there is room. One that cannot be staged is tried again
+        until it is passed; whoever reads it gets the error of its own attempts.
         """
+        self.give_up()
         with self._changed:
-            self._plan += 1
+            self._stop = stop = threading.Event()
             self._last_needed.clear()
             self._position = 0
-            self._changed.notify_all()
-            arguments = (self._handed_on(needs, self._plan), self._plan, threading.Lock())
+        arguments = self._handed_on(needs, stop), threading.Lock(), stop
         threads = [
             threading.Thread(target=self._stage_ahead, args=arguments, name="stage", daemon=True)
             for _ in range(_STREAMS)
@@ -75,23 +72,22 @@ class RemoteShards:
         for thread in threads:
             thread.start()
 
-    def _handed_on(self, needs: Iterable[ShardNeed], plan: int) -> Iterator[ShardNeed]:
+    def _handed_on(self, needs: Iterable[ShardNeed], stop: threading.Event) -> Iterator[ShardNeed]:
         """The `needs` that are not over yet, at most an epoch ahead."""
         for need in needs:
             with self._changed:
-                while self._is_current(plan) and need.first >= self._position + self._num_samples:
+                while not stop.is_set() and need.first >= self._position + self._split.num_samples:
                     self._changed.wait(_LOOK_SECONDS)
-                if not self._is_current(plan):
+                if stop.is_set():
                     return
                 if need.last < self._position:
                     continue
                 self._last_needed[need.shard] = need.last
             yield need
 
-    def _is_current(self, plan: int) -> bool:
-        return plan == self._plan and not self._stop.is_set()
-
-    def _stage_ahead(self, needs: Iterator[ShardNeed], plan: int, turn: threading.Lock) -> None:
+    def _stage_ahead(
+        self, needs: Iterator[ShardNeed], turn: threading.Lock, stop: threading.Event
+    ) -> None:
         """Stage one need after another; the next gets its `turn` when this one has room."""
         while True:
             with contextlib.ExitStack() as has_turn:
@@ -99,26 +95,27 @@ class RemoteShards:
                 need = next(needs, None)
                 if need is None:
                     return
-                while self._is_wanted(need, plan) and not self._is_staged(
-                    need, plan, has_turn.close
-                ):
-                    pass
+                while self._is_wanted(need, stop):
+                    if self._is_staged(need, stop, has_turn.close):
+                        break
 
-    def _is_wanted(self, need: ShardNeed, plan: int) -> bool:
-        with self._changed:
-            return self._is_current(plan) and need.last >= self._position
+    def _is_wanted(self, need: ShardNeed, stop: threading.Event) -> bool:
+        return not stop.is_set() and need.last >= self._position
 
-    def _is_staged(self, need: ShardNeed, plan: int, has_room: Callable[[], None]) -> bool:
+    def _is_staged(
+        self, need: ShardNeed, stop: threading.Event, has_room: Callable[[], None]
+    ) -> bool:
         """Try to stage a shard ahead; False, after a while, if that is not possible."""
+        shard = need.shard
         try:
             with contextlib.ExitStack() as released:
-                kept = expect_use(self._path(need.shard))
+                kept = expect_use(self._path(shard))
                 released.callback(os.close, kept)
-                os.close(self._open_shard(need.shard, has_room))
+                os.close(self._open_shard(shard, stop, has_room))
                 with self._changed:
-                    is_held = need.shard in self._ahead or need.shard in self._in_use
-                    if self._is_wanted(need, plan) and not is_held:
-                        self._ahead[need.shard] = kept
+                    is_held = shard in self._ahead or shard in self._in_use
+                    if self._is_wanted(need, stop) and not is_held:
+                        self._ahead[shard] = kept
                         released.pop_all()
                 return True
         except FetchStopped:
@@ -128,13 +125,15 @@ class RemoteShards:
                 self._changed.wait(_LOOK_SECONDS)
         except OSError as error:
             _log.warning("staging ahead: %s; trying again", describe(error))
-            self._stop.wait(_AGAIN_SECONDS)
+            stop.wait(_AGAIN_SECONDS)
         return False
 
-    def _open_shard(self, shard: int, has_room: Callable[[], None] | None = None) -> int:
+    def _open_shard(
+        self, shard: int, stop: threading.Event, has_room: Callable[[], None] | None = None
+    ) -> int:
         split = self._split
         content = Content(num_bytes=split.shard_bytes[shard], sha256=split.shard_sha256[shard])
-        return self._cache.open_file(self._path(shard), content, self._stop, has_room)
+        return self._cache.open_file(self._path(shard), content, stop, has_room)
 
     def _path(self, shard: int) -> Path:
         return self._folder / self._split.filenames[shard]
@@ -145,7 +144,7 @@ class RemoteShards:
         with self._changed:
             file = os.dup(self._in_use[shard]) if shard in self._in_use else None
         if file is None:
-            file = self._open_shard(shard)
+            file = self._open_shard(shard, self._stop)
             with self._changed:
                 if shard not in self._in_use:
                     self._in_use[shard] = os.dup(file)
@@ -166,7 +165,7 @@ class RemoteShards:
             for held in (self._in_use, self._ahead):
                 for shard in [one for one in held if self._last_needed.get(one, -1) < position]:
                     os.close(held.pop(shard))
-                    self._changed.notify_all()
+            self._changed.notify_all()
 
     def give_up(self) -> None:
         """Let whoever waits for a shard fail now; no more are staged."""

@@ -35,9 +35,6 @@ class ShardShuffle:
     """Samples in each shard."""
     num_shards: int
 
-    def __post_init__(self) -> None:
-        assert self.num_shards > 0
-
 
 def steps_of_epoch(num_samples: int, global_batch_size: int, *, drop_last: bool) -> int:
     full, rest = divmod(num_samples, global_batch_size)

@@ -13,8 +13,6 @@ import numpy as np
 from data_prep.shard_set.manifest import Split
 from pipeline.data.order.partition import BatchPlan, Indices
 
-_BLOCK_SAMPLES = 1 << 16
-
 
 @dataclass(frozen=True, slots=True)
 class ShardNeed:
@@ -27,14 +25,11 @@ class ShardNeed:
 
 def shard_needs(samples: Indices, shard_lengths: Sequence[int]) -> list[ShardNeed]:
     """The shards that hold `samples`, in the order in which they are first needed."""
-    ends = np.cumsum(shard_lengths)
-    first = np.full(len(ends), len(samples))
-    last = np.full(len(ends), -1)
-    for at in range(0, len(samples), _BLOCK_SAMPLES):
-        shards = np.searchsorted(ends, samples[at : at + _BLOCK_SAMPLES], side="right")
-        positions = np.arange(at, at + len(shards))
-        np.minimum.at(first, shards, positions)
-        np.maximum.at(last, shards, positions)
+    ends, positions = np.cumsum(shard_lengths), np.arange(len(samples))
+    shards = np.searchsorted(ends, samples, side="right")
+    first, last = np.full(len(ends), len(samples)), np.full(len(ends), -1)
+    np.minimum.at(first, shards, positions)
+    np.maximum.at(last, shards, positions)
     needed = np.flatnonzero(last >= 0)
     by_first = needed[np.argsort(first[needed])]
     rows = zip(by_first.tolist(), first[by_first].tolist(), last[by_first].tolist(), strict=True)
@@ -110,19 +105,14 @@ def check_cache_bytes(
 
 
 def check_resident_cache_bytes(
-    max_bytes: int,
-    train: Split,
-    val: Split,
-    ranks_of_host: int,
-    read_at_once: int,
-    val_ahead: int,
+    max_bytes: int, train: Split, val: Split, num_ranks: int, train_ahead: int, val_ahead: int
 ) -> None:
     """The same for a resident split: each rank of a host reads a stretch of it once, in order."""
-    train_bytes = ranks_of_host * _neighbouring_bytes(train, read_at_once)
+    train_bytes = num_ranks * _neighbouring_bytes(train, train_ahead)
     needed = max(train_bytes, _neighbouring_bytes(val, val_ahead))
     if needed > max_bytes:
         raise ValueError(
-            f"data.cache_bytes is {max_bytes:,}, but the {ranks_of_host} ranks of a host need "
+            f"data.cache_bytes is {max_bytes:,}, but the {num_ranks} ranks of a host need "
             f"{needed:,} bytes of shards at one time; set --data.cache_bytes to that or more"
         )
 

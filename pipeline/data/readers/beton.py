@@ -11,8 +11,7 @@ from data_prep.shard_set.beton_format import BetonTables, open_beton
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.index import INDEX_DTYPE, read_checksums
 from data_prep.shard_set.manifest import Manifest, manifest_sha256
-from pipeline.data.readers.files import LocalFiles
-from pipeline.data.readers.sample_index import SampleIndex
+from pipeline.data.readers.sample_index import LocalFiles, SampleIndex
 
 
 def open_beton_index(path: Path, shards: Path, manifest: Manifest, split: str) -> SampleIndex:

@@ -26,25 +26,18 @@ T = TypeVar("T")
 
 
 class FileReader:
-    """See `Reader`. It takes over the files of `index`, and closes them.
+    """Random access to the cropped images of one split; compares each with its checksum each time.
 
-    Compares every image with its checksum each time.
-
-    Up to `max_corrupt` damaged samples of the split are replaced, each by the next good one of the
-    split, whichever rank reads it; more are an error. None: the split is evaluated, and not one may
-    be damaged.
+    It takes over the files of `index`, and closes them. Up to `max_corrupt` damaged samples of the
+    split are replaced, each by the next good one, whichever rank reads it; more are an error. None:
+    the split is evaluated, and none may be damaged.
     """
 
     _parts_of_thread = 4
     """With more parts than threads no thread waits long for one with larger images."""
 
     def __init__(
-        self,
-        index: SampleIndex,
-        crop_policy: CropPolicy,
-        *,
-        max_corrupt: int | None,
-        num_threads: int,
+        self, index: SampleIndex, crop_policy: CropPolicy, max_corrupt: int | None, num_threads: int
     ) -> None:
         assert num_threads > 0
         self._index = index
@@ -57,11 +50,16 @@ class FileReader:
         self._num_parts = num_threads * self._parts_of_thread
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self.num_samples = len(index.rows)
-        self.image_shape = (*crop_policy.output_size, 3)
+        self.image_shape: tuple[int, int, int] = (*crop_policy.output_size, 3)
 
     def read(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
     ) -> tuple[Indices, ReadCost]:
+        """Fill the first rows of `images`, uint8 N×H×W×3; returns their labels, `int64`, too.
+
+        `epoch` decides random crops. Raises `ShardSetError` with file and place of a damaged image
+        if more images are damaged than may be.
+        """
         assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
         found = samples.copy()
         cost = self._fill(found, epoch, images)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import assert_never
 
 from data_prep.shard_set.codec import codec_of
+from data_prep.shard_set.index import check_shard_sizes, read_checksums, read_index, remedy
 from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.cache.remote_shards import RemoteShards
-from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.readers.beton import open_beton_index
 from pipeline.data.readers.file_reader import FileReader
-from pipeline.data.readers.reading import Reader
-from pipeline.data.readers.sample_index import SampleIndex
+from pipeline.data.readers.sample_index import LocalFiles, SampleIndex
 from pipeline.data.readers.stored_pixels import PixelReader
-from pipeline.data.readers.tar import open_tars
 
 
 def open_reader(
@@ -25,23 +25,44 @@ def open_reader(
     crop_policy: CropPolicy,
     max_corrupt: int | None,
     files: RemoteShards | None,
-) -> Reader:
+) -> FileReader:
     """The reader of a split; `files` are its shards, if they are staged from a URL.
 
-    Raises `ShardSetError` if the shard set is not whole.
+    The soft limit on open files is raised as far as is allowed: each shard is one. Raises
+    `ShardSetError` if the shard set is not whole.
     """
-    index = _open_index(config, shards, split, files)
-    kind = PixelReader if codec_of(index.encoding).has_fixed_size else FileReader
-    return kind(index, crop_policy, max_corrupt=max_corrupt, num_threads=config.decode_threads)
-
-
-def _open_index(
-    config: DataConfig, shards: ShardSet, split: str, files: RemoteShards | None
-) -> SampleIndex:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     match config.reader:
         case "beton":
-            return open_beton_index(Path(config.beton), shards.folder, shards.manifest, split)
+            index = open_beton_index(Path(config.beton), shards.folder, shards.manifest, split)
         case "tar" | "remote" | "resident":
-            return open_tars(shards, split, files)
+            index = _open_tars(shards, split, files)
         case unknown:
             assert_never(unknown)
+    kind = PixelReader if codec_of(index.encoding).has_fixed_size else FileReader
+    return kind(index, crop_policy, max_corrupt, config.decode_threads)
+
+
+def _open_tars(shards: ShardSet, split_name: str, files: RemoteShards | None) -> SampleIndex:
+    """The images of one split in its tars, found by index: no tar is ever parsed."""
+    folder, split = shards.folder, shards.manifest.split(split_name)
+    rows, checksums = read_index(folder, split), read_checksums(folder, split)
+    paths = [folder / name for name in split.filenames]
+    if files is None:
+        check_shard_sizes(folder, split)
+        what_to_do = remedy(folder)
+    else:
+        what_to_do = "delete it from the cache, and the next run fetches it again"
+    return SampleIndex(
+        encoding=shards.manifest.encoding,
+        image_size=shards.manifest.image_size,
+        rows=rows,
+        checksums=checksums,
+        prefix=b"",
+        files=files or LocalFiles(paths),
+        paths=paths,
+        are_tars=True,
+        remedy=what_to_do,
+    )

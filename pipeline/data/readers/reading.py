@@ -1,14 +1,8 @@
-"""What a reader is: its interface, what reading costs, and what it says about damage."""
+"""What reading costs, and what a reader says about damage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
-
-from pipeline.data.order.partition import Indices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,22 +41,3 @@ class ReadCost:
 
 class CorruptImage(Exception):
     """The bytes of an image are not those that were written."""
-
-
-class Reader(Protocol):
-    """Random access to the cropped images of one split."""
-
-    num_samples: int
-    image_shape: tuple[int, int, int]
-
-    def read(
-        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
-    ) -> tuple[Indices, ReadCost]:
-        """Fill the first rows of `images`, uint8 N×H×W×3; returns their labels, `int64`, too.
-
-        `epoch` decides random crops. Raises `ShardSetError` with file and place of a damaged image
-        if more images are damaged than may be.
-        """
-
-    def close(self) -> None:
-        """Close all files; the reader is of no use afterwards."""

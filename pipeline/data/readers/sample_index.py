@@ -1,25 +1,69 @@
-"""Sample index: in which file each image of a split is, and from which byte on."""
+"""Sample index: the files of a split, in which each of its images is, and from which byte on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from data_prep.shard_set.manifest import Encoding
+from data_prep.shard_set.manifest import Encoding, ShardSetError
 from pipeline.data.augment.crop_policy import ImageSize
-from pipeline.data.readers.files import Files
 from pipeline.data.readers.reading import CorruptImage, ReadCost
 
 _TAR_BLOCK_BYTES = 512
 _TAR_NAME_BYTES = 100
 _MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z]+")
+
+
+class Files(Protocol):
+    """Gives out open files, by number."""
+
+    are_lasting: bool
+    """Whether every file is there all the time, so that it can be mapped into memory."""
+
+    def reading(self, number: int, /) -> AbstractContextManager[int]:
+        """The file as a descriptor while a block runs; may wait until it is there.
+
+        Raises `ShardSetError` if it cannot be had.
+        """
+
+    def close(self) -> None:
+        """Close all files."""
+
+
+class LocalFiles:
+    """Files on this host, all opened at once."""
+
+    are_lasting = True
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: list[int] = []
+        try:
+            self._files.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
+        except OSError as error:
+            self.close()
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            raise ShardSetError(
+                f"cannot open shard {error.filename}: {error.strerror} ({len(paths)} shards, limit "
+                f"of open files {limit}); raise the limit with 'ulimit -Hn' or use larger shards"
+            ) from None
+
+    def reading(self, number: int) -> AbstractContextManager[int]:
+        return contextlib.nullcontext(self._files[number])
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

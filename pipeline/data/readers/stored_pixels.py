@@ -26,14 +26,9 @@ class PixelReader(FileReader):
     _parts_of_thread = 1
 
     def __init__(
-        self,
-        index: SampleIndex,
-        crop_policy: CropPolicy,
-        *,
-        max_corrupt: int | None,
-        num_threads: int,
+        self, index: SampleIndex, crop_policy: CropPolicy, max_corrupt: int | None, num_threads: int
     ) -> None:
-        super().__init__(index, crop_policy, max_corrupt=max_corrupt, num_threads=num_threads)
+        super().__init__(index, crop_policy, max_corrupt, num_threads)
         assert index.image_size is not None
         self._size = index.image_size
         self._num_bytes = 3 * self._size[0] * self._size[1]

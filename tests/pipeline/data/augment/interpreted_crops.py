@@ -26,9 +26,7 @@ def main() -> None:
         size=size,
     )
     flips = rng.random(count) < 0.5
-    positions = crop_windows.on(CPU)
-    on_device = torch.from_numpy(flips)
-    found = crops_cuda.take_crops(images, *positions, on_device, size)
+    found = crops_cuda.take_crops(images, crop_windows, flips)
     assert torch.equal(found, take_crops(images, crop_windows, flips))
     colors = torch.from_numpy(rng.normal(0, 10, (count, 3))).float()
     std = np.array([60.0, 50.0, 40.0])
@@ -40,9 +38,8 @@ def main() -> None:
             )
             found = crops_cuda.normalize_crops(
                 images,
-                *positions,
-                on_device,
-                size,
+                crop_windows,
+                flips,
                 shift=torch.from_numpy(-mean / std).float(),
                 scale=torch.from_numpy(1 / std).float(),
                 color_shifts=shifts,
@@ -50,8 +47,9 @@ def main() -> None:
             )
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
             assert found.is_contiguous(memory_format=torch.channels_last)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    empty = crops_cuda.take_crops(images, nothing, nothing, nothing, on_device[:0], size)
+    nothing = np.zeros(0, np.int64)
+    no_windows = CropWindows(rows=nothing, tops=nothing, lefts=nothing, size=size)
+    empty = crops_cuda.take_crops(images, no_windows, flips[:0])
     assert empty.shape == (0, *size, 3)
 
 

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.manifest import Manifest, ShardSetError, read_manifest
 from pipeline.config.augment import AugmentConfig, ComponentsOfColor
-from pipeline.data.augment.color import (
+from pipeline.data.augment.normalize import Normalizer, build_normalizer, constancy
+from pipeline.data.augment.preprocess import (
     ORIGINAL,
+    Augmenter,
     ColorComponents,
+    Viewer,
     color_components,
     draw_color_shifts,
 )
-from pipeline.data.augment.normalize import Normalizer, build_normalizer, constancy
-from pipeline.data.augment.preprocess import Augmenter, Viewer
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 CPU = torch.device("cpu")

@@ -13,13 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.data.augment.shifts import (
-    Flags,
-    Shifts,
-    draw_flips,
-    draw_shifts,
-    shift_and_flip,
-)
+from pipeline.data.augment.crops import Flags
+from pipeline.data.augment.shifts import Shifts, draw_flips, draw_shifts, shift_and_flip
 
 SHIFT_AND_FLIP = AugmentConfig(shift_pixels=2, flip="random")
 MANY = np.arange(60_000)

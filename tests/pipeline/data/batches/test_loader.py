@@ -14,8 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.batches.batch import Batch
-from pipeline.data.batches.loader import Loader, Request, block_requests, training_requests
+from pipeline.data.batches.loader import (
+    Batch,
+    Loader,
+    Request,
+    block_requests,
+    training_requests,
+)
 from pipeline.data.order.partition import (
     BatchPlan,
     Indices,
@@ -23,13 +28,14 @@ from pipeline.data.order.partition import (
     epoch_order,
     sample_blocks,
 )
+from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.reading import ReadCost
 
 DEADLINE_SECONDS = 30.0
 """After so long a thread is taken to hang."""
 
 
-class FakeReader:
+class FakeReader(FileReader):
     """Every pixel of an image is its sample number; `gate` holds up reading while it is cleared."""
 
     num_samples = 100

@@ -22,6 +22,7 @@ from pipeline.data.batches.resident import (
     stretch,
 )
 from pipeline.data.order.partition import BatchPlan, sample_blocks
+from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.reading import ReadCost
 from pipeline.ranks.world import World
 from tests.pipeline.rank_jobs import call_on_ranks
@@ -31,11 +32,13 @@ NUM_SAMPLES = 31
 GIGABYTE = 10**9
 
 
-class FakeReader:
+class FakeReader(FileReader):
     """Every pixel of an image is its sample number, but for the place in the image."""
 
     num_samples = NUM_SAMPLES
     image_shape = (6, 7, 3)
+
+    def __init__(self) -> None: ...
 
     def read(
         self, samples: npt.NDArray[np.int64], epoch: int, images: npt.NDArray[np.uint8]

@@ -13,20 +13,17 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from data_prep.shard_set.manifest import Split, read_manifest
-from pipeline.data.cache.remote import Content, RetryPolicy
+from pipeline.config.data import DataConfig
+from pipeline.data.cache.remote import Content
 from pipeline.data.cache.shard_cache import ShardCache
 
 
 def main() -> None:
     url, directory, max_bytes, numbers = sys.argv[1:]
-    cache = ShardCache(
-        url=url,
-        directory=Path(directory),
-        max_bytes=int(max_bytes),
-        retry_policy=RetryPolicy(timeout_seconds=30.0, attempts=3),
-    )
+    cache = ShardCache(make_config(url, Path(directory), int(max_bytes), fetch_attempts=3))
     folder = cache.stage_manifest()
     split = read_manifest(folder).split("val")
     _print_line("ready")
@@ -37,6 +34,18 @@ def main() -> None:
         assert hashlib.sha256(content).hexdigest() == split.shard_sha256[number]
         os.close(file)
         _print_line(str(number))
+
+
+def make_config(
+    url: str = "https://host",
+    directory: Path = Path("/cache"),
+    max_bytes: int | None = None,
+    **fetch: Any,
+) -> DataConfig:
+    """For the shard set at `url`, staged into `directory`."""
+    return DataConfig(
+        shards=url, reader="remote", cache_dir=str(directory), cache_bytes=max_bytes, **fetch
+    )
 
 
 def content_of(split: Split, number: int) -> Content:

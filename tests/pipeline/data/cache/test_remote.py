@@ -15,25 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.data import DataConfig
 from pipeline.data.cache import remote
 from pipeline.data.cache.remote import (
     Content,
     FetchError,
     FetchStopped,
-    RetryPolicy,
-    check_url,
     command_of,
     fetch,
     location_of,
 )
+from tests.pipeline.data.cache.cache_process import make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 
 DEADLINE_SECONDS = 30.0
 NAME = "train-000000.tar"
 BYTES = np.random.default_rng(0).bytes(300_000)
 CONTENT = Content(num_bytes=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
-QUICK = RetryPolicy(timeout_seconds=0.3, attempts=3)
-UNHURRIED = RetryPolicy(timeout_seconds=DEADLINE_SECONDS, attempts=3)
+UNHURRIED = make_config(fetch_timeout_seconds=DEADLINE_SECONDS, fetch_attempts=3)
+QUICK = make_config(fetch_timeout_seconds=0.3, fetch_attempts=3)
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +56,9 @@ def server(folder: Path) -> Iterator[FlakyServer]:
         yield running
 
 
-def fetched(url: str, retry_policy: RetryPolicy = UNHURRIED, content: Content = CONTENT) -> bytes:
+def fetched(url: str, config: DataConfig = UNHURRIED, content: Content = CONTENT) -> bytes:
     file = io.BytesIO()
-    fetch(location_of(url, NAME), file, content, retry_policy, threading.Event())
+    fetch(location_of(url, NAME), file, content, config, threading.Event())
     return file.getvalue()
 
 
@@ -95,7 +95,6 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     ],
 )
 def test_a_url_says_where_files_are(url: str, location: str) -> None:
-    check_url(url)
     assert location_of(url, "a.tar") == location
 
 
@@ -107,7 +106,7 @@ def test_names_are_quoted_for_shells_and_webs() -> None:
 @pytest.mark.parametrize("url", ["pipe:cat /data", "https://host/set?key=1"])
 def test_a_url_without_a_place_for_names_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"data\.shards is .+ expected \{\} where the name"):
-        check_url(url)
+        location_of(url, "a.tar")
 
 
 def test_the_commands() -> None:
@@ -194,7 +193,7 @@ def test_a_server_that_is_not_there_is_reported(server: FlakyServer) -> None:
 
 def test_faults_of_many_kinds_in_a_row(server: FlakyServer) -> None:
     server.faults[NAME] = ["503", "drop", "flip", "long", "short"]
-    patient = RetryPolicy(timeout_seconds=DEADLINE_SECONDS, attempts=6)
+    patient = make_config(fetch_timeout_seconds=DEADLINE_SECONDS, fetch_attempts=6)
     assert fetched(server.url, patient) == BYTES
     assert server.requests[NAME] == 6
 
@@ -210,7 +209,7 @@ def test_content_that_no_hash_is_known_of_is_checked(server: FlakyServer) -> Non
             raise ValueError("half of it is missing")
 
     location, stop = location_of(server.url, NAME), threading.Event()
-    fetch(location, file, Content(), UNHURRIED, stop, check)
+    fetch(location, file, Content(check=check), UNHURRIED, stop)
     assert file.getvalue() == BYTES
     assert sizes == [150_000, 300_000]
 
@@ -238,14 +237,14 @@ def test_a_command_that_fails_is_reported(
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(FetchError, match=cause):
-        fetched(f"pipe:{command} # {{}}", RetryPolicy(timeout_seconds=0.3, attempts=1))
+        fetched(f"pipe:{command} # {{}}", make_config(fetch_timeout_seconds=0.3, fetch_attempts=1))
 
 
 def test_nothing_a_stalled_command_started_is_left(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     url = f"pipe:echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; wait # {{}}"
     with pytest.raises(FetchError, match=r"in 2 attempts: no byte came for 0\.2 s"):
-        fetched(url, RetryPolicy(timeout_seconds=0.2, attempts=2))
+        fetched(url, make_config(fetch_timeout_seconds=0.2, fetch_attempts=2))
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) == 4
     for pid in started:  # a kill takes a moment

@@ -19,7 +19,6 @@ from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data.batches.loader import training_requests
 from pipeline.data.cache import remote_shards
-from pipeline.data.cache.remote import RetryPolicy
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
 from pipeline.data.open import open_data
@@ -31,7 +30,7 @@ from pipeline.data.order.shard_needs import (
     stretch_needs,
     training_needs,
 )
-from tests.pipeline.data.cache.cache_process import content_of
+from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 from tests.pipeline.worlds import SINGLE, fused
 
@@ -67,12 +66,9 @@ def open_shards(folder: Path, tmp_path: Path) -> Iterator[OpenShards]:
     with contextlib.ExitStack() as opened:
 
         def make(max_bytes: int | None = None) -> RemoteShards:
-            cache = ShardCache(
-                url=f"pipe:echo {{}} >> {tmp_path}/fetched; cat {folder}/{{}}",
-                directory=tmp_path / "cache",
-                max_bytes=max_bytes,
-                retry_policy=RetryPolicy(timeout_seconds=DEADLINE_SECONDS, attempts=1),
-            )
+            url = f"pipe:echo {{}} >> {tmp_path}/fetched; cat {folder}/{{}}"
+            limits = {"fetch_timeout_seconds": DEADLINE_SECONDS, "fetch_attempts": 1}
+            cache = ShardCache(make_config(url, tmp_path / "cache", max_bytes, **limits))
             staged = cache.stage_manifest()
             shards = RemoteShards(cache, staged, read_manifest(staged).split("val"))
             return opened.enter_context(contextlib.closing(shards))

@@ -28,14 +28,13 @@ from data_prep.shard_set.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.config.data import DataConfig
 from pipeline.data.cache import remote, remote_shards, shard_cache
 from pipeline.data.cache.cache_directory import CacheFullError, publish
-from pipeline.data.cache.remote import FetchError, RetryPolicy
+from pipeline.data.cache.remote import FetchError
 from pipeline.data.cache.remote_shards import RemoteShards
-from pipeline.data.cache.shard_cache import ShardCache
+from pipeline.data.cache.shard_cache import ShardCache, ShardSet
 from pipeline.data.order.shard_needs import ShardNeed
-from tests.pipeline.data.cache.cache_process import content_of
+from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.fake_run import make_images, write_shard_set
 
@@ -153,10 +152,8 @@ def open_cache(
     timeout_seconds: float = DEADLINE_SECONDS,
     attempts: int = 3,
 ) -> Job:
-    policy = RetryPolicy(timeout_seconds=timeout_seconds, attempts=attempts)
-    return Job(
-        ShardCache(url=server.url, directory=directory, max_bytes=max_bytes, retry_policy=policy)
-    )
+    limits = {"fetch_timeout_seconds": timeout_seconds, "fetch_attempts": attempts}
+    return Job(ShardCache(make_config(server.url, directory, max_bytes, **limits)))
 
 
 def cached(directory: Path) -> list[int]:
@@ -254,10 +251,8 @@ def test_a_staged_set_is_read_as_a_local_one(
 
 
 def test_a_config_makes_the_cache(server: FlakyServer, folder: Path, directory: Path) -> None:
-    config = DataConfig(
-        shards=server.url, reader="remote", cache_dir=str(directory), cache_bytes=10**6
-    )
-    assert read_manifest(ShardCache.configured(config).stage_manifest()) == read_manifest(folder)
+    opened = ShardSet.opened(make_config(server.url, directory, 10**6))
+    assert opened.manifest == read_manifest(opened.folder) == read_manifest(folder)
 
 
 @pytest.mark.slow
@@ -765,22 +760,6 @@ def test_room_that_a_killed_job_had_taken_is_found(
         server.goes_on.set()
         thread.join(DEADLINE_SECONDS)
         assert cached(directory) == [1, 2]
-
-
-def test_a_process_that_is_stuck_is_not_waited_for(
-    server: FlakyServer, directory: Path, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
-    server.faults[NAMES[0]] = ["stall"]
-    job = start_job(server, directory, 2 * shard_bytes, [0])
-    assert server.has_stalled.wait(DEADLINE_SECONDS)
-    with (
-        open_cache(server, directory, 2 * shard_bytes, timeout_seconds=0.1, attempts=2) as cache,
-        pytest.raises(FetchError, match=r"has made no progress for 0\.4 s; end it \('lslocks'"),
-    ):
-        cache.get(0)
-    job.kill()
-    job.communicate()
 
 
 def test_a_directory_that_cannot_be_used_is_named(server: FlakyServer, directory: Path) -> None:

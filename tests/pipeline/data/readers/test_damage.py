@@ -14,9 +14,10 @@ from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSet
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import evaluation_crop_policy
-from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.cache.shard_cache import ShardSet
+from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.open import open_reader as open_split
-from pipeline.data.readers.reading import ReadCost, Reader
+from pipeline.data.readers.reading import ReadCost
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 NUM_SAMPLES = 30
@@ -32,7 +33,7 @@ def shards(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return tmp_path / "shards"
 
 
-def open_reader(shards: Path, max_corrupt: int) -> contextlib.closing[Reader]:
+def open_reader(shards: Path, max_corrupt: int) -> contextlib.closing[FileReader]:
     shard_set = ShardSet(shards, read_manifest(shards), None)
     crop_policy = evaluation_crop_policy(AugmentConfig(), shard_set.manifest.image_size)
     config = DataConfig(decode_threads=2)
@@ -52,7 +53,9 @@ def flip_bit(shards: Path, sample: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def read(reader: Reader, samples: list[int]) -> tuple[npt.NDArray[np.uint8], list[int], ReadCost]:
+def read(
+    reader: FileReader, samples: list[int]
+) -> tuple[npt.NDArray[np.uint8], list[int], ReadCost]:
     images = np.zeros((len(samples), *reader.image_shape), np.uint8)
     labels, cost = reader.read(np.array(samples), 0, images)
     return images, labels.tolist(), cost

@@ -22,9 +22,9 @@ from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSet
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import evaluation_crop_policy
-from pipeline.data.cache.shard_set import ShardSet
+from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.readers import open as readers
-from pipeline.data.readers.reading import Reader
+from pipeline.data.readers.file_reader import FileReader
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 
 NUM_SAMPLES = 50
@@ -47,25 +47,25 @@ def shards(tmp_path: Path, encoding: Encoding) -> Path:
 
 
 @pytest.fixture
-def reader(shards: Path) -> Iterator[Reader]:
+def reader(shards: Path) -> Iterator[FileReader]:
     with opened_reader(shards) as opened:
         yield opened
 
 
 def open_reader(
     shards: Path, num_threads: int = 2, manifest: Manifest | None = None, split: str = "val"
-) -> Reader:
+) -> FileReader:
     shard_set = ShardSet(shards, manifest or read_manifest(shards), None)
     crop_policy = evaluation_crop_policy(AugmentConfig(), shard_set.manifest.image_size)
     config = DataConfig(decode_threads=num_threads)
     return readers.open_reader(config, shard_set, split, crop_policy, max_corrupt=None, files=None)
 
 
-def opened_reader(shards: Path, num_threads: int = 2) -> contextlib.closing[Reader]:
+def opened_reader(shards: Path, num_threads: int = 2) -> contextlib.closing[FileReader]:
     return contextlib.closing(open_reader(shards, num_threads))
 
 
-def read(reader: Reader, samples: list[int]) -> npt.NDArray[np.uint8]:
+def read(reader: FileReader, samples: list[int]) -> npt.NDArray[np.uint8]:
     images = np.zeros((len(samples), *reader.image_shape), np.uint8)
     reader.read(np.array(samples, np.int64), 0, images)
     return images
@@ -116,14 +116,14 @@ def test_any_samples_are_read_in_any_order(
     assert labels.tolist() == LABELS[samples].tolist()
 
 
-def test_rows_beyond_the_samples_are_left_alone(reader: Reader) -> None:
+def test_rows_beyond_the_samples_are_left_alone(reader: FileReader) -> None:
     images = np.full((5, 16, 16, 3), 9, np.uint8)
     reader.read(np.array([1, 2, 3]), 0, images)
     assert np.all(images[3:] == 9)
     assert not np.any(np.all(images[:3] == 9, axis=(1, 2, 3)))
 
 
-def test_no_samples_are_no_work(reader: Reader) -> None:
+def test_no_samples_are_no_work(reader: FileReader) -> None:
     labels, cost = reader.read(np.array([], np.int64), 0, np.zeros((2, 16, 16, 3), np.uint8))
     assert (len(labels), cost.num_samples, cost.num_bytes) == (0, 0, 0)
 
@@ -262,7 +262,7 @@ def test_an_npy_with_bytes_to_spare_is_refused(shards: Path) -> None:
     read_resealed(shards, 4, "row by row and nothing more")
 
 
-def test_a_shard_cut_while_it_is_open_is_named(shards: Path, reader: Reader) -> None:
+def test_a_shard_cut_while_it_is_open_is_named(shards: Path, reader: FileReader) -> None:
     read(reader, [41])
     os.truncate(shards / "val-000002.tar", 0)
     with pytest.raises(ShardSetError, match=r"val-000002\.tar, at byte "):
@@ -276,7 +276,7 @@ def test_an_overwritten_header_is_not_taken_for_a_name(shards: Path) -> None:
 
 
 def test_a_failing_disk_is_named_with_the_shard(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
+    reader: FileReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: int) -> bytes:
         raise OSError(5, "Input/output error")
