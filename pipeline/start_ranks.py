@@ -1,8 +1,8 @@
 """`python -m pipeline.start_ranks ARGUMENTS…`: torchrun, with its arguments, but quiet.
 
-The ranks have told how they ended, in a sentence. torchrun adds pages of tracebacks to every rank
-that leaves with another code than 0, to one that was asked to stop too, and leaves with 1. This
-leaves with the code of the first such rank, and tells only of those that could not do so.
+Each rank says in a sentence how it ended. torchrun adds pages of tracebacks for every rank that
+leaves with a code other than 0, even if it was asked to stop, and then leaves with 1. This command
+leaves with the code of the first such rank, and reports only those that were killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stacks when a store is gone
     # torch asks for the full name for its records alone, and where no name server answers each
     # question takes a minute.
-    socket.getfqdn = _host_name
+    socket.getfqdn = lambda name="": name or socket.gethostname()
     try:
         return _run(arguments)
     except KeyboardInterrupt:  # torchrun has no handler yet
@@ -35,16 +35,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end_with_launcher() -> None:
-    """Get SIGTERM when the launcher is killed: nobody would read or stop the ranks any more."""
+    """Get SIGTERM when the launcher is killed: nobody is left to read or stop the ranks."""
     launcher = os.environ.pop(LAUNCHER_VARIABLE, None)
     if launcher is not None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(launcher):  # it was killed before
             signal.raise_signal(signal.SIGTERM)
-
-
-def _host_name(name: str = "") -> str:
-    return name or socket.gethostname()
 
 
 def _run(arguments: Sequence[str]) -> int:

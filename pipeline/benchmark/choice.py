@@ -29,26 +29,14 @@ class Measurement:
 
 def table(measurements: Sequence[Measurement], step_rate: float, device: str) -> str:
     """What was measured, a line each, and how many devices each would feed."""
-    heads = ("reader", "threads", "images/s", "cores", "memory, MB", f"devices fed ({device})")
-    rows = [
-        (
-            one.reader,
-            f"{one.num_threads}",
-            f"{one.images_per_second:,.0f}",
-            f"{one.cores:.2f}",
-            f"{one.private_bytes / _MEGABYTE:,.0f}",
-            f"{one.images_per_second / step_rate:.1f}",
-        )
+    fed = f"devices fed ({device})"
+    head = f"{'reader':8}  threads  images/s  cores  memory, MB  {fed}"
+    rows = (
+        f"{one.reader:8}  {one.num_threads:7}  {one.images_per_second:8,.0f}  {one.cores:5.2f}  "
+        f"{one.private_bytes / _MEGABYTE:10,.0f}  {one.images_per_second / step_rate:{len(fed)}.1f}"
         for one in measurements
-    ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (heads, *rows)
     )
+    return "\n".join([head, *rows])
 
 
 def choose(measurements: Sequence[Measurement], step_rate: float, num_devices: int) -> str:

@@ -67,10 +67,18 @@ class Options:
 def measure(config: Config, seconds: float) -> Measurement:
     """Read with one reader for `seconds`, after one pass that takes no longer."""
     before = _private_bytes()
-    with _opened(config) as (batches, num_samples, device):
-        _read(batches, device, num_samples, seconds)
+    with (
+        contextlib.ExitStack() as resources,
+        connect(LaunchEnvironment(), config.distributed) as world,
+    ):
+        data = open_data(config, world.device, resources)
+        mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
+        plan = data.plan(mesh.num_replicas)
+        open_batches = data.open_batches(plan, world, mesh)
+        batches = resources.enter_context(open_batches(0, _ENDLESS))
+        _read(batches, world.device, plan.num_samples, seconds)
         begin, cpu = time.perf_counter(), time.process_time()
-        num_read = _read(batches, device, None, seconds)
+        num_read = _read(batches, world.device, None, seconds)
         passed, used = time.perf_counter() - begin, time.process_time() - cpu
         return Measurement(
             reader=config.data.reader,
@@ -79,20 +87,6 @@ def measure(config: Config, seconds: float) -> Measurement:
             cores=used / passed,
             private_bytes=max(0, _private_bytes() - before),
         )
-
-
-@contextlib.contextmanager
-def _opened(config: Config) -> Iterator[tuple[Batches, int, torch.device]]:
-    """Batches without an end, as one rank trains on them, the split's size and the device."""
-    with (
-        contextlib.ExitStack() as resources,
-        connect(LaunchEnvironment(), config.distributed) as world,
-    ):
-        data = open_data(config, world.device, resources)
-        mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
-        plan = data.plan(mesh.num_replicas)
-        source = data.open_batches(plan, world, mesh)
-        yield resources.enter_context(source(0, _ENDLESS)), plan.num_samples, world.device
 
 
 def _read(batches: Batches, device: torch.device, at_most: int | None, seconds: float) -> int:
@@ -114,7 +108,7 @@ def _private_bytes() -> int:
 
 
 def step_rate(config: Config, seconds: float) -> tuple[float, str]:
-    """Images a second of training on one batch that is there already; and on what device."""
+    """Images a second of training on one batch in memory, and the device."""
     with (
         contextlib.ExitStack() as resources,
         connect(LaunchEnvironment(), config.distributed) as world,
@@ -186,7 +180,7 @@ def configured(recipe: str, options: Options) -> Config:
 
 
 def with_scaled_crops(config: Config) -> Config:
-    """For originals of many sizes, which no other crop suits and which have no mean image."""
+    """For images of many sizes: they need this crop, and have no mean image."""
     augment = dataclasses.replace(config.augment, crop_place="random_resized", normalize="mean_std")
     return dataclasses.replace(config, augment=augment)
 
@@ -213,7 +207,7 @@ def run(options: Options) -> int:
 
 
 def _measure_all(config: Config, manifest: Manifest, options: Options) -> Iterator[Measurement]:
-    """Measure what can be; one that cannot is named with the reason."""
+    """Measure each reader; print which cannot be measured, and why."""
     for candidate in candidates(config, manifest, options.beton):
         if isinstance(candidate, str):
             sys.stdout.write(f"{candidate}\n")

@@ -1,8 +1,8 @@
 """`torchrun … -m pipeline.doctor`: checks, on every rank, what ruins runs.
 
-Every rank collects facts of its host, all meet, and rank 0 judges: one line a check. It exits with
-1 if one fails. `python -m launch doctor` starts it here, `launch slurm train --doctor` on the nodes
-of a job.
+Every rank collects facts of its host, the ranks gather them, and rank 0 prints one line a check. It
+exits with 1 if one fails. `python -m launch doctor` starts it here, `launch slurm train --doctor`
+on the nodes of a job.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def measure_meeting(world: World) -> Check:
 
 
 def measure_clocks(world: World, now: Callable[[], float] = time.time) -> Check:
-    """How far the hosts' clocks are apart: of some tries the one that waited least."""
+    """How far the hosts' clocks are apart: the least of some tries."""
     skews = []
     for _ in range(5):
         world.all_gather_object(None)

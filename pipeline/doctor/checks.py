@@ -25,30 +25,30 @@ class Check:
 
 def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
     """What the facts of all ranks, in rank order, say; `num_threads` read for each rank."""
+    hosts = ", ".join(
+        f"{host} ({one.local_world_size}, {one.device}, {one.interface})"
+        for host, one in _hosts(facts).items()
+    )
+    no_answer = (
+        f"{title} is stuck on {one.host}: no answer within {ANSWER_SECONDS:g} s"
+        for one in facts
+        for title in one.stuck
+    )
     return [
-        _check_ranks(facts),
-        _check_names(facts),
+        Check(title="ranks", text=f"{len(facts)}, met at {facts[0].rendezvous}: {hosts}"),
+        checked("host names", "all resolve", (one.name_fault for one in facts)),
         Check(title="precision", text=meaning([one.arithmetic for one in facts])),
         _check_cores(facts, num_threads),
         _check_shared_memory(facts),
         _check_open_files(facts),
         _check_disk(facts),
         *_check_shards(facts),
-        *_check_versions(facts),
-        _check_answers(facts),
+        _check_versions(facts),
+        checked("answers", "all in time", no_answer),
     ]
 
 
-def _check_answers(facts: Sequence[Facts]) -> Check:
-    wrong = [
-        f"{title} is stuck on {one.host}: no answer within {ANSWER_SECONDS:g} s"
-        for one in facts
-        for title in one.stuck
-    ]
-    return checked("answers", "all in time", wrong)
-
-
-def _hosts(facts: Iterable[Facts]) -> dict[str, Facts]:
+def _hosts(facts: Sequence[Facts]) -> dict[str, Facts]:
     """The first rank of each host."""
     found: dict[str, Facts] = {}
     for one in facts:
@@ -56,42 +56,25 @@ def _hosts(facts: Iterable[Facts]) -> dict[str, Facts]:
     return found
 
 
-def checked(title: str, text: str, wrong: Iterable[str]) -> Check:
-    """A check that is right if nothing is `wrong`."""
-    faults = list(dict.fromkeys(wrong))
-    return Check(title=title, text="; ".join(faults) or text, is_right=not faults)
-
-
-def _check_names(facts: Sequence[Facts]) -> Check:
-    faults = [one.name_fault for one in facts if one.name_fault]
-    return checked("host names", "all resolve", faults)
-
-
-def _check_ranks(facts: Sequence[Facts]) -> Check:
-    hosts = ", ".join(
-        f"{host} ({one.local_world_size}, {one.device}, {one.interface})"
-        for host, one in _hosts(facts).items()
-    )
-    return Check(title="ranks", text=f"{len(facts)}, met at {facts[0].rendezvous}: {hosts}")
+def checked(title: str, text: str, faults: Iterable[str]) -> Check:
+    """A check that is right if there are no `faults`, apart from empty ones."""
+    wrong = list(dict.fromkeys(filter(None, faults)))
+    return Check(title=title, text="; ".join(wrong) or text, is_right=not wrong)
 
 
 def _check_cores(facts: Sequence[Facts], num_threads: int) -> Check:
     """SLURM's default is one core a task, and affinity is inherited: all ranks would share it."""
-    cores_of = {
-        host: sorted({core for one in facts if one.host == host for core in one.cores})
-        for host in _hosts(facts)
-    }
-    wrong = []
+    wrong, found = [], []
     for host, one in _hosts(facts).items():
-        needed, cores = one.local_world_size * (1 + num_threads), len(cores_of[host])
-        if cores < min(needed, one.num_cores):
+        cores = len({core for other in facts if other.host == host for core in other.cores})
+        found.append(f"{cores} on {host}")
+        if cores < min(one.local_world_size * (1 + num_threads), one.num_cores):
             wrong.append(
                 f"{host} lets its {one.local_world_size} ranks use {cores} of {one.num_cores} "
                 f"cores, and each has {num_threads} threads that read besides its own: ask for "
                 "more (--cpus-per-task)"
             )
-    cores_text = ", ".join(f"{len(cores)} on {host}" for host, cores in cores_of.items())
-    return checked("CPU cores", cores_text, wrong)
+    return checked("CPU cores", ", ".join(found), wrong)
 
 
 def _check_shared_memory(facts: Sequence[Facts]) -> Check:
@@ -119,15 +102,15 @@ def _check_open_files(facts: Sequence[Facts]) -> Check:
 
 
 def _check_disk(facts: Sequence[Facts]) -> Check:
-    wrong = []
+    wrong, sizes = [], []
     for one in facts:
         if isinstance(one.disk_bytes, str):
             wrong.append(f"{one.host}: {one.disk_bytes}")
-        elif one.disk_bytes < _MIN_DISK_BYTES:
-            wrong.append(
-                f"{one.host} has {_size(one.disk_bytes)} free, {_size(_MIN_DISK_BYTES)} are needed"
-            )
-    sizes = [one.disk_bytes for one in facts if isinstance(one.disk_bytes, int)]
+            continue
+        sizes.append(one.disk_bytes)
+        if one.disk_bytes < _MIN_DISK_BYTES:
+            size, needed = _size(one.disk_bytes), _size(_MIN_DISK_BYTES)
+            wrong.append(f"{one.host} has {size} free, {needed} are needed")
     return checked("run directory", f"{_size(min(sizes, default=0))} free", wrong)
 
 
@@ -145,7 +128,7 @@ def _check_shards(facts: Sequence[Facts]) -> list[Check]:
     return [checked("shard set", f"manifest {first[:8]}…, {facts[0].num_shards} shards", wrong)]
 
 
-def _check_versions(facts: Sequence[Facts]) -> list[Check]:
+def _check_versions(facts: Sequence[Facts]) -> Check:
     first = facts[0]
     wrong = []
     for one in facts:
@@ -154,7 +137,7 @@ def _check_versions(facts: Sequence[Facts]) -> list[Check]:
             if found != expected:
                 wrong.append(f"{name} is {found} on {one.host} and {expected} on {first.host}")
     text = ", ".join(f"{name} {value}" for name, value in first.versions.items())
-    return [checked("versions", text, wrong)]
+    return checked("versions", text, wrong)
 
 
 def _size(num_bytes: int) -> str:

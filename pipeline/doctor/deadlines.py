@@ -1,4 +1,4 @@
-"""Questions that may find no answer: a file system or a name server may take hours over one."""
+"""Questions that may get no answer: a file system or a name server may hang for hours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEETING_SECONDS = 170.0
 
 
 class Answers:
-    """Asks questions, each in a thread of its own, and keeps the names of those without answer."""
+    """Asks questions, each in a thread of its own, and notes which got no answer."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []

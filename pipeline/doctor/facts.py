@@ -1,4 +1,4 @@
-"""What a rank finds out about its host and what it is given."""
+"""What a rank finds out about its host, its shard set and its run directory."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def collect(environment: LaunchEnvironment, device: torch.device, options: Docto
         arithmetic=arithmetic_of(device),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         num_cores=os.cpu_count() or 1,
-        shm_bytes=_free_bytes(Path("/dev/shm")),
+        shm_bytes=shutil.disk_usage("/dev/shm").free,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],  # what readers raise theirs to
         disk_bytes=answers.to(
             "the run directory", lambda: _find_room(options.run_dir), "it does not answer"
@@ -91,7 +91,7 @@ def collect(environment: LaunchEnvironment, device: torch.device, options: Docto
 
 
 def _name_fault() -> str:
-    """What keeps other hosts, and plain torchrun on this one, from finding it by its name."""
+    """Why other hosts, and plain torchrun on this one, cannot find this host by its name."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)
@@ -105,13 +105,12 @@ def _find_shards(shards: str | None) -> tuple[str | None, int]:
     if shards is None or is_url(shards):
         return None, 0
     try:
-        manifest = read_manifest(Path(shards))
-        for split in manifest.splits.values():
-            for name in split.filenames:
-                if not (Path(shards) / name).is_file():
-                    return f"{Path(shards) / name} is missing", 0
-        num_shards = sum(len(split.filenames) for split in manifest.splits.values())
-        return manifest_sha256(Path(shards)), num_shards
+        splits = read_manifest(Path(shards)).splits.values()
+        files = [Path(shards) / name for split in splits for name in split.filenames]
+        missing = next((file for file in files if not file.is_file()), None)
+        if missing is not None:
+            return f"{missing} is missing", 0
+        return manifest_sha256(Path(shards)), len(files)
     except (ShardSetError, OSError) as error:
         return sentence_of(error), 0
 
@@ -123,18 +122,14 @@ def _find_room(run_dir: Path) -> int | str:
         while not folder.exists():
             folder = folder.parent
         if folder.is_dir() and os.access(folder, os.W_OK):
-            return _free_bytes(folder)
+            return shutil.disk_usage(folder).free
     except OSError as error:
         return f"{run_dir} cannot be looked at ({error.strerror}): give another --run-dir"
     return f"{folder} cannot be written to: give another --run-dir"
 
 
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
 def _interface_to(rendezvous: str) -> str:
-    """The network interface that leads there; empty if that cannot be told."""
+    """The network interface that leads there; empty if it is not known."""
     address = address_towards(rendezvous)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -172,7 +167,7 @@ def _version_of(package: str) -> str:
 
 
 def _driver_version() -> str:
-    """Of the kernel's module, which says it in a file."""
+    """The version of the kernel's module."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text().split()
         return words[words.index("Module") + 1]
