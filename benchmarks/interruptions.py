@@ -74,7 +74,7 @@ class Run:
     def rows(self) -> list[Event]:
         """All events, those of steps that were done again too."""
         path = self.directory.events
-        return list(read_rows(path)) if path.exists() else []
+        return list(read_rows(path))
 
     def last_start(self) -> list[Event]:
         """The events since the ranks last began."""

@@ -72,7 +72,7 @@ def run(options: Options) -> int:
     words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
     events = command.run.events
     code, asked = _run_torchrun(words, log, events)
-    history = read_events(events) if events.is_file() else []
+    history = read_events(events)
     outcome = outcome_of(history, begin, code, asked)
     own = {type(row) for row in history if row.time >= begin}
     if own.isdisjoint({RunEvent, EndEvent}):

@@ -40,8 +40,7 @@ def run(options: Options) -> None:
     """Of what is no run directory a job has left nothing; a person may have its name wrong."""
     is_of_job = options.since is not None
     directory = RunDirectory(options.run_dir) if is_of_job else existing(options.run_dir)
-    path = directory.events
-    rows = read_events(path) if path.is_file() else []
+    rows = read_events(directory.events)
     outcome = outcome_of(rows, options.since or 0.0, options.code, options.asked)
     sys.stdout.write(f"{outcome}\n")
     # SLURM kills a job's exporters together with its ranks.

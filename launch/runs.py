@@ -20,11 +20,12 @@ from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import (
-    find_faults,
+    history_of,
     of_training,
     of_type,
     own_evaluations,
     read_events,
+    read_rows,
 )
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, TrainEvent
 from pipeline.run.lock import log_at_work
@@ -58,13 +59,14 @@ class LogOptions(StatusOptions):
 def status(options: StatusOptions) -> None:
     """Print how far the run is. Raises `ValueError` if there is none."""
     run = existing(options.run_dir)
-    events = read_events(run.events) if run.events.is_file() else []
+    faults: list[str] = []
+    events = history_of(read_rows(run.events, faults))
     now = time.time()
     run_status = read_run_status(run, socket.gethostname(), now)
     found = describe(run, events, run_status, now)
     if job := slurm_job(run):
         found["SLURM"] = f"job {job}: {_describe_job(job, run_status)}"
-    if run.events.is_file() and (faults := find_faults(run.events)):
+    if faults:
         found["faults"] = f"{run.events}, {faults[0]}; {len(faults)} in all"
     if run.hangs.is_dir():
         found["hangs"] = f"stacks of one that hung are in {run.hangs}"
@@ -130,7 +132,7 @@ def _published_step(run_status: RunStatus) -> int:
 def stop(options: StopOptions) -> None:
     """Raises `ValueError` if the run's last job has ended, or has not begun."""
     run = existing(options.run_dir)
-    events = read_events(run.events) if run.events.is_file() else []
+    events = read_events(run.events)
     job = slurm_job(run)
     in_slurm = None if job is None else _look_into_slurm(job)
     state_in_slurm = "" if in_slurm is None else in_slurm[0]

@@ -36,9 +36,9 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import EventLog, of_type, read_events
+from pipeline.run.event_log import append, of_type, read_events
 from pipeline.run.event_rows import row_of
-from pipeline.run.events import EvalEvent, RunEvent
+from pipeline.run.events import RunEvent
 from pipeline.run.settings import Settings, read_settings
 from pipeline.train.evaluation import (
     Evaluation,
@@ -95,7 +95,7 @@ def _evaluate_run(
         world,
         build_mesh(world, "fused", data.config.distributed.timeout_seconds),
         step=0 if chosen is None else chosen[1],
-        epoch=0.0,
+        epoch=0.0,  # the events of the run say which it is
         by="evaluate",
         own_shards=data.manifest_sha256 == own.manifest_sha256,
     )
@@ -129,8 +129,8 @@ def _report(run: RunDirectory, path: Path, result: Evaluation, *, as_json: bool)
     console, event = Console(sys.stdout), result.event
     if as_json:
         row = row_of(event)
-        told = {name: row[name] for name in row if name not in ("kind", "epoch", "time")}
-        console.line(json.dumps({"checkpoint": str(path)} | told))
+        shown = {name: row[name] for name in row if name not in ("kind", "epoch", "time")}
+        console.line(json.dumps({"checkpoint": str(path)} | shown))
     else:
         console.line(f"{path}, step {event.step:,}")
         console.table(evaluation_table(event))
@@ -140,22 +140,13 @@ def _report(run: RunDirectory, path: Path, result: Evaluation, *, as_json: bool)
         # First the predictions: a report between the two takes them for what they are, not new.
         if event.own_shards:
             save_predictions(run, result)
-        _record(run, event)
+        starts = of_type(read_events(run.events), RunEvent)
+        if not starts:
+            raise ValueError(f"{run.events} has no start of the run; restore it from a copy")
+        epoch = event.step / starts[-1].steps_per_epoch
+        append(run.events, dataclasses.replace(event, epoch=epoch))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"warning: the evaluation is not recorded: {sentence_of(error)}\n")
-
-
-def _record(run: RunDirectory, event: EvalEvent) -> None:
-    """Append it to the run's events; the run may be training meanwhile.
-
-    Raises `OSError`, and `ValueError` if they do not say how long an epoch is.
-    """
-    starts = of_type(read_events(run.events), RunEvent)
-    if not starts:
-        raise ValueError(f"{run.events} has no start of the run; restore it from a copy")
-    log = EventLog(run.events)
-    log.write(dataclasses.replace(event, epoch=event.step / starts[-1].steps_per_epoch))
-    log.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave_soon(_number: int, _frame: FrameType | None) -> None:
-    """Give a rank that torchrun ends, because another one has failed, time to say why."""
+    """Leave time to say why: torchrun ends this rank because another one has failed."""
     signal.alarm(_REPORT_SECONDS)
 
 

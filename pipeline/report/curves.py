@@ -12,13 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from pipeline.report.summary import Interval, evaluations, shares
+from pipeline.report.summary import evaluations, interval_edges, intervals
 from pipeline.run.event_log import of_type
-from pipeline.run.events import EvalEvent, Event, RunEvent, SignalEvent
+from pipeline.run.events import EvalEvent, Event, RunEvent, SignalEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 
-_POINTS_PER_INCH = 72
-_SIZE_POINTS = (400, 250)
+_SIZE_INCHES = (400 / 72, 250 / 72)
 _LEFT, _WIDTH = 0.115, 0.865
 _BOTTOM, _TOP = 0.145, 0.97
 """Edges of a chart as shares of the figure: all begin at the same height on the page."""
@@ -32,59 +31,81 @@ _COLORS = {
     "#0a0004": "--stop",
     **{f"#0b000{number}": f"--phase-{label}" for number, label in enumerate(PHASE_LABELS)},
 }
-"""Stand-ins that matplotlib draws with, and the CSS variables that replace them: so one drawing
-suits light and dark."""
+"""Colours that matplotlib draws with, and the CSS variables that replace them, so that a drawing
+suits light and dark pages."""
 
 _STAND_IN = {variable: color for color, variable in _COLORS.items()}
 
 
-def accuracy_curves(intervals: Sequence[Interval], events: Sequence[Event]) -> str:
-    """Train top-1 of each log interval, top-1 and top-5 of each evaluation, over epochs."""
+def draw_charts(events: Sequence[Event]) -> dict[str, str]:
+    """The charts that there is something to draw in, over epochs, as SVG elements."""
+    steps, evals = intervals(events), evaluations(events)
+    charts = {}
+    if steps or evals:
+        charts["accuracy"] = _accuracy(steps, evals)
+        charts["loss"] = _loss(steps, evals)
+    if steps:
+        edges = interval_edges(events, steps)
+        charts["throughput"] = _throughput(steps, edges, events)
+        charts["phases"] = _phases(steps, edges)
+    return charts
+
+
+def _accuracy(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent]) -> str:
+    """Train top-1 of each log interval, top-1 and top-5 of each evaluation."""
     figure, axes = _chart()
-    _draw_train(axes, intervals, [interval.top1 for interval in intervals])
-    evals = evaluations(events)
-    _draw_evaluations(axes, evals, [event.top5 for event in evals], "--right-soft")
-    _draw_evaluations(axes, evals, [event.top1 for event in evals], "--right")
+    _plot(axes, steps, [row.top1 for row in steps], "--train")
+    _plot(axes, evals, [row.top5 for row in evals], "--right-soft", width=1.8, max_dots=30)
+    _plot(axes, evals, [row.top1 for row in evals], "--right", width=1.8, max_dots=30)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _svg(figure, "Accuracy over epochs")
 
 
-def loss_curves(intervals: Sequence[Interval], events: Sequence[Event]) -> str:
-    """Train loss of each log interval and loss of each evaluation, over epochs.
-
-    Below it, small, the learning rate.
-    """
-    if not intervals:
-        figure, axes = _chart()
-    else:
-        figure, axes = _chart(bottom=0.395)
-        _draw_learning_rate(figure, axes, intervals)
-    _draw_train(axes, intervals, [interval.loss for interval in intervals])
-    evals = evaluations(events)
-    _draw_evaluations(axes, evals, [event.loss for event in evals], "--right")
+def _loss(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent]) -> str:
+    """Train loss of each log interval and loss of each evaluation; below, the learning rate."""
+    figure, axes = _chart(bottom=0.395 if steps else _BOTTOM)
+    if steps:
+        below = figure.add_axes((_LEFT, _BOTTOM, _WIDTH, 0.17), sharex=axes)
+        _style(below)
+        axes.set_xlabel("")
+        axes.tick_params(labelbottom=False)
+        _plot(below, steps, [row.learning_rate for row in steps], "--ink-soft")
+        below.set_ylim(bottom=0)
+        below.yaxis.set_major_locator(MaxNLocator(nbins=2))
+        below.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _plot(axes, steps, [row.loss for row in steps], "--train")
+    _plot(axes, evals, [row.loss for row in evals], "--right", width=1.8, max_dots=30)
     return _svg(figure, "Loss and learning rate over epochs")
 
 
-def _draw_learning_rate(figure: Figure, above: Axes, intervals: Sequence[Interval]) -> None:
-    """Give the figure a second, low chart that shares the epochs of the one above."""
-    below = figure.add_axes((_LEFT, _BOTTOM, _WIDTH, 0.17), sharex=above)
-    _style(below)
-    above.set_xlabel("")
-    above.tick_params(labelbottom=False)
-    epochs = [interval.last_epoch for interval in intervals]
-    rates = [interval.learning_rate for interval in intervals]
-    below.plot(epochs, rates, color=_STAND_IN["--ink-soft"], linewidth=1.2)
-    below.set_ylim(bottom=0)
-    below.yaxis.set_major_locator(MaxNLocator(nbins=2))
-    below.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+def _plot(
+    axes: Axes,
+    rows: Sequence[TrainEvent] | Sequence[EvalEvent],
+    values: Sequence[float | None],
+    variable: str,
+    width: float = 1.2,
+    max_dots: int = 1,
+) -> None:
+    """A line over epochs, with a dot for each value if these are few."""
+    marker = "o" if len(rows) <= max_dots else ""
+    axes.plot(
+        [row.epoch for row in rows],
+        np.array(values, np.float64),  # None becomes NaN
+        color=_STAND_IN[variable],
+        linewidth=width,
+        marker=marker,
+        markersize=4,
+    )
 
 
-def throughput_curve(intervals: Sequence[Interval], events: Sequence[Event]) -> str:
-    """Images a second over epochs; resumes and stop requests are vertical lines."""
+def _throughput(
+    steps: Sequence[TrainEvent], edges: Sequence[float], events: Sequence[Event]
+) -> str:
+    """Images a second; resumes and stop requests are vertical lines."""
     figure, axes = _chart()
-    speeds = [interval.images_per_second for interval in intervals]
-    axes.plot(*_stairs(intervals, speeds), color=_STAND_IN["--right"], linewidth=1.4)
+    speeds = [row.images_per_second for row in steps]
+    axes.stairs(speeds, edges, baseline=None, color=_STAND_IN["--right"], linewidth=1.4)
     for start in of_type(events, RunEvent):
         if start.resumed_from is not None:
             axes.axvline(start.epoch, color=_STAND_IN["--ink-soft"], dashes=(4, 3), linewidth=1)
@@ -96,63 +117,24 @@ def throughput_curve(intervals: Sequence[Interval], events: Sequence[Event]) -> 
     return _svg(figure, "Images a second over epochs")
 
 
-def phase_areas(intervals: Sequence[Interval]) -> str:
-    """Share of each phase in the time of each log interval, stacked, over epochs."""
+def _phases(steps: Sequence[TrainEvent], edges: Sequence[float]) -> str:
+    """Share of each phase in the time of each log interval, stacked."""
     figure, axes = _chart()
-    timed = [interval for interval in intervals if shares(interval.phase_seconds)]
-    for number, phase in enumerate(timed[0].phase_seconds if timed else ()):
-        lower = [_share_below(interval, number) for interval in timed]
-        upper = [_share_below(interval, number + 1) for interval in timed]
-        epochs, floor = _stairs(timed, lower)
-        axes.fill_between(
-            epochs,
-            floor,
-            _stairs(timed, upper)[1],
-            facecolor=_STAND_IN[f"--phase-{phase}"],
-            linewidth=0,
-        )
+    seconds = np.array([list(row.phase_seconds.values()) for row in steps], np.float64)
+    totals = seconds.sum(axis=1, keepdims=True)
+    tops = (seconds / np.where(totals > 0, totals, 1)).cumsum(axis=1).T
+    for phase, floor, top in zip(PHASE_LABELS, [0 * tops[0], *tops], tops, strict=False):
+        color = _STAND_IN[f"--phase-{phase}"]
+        axes.stairs(top, edges, baseline=floor, fill=True, facecolor=color, linewidth=0)
     axes.set_ylim(0, 1)
     axes.grid(visible=False)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _svg(figure, "Share of time by phase over epochs")
 
 
-def _share_below(interval: Interval, number: int) -> float:
-    """Share of the first `number` phases together."""
-    return sum(list(shares(interval.phase_seconds).values())[:number])
-
-
-def _stairs(intervals: Sequence[Interval], values: Sequence[float]) -> tuple[list[float], ...]:
-    """Each value held from the beginning to the end of its interval."""
-    epochs = [edge for row in intervals for edge in (row.first_epoch, row.last_epoch)]
-    return epochs, [value for value in values for _ in range(2)]
-
-
-def _draw_train(axes: Axes, intervals: Sequence[Interval], values: Sequence[float]) -> None:
-    epochs = [interval.last_epoch for interval in intervals]
-    marker = "o" if len(intervals) == 1 else ""
-    axes.plot(
-        epochs, values, color=_STAND_IN["--train"], linewidth=1.2, marker=marker, markersize=4
-    )
-
-
-def _draw_evaluations(
-    axes: Axes, evals: Sequence[EvalEvent], values: Sequence[float | None], variable: str
-) -> None:
-    axes.plot(
-        [event.epoch for event in evals],
-        [np.nan if value is None else value for value in values],
-        color=_STAND_IN[variable],
-        linewidth=1.8,
-        marker="o",
-        markersize=4 if len(evals) <= 30 else 0,
-    )
-
-
 def _chart(bottom: float = _BOTTOM) -> tuple[Figure, Axes]:
-    """An empty chart over epochs that leaves out what lies below `bottom`."""
-    width, height = _SIZE_POINTS
-    figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH))
+    """An empty chart over epochs, from `bottom` up."""
+    figure = Figure(figsize=_SIZE_INCHES)
     axes = figure.add_axes((_LEFT, bottom, _WIDTH, _TOP - bottom))
     _style(axes)
     return figure, axes
@@ -172,7 +154,7 @@ def _style(axes: Axes) -> None:
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The figure as an SVG element to put into a page, with `label` for those who cannot see it."""
+    """The figure as an SVG element for a page, with `label` for screen readers."""
     for axes in figure.axes:
         axes.set_xlim(left=0)
     buffer = io.StringIO()

@@ -1,9 +1,11 @@
-"""Images inside the page, as data URIs."""
+"""Images inside the page, as data URIs: samples, the confusion matrix, the first kernels."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,38 +15,41 @@ from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.manifest import ShardSetError
 from pipeline.report.inputs import SPLIT, Missing, ShardSet
 from pipeline.report.predictions import Counts, row_shares
+from pipeline.run.directory import RunDirectory
 
 _MAX_PIXELS = 192
-"""Longer side of an embedded image: what is shown needs no more."""
+"""Longer side of an embedded image; the page shows no more."""
 
 _MAX_HEAT_PIXELS = 250
 _RIGHT_RGB = (42, 134, 204)
 _WRONG_RGB = (222, 108, 28)
 
+_NUM_COLUMNS = {"alexnet_2012": 2, "alexnet_2014": 1, "alexnet_single": 1, "alexnet_bn": 1}
+"""Columns of the networks whose first kernels are large enough to look at."""
 
-class Gallery:
-    """Reads the images of the shown split while that goes well."""
+_PER_ROW = 16
+_ZOOM, _GAP = 4, 4
+"""Screen pixels of one weight, and between kernels."""
 
-    def __init__(self, shard_set: ShardSet | Missing) -> None:
-        self._shard_set = shard_set
-        self.fault = shard_set.reason if isinstance(shard_set, Missing) else None
-        """Why images are missing, or None."""
 
-    def uri(self, sample: int) -> str | None:
-        """The image of a sample of the split; None if it cannot be read, and then `fault` is set.
+def sample_uris(
+    shard_set: ShardSet | Missing, samples: Iterable[int]
+) -> tuple[dict[int, str], str | None]:
+    """The images of samples of the shown split, and why some are missing, or None.
 
-        After a fault nothing more is read: a file system that is gone may be slow to say so.
-        """
-        if self.fault or isinstance(self._shard_set, Missing):
-            return None
+    After a fault nothing more is read: a file system that is gone may be slow to say so.
+    """
+    uris: dict[int, str] = {}
+    if isinstance(shard_set, Missing):
+        return uris, shard_set.reason
+    for sample in samples:
         try:
-            pixels = read_image(self._shard_set, self._shard_set.index[sample])
+            image = Image.fromarray(read_image(shard_set, shard_set.index[sample]))
         except (OSError, ShardSetError) as error:
-            self.fault = f"Images are left out: {error}."
-            return None
-        image = Image.fromarray(pixels)
+            return uris, f"Images are left out: {error}."
         image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
-        return png_uri(image)
+        uris[sample] = png_uri(image)
+    return uris, None
 
 
 def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
@@ -64,9 +69,9 @@ def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
 
 
 def heat_image_uri(matrix: Counts) -> str:
-    """The confusion matrix as an image: stronger where a class goes more often to another.
+    """The confusion matrix as an image: stronger where a class is taken for another more often.
 
-    Of neighbouring classes that share a pixel the strongest shows.
+    Neighbouring classes may share a pixel: it shows the strongest.
     """
     shares = row_shares(matrix)
     diagonal = np.diag(np.diag(shares))
@@ -90,3 +95,51 @@ def png_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernels:
+    """Figure 3, one image a column of the network."""
+
+    step: int
+    num_kernels: int
+    size: int
+    uris: tuple[str, ...]
+
+
+def read_kernels(run: RunDirectory, network: str | None) -> Kernels | Missing | None:
+    """Those of the newest good checkpoint; None if the network's kernels are too small."""
+    if network not in _NUM_COLUMNS:
+        return None
+    try:
+        from pipeline.run import checkpoint  # here, because all else of a report needs no torch
+
+        path = checkpoint.newest_good(run.checkpoints)
+        if path is None:
+            return Missing("No checkpoint has been saved yet.")
+        weights = checkpoint.load(path)["model"]
+    except (ImportError, OSError, ValueError) as error:
+        return Missing(f"The first layer is left out: {error}.")
+    first = next(weight for weight in weights.values() if weight.ndim == 4)
+    kernels = first.permute(0, 2, 3, 1).numpy()
+    columns = np.array_split(kernels, _NUM_COLUMNS[network])
+    return Kernels(
+        step=checkpoint.step_of(path),
+        num_kernels=len(kernels),
+        size=kernels.shape[1],
+        uris=tuple(png_uri(_sheet(column)) for column in columns),
+    )
+
+
+def _sheet(kernels: npt.NDArray[np.float32]) -> Image.Image:
+    """Kernels N×K×K×3 in rows of 16, each stretched from its lowest to its highest weight."""
+    low, high = (extreme(axis=(1, 2, 3), keepdims=True) for extreme in (kernels.min, kernels.max))
+    shades = np.rint(255 * (kernels - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+    large = shades.repeat(_ZOOM, axis=1).repeat(_ZOOM, axis=2)
+    pitch, num_rows = large.shape[1] + _GAP, -(-len(large) // _PER_ROW)
+    sheet = np.zeros((num_rows * pitch - _GAP, _PER_ROW * pitch - _GAP, 4), np.uint8)
+    for number, kernel in enumerate(large):
+        top, left = (place * pitch for place in divmod(number, _PER_ROW))
+        cell = sheet[top : top + kernel.shape[0], left : left + kernel.shape[1]]
+        cell[..., :3], cell[..., 3] = kernel, 255
+    return Image.fromarray(sheet)

@@ -11,11 +11,16 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from pipeline.report import curves
-from pipeline.report.attempts import describe_ranks
-from pipeline.report.images import Gallery, heat_image_uri
-from pipeline.report.inputs import Inputs, Missing, Predictions, read_inputs
-from pipeline.report.kernels import read_kernels
+from pipeline.report.curves import draw_charts
+from pipeline.report.images import heat_image_uri, read_kernels, sample_uris
+from pipeline.report.inputs import (
+    SPLIT,
+    Missing,
+    Predictions,
+    ShardSet,
+    read_predictions,
+    read_shard_set,
+)
 from pipeline.report.predictions import (
     choose_examples,
     class_rows,
@@ -23,10 +28,12 @@ from pipeline.report.predictions import (
     confusion_matrix,
     row_shares,
 )
-from pipeline.report.summary import Summary, intervals, summarize
+from pipeline.report.summary import Summary, describe_ranks
 from pipeline.report.timeline import timeline
 from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import history_of, read_rows
 from pipeline.run.phase import PHASE_LABELS
+from pipeline.run.settings import read_saved
 
 _TEMPLATE = "page.html.j2"
 
@@ -36,14 +43,22 @@ _MAX_TABLE_CLASSES = 20
 _MAX_CONFUSED_PAIRS = 20
 
 _MAX_HEAD_LETTERS = 100
-"""Of column heads side by side, all as long as the longest; longer ones stand upright."""
+"""In all column heads, if each were as long as the longest; with more they stand upright."""
 
 
 def render(run: RunDirectory) -> str:
     """The page. Raises `ValueError` if `run` is not a run directory or its files are damaged."""
-    inputs = read_inputs(run)
-    network = _network(inputs.settings["config"])
-    summary = summarize(inputs.rows)
+    settings = read_saved(run)
+    network = settings["config"]["model"]["name"]
+    faults: list[str] = []
+    rows = list(read_rows(run.events, faults))
+    events, summary = history_of(rows), Summary(rows)
+    shard_set, start = read_shard_set(settings), summary.latest_start
+    if isinstance(shard_set, Missing):
+        title = start.shard_set if start else None
+    else:
+        title = shard_set.manifest.title
+    predictions = read_predictions(run.predictions(SPLIT), shard_set, events)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,78 +66,41 @@ def render(run: RunDirectory) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "duration": duration,
-        "utc": utc,
-        "label_width": label_width,
-        "breakable": breakable,
-        "ranks": describe_ranks,
-    }
+    filters = (percent, duration, utc, label_width, breakable, describe_ranks)
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.tests["missing"] = lambda part: isinstance(part, Missing)
     return environment.get_template(_TEMPLATE).render(
         run_name=run.name,
-        recipe=inputs.settings.get("recipe"),
+        recipe=settings["recipe"],
         network=network,
-        hardware=inputs.settings.get("hardware"),
-        setting_groups=_setting_groups(inputs.settings),
-        title=_title(inputs, summary),
+        hardware=settings.get("hardware"),
+        setting_groups=_setting_groups(settings),
+        title=title,
         summary=summary,
-        faults=inputs.faults,
-        timeline=timeline(inputs.rows),
-        charts=_charts(inputs, summary),
+        faults=faults,
+        timeline=timeline(rows),
+        charts={name: markupsafe.Markup(svg) for name, svg in draw_charts(events).items()},
         phase_names=PHASE_LABELS,
-        **_kernel_context(run, network),
-        **_prediction_context(inputs),
+        kernels=read_kernels(run, network),
+        predictions=predictions,
+        **({} if isinstance(predictions, Missing) else _figures(predictions, shard_set)),
     )
 
 
-def _network(config: Mapping[str, Any]) -> str | None:
-    model = config.get("model")
-    return model.get("name") if isinstance(model, dict) else None
-
-
-def _title(inputs: Inputs, summary: Summary) -> str | None:
-    """What the shard set is called; also where it is not there any more."""
-    if not isinstance(inputs.shard_set, Missing):
-        return inputs.shard_set.manifest.title
-    return summary.latest_start.shard_set if summary.latest_start else None
-
-
-def _charts(inputs: Inputs, summary: Summary) -> dict[str, markupsafe.Markup]:
-    """The charts there is something to draw in, as SVG elements."""
-    events, steps = inputs.events, intervals(inputs.events)
-    charts: dict[str, str] = {}
-    if steps or summary.final:
-        charts["accuracy"] = curves.accuracy_curves(steps, events)
-        charts["loss"] = curves.loss_curves(steps, events)
-    if steps:
-        charts["throughput"] = curves.throughput_curve(steps, events)
-        charts["phases"] = curves.phase_areas(steps)
-    return {name: markupsafe.Markup(svg) for name, svg in charts.items()}
-
-
-def _kernel_context(run: RunDirectory, network: str | None) -> dict[str, Any]:
-    """Figure 3 of the paper; both None for a network whose first kernels show nothing."""
-    kernels = read_kernels(run, network)
-    if isinstance(kernels, Missing):
-        return {"kernels": None, "kernels_missing": kernels.reason}
-    return {"kernels": kernels, "kernels_missing": None}
-
-
-def _prediction_context(inputs: Inputs) -> dict[str, Any]:
-    """What is drawn of the predictions; without them `predictions_missing` says why."""
-    predictions = inputs.predictions
-    if isinstance(predictions, Missing):
-        return {"predictions": None, "predictions_missing": predictions.reason}
-    names = _class_names(inputs, predictions)
+def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[str, Any]:
+    """What is drawn of the predictions."""
+    if isinstance(shard_set, Missing):  # then the classes have only numbers
+        num_classes = 1 + int(max(predictions.labels.max(), predictions.topk_classes.max()))
+        names: Sequence[str] = [f"class {label}" for label in range(num_classes)]
+    else:
+        names = shard_set.manifest.class_names
     matrix = confusion_matrix(predictions, len(names))
     rows = class_rows(predictions, matrix, names)
     examples = choose_examples(predictions, names)
-    gallery = Gallery(inputs.shard_set)
     samples = {row.example for row in rows} | {example.sample for example in examples}
+    images, image_fault = sample_uris(shard_set, sorted(samples))
     small = len(names) <= _MAX_TABLE_CLASSES
     return {
-        "predictions": predictions,
         "class_names": names,
         "matrix": matrix.tolist() if small else None,
         "is_upright": len(names) * max(map(len, names)) > _MAX_HEAD_LETTERS,
@@ -131,16 +109,9 @@ def _prediction_context(inputs: Inputs) -> dict[str, Any]:
         "pairs": confused_pairs(matrix, names, _MAX_CONFUSED_PAIRS),
         "class_rows": rows,
         "examples": examples,
-        "images": {sample: gallery.uri(sample) for sample in sorted(samples)},
-        "image_fault": gallery.fault,
+        "images": images,
+        "image_fault": image_fault,
     }
-
-
-def _class_names(inputs: Inputs, predictions: Predictions) -> Sequence[str]:
-    """By label; without a shard set the classes have only numbers."""
-    if isinstance(inputs.shard_set, Missing):
-        return [f"class {label}" for label in range(predictions.num_classes_seen)]
-    return inputs.shard_set.manifest.class_names
 
 
 def _setting_groups(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -164,12 +135,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def label_width(names: Iterable[str]) -> float:
-    """Room to give the longest of the names beside its bar or row, in em; the rest is cut off."""
+    """Width of the longest of the names beside its bar or row, in em; longer ones are cut off."""
     return round(2.4 + 0.6 * min(max(map(len, names)), 20), 2)
 
 
 def breakable(name: str) -> markupsafe.Markup:
-    """A class name that may go on in the next line behind its signs, and nowhere in a word."""
+    """A class name that may be broken after its punctuation marks, but not within a word."""
     parts = re.split(r"(?<=[_/.,;:-])(?=[^\s_/.,;:-])", name)
     return markupsafe.Markup("<wbr>").join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ MAX_BARS = 10
 
 _NUM_EXAMPLES = 8
 _EXAMPLE_KINDS = {"right": 3, "top k": 3, "wrong": 2}
-"""How many examples of each kind to show, if there are as many: right; right not at first but among
-the k most probable; wrong."""
+"""How many examples of each kind to show, if there are enough: right; wrong, but the right class is
+among the k most probable; wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,17 +54,6 @@ class Example:
     class_name: str
     kind: str
     bars: tuple[Bar, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfusedPair:
-    """Images of one class taken for another."""
-
-    right_name: str
-    taken_for: str
-    count: int
-    num_images: int
-    """Images of the right class."""
 
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> Counts:
@@ -118,66 +108,53 @@ def _class_bars(counts: Counts, label: int, class_names: Sequence[str]) -> tuple
     )
 
 
-def confused_pairs(matrix: Counts, class_names: Sequence[str], limit: int) -> list[ConfusedPair]:
-    """The most frequent mistakes, most frequent first."""
+def confused_pairs(
+    matrix: Counts, class_names: Sequence[str], limit: int
+) -> list[tuple[str, str, int, int]]:
+    """The most frequent mistakes, most frequent first.
+
+    Each is the right class, the one it was taken for, how often, and of how many images.
+    """
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(position), len(matrix)) for position in order]
+    pairs = (divmod(int(position), len(matrix)) for position in order)
     return [
-        ConfusedPair(
-            right_name=class_names[right],
-            taken_for=class_names[taken_for],
-            count=int(matrix[right, taken_for]),
-            num_images=int(matrix[right].sum()),
-        )
+        (class_names[right], class_names[taken_for], int(count), int(matrix[right].sum()))
         for right, taken_for in pairs
-        if mistakes[right, taken_for] > 0
+        if (count := mistakes[right, taken_for]) > 0
     ]
 
 
 def choose_examples(predictions: Predictions, class_names: Sequence[str]) -> list[Example]:
-    """The most confident of each kind, each of another class as long as there are others.
+    """The most confident of each kind, of different classes as far as possible.
 
-    Where a kind has too few, the others fill its places.
+    Where a kind has too few, the others take its places.
     """
-    kinds = _kinds(predictions, len(class_names))
-    confidence = predictions.topk_probabilities[:, 0]
-    ranking = {
-        kind: _vary_classes(np.flatnonzero(kinds == kind), confidence, predictions.labels)
-        for kind in _EXAMPLE_KINDS
-    }
-    chosen = {kind: ranking[kind][:number] for kind, number in _EXAMPLE_KINDS.items()}
-    for kind, number in _EXAMPLE_KINDS.items():
-        missing = _NUM_EXAMPLES - sum(len(samples) for samples in chosen.values())
-        chosen[kind] += ranking[kind][number : number + missing]
-    return [
-        _example(predictions, sample, kind, class_names)
-        for kind, samples in chosen.items()
-        for sample in samples
-    ]
-
-
-def _kinds(predictions: Predictions, num_classes: int) -> npt.NDArray[np.str_]:
-    """The kind of every sample, [n]."""
     is_hit = predictions.topk_classes == predictions.labels[:, None]
+    is_in_topk = is_hit.any(axis=1) & (len(class_names) > is_hit.shape[1])  # else all are
     right, in_topk, wrong = _EXAMPLE_KINDS
-    if num_classes <= is_hit.shape[1]:  # all classes are among the k
-        return np.where(is_hit[:, 0], right, wrong)
-    return np.where(is_hit[:, 0], right, np.where(is_hit.any(axis=1), in_topk, wrong))
+    kinds = np.where(is_hit[:, 0], right, np.where(is_in_topk, in_topk, wrong))
+    confidence = predictions.topk_probabilities[:, 0]
+    candidates = []
+    for order, (kind, number) in enumerate(_EXAMPLE_KINDS.items()):
+        of_kind = _vary_classes(np.flatnonzero(kinds == kind), confidence, predictions.labels)
+        for place, sample in enumerate(of_kind):
+            candidates.append((place >= number, order, place, kind, sample))
+    chosen = sorted(sorted(candidates)[:_NUM_EXAMPLES], key=lambda candidate: candidate[1:])
+    return [_example(predictions, sample, kind, class_names) for *_, kind, sample in chosen]
 
 
 def _vary_classes(
     samples: npt.NDArray[np.int64], confidence: npt.NDArray[np.float32], labels: Counts
 ) -> list[int]:
-    """By falling confidence, but every class's first before any class's second."""
-    by_confidence = samples[np.argsort(-confidence[samples], kind="stable")]
-    seen: dict[int, int] = {}
-    turns = []
-    for label in labels[by_confidence].tolist():
-        turns.append(seen.get(label, 0))
-        seen[label] = turns[-1] + 1
-    order = np.argsort(np.asarray(turns, np.int64), kind="stable")
-    return [int(sample) for sample in by_confidence[order][:_NUM_EXAMPLES]]
+    """By falling confidence, but the first of every class before the second of any."""
+    seen: Counter[int] = Counter()
+    turns: list[tuple[int, int, int]] = []
+    for sample in samples[np.argsort(-confidence[samples], kind="stable")].tolist():
+        label = int(labels[sample])
+        turns.append((seen[label], len(turns), sample))
+        seen[label] += 1
+    return [sample for *_, sample in sorted(turns)[:_NUM_EXAMPLES]]
 
 
 def _example(

@@ -5,72 +5,114 @@ They take all rows of the events, or the one history: `pipeline.run.event_log.hi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pipeline.report.attempts import Attempt, find_attempts
 from pipeline.run.ending import EndOutcome
-from pipeline.run.event_log import history_of, of_training, of_type, own_evaluations
+from pipeline.run.event_log import (
+    count_resumes,
+    history_of,
+    of_training,
+    of_type,
+    own_evaluations,
+)
 from pipeline.run.events import EndEvent, EvalEvent, Event, RunEvent, SignalEvent, TrainEvent
-from pipeline.run.phase import PHASE_LABELS
+from pipeline.run.phase import PHASE_LABELS, Label
 
 _MAX_INTERVALS = 400
 """More points than this are not seen in a curve."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """One log interval, or several in a row merged; a value is NaN where none was finite."""
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One process group; what it did may be void, because the next one went on from before."""
 
-    first_epoch: float
-    last_epoch: float
-    loss: float
-    top1: float
-    learning_rate: float
-    images_per_second: float
-    phase_seconds: Mapping[str, float]
-    """Seconds by phase, in the order of `PHASE_LABELS`."""
+    rows: Sequence[Event]
+    """One at least; the first is no `RunEvent` if it failed before it began."""
+    is_last: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.rows[-1].time - self.rows[0].time
+
+    @property
+    def outcome(self) -> Literal[EndOutcome, "killed", "unfinished"]:
+        """How it left; killed: another one began, and it had not said how it ended."""
+        last = self.rows[-1]
+        if isinstance(last, EndEvent):
+            return last.outcome
+        return "unfinished" if self.is_last else "killed"
+
+    @property
+    def detail(self) -> str:
+        """Why it failed, or its ranks."""
+        first, last = self.rows[0], self.rows[-1]
+        if isinstance(last, EndEvent) and last.error:
+            return last.error
+        return describe_ranks(first) if isinstance(first, RunEvent) else ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def find_attempts(rows: Sequence[Event]) -> list[Attempt]:
+    """The attempts of a run in their order; `rows` are all of it."""
+    groups: list[list[Event]] = []
+    for row in of_training(rows):
+        if not groups or isinstance(row, RunEvent) or isinstance(groups[-1][-1], EndEvent):
+            groups.append([])
+        groups[-1].append(row)
+    return [Attempt(group, is_last=group is groups[-1]) for group in groups]
+
+
+def describe_ranks(start: RunEvent) -> str:
+    """The ranks of a process group and what they add up to, such as '2 × 64 images'."""
+    ranks, local, rounds = start.world_size, start.local_batch_size, start.accumulation_steps
+    replicas = start.global_batch_size // (local * rounds)
+    accumulated = f" × {rounds} accumulated" if rounds > 1 else ""
+    if replicas == ranks:
+        return f"{ranks} × {local:,} images{accumulated}"
+    pairs = "1 replica" if replicas == 1 else f"{replicas} replicas"
+    return f"{ranks}, a column each: {pairs} × {local:,} images{accumulated}"
+
+
 class Summary:
     """What the head of the report says; None where nothing was logged yet."""
 
-    outcome: Literal[EndOutcome, "unfinished"]
-    """Of the latest process group; unfinished: no end was logged."""
-    error: str | None
-    """Why a failed run failed."""
-    latest_start: RunEvent | None
-    step: int
-    epoch: float
-    attempts: tuple[Attempt, ...]
-    num_resumes: int
-    num_stop_requests: int
-    final: EvalEvent | None
-    """The newest evaluation, whatever command made it."""
-    best1: EvalEvent | None
-    """The evaluation with most images right, of those with as many views; the first of equals."""
-    best5: EvalEvent | None
-    images_per_second: float | None
-    """Median over the log intervals."""
-    phase_shares: Mapping[str, float]
-    """Share of the training time by phase; empty before the first log interval."""
-
-    @property
-    def training_seconds(self) -> float:
+    def __init__(self, rows: Sequence[Event]) -> None:
+        """`rows` are all of the run."""
+        events = history_of(rows)
+        training, own = of_training(events), own_evaluations(events)
+        starts, trains = of_type(events, RunEvent), of_type(events, TrainEvent)
+        bounds = [event for event in training if isinstance(event, RunEvent | EndEvent)]
+        end = bounds[-1] if bounds and isinstance(bounds[-1], EndEvent) else None
+        self.outcome: Literal[EndOutcome, "unfinished"] = end.outcome if end else "unfinished"
+        """Of the latest process group; unfinished: no end was logged."""
+        self.error = end.error if end else None
+        self.latest_start = starts[-1] if starts else None
+        self.step = training[-1].step if training else 0
+        self.epoch = training[-1].epoch if training else 0.0
+        self.num_resumes = count_resumes(starts)
+        self.num_stop_requests = len(of_type(events, SignalEvent))
+        self.attempts = find_attempts(rows)
+        self.training_seconds = sum(attempt.seconds for attempt in self.attempts)
         """Time of all attempts, without the pauses between them."""
-        return sum(attempt.last_time - attempt.first_time for attempt in self.attempts)
-
-    @property
-    def pause_seconds(self) -> float:
-        """Time between the attempts."""
-        if not self.attempts:
-            return 0.0
-        elapsed = self.attempts[-1].last_time - self.attempts[0].first_time
-        return elapsed - self.training_seconds
+        times = [row.time for attempt in self.attempts for row in attempt.rows]
+        self.pause_seconds = times[-1] - times[0] - self.training_seconds if times else 0.0
+        self.final = own[-1] if own else None
+        """The newest evaluation, whatever command made it."""
+        alike = [event for event in own if event.views == own[-1].views]
+        self.best1 = max(alike, key=lambda row: row.correct1, default=None)
+        """The first evaluation with most images right, of those with as many views."""
+        self.best5 = max(alike, key=lambda row: row.correct5 or 0, default=None)
+        speeds = [row.images_per_second for row in trains]
+        self.images_per_second = statistics.median(speeds) if speeds else None
+        """Median over the log intervals."""
+        phases = _sum_phases(trains)
+        total = sum(phases.values())
+        self.phase_shares = {name: part / total for name, part in phases.items()} if total else {}
+        """Share of the training time by phase; empty before the first log interval."""
 
 
 def evaluations(events: Sequence[Event]) -> list[EvalEvent]:
@@ -81,73 +123,18 @@ def evaluations(events: Sequence[Event]) -> list[EvalEvent]:
     return [newest[step] for step in sorted(newest)]
 
 
-def summarize(rows: Sequence[Event]) -> Summary:
-    """`rows` are all of the run."""
-    events = history_of(rows)
-    training = of_training(events)
-    starts, trains = of_type(events, RunEvent), of_type(events, TrainEvent)
-    own = own_evaluations(events)
-    alike = [event for event in own if event.views == own[-1].views]
-    end = _end(training)
-    return Summary(
-        outcome=end.outcome if end else "unfinished",
-        error=end.error if end else None,
-        latest_start=starts[-1] if starts else None,
-        step=training[-1].step if training else 0,
-        epoch=training[-1].epoch if training else 0.0,
-        attempts=find_attempts(rows),
-        num_resumes=sum(row.resumed_from is not None for row in starts),
-        num_stop_requests=len(of_type(events, SignalEvent)),
-        final=own[-1] if own else None,
-        best1=max(alike, key=lambda row: row.correct1, default=None),
-        best5=max(alike, key=lambda row: row.correct5 or 0, default=None),
-        images_per_second=statistics.median(row.images_per_second for row in trains)
-        if trains
-        else None,
-        phase_shares=shares(_sum_phases(trains)),
-    )
-
-
-def _end(events: Sequence[Event]) -> EndEvent | None:
-    """How the latest process group of training left, or None if it has not."""
-    bounds = [event for event in events if isinstance(event, RunEvent | EndEvent)]
-    return bounds[-1] if bounds and isinstance(bounds[-1], EndEvent) else None
-
-
-def shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Each phase's share of all seconds; empty where there are none."""
-    total = sum(seconds.values())
-    return {phase: part / total for phase, part in seconds.items()} if total > 0 else {}
-
-
-def intervals(events: Sequence[Event]) -> list[Interval]:
-    """The log intervals; if there are many, neighbours are merged.
-
-    The first one begins where the run did: a fork, in the middle of another run.
-    """
+def intervals(events: Sequence[Event]) -> list[TrainEvent]:
+    """The log intervals; if there are many, neighbours are one."""
     trains = of_type(events, TrainEvent)
-    per_group = math.ceil(len(trains) / _MAX_INTERVALS)
-    merged: list[Interval] = []
-    starts = of_type(events, RunEvent)
-    begins = [row.epoch for row in (*starts[:1], *trains[:1])]  # the first start may be lost
-    begin = min(begins) if starts else 0.0
-    for start in range(0, len(trains), per_group or 1):
-        rows = trains[start : start + per_group]
-        merged.append(_merge(rows, begin))
-        begin = merged[-1].last_epoch
-    return merged
+    size = math.ceil(len(trains) / _MAX_INTERVALS) or 1
+    return [_merge(trains[start : start + size]) for start in range(0, len(trains), size)]
 
 
-def _merge(rows: Sequence[TrainEvent], first_epoch: float) -> Interval:
-    return Interval(
-        first_epoch=first_epoch,
-        last_epoch=rows[-1].epoch,
-        loss=_mean(row.loss for row in rows),
-        top1=_mean(row.top1 for row in rows),
-        learning_rate=_mean(row.learning_rate for row in rows),
-        images_per_second=_mean(row.images_per_second for row in rows),
-        phase_seconds=_sum_phases(rows),
-    )
+def _merge(rows: Sequence[TrainEvent]) -> TrainEvent:
+    """One interval with the seconds of all and the means of what is finite."""
+    names = ("loss", "top1", "learning_rate", "images_per_second")
+    means: dict[str, Any] = {name: _mean(getattr(row, name) for row in rows) for name in names}
+    return dataclasses.replace(rows[-1], phase_seconds=_sum_phases(rows), **means)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -155,5 +142,15 @@ def _mean(values: Iterable[float]) -> float:
     return statistics.fmean(finite) if finite else math.nan
 
 
-def _sum_phases(rows: Sequence[TrainEvent]) -> dict[str, float]:
+def _sum_phases(rows: Sequence[TrainEvent]) -> dict[Label, float]:
     return {label: sum(row.phase_seconds.get(label) or 0 for row in rows) for label in PHASE_LABELS}
+
+
+def interval_edges(events: Sequence[Event], steps: Sequence[TrainEvent]) -> list[float]:
+    """The epochs at which the `intervals` begin and end, one more than there are.
+
+    The first begins where the run did: a fork does so in the middle of another run.
+    """
+    starts = of_type(events, RunEvent)
+    begins = [row.epoch for row in (*starts[:1], *steps[:1])]  # the first start may be lost
+    return [min(begins) if starts else 0.0, *(row.epoch for row in steps)]

@@ -6,8 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from pipeline.run.event_log import of_type
 from pipeline.run.events import (
@@ -23,55 +22,43 @@ from pipeline.run.events import (
 )
 
 _MAX_ALIKE = 3
-"""Of more damaged images in a row than these the last ones are only counted."""
+"""Damaged images in a row that are shown; more are only counted."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimelineRow:
-    """One thing that happened, or several of a kind in a row as one."""
+class TimelineRow(NamedTuple):
+    """One thing that happened, or several of a kind in a row as one, at the time of `event`."""
 
-    time: float
-    step: int
-    epoch: float
+    event: Event
     what: str
     detail: str
 
 
 def timeline(rows: Sequence[Event]) -> list[TimelineRow]:
-    """All but log intervals and the evaluations of training, in void attempts too.
+    """All but log intervals and the evaluations of training, also in void attempts.
 
-    Checkpoints in a row for one reason are one.
+    Several checkpoints in a row with one reason share a row.
     """
-    noted = [row for row in rows if not _is_in_curves(row)]
-    groups = itertools.groupby(noted, key=_kind_of)
+    noted = [
+        row
+        for row in rows
+        if not isinstance(row, TrainEvent)
+        and not (isinstance(row, EvalEvent) and row.by == "train")
+    ]
+    groups = itertools.groupby(noted, key=lambda row: (type(row), getattr(row, "reason", None)))
     return [row for _, group in groups for row in _rows_of(list(group))]
-
-
-def _is_in_curves(event: Event) -> bool:
-    return isinstance(event, TrainEvent) or (isinstance(event, EvalEvent) and event.by == "train")
-
-
-def _kind_of(event: Event) -> tuple[type[Event], str | None]:
-    return type(event), event.reason if isinstance(event, CheckpointEvent) else None
 
 
 def _rows_of(events: Sequence[Event]) -> Iterator[TimelineRow]:
     """Rows for neighbours of one kind and reason."""
     if len(saves := of_type(events, CheckpointEvent)) > 1:
-        yield _row(saves[-1], f"{len(saves)} checkpoints", _describe_saves(saves))
+        yield TimelineRow(saves[-1], f"{len(saves)} checkpoints", _describe_saves(saves))
         return
     is_damage = isinstance(events[0], DamagedImage)
     shown = events[:_MAX_ALIKE] if is_damage and len(events) > _MAX_ALIKE + 1 else events
     for event in shown:
-        yield _row(event, *_describe(event))
+        yield TimelineRow(event, *_describe(event))
     if more := len(events) - len(shown):
-        yield _row(events[-1], f"{more} more damaged images", "they are in events.jsonl")
-
-
-def _row(event: Event, what: str, detail: str) -> TimelineRow:
-    return TimelineRow(
-        time=event.time, step=event.step, epoch=event.epoch, what=what, detail=detail
-    )
+        yield TimelineRow(events[-1], f"{more} more damaged images", "they are in events.jsonl")
 
 
 def _describe(event: Event) -> tuple[str, str]:
@@ -104,7 +91,7 @@ def _describe(event: Event) -> tuple[str, str]:
 
 
 def _describe_evaluation(event: EvalEvent) -> str:
-    """One of `pipeline.evaluate`."""
+    """An evaluation by `pipeline.evaluate`."""
     views = "" if event.views in (None, 1) else f", {event.views} views"
     top5 = "" if event.top5 is None else f", top-5 {event.top5:.2%}"
     return (

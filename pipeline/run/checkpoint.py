@@ -11,6 +11,8 @@
     pruning     the newest `keep` and the best stay
 
 A kill at any moment leaves either the old set of checkpoints or the new one.
+
+Longer than 250 lines: all that touches the files of a checkpoint is here.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,6 @@ _log = logging.getLogger(__name__)
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another format."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What `checkpoint.json` says."""
-
-    format_version: int
-    step: int
-    num_bytes: int
-    sha256: str
 
 
 def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
@@ -100,16 +90,17 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         sync(file.fileno())
-    facts = Facts(
-        format_version=FORMAT_VERSION,
-        step=step,
-        num_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-    )
+    num_bytes = path.stat().st_size
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "num_bytes": num_bytes,
+        "sha256": sha256_of(path),
+    }
     _load_state(path)  # reads back what was written, before it can replace anything
-    write_atomically(folder / _FACTS, json.dumps(asdict(facts), indent=1).encode() + b"\n")
+    write_atomically(folder / _FACTS, json.dumps(facts, indent=1).encode() + b"\n")
     sync_directory(folder)
-    return facts.num_bytes
+    return num_bytes
 
 
 def _num_bytes(value: Any) -> int:
@@ -173,39 +164,32 @@ def newest_good(directory: Path) -> Path | None:
 
 def verify(path: Path) -> None:
     """Check a checkpoint's size and hash; raises `CheckpointError` saying what is wrong."""
-    facts = read_facts(path)
-    state = path / _STATE
     try:
-        num_bytes = state.stat().st_size
-        if num_bytes != facts.num_bytes:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {_STATE} has {num_bytes} bytes, "
-                f"expected {facts.num_bytes}"
-            )
-        if sha256_of(state) != facts.sha256:
-            raise CheckpointError(f"checkpoint {path} is damaged: {_STATE} has another hash")
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-
-
-def read_facts(path: Path) -> Facts:
-    """What a checkpoint says of itself; raises `CheckpointError`."""
-    try:
-        fields = json.loads((path / _FACTS).read_bytes())
-        version = fields["format_version"]
-        facts = Facts(**fields) if version == FORMAT_VERSION else None
+        facts = json.loads((path / _FACTS).read_bytes())
+        version, num_bytes, sha256 = (
+            facts[name] for name in ("format_version", "num_bytes", "sha256")
+        )
     except OSError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint: {_FACTS} cannot be read ({error.strerror})"
         ) from None
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"checkpoint {path} is damaged: {_FACTS} is not as written") from None
-    if facts is None:
+    if version != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format version {version}; "
             f"expected {FORMAT_VERSION}: use the version of this program that wrote it"
         )
-    return facts
+    try:
+        found = (path / _STATE).stat().st_size
+        if found != num_bytes:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {_STATE} has {found} bytes, expected {num_bytes}"
+            )
+        if sha256_of(path / _STATE) != sha256:
+            raise CheckpointError(f"checkpoint {path} is damaged: {_STATE} has another hash")
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
 
 
 def load(path: Path, device: torch.device | None = None) -> dict[str, Any]:
@@ -275,27 +259,20 @@ def named(directory: Path, name: str) -> Path:
     Raises `CheckpointError` if it is not there.
     """
     if name == "newest":
-        path = newest_good(directory)
-        if path is None:
+        newest = newest_good(directory)
+        if newest is None:
             raise CheckpointError(f"{directory} has no checkpoint yet: train first")
-        return path
-    candidates = _candidates(directory, name)
-    for path in candidates:
-        if path.is_dir():
-            return path.resolve()
+        return newest
+    if name == BEST:
+        path = _marked_best(directory)
+    else:
+        path = path_of(directory, int(name)) if name.isdecimal() else Path(name)
+    if path.is_dir():
+        return path.resolve()
     raise CheckpointError(
         f"no checkpoint '{name}': expected newest, best, a path or a step of "
         f"{', '.join(str(step_of(path)) for path in paths(directory)) or 'none so far'}"
     )
-
-
-def _candidates(directory: Path, name: str) -> Iterator[Path]:
-    if name == BEST:
-        yield _marked_best(directory)
-    elif name.isdecimal():
-        yield path_of(directory, int(name))
-    else:
-        yield Path(name)
 
 
 def step_of(path: Path) -> int:

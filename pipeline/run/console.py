@@ -1,4 +1,4 @@
-"""What a person at a terminal, or at the log of a batch job, reads: rank 0's lines."""
+"""The lines of rank 0 that people read, at a terminal or in the log of a batch job."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TextIO
 
 
 class Console:
-    """Writes whole lines to `stream`; one that is closed or full is not written to again.
+    """Writes whole lines to `stream`, until it is closed or full.
 
-    What the stream's encoding lacks becomes a question mark.
+    What its encoding lacks becomes a question mark.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -46,6 +46,6 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what `stream` could not take go nowhere; else the process fails on it when it ends."""
+    """Discard what `stream` could not take; else the process fails on it when it ends."""
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

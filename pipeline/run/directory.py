@@ -18,6 +18,19 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from data_prep.shard_set.files import path_option
+
+
+class _Entry:
+    """A file or folder of the run directory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunDirectory, _owner: type[RunDirectory]) -> Path:
+        return run.path / self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,65 +39,42 @@ class RunDirectory:
 
     path: Path
 
+    config = _Entry("config.json")
+    events = _Entry("events.jsonl")
+    checkpoints = _Entry("checkpoints")
+    metrics = _Entry("metrics")
+    report = _Entry("report.html")
+    logs = _Entry("logs")
+    hangs = _Entry("hangs")
+    stop_request = _Entry("STOP")
+
+    def predictions(self, split: str) -> Path:
+        return self.path / "predictions" / f"{split}.npz"
+
     @property
     def name(self) -> str:
         return self.path.resolve().name
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def hangs(self) -> Path:
-        return self.path / "hangs"
 
     @property
     def targets(self) -> Path:
         """Prometheus `file_sd` targets of all runs beside this one."""
         return self.path.resolve().parent / "prometheus-targets"
 
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def stop_request(self) -> Path:
-        return self.path / "STOP"
-
-    def predictions(self, split: str) -> Path:
-        return self.path / "predictions" / f"{split}.npz"
-
     @contextlib.contextmanager
     def being_made(self) -> Iterator[None]:
-        """Let the block make what a job needs here; what prevents it is a `ValueError`.
+        """Let the block make what a job needs here.
 
-        So is a folder that holds other things, and has never been a run's: it is left as it is.
+        Raises `ValueError` if it cannot be made, or is a folder of other things than a run's.
         """
-        own = {self.config, self.events, self.checkpoints, self.predictions("").parent}
-        own |= {self.metrics, self.logs, self.hangs, self.report, self.stop_request}
+        entries = (entry for entry in vars(RunDirectory).values() if isinstance(entry, _Entry))
+        own = {"predictions", *(entry.name for entry in entries)}
         try:
             if self.path.exists() and not self.events.exists():
-                others = {path for path in self.path.iterdir() if path.name[0] != "."} - own
-                if others and not any(self.checkpoints.glob("step-*")):
+                names = {path.name for path in self.path.iterdir() if path.name[0] != "."}
+                if names - own and not any(self.checkpoints.glob("step-*")):
                     raise ValueError(
                         f"--run-dir {self.path} is no run directory, and holds "
-                        f"{min(others).name}: give a new or empty directory"
+                        f"{min(names - own)}: give a new or empty directory"
                     )
             yield
         except (FileExistsError, NotADirectoryError):
@@ -97,3 +87,23 @@ class RunDirectory:
                 f"--run-dir {self.path} cannot be written to: {error.strerror}; "
                 "give another directory"
             ) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForkSource:
+    """What `--fork-from RUN[@CHECKPOINT]` means."""
+
+    run: RunDirectory
+    checkpoint: str
+    """newest, best or a step."""
+
+    @classmethod
+    def parsed(cls, text: str) -> Self:
+        """An @ before anything but a checkpoint's name belongs to the directory's."""
+        run, _, name = text.rpartition("@")
+        if not run or not (name in ("newest", "best") or name.isdecimal()):
+            run, name = text, "newest"
+        return cls(run=RunDirectory(path_option(run).absolute()), checkpoint=name)
+
+    def __str__(self) -> str:
+        return f"{self.run.path}@{self.checkpoint}"

@@ -26,7 +26,7 @@ class ExitCode(enum.IntEnum):
 
 
 class StopSource(enum.StrEnum):
-    """What asks the ranks to stop; of several at once the last one here counts."""
+    """What asks the ranks to stop; of several at once, the last in this list counts."""
 
     SIGTERM = "SIGTERM"
     SIGINT = "SIGINT"
@@ -48,12 +48,12 @@ EndOutcome = Literal["completed", "stopped", "failed"]
 """How a process group left: all steps are done, it was stopped before, or it failed."""
 
 RunOutcome = Literal["running", EndOutcome, "killed"]
-"""How a run or a rank stands: as it left, at work, or gone without a last word."""
+"""How a run or a rank is: at work, how it left, or killed before it could say so."""
 
 RUN_OUTCOMES: tuple[RunOutcome, ...] = get_args(RunOutcome)
 
 FailureCause = Literal["lost_rank"]
-"""Why a process group failed, where its error is only what follows from that.
+"""Why a process group failed, if its error is only a consequence.
 
 lost_rank  another rank was gone: it was killed, hangs, or its host is gone
 """
@@ -65,14 +65,14 @@ completed    all steps asked for are done, or were before
 interrupted  a signal ended it early: it can go on
 stopped      somebody asked for it with a file STOP: it can go on, but not by itself
 stuck        its time ran out (SIGUSR1) before any step it did was saved: it would again
-failed       anything else, also a death without a last word
+failed       anything else, also a kill
 """
 
 AGENT_VARIABLE = "ALEXNET_AGENT"
-"""Environment variable in which a launcher tells ranks the process that looks after them."""
+"""Environment variable: the id of the process that looks after the ranks."""
 
 LAUNCHER_VARIABLE = "ALEXNET_LAUNCHER"
-"""Environment variable in which a launcher names itself: what it starts ends when it is killed."""
+"""Environment variable: the id of the launcher; what it starts ends when it is killed."""
 
 
 def exit_code_of(outcome: JobOutcome) -> ExitCode:
@@ -88,13 +88,13 @@ def exit_code_of(outcome: JobOutcome) -> ExitCode:
 
 
 def handled_signals() -> list[signal.Signals]:
-    """Of `STOP_SIGNALS`: a hangup that nohup has warded off is none."""
+    """`STOP_SIGNALS`, but no SIGHUP under nohup."""
     is_warded_off = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_warded_off]
 
 
 def signals_to_handle(signals: Iterable[signal.Signals]) -> str:
-    """What torchrun's option of this name gets, to forward these signals to the ranks."""
+    """The value of torchrun's `--signals-to-handle` that forwards these signals to the ranks."""
     return ",".join(["SIGQUIT", *(number.name for number in signals)])
 
 

@@ -23,10 +23,10 @@ from pipeline.run.format_version import EVENTS_VERSION, check_format_version
 
 E = TypeVar("E", bound=Row)
 
-_BLOCK_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 20
 
 _LOCK_SECONDS = 1.0
-"""A writer that is stopped while it holds the lock does not stop the others."""
+"""After that a writer goes on without the lock: the one that holds it may be suspended."""
 
 
 class EventLog:
@@ -40,66 +40,60 @@ class EventLog:
     def write(self, event: Event) -> None:
         """Append the event's row. Raises `OSError` if the disk does not take it."""
         line = json.dumps(row_of(event)).encode() + b"\n"
-        with self._locked():
+        is_locked = False
+        with contextlib.suppress(OSError):  # without locks, or if a writer is stuck, it goes on
+            is_locked = self._is_regular and try_lock(self._file, wait_seconds=_LOCK_SECONDS)
+        try:
             if self._is_line_open():  # by a kill or a full disk: it must spoil no other row
                 line = b"\n" + line
             while line:  # once, unless the disk is nearly full
                 line = line[os.write(self._file, line) :]
+        finally:
+            if is_locked:
+                unlock(self._file)
 
     def close(self) -> None:
         os.close(self._file)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other writers out; on file systems without locks, or if one is stuck, go on."""
-        is_held = False
-        with contextlib.suppress(OSError):
-            is_held = self._is_regular and try_lock(self._file, wait_seconds=_LOCK_SECONDS)
-        try:
-            yield
-        finally:
-            if is_held:
-                unlock(self._file)
 
     def _is_line_open(self) -> bool:
         size = os.fstat(self._file).st_size if self._is_regular else 0
         return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
 
-def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) -> None:
-    """Append the `end` row that a kill has kept the last process group from writing, if it has.
-
-    A run of which all is done is `completed`, whatever a later command said of it. The time is
-    that of the row before: when the process group was last heard of. Raises `OSError`.
-    """
-    last = last_of_training(path)
-    if isinstance(last, EndEvent) and outcome in (last.outcome, "stopped"):
-        return
-    heard = time.time() if last is None else last.time
-    _append(path, EndEvent(step=step, epoch=epoch, time=heard, outcome=outcome))
-
-
-def write_failure(path: Path, error: str, cause: FailureCause | None = None) -> None:
-    """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
-    history = of_training(read_events(path)) if path.is_file() else []
-    step, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0.0)
-    end = EndEvent(step=step, epoch=epoch, outcome="failed", error=error, cause=cause)
-    _append(path, end)
-
-
-def _append(path: Path, event: Event) -> None:
+def append(path: Path, event: Event) -> None:
+    """Write one row. Raises `OSError`."""
     log = EventLog(path)
     log.write(event)
     log.close()
 
 
+def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) -> None:
+    """Append the `end` row that a kill has kept the last process group from writing, if it has.
+
+    A run that is `completed` is so whatever a later command said of it. The row has the time of the
+    one before: when the process group was last heard of. Raises `OSError`.
+    """
+    last = last_of_training(path)
+    if isinstance(last, EndEvent) and outcome in (last.outcome, "stopped"):
+        return
+    heard = time.time() if last is None else last.time
+    append(path, EndEvent(step=step, epoch=epoch, time=heard, outcome=outcome))
+
+
+def write_failure(path: Path, error: str, cause: FailureCause | None = None) -> None:
+    """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
+    history = of_training(read_events(path))
+    step, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0.0)
+    append(path, EndEvent(step=step, epoch=epoch, outcome="failed", error=error, cause=cause))
+
+
 def read_events(path: Path) -> list[Event]:
-    """The rows of the run's one history, oldest first: see `history_of`."""
+    """The rows of the run's one history, oldest first: see `history_of` and `read_rows`."""
     return history_of(read_rows(path))
 
 
-def history_of(rows: Iterator[Event] | Sequence[Event]) -> list[Event]:
-    """What of all `rows` is true of the run as it is.
+def history_of(rows: Iterable[Event]) -> list[Event]:
+    """Those of all `rows` that no later attempt has made void.
 
     A run that was killed and resumed from step `k` did the steps after `k` twice: what the killed
     attempt logged after `k` is left out, so that steps of training never run backwards.
@@ -118,89 +112,61 @@ def of_type(events: Iterable[Event], wanted: type[E]) -> list[E]:
 
 
 def of_training(events: Sequence[Event]) -> list[Event]:
-    """Without the evaluations that `pipeline.evaluate` made, whenever that was."""
+    """All but the evaluations by `pipeline.evaluate`, which may come at any time."""
     return [row for row in events if not isinstance(row, EvalEvent) or row.by == "train"]
 
 
 def own_evaluations(events: Sequence[Event]) -> list[EvalEvent]:
     """Evaluations of `val` of the shard set that the run trains on, oldest first.
 
-    The last one is the newest: what the run's accuracy is, wherever it is told.
+    The last one is the newest: it gives the run's accuracy everywhere.
     """
     return [row for row in of_type(events, EvalEvent) if row.split == "val" and row.own_shards]
 
 
-def count_resumes(path: Path) -> int:
-    """How often the run went on from a checkpoint, in attempts too that left none themselves."""
-    if not path.is_file():
-        return 0
-    return sum(row.resumed_from is not None for row in of_type(read_rows(path), RunEvent))
+def count_resumes(rows: Iterable[Event]) -> int:
+    """How often the run went on from a checkpoint; `rows` are all, void attempts included."""
+    return sum(row.resumed_from is not None for row in of_type(rows, RunEvent))
 
 
-def read_rows(path: Path) -> Iterator[Event]:
-    """All rows, those too that a resume has made void.
+def read_rows(path: Path, faults: list[str] | None = None) -> Iterator[Event]:
+    """All rows, also those that a resume has made void; none if there is no file.
 
-    Left out is a line that is no row, which a kill may have broken, or which is just being written;
-    of others `find_faults` tells. So is a row of a kind that a newer version has added.
+    Left out is a line that is not JSON, which a kill may have cut or which is just being written,
+    and a row of a kind that a newer version has added. JSON that is no row is left out too, with a
+    sentence in `faults`.
     Raises `ValueError` if rows are of a newer format version than this program reads.
     """
-    for _, row in _objects(path.read_bytes().splitlines()):
+    for number, row in _objects(path.read_bytes().splitlines() if path.is_file() else ()):
         if isinstance(row, dict) and row.get("kind") == "run":
             check_format_version(row.get("format_version", 1), EVENTS_VERSION, path)
-        if (event := _event_or_none(row)) is not None:
+        event = None
+        try:
+            event = event_of(row)
+        except ValueError as error:
+            if faults is not None:
+                faults.append(f"line {number} is not an event: {error}")
+        if event is not None:
             yield event
 
 
-def check_readable(path: Path) -> None:
-    """Raise `ValueError` if rows are of a newer format version than this program reads."""
-    if path.is_file():
-        for _ in read_rows(path):
-            pass
-
-
 def last_of_training(path: Path) -> Event | None:
-    """The last row that is no evaluation, of any number of which may follow it.
+    """The last row that is no evaluation; None if there is none.
 
-    None without one. An `end` row says how the run was left; any other, that it was begun since.
-    Rows of a newer format version are not refused: an exporter shows of them what it can.
+    After an `end` row the run has not begun again. Only the last MiB is read, as an exporter asks
+    often. Rows of a newer format version are not refused: it shows what it can.
     """
     if not path.is_file():
         return None
-    for _, row in _objects(_lines_from_the_end(path)):
-        event = _event_or_none(row)
-        if event is not None and not isinstance(event, EvalEvent):
-            return event
-    return None
-
-
-def _event_or_none(row: object) -> Event | None:
-    with contextlib.suppress(ValueError):
-        return event_of(row)
-    return None
-
-
-def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    """The lines, last one first; no more of the file is read than is asked for."""
     with path.open("rb") as file:
-        position, first = file.seek(0, os.SEEK_END), b""
-        while position > 0:
-            num_bytes = min(_BLOCK_BYTES, position)
-            position -= num_bytes
-            file.seek(position)
-            first, *lines = (file.read(num_bytes) + first).split(b"\n")
-            yield from reversed(lines)
-        yield first
-
-
-def find_faults(path: Path) -> list[str]:
-    """A sentence for each line that is JSON, and yet no row."""
-    faults = []
-    for number, row in _objects(path.read_bytes().splitlines()):
-        try:
-            event_of(row)
-        except ValueError as error:
-            faults.append(f"line {number} is not an event: {error}")
-    return faults
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        lines = file.read().splitlines()
+    for _, row in _objects(reversed(lines)):
+        with contextlib.suppress(ValueError):
+            event = event_of(row)
+            if event is not None and not isinstance(event, EvalEvent):
+                return event
+    return None
 
 
 def _objects(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:

@@ -4,59 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
-from pipeline.run.events import EVENT_TYPES, MAY_BE_NAN, Alarm, AlarmReason, Before, Event, Row
+from data_prep.shard_set.fields import Field, fields_of
+from pipeline.run.events import EVENT_TYPES, MAY_BE_NAN, Alarm, AlarmReason, Before, Event
 
+_OF_EVERY_ROW = {"kind", "step", "epoch", "time"}
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """What a row may have under a name."""
-
-    name: str
-    fits: Callable[[object], bool]
-    """Whether a value is of its type; null is not where it stands for a field that is left out."""
-    expected: str
-    may_be_nan: bool
-    is_required: bool
-    older: Mapping[str, object]
-    """Its value in rows from before it was declared, if there are such rows."""
-
-    @classmethod
-    def of(cls, field: dataclasses.Field[Any], annotated: Any) -> Self:
-        hint, *marks = get_args(annotated)
-        before = [mark.value for mark in marks if isinstance(mark, Before)]
-        older = {field.name: before[0]} if before else {}
-        fits, expected = _test_of(hint if field.default is not None else get_args(hint)[0])
-        return cls(
-            name=field.name,
-            fits=fits,
-            expected=expected,
-            may_be_nan=MAY_BE_NAN in marks,
-            is_required=field.default is not None and not older,
-            older=older,
-        )
-
-
-def _fields_of(of: type[Row]) -> list[_Field]:
-    hints = get_type_hints(of, include_extras=True)
-    return [_Field.of(field, hints[field.name]) for field in dataclasses.fields(of)]
+_EXPECTED = {int: "a number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def row_of(event: Event) -> dict[str, Any]:
     """The event as an object of JSON."""
-    values = {
-        field.name: getattr(event, field.name)
-        for field in dataclasses.fields(event)
-        if field.default is not None or getattr(event, field.name) is not None
-    }
-    row = {"kind": event.kind, **{name: values.pop(name) for name in ("step", "epoch", "time")}}
+    row = {"kind": event.kind, "step": event.step, "epoch": round(event.epoch, 6)}
+    row["time"] = event.time
     if isinstance(event, Alarm):
         row["reason"] = event.reason
-    finite: dict[str, Any] = _finite(row | {"epoch": round(event.epoch, 6)} | values)
+    for field in dataclasses.fields(event):
+        value = getattr(event, field.name)
+        if value is not None or field.default is not None:
+            row.setdefault(field.name, value)
+    finite: dict[str, Any] = _finite(row)
     return finite
 
 
@@ -70,76 +39,65 @@ def _finite(value: Any) -> Any:
 
 
 def event_of(row: object) -> Event | None:
-    """The event that a row tells of; None if a newer version has added its kind.
+    """The event in a row; None if its kind is that of a newer version.
 
-    Of other kinds, fields that a newer version has added are left out. Raises `ValueError` if it is
-    no event.
+    Fields of newer versions are left out. Raises `ValueError` if the row is no event.
     """
     if not isinstance(row, dict):
         raise ValueError(f"it is {row!r:.40}, expected an object")
-    if lacking := {"kind", *(field.name for field in _FIELDS[Row])} - row.keys():
+    if lacking := _OF_EVERY_ROW - row.keys():
         raise ValueError(f"it has no {', '.join(sorted(lacking))}")
     found = _type_of(row)
     if found is None:
         return None
+    is_alarm = issubclass(found, Alarm)
+    name_of_row = f"an alarm of {row['reason']}" if is_alarm else f"a '{row['kind']}' row"
     values: dict[str, Any] = {}
-    for field in _FIELDS[found]:
-        if field.name not in row:
-            values |= field.older
-        elif field.may_be_nan and row[field.name] is None:
-            values[field.name] = math.nan
-        elif field.fits(row[field.name]):
-            values[field.name] = row[field.name]
-        else:
-            text = f"{row[field.name]!r:.40}, expected {field.expected}"
-            raise ValueError(f"{field.name} of {_name(row)} is {text}")
-    if lacking := {field.name for field in _FIELDS[found] if field.is_required} - row.keys():
-        raise ValueError(f"{_name(row)} lacks {', '.join(sorted(lacking))}")
+    for name, field in fields_of(found).items():
+        before = field.mark(Before)
+        if name in row:
+            values[name] = _read(row[name], field, f"{name} of {name_of_row}")
+        elif before is not None:
+            values[name] = before.value
+        elif field.default is dataclasses.MISSING:
+            lacking.add(name)
+    if lacking:
+        raise ValueError(f"{name_of_row} lacks {', '.join(sorted(lacking))}")
     return found(**values)
 
 
 def _type_of(row: Mapping[str, Any]) -> type[Event] | None:
-    if not isinstance(row["kind"], str):
-        raise ValueError(f"its kind is {row['kind']!r:.40}, expected a text")
-    reason = row.get("reason")
+    kind, reason = row["kind"], row.get("reason")
+    if not isinstance(kind, str):
+        raise ValueError(f"its kind is {kind!r:.40}, expected a text")
     for found in EVENT_TYPES:
-        is_kind = found.kind == row["kind"]
-        if is_kind and (not issubclass(found, Alarm) or found.reason == reason):
+        if found.kind == kind and (not issubclass(found, Alarm) or found.reason == reason):
             return found
-    if row["kind"] == Alarm.kind:
+    if kind == Alarm.kind:
         expected = ", ".join(get_args(AlarmReason))
         raise ValueError(f"the reason of an alarm is {reason!r:.40}, expected {expected}")
     return None
 
 
-def _test_of(hint: Any) -> tuple[Callable[[object], bool], str]:
-    """Whether a value is of the type `hint`, and what such a value is."""
-    if get_origin(hint) in (Union, types.UnionType):
-        fits, expected = _test_of(get_args(hint)[0])
-        return (lambda value: value is None or fits(value)), expected
-    if get_origin(hint) is Literal:
-        return get_args(hint).__contains__, ", ".join(get_args(hint))
-    if get_origin(hint) is Mapping:
-        fits, _ = _test_of(get_args(hint)[1])
-        return (
-            lambda value: isinstance(value, dict) and all(map(fits, value.values())),
-            "an object of numbers",
+def _read(value: Any, field: Field, label: str) -> Any:
+    """A field's value from a row; raises `ValueError` if it is not of the field's type."""
+    if value is None and MAY_BE_NAN in field.marks:
+        return math.nan
+    if value is None and field.is_optional and field.default is not None:
+        return None  # a field with the default None is left out instead
+    if not _is_of(value, field.kind):
+        expected = ", ".join(field.choices) or _EXPECTED.get(field.kind, "an object of numbers")
+        raise ValueError(f"{label} is {value!r:.40}, expected {expected}")
+    return value
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, dict) and all(
+            part is None or _is_of(part, float) for part in value.values()
         )
-    if hint is bool:
-        return (lambda value: isinstance(value, bool)), "true or false"
-    if hint is str:
-        return (lambda value: isinstance(value, str)), "a text"
-    return _is_number, "a number"
-
-
-def _is_number(value: object) -> bool:
-    """JSON has no other; Python reads NaN and infinities from it, too."""
-    return isinstance(value, int | float) and -math.inf < value < math.inf
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    is_alarm = row["kind"] == Alarm.kind
-    return f"an alarm of {row['reason']}" if is_alarm else f"a '{row['kind']}' row"
-
-
-_FIELDS: Mapping[type[Row], list[_Field]] = {of: _fields_of(of) for of in (Row, *EVENT_TYPES)}
+    if kind in (int, float):  # Python also reads NaN and infinities, which are not JSON
+        return isinstance(value, int | float) and -math.inf < value < math.inf
+    return isinstance(value, kind)

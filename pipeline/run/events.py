@@ -1,8 +1,8 @@
 """What happens in a run: one type for each kind of row of `RUN/events.jsonl`.
 
-Whoever writes a row makes one of these, and whoever reads a row gets one: so the type checker finds
-a field that a reader expects and no writer gives. A row has the fields of its type in their order;
-the table in `docs/operations.md` is held to their descriptions by a test.
+Rows are written from these types and read into them, so the type checker finds a field that a
+reader expects and no writer gives. A row has the fields of its type in their order. A test compares
+their descriptions with the table in `docs/operations.md`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ EvaluatedBy = Literal["train", "evaluate"]
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """Marks a field that older versions did not write; its value for their rows."""
+    """Marks a field that older versions did not write, with its value for their rows."""
 
     value: object
 
 
 MAY_BE_NAN = "may be NaN"
-"""Marks a number that JSON has no name for where it is not finite: there it is null."""
+"""Marks a number that may be not finite; JSON cannot say that, so the row has null."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What every row has. A field whose default is None is left out where it is None."""
+    """What every row has. A field with the default None is left out of the row where it is None."""
 
     kind: ClassVar[str]
     step: Annotated[

@@ -7,20 +7,20 @@ import json
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.shard_set import locks
 from pipeline.run.directory import RunDirectory
 
 _GLANCE_SECONDS = 1.0
-"""Others hold the lock so long at most to see whether it is free."""
+"""Longer than others hold the lock to see whether it is free."""
 
 LOG_VARIABLE = "ALEXNET_LOG"
-"""Environment variable in which a launcher tells ranks the file of what they write."""
+"""Environment variable: the log file of the ranks, as their launcher names it."""
 
 MAKE_ROOM = "for the next start of the same job\n"
-"""In a STOP file: it is not for that start, should that be killed before it removes it."""
+"""Content of a STOP file that asks only the earlier starts of a job to stop."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,17 +51,18 @@ class _Holder:
 def lock_run(run: RunDirectory, start: JobStart | None, wait_seconds: float, log: str = "") -> int:
     """Lock the run directory until this process ends; returns the open file that holds the lock.
 
-    `log` is the file of what the job writes, if that is known.
-
-    An earlier start of the same SLURM job may still be training, on a node that SLURM has lost
-    sight of. It is asked to save and leave, and waited for.
+    `log` is the job's log file, if it is known. An earlier start of the same SLURM job may still be
+    training, on a node that SLURM has lost sight of: it is asked to save and leave, and waited for.
     Raises `ValueError` if another job has the run, or if the earlier start has not left in time.
     """
     handle = os.open(_path(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not locks.lock_if_possible(handle, _path(run), wait_seconds=_GLANCE_SECONDS):
             _wait_for_earlier_start(run, handle, start, wait_seconds)
-        _sign(handle, _Holder(socket.gethostname(), start, log))
+        signature = json.dumps(asdict(_Holder(socket.gethostname(), start, log)))
+        with contextlib.suppress(OSError):  # a full disk: others will not know which job it is
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, signature.encode(), 0)
     except BaseException:
         os.close(handle)
         raise
@@ -77,11 +78,7 @@ def log_at_work(run: RunDirectory) -> Path | None:
     """The log of the job that has the run, if there is one and its log is known."""
     if is_locked(run) is not True:
         return None
-    handle = os.open(_path(run), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        holder = _holder(handle)
-    finally:
-        os.close(handle)
+    holder = _holder(run)
     logs = [Path(holder.log)] if holder.log else []
     logs += [run.logs / f"slurm-{holder.start.job}.log"] if holder.start else []
     return next((log for log in logs if log.is_file()), None)
@@ -94,7 +91,7 @@ def _path(run: RunDirectory) -> Path:
 def _wait_for_earlier_start(
     run: RunDirectory, handle: int, start: JobStart | None, wait_seconds: float
 ) -> None:
-    holder = _holder(handle)
+    holder = _holder(run)
     if start is None or holder.start is None or not start.is_after(holder.start):
         raise ValueError(
             f"{run.path} is in use by {holder}: wait for its end, or give another --run-dir"
@@ -110,18 +107,10 @@ def _wait_for_earlier_start(
         )
 
 
-def _sign(handle: int, holder: _Holder) -> None:
-    """Leave word of who has the run, which is of use only to others."""
-    start = holder.start and {"job": holder.start.job, "number": holder.start.number}
-    with contextlib.suppress(OSError):
-        os.ftruncate(handle, 0)
-        signature = {"host": holder.host, "start": start, "log": holder.log}
-        os.pwrite(handle, json.dumps(signature).encode(), 0)
-
-
-def _holder(handle: int) -> _Holder:
+def _holder(run: RunDirectory) -> _Holder:
+    """The job that has the run, as its lock file names it."""
     try:
-        left = json.loads(os.pread(handle, 4096, 0))
+        left = json.loads(_path(run).read_bytes())
         start = left["start"] and JobStart(**left["start"])
         return _Holder(left["host"], start, left.get("log", ""))
     except (OSError, ValueError, TypeError, KeyError):  # of another version, or just being written

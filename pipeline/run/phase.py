@@ -21,14 +21,14 @@ PHASE_LABELS: Mapping[Label, str] = {
 Together they are all of the step.
 """
 
-_Waits = Literal["never", "always", "if split", "if resident", "except on rank 0"]
+_Waits = Literal["always", "if split", "if resident", "except on rank 0"]
 
 
 class Phase(enum.Enum):
     """What a rank is doing.
 
-    Each phase has its text, for the sentence on a rank that hangs; the label that its time counts
-    under, None outside of steps; and when the rank may stand still in it because of another rank.
+    A phase has a text, for the sentence about a rank that hangs; the label of its time, None
+    outside of steps; and a condition under which the rank may be waiting for another one.
     """
 
     READING = "reading a batch", "data_wait", "if resident"
@@ -49,13 +49,11 @@ class Phase(enum.Enum):
         self._waits = waits
 
     def may_wait(self, *, is_main: bool, is_split: bool, is_resident: bool) -> bool:
-        """Whether this rank may wait for others in it: then it is not to blame for a hang.
+        """Whether this rank may be waiting for others: then it is not to blame for a hang.
 
         `is_split`: its replica is on several ranks; `is_resident`: so are the images in memory.
         """
         match self._waits:
-            case "never":
-                return False
             case "always":
                 return True
             case "if split":

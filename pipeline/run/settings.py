@@ -26,8 +26,8 @@ class Settings:
     config: Config
     manifest_sha256: str
     forked_from: Mapping[str, Any] | None = None
-    """Of a run that began at another one's checkpoint: source, as `--fork-from` had it, and the
-    checkpoint that this was."""
+    """Of a run that began at another one's checkpoint: `source`, which `--fork-from` named, and
+    the `checkpoint` that it was."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,7 +40,7 @@ class Settings:
     def check_continues(self, saved: Mapping[str, Any], where: Path) -> None:
         """Raise `ValueError` if what was `saved` at `where` is of a run that computes otherwise.
 
-        Its length may be another one: whether that can be is for `pipeline.train.same_run`.
+        The length may differ: `pipeline.train.same_run` checks that.
         """
         found = differences(self.config, saved["config"], at_any_length=True)
         if found:  # then its length is one of them
@@ -57,29 +57,17 @@ class Settings:
                 "use another --run-dir (with --fork-from to begin at this run's weights), or the "
                 "same options as before"
             )
-        check_shard_set(
-            saved["manifest_sha256"], self.manifest_sha256, self.config.data.shards, where
-        )
-
-
-def check_shard_set(saved_sha256: str, found_sha256: str, shards: str, where: Path) -> None:
-    """Raise `ValueError` if `where` belongs to a run on another shard set than `shards`."""
-    if found_sha256 != saved_sha256:
-        raise ValueError(
-            f"{where} belongs to a run on another shard set: its {MANIFEST_NAME} had the hash "
-            f"{saved_sha256[:8]}…, that of {shards} has {found_sha256[:8]}…; "
-            "use another --run-dir, or the shard set as it was"
-        )
+        if saved["manifest_sha256"] != self.manifest_sha256:
+            raise ValueError(
+                f"{where} belongs to a run on another shard set: its {MANIFEST_NAME} had the hash "
+                f"{saved['manifest_sha256'][:8]}…, that of {self.config.data.shards} has "
+                f"{self.manifest_sha256[:8]}…; use another --run-dir, or the shard set as it was"
+            )
 
 
 def read_settings(run: RunDirectory) -> Settings:
     """Read `config.json`; raises `ValueError` if it is not there or not of this version."""
     saved = read_saved(run)
-    if saved is None:
-        raise ValueError(
-            f"{run.path} is not a run directory: it has no {run.config.name}; "
-            "give the --run-dir of a training run"
-        )
     return Settings(
         recipe=saved["recipe"],
         config=from_json(saved["config"]),
@@ -88,12 +76,15 @@ def read_settings(run: RunDirectory) -> Settings:
     )
 
 
-def read_saved(run: RunDirectory) -> dict[str, Any] | None:
-    """What `config.json` holds; None if it is not there. Raises `ValueError` if it is damaged."""
+def read_saved(run: RunDirectory) -> dict[str, Any]:
+    """What `config.json` holds; raises `ValueError` if it is not there, damaged or too new."""
     try:
         saved = json.loads(run.config.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        raise ValueError(
+            f"{run.path} is not a run directory: it has no {run.config.name}; "
+            "give the --run-dir of a training run"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
     if not isinstance(saved, dict) or not all(
@@ -105,9 +96,3 @@ def read_saved(run: RunDirectory) -> dict[str, Any] | None:
         )
     check_format_version(saved.get("format_version", 1), CONFIG_VERSION, run.config)
     return saved
-
-
-def forked_from(run: RunDirectory) -> Mapping[str, Any] | None:
-    """`Settings.forked_from` of the run in the directory. Raises `ValueError`."""
-    saved = read_saved(run)
-    return None if saved is None else saved.get("forked_from")

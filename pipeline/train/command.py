@@ -15,8 +15,7 @@ from pipeline.config.help import explanation, explanations, outline
 from pipeline.config.recipes import RECIPES, recipe_config
 from pipeline.config.run_options import RUN_OPTIONS
 from pipeline.config.schema import FIELDS, Config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.fork_source import ForkSource
+from pipeline.run.directory import ForkSource, RunDirectory
 
 _USAGE = (
     "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "

@@ -20,7 +20,7 @@ from pipeline.ranks.failure import RankFailure
 from pipeline.run.console import Console, counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, StopSource
-from pipeline.run.event_log import EventLog, count_resumes, read_events
+from pipeline.run.event_log import EventLog, count_resumes, history_of, read_rows
 from pipeline.run.events import (
     CheckpointEvent,
     CheckpointReason,
@@ -47,8 +47,9 @@ class Journal:
         self, events: Path, console: Console, metrics: JobMetrics, plan: BatchPlan, eta: Eta
     ) -> None:
         self.console = console
-        self._num_resumes = count_resumes(events)
-        self._history = read_events(events) if events.is_file() else []
+        rows = list(read_rows(events))
+        self._num_resumes = count_resumes(rows)
+        self._history = history_of(rows)
         self._events = EventLog(events)
         self._metrics = metrics
         self._plan = plan

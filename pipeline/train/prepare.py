@@ -28,7 +28,7 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import check_readable, write_failure
+from pipeline.run.event_log import read_events, write_failure
 from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
@@ -91,7 +91,7 @@ def open_run(
         resources.callback(
             os.close, lock_run(run, environment.start, wait_seconds, environment.log)
         )
-    check_readable(run.events)
+    read_events(run.events)  # refuses those of a newer version
     checkpoint.remove_leftovers(run.checkpoints)
     remove_leftovers(run.path, {run.config.name})
     remove_leftovers(run.predictions("val").parent)

@@ -16,7 +16,7 @@ def kept_precision(run: RunDirectory) -> Precision | None:
 
     Raises `ValueError` if `config.json` is damaged.
     """
-    saved = read_saved(run)
+    saved = read_saved(run) if run.config.exists() else None
     if saved is None or not checkpoint.paths(run.checkpoints):
         return None
     found: Precision | None = saved["config"].get("precision")
@@ -31,7 +31,8 @@ def check_same_run(
     Without a checkpoint it is not: a mistake that ends its first steps can be mended.
     `num_samples` are those of an epoch, `fork_from` is the option.
     """
-    saved, paths = read_saved(run), checkpoint.paths(run.checkpoints)
+    saved = read_saved(run) if run.config.exists() else None
+    paths = checkpoint.paths(run.checkpoints)
     if saved is None or not paths:
         return
     settings.check_continues(saved, run.path)

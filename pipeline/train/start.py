@@ -15,12 +15,11 @@ from pipeline.data.open import BatchPlan
 from pipeline.optim.replica import Replica
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
-from pipeline.run.directory import RunDirectory
+from pipeline.run.directory import ForkSource, RunDirectory
 from pipeline.run.ending import EndOutcome
 from pipeline.run.event_log import of_type, read_rows, write_last_word
 from pipeline.run.events import RunEvent
-from pipeline.run.fork_source import ForkSource
-from pipeline.run.settings import Settings, forked_from
+from pipeline.run.settings import Settings, read_saved
 from pipeline.train.progress import Progress
 
 
@@ -49,7 +48,7 @@ def find_start(run: RunDirectory, source: ForkSource | None, world: World) -> St
             path = checkpoint.newest_good(run.checkpoints)
             origin = None
             if path is not None:
-                origin = forked_from(run)
+                origin = read_saved(run).get("forked_from") if run.config.exists() else None
             elif source is not None:
                 origin = {"source": str(source), "checkpoint": str(_found(source, run))}
             start = Start(path=path, forked_from=origin)
@@ -171,7 +170,7 @@ def _check_network(
 def _steps_per_epoch(path: Path) -> int:
     """Of the run whose checkpoint is at `path`; raises `ValueError` if it does not say."""
     events = RunDirectory(path.parent.parent).events
-    found = of_type(read_rows(events), RunEvent) if events.is_file() else []
+    found = of_type(read_rows(events), RunEvent)
     if not found:
         raise ValueError(
             f"{events} does not say how many steps an epoch had, and with another shard set or "

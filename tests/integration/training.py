@@ -76,14 +76,14 @@ def train_here(shards: Path, run: Path, *options: object) -> int:
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
     """The events of a kind in the run's one history."""
     path = RunDirectory(run).events
-    found = [row_of(event) for event in read_events(path)] if path.exists() else []
+    found = [row_of(event) for event in read_events(path)]
     return [row for row in found if row["kind"] == kind]
 
 
 def all_rows(run: Path) -> list[dict[str, Any]]:
     """All events, those too that a resume has made void."""
     path = RunDirectory(run).events
-    return [row_of(event) for event in read_rows(path)] if path.exists() else []
+    return [row_of(event) for event in read_rows(path)]
 
 
 def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:

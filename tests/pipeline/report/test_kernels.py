@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.report.kernels import Kernels, read_kernels
+from pipeline.report.images import Kernels, read_kernels
 from pipeline.report.page import render
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory

@@ -10,11 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.attempts import describe_ranks, find_attempts
 from pipeline.report.inputs import Predictions
 from pipeline.report.page import duration
 from pipeline.report.predictions import choose_examples, confusion_matrix
-from pipeline.report.summary import evaluations, intervals, summarize
+from pipeline.report.summary import (
+    Summary,
+    describe_ranks,
+    evaluations,
+    find_attempts,
+    interval_edges,
+    intervals,
+)
 from pipeline.report.timeline import timeline
 from pipeline.run.events import AlarmReason, EvalEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
@@ -28,7 +34,7 @@ from tests.pipeline.fake_run import (
 
 
 def test_pauses_between_attempts_are_no_training_time() -> None:
-    summary = summarize(
+    summary = Summary(
         [
             event("run", 0, 100.0, **start_fields()),
             event("train", 10, 160.0, **train_fields(10)),
@@ -51,9 +57,9 @@ def test_outcome_stands_until_the_next_start(outcome: str) -> None:
         event("end", 10, 2.0, outcome=outcome),
         event("eval", 10, 3.0, **eval_fields(5, 9, 10, 10)),
     ]
-    assert summarize(events).outcome == outcome
+    assert Summary(events).outcome == outcome
     events.append(event("run", 10, 4.0, **start_fields(resumed_from=10)))
-    assert summarize(events).outcome == "unfinished"
+    assert Summary(events).outcome == "unfinished"
 
 
 def test_an_alarm_is_in_the_timeline() -> None:
@@ -103,17 +109,17 @@ def test_attempts_say_how_each_of_them_ended() -> None:
         event("run", 40, 6000.0, **start_fields(resumed_from=40)),
     ]
     found = [
-        (each.first_step, each.last_step, each.seconds, each.outcome, each.error)
+        (each.rows[0].step, each.rows[-1].step, each.seconds, each.outcome, each.detail)
         for each in find_attempts(rows)
     ]
     assert found == [
         (0, 0, 0, "failed", "no such shard set"),
-        (0, 30, 60, "killed", None),
+        (0, 30, 60, "killed", "2 × 64 images"),
         (20, 25, 11, "failed", "rank 1: lost"),
-        (20, 40, 41, "stopped", None),
-        (40, 40, 0, "unfinished", None),
+        (20, 40, 41, "stopped", "2 × 64 images"),
+        (40, 40, 0, "unfinished", "2 × 64 images"),
     ]
-    summary = summarize(rows)
+    summary = Summary(rows)
     assert summary.training_seconds == 112
     assert (summary.outcome, summary.step) == ("unfinished", 40)
     assert "failed" in [row.what for row in timeline(rows)]
@@ -136,7 +142,7 @@ def test_the_newest_evaluation_is_that_of_the_run() -> None:
     other = event("eval", 30, 50.0, **later | {"own_shards": False, "shard_set": "ImageNetV2"})
     train = event("eval", 30, 60.0, **later | {"split": "train"})
     rows = [*during, again, other, train]
-    summary = summarize(rows)
+    summary = Summary(rows)
     assert summary.final is again
     assert summary.best1 is again
     assert evaluations(rows) == [during[0], again, during[2]]
@@ -146,7 +152,7 @@ def test_the_newest_evaluation_is_that_of_the_run() -> None:
         "train of generated shapes: top-1 55.00%, top-5 60.00% of 100 images",
     ]
     ten: EvalEvent = event("eval", 30, 70.0, **later | {"views": 10, "correct1": 40})
-    summary = summarize([*rows, ten])
+    summary = Summary([*rows, ten])
     assert summary.final is ten
     assert summary.best1 is ten, "of as many views only"
     assert evaluations([*rows, ten]) == [during[0], again, during[2]], "the curve is of one view"
@@ -155,7 +161,7 @@ def test_the_newest_evaluation_is_that_of_the_run() -> None:
 def test_a_fork_says_where_it_began() -> None:
     fork = start_fields() | {"forked_from": "runs/a/checkpoints/step-00000040"}
     (row,) = timeline([event("run", 40, 1.0, **fork)])
-    assert (row.what, row.step) == ("forked", 40)
+    assert (row.what, row.event.step) == ("forked", 40)
     assert row.detail.startswith("from runs/a/checkpoints/step-00000040; ranks: 2, cpu")
 
 
@@ -169,7 +175,7 @@ def test_checkpoints_in_a_row_are_one_line() -> None:
         ]
     )
     assert [row.what for row in rows] == ["started", "3 checkpoints", "checkpoint", "stopped"]
-    assert rows[1].step == 30
+    assert rows[1].event.step == 30
     assert rows[1].detail == "periodic, 15.0 MB in 0.25 s, from step 10 on"
 
 
@@ -177,25 +183,24 @@ def test_a_fork_has_no_interval_before_it_began() -> None:
     fork = event("run", 40, 1.0, **start_fields() | {"forked_from": "runs/a"})
     rows = [event("train", step, step, **train_fields(step)) for step in (50, 60)]
     resumed = event("run", 50, 55.0, **start_fields(resumed_from=50))
-    found = intervals([fork, rows[0], resumed, rows[1]])
-    assert [(each.first_epoch, each.last_epoch) for each in found] == [(4, 5), (5, 6)]
-    (first, _) = intervals([rows[0], resumed, rows[1]])  # its first row is lost
-    assert first.first_epoch == 5
+    events = [fork, rows[0], resumed, rows[1]]
+    assert interval_edges(events, intervals(events)) == [4, 5, 6]
+    lost = events[1:]
+    assert interval_edges(lost, intervals(lost)) == [5, 5, 6]
 
 
 @given(st.integers(0, 3000))
 def test_merged_intervals_keep_all_time(num_rows: int) -> None:
     row: TrainEvent = event("train", 1, **train_fields(1))
-    merged = intervals(
-        [replace(row, step=step, epoch=step / 10) for step in range(1, num_rows + 1)]
-    )
+    rows = [replace(row, step=step, epoch=step / 10) for step in range(1, num_rows + 1)]
+    merged = intervals(rows)
     assert len(merged) <= 400
     for label in PHASE_LABELS:
         total = num_rows * train_fields(1)["phase_seconds"][label]
-        assert sum(i.phase_seconds[label] for i in merged) == pytest.approx(total)
-    edges = [edge for i in merged for edge in (i.first_epoch, i.last_epoch)]
+        assert sum(i.phase_seconds[label] or 0 for i in merged) == pytest.approx(total)
+    edges = interval_edges(rows, merged)
     assert edges == sorted(edges)
-    assert not merged or edges[-1] == num_rows / 10
+    assert edges[-1] == num_rows / 10
 
 
 @given(st.integers(1, 60), st.integers(2, 12), st.integers(0, 10_000))

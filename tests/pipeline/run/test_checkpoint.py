@@ -262,7 +262,7 @@ def test_a_checkpoint_is_found_by_every_name(directory: Path, three: list[Path])
     assert checkpoint.named(directory, "20") == three[1]
     copy = Path(shutil.copytree(three[1], directory.parent / "a copy"))
     assert checkpoint.named(directory, str(copy)) == copy
-    assert checkpoint.read_facts(copy).step == 20
+    checkpoint.verify(copy)
     with pytest.raises(CheckpointError, match=r"no checkpoint '21'.*30, 20, 10"):
         checkpoint.named(directory, "21")
 

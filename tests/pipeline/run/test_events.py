@@ -19,7 +19,6 @@ import pytest
 from pipeline.run.event_log import (
     EventLog,
     count_resumes,
-    find_faults,
     of_type,
     own_evaluations,
     read_events,
@@ -65,6 +64,12 @@ def write_steps(path: Path, resumed_from: int | None, *steps: int) -> None:
     for step in steps:
         log.write(event("train", step, **train_fields(step)))
     log.close()
+
+
+def find_faults(path: Path) -> list[str]:
+    faults: list[str] = []
+    list(read_rows(path, faults))
+    return faults
 
 
 def history(path: Path) -> list[tuple[str, int]]:
@@ -134,7 +139,7 @@ def test_a_line_that_is_no_row_is_left_out_and_reported(path: Path, line: bytes)
     path.write_bytes(path.read_bytes() + line + b"\n")
     (fault,) = find_faults(path)
     assert fault.startswith("line 3 is not an event: it ")
-    assert count_resumes(path) == 0
+    assert count_resumes(read_rows(path)) == 0
     write_steps(path, 10, 20)
     assert history(path) == [("run", 0), ("train", 10), ("run", 10), ("train", 20)]
 
@@ -195,14 +200,14 @@ def test_a_full_disk_is_not_kept_secret() -> None:
 
 
 def test_each_resumption_counts_whatever_came_of_it(path: Path) -> None:
-    assert count_resumes(path) == 0
+    assert count_resumes(read_rows(path)) == 0
     write_steps(path, None, 1, 2)
     for resumed_from in (None, 3, 3, 5, 3):
         write_steps(path, resumed_from, 7)
     path.write_bytes(path.read_bytes()[:-5])
-    assert count_resumes(path) == 4
+    assert count_resumes(read_rows(path)) == 4
     write_steps(path, 3)
-    assert count_resumes(path) == 5
+    assert count_resumes(read_rows(path)) == 5
 
 
 VALUES = {int: 1, float: 0.5, str: "a", bool: True}
