@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry
@@ -12,7 +11,14 @@ from prometheus_client import CollectorRegistry
 from data_prep.shard_set.files import as_text
 from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.event_log import of_type, own_evaluations
-from pipeline.run.events import CheckpointEvent, CheckpointReason, EvalEvent, Event, TrainEvent
+from pipeline.run.events import (
+    CheckpointEvent,
+    CheckpointReason,
+    EvalEvent,
+    Event,
+    RunEvent,
+    TrainEvent,
+)
 
 CHECKPOINT_KINDS = get_args(CheckpointReason)
 """Why a checkpoint is written."""
@@ -20,37 +26,6 @@ CHECKPOINT_KINDS = get_args(CheckpointReason)
 GLOBAL_STEP = "alexnet_global_step"
 
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-
-
-BUILD_LABELS = ("version", "torch", "cuda")
-RUN_LABELS = (
-    *("recipe", "model", "columns", "precision", "dataset", "manifest_sha8", "git_revision"),
-    "gpu_name",
-)
-"""Fields of `RunFacts`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFacts:
-    """What does not change while a job is on; `cuda` and `gpu_name` are "" on a CPU."""
-
-    version: str
-    torch: str
-    cuda: str
-    gpu_name: str
-    recipe: str
-    model: str
-    columns: str
-    precision: str
-    dataset: str
-    """The shard set's title."""
-    manifest_sha8: str
-    git_revision: str
-    """Of the source; "" outside of a checkout."""
-    steps_per_epoch: int
-    target_epochs: float
-    global_batch_size: int
-    world_size: int
 
 
 class JobMetrics:
@@ -122,20 +97,22 @@ class JobMetrics:
         self._checkpoint_step = families.gauge("checkpoint_last_step", "Step of the last one")
         self._checkpoint_bytes = families.gauge("checkpoint_bytes", "Size of the last one")
 
-    def started(self, facts: RunFacts, *, step: int = 0, epoch: float = 0.0) -> None:
-        """The first step is next; `step` and `epoch` are those that the job resumes from."""
+    def started(
+        self, event: RunEvent, epochs: float, build: Mapping[str, str], run: Mapping[str, str]
+    ) -> None:
+        """A process group starts; `build` and `run` are the labels of the metrics `…_info`."""
         self._start = time.time()
         self._run_start.set(self._start)
-        self.count_step(step, epoch)
-        self._steps_per_epoch.set(facts.steps_per_epoch)
-        self._target_epochs.set(facts.target_epochs)
-        self._global_batch.set(facts.global_batch_size)
-        self._world_size.set(facts.world_size)
+        self.count_step(event.step, event.epoch)
+        self._steps_per_epoch.set(event.steps_per_epoch)
+        self._target_epochs.set(epochs)
+        self._global_batch.set(event.global_batch_size)
+        self._world_size.set(event.world_size)
         for name, text, labels in (
-            ("build_info", "Versions of the software", BUILD_LABELS),
-            ("run_info", "What is trained, on what", RUN_LABELS),
+            ("build_info", "Versions of the software", build),
+            ("run_info", "What is trained, on what", run),
         ):
-            values = {label: as_text(getattr(facts, label)) for label in labels}
+            values = {label: as_text(value) for label, value in labels.items()}
             self._families.info(name, text, values)
 
     def resumed(

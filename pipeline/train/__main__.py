@@ -20,7 +20,6 @@ import torch
 
 from data_prep.shard_set.streams import open_streams
 from pipeline.data.open import constancy
-from pipeline.metrics.job import RunFacts
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -101,7 +100,7 @@ def _announce(components: Components) -> None:
         console.line(f"resumed from {start.path}")
     if start.fork is not None:
         console.line(f"forked from {start.fork}, after epoch {event.epoch:g}")
-    components.journal.started(progress, _facts(components), event)
+    components.journal.started(progress, event, config.epochs, *_labels(components))
 
 
 def _conclude(components: Components, *, is_complete: bool) -> None:
@@ -122,26 +121,25 @@ def _conclude(components: Components, *, is_complete: bool) -> None:
     console.table(table | {"report": f"python -m pipeline.report {run.path}"})
 
 
-def _facts(components: Components) -> RunFacts:
-    is_cuda = components.world.device.type == "cuda"
-    config = components.config
-    return RunFacts(
-        version=package_version(),
-        torch=torch.__version__,
-        cuda=torch.version.cuda or "",
-        gpu_name=torch.cuda.get_device_name(components.world.device) if is_cuda else "",
-        recipe=components.settings.recipe,
-        model=config.model.name,
-        columns=config.model.columns,
-        precision=config.resolved_precision,
-        dataset=components.manifest.title,
-        manifest_sha8=components.settings.manifest_sha256[:8],
-        git_revision=(components.world.is_main and git_revision()) or "",
-        steps_per_epoch=components.plan.steps_per_epoch,
-        target_epochs=config.epochs,
-        global_batch_size=components.plan.global_batch_size,
-        world_size=components.world.size,
-    )
+def _labels(components: Components) -> tuple[dict[str, str], dict[str, str]]:
+    """Of the metrics `build_info` and `run_info`: what computes, and what is computed."""
+    settings, device = components.settings, components.world.device
+    build = {
+        "version": package_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+    }
+    run = {
+        "recipe": settings.recipe,
+        "model": settings.config.model.name,
+        "columns": settings.config.model.columns,
+        "precision": settings.config.resolved_precision,
+        "dataset": components.manifest.title,
+        "manifest_sha8": settings.manifest_sha256[:8],
+        "git_revision": (components.world.is_main and git_revision()) or "",
+        "gpu_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+    }
+    return build, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.config.model import ranks_per_replica
 from pipeline.config.schema import Config
 from pipeline.data.open import BatchPlan, Damage
-from pipeline.metrics.job import JobMetrics, RunFacts
+from pipeline.metrics.job import JobMetrics
 from pipeline.ranks.failure import RankFailure
 from pipeline.run.console import Console, counted
 from pipeline.run.directory import RunDirectory
@@ -67,10 +67,17 @@ class Journal:
             return cls(run.events, Console(sys.stdout), JobMetrics(registry), plan, eta)
         return cls(Path(os.devnull), Console(None), JobMetrics(CollectorRegistry()), plan, eta)
 
-    def started(self, progress: Progress, facts: RunFacts, event: RunEvent) -> None:
-        """A process group starts."""
+    def started(
+        self,
+        progress: Progress,
+        event: RunEvent,
+        epochs: float,
+        build: Mapping[str, str],
+        run: Mapping[str, str],
+    ) -> None:
+        """A process group starts; see `JobMetrics.started`."""
         self._last_step = progress.step
-        self._metrics.started(facts, step=progress.step, epoch=event.epoch)
+        self._metrics.started(event, epochs, build, run)
         if event.resumed_from is not None:
             self._metrics.resumed(
                 self._num_resumes + 1,

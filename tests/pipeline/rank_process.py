@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.metrics.job import JobMetrics, RunFacts
+from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.run.directory import RunDirectory
@@ -28,23 +28,18 @@ DATA_WAIT_RATIO = 0.25
 LOSS = 1.5
 TOP1 = 0.625
 EVAL_TOP1 = 0.75
-FACTS = RunFacts(
-    version="0.1.0",
-    torch="2.13.0",
-    cuda="",
-    gpu_name="",
-    recipe="cifar10",
-    model="alexnet_cifar",
-    columns="fused",
-    precision="fp32",
-    dataset='a "quoted" \\ name',
-    manifest_sha8="01234567",
-    git_revision="0123456",
-    steps_per_epoch=100,
-    target_epochs=10,
-    global_batch_size=128,
-    world_size=2,
-)
+STARTED = event("run", 0, **start_fields() | {"steps_per_epoch": 100})
+BUILD = {"version": "0.1.0", "torch": "2.13.0", "cuda": ""}
+RUN = {
+    "recipe": "cifar10",
+    "model": "alexnet_cifar",
+    "columns": "fused",
+    "precision": "fp32",
+    "dataset": 'a "quoted" \\ name',
+    "manifest_sha8": "01234567",
+    "git_revision": "0123456",
+    "gpu_name": "",
+}
 
 
 def train(rank: RankMetrics, job: JobMetrics | None) -> None:
@@ -73,7 +68,7 @@ def main() -> None:
     if rank == 0:
         lock_run(run, None, wait_seconds=5)
         job = JobMetrics(registry)
-        job.started(FACTS)
+        job.started(STARTED, 10, BUILD, RUN)
         job.evaluated(event("eval", 0, **eval_fields(9, 10, 10, 10) | {"top1": EVAL_TOP1}))
     publisher = Publisher(
         run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=interval_seconds

@@ -32,7 +32,7 @@ from pipeline.run.events import CheckpointEvent, CheckpointReason, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
-from tests.pipeline.rank_process import FACTS
+from tests.pipeline.rank_process import BUILD, RUN, STARTED
 
 RANK = {"rank": "3", "local_rank": "1"}
 
@@ -43,7 +43,7 @@ def fill(registry: CollectorRegistry, rank: int = 0) -> tuple[RankMetrics, JobMe
     metrics.record_step(64, dict.fromkeys(PHASE_LABELS, 0.01))
     metrics.record_skip()
     record_loaded(metrics, "tar")
-    job.started(FACTS)
+    job.started(STARTED, 10, BUILD, RUN)
     job.trained(trained(loss=2.0, grad_norm=1.0), 1.0)
     job.evaluated(event("eval", 10, **eval_fields(5, 9, 10, 10)))
     return metrics, job
@@ -72,7 +72,8 @@ def record_loaded(metrics: RankMetrics, source: str) -> None:
 
 def test_a_title_that_is_no_text_is_published() -> None:
     registry = CollectorRegistry()
-    JobMetrics(registry).started(dataclasses.replace(FACTS, dataset=os.fsdecode(b"caf\xe9")))
+    run = RUN | {"dataset": os.fsdecode(b"caf\xe9")}
+    JobMetrics(registry).started(STARTED, 10, BUILD, run)
     assert 'dataset="caf\ufffd"' in exposition(registry).decode()
 
 
@@ -176,7 +177,7 @@ def test_a_quantile_of_step_times_is_right_to_19_percent() -> None:
 def test_checkpoints_and_the_end() -> None:
     registry = CollectorRegistry()
     job = JobMetrics(registry)
-    job.started(FACTS, step=40, epoch=0.4)
+    job.started(dataclasses.replace(STARTED, step=40, epoch=0.4), 10, BUILD, RUN)
     job.checkpointed(saved("best", step=50))
     job.checkpoint_failed("best")
     job.stop_requested()

@@ -28,7 +28,7 @@ from tests.pipeline.fake_run import (
     start_fields,
     train_fields,
 )
-from tests.pipeline.rank_process import FACTS
+from tests.pipeline.rank_process import BUILD, RUN
 
 PLAN = BatchPlan(
     num_samples=100, global_batch_size=10, num_replicas=1, accumulation_steps=1, drop_last=False
@@ -51,7 +51,8 @@ def test_gauges_of_a_resumed_run_go_on_with_their_last_values(tmp_path: Path) ->
     registry = CollectorRegistry()
     journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
     progress = Progress(step=20, best_top1=0.7, best_top5=0.95)
-    journal.started(progress, FACTS, event("run", 20, **start_fields(resumed_from=20)))
+    resumed = event("run", 20, **start_fields(resumed_from=20))
+    journal.started(progress, resumed, 10, BUILD, RUN)
     expected = {
         "alexnet_global_step": 20,
         "alexnet_train_loss": trained.loss,
@@ -91,9 +92,8 @@ def test_the_newest_evaluation_counts_whatever_made_it(tmp_path: Path) -> None:
     earlier.close()
     registry = CollectorRegistry()
     journal = Journal(run.events, Console(None), JobMetrics(registry), PLAN, ETA)
-    journal.started(
-        Progress(step=20, best_top1=0.3), FACTS, event("run", 20, **start_fields(resumed_from=20))
-    )
+    resumed = event("run", 20, **start_fields(resumed_from=20))
+    journal.started(Progress(step=20, best_top1=0.3), resumed, 10, BUILD, RUN)
     exposed = exposition(registry).decode()
     assert 'alexnet_eval_accuracy_ratio{k="1",split="val"} 0.3' in exposed
     assert 'k="5"' not in exposed
