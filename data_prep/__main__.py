@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.beton.beton import write_beton
-from data_prep.convert.merge import merge
+from data_prep.convert.conversion import RejectRatio, merge, num_processors
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.shard_set.manifest import ShardSetError
 from data_prep.shard_set.options import Named, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from data_prep.sharding import SOURCES, RejectRatio, num_processors, summary
+from data_prep.sharding import SOURCES, summary
 from data_prep.sources.source import SourceError
 from data_prep.verify.verify import find_damages
 

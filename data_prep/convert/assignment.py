@@ -25,10 +25,6 @@ class ShardName:
     def filename(self) -> str:
         return f"{self.stem}.tar"
 
-    @property
-    def record_filename(self) -> str:
-        return f"{self.stem}.npz"
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -7,6 +7,7 @@ say when files were written, and a shard set is to have the same bytes whenever 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,6 @@ Rows = Mapping[ShardName, npt.NDArray[np.intp]]
 
 _NUM_THREADS = 8
 """On network file systems each look at a file is a round trip."""
-_MAX_KEPT = 6
-"""Names of a shard that are kept for an error: more than it shows."""
 
 
 def check_unchanged(
@@ -39,25 +38,21 @@ def check_unchanged(
 ) -> None:
     """Raise `ConversionError` if images of these shards are not those that the stamps are of."""
 
-    def compare(name: ShardName) -> tuple[int, Sequence[str]]:
+    def find_replaced(name: ShardName) -> list[str]:
         samples = source.pick(name.split, rows[name])
-        replaced = [
+        return [
             sample.locator
             for sample, before in zip(samples, stamps[name].tolist(), strict=True)
             if source.reader.stamp(sample) != before
         ]
-        return len(replaced), replaced[:_MAX_KEPT]
 
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        found = list(threads.map(compare, stamps))
-    num_replaced = sum(count for count, _ in found)
-    if num_replaced:
-        some = sorted(locator for _, locators in found for locator in locators)[:_MAX_KEPT]
+        replaced = list(itertools.chain.from_iterable(threads.map(find_replaced, stamps)))
+    if replaced:
         raise ConversionError(
-            f"{num_replaced} {'image' if num_replaced == 1 else 'images'} in finished shards of "
-            f"{shards} {'was' if num_replaced == 1 else 'were'} replaced since "
-            f"({name_some(some, num_replaced)}): put them back, give another --output or empty "
-            "this one, or keep these shards as they are with --ignore-changes"
+            f"images in finished shards of {shards} were replaced since ({name_some(replaced)}), "
+            f"{len(replaced)} in all: put them back, give another --output or empty this one, or "
+            "keep these shards as they are with --ignore-changes"
         )
 
 

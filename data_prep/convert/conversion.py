@@ -4,203 +4,229 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
 
 from data_prep.convert.assignment import ShardName, Task, assign
 from data_prep.convert.changes import Rows, Stamps, check_unchanged, load_stamps
-from data_prep.convert.output import ConversionPlan, clean_up, find_finished, locked_output
+from data_prep.convert.output import (
+    ConversionError,
+    ConversionPlan,
+    begun_plan,
+    begun_tasks,
+    find_finished,
+    locked_output,
+)
 from data_prep.convert.pool import write_shards
 from data_prep.convert.progress import Progress
-from data_prep.convert.publish import publish
-from data_prep.convert.shard import ShardJob, ShardPlan, ShardRecord, find_record
-from data_prep.convert.totals import ConversionTotals
-from data_prep.shard_set.manifest import Encoding, Manifest, hash_class_names, manifest_sha256
-from data_prep.sources.source import Source
+from data_prep.convert.publish import ConversionTotals, publish
+from data_prep.convert.shard import ShardJob, find_record
+from data_prep.shard_set.codec import codec_of
+from data_prep.shard_set.fields import SEED, Reads, within
+from data_prep.shard_set.manifest import (
+    Encoding,
+    Manifest,
+    check_name,
+    hash_class_names,
+    manifest_sha256,
+)
+from data_prep.shard_set.options import Named, NotAnOption
+from data_prep.sources.source import Source, name_some
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
+
+Count = Annotated[int, within(1, 10_000_000)]
+RejectRatio = Annotated[float, within(0, 1), Named("--max-reject-ratio", "R")]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def num_processors() -> int:
+    """How many this process may use, which under SLURM are fewer than there are."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to convert; `num_workers`, `max_reject_ratio` and `ignore_changes` do not decide what
-    comes out."""
+    """How to convert any source."""
 
-    encoding: Encoding
-    size: int | None
-    """Height and width to scale and crop to; None keeps the images' own."""
-    jpeg_quality: int | None
-    """Of images that are encoded anew, 1-100; None with encoding rgb."""
-    samples_per_shard: int
-    seed: int
-    num_workers: int
-    max_reject_ratio: float
-    """Of all samples of the source; more rejected ones stop the conversion."""
-    ignore_changes: bool = False
-    """Keep finished shards though images in them were replaced."""
-    name: str | None = None
-    """What to call the shard set; the manifest alone has it."""
+    shards: Annotated[Path, Named("--output", "SHARDS")]
+    """Folder of the shard set, new or one that the same command has begun."""
+    name: Annotated[str | None, Reads(check_name)] = None
+    """What reports call the shard set; if not given, what the source is known as."""
+    encoding: Encoding | None = None
+    """Store JPEGs or pixels; if not given, as suits the source."""
+    size: Annotated[int | None, within(1, 8192)] = None  # more is unsafe to Pillow
+    """Scale the short side to N, crop the middle N×N."""
+    jpeg_quality: Annotated[int | None, within(1, 100), Named("--jpeg-quality", "Q")] = None
+    """Quality of images that must be encoded anew; 95 if not given."""
+    samples_per_shard: Count = 1000
+    """Samples in every shard of a split but the last."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the shuffle, and of what synthetic draws."""
+    workers: Annotated[int, within(1, 512)] = field(default_factory=num_processors)
+    """Processes that convert; they do not change the result."""
+    max_reject_ratio: RejectRatio = 0.001
+    """Stop if more than this share of the images cannot be used."""
+    num_tasks: Annotated[int | None, within(1, 10_000)] = None
+    """Write an N-th of the shards only; 'merge' publishes them when all are there."""
+    task: Annotated[int | None, within(0, 9_999), Named("--task", "I")] = None
+    """Which of the N tasks this is: from 0 to N-1."""
+    ignore_changes: Annotated[bool, NotAnOption] = True
+    """Sources that read files make it an option, which is off."""
+
+    @property
+    def part(self) -> Task | None:
+        """The task to do, or None for all; raises `ConversionError` if there is no such task."""
+        if self.num_tasks is None and self.task is None:
+            return None
+        if self.num_tasks is None or self.task is None:
+            raise ConversionError("--num-tasks N and --task I go together: give both or none")
+        if self.task >= self.num_tasks:
+            raise ConversionError(
+                f"--task {self.task} is not below --num-tasks {self.num_tasks}: "
+                "tasks are counted from 0"
+            )
+        return Task(self.task, self.num_tasks)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
-    """A conversion, or a task's part of one."""
+def convert(source: Source, options: Options, stream: TextIO) -> tuple[Manifest | None, int, int]:
+    """Make the shard set `options.shards`, or a task's part of it, or finish what was begun there.
 
-    source: Source
-    shards: Path
-    options: Options
-    plan: ConversionPlan
-    rows: Rows
-    """Of all shards, in their order."""
-    stream: TextIO
-
-
-def convert(source: Source, shards: Path, options: Options, stream: TextIO) -> tuple[Manifest, int]:
-    """Make the shard set `shards`, or finish the one that was begun there.
-
-    Returns the manifest and how many samples this call has read; progress goes to `stream`.
+    Returns the manifest, or None if `merge` is to make it; the number of shards asked for; and how
+    many samples this call has read. Progress goes to `stream`.
     It spawns processes, so a script must call it below `if __name__ == "__main__"`.
     Raises `ShardSetError` if the finished shard set that is there is damaged, and
     `ConversionError` if the conversion cannot start or go on; what is finished by then is
     kept, and the same call goes on from there.
     """
-    work = _plan(source, shards, options, stream)
-    finished = _find_whole(work)
-    if finished is not None:
-        return finished, 0
-    with locked_output(shards, work.plan) as (records, _):
-        totals, num_read = _write_missing(work, records, work.plan.shard_names())
-        manifest = publish(shards, work.plan, totals)
-        clean_up(shards)
-    return manifest, num_read
-
-
-def convert_part(
-    source: Source, shards: Path, options: Options, task: Task, stream: TextIO
-) -> tuple[int, int]:
-    """Write a task's shards of the shard set `shards`, which `merge` publishes when all are there.
-
-    Tasks may run at the same time, on several hosts. Returns how many shards the task has, and
-    how many samples this call has read. Otherwise as `convert`.
-    """
-    work = _plan(source, shards, options, stream)
-    names = task.pick(work.plan.shard_names())
-    if _find_whole(work) is not None:
-        return len(names), 0
-    with locked_output(shards, work.plan, task) as (records, _):
-        _, num_read = _write_missing(work, records, names)
-    return len(names), num_read
-
-
-def _plan(source: Source, shards: Path, options: Options, stream: TextIO) -> _Work:
-    seed, samples_per_shard = options.seed, options.samples_per_shard
-    rows = {
-        ShardName(split, number): rows
-        for split, samples in source.splits.items()
-        for number, rows in enumerate(
-            assign(samples.keys(), seed=seed, samples_per_shard=samples_per_shard)
+    shards, task = options.shards, options.part
+    job = _job(source, options)
+    plan = _plan(source, options, job)
+    parts = (
+        assign(samples.keys(), seed=options.seed, samples_per_shard=options.samples_per_shard)
+        for samples in source.splits.values()
+    )
+    rows = dict(zip(plan.shard_names(), itertools.chain.from_iterable(parts), strict=True))
+    own = list(rows) if task is None else task.pick(list(rows))
+    if (finished := find_finished(shards, plan.settings)) is not None:
+        if not options.ignore_changes:
+            stamps = load_stamps(shards, manifest_sha256(shards), rows)
+            check_unchanged(shards, source, rows, stamps)
+        return finished, len(own), 0
+    with locked_output(shards, plan, task):
+        totals = ConversionTotals(plan, max_reject_ratio=options.max_reject_ratio)
+        stamps = _add_finished(totals, shards, rows, set(own))
+        if not options.ignore_changes:
+            check_unchanged(shards, source, rows, stamps)
+        if totals.records:
+            _log.info("%d of %d shards are finished already", len(totals.records), len(own))
+        num_samples = sum(len(rows[name]) for name in own)
+        missing = [name for name in own if name not in totals.records]
+        num_missing = sum(len(rows[name]) for name in missing)
+        num_before = num_samples - num_missing
+        progress = Progress("sharding", "samples", stream, num_before=num_before)
+        writing = write_shards(
+            missing,
+            lambda name: source.pick(name.split, rows[name]),
+            job,
+            options.workers,
+            lambda num_done: progress.show(num_before + num_done, num_samples),
         )
-    }
-    plan = _conversion_plan(source, options)
-    return _Work(source=source, shards=shards, options=options, plan=plan, rows=rows, stream=stream)
+        with contextlib.closing(progress), contextlib.closing(writing):
+            for name, record in writing:
+                totals.add(name, record)
+        manifest = publish(shards, plan, totals) if task is None else None
+    return manifest, len(own), num_missing
 
 
-def _conversion_plan(source: Source, options: Options) -> ConversionPlan:
-    """What the conversion makes."""
+def merge(shards: Path, *, max_reject_ratio: float) -> Manifest:
+    """Publish the shards in the folder `shards` that tasks have made; nothing if that was done.
+
+    Their records are enough: it needs no source. Raises `ConversionError` if any shard is not
+    finished or too many images are rejected, and `ShardSetError` if the finished shard set that is
+    there is damaged.
+    """
+    if (finished := find_finished(shards)) is not None:
+        return finished
+    if (plan := begun_plan(shards)) is None:
+        raise ConversionError(
+            f"{shards} holds no conversion that was begun: run 'python -m data_prep shard' first"
+        )
+    with locked_output(shards, plan):
+        totals = ConversionTotals(plan, max_reject_ratio=max_reject_ratio)
+        missing = {}
+        for number, name in enumerate(plan.shard_names()):
+            if (record := find_record(shards, name)) is None:
+                missing[number] = name.filename
+            else:
+                totals.add(name, record)
+        if missing:
+            counts = {task.num_tasks for task in begun_tasks(shards)}
+            how = "without --num-tasks"
+            if len(counts) == 1:
+                (num_tasks,) = counts
+                tasks = {str(number % num_tasks) for number in missing}
+                how = f"with --num-tasks {num_tasks} --task {name_some(tasks)}"
+            raise ConversionError(
+                f"of {len(plan.shard_names())} shards these are missing or cut off: "
+                f"{name_some(missing.values())}; run the shard command again {how}"
+            )
+        return publish(shards, plan, totals)
+
+
+def _job(source: Source, options: Options) -> ShardJob:
+    encoding: Encoding = options.encoding or source.default_encoding
+    codec = codec_of(encoding)
+    if options.jpeg_quality is not None and codec.default_quality is None:
+        raise ConversionError(
+            f"--jpeg-quality has no effect with --encoding {encoding}: leave it out"
+        )
+    return ShardJob(
+        reader=source.reader,
+        shards=options.shards,
+        encoding=encoding,
+        size=options.size or (source.default_size if codec.has_fixed_size else None),
+        jpeg_quality=options.jpeg_quality or codec.default_quality,
+    )
+
+
+def _plan(source: Source, options: Options, job: ShardJob) -> ConversionPlan:
+    samples_hash = hashlib.sha256()  # of all keys and labels, whatever the order of the samples
+    for split, samples in source.splits.items():
+        for row in samples.rows_by_key():
+            sample = samples[row]
+            samples_hash.update(f"{split} {sample.key} {sample.label}\n".encode())
     return ConversionPlan(
         settings={
             "source": source.name,
             "name": options.name,
-            "encoding": options.encoding,
+            "encoding": job.encoding,
             "seed": options.seed,
             "class_names_sha256": hash_class_names(source.class_names),
-            "size": options.size,
-            "jpeg_quality": options.jpeg_quality,
+            "size": job.size,
+            "jpeg_quality": job.jpeg_quality,
             "samples_per_shard": options.samples_per_shard,
-            "samples_sha256": _hash_samples(source),
+            "samples_sha256": samples_hash.hexdigest(),
         },
         class_names=source.class_names,
         num_samples={split: len(samples) for split, samples in source.splits.items()},
     )
 
 
-def _hash_samples(source: Source) -> str:
-    """Hash of all keys and labels, whatever the order of the samples."""
-    digest = hashlib.sha256()
-    for split, samples in source.splits.items():
-        for row in samples.rows_by_key():
-            sample = samples[row]
-            digest.update(f"{split} {sample.key} {sample.label}\n".encode())
-    return digest.hexdigest()
-
-
-def _find_whole(work: _Work) -> Manifest | None:
-    """The manifest, if the shard set is finished already."""
-    finished = find_finished(work.shards, work.plan.settings)
-    if finished and work.source.is_replaceable and not work.options.ignore_changes:
-        stamps = load_stamps(work.shards, manifest_sha256(work.shards), work.rows)
-        check_unchanged(work.shards, work.source, work.rows, stamps)
-    return finished
-
-
-def _write_missing(
-    work: _Work, records: Path, names: Sequence[ShardName]
-) -> tuple[ConversionTotals, int]:
-    """Write those shards that are not finished; returns their sum, and the samples read."""
-    totals = ConversionTotals(work.plan, max_reject_ratio=work.options.max_reject_ratio)
-    missing = _count_finished(work, records, names, totals)
-    num_samples = sum(len(work.rows[name]) for name in names)
-    num_missing = sum(len(work.rows[name]) for name in missing)
-    num_before = num_samples - num_missing
-    progress = Progress("sharding", "samples", work.stream, num_before=num_before)
-
-    def show(num_done: int) -> None:
-        progress.show(num_before + num_done, num_samples)
-
-    def plan(name: ShardName) -> ShardPlan:
-        return ShardPlan(name, work.source.pick(name.split, work.rows[name]))
-
-    writing = write_shards(missing, plan, _job(work, records), work.options.num_workers, show)
-    with contextlib.closing(progress), contextlib.closing(writing) as done:
-        for name in done:
-            totals.add(name, ShardRecord.load(records / name.record_filename))
-    return totals, num_missing
-
-
-def _count_finished(
-    work: _Work, records: Path, names: Sequence[ShardName], totals: ConversionTotals
-) -> list[ShardName]:
-    """Add to `totals` what need not be written again; returns the others of `names`.
-
-    Images in finished shards, those of other tasks too, must be what they were.
-    """
-    missing, own = [], set(names)
-    stamps: dict[ShardName, Stamps] = {}
-    for name in work.rows:
-        record = find_record(work.shards, records, name)
+def _add_finished(
+    totals: ConversionTotals, shards: Path, rows: Rows, own: Collection[ShardName]
+) -> dict[ShardName, Stamps]:
+    """Add those of `own` that need not be written again; returns the stamps of all such shards."""
+    stamps = {}
+    for name in rows:
+        record = find_record(shards, name)
         if record is None or record.contents.rejected:  # they may have been repaired since
-            missing.append(name)
             continue
         stamps[name] = record.stamps
         if name in own:
             totals.add(name, record)
-    missing = [name for name in missing if name in own]
-    if not work.options.ignore_changes:
-        check_unchanged(work.shards, work.source, work.rows, stamps)
-    if num_finished := len(names) - len(missing):
-        logger.info("%d of %d shards are finished already", num_finished, len(names))
-    return missing
-
-
-def _job(work: _Work, records: Path) -> ShardJob:
-    return ShardJob(
-        reader=work.source.reader,
-        shards=work.shards,
-        records=records,
-        encoding=work.options.encoding,
-        size=work.options.size,
-        jpeg_quality=work.options.jpeg_quality,
-    )
+    return stamps

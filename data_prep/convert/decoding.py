@@ -1,30 +1,22 @@
 """Decodes raw images of all kinds to upright RGB, or says why not.
 
-What was changed on the way is told by its first reason in `REWRITTEN`, what cannot be used by its
-reason in `REJECTED`; `docs/data-format.md` has both tables.
+A changed image is counted by the first `RewriteReason` that applies, one that cannot be used by its
+`RejectReason`; `docs/data-format.md` has both tables.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-from collections.abc import Mapping
-from typing import Literal, assert_never, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
-import simplejpeg
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from data_prep.convert.jpegs import read_jpeg
-from data_prep.convert.tidy import PNG_START, tidy_png
-from data_prep.shard_set.jpeg_header import (
-    APP1,
-    JPEG_START,
-    PICTURE,
-    DamagedJpegError,
-    jpeg_segments,
-    read_jpeg_header,
-)
+from data_prep.convert.jpegs import has_picture_alone, read_exif, read_jpeg
+from data_prep.shard_set.jpeg_header import JPEG_START, DamagedJpegError, read_jpeg_header
 from data_prep.shard_set.pixels import Pixels
 
 RewriteReason = Literal[
@@ -38,7 +30,6 @@ RewriteReason = Literal[
     "repaired",  # a JPEG with all its pixels that not every reader takes
     "resized",  # to --size
 ]
-REWRITTEN: tuple[RewriteReason, ...] = get_args(RewriteReason)
 
 RejectReason = Literal[
     "empty",  # no bytes
@@ -47,21 +38,19 @@ RejectReason = Literal[
     "undecodable",  # known format, but damaged or of an unknown kind
     "too_large",  # more pixels than Pillow deems safe (a decompression bomb)
 ]
-REJECTED: tuple[RejectReason, ...] = get_args(RejectReason)
 
-_TURNS: Mapping[int | None, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_REMEDIES: Mapping[RejectReason, str] = {
+    "empty": "copy it again from its source",
+    "not_an_image": "remove it, or convert it to JPEG or PNG",
+    "truncated": "copy it again from its source",
+    "undecodable": "copy it again from its source, or convert it to an 8-bit RGB JPEG or PNG",
+    "too_large": "scale it down",
 }
-"""By EXIF orientation."""
 
-
-_IMAGE_STARTS = (PNG_START, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT")
+_IMAGE_STARTS = (_PNG_START, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 """Of PNG, GIF and TIFF."""
 
 
@@ -69,22 +58,8 @@ class RejectedImage(Exception):
     """An image that no rule makes usable."""
 
     def __init__(self, reason: RejectReason, what: str) -> None:
-        super().__init__(f"{reason}: {what}; {_remedy(reason)}")
+        super().__init__(f"{reason}: {what}; {_REMEDIES[reason]}")
         self.reason: RejectReason = reason
-
-
-def _remedy(reason: RejectReason) -> str:
-    match reason:
-        case "empty" | "truncated":
-            return "copy it again from its source"
-        case "not_an_image":
-            return "remove it, or convert it to JPEG or PNG"
-        case "undecodable":
-            return "copy it again from its source, or convert it to an 8-bit RGB JPEG or PNG"
-        case "too_large":
-            return "scale it down"
-        case _:
-            assert_never(reason)
 
 
 def read_image(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
@@ -98,102 +73,83 @@ def read_image(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
     try:
         pixels, flaw = _read_with_pillow(raw)
     except RejectedImage:
-        if not raw.startswith(PNG_START):
+        if not raw.startswith(_PNG_START):
             raise
-        pixels, flaw = _read_with_pillow(tidy_png(raw))
+        pixels, flaw = _read_with_pillow(_png_alone(raw))
     return pixels, flaw, False
+
+
+def _png_alone(raw: bytes) -> bytes:
+    """A PNG without texts and profiles, which Pillow may find too large, and with an end."""
+    alone, place = _PNG_START, len(_PNG_START)
+    while place < len(raw):
+        stop = place + 12 + int.from_bytes(raw[place : place + 4])
+        if raw[place + 4 : place + 8] in _PNG_PICTURE:
+            alone += raw[place:stop]
+        place = stop
+    return alone + _PNG_END
 
 
 def _read_jpeg(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
     """Decode a JPEG; also tells what is changed, and whether it can go in byte for byte."""
     try:
         header = read_jpeg_header(raw)
-        _check_size(header.width, header.height)
+        most = Image.MAX_IMAGE_PIXELS  # as Pillow, which takes more for a decompression bomb
+        if most is not None and header.width * header.height > most:
+            what = f"{header.width}×{header.height} pixels; expected at most {most:,}"
+            raise RejectedImage("too_large", what)
         pixels, complaint = read_jpeg(raw, header)
     except DamagedJpegError as error:
         reason: RejectReason = "truncated" if error.is_truncated else "undecodable"
         raise RejectedImage(reason, str(error)) from None
-    image = None if (is_bare := _has_picture_alone(raw)) else _try_to_open(raw)
-    if not is_bare and image is None:
-        complaint = complaint or "not every decoder opens it"
-        image = _try_to_open(_metadata_alone(raw))
-    turn = None if image is None else _find_turn(image)
+    orientation = 1
+    if not has_picture_alone(raw):
+        try:
+            orientation = _find_orientation(Image.open(io.BytesIO(raw)).getexif)
+        except Exception:  # Pillow's format readers raise anything
+            complaint = complaint or "not every decoder opens it"
+            orientation = _find_orientation(functools.partial(read_exif, raw))
     flaw: RewriteReason | None = None
     if len(header.samplings) == 4:
         flaw = "cmyk"
-    elif turn is not None:
+    elif orientation != 1:
         flaw = "rotated"
     elif len(header.samplings) == 1:
         flaw = "grayscale"
     elif complaint is not None:
         flaw = "repaired"
     is_honest = complaint is None and flaw in (None, "grayscale")
-    return _turned(pixels, turn), flaw, is_honest
-
-
-def _has_picture_alone(raw: bytes) -> bool:
-    """Whether there is nothing in the header of a JPEG that Pillow could tell of."""
-    place = len(JPEG_START)
-    for marker, start, stop in jpeg_segments(raw):
-        if marker not in PICTURE or start != place + 4:
-            return False
-        place = stop
-    return True
-
-
-def _try_to_open(raw: bytes) -> Image.Image | None:
-    with contextlib.suppress(Exception):  # Pillow's format readers raise anything
-        return Image.open(io.BytesIO(raw))
-    return None
-
-
-def _metadata_alone(raw: bytes) -> bytes:
-    """A JPEG of one pixel with the metadata of one that Pillow does not open."""
-    segments = [
-        b"\xff\xe1" + raw[start - 2 : stop]
-        for marker, start, stop in jpeg_segments(raw)
-        if marker == APP1
-    ]
-    dot: bytes = simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8))
-    return JPEG_START + b"".join(segments) + dot[len(JPEG_START) :]
+    return _upright(pixels, orientation), flaw, is_honest
 
 
 def _read_with_pillow(raw: bytes) -> tuple[Pixels, RewriteReason | None]:
-    image = _open(raw)
-    is_deep = _is_deep(image)  # loading an image leaves nothing to tell it by
-    turn = _find_turn(image)
-    flaw = _find_flaw(image, turn, is_deep=is_deep)
-    return _turned(np.asarray(_to_rgb(raw, image)), turn), flaw
-
-
-def _open(raw: bytes) -> ImageFile.ImageFile:
-    """Read an image's header."""
-    if not raw:
-        raise RejectedImage("empty", "it has no bytes")
     try:
-        return Image.open(io.BytesIO(raw))
-    except UnidentifiedImageError:
-        if _names_its_format(raw):
-            what = f"it begins with {raw[:4]!r}, and its header is damaged"
-            raise RejectedImage("undecodable", what) from None
-        what = f"it begins with {raw[:16]!r}, which Pillow takes for no image"
-        raise RejectedImage("not_an_image", what) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise RejectedImage("too_large", str(error)) from None
-    except Exception as error:  # Pillow's format readers raise anything
-        raise _rejection(error) from None
+        image = Image.open(io.BytesIO(raw))
+        is_deep = _is_deep(image)  # loading an image leaves nothing to tell it by
+        orientation = _find_orientation(image.getexif)
+        flaw = _find_flaw(image, orientation, is_deep=is_deep)
+        Image.open(io.BytesIO(raw)).verify()  # checksums, which decoding leaves aside
+        return _upright(np.asarray(_to_rgb(image)), orientation), flaw
+    except (MemoryError, RejectedImage):
+        raise
+    except Exception as error:  # Pillow raises anything
+        raise _rejection(raw, error) from None
 
 
-def _names_its_format(raw: bytes) -> bool:
-    """Whether it begins as only images do, of the formats that are most common beside JPEG."""
-    return raw.startswith(_IMAGE_STARTS) or (raw[:4], raw[8:12]) == (b"RIFF", b"WEBP")
-
-
-def _check_size(width: int, height: int) -> None:
-    """Refuse what Pillow, too, takes for a decompression bomb."""
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and width * height > most:
-        raise RejectedImage("too_large", f"{width}×{height} pixels; expected at most {most:,}")
+def _rejection(raw: bytes, error: Exception) -> RejectedImage:
+    """By what Pillow says of an image."""
+    what = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return RejectedImage("too_large", what)
+    if not isinstance(error, UnidentifiedImageError):
+        return RejectedImage("truncated" if "truncated" in what.lower() else "undecodable", what)
+    if not raw:
+        return RejectedImage("empty", "it has no bytes")
+    if raw.startswith(_IMAGE_STARTS) or (raw[:4], raw[8:12]) == (b"RIFF", b"WEBP"):
+        what = f"it begins with {raw[:4]!r}, and its header is damaged"
+        return RejectedImage("undecodable", what)
+    what = f"it begins with {raw[:16]!r}, which Pillow takes for no image"
+    return RejectedImage("not_an_image", what)
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
@@ -208,12 +164,12 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _find_flaw(
-    image: ImageFile.ImageFile, turn: Image.Transpose | None, *, is_deep: bool
+    image: ImageFile.ImageFile, orientation: int, *, is_deep: bool
 ) -> RewriteReason | None:
     """What a reader that expects plain RGB would get wrong, as far as the header tells."""
     if image.mode == "CMYK":
         return "cmyk"
-    if turn is not None:
+    if orientation != 1:
         return "rotated"
     if is_deep:
         return "sixteen_bit"
@@ -227,35 +183,28 @@ def _find_flaw(
     return "grayscale" if image.mode in ("1", "L") else None
 
 
-def _find_turn(image: Image.Image) -> Image.Transpose | None:
-    """What puts the image upright, if its EXIF orientation says that it is not."""
+def _find_orientation(read: Callable[[], Image.Exif]) -> int:
+    """The EXIF orientation, 1-8; 1 if it makes no sense."""
     with contextlib.suppress(Exception):  # of damaged metadata
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    return None
+        orientation = int(read()[ExifTags.Base.Orientation])
+        return orientation if 1 <= orientation <= 8 else 1
+    return 1
 
 
-def _turned(pixels: Pixels, turn: Image.Transpose | None) -> Pixels:
-    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation == 1:
+        return pixels
+    image = Image.fromarray(pixels)
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
-def _to_rgb(raw: bytes, image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Decode the whole image."""
-    try:
-        Image.open(io.BytesIO(raw)).verify()  # checksums, which decoding leaves aside
-        image.load()
-        if image.mode.startswith("I"):  # convert() would clip at 255 what goes to 65535
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything
-        raise _rejection(error) from None
-
-
-def _rejection(error: Exception) -> RejectedImage:
-    """By what Pillow says of an image that lacks its end."""
-    what = str(error) or type(error).__name__
-    return RejectedImage("truncated" if "truncated" in what.lower() else "undecodable", what)
+    image.load()
+    if image.mode.startswith("I"):  # convert() would clip at 255 what goes to 65535
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")

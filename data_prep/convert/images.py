@@ -1,8 +1,8 @@
 """One image, from whatever it is to what a shard holds.
 
 The rules, in the words of `docs/data-format.md`: an honest JPEG that has the wanted size goes in
-byte for byte; what else has all its pixels is converted and counted by its first reason in
-`REWRITTEN`; what has not is rejected and counted by its reason in `REJECTED` (`decoding`).
+byte for byte; what else has all its pixels is converted and counted by its first
+`RewriteReason`; what has not is rejected and counted by its `RejectReason` (`decoding`).
 """
 
 from __future__ import annotations

@@ -14,12 +14,28 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_prep.convert.tidy import tidy_jpeg
-from data_prep.shard_set.jpeg_header import JPEG_END, DamagedJpegError, JpegHeader
+from data_prep.shard_set.jpeg_header import (
+    APP0,
+    APP1,
+    APP14,
+    JPEG_END,
+    JPEG_START,
+    PICTURE,
+    START_OF_SCAN,
+    DamagedJpegError,
+    JpegHeader,
+    jpeg_segments,
+)
 from data_prep.shard_set.pixels import Pixels, Verdict, judge_jpeg
 
 _STRAY_BYTES_AT_END = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-_LOST_PIXELS = re.compile(r"Corrupt JPEG data|Premature end")
+_LOST_PIXELS = re.compile(
+    r"Premature end|Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0x(?!d[0-7]))"
+)
+"""Complaints of libjpeg. Bytes that belong to nothing do no harm but before a restart mark."""
+_HUFFMAN = (0, 1)  # and sequential; of arithmetic codes no decoder tells that they stop early
+_SEQUENTIAL = (*_HUFFMAN, 9)
+_YCC, _YCCK = 1, 2
 
 
 def read_jpeg(content: bytes, header: JpegHeader) -> tuple[Pixels, str | None]:
@@ -35,7 +51,7 @@ def read_jpeg(content: bytes, header: JpegHeader) -> tuple[Pixels, str | None]:
     out = np.empty((header.height, header.width, channels), np.uint8)
     judgement = judge_jpeg(content, out) if header.has_common_coding else None
     if judgement is None:
-        out, complaint = _read_plainly(content, "RGB" if channels == 3 else "CMYK")
+        out, complaint = _read_plainly(content, header, "RGB" if channels == 3 else "CMYK")
     else:
         verdict, complaint = judgement
         if verdict != Verdict.WHOLE:
@@ -45,38 +61,67 @@ def read_jpeg(content: bytes, header: JpegHeader) -> tuple[Pixels, str | None]:
     return out, complaint or oddity
 
 
-def _read_plainly(content: bytes, colorspace: Literal["RGB", "CMYK"]) -> tuple[Pixels, str | None]:
+def _read_plainly(
+    content: bytes, header: JpegHeader, colorspace: Literal["RGB", "CMYK"]
+) -> tuple[Pixels, str | None]:
     """Without the compiled code, or where its libjpeg may be without what it takes.
 
-    simplejpeg tells the last complaint only: what hides another one is tidied away first. Pillow,
-    which reads samplings that simplejpeg has no name for, does not tell of data that stop early.
+    simplejpeg refuses what libjpeg complains of, and tells one complaint only. Pillow reads it,
+    but does not tell of data that stop early.
     """
     try:
         return simplejpeg.decode_jpeg(content, colorspace), None
     except ValueError as error:
         complaint = str(error)
+    tidied = _tidied(content, header, complaint)
     try:
-        return _decode_tidied(tidy_jpeg(content), colorspace), complaint
+        return simplejpeg.decode_jpeg(tidied, colorspace), complaint
     except ValueError as error:
         what = str(error)
     if _LOST_PIXELS.match(what):
         raise DamagedJpegError(what, is_truncated="remature" in what)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(tidied)) as image:
             found = np.asarray(image.convert(colorspace))
             return found if colorspace == "RGB" else 255 - found, complaint
     except Exception as error:  # Pillow's decoders raise anything
         raise DamagedJpegError(str(error), is_truncated="truncated" in str(error)) from None
 
 
-def _decode_tidied(tidied: bytes, colorspace: Literal["RGB", "CMYK"]) -> Pixels:
-    """Decode what `tidy_jpeg` gives, without bytes between its data and its end."""
-    while True:
-        try:
-            whole: Pixels = simplejpeg.decode_jpeg(tidied, colorspace)
-        except ValueError as error:
-            if (stray := _STRAY_BYTES_AT_END.match(str(error))) is None:
-                raise
-            tidied = tidied[: -len(JPEG_END) - int(stray[1])] + JPEG_END
-        else:
-            return whole
+def _tidied(content: bytes, header: JpegHeader, complaint: str) -> bytes:
+    """The same picture without what hides complaints of lost pixels behind harmless ones."""
+    tidied, stop = JPEG_START, 0
+    for marker, start, stop in jpeg_segments(content):  # without what lies between them
+        segment = bytearray(content[start:stop])
+        if marker == APP0 and segment.startswith(b"JFIF\0"):
+            segment[5:6] = b"\x01"  # the version
+        if marker == APP14 and len(segment) > 11 and segment[11] > _YCCK:
+            segment[11] = _YCC if len(header.samplings) == 3 else _YCCK  # as libjpeg takes it
+        if marker == START_OF_SCAN and header.kind in _SEQUENTIAL:
+            segment[-3:] = bytes((0, 63, 0))
+        tidied += bytes((0xFF, marker)) + content[start - 2 : start] + segment
+    data = content[stop:]
+    if header.kind in _HUFFMAN and JPEG_END not in data:
+        data = data.rstrip(b"\xff") + JPEG_END
+    elif (stray := _STRAY_BYTES_AT_END.match(complaint)) is not None:
+        data = data[: data.rindex(JPEG_END) - int(stray[1])] + JPEG_END
+    return tidied + data
+
+
+def has_picture_alone(raw: bytes) -> bool:
+    """Whether there is nothing in the header of a JPEG that Pillow could tell of."""
+    place = len(JPEG_START)
+    for marker, start, stop in jpeg_segments(raw):
+        if marker not in PICTURE or start != place + 4:
+            return False
+        place = stop
+    return True
+
+
+def read_exif(raw: bytes) -> Image.Exif:
+    """Of a JPEG that Pillow does not open."""
+    exif = Image.Exif()
+    for marker, start, stop in jpeg_segments(raw):
+        if marker == APP1:
+            exif.load(raw[start:stop])
+    return exif

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from data_prep.convert.assignment import ShardName, Task
 from data_prep.shard_set.files import remove_leftovers, write_atomically
@@ -24,12 +24,12 @@ from data_prep.shard_set.manifest import (
     read_manifest,
 )
 
-Settings = Mapping[str, str | int | float | None]
+Settings = Mapping[str, Any]
 """All that decides the bytes of a shard set, by name."""
 
 _WORK_FOLDER = ".conversion"
 _PLAN_NAME = "settings.json"
-_OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
+OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
 """Settings that have a field of their own in the manifest; the others are its options."""
 _TASK_LOCK = re.compile(r"task-(\d+)-of-(\d+)\.lock")
 
@@ -49,21 +49,22 @@ class ConversionPlan:
 
     @property
     def encoding(self) -> Encoding:
-        return cast(Encoding, self.settings["encoding"])
-
-    @property
-    def manifest_options(self) -> Settings:
-        return {name: value for name, value in self.settings.items() if name not in _OWN_FIELDS}
+        encoding: Encoding = self.settings["encoding"]
+        return encoding
 
     def shard_names(self) -> list[ShardName]:
         """All shards, in the order in which tasks share them out."""
         length = self.settings["samples_per_shard"]
-        assert isinstance(length, int)
         return [
             ShardName(split, number)
             for split, count in self.num_samples.items()
             for number in range(-(-count // length))
         ]
+
+
+def record_path(shards: Path, name: ShardName) -> Path:
+    """Where the record of a finished shard is, as long as the conversion goes on."""
+    return shards / _WORK_FOLDER / f"{name.stem}.npz"
 
 
 def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | None:
@@ -76,7 +77,8 @@ def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | 
         return None
     manifest = read_manifest(shards)
     if settings is not None:
-        _check_same(shards, _settings_of(manifest), settings)
+        before = {name: getattr(manifest, name) for name in OWN_FIELDS}
+        _check_same(shards, {**before, **manifest.options}, settings)
     clean_up(shards)  # the writer may have been killed just before that
     for split in manifest.splits.values():
         check_shard_sizes(shards, split)
@@ -84,47 +86,40 @@ def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | 
 
 
 @contextlib.contextmanager
-def locked_output(
-    shards: Path, plan: ConversionPlan | None, task: Task | None = None
-) -> Iterator[tuple[Path, ConversionPlan]]:
+def locked_output(shards: Path, plan: ConversionPlan, task: Task | None = None) -> Iterator[None]:
     """Keep other conversions out of the folder, which is made if need be.
 
-    With a `task`, other tasks of the same division may be at work in it at the same time. Without a
-    `plan` a conversion must have been begun there, whatever its settings.
-    Yields the folder inside it for the records of finished shards, and the plan. That folder
-    outlives a conversion that fails or is killed: by it the next one goes on. Unfinished files are
-    removed before and after, but for those of other tasks. Raises `ConversionError` if another
-    conversion is at work, if none was begun that should have been, or if the folder holds anything
-    but what one with the same settings left.
+    With a `task`, other tasks of the same division may be at work in it at the same time.
+    Records of finished shards outlive a conversion that fails or is killed: by them the next one
+    goes on. Unfinished files are removed before and after, but for those of other tasks. Raises
+    `ConversionError` if another conversion is at work, or if the folder holds anything but what one
+    with the same settings left.
     """
-    records = shards / _WORK_FOLDER
-    if plan is not None:
-        _check_empty(shards)
-        records.mkdir(parents=True, exist_ok=True)
-    elif not (records / _PLAN_NAME).exists():
-        raise ConversionError(
-            f"{shards} holds no conversion that was begun: run 'python -m data_prep shard' first"
-        )
+    _make_folder(shards)
     with _hold(shards, task):
-        if plan is None:
-            plan = _load(records / _PLAN_NAME)
-        else:
-            with locked(records / "settings.lock", wait_seconds=math.inf):
-                _record_plan(shards, plan)
-        own = task.pick(plan.shard_names()) if task else ()
-        files = {name for shard in own for name in (shard.filename, shard.record_filename)}
-        names = files if task else None
+        with locked(shards / _WORK_FOLDER / "settings.lock", wait_seconds=math.inf):
+            if (begun := begun_plan(shards)) is not None:
+                _check_same(shards, begun.settings, plan.settings)
+            else:
+                content = json.dumps(asdict(plan)).encode()
+                write_atomically(shards / _WORK_FOLDER / _PLAN_NAME, content)
+        names = None
+        if task is not None:
+            own = task.pick(plan.shard_names())
+            names = {
+                path for name in own for path in (name.filename, record_path(shards, name).name)
+            }
         _remove_leftovers(shards, names)
         try:
-            yield records, plan
+            yield
         finally:
             _remove_leftovers(shards, names)
 
 
-def find_divisions(records: Path) -> list[int]:
-    """Into how many tasks the conversion was divided so far, in different attempts."""
-    matches = (_TASK_LOCK.fullmatch(path.name) for path in records.iterdir())
-    return sorted({int(match[2]) for match in matches if match})
+def begun_tasks(shards: Path) -> list[Task]:
+    """The tasks of a conversion that were begun so far, in different attempts."""
+    matches = (_TASK_LOCK.fullmatch(path.name) for path in (shards / _WORK_FOLDER).iterdir())
+    return [Task(int(match[1]), int(match[2])) for match in matches if match]
 
 
 def clean_up(shards: Path) -> None:
@@ -133,18 +128,33 @@ def clean_up(shards: Path) -> None:
     shutil.rmtree(shards / _WORK_FOLDER, ignore_errors=True)
 
 
+def _make_folder(shards: Path) -> None:
+    """Make the folder, and one in it for records; there may be a conversion in it, or nothing."""
+    try:
+        shards.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(
+            f"--output {shards} cannot be made a folder: {error.strerror}; give another one"
+        ) from None
+    others = sorted(path.name for path in shards.iterdir())
+    if others and _WORK_FOLDER not in others:
+        raise ConversionError(
+            f"--output {shards} is not empty ({others[0]}, …) and holds no shard set, finished or "
+            "not; give a new or an empty folder"
+        )
+    (shards / _WORK_FOLDER).mkdir(exist_ok=True)
+
+
 @contextlib.contextmanager
 def _hold(shards: Path, task: Task | None) -> Iterator[None]:
     """Hold the locks of a whole conversion, or those of one task."""
-    records = shards / _WORK_FOLDER
     busy = f"another conversion is writing to {shards}: wait until it ends"
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locked(records / "lock", shared=task is not None))
+            held.enter_context(locked(shards / _WORK_FOLDER / "lock", shared=task is not None))
             if task is not None:
                 busy = f"{task} is at work on {shards} already: wait until it ends"
-                lock = records / f"task-{task.number}-of-{task.num_tasks}.lock"
-                held.enter_context(locked(lock))
+                held.enter_context(locked(_task_lock(shards, task)))
                 _check_division(shards, task)
             finished = (shards / MANIFEST_NAME).exists()
         except BlockingIOError:
@@ -158,34 +168,31 @@ def _hold(shards: Path, task: Task | None) -> Iterator[None]:
         yield
 
 
+def _task_lock(shards: Path, task: Task) -> Path:
+    return shards / _WORK_FOLDER / f"task-{task.number}-of-{task.num_tasks}.lock"
+
+
 def _check_division(shards: Path, task: Task) -> None:
     """Refuse to work beside tasks of another division: two would write one shard."""
-    for path in (shards / _WORK_FOLDER).iterdir():
-        match = _TASK_LOCK.fullmatch(path.name)
-        if match and int(match[2]) != task.num_tasks and is_locked(path):
+    for other in begun_tasks(shards):
+        if other.num_tasks != task.num_tasks and is_locked(_task_lock(shards, other)):
             raise ConversionError(
-                f"task {match[1]} of {match[2]} is at work on {shards}: wait until it ends, or "
-                f"give --num-tasks {match[2]}"
+                f"{other} is at work on {shards}: wait until it ends, or give "
+                f"--num-tasks {other.num_tasks}"
             )
 
 
-def _record_plan(shards: Path, plan: ConversionPlan) -> None:
-    """Note what is made, or check that it is the same as noted before."""
+def begun_plan(shards: Path) -> ConversionPlan | None:
+    """What the conversion makes that was begun in the folder, or None."""
     path = shards / _WORK_FOLDER / _PLAN_NAME
-    if path.exists():
-        _check_same(shards, _load(path).settings, plan.settings)
-    else:
-        write_atomically(path, json.dumps(asdict(plan)).encode())
-
-
-def _load(path: Path) -> ConversionPlan:
+    if not path.exists():
+        return None
     try:
         fields = json.loads(path.read_bytes())
         plan = ConversionPlan(**{**fields, "class_names": tuple(fields["class_names"])})
         if hash_class_names(plan.class_names) != plan.settings["class_names_sha256"]:
             raise ValueError("class_names do not match their hash")
-        if not isinstance(plan.settings["samples_per_shard"], int):
-            raise ValueError("samples_per_shard is not a number")
+        plan.shard_names()
         return plan
     except (ValueError, TypeError, KeyError) as error:
         raise ConversionError(
@@ -196,20 +203,6 @@ def _load(path: Path) -> ConversionPlan:
 def _remove_leftovers(shards: Path, names: Collection[str] | None = None) -> None:
     remove_leftovers(shards, names)
     remove_leftovers(shards / _WORK_FOLDER, names)
-
-
-def _check_empty(shards: Path) -> None:
-    others = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
-    if others and _WORK_FOLDER not in others:
-        raise ConversionError(
-            f"--output {shards} is not empty ({others[0]}, …) and holds no shard set, finished or "
-            "not; give a new or an empty folder"
-        )
-
-
-def _settings_of(manifest: Manifest) -> Settings:
-    """The settings a finished shard set was made with."""
-    return {**{name: getattr(manifest, name) for name in _OWN_FIELDS}, **manifest.options}
 
 
 def _check_same(path: Path, before: Settings, now: Settings) -> None:

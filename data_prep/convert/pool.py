@@ -16,25 +16,26 @@ from multiprocessing.connection import Connection
 
 from data_prep.convert.assignment import ShardName
 from data_prep.convert.output import ConversionError
-from data_prep.convert.shard import ShardJob, ShardPlan, write_shard
+from data_prep.convert.shard import ShardJob, ShardRecord, write_shard
+from data_prep.sources.samples import Sample
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
-_PLANS_PER_WORKER = 2
-"""That are made ahead: all at once would be an object for every sample there is."""
+_SHARDS_PER_WORKER = 2
+"""That are handed over ahead: all at once would be an object for every sample there is."""
 
 
 def write_shards(
     names: Sequence[ShardName],
-    make_plan: Callable[[ShardName], ShardPlan],
+    pick: Callable[[ShardName], Sequence[Sample]],
     job: ShardJob,
     num_workers: int,
     show: Callable[[int], None],
-) -> Generator[ShardName, None, None]:
-    """Write all shards; yields each name when its shard and record are on disk.
+) -> Generator[tuple[ShardName, ShardRecord], None, None]:
+    """Write all shards; yields each, with its record, when both are on disk.
 
-    `show` is told the number of samples done, several times a second. Close the generator to stop.
+    `show` gets the number of samples done, several times a second. Close the generator to stop.
     Raises `ConversionError` if a worker dies or lacks memory, and what else the workers raise.
     """
     if not names:
@@ -55,19 +56,20 @@ def write_shards(
     pending: dict[Future[None], ShardName] = {}
     try:
         while True:
-            room = _PLANS_PER_WORKER * num_workers - len(pending)
+            room = _SHARDS_PER_WORKER * num_workers - len(pending)
             with _stops_held():
                 for name in itertools.islice(waiting, room):
-                    pending[executor.submit(_run, make_plan(name))] = name
+                    pending[executor.submit(_run, name, pick(name))] = name
             if not pending:
                 break
             done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            num_done += _count(counter)
+            with contextlib.suppress(BlockingIOError):  # none was done
+                num_done += len(os.read(counter.fileno(), _MAX_READ_BYTES))
             show(num_done)
             for future in done:
                 name = pending.pop(future)
                 future.result()
-                yield name
+                yield name, ShardRecord.load(job.shards, name)
         executor.shutdown()
     except (BrokenProcessPool, MemoryError):
         raise ConversionError(
@@ -94,26 +96,18 @@ def _stops_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _count(counter: Connection) -> int:
-    """How many samples were done since the last call: a byte each."""
-    try:
-        return len(os.read(counter.fileno(), _MAX_READ_BYTES))
-    except BlockingIOError:
-        return 0
-
-
-_run_in_worker: Callable[[ShardPlan], None]
+_write: Callable[[ShardName, Sequence[Sample]], None]
 """Set in worker processes only."""
 
 
 def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
-    global _run_in_worker
+    global _write
     for stop_signal in _STOPS:
         signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too, and stops us
     threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
     # A byte in a pipe needs no lock, which a worker that is killed could leave locked.
     count_sample = functools.partial(os.write, counter.fileno(), b".")
-    _run_in_worker = functools.partial(write_shard, job=job, count_sample=count_sample)
+    _write = functools.partial(write_shard, job=job, count_sample=count_sample)
 
 
 def _exit_with_parent(stop: Connection) -> None:
@@ -122,5 +116,5 @@ def _exit_with_parent(stop: Connection) -> None:
     os._exit(1)
 
 
-def _run(plan: ShardPlan) -> None:
-    _run_in_worker(plan)
+def _run(name: ShardName, samples: Sequence[Sample]) -> None:
+    _write(name, samples)

@@ -1,4 +1,4 @@
-"""Writes the files that say what is in the shards and, last, the manifest."""
+"""What finished shards add up to: writes the files that say it and, last, the manifest."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import hashlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.convert.assignment import ShardName
 from data_prep.convert.changes import save_stamps
-from data_prep.convert.output import ConversionError, ConversionPlan
-from data_prep.convert.shard import ShardRecord
+from data_prep.convert.output import OWN_FIELDS, ConversionError, ConversionPlan, clean_up
+from data_prep.convert.shard import ShardContents, ShardRecord, check_sizes
 from data_prep.convert.statistics import (
-    PixelSums,
     colour_mean,
     colour_std,
     mean_image,
     principal_components,
 )
-from data_prep.convert.totals import ConversionTotals, describe_rejected
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.manifest import (
     FORMAT_VERSION,
@@ -34,10 +32,41 @@ from data_prep.shard_set.manifest import (
     serialize,
     write_manifest,
 )
+from data_prep.sources.source import name_some
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _MEAN_IMAGE_NAME = "train.mean.npy"
+
+
+class ConversionTotals:
+    """The records of finished shards, and the sum of their contents."""
+
+    def __init__(self, plan: ConversionPlan, *, max_reject_ratio: float) -> None:
+        """`max_reject_ratio`: of all samples; more rejected ones make `add` fail."""
+        self.records: dict[ShardName, ShardRecord] = {}
+        self.contents = ShardContents()
+        self._encoding = plan.encoding
+        self._num_samples = sum(plan.num_samples.values())
+        self._max_reject_ratio = max_reject_ratio
+
+    def add(self, name: ShardName, record: ShardRecord) -> None:
+        """Count in one shard.
+
+        Raises `ConversionError` as soon as it is certain that no shard set can come of it.
+        """
+        self.contents.merge(record.contents)
+        record.contents = ShardContents()  # memory: not a mean image for every shard
+        self.records[name] = record
+        check_sizes(self.contents.sizes, self._encoding)
+        if len(self.contents.rejected) > self._max_reject_ratio * self._num_samples:
+            raise ConversionError(
+                f"{len(self.contents.rejected)} of {self._num_samples} images so far cannot be "
+                "used, more than the allowed share "
+                f"(--max-reject-ratio {self._max_reject_ratio:g}): "
+                f"{name_some(_describe_rejected(self.contents.rejected))}; repair them and "
+                "run the same command again, allow more, or convert without them into a new folder"
+            )
 
 
 def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Manifest:
@@ -46,10 +75,9 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
     Raises `ConversionError` if no image of a split can be used.
     """
     contents = totals.contents
-    has_one_size = len(contents.sizes) == 1
-    height, width = next(iter(contents.sizes)) if has_one_size else (None, None)
-    for description in describe_rejected(contents.rejected):
-        logger.warning("left out: %s", description)
+    height, width = next(iter(contents.sizes)) if len(contents.sizes) == 1 else (None, None)
+    for description in _describe_rejected(contents.rejected):
+        _log.warning("left out: %s", description)
     names = plan.shard_names()
     splits = {
         split: _publish_split(
@@ -59,7 +87,7 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
         )
         for split in plan.num_samples
     }
-    settings: Mapping[str, Any] = plan.settings
+    settings = plan.settings
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         encoding=plan.encoding,
@@ -68,10 +96,10 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
         class_names=plan.class_names,
         class_names_sha256=hash_class_names(plan.class_names),
         splits=splits,
-        statistics=_publish_statistics(shards, contents.pixels, has_one_size=has_one_size),
+        statistics=_publish_statistics(shards, contents),
         source=settings["source"],
         name=settings.get("name"),  # a conversion begun by an older version has none
-        options=plan.manifest_options,
+        options={name: settings[name] for name in settings if name not in OWN_FIELDS},
         seed=settings["seed"],
         rewritten=dict(contents.rewritten),
         rejected=dict(Counter(reason for _, reason, _ in contents.rejected)),
@@ -80,6 +108,7 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
     if any(part.any() for part in stamps):  # else none of the images can be replaced
         save_stamps(shards, hashlib.sha256(serialize(manifest)).hexdigest(), stamps)
     write_manifest(shards, manifest)
+    clean_up(shards)
     return manifest
 
 
@@ -107,10 +136,11 @@ def _publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) 
     )
 
 
-def _publish_statistics(shards: Path, pixels: PixelSums, *, has_one_size: bool) -> Statistics:
+def _publish_statistics(shards: Path, contents: ShardContents) -> Statistics:
     """Write the mean image, if all images have one size; returns all statistics."""
+    pixels = contents.pixels
     stds, vectors = principal_components(pixels)
-    image = mean_image(pixels) if has_one_size else None
+    image = mean_image(pixels) if len(contents.sizes) == 1 else None
     return Statistics(
         num_images=pixels.num_images,
         mean=colour_mean(pixels),
@@ -128,3 +158,8 @@ def _save(path: Path, array: npt.NDArray[np.generic]) -> str:
     np.save(buffer, array, allow_pickle=False)
     write_atomically(path, buffer.getvalue())
     return sha256_of(path)
+
+
+def _describe_rejected(rejected: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Each rejected image with what is wrong with it and what to do about it, in order."""
+    return sorted(f"{locator} ({what})" for locator, _, what in rejected)

@@ -10,9 +10,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from data_prep.convert.assignment import ShardName
 from data_prep.convert.decoding import RejectedImage
 from data_prep.convert.images import StoredImage, store
-from data_prep.convert.output import ConversionError
+from data_prep.convert.output import ConversionError, record_path
 from data_prep.convert.statistics import PixelSums
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import atomic_writer
@@ -33,14 +32,6 @@ from data_prep.sources.source import Reader
 _FILE_MODE = 0o644
 _MAX_SIZES = 2  # enough to know that they differ
 _END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """What goes into one shard: decided before any image is read."""
-
-    name: ShardName
-    samples: Sequence[Sample]
 
 
 @dataclass(slots=True)
@@ -88,7 +79,7 @@ class ShardRecord:
     """By which it is noticed that an image was replaced: one a sample of the plan."""
     contents: ShardContents
 
-    def save(self, path: Path) -> None:
+    def save(self, shards: Path, name: ShardName) -> None:
         """Write all to one .npz file, atomically."""
         contents = self.contents
         pixels = contents.pixels
@@ -110,15 +101,18 @@ class ShardRecord:
         }
         if pixels.image_sum is not None:  # no shard has the 16 million images that need more
             arrays["image_sum"] = pixels.image_sum.astype(np.uint32)
-        with atomic_writer(path) as file:
+        with atomic_writer(record_path(shards, name)) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, shards: Path, name: ShardName) -> Self:
         """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
-        with np.load(path) as arrays:
+        with np.load(record_path(shards, name)) as arrays:
             facts = json.loads(str(arrays["facts"]))
             num_images, num_pixels = facts["pixels"]
+            pixels = PixelSums(num_images, num_pixels, arrays["sums"], arrays["products"])
+            if num_images:
+                pixels.image_sum = arrays["image_sum"]
             return cls(
                 num_bytes=facts["num_bytes"],
                 sha256=facts["sha256"],
@@ -126,75 +120,86 @@ class ShardRecord:
                 checksums=arrays["checksums"],
                 stamps=arrays["stamps"],
                 contents=ShardContents(
-                    sizes={(height, width) for height, width in facts["sizes"]},
-                    rewritten=Counter(facts["rewritten"]),
-                    rejected=[(place, reason, what) for place, reason, what in facts["rejected"]],
-                    pixels=PixelSums(
-                        num_images=num_images,
-                        num_pixels=num_pixels,
-                        sums=arrays["sums"],
-                        products=arrays["products"],
-                        image_sum=arrays["image_sum"] if num_images else None,
-                    ),
+                    set(map(tuple, facts["sizes"])),
+                    Counter(facts["rewritten"]),
+                    list(map(tuple, facts["rejected"])),
+                    pixels,
                 ),
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ShardJob:
     """What all shards of a conversion have in common."""
 
     reader: Reader
     shards: Path
-    records: Path
     encoding: Encoding
     size: int | None
     jpeg_quality: int | None
 
 
-def write_shard(plan: ShardPlan, job: ShardJob, count_sample: Callable[[], object]) -> None:
+def write_shard(
+    name: ShardName, samples: Sequence[Sample], job: ShardJob, count_sample: Callable[[], object]
+) -> None:
     """Write a shard, then its record, whose presence says that the shard is finished.
 
     Both atomically. The shard is hashed while it is written, and read back before it gets its name.
     Raises `OSError` if a sample cannot be read or the shard cannot be written, and
     `ConversionError` if its images do not suit the encoding.
     """
-    path, suffix = job.shards / plan.name.filename, codec_of(job.encoding).suffix
+    path, suffix = job.shards / name.filename, codec_of(job.encoding).suffix
     contents = ShardContents()
     rows, checksums, stamps = [], [], []
+    digest = hashlib.sha256()
     with atomic_writer(path) as file:
-        tar = _TarWriter(file)
-        for sample in plan.samples:
+        for sample in samples:
             stamps.append(job.reader.stamp(sample))  # first: what is replaced meanwhile is noticed
             try:
                 image = store(job.reader.read(sample), job.encoding, job.size, job.jpeg_quality)
             except RejectedImage as rejection:
                 contents.rejected.append((sample.locator, rejection.reason, str(rejection)))
             else:
-                offset = tar.add(f"{sample.key}.{suffix}", image.content)
-                tar.add(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())
-                rows.append((plan.name.number, offset, len(image.content), sample.label))
-                checksums.append(zlib.crc32(image.content))
-                contents.add(image, is_train=plan.name.split == "train")
+                content = image.content
+                rows.append((name.number, file.tell() + BLOCK_BYTES, len(content), sample.label))
+                checksums.append(zlib.crc32(content))
+                members = _member(f"{sample.key}.{suffix}", content)
+                members += _member(f"{sample.key}.{LABEL_SUFFIX}", str(sample.label).encode())
+                file.write(members)
+                digest.update(members)
+                contents.add(image, is_train=name.split == "train")
                 check_sizes(contents.sizes, job.encoding)
             count_sample()
-        num_bytes, sha256 = tar.finish()
-        _check_written(file, sha256, path)
+        file.write(_END_OF_ARCHIVE)
+        digest.update(_END_OF_ARCHIVE)
+        num_bytes = file.tell()
+        file.seek(0)
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest.hexdigest():
+            raise OSError(f"{path} does not read back as it was written: the disk is damaged")
     record = ShardRecord(
         num_bytes=num_bytes,
-        sha256=sha256,
+        sha256=digest.hexdigest(),
         index=np.array(rows, INDEX_DTYPE),
         checksums=np.array(checksums, np.uint32),
         stamps=np.array(stamps, np.uint64),
         contents=contents,
     )
-    record.save(job.records / plan.name.record_filename)
+    record.save(job.shards, name)
 
 
-def find_record(shards: Path, records: Path, name: ShardName) -> ShardRecord | None:
+def _member(name: str, content: bytes) -> bytes:
+    """A member of a ustar archive, whose bytes depend on nothing but the arguments."""
+    header = tarfile.TarInfo(name)  # owner and time are 0 unless set
+    header.size = len(content)
+    header.mode = _FILE_MODE
+    padding = bytes(-len(content) % BLOCK_BYTES)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + padding
+
+
+def find_record(shards: Path, name: ShardName) -> ShardRecord | None:
     """The record of a finished shard; None if either is missing or damaged."""
     try:
-        record = ShardRecord.load(records / name.record_filename)
+        record = ShardRecord.load(shards, name)
         is_whole = (shards / name.filename).stat().st_size == record.num_bytes
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
@@ -210,40 +215,3 @@ def check_sizes(sizes: set[tuple[int, int]], encoding: Encoding) -> None:
             f"--encoding {encoding} needs one: give --size 256 (for recipes of CIFAR-10: 32), or "
             "--encoding jpeg"
         )
-
-
-class _TarWriter:
-    """A ustar archive whose bytes depend on nothing but the members."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._num_bytes = 0
-
-    def add(self, name: str, content: bytes) -> int:
-        """Append a member; returns the offset of its content."""
-        header = tarfile.TarInfo(name)  # owner and time are 0 unless set
-        header.size = len(content)
-        header.mode = _FILE_MODE
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self._num_bytes
-        self._write(content)
-        self._write(bytes(-len(content) % BLOCK_BYTES))
-        return offset
-
-    def finish(self) -> tuple[int, str]:
-        """End the archive; returns its length and its sha256."""
-        self._write(_END_OF_ARCHIVE)
-        self._file.flush()
-        return self._num_bytes, self._hash.hexdigest()
-
-    def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self._hash.update(content)
-        self._num_bytes += len(content)
-
-
-def _check_written(file: BufferedRandom, expected: str, path: Path) -> None:
-    file.seek(0)
-    if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-        raise OSError(f"{path} does not read back as it was written: the disk is damaged")

@@ -5,15 +5,15 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
 import pickle
-import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ import numpy.typing as npt
 from data_prep.shard_set.keys import make_keys
 from data_prep.shard_set.pixels import Pixels
 from data_prep.sources.samples import Sample, SampleTable
-from data_prep.sources.source import Source, SourceError
+from data_prep.sources.source import Source, SourceError, read_files
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _IMAGE_SIZE = 32
 _ROW_BYTES = 3 * _IMAGE_SIZE * _IMAGE_SIZE
@@ -70,16 +70,6 @@ _CIFAR100 = _Layout(
 )
 
 
-def open_cifar10(path: Path) -> Source:
-    """CIFAR-10 from its archive or the folder in it; raises `SourceError` if `path` is neither."""
-    return _open(_CIFAR10, path)
-
-
-def open_cifar100(path: Path) -> Source:
-    """CIFAR-100 with its 100 fine labels, else as `open_cifar10`."""
-    return _open(_CIFAR100, path)
-
-
 @dataclass(frozen=True, slots=True)
 class PixelReader:
     """Holds all images, by split: uint8 [n, 3·32·32], channel by channel."""
@@ -97,15 +87,19 @@ class PixelReader:
         return zlib.crc32(self.images[split][int(row)])
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    images: npt.NDArray[np.uint8]
-    labels: list[int]
-    names: list[str]
-
-
 def _open(layout: _Layout, path: Path) -> Source:
-    contents = _read_files(layout, path)
+    """The source from its archive or the folder in it; raises `SourceError` if it is neither."""
+    if not path.exists():
+        raise SourceError(
+            f"--input {path} does not exist; expected {layout.archive} or the folder "
+            f"{layout.folder} unpacked from it"
+        )
+    if path.is_file():
+        _warn_of_another(layout, path)
+    elif (path / layout.folder).is_dir():
+        path = path / layout.folder
+    batches = {name for files in layout.files.values() for name in files}
+    contents = read_files(path, {layout.meta, *batches})
     meta = _unpickle(layout.meta, contents[layout.meta])
     try:
         class_names = tuple(name.decode() for name in meta[layout.class_names])
@@ -113,10 +107,10 @@ def _open(layout: _Layout, path: Path) -> Source:
         raise SourceError(f"{layout.meta} of {path} holds no list of class names") from None
     images, splits = {}, {}
     for split, files in layout.files.items():
-        batches = [_parse(layout, file, contents[file], len(class_names)) for file in files]
-        images[split] = np.concatenate([batch.images for batch in batches])
-        labels = [label for batch in batches for label in batch.labels]
-        keys = make_keys([name for batch in batches for name in batch.names])
+        parts = [_parse(layout, file, contents[file], len(class_names)) for file in files]
+        images[split] = np.concatenate([part for part, _, _ in parts])
+        labels = [label for _, some, _ in parts for label in some]
+        keys = make_keys([name for _, _, names in parts for name in names])
         splits[split] = SampleTable(
             Sample(key, label, f"{split}/{row}")
             for row, (key, label) in enumerate(zip(keys, labels, strict=True))
@@ -130,74 +124,41 @@ def _open(layout: _Layout, path: Path) -> Source:
     )
 
 
-def _read_files(layout: _Layout, path: Path) -> dict[str, bytes]:
-    """Content of the files that are needed, by name."""
-    wanted = {layout.meta, *(file for files in layout.files.values() for file in files)}
-    if path.is_dir():
-        folder = path / layout.folder if (path / layout.folder).is_dir() else path
-        found = {name: folder / name for name in wanted if (folder / name).is_file()}
-        contents = {name: file.read_bytes() for name, file in found.items()}
-    elif path.is_file():
-        contents = _read_archive(layout, path, wanted)
-    else:
-        raise SourceError(
-            f"--input {path} does not exist; expected {layout.archive} or the folder "
-            f"{layout.folder} unpacked from it"
-        )
-    if missing := sorted(wanted - set(contents)):
-        raise SourceError(
-            f"--input {path} has no {', '.join(missing)}; expected the files of "
-            f"{layout.archive}: is it another data set, or not whole?"
-        )
-    return contents
+open_cifar10 = functools.partial(_open, _CIFAR10)
+open_cifar100 = functools.partial(_open, _CIFAR100)
+"""With its 100 fine labels."""
 
 
-def _read_archive(layout: _Layout, path: Path, wanted: set[str]) -> dict[str, bytes]:
+def _warn_of_another(layout: _Layout, path: Path) -> None:
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != layout.md5:
-        logger.warning(
-            "warning: %s has md5 %s, the official %s has %s: it is damaged or another version; "
-            "going on with it",
-            path,
-            md5,
-            layout.archive,
-            layout.md5,
+        _log.warning(
+            "warning: %s has md5 %s, the official %s has %s: it is another version",
+            *(path, md5, layout.archive, layout.md5),
         )
-    contents = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                content = archive.extractfile(member)
-                if name.parent.name == layout.folder and name.name in wanted and content:
-                    contents[name.name] = content.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise SourceError(
-            f"--input {path} cannot be unpacked ({error}); expected {layout.archive}: "
-            "download it again"
-        ) from None
-    return contents
 
 
-def _parse(layout: _Layout, file: str, content: bytes, num_classes: int) -> _Batch:
+def _parse(
+    layout: _Layout, file: str, content: bytes, num_classes: int
+) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
+    """Images as rows, labels and file names of a batch."""
     fields = _unpickle(file, content)
     try:
-        images = fields[b"data"]
+        images = np.asarray(fields[b"data"])
         labels = [int(label) for label in fields[layout.labels]]
         names = [name.decode() for name in fields[b"filenames"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f"{file} is not a batch of {layout.name} ({error!r})") from None
-    shape = (len(labels), _ROW_BYTES)
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != shape:
-        raise SourceError(f"{file} does not hold one uint8 image of {_ROW_BYTES} bytes a label")
-    if not labels or len(names) != len(labels) or not set(labels) <= set(range(num_classes)):
+    is_right = images.dtype == np.uint8 and images.shape == (len(labels), _ROW_BYTES)
+    is_labelled = 0 < len(labels) == len(names) and set(labels) <= set(range(num_classes))
+    if not (is_right and is_labelled):
         raise SourceError(
-            f"{file} has {len(names)} names and {len(labels)} labels up to "
-            f"{max(labels, default=0)}; expected as many of both, at least one, from 0 to "
-            f"{num_classes - 1}"
+            f"{file} has images {images.dtype}{list(images.shape)}, {len(names)} names and "
+            f"{len(labels)} labels up to {max(labels, default=0)}; expected as many of each, at "
+            f"least one, as uint8[n, {_ROW_BYTES}], with labels from 0 to {num_classes - 1}"
         )
-    return _Batch(images, labels, names)
+    return images, labels, names
 
 
 def _unpickle(name: str, content: bytes) -> Any:

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import (
-    RawImage,
+    FileReader,
     Source,
     SourceError,
-    file_stamp,
+    check_same,
+    choose,
     list_files,
     name_some,
 )
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FileReader:
-    """Reads image files below `root`; locators are relative paths."""
-
-    root: Path
-
-    def read(self, sample: Sample) -> RawImage:
-        return (self.root / sample.locator).read_bytes()
-
-    def stamp(self, sample: Sample) -> int:
-        return file_stamp(self.root / sample.locator)
 
 
 def open_folder(root: Path) -> Source:
@@ -43,18 +27,16 @@ def open_folder(root: Path) -> Source:
     Raises `SourceError` if a split is missing, a class is empty or holds other things than files,
     the splits have different classes, or a class has an odd name or a doubtful place in the order.
     """
-    if not root.is_dir():
-        raise SourceError(
-            f"--input {root} is not a folder; expected one that holds train/CLASS/* and val/CLASS/*"
-        )
-    folders = {"train": _find_folder(root, "train"), "val": _find_folder(root, "val", "test")}
+    folders = {
+        "train": root / choose(root, "train", ["train"]),
+        "val": root / choose(root, "val", ["val", "test"]),
+    }
     classes = {split: _find_classes(folder) for split, folder in folders.items()}
-    if different := set(classes["train"]) ^ set(classes["val"]):
-        raise SourceError(
-            f"the classes of {folders['train']} and {folders['val']} differ: "
-            f"{name_some(map(show_name, different))} in only one of them; "
-            "give both the same class folders"
-        )
+    check_same(
+        f"the classes of {folders['train']} and {folders['val']}",
+        map(_show_name, classes["train"]),
+        map(_show_name, classes["val"]),
+    )
     return Source(
         name="folder",
         class_names=tuple(classes["train"]),
@@ -64,24 +46,14 @@ def open_folder(root: Path) -> Source:
     )
 
 
-def _find_folder(root: Path, *names: str) -> Path:
-    """The first of the folders `names` that `root` has."""
-    found = [root / name for name in names if (root / name).is_dir()]
-    if not found:
-        wanted = " or ".join(f"{name}/" for name in names)
-        raise SourceError(f"{root} has no folder {wanted}; expected {wanted}CLASS/* with images")
-    for other in found[1:]:
-        logger.warning("%s is left out: %s is the split 'val'", other, found[0])
-    return found[0]
-
-
 def _find_classes(folder: Path) -> dict[str, str]:
     """The name of each class folder by that of its class, sorted by the latter.
 
     A class has the composed form (NFC) of the folder's name: two file systems may spell one name
     in different bytes. Raises `SourceError` if the order, or which is which, is in doubt.
     """
-    found = [path.name for path in _visible(folder) if path.is_dir()]
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path.name for path in visible if path.is_dir()]
     if not found:
         raise SourceError(f"{folder} has no class folders; expected {folder}/CLASS/* with images")
     if odd := [ascii(name) for name in found if not name.isprintable()]:
@@ -111,26 +83,20 @@ def _find_classes(folder: Path) -> dict[str, str]:
 
 def _list(root: Path, folder: Path, classes: Mapping[str, str]) -> SampleTable:
     """The samples of one split's folder."""
-    names: list[str] = []
-    labels: list[int] = []
-    locators: list[str] = []
-    for label, (class_name, folder_name) in enumerate(classes.items()):
-        files = list_files(folder / folder_name)
-        names += [f"{class_name}/{name}" for name in files]
-        labels += [label] * len(files)
-        locators += [f"{folder_name}/{name}" for name in files]
+    files = [
+        (label, class_name, folder_name, name)
+        for label, (class_name, folder_name) in enumerate(classes.items())
+        for name in list_files(folder / folder_name)
+    ]
+    keys = make_keys([f"{class_name}/{name}" for _, class_name, _, name in files])
     prefix = folder.relative_to(root)
     return SampleTable(
-        Sample(key, label, f"{prefix}/{locator}")
-        for key, label, locator in zip(make_keys(names), labels, locators, strict=True)
+        Sample(key, label, f"{prefix}/{folder_name}/{name}")
+        for key, (label, _, folder_name, name) in zip(keys, files, strict=True)
     )
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
-
-
-def show_name(name: str) -> str:
+def _show_name(name: str) -> str:
     """The name, and where it looks like another one, or spaces are at its ends, how it is spelt."""
     if not name.isascii():
         return f"{name} ({name!a})"

@@ -6,9 +6,6 @@ for validation, and a devkit that says what those show; Kaggle has the same imag
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -22,20 +19,20 @@ from data_prep.sources.imagenet_labels import (
     DEVKIT_NAME,
     SOLUTION_NAME,
     Devkit,
+    check_train,
     read_devkit,
     read_truth,
 )
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import (
-    RawImage,
+    FileReader,
     Source,
     SourceError,
-    file_stamp,
+    check_same,
+    choose,
     list_files,
     name_some,
 )
-
-logger = logging.getLogger(__name__)
 
 NUM_CLASSES = 1000
 _SIZE = 256
@@ -45,48 +42,28 @@ _ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar
 _PARENTS = ("", "ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/")
 """Where the folders `train` and `val` may lie; Kaggle's are deep down."""
 
-_WNID = re.compile(r"n\d{8}")
-_IN_ARCHIVE = re.compile(r"(.+\.tar):(\d+)\+(\d+):[^:]+")
-"""Locator of a packed image: archive, offset and length of its content, its name."""
+_CLASS = re.compile(r"(n\d{8})(\.tar)?")
+"""A folder or archive of a class, named by its WNID."""
+_FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_SKIPPED_TYPES = (tarfile.DIRTYPE, tarfile.XGLTYPE, tarfile.XHDTYPE)
+"""Folders, and what tells times and owners: other tars than the official ones have them."""
 
 _NUM_WALKERS = 8
 """Threads that walk through inner archives: on network file systems each header is a round trip."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImageReader:
-    """Reads images below `root`: files, and members of archives by their position."""
-
-    root: Path
-
-    def read(self, sample: Sample) -> RawImage:
-        match = _IN_ARCHIVE.fullmatch(sample.locator)
-        if match is None:
-            return (self.root / sample.locator).read_bytes()
-        path, offset, num_bytes = self.root / match[1], int(match[2]), int(match[3])
-        with path.open("rb", buffering=0) as file:
-            content = os.pread(file.fileno(), num_bytes, offset)
-        if len(content) != num_bytes:
-            raise OSError(errno.EIO, f"it ends in or before {sample.locator}", str(path))
-        return content
-
-    def stamp(self, sample: Sample) -> int:
-        """Of the file, or of the archive that holds it."""
-        match = _IN_ARCHIVE.fullmatch(sample.locator)
-        return file_stamp(self.root / (sample.locator if match is None else match[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """An archive, or one inside it: the bytes from `start` to `stop` of the file `name`."""
+class _Place:
+    """Where images lie: a folder, an archive, or the bytes of an archive inside another."""
 
     name: str
-    start: int
-    stop: int
+    """Relative to the input's folder."""
+    start: int = 0
+    stop: int | None = None
 
-
-_Place = _Packed | str
-"""Where images lie: in an archive, or in a folder; names are relative to the input's."""
+    def describe(self, root: Path) -> str:
+        inside = "" if self.stop is None else f", bytes {self.start} to {self.stop},"
+        return f"{root / self.name}{inside}"
 
 
 def open_imagenet(root: Path, *, num_classes: int = NUM_CLASSES) -> Source:
@@ -98,64 +75,58 @@ def open_imagenet(root: Path, *, num_classes: int = NUM_CLASSES) -> Source:
     of flat validation images come from the devkit, or from Kaggle's table.
     Raises `SourceError` if anything is missing, damaged, or contradicts the rest.
     """
-    if not root.is_dir():
-        raise SourceError(
-            f"--input {root} is not a folder; expected one that holds {_ARCHIVES['train']}, "
-            f"{_ARCHIVES['val']} and {DEVKIT_NAME}.tar.gz, or train/ and val/"
-        )
-    train, val = _find(root, "train"), _find(root, "val")
-    places = _find_classes(root, train)
+    names = {
+        split: choose(root, split, [archive, *(f"{parent}{split}" for parent in _PARENTS)])
+        for split, archive in _ARCHIVES.items()
+    }
+    places = _find_classes(root, names["train"])
     if len(places) != num_classes:
         raise SourceError(
-            f"{root / train} has {len(places)} classes; expected {num_classes} "
+            f"{root / names['train']} has {len(places)} classes; expected {num_classes} "
             "(--num-classes): is it whole?"
         )
     devkit = read_devkit(root)
     splits = {"train": _list_classes(root, places, is_train=True)}
     if devkit is not None:
-        _check_train(root / train, tuple(places), splits["train"], devkit)
-    splits["val"] = _list_val(root, val, tuple(places), devkit)
+        check_train(root / names["train"], tuple(places), splits["train"], devkit)
+    splits["val"] = _list_val(root, names["val"], tuple(places), devkit)
     for split, samples in splits.items():
         if repeated := samples.repeated_keys():
             raise SourceError(
-                f"{root / (train if split == 'train' else val)} has several images of one name "
-                f"({name_some(repeated)}): remove the copies"
+                f"{root / names[split]} has several images of one name ({name_some(repeated)}): "
+                "remove the copies"
             )
     return Source(
         name="imagenet",
         class_names=tuple(places),
         splits=splits,
-        reader=ImageReader(root),
+        reader=FileReader(root),
         default_encoding="jpeg",
         default_size=_SIZE,
     )
 
 
-def _find(root: Path, split: str) -> str:
-    """The archive or the folder of a split, relative to `root`."""
-    archive = _ARCHIVES[split]
-    found = [archive] if (root / archive).is_file() else []
-    found += [f"{parent}{split}" for parent in _PARENTS if (root / parent / split).is_dir()]
-    if not found:
-        raise SourceError(f"--input {root} has neither {archive} nor a folder {split}/")
-    for other in found[1:]:
-        logger.warning("%s is left out: the split '%s' is read from %s", other, split, found[0])
-    return found[0]
-
-
 def _find_classes(root: Path, name: str) -> dict[str, _Place]:
     """The place of each class of a split, by WNID, sorted; empty if the folder is flat."""
     path = root / name
+    if path.is_dir():
+        inside = (entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        entries = [(entry, _Place(f"{name}/{entry}")) for entry in inside]
+    else:
+        entries = [
+            (entry, _Place(name, member.offset, member.offset + member.num_bytes))
+            for entry, member in _members(root, _Place(name))
+        ]
     places: dict[str, _Place] = {}
     others = []
-    for entry, place in _entries(root, name):
-        wnid = entry.removesuffix(".tar")
-        if not _WNID.fullmatch(wnid):
+    for entry, place in entries:
+        match = _CLASS.fullmatch(entry)
+        if match is None:
             others.append(entry)
-        elif wnid in places:
-            raise SourceError(f"{path} has the class {wnid} twice: remove one")
+        elif match[1] in places:
+            raise SourceError(f"{path} has the class {match[1]} twice: remove one")
         else:
-            places[wnid] = place
+            places[match[1]] = place
     if others and (places or path.is_file()):
         raise SourceError(
             f"{path} holds {name_some(others)} among its classes; expected nothing but WNIDs, "
@@ -164,58 +135,26 @@ def _find_classes(root: Path, name: str) -> dict[str, _Place]:
     return dict(sorted(places.items()))
 
 
-def _entries(root: Path, name: str) -> Iterator[tuple[str, _Place]]:
-    """Names and places of what an archive or a folder holds."""
-    if (root / name).is_file():
-        for member in _members(root, _whole(root, name)):
-            stop = member.offset + member.num_bytes
-            yield _last(member.name), _Packed(name, member.offset, stop)
-        return
-    with os.scandir(root / name) as entries:
-        for entry in entries:
-            inside = f"{name}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if not (entry.is_dir() or entry.is_file()):  # reading a pipe would wait for ever
-                raise SourceError(
-                    f"{entry.path} is a broken link or another thing that is neither a folder nor "
-                    "a file: remove it, or put there what it stands for"
-                )
-            yield entry.name, inside if entry.is_dir() else _whole(root, inside)
-
-
-def _whole(root: Path, name: str) -> _Packed:
-    return _Packed(name, 0, (root / name).stat().st_size)
-
-
-def _members(root: Path, place: _Packed) -> Iterator[Member]:
-    """The files in an archive, without the hidden ones; reads its headers only."""
+def _members(root: Path, place: _Place) -> Iterator[tuple[str, Member]]:
+    """The files in an archive with their names, without the hidden ones; reads its headers only."""
     path = root / place.name
     with path.open("rb", buffering=0) as file:
+        stop = path.stat().st_size if place.stop is None else place.stop
         try:
-            for member in walk_tar(file.fileno(), place.start, place.stop):
-                if _is_file(member, file.fileno(), path):
-                    yield member
+            for member in walk_tar(file.fileno(), place.start, stop):
+                name = member.name.rpartition("/")[2]
+                if member.type in _FILE_TYPES and not name.startswith("."):
+                    yield name, member
+                elif member.type not in (*_FILE_TYPES, *_SKIPPED_TYPES):
+                    raise SourceError(
+                        f"{path} holds {member.name}, which is no plain file (type "
+                        f"{member.type!r}); the official archive has no such thing: download it "
+                        "again"
+                    )
         except DamagedTarError as error:
             raise SourceError(
-                f"{_describe(root, place)} is damaged, {error}: download it again"
+                f"{place.describe(root)} is damaged, {error}: download it again"
             ) from None
-
-
-def _is_file(member: Member, handle: int, path: Path) -> bool:
-    if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        return not _last(member.name).startswith(".")
-    if member.type == tarfile.XHDTYPE:
-        fields = os.pread(handle, member.num_bytes, member.offset)
-        is_harmless = b" path=" not in fields and b" size=" not in fields
-    else:
-        is_harmless = member.type in (tarfile.DIRTYPE, tarfile.XGLTYPE)
-    if not is_harmless:
-        raise SourceError(
-            f"{path} holds {member.name}, which is no plain file (type {member.type!r}); the "
-            "official archive has no such thing: download it again"
-        )
-    return False
 
 
 def _list_classes(root: Path, places: Mapping[str, _Place], *, is_train: bool) -> SampleTable:
@@ -236,63 +175,26 @@ def _list_classes(root: Path, places: Mapping[str, _Place], *, is_train: bool) -
 
 def _list(root: Path, place: _Place, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Key and locator of every image in a place; keys must begin with `prefix`."""
+    if (root / place.name).is_dir():
+        files = ((name, f"{place.name}/{name}") for name in list_files(root / place.name))
+    else:
+        files = (
+            (name, f"{place.name}:{member.offset}+{member.num_bytes}:{name}")
+            for name, member in _members(root, place)
+        )
     is_empty = True
-    for name, locator in _files(root, place):
+    for name, locator in files:
         key = name.partition(".")[0]
         is_key = KEY_PATTERN.fullmatch(key) and len(key) <= MAX_KEY_LENGTH
         if not (is_key and key.startswith(prefix)) or ":" in name:  # which locators are cut at
             raise SourceError(
-                f"{_describe(root, place)} holds {name!a}; expected names like "
+                f"{place.describe(root)} holds {name!a}; expected names like "
                 f"{prefix or 'ILSVRC2012_val_'}00000001.JPEG"
             )
         is_empty = False
         yield key, locator
     if is_empty:
-        raise SourceError(f"{_describe(root, place)} holds no image: download it again")
-
-
-def _files(root: Path, place: _Place) -> Iterator[tuple[str, str]]:
-    """Name and locator of every file in a place."""
-    if isinstance(place, str):
-        for name in list_files(root / place):
-            yield name, f"{place}/{name}"
-        return
-    for member in _members(root, place):
-        name = _last(member.name)
-        yield name, f"{place.name}:{member.offset}+{member.num_bytes}:{name}"
-
-
-def _last(path: str) -> str:
-    """The name at the end of a member's path."""
-    return path.rpartition("/")[2]
-
-
-def _describe(root: Path, place: _Place) -> str:
-    if isinstance(place, str):
-        return str(root / place)
-    if place == _whole(root, place.name):
-        return str(root / place.name)
-    return f"{root / place.name}, bytes {place.start} to {place.stop},"
-
-
-def _check_train(path: Path, wnids: tuple[str, ...], samples: SampleTable, devkit: Devkit) -> None:
-    """Compare the training images with what the devkit says of them."""
-    if different := set(wnids) ^ set(devkit.num_train_images):
-        raise SourceError(
-            f"the classes of {path} and of the devkit differ: {name_some(different)} in only one "
-            "of them; give files of one release"
-        )
-    counts = dict(zip(wnids, samples.count_labels(len(wnids)), strict=True))
-    wrong = [
-        f"{wnid} has {counts[wnid]} of {expected}"
-        for wnid, expected in devkit.num_train_images.items()
-        if counts[wnid] != expected
-    ]
-    if wrong:
-        raise SourceError(
-            f"{path} has other numbers of images than the devkit says ({name_some(wrong)}): it is "
-            "not whole, or holds copies; convert a subset as 'folder'"
-        )
+        raise SourceError(f"{place.describe(root)} holds no image: download it again")
 
 
 def _list_val(root: Path, name: str, wnids: tuple[str, ...], devkit: Devkit | None) -> SampleTable:
@@ -301,15 +203,11 @@ def _list_val(root: Path, name: str, wnids: tuple[str, ...], devkit: Devkit | No
     truth = read_truth(root, devkit)
     places = {} if path.is_file() else _find_classes(root, name)
     if not places:
-        return _label_flat(root, _whole(root, name) if path.is_file() else name, wnids, truth)
-    if different := set(places) ^ set(wnids):
-        raise SourceError(
-            f"the classes of {path} and of the training images differ: {name_some(different)} in "
-            "only one of them"
-        )
+        return _label_flat(root, name, wnids, truth)
+    check_same(f"the classes of {path} and of the training images", places, wnids)
     samples = _list_classes(root, places, is_train=False)
     if truth is not None:
-        _check_keys(path, set(samples.keys()), truth)
+        check_same(f"the images of {path} and of the ground truth", samples.keys(), truth)
         wrong = [sample.key for sample in samples if wnids[sample.label] != truth[sample.key]]
         if wrong:
             raise SourceError(
@@ -320,30 +218,22 @@ def _list_val(root: Path, name: str, wnids: tuple[str, ...], devkit: Devkit | No
 
 
 def _label_flat(
-    root: Path, place: _Place, wnids: tuple[str, ...], truth: Mapping[str, str] | None
+    root: Path, name: str, wnids: tuple[str, ...], truth: Mapping[str, str] | None
 ) -> SampleTable:
     """Validation images that lie side by side: `truth` has the WNID of each."""
-    path = root / (place if isinstance(place, str) else place.name)
     if truth is None:
         raise SourceError(
-            f"{path} does not tell classes: put {DEVKIT_NAME}.tar.gz (or Kaggle's {SOLUTION_NAME}) "
-            f"into {root}; the ground-truth file alone is not enough, as its numbers are the "
-            "devkit's own"
+            f"{root / name} does not tell classes: put {DEVKIT_NAME}.tar.gz (or Kaggle's "
+            f"{SOLUTION_NAME}) into {root}; the ground-truth file alone is not enough, as its "
+            "numbers are the devkit's own"
         )
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     if unknown := set(truth.values()) - set(labels):
         raise SourceError(
-            f"the ground truth of {path} names classes that have no training images: "
+            f"the ground truth of {root / name} names classes that have no training images: "
             f"{name_some(unknown)}"
         )
-    files = list(_list(root, place))
-    _check_keys(path, {key for key, _ in files}, truth)
+    files = list(_list(root, _Place(name)))
+    keys = (key for key, _ in files)
+    check_same(f"the images of {root / name} and of the ground truth", keys, truth)
     return SampleTable(Sample(key, labels[truth[key]], locator) for key, locator in files)
-
-
-def _check_keys(path: Path, keys: set[str], truth: Mapping[str, str]) -> None:
-    if different := keys ^ set(truth):
-        raise SourceError(
-            f"{path} has {len(keys)} images and the ground truth has {len(truth)}: "
-            f"{name_some(different)} in only one of them"
-        )

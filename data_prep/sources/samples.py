@@ -59,8 +59,8 @@ class SampleTable:
 
     def repeated_keys(self) -> list[str]:
         """Keys that more than one sample has."""
-        keys = np.sort(self._key_array())
-        return [key.decode() for key in np.unique(keys[1:][keys[1:] == keys[:-1]])]
+        keys, counts = np.unique(self._key_array(), return_counts=True)
+        return [key.decode() for key in keys[counts > 1]]
 
     def _key_array(self) -> npt.NDArray[np.bytes_]:
         width = max(map(len, self.keys()), default=1)

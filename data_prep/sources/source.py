@@ -1,16 +1,23 @@
 """Where raw images come from: what every source is.
 
 A source is a function that returns a `Source`: all samples by split, and a reader of one sample.
-To add one, write such a function and give it its command in `__main__`.
+To add one, write such a function and give it its command in `data_prep.sharding`.
 """
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
+import io
+import logging
 import os
-from collections.abc import Iterable, Mapping
+import re
+import tarfile
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +26,8 @@ import numpy.typing as npt
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import Pixels
 from data_prep.sources.samples import Sample, SampleTable
+
+_log = logging.getLogger(__name__)
 
 RawImage = bytes | Pixels
 """The content of an image file of any format, or pixels."""
@@ -57,8 +66,6 @@ class Source:
     default_encoding: Encoding
     default_size: int | None = None
     """Height and width for an encoding that needs one size, where the images have many."""
-    is_replaceable: bool = True
-    """Whether images are read from what may be another thing the next time."""
 
     def pick(self, split: str, rows: npt.NDArray[np.intp]) -> list[Sample]:
         """The samples in these rows of a split."""
@@ -66,11 +73,52 @@ class Source:
         return [samples[row] for row in rows]
 
 
-def file_stamp(path: Path) -> int:
-    """64 bits of a file's size and the time it was written."""
-    found = path.stat()
-    text = f"{found.st_size} {found.st_mtime_ns}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+_IN_ARCHIVE = re.compile(r"(.+\.tar):(\d+)\+(\d+):[^:]+")
+"""Locator of an image in an archive: the archive, offset and length of its content, its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """Reads images below `root`: files, and members of archives by their position."""
+
+    root: Path
+
+    def read(self, sample: Sample) -> RawImage:
+        match = _IN_ARCHIVE.fullmatch(sample.locator)
+        if match is None:
+            return (self.root / sample.locator).read_bytes()
+        path, offset, num_bytes = self.root / match[1], int(match[2]), int(match[3])
+        with path.open("rb", buffering=0) as file:
+            content = os.pread(file.fileno(), num_bytes, offset)
+        if len(content) != num_bytes:
+            raise OSError(errno.EIO, f"it ends in or before {sample.locator}", str(path))
+        return content
+
+    def stamp(self, sample: Sample) -> int:
+        """Of the size of the file, or of the archive, and of the time when it was written."""
+        match = _IN_ARCHIVE.fullmatch(sample.locator)
+        found = (self.root / (sample.locator if match is None else match[1])).stat()
+        text = f"{found.st_size} {found.st_mtime_ns}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def choose(root: Path, split: str, names: Sequence[str]) -> str:
+    """The first of the `names` that the folder `root` has, which is where the split lies.
+
+    Warns of the others that are there, too. Raises `SourceError` if there is none.
+    """
+    if not root.is_dir():
+        raise SourceError(
+            f"--input {root} is not a folder; expected one that holds {' or '.join(names)}"
+        )
+    found = [name for name in names if (root / name).exists()]
+    if not found:
+        raise SourceError(f"--input {root} has no {' or '.join(names)}")
+    for other in found[1:]:
+        _log.warning(
+            "%s is left out: the split '%s' is read from %s", root / other, split, found[0]
+        )
+    return found[0]
 
 
 def list_files(folder: Path) -> list[str]:
@@ -93,9 +141,42 @@ def list_files(folder: Path) -> list[str]:
     return sorted(entry.name for entry in visible)
 
 
-def name_some(names: Iterable[str], num_names: int | None = None) -> str:
-    """The first of the names, and how many more there are: of `num_names`, if not all are given."""
+def read_files(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Content by name of files in the folder `path`, or anywhere in the .tar.gz `path`.
+
+    Raises `SourceError` if the archive is damaged or any file is missing.
+    """
+    if path.is_dir():
+        found = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+    else:
+        try:
+            content = gzip.decompress(path.read_bytes())  # to its end, where the checksum is
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+                found = {
+                    PurePosixPath(member.name).name: content[member.offset_data :][: member.size]
+                    for member in archive
+                    if member.isreg() and PurePosixPath(member.name).name in names
+                }
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            raise SourceError(f"{path} cannot be unpacked ({error}): download it again") from None
+    if missing := sorted(set(names) - set(found)):
+        raise SourceError(
+            f"{path} has no {', '.join(missing)}: is it another data set, or not whole?"
+        )
+    return found
+
+
+def check_same(what: str, names: Iterable[str], others: Iterable[str]) -> None:
+    """Raise `SourceError` if one of the two has a name that the other lacks."""
+    if different := set(names) ^ set(others):
+        raise SourceError(
+            f"{what} differ: {name_some(different)} in only one of them; give both the same"
+        )
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first of the names, and how many more there are."""
     names = sorted(names)
-    num_more = (num_names or len(names)) - _MAX_NAMED
+    num_more = len(names) - _MAX_NAMED
     more = f" and {num_more} more" if num_more > 0 else ""
     return ", ".join(names[:_MAX_NAMED]) + more

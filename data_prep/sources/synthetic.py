@@ -80,7 +80,6 @@ def make_synthetic(*, seed: int, size: int, num_train: int, num_val: int) -> Sou
         splits={split: _samples(split, count) for split, count in counts.items()},
         reader=Painter(seed=seed, size=size),
         default_encoding="rgb",
-        is_replaceable=False,
     )
 
 

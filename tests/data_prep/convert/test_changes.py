@@ -44,8 +44,8 @@ def test_an_image_that_is_replaced_is_named(
         shutil.copy(raw / "val/cat/0000.jpg", raw / f"val/dog/{name}.jpg")
     assert shard("folder", raw, output) == 1
     assert capsys.readouterr().err == (
-        f"error: 3 images in finished shards of {output} were replaced since "
-        "(train/dog/0001.jpg, val/dog/0000.jpg, val/dog/0001.jpg): put them back, give another "
+        f"error: images in finished shards of {output} were replaced since (train/dog/0001.jpg, "
+        "val/dog/0000.jpg, val/dog/0001.jpg), 3 in all: put them back, give another "
         "--output or empty this one, or keep these shards as they are with --ignore-changes\n"
     )
     assert shard("folder", raw, output, "--ignore-changes") == 0
@@ -87,13 +87,13 @@ def test_a_conversion_does_not_mix_old_and_new(
     for division in divisions:
         assert shard("folder", raw, output, *division) == 1
         errors = capsys.readouterr().err
-        assert f"15 images in finished shards of {output} were replaced since" in errors
-        assert ".jpg and 10 more): put them back" in errors
+        assert f"images in finished shards of {output} were replaced since" in errors
+        assert ".jpg and 10 more), 15 in all: put them back" in errors
     assert {**hash_tree(output), **made} == hash_tree(output)
     assert shard("folder", raw, output, *divisions[1], "--ignore-changes") == 0
     assert main(["merge", str(output)]) == 0
     assert shard("folder", raw, output) == 1
-    assert "15 images" in capsys.readouterr().err
+    assert "15 in all" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -108,7 +108,8 @@ def test_an_archive_that_is_replaced_is_named(
     assert shard("imagenet", raw, output, *classes) == 1
     num_images = sum(map(len, data.train.values()))
     errors = capsys.readouterr().err
-    assert f"{num_images} images in finished shards of {output} were replaced" in errors
+    assert f"images in finished shards of {output} were replaced since" in errors
+    assert f"), {num_images} in all: " in errors
     assert f"({TRAIN_NAME}:" in errors
 
 
@@ -126,7 +127,9 @@ def test_of_cifar_the_pixels_count_and_not_the_files(
     write_archive(raw, "cifar-10-batches-py", {**files, "data_batch_2": dumps(batch)})
     assert open_cifar10(raw).splits["train"].count_labels(5) == [20] * 5
     assert shard("cifar10", raw, output) == 1
-    assert f"1 image in finished shards of {output} was replaced" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"images in finished shards of {output} were replaced since (" in errors
+    assert "), 1 in all: " in errors
 
 
 @pytest.mark.slow

@@ -153,17 +153,9 @@ class HungryReader:
 
 def test_want_of_memory_is_one_sentence(tmp_path: Path) -> None:
     source = replace(open_folder(write_folder(tmp_path / "raw")), reader=HungryReader())
-    options = Options(
-        encoding="jpeg",
-        size=None,
-        jpeg_quality=95,
-        samples_per_shard=4,
-        seed=0,
-        num_workers=1,
-        max_reject_ratio=0,
-    )
+    options = Options(shards=tmp_path / "out", samples_per_shard=4, workers=1, max_reject_ratio=0)
     with pytest.raises(ConversionError, match=r"ran out of memory; .* fewer than --workers 1"):
-        convert(source, tmp_path / "out", options, io.StringIO())
+        convert(source, options, io.StringIO())
 
 
 @pytest.mark.slow

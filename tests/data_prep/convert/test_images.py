@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.convert.decoding import (
-    REJECTED,
-    REWRITTEN,
-    RejectedImage,
-    RejectReason,
-    RewriteReason,
-)
+from data_prep.convert.decoding import RejectedImage, RejectReason, RewriteReason
 from data_prep.convert.images import store
 from data_prep.shard_set.manifest import ENCODINGS, Encoding
 from tests.data_prep.raw_data import (
@@ -200,7 +195,6 @@ ODD_PNGS = {
     "a large profile": lambda: with_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(3 << 20))),
     "a text with a wrong checksum": lambda: with_chunk(b"tEXt", b"a\0b").replace(b"a\0b", b"a\0c"),
     "no end": lambda: encode(PICTURE, "PNG")[:-12],
-    "no checksum of its pixels": lambda: encode(PICTURE, "PNG")[:-14],
     "something after the end": lambda: encode(PICTURE, "PNG") + b"x" * 500,
 }
 
@@ -262,8 +256,8 @@ def test_a_rejection_says_what_is_wrong_and_what_to_do(
 
 
 def test_every_reason_is_tested() -> None:
-    assert {*CONVERTED, "resized"} == set(REWRITTEN)
-    assert set(BAD) == set(REJECTED)
+    assert {*CONVERTED, "resized"} == set(get_args(RewriteReason))
+    assert set(BAD) == set(get_args(RejectReason))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.convert.assignment import ShardName
-from data_prep.convert.merge import merge
-from data_prep.convert.output import ConversionError
+from data_prep.convert.conversion import merge
+from data_prep.convert.output import ConversionError, record_path
 from data_prep.convert.shard import find_record
 from data_prep.shard_set.files import remove_leftovers
 from data_prep.shard_set.manifest import read_manifest
@@ -40,10 +40,11 @@ def command(
 def two_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tasks 0 and 2 have done their parts of `synthetic`; the second shard is missing."""
     output = tmp_path_factory.mktemp("parts") / "shards"
-    for task, said in ((0, "2 shards of task 0 of 3 are"), (2, "1 shard of task 2 of 3 is")):
+    for task, num_shards in ((0, 2), (2, 1)):
         result = run_cli(*command(output, task, *SYNTHETIC_OPTIONS))
         assert result.returncode == 0, result.stderr
-        assert f": {said} there (" in result.stdout
+        said = f": task {task} of 3 has written its shards, {num_shards} in all ("
+        assert said in result.stdout
     assert sorted(path.name for path in output.glob("*.tar")) == [
         "train-000000.tar",
         "train-000002.tar",
@@ -93,7 +94,7 @@ def test_merge_says_what_is_missing_and_who_makes_it(parts: Path) -> None:
     result = run_cli("merge", parts)
     assert result.returncode == 1
     assert result.stderr == (
-        "error: 2 of 5 shards are missing or cut off (train-000001.tar, val-000001.tar): "
+        "error: of 5 shards these are missing or cut off: train-000001.tar, val-000001.tar; "
         "run the shard command again with --num-tasks 3 --task 1\n"
     )
     assert hash_tree(parts) == before
@@ -106,7 +107,7 @@ def test_merge_notices_what_was_lost_since(parts: Path, synthetic: Path) -> None
     for path, keep in ((tar, -1), (tar, 0), (record, -1), (record, 0)):
         content = path.read_bytes()
         path.write_bytes(content[:keep])
-        with pytest.raises(ConversionError, match=r"1 of 5 shards is .* \(val-000000\.tar\): "):
+        with pytest.raises(ConversionError, match=r"of 5 shards these .* off: val-000000\.tar; "):
             merge(parts, max_reject_ratio=0)
         path.unlink()
         with pytest.raises(ConversionError, match=r"with --num-tasks 3 --task 0$"):
@@ -120,14 +121,14 @@ def test_merge_notices_what_was_lost_since(parts: Path, synthetic: Path) -> None
 
 @pytest.mark.slow
 def test_any_damage_of_a_record_is_noticed(parts: Path) -> None:
-    records, name = parts / ".conversion", ShardName("train", 0)
-    path = records / name.record_filename
-    content, record = path.read_bytes(), find_record(parts, records, name)
+    name = ShardName("train", 0)
+    path = record_path(parts, name)
+    content, record = path.read_bytes(), find_record(parts, name)
     for place in range(content.index(b"PK\1\2"), len(content)):  # what no checksum covers
         for change in (1, 8, 64):
             changed = bytes([content[place] ^ change])
             path.write_bytes(content[:place] + changed + content[place + 1 :])
-            found = find_record(parts, records, name)
+            found = find_record(parts, name)
             assert found is None or repr(found) == repr(record), place
 
 

@@ -129,12 +129,12 @@ def lose_names(files: Files) -> None:
     ("spoil", "message"),
     [
         (forbid, "data_batch_2 cannot be read: it asks for builtins.eval"),
-        (remove_batch, "has no data_batch_3; expected the files of cifar-10-python.tar.gz"),
+        (remove_batch, "has no data_batch_3: is it another data set, or not whole"),
         (cut_batch, "test_batch cannot be read"),
         (lose_labels, "test_batch is not a batch of cifar10"),
-        (change_shape, "test_batch does not hold one uint8 image of 3072 bytes a label"),
-        (raise_label, "labels up to 5; expected as many of both, at least one, from 0 to 4"),
-        (empty_batch, "test_batch has 0 names and 0 labels"),
+        (change_shape, r"images uint8\[20, 3000\], 20 names .* expected .* as uint8\[n, 3072\]"),
+        (raise_label, "labels up to 5; expected .* with labels from 0 to 4"),
+        (empty_batch, "0 names and 0 labels .*; expected as many of each, at least one"),
         (lose_names, "batches.meta of .* holds no list of class names"),
     ],
 )
@@ -148,9 +148,7 @@ def test_damaged_archive_is_refused(
 
 
 def test_wrong_archive_is_refused(archive: Path) -> None:
-    with pytest.raises(
-        SourceError, match=r"has no meta, test, train; expected the files of cifar-1"
-    ):
+    with pytest.raises(SourceError, match="has no meta, test, train: is it another data set"):
         open_cifar100(archive)
 
 

@@ -105,11 +105,6 @@ def unpacked_with_devkit(root: Path) -> None:
     write_devkit(root, DATA)
 
 
-def packed_with_loose_ground_truth(root: Path) -> None:
-    write_archives(root, DATA)
-    (root / GROUND_TRUTH_NAME).write_bytes(DATA.ground_truth)
-
-
 def folder_of_inner_archives(root: Path) -> None:
     write_files(root / "train", {f"{wnid}.tar": tar(files) for wnid, files in DATA.train.items()})
     write_val_tree(root / "val", DATA)
@@ -146,7 +141,6 @@ LAYOUTS = [
     unpacked,
     unpacked_with_flat_val,
     unpacked_with_devkit,
-    packed_with_loose_ground_truth,
     folder_of_inner_archives,
     kaggle,
     packed_by_others,
@@ -168,7 +162,10 @@ def test_archive_goes_before_the_folder_unpacked_from_it(
     (tmp_path / "train").mkdir()
     with caplog.at_level(logging.WARNING):
         assert contents(open_small(tmp_path)) == expected_contents(DATA)
-    assert f"train is left out: the split 'train' is read from {TRAIN_NAME}" in caplog.text
+    assert (
+        f"{tmp_path / 'train'} is left out: the split 'train' is read from {TRAIN_NAME}"
+        in caplog.text
+    )
 
 
 def without(files: Mapping[str, bytes], name: str) -> dict[str, bytes]:
@@ -249,12 +246,6 @@ def keep_the_ground_truth_alone(root: Path) -> None:
     (root / GROUND_TRUTH_NAME).write_bytes(DATA.ground_truth)
 
 
-def change_the_loose_ground_truth(root: Path) -> None:
-    packed_with_loose_ground_truth(root)
-    other = replace(DATA, val_wnids=DATA.val_wnids[::-1])
-    (root / GROUND_TRUTH_NAME).write_bytes(other.ground_truth)
-
-
 def swap_val_folders(root: Path) -> None:
     unpacked_with_devkit(root)
     (root / "val/n11111111").rename(root / "val/x")
@@ -312,13 +303,6 @@ def endless_field_in_the_table(root: Path) -> None:
         file.write("x" * 200_000)
 
 
-def repeat_a_row_of_the_table(root: Path) -> None:
-    kaggle(root)
-    with (root / SOLUTION_NAME).open("a") as file:
-        for wnid in list(DATA.train)[:2]:
-            file.write(f"\nILSVRC2012_val_00000001,{wnid} 1 1 2 2")
-
-
 def contradict_the_table(root: Path) -> None:
     kaggle(root)
     write_devkit(root, replace(DATA, val_wnids=DATA.val_wnids[::-1]))
@@ -354,16 +338,6 @@ def name_too_long_for_a_shard(root: Path) -> None:
     (root / f"train/n11111111/n11111111_{'1' * 87}.JPEG").write_bytes(jpeg())
 
 
-def pipe_among_the_classes(root: Path) -> None:
-    unpacked(root)
-    os.mkfifo(root / "train/n55555555.tar")
-
-
-def broken_link_among_the_classes(root: Path) -> None:
-    unpacked(root)
-    (root / "val/n55555555").symlink_to("nowhere")
-
-
 def odd_name(root: Path) -> None:
     write_archives(root, DATA)
     (root / VAL_NAME).write_bytes(tar({"a picture.JPEG": jpeg()}))
@@ -382,31 +356,27 @@ def odd_name(root: Path) -> None:
         (count_from_zero, r"holds '0' in line 3.*; expected numbers from 1 to 4"),
         (blank_line_in_the_ground_truth, "holds '' in line 2.*; expected numbers from 1 to 4"),
         (endless_number_in_the_ground_truth, "holds '11111111111111111111' in line 10; expected"),
-        (cut_the_ground_truth, "has 9 images and the ground truth has 8: ILSVRC2012_val_00000009"),
-        (lose_a_val_image, "has 8 images and the ground truth has 9: ILSVRC2012_val_00000003"),
+        (cut_the_ground_truth, "and of the ground truth differ: ILSVRC2012_val_00000009 in only"),
+        (lose_a_val_image, "and of the ground truth differ: ILSVRC2012_val_00000003 in only"),
         (lose_the_devkit, f"does not tell classes: put {DEVKIT_NAME}.tar.gz"),
         (keep_the_ground_truth_alone, "the ground-truth file alone is not enough"),
-        (change_the_loose_ground_truth, "differ: remove the one that is wrong"),
         (swap_val_folders, "folders of other classes than the ground truth says"),
         (lose_a_val_folder, "differ: n11111111 in only one of them"),
-        (number_a_class_twice, "numbers its 4 classes in another way"),
-        (count_without_end, "meta.mat of the devkit lists no synsets"),
+        (number_a_class_twice, "and of the devkit differ: n11111111 in only one"),
+        (count_without_end, "meta.mat of the devkit cannot be read .*infinity"),
         (garble_the_meta, "meta.mat of the devkit cannot be read"),
-        (lose_the_meta, "the devkit in .* has no meta.mat"),
+        (lose_the_meta, f"{DEVKIT_NAME}.tar.gz has no meta.mat"),
         (cut_the_devkit, f"{DEVKIT_NAME}.tar.gz cannot be unpacked"),
         (garble_the_table, "LOC_val_solution.csv is not Kaggle's table"),
         (endless_field_in_the_table, "LOC_val_solution.csv is not Kaggle's table .*field larger"),
-        (repeat_a_row_of_the_table, r"different classes for one image \(ILSVRC2012_val_00000001\)"),
         (contradict_the_table, "LOC_val_solution.csv and the devkit differ"),
-        (no_train, f"has neither {TRAIN_NAME} nor a folder train/"),
+        (no_train, f"has no {TRAIN_NAME} or train or "),
         (other_files_among_the_classes, "train holds extra among its classes"),
         (long_names, r"holds \././@LongLink, which is no plain file \(type b'L'\)"),
-        (long_names_of_another_form, r"which is no plain file \(type b'x'\)"),
+        (long_names_of_another_form, "holds 'x+'; expected names like"),
         (odd_name, "holds 'a picture.JPEG'; expected names like ILSVRC2012_val_00000001.JPEG"),
         (colon_in_a_name, "holds 'ILSVRC2012_val_1.a:b.JPEG'; expected names like"),
         (name_too_long_for_a_shard, "holds 'n11111111_1+.JPEG'; expected names like"),
-        (pipe_among_the_classes, "n55555555.tar is a broken link or another thing"),
-        (broken_link_among_the_classes, "n55555555 is a broken link or another thing"),
         (Path.touch, "is not a folder; expected one that holds ILSVRC2012_img_train.tar"),
     ],
 )

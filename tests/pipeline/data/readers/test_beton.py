@@ -84,16 +84,14 @@ def imagenet(ffcv: FfcvProcess, tmp_path_factory: pytest.TempPathFactory) -> Pai
             target.mkdir(parents=True, exist_ok=True)
             (target / Path(member.name).name).write_bytes(file.read())
     options = Options(
-        encoding="jpeg",
-        size=None,
+        shards=folder / "shards",
         samples_per_shard=12,
         seed=3,
-        num_workers=1,
+        workers=1,
         max_reject_ratio=0,
-        jpeg_quality=95,
     )
     with (folder / "log").open("w") as log:
-        convert(open_folder(folder / "raw"), folder / "shards", options, log)
+        convert(open_folder(folder / "raw"), options, log)
     path = ffcv.write_beton(folder / "shards", folder / "out.beton")
     return Pair(folder / "shards", path)
 
