@@ -59,13 +59,10 @@ class ShardSamples:
         """An image and its label; fastest in order. Raises `ShardSetError` if it is damaged."""
         content = self._read(number)
         try:
-            height, width = self._codec.size_of(content)
+            size = self._codec.check_size(content, self._image_size)
         except ValueError as error:
             raise self._complaint(number, str(error)) from None
-        if self._image_size not in (None, (height, width)):
-            raise self._complaint(number, f"its image is {height}×{width}")
-        image = (height, width, content[len(self._header) :])
-        return image, int(self._index["label"][number])
+        return (*size, content[len(self._header) :]), int(self._index["label"][number])
 
     def _read(self, number: int) -> bytes:
         """The image member."""

@@ -46,6 +46,13 @@ class Codec:
     beton_mode: int | None = None
     """ffcv's number for it: 0 for JPEGs, 1 for pixels row by row; None if it knows none."""
 
+    def check_size(self, content: bytes, expected: tuple[int, int] | None) -> tuple[int, int]:
+        """`size_of` it; raises `ValueError`, too, if it is not the one that is expected."""
+        height, width = self.size_of(content)
+        if expected is not None and expected != (height, width):
+            raise ValueError(f"the image is {height}×{width}; expected {expected[0]}×{expected[1]}")
+        return height, width
+
     def header(self, size: tuple[int, int] | None) -> bytes:
         """What all members of a shard set begin with, and a `.beton` leaves out."""
         if not self.has_fixed_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,49 +90,34 @@ def _check_index(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[D
 
 def _check_contents(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[Damage]:
     """Read all samples: labels, checksums, and whether the images decode."""
-    index, checksums = check.index, check.checksums
-    if len(samples) != check.split.shard_lengths[check.number]:
-        index = checksums = None  # no telling which row is whose
-    damages = []
+    is_whole = len(samples) == check.split.shard_lengths[check.number]
     with check.path.open("rb") as file:
-        for row, members in enumerate(samples):
-            image, label = (
-                os.pread(file.fileno(), member.num_bytes, member.offset) for member in members
+        return [
+            Damage(check.path.name, what, members[0].key)
+            for row, members in enumerate(samples)
+            for what in _find_faults(
+                check,
+                row if is_whole else None,  # else there is no telling which row is whose
+                *(os.pread(file.fileno(), member.num_bytes, member.offset) for member in members),
             )
-            problems = [
-                _check_label(label, None if index is None else int(index["label"][row]), check),
-                _check_image(image, check.manifest)
-                or _check_sum(image, None if checksums is None else int(checksums[row])),
-            ]
-            damages += [
-                Damage(check.path.name, what, members[0].key)
-                for what in problems
-                if what is not None
-            ]
-    return damages
+        ]
 
 
-def _check_label(content: bytes, expected: int | None, check: ShardCheck) -> str | None:
-    num_classes = check.manifest.num_classes
-    if not content.isdigit() or len(content) > _MAX_DIGITS or int(content) >= num_classes:
-        return f"its label is {content[:20]!r}; expected a number below {num_classes}"
-    if expected is not None and int(content) != expected:
-        return f"its label is {int(content)}, in the index {expected}"
-    return None
-
-
-def _check_image(content: bytes, manifest: Manifest) -> str | None:
+def _find_faults(check: ShardCheck, row: int | None, image: bytes, label: bytes) -> Iterator[str]:
+    """What is wrong with a sample, which has this row of the index and the checksums."""
+    manifest = check.manifest
+    index, checksums = (None, None) if row is None else (check.index, check.checksums)
+    if not label.isdigit() or len(label) > _MAX_DIGITS or int(label) >= manifest.num_classes:
+        yield f"its label is {label[:20]!r}; expected a number below {manifest.num_classes}"
+    elif index is not None and int(label) != index["label"][row]:
+        yield f"its label is {int(label)}, in the index {index['label'][row]}"
     try:
-        pixels = codec_of(manifest.encoding).decode(content)
+        height, width, _ = codec_of(manifest.encoding).decode(image).shape
     except (MemoryError, ValueError) as error:
-        return f"its image does not decode: {error}"
-    size = (manifest.image_height, manifest.image_width)
-    if None not in size and pixels.shape[:2] != size:
-        return f"its image is {pixels.shape[0]}×{pixels.shape[1]}; expected {size[0]}×{size[1]}"
-    return None
-
-
-def _check_sum(content: bytes, expected: int | None) -> str | None:
-    if expected is not None and zlib.crc32(content) != expected:
-        return "its image is not the one that was written (CRC-32)"
-    return None
+        yield f"its image does not decode: {error}"
+        return
+    size = manifest.image_size
+    if size is not None and size != (height, width):
+        yield f"its image is {height}×{width}; expected {size[0]}×{size[1]}"
+    elif checksums is not None and zlib.crc32(image) != checksums[row]:
+        yield "its image is not the one that was written (CRC-32)"

@@ -93,15 +93,9 @@ class FileReader:
         """Content and size of a sample; raises `CorruptImage` if it is damaged."""
         content = self._index.read_verified(sample, cost)
         try:
-            size = self._codec.size_of(content)
+            return content, self._codec.check_size(content, self._index.image_size)
         except ValueError as error:
             raise CorruptImage(str(error)) from None
-        if self._index.image_size not in (None, size):
-            found, expected = (
-                "×".join(map(str, one)) for one in (size, self._index.image_size or ())
-            )
-            raise CorruptImage(f"the image is {found}; expected {expected}")
-        return content, size
 
     def _share_out(self, num_samples: int, work: Callable[[slice], ReadCost]) -> ReadCost:
         """Call `work` with parts of the batch at the same time; raises what it raises."""
