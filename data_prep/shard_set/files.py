@@ -73,21 +73,19 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BufferedRando
     # refuse.
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
     try:
-        made = temporary.open("x+b")
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
-        with made as file:
+        with temporary.open("x+b") as file:
             yield file
             file.flush()
             if durable:
                 sync(file.fileno())
         _rename(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
-            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            is_of_disk = error.filename is None and error.errno in NO_ROOM
+            if is_of_disk or error.filename == str(temporary):
+                error.filename = str(path)
         raise
     if durable:
         sync_directory(path.parent)
