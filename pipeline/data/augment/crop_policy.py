@@ -47,27 +47,36 @@ class CropPolicy:
     def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         """The boxes for N samples, whose images have these sizes: the same on any rank."""
         rows, columns = (np.full_like(heights, side) for side in self.output_size)
+        is_random = np.zeros(len(samples), np.bool_)
         match self.place:
             case "middle":
-                return _middle_boxes(heights, widths, rows, columns)
+                pass
             case "middle_square":
-                sides = np.minimum(heights, widths)
-                return _middle_boxes(heights, widths, sides, sides)
+                rows = columns = np.minimum(heights, widths)
             case "random":  # 33×33 places for 224 of 256, as in the 2012 code; the paper says 32×32
-                return self._random_boxes(samples, epoch, heights, widths, rows, columns)
+                is_random[:] = True
             case "random_resized":
-                return self._resized_boxes(samples, epoch, heights, widths)
+                rows, columns, is_random = self._draw_sizes(samples, epoch, heights, widths)
             case unknown:
                 assert_never(unknown)
+        tops, lefts = (heights - rows) // 2, (widths - columns) // 2
+        if is_random.any():
+            down = random_below(heights - rows + 1, self.seed, Stream.SHIFT_DOWN, epoch, samples)
+            right = random_below(
+                widths - columns + 1, self.seed, Stream.SHIFT_RIGHT, epoch, samples
+            )
+            tops, lefts = np.where(is_random, down, tops), np.where(is_random, right, lefts)
+        return CropBoxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
 
-    def _resized_boxes(
+    def _draw_sizes(
         self, samples: Indices, epoch: int, heights: Indices, widths: Indices
-    ) -> CropBoxes:
-        """A random share of the area at a random aspect ratio (Szegedy, arXiv 1409.4842).
+    ) -> tuple[Indices, Indices, npt.NDArray[np.bool_]]:
+        """Heights and widths of a random area and aspect ratio (Szegedy, arXiv 1409.4842).
 
         The rule is that of torchvision's RandomResizedCrop: up to ten draws of an area between
         `min_area` and all, uniform, and a ratio between 3/4 and 4/3, uniform in its logarithm; the
-        first one that fits, else the middle of the image at the nearest allowed ratio.
+        first one that fits, else the nearest allowed ratio, in the middle of the image. Whether one
+        fitted is returned too.
         """
         lots = random_uniforms(2 * _ATTEMPTS, self.seed, Stream.CROP_SHAPE, epoch, samples)
         shares, exponents = lots[:, :_ATTEMPTS], 2 * lots[:, _ATTEMPTS:] - 1
@@ -77,35 +86,12 @@ class CropPolicy:
         rows = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
         fits = (columns > 0) & (columns <= widths[:, None])
         fits &= (rows > 0) & (rows <= heights[:, None])
-        first, has_one = fits.argmax(axis=1)[:, None], fits.any(axis=1)
+        first, has_one = fits.argmax(axis=1)[:, None], np.asarray(fits.any(axis=1))
         nearest_rows = np.minimum(heights, np.rint(widths * _MAX_RATIO).astype(np.int64))
         nearest_columns = np.minimum(widths, np.rint(heights * _MAX_RATIO).astype(np.int64))
         rows = np.where(has_one, np.take_along_axis(rows, first, 1)[:, 0], nearest_rows)
         columns = np.where(has_one, np.take_along_axis(columns, first, 1)[:, 0], nearest_columns)
-        drawn = self._random_boxes(samples, epoch, heights, widths, rows, columns)
-        middle = _middle_boxes(heights, widths, rows, columns)
-        tops = np.where(has_one, drawn.tops, middle.tops)
-        lefts = np.where(has_one, drawn.lefts, middle.lefts)
-        return CropBoxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
-
-    def _random_boxes(
-        self,
-        samples: Indices,
-        epoch: int,
-        heights: Indices,
-        widths: Indices,
-        rows: Indices,
-        columns: Indices,
-    ) -> CropBoxes:
-        """Boxes of `rows` × `columns`; every place is equally likely."""
-        tops = random_below(heights - rows + 1, self.seed, Stream.SHIFT_DOWN, epoch, samples)
-        lefts = random_below(widths - columns + 1, self.seed, Stream.SHIFT_RIGHT, epoch, samples)
-        return CropBoxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
-
-
-def _middle_boxes(heights: Indices, widths: Indices, rows: Indices, columns: Indices) -> CropBoxes:
-    tops, lefts = (heights - rows) // 2, (widths - columns) // 2
-    return CropBoxes(tops=tops, lefts=lefts, heights=rows, widths=columns)
+        return rows, columns, has_one
 
 
 def training_crop_policy(

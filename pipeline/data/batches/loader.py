@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.data.augment.crops import CropWindows
-from pipeline.data.order.partition import BatchPlan, Indices
+from pipeline.data.order.partition import BatchPlan, Indices, epoch_order
 from pipeline.data.order.shard_needs import run_position
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.reading import ReadCost
@@ -80,7 +80,7 @@ def training_requests(
     for step in range(start_step, end_step):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
-            order = plan.order(seed, epoch)
+            order = epoch_order(plan.num_samples, seed, epoch, plan.shuffle)
         position = run_position(plan, step)
         for micro_batch in range(plan.accumulation_steps):
             parts = (

@@ -54,7 +54,11 @@ def load(reader: FileReader, requests: Iterable[Request], world: World) -> Resid
     """
     mine = stretch(reader.num_samples, world)
     with world.fail_together():
-        check_room(reader.num_samples, reader.image_shape, world, free_bytes(world))
+        if world.device.type == "cuda":
+            free = torch.cuda.mem_get_info(world.device)[0]
+        else:
+            free = host_free_bytes() // world.environment.local_world_size
+        check_room(reader.num_samples, reader.image_shape, world, free)
     images = torch.empty((len(mine), *reader.image_shape), dtype=torch.uint8, device=world.device)
     labels, damage = np.empty(len(mine), np.int64), ReadCost()
     with world.fail_together():
@@ -97,13 +101,6 @@ def check_room(
         f"{_MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, or "
         "another --data.reader"
     )
-
-
-def free_bytes(world: World) -> int:
-    """Memory that this rank may still take, on its device."""
-    if world.device.type == "cuda":
-        return torch.cuda.mem_get_info(world.device)[0]
-    return host_free_bytes() // world.environment.local_world_size
 
 
 def host_free_bytes(root: Path = Path("/")) -> int:

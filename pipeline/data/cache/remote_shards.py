@@ -40,8 +40,10 @@ class RemoteShards:
 
     def __init__(self, cache: ShardCache, folder: Path, split: Split) -> None:
         self._cache = cache
-        self._folder = folder
-        self._split = split
+        self._num_samples = split.num_samples
+        self._paths = [folder / name for name in split.filenames]
+        shards = zip(split.shard_bytes, split.shard_sha256, strict=True)
+        self._contents = [Content(num_bytes=size, sha256=sha256) for size, sha256 in shards]
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # holds what follows
@@ -76,7 +78,7 @@ class RemoteShards:
         """The `needs` that are not over yet, at most an epoch ahead."""
         for need in needs:
             with self._changed:
-                while not stop.is_set() and need.first >= self._position + self._split.num_samples:
+                while not stop.is_set() and need.first >= self._position + self._num_samples:
                     self._changed.wait(_LOOK_SECONDS)
                 if stop.is_set():
                     return
@@ -109,7 +111,7 @@ class RemoteShards:
         shard = need.shard
         try:
             with contextlib.ExitStack() as released:
-                kept = expect_use(self._path(shard))
+                kept = expect_use(self._paths[shard])
                 released.callback(os.close, kept)
                 os.close(self._open_shard(shard, stop, has_room))
                 with self._changed:
@@ -131,12 +133,8 @@ class RemoteShards:
     def _open_shard(
         self, shard: int, stop: threading.Event, has_room: Callable[[], None] | None = None
     ) -> int:
-        split = self._split
-        content = Content(num_bytes=split.shard_bytes[shard], sha256=split.shard_sha256[shard])
-        return self._cache.open_file(self._path(shard), content, stop, has_room)
-
-    def _path(self, shard: int) -> Path:
-        return self._folder / self._split.filenames[shard]
+        path, content = self._paths[shard], self._contents[shard]
+        return self._cache.open_file(path, content, stop, has_room)
 
     @contextlib.contextmanager
     def reading(self, shard: int) -> Iterator[int]:

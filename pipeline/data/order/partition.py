@@ -105,10 +105,6 @@ class BatchPlan:
         start = step % self.steps_per_epoch * self.global_batch_size
         return min(self.global_batch_size, self.num_samples - start)
 
-    def order(self, seed: int, epoch: int) -> Indices:
-        """The epoch's permutation of the sample numbers, `int64[num_samples]`."""
-        return epoch_order(self.num_samples, seed, epoch, self.shuffle)
-
     def positions(self, step: int, micro_batch: int, replica: int) -> range:
         """Which positions of the epoch's order one replica's micro-batch takes."""
         start = step % self.steps_per_epoch * self.global_batch_size

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.shard_set.manifest import Split
-from pipeline.data.order.partition import BatchPlan, Indices
+from pipeline.data.order.partition import BatchPlan, Indices, epoch_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def training_needs(
         begin = plan.positions(step, 0, 0).start
         end = plan.positions(stop - 1, 0, 0).start + plan.samples_in_step(stop - 1)
         offset = epoch * plan.num_samples + begin
-        for need in shard_needs(plan.order(seed, epoch)[begin:end], shard_lengths):
+        order = epoch_order(plan.num_samples, seed, epoch, plan.shuffle)
+        for need in shard_needs(order[begin:end], shard_lengths):
             yield ShardNeed(need.shard, offset + need.first, offset + need.last)
         step = stop
 
