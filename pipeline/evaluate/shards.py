@@ -32,16 +32,29 @@ def open_shards(
     have different classes, or if the run's own cannot be read.
     """
     config = _with_shards(settings.config, shards, cache_dir)
-    found = own = open_data(config, device, resources)
-    if found.manifest_sha256 != settings.manifest_sha256:
-        own = _own_shards(run, settings, shards, cache_dir, device, resources)
-    if found.manifest.class_names != own.manifest.class_names:
+    found = open_data(config, device, resources)
+    if found.manifest_sha256 == settings.manifest_sha256:
+        return found, found
+    if shards is None:
         raise ValueError(
-            f"--shards {config.data.shards} has other classes than the shard set of {run.path}: "
-            f"{_first_difference(found.manifest.class_names, own.manifest.class_names)}; "
-            "give one with the same classes in the same order"
+            f"the shard set {config.data.shards} of the run {run.path} has changed since: give "
+            "--shards with the place where it is now, or another shard set with the same classes"
         )
-    return found, own
+    cache = cache_dir if settings.config.data.is_remote else None
+    config = _with_shards(settings.config, None, cache)
+    fault = "has changed since"
+    try:
+        own = open_data(config, device, resources)
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read ({sentence_of(error)})"
+    else:
+        if own.manifest_sha256 == settings.manifest_sha256:
+            _check_classes(found.manifest.class_names, own.manifest.class_names, shards, run)
+            return found, own
+    raise ValueError(
+        f"--shards {shards} is not the shard set that {run.path} was trained on, and that one, "
+        f"{config.data.shards}, {fault}: its class names and mean are needed, so put it back there"
+    )
 
 
 def _with_shards(config: Config, shards: str | None, cache_dir: str | None) -> Config:
@@ -54,38 +67,16 @@ def _with_shards(config: Config, shards: str | None, cache_dir: str | None) -> C
     return with_values(config, values, _FLAGS)
 
 
-def _own_shards(
-    run: RunDirectory,
-    settings: Settings,
-    shards: str | None,
-    cache_dir: str | None,
-    device: torch.device,
-    resources: contextlib.ExitStack,
-) -> Data:
-    """The shard set that the run was trained on: its classes, and its mean, are the network's."""
-    is_remote = settings.config.data.is_remote
-    config = _with_shards(settings.config, None, cache_dir if is_remote else None)
-    where = config.data.shards
-    try:
-        own = open_data(config, device, resources)
-        fault = "has changed since"
-        if own.manifest_sha256 == settings.manifest_sha256:
-            return own
-    except (OSError, ValueError) as error:
-        fault = f"cannot be read ({sentence_of(error)})"
-    if shards is None:
-        raise ValueError(
-            f"the shard set {where} of the run {run.path} {fault}: give --shards with the place "
-            "where it is now, or another shard set with the same classes"
-        )
+def _check_classes(
+    found: Sequence[str], expected: Sequence[str], shards: str, run: RunDirectory
+) -> None:
+    if found == expected:
+        return
+    difference = f"{len(found)} in place of {len(expected)}"
+    if len(found) == len(expected):
+        label = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+        difference = f"class {label} is {found[label]!r} in place of {expected[label]!r}"
     raise ValueError(
-        f"--shards {shards} is not the shard set that {run.path} was trained on, and that "
-        f"one, {where}, {fault}: its class names and mean are needed, so put it back there"
+        f"--shards {shards} has other classes than the shard set of {run.path}: {difference}; "
+        "give one with the same classes in the same order"
     )
-
-
-def _first_difference(found: Sequence[str], expected: Sequence[str]) -> str:
-    if len(found) != len(expected):
-        return f"{len(found)} in place of {len(expected)}"
-    label = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
-    return f"class {label} is {found[label]!r} in place of {expected[label]!r}"

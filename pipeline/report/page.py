@@ -95,10 +95,10 @@ def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[st
     else:
         names = shard_set.manifest.class_names
     matrix = confusion_matrix(predictions, len(names))
-    rows = class_rows(predictions, matrix, names)
+    cards = class_rows(predictions, matrix, names)
     examples = choose_examples(predictions, names)
-    samples = {row.example for row in rows} | {example.sample for example in examples}
-    images, image_fault = sample_uris(shard_set, sorted(samples))
+    samples = sorted({card.sample for card in (*cards, *examples)})
+    images, image_fault = sample_uris(shard_set, samples)
     small = len(names) <= _MAX_TABLE_CLASSES
     return {
         "class_names": names,
@@ -107,7 +107,7 @@ def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[st
         "matrix_shares": row_shares(matrix).tolist() if small else None,
         "heat_image": None if small else heat_image_uri(matrix),
         "pairs": confused_pairs(matrix, names, _MAX_CONFUSED_PAIRS),
-        "class_rows": rows,
+        "class_rows": cards,
         "examples": examples,
         "images": images,
         "image_fault": image_fault,

@@ -35,24 +35,13 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClassRow:
-    """What the images of one class were taken for."""
-
-    class_name: str
-    num_images: int
-    num_correct: int
-    example: int
-    """Sample number of the first image of the class."""
-    bars: tuple[Bar, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """One image with the classes that the network thought most probable."""
+class Card:
+    """An image with bars: what its class was taken for, or what the network thinks it is."""
 
     sample: int
+    """Number of the image in the split."""
     class_name: str
-    kind: str
+    note: str
     bars: tuple[Bar, ...]
 
 
@@ -69,9 +58,7 @@ def row_shares(matrix: Counts) -> npt.NDArray[np.float64]:
     return np.asarray(matrix / np.maximum(totals, 1))
 
 
-def class_rows(
-    predictions: Predictions, matrix: Counts, class_names: Sequence[str]
-) -> list[ClassRow]:
+def class_rows(predictions: Predictions, matrix: Counts, class_names: Sequence[str]) -> list[Card]:
     """The classes that have images; of more than `MAX_BARS` those with the lowest recall."""
     totals = matrix.sum(axis=1)
     classes = [int(label) for label in np.flatnonzero(totals)]
@@ -79,11 +66,10 @@ def class_rows(
         recall = np.diag(matrix) / np.maximum(totals, 1)
         classes = sorted(classes, key=lambda label: (recall[label], label))[:MAX_BARS]
     return [
-        ClassRow(
+        Card(
+            sample=int(np.argmax(predictions.labels == label)),  # the first of the class
             class_name=class_names[label],
-            num_images=int(totals[label]),
-            num_correct=int(matrix[label, label]),
-            example=int(np.argmax(predictions.labels == label)),
+            note=f"{matrix[label, label]:,} / {totals[label]:,} right",
             bars=_class_bars(matrix[label], label, class_names),
         )
         for label in classes
@@ -125,7 +111,7 @@ def confused_pairs(
     ]
 
 
-def choose_examples(predictions: Predictions, class_names: Sequence[str]) -> list[Example]:
+def choose_examples(predictions: Predictions, class_names: Sequence[str]) -> list[Card]:
     """The most confident of each kind, of different classes as far as possible.
 
     Where a kind has too few, the others take its places.
@@ -157,9 +143,7 @@ def _vary_classes(
     return [sample for *_, sample in sorted(turns)[:_NUM_EXAMPLES]]
 
 
-def _example(
-    predictions: Predictions, sample: int, kind: str, class_names: Sequence[str]
-) -> Example:
+def _example(predictions: Predictions, sample: int, kind: str, class_names: Sequence[str]) -> Card:
     label = int(predictions.labels[sample])
     classes = predictions.topk_classes[sample].tolist()
     probabilities = predictions.topk_probabilities[sample].tolist()
@@ -167,4 +151,5 @@ def _example(
         Bar(class_name=class_names[taken_for], share=share, is_right=taken_for == label)
         for taken_for, share in zip(classes, probabilities, strict=True)
     )
-    return Example(sample=sample, class_name=class_names[label], kind=kind, bars=bars)
+    note = kind if kind != "top k" else f"right only in the top {len(bars)}"
+    return Card(sample=sample, class_name=class_names[label], note=note, bars=bars)

@@ -224,7 +224,7 @@ def test_examples_are_distinct_and_counts_complete(
     names = [str(label) for label in range(num_classes)]
     examples = choose_examples(predictions, names)
     assert len({example.sample for example in examples}) == len(examples) == min(8, num_samples)
-    assert {example.kind for example in examples} >= {
+    assert {example.note for example in examples} >= {
         kind
         for kind, present in (
             ("right", (topk[:, 0] == labels).any()),
