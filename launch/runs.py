@@ -75,7 +75,7 @@ def status(options: StatusOptions) -> None:
 
 
 def describe(
-    run: RunDirectory, events: list[Event], run_status: RunStatus | None, now: float
+    run: RunDirectory, events: list[Event], run_status: RunStatus, now: float
 ) -> dict[str, str]:
     """What is known of a run, a line each; `now` is in Unix seconds."""
     state = _state(run_status, events)
@@ -90,7 +90,7 @@ def describe(
     step = max(row.step for row in rows)
     for start in of_type(rows, RunEvent)[-1:]:
         target = start.target_steps
-        if run_status is not None and state == "training":
+        if state == "training":
             step = max(step, _published_step(run_status))
         found["step"] = (
             f"{step:,} of {target:,} ({step / target:.1%}), on {counted(start.world_size, 'rank')}"
@@ -114,10 +114,11 @@ def describe(
     return found
 
 
-def _lost_ranks(error: str, run_status: RunStatus | None, now: float) -> str:
+def _lost_ranks(error: str, run_status: RunStatus, now: float) -> str:
     """The ranks that are gone, of a run that failed with this `error` because of them."""
-    ranks, host = () if run_status is None else run_status.ranks, socket.gethostname()
-    killed = [str(rank.writer.rank) for rank in ranks if rank.outcome(host, now) == "killed"]
+    host = socket.gethostname()
+    ranks = [rank for rank in run_status.ranks if rank.outcome(host, now) == "killed"]
+    killed = [str(rank.writer.rank) for rank in ranks]
     are = "rank {} was" if len(killed) == 1 else "ranks {} were"
     return f"{are.format(', '.join(killed))} killed" if killed else error.partition(" (")[0]
 
@@ -145,10 +146,10 @@ def stop(options: StopOptions) -> None:
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
 
 
-def _state(run_status: RunStatus | None, events: list[Event]) -> str:
-    if run_status is None:
-        return "has not started"
+def _state(run_status: RunStatus, events: list[Event]) -> str:
     match run_status.outcome:
+        case None:
+            return "has not started"
         case "running":
             begins = [start.time for start in of_type(events, RunEvent)]
             since = max((rank.writer.since for rank in run_status.ranks), default=0.0)
@@ -199,14 +200,14 @@ def _look_into_slurm(job: str) -> tuple[str, str, str] | None:
     return state, reason, nodes
 
 
-def _describe_job(job: str, run_status: RunStatus | None) -> str:
+def _describe_job(job: str, run_status: RunStatus) -> str:
     found = _look_into_slurm(job)
     if found is None:
         return "SLURM is not on this host"
     state, reason, nodes = found
     if state == "PENDING":
         return f"PENDING ({reason})"
-    if state == "FAILED" and run_status is not None and run_status.outcome == "stopped":
+    if state == "FAILED" and run_status.outcome == "stopped":
         return "ended, as the run was stopped"  # its exit code is a failure to SLURM
     return " on ".join(filter(None, (state, nodes))) or "not in the queue"
 

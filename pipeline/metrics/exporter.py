@@ -35,7 +35,7 @@ from pipeline.config.schema import MetricsConfig, Port
 from pipeline.metrics.addresses import LOOPBACK
 from pipeline.metrics.discovery import Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
-from pipeline.metrics.outcomes import KEPT_SECONDS, NodeOutcomes
+from pipeline.metrics.outcomes import KEPT_SECONDS
 from pipeline.metrics.pages import Identity, application, check_certificates, explained, listen
 from pipeline.run.directory import RunDirectory
 
@@ -114,22 +114,29 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
     host = socket.gethostname()
     run.metrics.mkdir(exist_ok=True)
     identity = Identity(run=run.name, run_dir=str(run.path.resolve()), node=host)
-    collector = NodeCollector(run.metrics, host)
-    registry = CollectorRegistry()
-    for source in (collector, NodeOutcomes(run, host), identity):
-        registry.register(source)
+    collector, registry = NodeCollector(run, host), CollectorRegistry()
+    registry.register(collector)
+    registry.register(identity)
     with explained(address, metrics):
         check_certificates(metrics)  # before another exporter leaves
     lock = run.metrics / f"exporter-{host}.lock"
     owner = f"exporter {identity.exporter}, process {os.getpid()}\n"
     with contextlib.suppress(OSError):  # a full disk
         lock.write_text(owner)
-    with locked(lock, wait_seconds=_LEAVE_SECONDS):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, wait_seconds=_LEAVE_SECONDS))
+        except BlockingIOError:
+            if _is_owner(lock, owner):
+                raise
+            return
         with explained(address, metrics):
-            port = listen(address, metrics, application(registry, identity))
+            server = listen(address, metrics, application(registry, identity))
+        held.callback(server.server_close)  # for a successor at this port
+        held.callback(server.shutdown)
         socket.setdefaulttimeout(_CLIENT_SECONDS)
         path = targets / f"{_target_name(run, targets)}-{identity.node}.json"
-        location = location_of(address, port, host)
+        location = location_of(address, server.server_port, host)
         scheme = "https" if metrics.exporter_certfile else "http"
         target = Target.of(path, identity, address=location, scheme=scheme)
         sys.stdout.write(f"serving {run.path} at {scheme}://{location}/metrics, target {path}\n")

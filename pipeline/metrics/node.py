@@ -6,65 +6,60 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-from pipeline.metrics.outcomes import of_newest_attempt
-from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file, read_writer
+from pipeline.metrics.outcomes import OutcomeFamilies, read_run_status
+from pipeline.metrics.rank_file import PATTERN, read_writer
+from pipeline.run.directory import RunDirectory
 
 
-class NodeCollector:
-    """What the ranks of a run on `host` published last in `directory`, and which of them are up.
+class NodeCollector(Collector):
+    """What the run's ranks on `host` published last, which of them are up, and how they stand.
 
-    A damaged file is left out and counted; the others are served all the same. A dead rank keeps
-    its last values until ranks of a later attempt run here.
+    If rank 0 is one of them, how the run stands, too. A damaged file is left out and counted; the
+    others are served all the same. A dead rank keeps its last values until a later attempt begins.
     """
 
-    def __init__(self, directory: Path, host: str) -> None:
-        self._directory = directory
+    def __init__(self, run: RunDirectory, host: str) -> None:
+        self._run = run
         self._host = host
         self._num_damaged = 0
         self._lock = threading.Lock()
 
     def collect(self) -> list[Metric]:
-        with self._lock:  # scrapes come in threads
-            now = time.time()
-            files = list(of_newest_attempt(self._read(), self._host, now))
-            damaged = CounterMetricFamily(
-                "alexnet_exporter_damaged_files",
-                "Times a damaged rank file was left out of a scrape",
-                value=self._num_damaged,
-            )
+        now, outcomes = time.time(), OutcomeFamilies()
         is_up = GaugeMetricFamily(
             "alexnet_rank_up",
             "1 while the rank's process runs and publishes",
             labels=("rank", "local_rank"),
         )
-        for file in files:
-            labels = (str(file.writer.rank), str(file.writer.local_rank))
-            is_up.add_metric(labels, float(file.is_up(now)))
-        return [*merge(file.families for file in files), is_up, damaged]
+        run_status = read_run_status(self._run, self._host, now)
+        own = [rank for rank in run_status.ranks if rank.writer.host == self._host]
+        for rank in own:
+            is_up.add_metric([*rank.labels.values()], float(rank.is_up(now)))
+            outcomes.add_rank(rank, rank.outcome(self._host, now))
+            if rank.writer.rank == 0:
+                outcomes.add_run(run_status.outcome)
+        with self._lock:  # scrapes come in threads
+            self._num_damaged += run_status.num_damaged
+            damaged = CounterMetricFamily(
+                "alexnet_exporter_damaged_files",
+                "Times a damaged rank file was left out of a scrape",
+                value=self._num_damaged,
+            )
+        return [*merge(rank.families for rank in own), is_up, damaged, *outcomes.all]
 
     def has_running_ranks(self) -> bool:
         """Whether a rank on this host is alive."""
-        for path in self._directory.glob(PATTERN):
+        for path in self._run.metrics.glob(PATTERN):
             with contextlib.suppress(OSError, ValueError):
                 writer = read_writer(path)
                 if writer.host == self._host and writer.is_running:
                     return True
         return False
-
-    def _read(self) -> list[RankFile]:
-        files: list[RankFile] = []
-        for path in sorted(self._directory.glob(PATTERN)):
-            try:
-                if read_writer(path).host == self._host:
-                    files.append(read_rank_file(path))
-            except (OSError, ValueError):
-                self._num_damaged += 1
-        return files
 
 
 def merge(expositions: Iterable[Iterable[Metric]]) -> list[Metric]:

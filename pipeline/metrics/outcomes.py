@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,20 +45,41 @@ _LATELY_SECONDS = 3600.0
 class RunStatus:
     """How a run stands; times are in Unix seconds."""
 
-    outcome: RunOutcome
+    outcome: RunOutcome | None
+    """None if it has never begun."""
     ended: float | None
     """None while it is running; of a killed one, the latest time at which it may have lived."""
     ranks: tuple[RankFile, ...]
     """Of the newest attempt, on all hosts."""
+    num_damaged: int
+    """Files of ranks that cannot be read."""
 
 
-def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus | None:
-    """How the run stands, as seen from `host`; None if it has never begun.
+def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus:
+    """How the run stands, as seen from `host`."""
+    files, num_damaged = [], 0
+    for path in sorted(run.metrics.glob(PATTERN)):
+        try:
+            files.append(read_rank_file(path))
+        except (OSError, ValueError):
+            num_damaged += 1
+    # A job restarted on fewer ranks does not overwrite the files of all its former ones.
+    begin = max((file.writer.since for file in files), default=0.0)
+    ranks = tuple(
+        file for file in files if file.heartbeat >= begin or file.outcome(host, now) == "running"
+    )
+    outcome, ended = _outcome_and_end(run, ranks, host, now)
+    return RunStatus(outcome=outcome, ended=ended, ranks=ranks, num_damaged=num_damaged)
 
-    The lock of the run directory and the ranks' files say whether it is at work: either is enough,
-    because some file systems have no locks across hosts, and a run may publish no metrics.
+
+def _outcome_and_end(
+    run: RunDirectory, ranks: Sequence[RankFile], host: str, now: float
+) -> tuple[RunOutcome | None, float | None]:
+    """The lock of the run directory and the ranks' files say whether the run is at work.
+
+    Either is enough, because some file systems have no locks across hosts, and a run may publish
+    no metrics.
     """
-    ranks = tuple(of_newest_attempt(_read_ranks(run), host, now))
     last = last_of_training(run.events)
     has_lock = is_locked(run)
     if isinstance(last, EndEvent):
@@ -66,50 +87,14 @@ def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus | Non
         # Rank 0 has written that row, by the clock by which it publishes.
         leaders = [rank.writer for rank in ranks if rank.writer.rank == 0]
         if is_left and not any(leader.since > last.time for leader in leaders):
-            return RunStatus(outcome=last.outcome, ended=last.time, ranks=ranks)
+            return last.outcome, last.time
     is_alive = has_lock or any(rank.outcome(host, now) == "running" for rank in ranks)
     if is_alive or (has_lock is None and not ranks):
-        return RunStatus(outcome="running", ended=None, ranks=ranks)
+        return "running", None
     signs = [rank.heartbeat + rank.max_silence_seconds for rank in ranks]
     with contextlib.suppress(FileNotFoundError):
         signs.append(run.events.stat().st_mtime)
-    return RunStatus(outcome="killed", ended=max(signs), ranks=ranks) if signs else None
-
-
-def _read_ranks(run: RunDirectory) -> Iterator[RankFile]:
-    for path in sorted(run.metrics.glob(PATTERN)):
-        with contextlib.suppress(OSError, ValueError):
-            yield read_rank_file(path)
-
-
-def of_newest_attempt(files: Iterable[RankFile], host: str, now: float) -> Iterator[RankFile]:
-    """Leave out ranks that were gone when the youngest began, as seen from `host`.
-
-    A job restarted on fewer ranks does not overwrite the files of all its former ones.
-    """
-    files = list(files)
-    begin = max((file.writer.since for file in files), default=0.0)
-    for file in files:
-        if file.heartbeat >= begin or file.outcome(host, now) == "running":
-            yield file
-
-
-class NodeOutcomes(Collector):
-    """How the run's ranks on `host` stand and, if rank 0 is one of them, the run."""
-
-    def __init__(self, run: RunDirectory, host: str) -> None:
-        self._run = run
-        self._host = host
-
-    def collect(self) -> list[Metric]:
-        now, families = time.time(), _Families()
-        if run_status := read_run_status(self._run, self._host, now):
-            for rank in run_status.ranks:
-                if rank.writer.host == self._host:
-                    families.add_rank(rank, rank.outcome(self._host, now))
-                    if rank.writer.rank == 0:
-                        families.add_run(run_status.outcome)
-        return families.all
+    return ("killed", max(signs)) if signs else (None, None)
 
 
 class RootOutcomes(Collector):
@@ -120,13 +105,15 @@ class RootOutcomes(Collector):
         self._host = host
 
     def collect(self) -> list[Metric]:
-        now, families = time.time(), _Families()
+        now, families = time.time(), OutcomeFamilies()
         for run in map(RunDirectory, sorted(self._root.iterdir())):
             run_status = None
             with contextlib.suppress(OSError):  # else it would hide the others
                 if run.path.is_dir() and _may_be_shown(run, now):
                     run_status = read_run_status(run, self._host, now)
-            if run_status is None or now - (run_status.ended or now) > KEPT_SECONDS:
+            if run_status is None or run_status.outcome is None:
+                continue
+            if now - (run_status.ended or now) > KEPT_SECONDS:
                 continue
             families.add_run(run_status.outcome, run=run.name)
             for rank in run_status.ranks:
@@ -144,7 +131,7 @@ def _may_be_shown(run: RunDirectory, now: float) -> bool:
     return max(times, default=0.0) > now - _LATELY_SECONDS or is_locked(run) is True
 
 
-class _Families:
+class OutcomeFamilies:
     """The two metrics, with a sample of each for every outcome."""
 
     def __init__(self) -> None:
@@ -152,15 +139,14 @@ class _Families:
         self._ranks = Metric(RANK_OUTCOME, "1 for how the rank stands, else 0", "gauge")
         self.all = [self._runs, self._ranks]
 
-    def add_run(self, outcome: RunOutcome, **labels: str) -> None:
+    def add_run(self, outcome: RunOutcome | None, **labels: str) -> None:
         _add(self._runs, outcome, labels)
 
     def add_rank(self, rank: RankFile, outcome: RunOutcome, **labels: str) -> None:
-        own = {"rank": str(rank.writer.rank), "local_rank": str(rank.writer.local_rank)}
-        _add(self._ranks, outcome, labels | own)
+        _add(self._ranks, outcome, labels | rank.labels)
 
 
-def _add(family: Metric, outcome: RunOutcome, labels: Mapping[str, str]) -> None:
+def _add(family: Metric, outcome: RunOutcome | None, labels: Mapping[str, str]) -> None:
     texts = {name: as_text(value) for name, value in labels.items()}
     for state in RUN_OUTCOMES:
         family.add_sample(family.name, texts | {"outcome": state}, float(state == outcome))

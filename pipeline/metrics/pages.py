@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
+from wsgiref.simple_server import WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
@@ -117,8 +118,8 @@ def check_certificates(metrics: MetricsConfig) -> None:
             context.load_verify_locations(metrics.exporter_client_cafile)
 
 
-def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> int:
-    """Serve `app` on the configured port, or the next free one, or any; return which.
+def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> WSGIServer:
+    """Serve `app` on the configured port, or the next free one, or any.
 
     Raises `OSError` if the address is not one of this host, or the port is not allowed.
     """
@@ -139,5 +140,5 @@ def listen(address: str, metrics: MetricsConfig, app: WSGIApplication) -> int:
                 raise
         else:
             server.set_app(app)
-            return int(server.server_port)
+            return server
     raise AssertionError("the last candidate serves or raises")

@@ -81,6 +81,10 @@ class RankFile:
     """The others."""
 
     @property
+    def labels(self) -> dict[str, str]:
+        return {"rank": str(self.writer.rank), "local_rank": str(self.writer.local_rank)}
+
+    @property
     def max_silence_seconds(self) -> float:
         """How long a rank may publish nothing."""
         return _MISSED_INTERVALS * self.writer.interval_seconds

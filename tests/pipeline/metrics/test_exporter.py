@@ -28,6 +28,7 @@ from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import RankFile, Writer, read_rank_file, render_rank_file
+from pipeline.run.directory import RunDirectory
 from tests.pipeline.monitoring import (
     REPOSITORY,
     address_of,
@@ -55,12 +56,13 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
-def publish(directory: Path, rank: int, num_samples: int = 0) -> Path:
+def publish(path: Path, rank: int, num_samples: int = 0) -> Path:
     """The file of a rank that lives in this process."""
     registry = CollectorRegistry()
     RankMetrics(rank, rank, registry).record_step(num_samples, {})
-    Publisher(directory, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
-    return directory / f"rank-{rank:05d}.prom"
+    run = RunDirectory(path)
+    Publisher(run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
+    return run.metrics / f"rank-{rank:05d}.prom"
 
 
 def rewrite(path: Path, **changes: object) -> None:
@@ -70,9 +72,9 @@ def rewrite(path: Path, **changes: object) -> None:
     path.write_bytes(f"# {json.dumps(fields)}\n".encode() + rest)
 
 
-def collect(directory: Path, name: str) -> dict[int, float]:
+def collect(path: Path, name: str) -> dict[int, float]:
     """Values by rank of one family, as the exporter would serve them."""
-    families = NodeCollector(directory, HOST).collect()
+    families = NodeCollector(RunDirectory(path), HOST).collect()
     family = next((f for f in families if f.name == name), None)
     return {int(s.labels["rank"]): s.value for s in family.samples} if family else {}
 
@@ -89,7 +91,7 @@ def test_eight_ranks_become_one_exposition(tmp_path: Path) -> None:
     for rank in range(8):
         publish(tmp_path, rank, num_samples=100 + rank)
     registry = CollectorRegistry()
-    registry.register(NodeCollector(tmp_path, HOST))
+    registry.register(NodeCollector(RunDirectory(tmp_path), HOST))
     text = generate_latest(registry)
     assert_clean_exposition(text)
     assert text.count(b"# TYPE alexnet_train_samples_total counter") == 1
@@ -126,13 +128,13 @@ def test_a_damaged_file_is_counted_and_leaves_the_others_alone(
     tmp_path: Path, damage: int | bytes
 ) -> None:
     """Half files, cut anywhere, and arbitrary bytes."""
-    if not (tmp_path / "rank-00001.prom").exists():
+    if not (tmp_path / "metrics/rank-00001.prom").exists():
         publish(tmp_path, 1, num_samples=7)
         (tmp_path / "whole").write_bytes(publish(tmp_path, 0).read_bytes())
     whole = (tmp_path / "whole").read_bytes()
     content = whole[: damage % len(whole)] if isinstance(damage, int) else damage
-    (tmp_path / "rank-00000.prom").write_bytes(content)
-    collector = NodeCollector(tmp_path, HOST)
+    (tmp_path / "metrics/rank-00000.prom").write_bytes(content)
+    collector = NodeCollector(RunDirectory(tmp_path), HOST)
     assert num_damaged(collector) == 1
     assert num_damaged(collector) == 2
     assert collect(tmp_path, "alexnet_train_samples") == {1: 7}
@@ -150,8 +152,8 @@ def test_a_damaged_body_is_reported(tmp_path: Path, body: bytes) -> None:
 
 
 def test_a_copied_file_does_not_double_a_rank(tmp_path: Path) -> None:
-    (tmp_path / "rank-00001.prom").write_bytes(publish(tmp_path, 0).read_bytes())
-    assert num_damaged(NodeCollector(tmp_path, HOST)) == 1
+    (tmp_path / "metrics/rank-00001.prom").write_bytes(publish(tmp_path, 0).read_bytes())
+    assert num_damaged(NodeCollector(RunDirectory(tmp_path), HOST)) == 1
     assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
 
 
@@ -159,7 +161,7 @@ def test_ranks_of_other_hosts_are_left_to_their_own_exporter(tmp_path: Path) -> 
     publish(tmp_path, 0)
     rewrite(publish(tmp_path, 1), host="elsewhere")
     assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
-    assert num_damaged(NodeCollector(tmp_path, HOST)) == 0
+    assert num_damaged(NodeCollector(RunDirectory(tmp_path), HOST)) == 0
 
 
 def test_a_reused_pid_is_not_the_rank(tmp_path: Path) -> None:
@@ -170,11 +172,11 @@ def test_a_reused_pid_is_not_the_rank(tmp_path: Path) -> None:
 def test_dead_ranks_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:
     """Two ranks died; the job came back with one: rank 1 is no missing rank, it is history."""
     heartbeat = read_rank_file(publish(tmp_path, 1)).heartbeat
-    rewrite(tmp_path / "rank-00001.prom", start_ticks=1)
+    rewrite(tmp_path / "metrics/rank-00001.prom", start_ticks=1)
     publish(tmp_path, 0)
-    rewrite(tmp_path / "rank-00000.prom", since=heartbeat - 1)
+    rewrite(tmp_path / "metrics/rank-00000.prom", since=heartbeat - 1)
     assert collect(tmp_path, "alexnet_rank_up") == {0: 1, 1: 0}
-    rewrite(tmp_path / "rank-00000.prom", since=heartbeat + 1)
+    rewrite(tmp_path / "metrics/rank-00000.prom", since=heartbeat + 1)
     assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
 
 

@@ -22,7 +22,6 @@ from pipeline.metrics import publisher as publisher_module
 from pipeline.metrics.families import exposition
 from pipeline.metrics.job import CHECKPOINT_KINDS, JobMetrics
 from pipeline.metrics.node import NodeCollector
-from pipeline.metrics.outcomes import NodeOutcomes
 from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
@@ -226,8 +225,7 @@ def test_the_page_lists_every_metric(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     fill(registry)
     run, host = RunDirectory(tmp_path), os.uname().nodename
-    metrics = run.metrics
-    Publisher(metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
+    Publisher(run.metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
     identity = Identity(run="run", run_dir=str(tmp_path), node="node")
     suffixes = {"counter": "_total", "info": "_info"}
     published = {
@@ -236,7 +234,7 @@ def test_the_page_lists_every_metric(tmp_path: Path) -> None:
             "gauge" if family.type == "info" else family.type,  # as Prometheus' format has it
             frozenset(label for sample in family.samples for label in sample.labels) - {"le"},
         )
-        for source in (registry, NodeCollector(metrics, host), NodeOutcomes(run, host), identity)
+        for source in (registry, NodeCollector(run, host), identity)
         for family in source.collect()
     }
     page = (REPOSITORY / "docs" / "metrics.md").read_text()

@@ -15,9 +15,9 @@ from typing import NoReturn
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import (
     KEPT_SECONDS,
-    NodeOutcomes,
     RootOutcomes,
     RunStatus,
     read_run_status,
@@ -46,19 +46,17 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def run_status(run: RunDirectory, host: str = HERE, in_seconds: float = 0.0) -> RunStatus:
-    found = read_run_status(run, host, time.time() + in_seconds)
-    assert found is not None
-    return found
+    return read_run_status(run, host, time.time() + in_seconds)
 
 
 def by_rank(run: RunDirectory) -> dict[tuple[str, ...], str]:
-    return served(NodeOutcomes(run, HERE), "alexnet_rank_outcome")
+    return served(NodeCollector(run, HERE), "alexnet_rank_outcome")
 
 
 @pytest.mark.slow
 def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
     """With one killed the run goes on, for all that can be known; then it is killed, then done."""
-    assert read_run_status(run, HERE, time.time()) is None
+    assert run_status(run).outcome is None
     with rank_process(run.path, 0) as leader, rank_process(run.path, 1) as victim:
         assert by_rank(run) == {("0", "0"): "running", ("1", "1"): "running"}
         first, second = (run.metrics / rank_file_name(rank) for rank in (0, 1))
@@ -71,7 +69,7 @@ def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
         leader.kill()
         leader.wait()
     assert set(by_rank(run).values()) == {"killed"}
-    assert served(NodeOutcomes(run, HERE), "alexnet_run_outcome") == {(): "killed"}
+    assert served(NodeCollector(run, HERE), "alexnet_run_outcome") == {(): "killed"}
     root = RootOutcomes(run.path.parent, HERE)
     assert served(root, "alexnet_run_outcome") == {("run",): "killed"}
     with rank_process(run.path, 0) as leader:
@@ -91,8 +89,8 @@ def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
     assert run_status(run, "elsewhere", soon).outcome == "running"
     found = run_status(run, "elsewhere", late)
     assert (found.outcome, found.ended) == ("killed", rank.heartbeat + 1)
-    assert served(NodeOutcomes(run, "elsewhere"), "alexnet_run_outcome") == {}
-    assert served(NodeOutcomes(run, "elsewhere"), "alexnet_rank_outcome") == {}
+    assert served(NodeCollector(run, "elsewhere"), "alexnet_run_outcome") == {}
+    assert served(NodeCollector(run, "elsewhere"), "alexnet_rank_outcome") == {}
 
 
 @pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
