@@ -1,29 +1,42 @@
-"""`python -m launch prometheus`: a Prometheus that finds every run under one directory."""
+"""`python -m launch prometheus`: a Prometheus that finds every run under one directory.
+
+The command also serves to it how these runs stand. It reads their run directories, so it knows runs
+whose processes or hosts are gone. Its page has another name for each directory: a Prometheus that
+watches another directory gets no answer.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import string
 import sys
+import threading
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from data_prep.shard_set.fields import Limit, within
 from data_prep.shard_set.files import write_atomically
-from launch import outcome_server
 from pipeline.metrics.discovery import drop_unanswered
+from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
 from pipeline.run.directory import RunDirectory
-
-DEFAULT_PORT = 9090
 
 _ADDRESS = "127.0.0.1"
 _DURATION = re.compile(r"[1-9][0-9]{0,5}(ms|s|m|h)")
@@ -47,9 +60,9 @@ class Options:
     """Then run Prometheus and serve outcomes, on loopback, until Ctrl-C."""
     serve_outcomes: bool = False
     """Then serve outcomes to a Prometheus that is started otherwise, until Ctrl-C."""
-    outcomes_port: _Port = outcome_server.DEFAULT_PORT
+    outcomes_port: _Port = 9752
     """The port of the outcomes; with --start another one if it is taken."""
-    port: _Port = DEFAULT_PORT
+    port: _Port = 9090
     """The port of Prometheus."""
 
 
@@ -68,11 +81,9 @@ def run(options: Options) -> None:
     with contextlib.ExitStack() as open_server:
         server, port = None, options.outcomes_port
         if options.start or options.serve_outcomes:
-            server = open_server.enter_context(
-                outcome_server.bind(root, port, or_any=options.start)
-            )
+            server = open_server.enter_context(bind_outcomes(root, port, or_any=options.start))
             port = server.server_port
-        page = outcome_server.page_of(root)
+        page = page_of(root)
         _write_config(output, render_config(targets, page, port, options.scrape_interval))
         targets.mkdir(exist_ok=True)
         for line in drop_unanswered(targets):
@@ -87,9 +98,9 @@ def run(options: Options) -> None:
         elif options.start:
             _start(command, options.port, server, targets)
         else:
-            sys.stdout.write(f"outcomes: http://{outcome_server.ADDRESS}:{port}{page}\n")
+            sys.stdout.write(f"outcomes: http://{_ADDRESS}:{port}{page}\n")
             sys.stdout.flush()
-            outcome_server.serve(server, targets)
+            _serve_outcomes(server, targets)
 
 
 def render_config(
@@ -108,7 +119,7 @@ def render_config(
     return string.Template(template).substitute(
         scrape_interval=scrape_interval,
         outcomes_page=outcomes_page,
-        outcomes_address=f"{outcome_server.ADDRESS}:{outcomes_port}",
+        outcomes_address=f"{_ADDRESS}:{outcomes_port}",
         # A JSON string is one of YAML too, if it escapes no character as two surrogates.
         targets=json.dumps(f"{targets}/*.json", ensure_ascii=False),
     )
@@ -147,7 +158,7 @@ def _start(command: list[str], port: int, outcomes: WSGIServer, targets: Path) -
     _check_port(port)
     sys.stdout.write(f"Prometheus: http://{_ADDRESS}:{port}\n")
     sys.stdout.flush()
-    outcome_server.serve_beside(outcomes, targets)
+    _serve_beside(outcomes, targets)
     os.execv(binary, command)
 
 
@@ -160,3 +171,71 @@ def _check_port(port: int) -> None:
         raise ValueError(
             f"Prometheus cannot listen on {_ADDRESS}:{port}: {error.strerror}; give another --port"
         ) from None
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape is no news."""
+
+
+def page_of(root: Path) -> str:
+    """The path of the page for runs below `root`."""
+    return f"/outcomes/{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
+
+
+def bind_outcomes(root: Path, port: int, *, or_any: bool) -> WSGIServer:
+    """A server of outcomes, which does not serve yet, on `port` or, if it is taken, on any.
+
+    Raises `OSError` if it can listen on none of these.
+    """
+    registry = CollectorRegistry()
+    registry.register(RootOutcomes(root, socket.gethostname()))
+    page = page_of(root)
+    metrics: WSGIApplication = make_wsgi_app(registry)
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == page:
+            return metrics(environ, start_response)
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"here are the outcomes of runs below {root}, at {page}\n".encode()]
+
+    try:
+        return make_server(_ADDRESS, port, answer, ThreadingWSGIServer, _Silent)
+    except OSError as error:
+        if not or_any or error.errno != errno.EADDRINUSE:
+            raise OSError(
+                f"cannot serve outcomes on {_ADDRESS}:{port}: {error.strerror}; "
+                "give another --outcomes-port"
+            ) from None
+        return make_server(_ADDRESS, 0, answer, ThreadingWSGIServer, _Silent)
+
+
+def _serve_outcomes(server: WSGIServer, targets: Path) -> None:
+    """Serve until the process ends."""
+    threading.Thread(target=keep_tidy, args=(targets,), daemon=True).start()
+    server.serve_forever()
+
+
+def keep_tidy(targets: Path) -> None:
+    """Remove targets that nobody answers for, now and then."""
+    while True:
+        time.sleep(KEPT_SECONDS)
+        drop_unanswered(targets)
+
+
+def _serve_beside(server: WSGIServer, targets: Path) -> None:
+    """Serve in a process of its own, until this one ends, or what it becomes by `exec`.
+
+    The new process waits for the end of a pipe that only this one keeps open, so it ends however
+    this one does. It ignores Ctrl-C, which a terminal sends to both.
+    """
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_serve_outcomes, args=(server, targets), daemon=True).start()
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    os.set_inheritable(writing, True)
+    server.server_close()

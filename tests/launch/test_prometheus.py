@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import outcome_server
+from launch import prometheus as prometheus_command
 from launch.__main__ import main
-from launch.outcome_server import page_of
-from launch.prometheus import render_config
+from launch.prometheus import page_of, render_config
 from pipeline.run.directory import RunDirectory
 from tests.pipeline.fake_run import RunHistory, start_fields
 from tests.pipeline.monitoring import (
@@ -203,9 +202,11 @@ def test_targets_that_nobody_answers_for_are_removed(
     assert prometheus(tmp_path) == 0
     assert not first.exists()
     assert f"removed {first}: no exporter of that run answers at 127.0" in capsys.readouterr().out
-    monkeypatch.setattr(outcome_server, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(prometheus_command, "KEPT_SECONDS", 0.0)
     second = write_target(tmp_path, "second")
-    threading.Thread(target=outcome_server.keep_tidy, args=(second.parent,), daemon=True).start()
+    threading.Thread(
+        target=prometheus_command.keep_tidy, args=(second.parent,), daemon=True
+    ).start()
     wait_for(lambda: not second.exists(), "the end of a target")
 
 
