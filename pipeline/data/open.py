@@ -51,7 +51,7 @@ from pipeline.data.order.shard_needs import (
 )
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.open import open_reader
-from pipeline.data.readers.reading import Damage, ReadCost
+from pipeline.data.readers.sample_index import Damage, ReadCost
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 

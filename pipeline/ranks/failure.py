@@ -21,7 +21,7 @@ The exceptions of the project. One sentence is told of those that are foreseen (
       InexactEvaluation pipeline.train.evaluation            a sample was not seen exactly once
     Exception           caught where it is expected; ends no command
       RejectedImage     data_prep.convert.decoding           an image that is left out
-      CorruptImage      pipeline.data.readers.reading        a damaged image; another stands in
+      CorruptImage      pipeline.data.readers.sample_index   a damaged image; another stands in
       FetchStopped      pipeline.data.cache.remote           a fetch that nobody waits for
 """
 

@@ -15,7 +15,7 @@ from pipeline.data.augment.crops import CropWindows
 from pipeline.data.order.partition import BatchPlan, Indices, epoch_order
 from pipeline.data.order.shard_needs import run_position
 from pipeline.data.readers.file_reader import FileReader
-from pipeline.data.readers.reading import ReadCost
+from pipeline.data.readers.sample_index import ReadCost
 
 
 @dataclass(kw_only=True, slots=True)

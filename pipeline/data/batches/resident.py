@@ -23,7 +23,7 @@ from pipeline.data.augment.crops import CropWindows, take_crops, to_device, whol
 from pipeline.data.batches.loader import Batch, Request
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader
-from pipeline.data.readers.reading import ReadCost
+from pipeline.data.readers.sample_index import ReadCost
 from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.world import World
 

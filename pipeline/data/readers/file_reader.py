@@ -17,8 +17,7 @@ from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.manifest import ShardSetError
 from pipeline.data.augment.crop_policy import CropPolicy, ImageSize
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.reading import CorruptImage, Damage, ReadCost
-from pipeline.data.readers.sample_index import SampleIndex
+from pipeline.data.readers.sample_index import CorruptImage, Damage, ReadCost, SampleIndex
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from data_prep.shard_set.pixels import MappedFile, copy_windows
 from pipeline.data.augment.crop_policy import CropBoxes, CropPolicy
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader
-from pipeline.data.readers.reading import CorruptImage, ReadCost
-from pipeline.data.readers.sample_index import SampleIndex
+from pipeline.data.readers.sample_index import CorruptImage, ReadCost, SampleIndex
 
 
 class PixelReader(FileReader):

@@ -29,7 +29,7 @@ from pipeline.data.order.partition import (
     sample_blocks,
 )
 from pipeline.data.readers.file_reader import FileReader
-from pipeline.data.readers.reading import ReadCost
+from pipeline.data.readers.sample_index import ReadCost
 
 DEADLINE_SECONDS = 30.0
 """After so long a thread is taken to hang."""

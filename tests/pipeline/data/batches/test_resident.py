@@ -23,7 +23,7 @@ from pipeline.data.batches.resident import (
 )
 from pipeline.data.order.partition import BatchPlan, sample_blocks
 from pipeline.data.readers.file_reader import FileReader
-from pipeline.data.readers.reading import ReadCost
+from pipeline.data.readers.sample_index import ReadCost
 from pipeline.ranks.world import World
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE, world_of_equals

@@ -26,7 +26,8 @@ from data_prep.shard_set.manifest import (
     read_manifest,
 )
 from data_prep.sources.folder import open_folder
-from pipeline.data.readers.beton import open_beton_index
+from pipeline.data.cache.shard_cache import ShardSet
+from pipeline.data.readers.open import open_beton_index
 from pipeline.data.readers.sample_index import SampleIndex
 from tests.ffcv_process import FfcvProcess
 from tests.pipeline.fake_run import make_images, write_shard_set
@@ -50,7 +51,7 @@ class Pair:
 
 @contextlib.contextmanager
 def open_index(path: Path, shards: Path, split: str) -> Iterator[SampleIndex]:
-    index = open_beton_index(path, shards, read_manifest(shards), split)
+    index = open_beton_index(path, ShardSet(shards, read_manifest(shards), None), split)
     with contextlib.closing(index.files):
         yield index
 

@@ -17,7 +17,7 @@ from pipeline.data.augment.crop_policy import evaluation_crop_policy
 from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.open import open_reader as open_split
-from pipeline.data.readers.reading import ReadCost
+from pipeline.data.readers.sample_index import ReadCost
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 NUM_SAMPLES = 30
