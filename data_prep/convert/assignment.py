@@ -1,4 +1,4 @@
-"""Who goes into which shard: pure functions."""
+"""Which sample goes into which shard: pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class ShardName:
-    """One of a split's shards, by its number."""
+    """A shard of a split."""
 
     split: str
     number: int
@@ -38,19 +38,19 @@ class Task:
         return f"task {self.number} of {self.num_tasks}"
 
     def pick(self, shards: Sequence[ShardName]) -> Sequence[ShardName]:
-        """Its own among all shards: every `num_tasks`-th."""
+        """The shards of this task: every `num_tasks`-th."""
         return shards[self.number :: self.num_tasks]
 
 
 def assign(keys: Iterable[str], *, seed: int, samples_per_shard: int) -> list[npt.NDArray[np.intp]]:
-    """Shuffle the unique `keys` by `seed` and cut them into shards: rows of `keys`, by shard.
+    """Shuffle the unique `keys` by `seed`; returns the rows of `keys` that go into each shard.
 
-    Every shard but the last has `samples_per_shard` samples. The order is by a hash of seed and
-    key, so it depends on nothing else: not on the order of `keys`, not on a random generator.
+    Every shard but the last has `samples_per_shard` samples. The order is that of a hash of seed
+    and key, and depends on nothing else.
     """
     hashes = bytearray()
     for key in keys:
         hashes += hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    words = np.frombuffer(hashes, ">u8").reshape(-1, 4)  # in their order the hashes are in theirs
+    words = np.frombuffer(hashes, ">u8").reshape(-1, 4)  # which sort as the hashes do
     order = np.lexsort(words.T[::-1])
     return [order[i : i + samples_per_shard] for i in range(0, len(order), samples_per_shard)]

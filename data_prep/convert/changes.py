@@ -1,8 +1,8 @@
-"""Raw images that were replaced since they were converted: how they are noticed.
+"""Notices raw images that were replaced since they were converted.
 
 While a conversion goes on, the record of each shard has the stamps of its images (see
-`sources.Reader`). Those of a finished shard set lie beside its folder, in SHARDS.inputs.npz: they
-say when files were written, and a shard set is to have the same bytes whenever it is made.
+`sources.Reader`). Those of a finished shard set lie beside its folder, in SHARDS.inputs.npz:
+stamps depend on when files were written, and the bytes of a shard set must not.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from data_prep.sources.source import Source, name_some
 _log = logging.getLogger(__name__)
 
 Stamps = npt.NDArray[np.uint64]
-"""One a planned sample of a shard, in the plan's order."""
+"""Of all samples planned for a shard, in their order."""
 Rows = Mapping[ShardName, npt.NDArray[np.intp]]
-"""Which rows of their split go into which shard."""
+"""The rows of the split that go into each shard."""
 
 _NUM_THREADS = 8
 """On network file systems each look at a file is a round trip."""
@@ -36,7 +36,7 @@ _NUM_THREADS = 8
 def check_unchanged(
     shards: Path, source: Source, rows: Rows, stamps: Mapping[ShardName, Stamps]
 ) -> None:
-    """Raise `ConversionError` if images of these shards are not those that the stamps are of."""
+    """Raise `ConversionError` if images of these shards have other stamps now."""
 
     def find_replaced(name: ShardName) -> list[str]:
         samples = source.pick(name.split, rows[name])
@@ -57,7 +57,7 @@ def check_unchanged(
 
 
 def save_stamps(shards: Path, manifest_sha256: str, stamps: Sequence[Stamps]) -> None:
-    """Keep the stamps of a shard set that is about to be published; a failure is only logged."""
+    """Keep the stamps of a shard set before it is published; a failure is only logged."""
     path = _path(shards)
     try:
         with atomic_writer(path) as file:
@@ -72,10 +72,7 @@ def save_stamps(shards: Path, manifest_sha256: str, stamps: Sequence[Stamps]) ->
 
 
 def load_stamps(shards: Path, manifest_sha256: str, rows: Rows) -> Mapping[ShardName, Stamps]:
-    """The stamps of a published shard set; none, with a line that says so, if they are not there.
-
-    `rows` has all its shards, in their order.
-    """
+    """The stamps of all shards in `rows`; none, with a line in the log, if they are not there."""
     path = _path(shards)
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""Turns a source into a shard set: plans the shards, has them written, publishes the manifest."""
+"""Turns a source into a shard set: plans the shards, has them written, publishes them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Options:
     task: Annotated[int | None, within(0, 9_999), Named("--task", "I")] = None
     """Which of the N tasks this is: from 0 to N-1."""
     ignore_changes: Annotated[bool, NotAnOption] = True
-    """Sources that read files make it an option, which is off."""
+    """Not an option of generated images; all other sources make it one, which is off."""
 
     @property
     def part(self) -> Task | None:
@@ -96,12 +96,11 @@ class Options:
 def convert(source: Source, options: Options, stream: TextIO) -> tuple[Manifest | None, int, int]:
     """Make the shard set `options.shards`, or a task's part of it, or finish what was begun there.
 
-    Returns the manifest, or None if `merge` is to make it; the number of shards asked for; and how
-    many samples this call has read. Progress goes to `stream`.
+    Returns the manifest (None before `merge`), the number of shards asked for, and how many samples
+    this call has read. Progress goes to `stream`.
     It spawns processes, so a script must call it below `if __name__ == "__main__"`.
-    Raises `ShardSetError` if the finished shard set that is there is damaged, and
-    `ConversionError` if the conversion cannot start or go on; what is finished by then is
-    kept, and the same call goes on from there.
+    Raises `ShardSetError` if a finished shard set is there and damaged, and `ConversionError` if
+    the conversion cannot start or go on. The same call then goes on from what is finished.
     """
     shards, task = options.shards, options.part
     job = _job(source, options)
@@ -144,17 +143,16 @@ def convert(source: Source, options: Options, stream: TextIO) -> tuple[Manifest 
 
 
 def merge(shards: Path, *, max_reject_ratio: float) -> Manifest:
-    """Publish the shards in the folder `shards` that tasks have made; nothing if that was done.
+    """Publish the shards that tasks have made, if that was not done yet; it needs no source.
 
-    Their records are enough: it needs no source. Raises `ConversionError` if any shard is not
-    finished or too many images are rejected, and `ShardSetError` if the finished shard set that is
-    there is damaged.
+    Raises `ConversionError` if a shard is not finished or too many images are rejected, and
+    `ShardSetError` if a finished shard set is there and damaged.
     """
     if (finished := find_finished(shards)) is not None:
         return finished
     if (plan := begun_plan(shards)) is None:
         raise ConversionError(
-            f"{shards} holds no conversion that was begun: run 'python -m data_prep shard' first"
+            f"{shards} holds no unfinished conversion: run 'python -m data_prep shard' first"
         )
     with locked_output(shards, plan):
         totals = ConversionTotals(plan, max_reject_ratio=max_reject_ratio)
@@ -172,8 +170,8 @@ def merge(shards: Path, *, max_reject_ratio: float) -> Manifest:
                 tasks = {str(number % num_tasks) for number in missing}
                 how = f"with --num-tasks {num_tasks} --task {name_some(tasks)}"
             raise ConversionError(
-                f"of {len(plan.shard_names())} shards these are missing or cut off: "
-                f"{name_some(missing.values())}; run the shard command again {how}"
+                f"{shards} lacks {len(missing)} of {len(plan.shard_names())} shards, or they are "
+                f"cut off ({name_some(missing.values())}): run the shard command again {how}"
             )
         return publish(shards, plan, totals)
 
@@ -220,7 +218,7 @@ def _plan(source: Source, options: Options, job: ShardJob) -> ConversionPlan:
 def _add_finished(
     totals: ConversionTotals, shards: Path, rows: Rows, own: Collection[ShardName]
 ) -> dict[ShardName, Stamps]:
-    """Add those of `own` that need not be written again; returns the stamps of all such shards."""
+    """Add the finished shards among `own` to `totals`; returns the stamps of all finished ones."""
     stamps = {}
     for name in rows:
         record = find_record(shards, name)

@@ -63,10 +63,9 @@ class RejectedImage(Exception):
 
 
 def read_image(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
-    """Decode to uint8 H×W×3.
+    """Decode to uint8 H×W×3; raises `RejectedImage`.
 
-    Also tells what was changed, and whether it is a JPEG that every reader of shards gets the same
-    pixels of. Raises `RejectedImage`.
+    Also returns what was changed, and whether it is a JPEG that every decoder reads alike.
     """
     if raw.startswith(JPEG_START):
         return _read_jpeg(raw)
@@ -91,7 +90,7 @@ def _png_alone(raw: bytes) -> bytes:
 
 
 def _read_jpeg(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
-    """Decode a JPEG; also tells what is changed, and whether it can go in byte for byte."""
+    """As `read_image`, of a JPEG."""
     try:
         header = read_jpeg_header(raw)
         most = Image.MAX_IMAGE_PIXELS  # as Pillow, which takes more for a decompression bomb
@@ -125,7 +124,7 @@ def _read_jpeg(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
 def _read_with_pillow(raw: bytes) -> tuple[Pixels, RewriteReason | None]:
     try:
         image = Image.open(io.BytesIO(raw))
-        is_deep = _is_deep(image)  # loading an image leaves nothing to tell it by
+        is_deep = _is_deep(image)  # which a loaded image no longer says
         orientation = _find_orientation(image.getexif)
         flaw = _find_flaw(image, orientation, is_deep=is_deep)
         Image.open(io.BytesIO(raw)).verify()  # checksums, which decoding leaves aside
@@ -153,7 +152,7 @@ def _rejection(raw: bytes, error: Exception) -> RejectedImage:
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether it has 16 bits a value, of which Pillow may keep 8 without a word."""
+    """Whether it has 16 bits a value, of which Pillow may silently keep 8."""
     if image.mode.startswith("I;16"):
         return True
     arguments = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in image.tile]
@@ -166,7 +165,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 def _find_flaw(
     image: ImageFile.ImageFile, orientation: int, *, is_deep: bool
 ) -> RewriteReason | None:
-    """What a reader that expects plain RGB would get wrong, as far as the header tells."""
+    """What a decoder that expects plain RGB would get wrong, as far as the header says."""
     if image.mode == "CMYK":
         return "cmyk"
     if orientation != 1:

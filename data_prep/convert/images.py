@@ -1,8 +1,7 @@
-"""One image, from whatever it is to what a shard holds.
+"""Makes what a shard stores of one image.
 
-The rules, in the words of `docs/data-format.md`: an honest JPEG that has the wanted size goes in
-byte for byte; what else has all its pixels is converted and counted by its first
-`RewriteReason`; what has not is rejected and counted by its `RejectReason` (`decoding`).
+A JPEG of the wanted size that every decoder reads is stored byte for byte. Other whole images are
+converted and counted by their first `RewriteReason`; the rest is rejected (`decoding`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class StoredImage:
     pixels: Pixels
     """What a reader of the shard will see."""
     rewritten: RewriteReason | None
-    """Why the image is not what the source has, or None."""
+    """Why it differs from the source, or None."""
 
 
 def store(

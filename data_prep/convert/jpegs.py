@@ -39,10 +39,10 @@ _YCC, _YCCK = 1, 2
 
 
 def read_jpeg(content: bytes, header: JpegHeader) -> tuple[Pixels, str | None]:
-    """Decode if all pixels can be had, to uint8 H×W×3; `header` is that of the content.
+    """Decode to uint8 H×W×3; `header` is that of the content.
 
-    Returns what there is to complain of, too; if that is nothing, every decoder reads it as this
-    one does. Raises `DamagedJpegError`.
+    Also returns a complaint; without one, every decoder reads the same pixels. Raises
+    `DamagedJpegError` if pixels are lost.
     """
     oddity = None if header.is_common else f"not every decoder reads {header}"
     channels = {1: 3, 3: 3, 4: 4}.get(len(header.samplings))
@@ -57,7 +57,7 @@ def read_jpeg(content: bytes, header: JpegHeader) -> tuple[Pixels, str | None]:
         if verdict != Verdict.WHOLE:
             raise DamagedJpegError(str(complaint), is_truncated=verdict == Verdict.TRUNCATED)
     if out.shape[2] == 4:
-        out = np.asarray(Image.fromarray(255 - out, "CMYK").convert("RGB"))  # Adobe's are inverted
+        out = np.asarray(Image.fromarray(255 - out, "CMYK").convert("RGB"))  # Adobe inverts them
     return out, complaint or oddity
 
 

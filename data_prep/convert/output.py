@@ -1,4 +1,4 @@
-"""The output folder of a conversion: whose it is, and what is to be done in it."""
+"""The output folder of a conversion: its locks, its plan, and what is finished in it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConversionPlan:
-    """What a conversion makes; with the records of its shards enough to publish it."""
+    """What a conversion makes. With the records of the shards it is enough to publish them."""
 
     settings: Settings
     class_names: tuple[str, ...]
@@ -53,7 +53,7 @@ class ConversionPlan:
         return encoding
 
     def shard_names(self) -> list[ShardName]:
-        """All shards, in the order in which tasks share them out."""
+        """All shards, in the order in which they are dealt to tasks."""
         length = self.settings["samples_per_shard"]
         return [
             ShardName(split, number)
@@ -63,15 +63,15 @@ class ConversionPlan:
 
 
 def record_path(shards: Path, name: ShardName) -> Path:
-    """Where the record of a finished shard is, as long as the conversion goes on."""
+    """Where the record of a finished shard is until the conversion ends."""
     return shards / _WORK_FOLDER / f"{name.stem}.npz"
 
 
 def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | None:
-    """The manifest of the shard set that is there already, or None.
+    """The manifest, if the shard set is finished.
 
-    Raises `ConversionError` if it was made with other `settings` than those given, and
-    `ShardSetError` if shards are missing or cut.
+    Raises `ConversionError` if it was made with other `settings`, and `ShardSetError` if shards are
+    missing or cut.
     """
     if not (shards / MANIFEST_NAME).exists():
         return None
@@ -87,13 +87,13 @@ def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | 
 
 @contextlib.contextmanager
 def locked_output(shards: Path, plan: ConversionPlan, task: Task | None = None) -> Iterator[None]:
-    """Keep other conversions out of the folder, which is made if need be.
+    """Make the folder if it is not there, and keep other conversions out of it.
 
-    With a `task`, other tasks of the same division may be at work in it at the same time.
-    Records of finished shards outlive a conversion that fails or is killed: by them the next one
-    goes on. Unfinished files are removed before and after, but for those of other tasks. Raises
-    `ConversionError` if another conversion is at work, or if the folder holds anything but what one
-    with the same settings left.
+    With a `task`, other tasks of the same division may write to it at the same time. Unfinished
+    files are removed before and after, except those of other tasks. Records of finished shards
+    stay, so that the next conversion goes on from them.
+    Raises `ConversionError` if another conversion is at work, or if the folder holds anything but
+    what one with the same settings left.
     """
     _make_folder(shards)
     with _hold(shards, task):
@@ -117,7 +117,7 @@ def locked_output(shards: Path, plan: ConversionPlan, task: Task | None = None) 
 
 
 def begun_tasks(shards: Path) -> list[Task]:
-    """The tasks of a conversion that were begun so far, in different attempts."""
+    """All tasks that were begun so far, of every division."""
     matches = (_TASK_LOCK.fullmatch(path.name) for path in (shards / _WORK_FOLDER).iterdir())
     return [Task(int(match[1]), int(match[2])) for match in matches if match]
 
@@ -129,7 +129,7 @@ def clean_up(shards: Path) -> None:
 
 
 def _make_folder(shards: Path) -> None:
-    """Make the folder, and one in it for records; there may be a conversion in it, or nothing."""
+    """Make the folder, and one in it for records; refuse one that holds other things."""
     try:
         shards.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,7 +147,7 @@ def _make_folder(shards: Path) -> None:
 
 @contextlib.contextmanager
 def _hold(shards: Path, task: Task | None) -> Iterator[None]:
-    """Hold the locks of a whole conversion, or those of one task."""
+    """Hold the locks of a whole conversion, or of one task."""
     busy = f"another conversion is writing to {shards}: wait until it ends"
     with contextlib.ExitStack() as held:
         try:
@@ -173,7 +173,7 @@ def _task_lock(shards: Path, task: Task) -> Path:
 
 
 def _check_division(shards: Path, task: Task) -> None:
-    """Refuse to work beside tasks of another division: two would write one shard."""
+    """Refuse to run beside tasks of another division: two tasks would write the same shard."""
     for other in begun_tasks(shards):
         if other.num_tasks != task.num_tasks and is_locked(_task_lock(shards, other)):
             raise ConversionError(
@@ -183,7 +183,7 @@ def _check_division(shards: Path, task: Task) -> None:
 
 
 def begun_plan(shards: Path) -> ConversionPlan | None:
-    """What the conversion makes that was begun in the folder, or None."""
+    """The plan of the conversion that was begun in the folder, or None."""
     path = shards / _WORK_FOLDER / _PLAN_NAME
     if not path.exists():
         return None

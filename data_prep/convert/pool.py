@@ -23,7 +23,7 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
 _SHARDS_PER_WORKER = 2
-"""That are handed over ahead: all at once would be an object for every sample there is."""
+"""Handed over ahead. All at once would need an object for every sample."""
 
 
 def write_shards(
@@ -36,7 +36,7 @@ def write_shards(
     """Write all shards; yields each, with its record, when both are on disk.
 
     `show` gets the number of samples done, several times a second. Close the generator to stop.
-    Raises `ConversionError` if a worker dies or lacks memory, and what else the workers raise.
+    Raises `ConversionError` if a worker dies or runs out of memory, and what workers raise.
     """
     if not names:
         return
@@ -85,9 +85,9 @@ def write_shards(
 
 @contextlib.contextmanager
 def _stops_held() -> Iterator[None]:
-    """Signals to stop wait until the block ends; in processes that it starts, for ever.
+    """Block SIGINT and SIGTERM until the block ends, and in processes started in it for good.
 
-    A worker that got one before it could ignore it would die with a traceback.
+    A worker that got one before it ignores them would die with a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:

@@ -1,4 +1,4 @@
-"""Tells how a long job goes on: a bar on a terminal, else a line every few seconds."""
+"""Shows the progress of a long job: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 

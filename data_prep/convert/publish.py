@@ -1,4 +1,4 @@
-"""What finished shards add up to: writes the files that say it and, last, the manifest."""
+"""Adds finished shards up, and writes their indexes, statistics and, last, the manifest."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ConversionTotals:
     """The records of finished shards, and the sum of their contents."""
 
     def __init__(self, plan: ConversionPlan, *, max_reject_ratio: float) -> None:
-        """`max_reject_ratio`: of all samples; more rejected ones make `add` fail."""
+        """`add` fails if more than `max_reject_ratio` of all samples are rejected."""
         self.records: dict[ShardName, ShardRecord] = {}
         self.contents = ShardContents()
         self._encoding = plan.encoding
@@ -51,12 +51,9 @@ class ConversionTotals:
         self._max_reject_ratio = max_reject_ratio
 
     def add(self, name: ShardName, record: ShardRecord) -> None:
-        """Count in one shard.
-
-        Raises `ConversionError` as soon as it is certain that no shard set can come of it.
-        """
+        """Add a shard; raises `ConversionError` if no shard set can be made with it."""
         self.contents.merge(record.contents)
-        record.contents = ShardContents()  # memory: not a mean image for every shard
+        record.contents = ShardContents()  # to save memory: it has a mean image
         self.records[name] = record
         check_sizes(self.contents.sizes, self._encoding)
         if len(self.contents.rejected) > self._max_reject_ratio * self._num_samples:
@@ -105,7 +102,7 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
         rejected=dict(Counter(reason for _, reason, _ in contents.rejected)),
     )
     stamps = [totals.records[name].stamps for name in names]
-    if any(part.any() for part in stamps):  # else none of the images can be replaced
+    if any(part.any() for part in stamps):  # else no image can be replaced
         save_stamps(shards, hashlib.sha256(serialize(manifest)).hexdigest(), stamps)
     write_manifest(shards, manifest)
     clean_up(shards)
@@ -161,5 +158,5 @@ def _save(path: Path, array: npt.NDArray[np.generic]) -> str:
 
 
 def _describe_rejected(rejected: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Each rejected image with what is wrong with it and what to do about it, in order."""
+    """Each rejected image, what is wrong with it and what to do, sorted."""
     return sorted(f"{locator} ({what})" for locator, _, what in rejected)

@@ -1,4 +1,4 @@
-"""Writes one shard, and beside it the record of all that the manifest needs from it."""
+"""Writes a shard, and the record of all that the manifest needs from it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class ShardContents:
     """Height and width of the images; of many sizes, some."""
     rewritten: Counter[str] = field(default_factory=Counter)
     rejected: list[tuple[str, str, str]] = field(default_factory=list)
-    """Locator and reason of each rejected sample; and what is wrong with it, with what to do."""
+    """Of each rejected sample: locator, reason, and a sentence with what to do."""
     pixels: PixelSums = field(default_factory=PixelSums)
-    """Of the train split only: nothing may be learnt from the other."""
+    """Of the train split only: nothing may be learnt from validation images."""
 
     def add(self, image: StoredImage, *, is_train: bool) -> None:
-        """Count in one image."""
+        """Add an image."""
         height, width, _ = image.pixels.shape
         if len(self.sizes) < _MAX_SIZES:
             self.sizes.add((height, width))
@@ -57,7 +57,7 @@ class ShardContents:
             self.pixels.add(image.pixels)
 
     def merge(self, other: ShardContents) -> None:
-        """Count in all of `other`."""
+        """Add all of `other`."""
         if len(self.sizes) < _MAX_SIZES:
             self.sizes |= other.sizes
         self.rewritten += other.rewritten
@@ -67,7 +67,7 @@ class ShardContents:
 
 @dataclass(kw_only=True, slots=True)
 class ShardRecord:
-    """A finished shard. Rejected samples have no row: it may be shorter than its plan."""
+    """A finished shard. Rejected samples have no row."""
 
     num_bytes: int
     sha256: str
@@ -76,7 +76,7 @@ class ShardRecord:
     checksums: npt.NDArray[np.uint32]
     """CRC-32 of each row's image member."""
     stamps: npt.NDArray[np.uint64]
-    """By which it is noticed that an image was replaced: one a sample of the plan."""
+    """Of all samples, rejected ones too: they change when an image is replaced."""
     contents: ShardContents
 
     def save(self, shards: Path, name: ShardName) -> None:
@@ -142,9 +142,9 @@ class ShardJob:
 def write_shard(
     name: ShardName, samples: Sequence[Sample], job: ShardJob, count_sample: Callable[[], object]
 ) -> None:
-    """Write a shard, then its record, whose presence says that the shard is finished.
+    """Write a shard, then its record, which says that the shard is finished; both atomically.
 
-    Both atomically. The shard is hashed while it is written, and read back before it gets its name.
+    The shard is hashed while it is written, and read back before it gets its name.
     Raises `OSError` if a sample cannot be read or the shard cannot be written, and
     `ConversionError` if its images do not suit the encoding.
     """
@@ -154,7 +154,9 @@ def write_shard(
     digest = hashlib.sha256()
     with atomic_writer(path) as file:
         for sample in samples:
-            stamps.append(job.reader.stamp(sample))  # first: what is replaced meanwhile is noticed
+            stamps.append(
+                job.reader.stamp(sample)
+            )  # before it is read: a later replacement is noticed
             try:
                 image = store(job.reader.read(sample), job.encoding, job.size, job.jpeg_quality)
             except RejectedImage as rejection:

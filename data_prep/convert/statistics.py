@@ -12,7 +12,7 @@ import numpy.typing as npt
 from data_prep.shard_set.pixels import Pixels
 
 _DECIMALS = 9
-"""Of what comes from an eigenvalue solver, whose last bits differ between machines."""
+"""Of eigenvalues and vectors: the solver's last bits differ between machines."""
 
 _CHUNK_PIXELS = 1 << 13
 """Pixels that are summed at once, as float64: it holds these sums exactly, and multiplies many
@@ -33,7 +33,7 @@ class PixelSums:
     """Sum of the images, H×W×3; meaningless if they differ in size."""
 
     def add(self, pixels: Pixels) -> None:
-        """Count in one image, uint8 H×W×3."""
+        """Add an image, uint8 H×W×3."""
         self.num_images += 1
         self.num_pixels += pixels.size // 3
         rows = pixels.reshape(-1, 3)
@@ -48,7 +48,7 @@ class PixelSums:
         self._add_image(pixels)
 
     def merge(self, other: PixelSums) -> None:
-        """Count in what `other` has counted."""
+        """Add all of `other`."""
         self.num_images += other.num_images
         self.num_pixels += other.num_pixels
         self.sums += other.sums

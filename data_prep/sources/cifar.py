@@ -32,7 +32,7 @@ _ROW_BYTES = 3 * _IMAGE_SIZE * _IMAGE_SIZE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layout:
-    """What is where in an archive; file entries have bytes for names, being Python 2's."""
+    """What is where in an archive; keys of its pickles are bytes, as Python 2 wrote them."""
 
     name: str
     archive: str
@@ -82,7 +82,7 @@ class PixelReader:
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     def stamp(self, sample: Sample) -> int:
-        """Of the pixels: they were read with all others, whatever file they are in."""
+        """Of the pixels, whatever file they are in."""
         split, row = sample.locator.split("/")
         return zlib.crc32(self.images[split][int(row)])
 

@@ -25,7 +25,7 @@ def open_folder(root: Path) -> Source:
     Classes get their labels in the order of their names. Hidden files are left out; every other
     file of a class counts as an image, whatever its name ends in.
     Raises `SourceError` if a split is missing, a class is empty or holds other things than files,
-    the splits have different classes, or a class has an odd name or a doubtful place in the order.
+    the splits have different classes, or the names of classes or their order are ambiguous.
     """
     folders = {
         "train": root / choose(root, "train", ["train"]),
@@ -47,10 +47,10 @@ def open_folder(root: Path) -> Source:
 
 
 def _find_classes(folder: Path) -> dict[str, str]:
-    """The name of each class folder by that of its class, sorted by the latter.
+    """Names of folders by class, in the order of the classes' names.
 
-    A class has the composed form (NFC) of the folder's name: two file systems may spell one name
-    in different bytes. Raises `SourceError` if the order, or which is which, is in doubt.
+    A class has the composed form (NFC) of the folder's name, since file systems spell the same name
+    in different bytes. Raises `SourceError` if names or their order are ambiguous.
     """
     visible = (path for path in folder.iterdir() if not path.name.startswith("."))
     found = [path.name for path in visible if path.is_dir()]
@@ -58,16 +58,16 @@ def _find_classes(folder: Path) -> dict[str, str]:
         raise SourceError(f"{folder} has no class folders; expected {folder}/CLASS/* with images")
     if odd := [ascii(name) for name in found if not name.isprintable()]:
         raise SourceError(
-            f"class folders of {folder} have names that are no text in UTF-8, or hold line breaks, "
-            f"spaces of other kinds or the like ({name_some(odd)}): rename them"
+            f"names of class folders in {folder} are not UTF-8, or hold line breaks, unusual "
+            f"spaces or the like ({name_some(odd)}): rename them"
         )
     classes = {unicodedata.normalize("NFC", name): name for name in found}
     if len(classes) < len(found):
         others = set(found) - set(classes.values())
         same = others | {classes[unicodedata.normalize("NFC", name)] for name in others}
         raise SourceError(
-            f"class folders of {folder} have names that differ in their bytes alone "
-            f"({name_some(map(ascii, same))}): put their images into one"
+            f"names of class folders in {folder} look the same and differ in their bytes "
+            f"({name_some(map(ascii, same))}): put their images into one folder"
         )
     names = sorted(classes)
     numbers = [name for name in names if name.isascii() and name.isdigit()]
@@ -82,7 +82,7 @@ def _find_classes(folder: Path) -> dict[str, str]:
 
 
 def _list(root: Path, folder: Path, classes: Mapping[str, str]) -> SampleTable:
-    """The samples of one split's folder."""
+    """The samples of a split."""
     files = [
         (label, class_name, folder_name, name)
         for label, (class_name, folder_name) in enumerate(classes.items())
@@ -97,7 +97,7 @@ def _list(root: Path, folder: Path, classes: Mapping[str, str]) -> SampleTable:
 
 
 def _show_name(name: str) -> str:
-    """The name, and where it looks like another one, or spaces are at its ends, how it is spelt."""
+    """The name; where it may look like another one, or ends in spaces, with its escapes."""
     if not name.isascii():
         return f"{name} ({name!a})"
     return name if name == " ".join(name.split()) else ascii(name)

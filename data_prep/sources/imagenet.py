@@ -46,7 +46,7 @@ _CLASS = re.compile(r"(n\d{8})(\.tar)?")
 """A folder or archive of a class, named by its WNID."""
 _FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _SKIPPED_TYPES = (tarfile.DIRTYPE, tarfile.XGLTYPE, tarfile.XHDTYPE)
-"""Folders, and what tells times and owners: other tars than the official ones have them."""
+"""Folders, times and owners: the official tars have none, repacked ones may."""
 
 _NUM_WALKERS = 8
 """Threads that walk through inner archives: on network file systems each header is a round trip."""
@@ -136,7 +136,7 @@ def _find_classes(root: Path, name: str) -> dict[str, _Place]:
 
 
 def _members(root: Path, place: _Place) -> Iterator[tuple[str, Member]]:
-    """The files in an archive with their names, without the hidden ones; reads its headers only."""
+    """Names and places of the files in an archive, without hidden ones; reads headers only."""
     path = root / place.name
     with path.open("rb", buffering=0) as file:
         stop = path.stat().st_size if place.stop is None else place.stop
@@ -147,9 +147,8 @@ def _members(root: Path, place: _Place) -> Iterator[tuple[str, Member]]:
                     yield name, member
                 elif member.type not in (*_FILE_TYPES, *_SKIPPED_TYPES):
                     raise SourceError(
-                        f"{path} holds {member.name}, which is no plain file (type "
-                        f"{member.type!r}); the official archive has no such thing: download it "
-                        "again"
+                        f"{path} holds {member.name}, which is not a plain file (type "
+                        f"{member.type!r}) as in the official archive: download it again"
                     )
         except DamagedTarError as error:
             raise SourceError(
@@ -198,7 +197,7 @@ def _list(root: Path, place: _Place, prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _list_val(root: Path, name: str, wnids: tuple[str, ...], devkit: Devkit | None) -> SampleTable:
-    """The validation images with their labels, which are cross-checked where several tell them."""
+    """The validation images. Where several files say their labels, they must agree."""
     path = root / name
     truth = read_truth(root, devkit)
     places = {} if path.is_file() else _find_classes(root, name)

@@ -1,4 +1,4 @@
-"""Labels of ImageNet's validation images, which lie in one folder without any: who says what.
+"""Labels of ImageNet's validation images, which lie in one folder, from devkit or table.
 
 The devkit counts classes from 1, in an order of its own, and its `meta.mat` tells which WNID a
 number is; a label here is the place of the WNID among all, sorted, from 0.
@@ -64,7 +64,7 @@ def check_train(path: Path, wnids: tuple[str, ...], samples: SampleTable, devkit
 
 
 def read_truth(root: Path, devkit: Devkit | None) -> Mapping[str, str] | None:
-    """The WNID of each validation image, by its name without suffix, or None if nothing tells it.
+    """The WNID of each validation image, by its name without suffix; None if no file says it.
 
     Raises `SourceError` if the devkit and Kaggle's table contradict each other.
     """

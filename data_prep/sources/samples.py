@@ -1,4 +1,4 @@
-"""The samples of a split, before they are read: a million of them in little memory."""
+"""The samples of a split before they are read: a million in little memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Sample:
     key: str
     label: int
     locator: str
-    """Tells the reader which image it is, and people where to look."""
+    """Says to the reader which image it is, and to people where to look."""
 
 
 class SampleTable:
-    """Samples that are objects only when asked for: each is kept as one line of bytes."""
+    """Samples, each kept as one line of bytes and made an object when asked for."""
 
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         # Names of files need not be UTF-8.

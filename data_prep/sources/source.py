@@ -1,4 +1,4 @@
-"""Where raw images come from: what every source is.
+"""What every source is, and what sources share.
 
 A source is a function that returns a `Source`: all samples by split, and a reader of one sample.
 To add one, write such a function and give it its command in `data_prep.sharding`.
@@ -33,7 +33,7 @@ RawImage = bytes | Pixels
 """The content of an image file of any format, or pixels."""
 
 _MAX_NAMED = 5
-"""How many culprits an error names."""
+"""Names that an error shows."""
 
 
 class SourceError(ValueError):
@@ -47,10 +47,7 @@ class Reader(Protocol):
         """The image; raises `OSError` if it cannot be read."""
 
     def stamp(self, sample: Sample) -> int:
-        """64 bits by which it is noticed that the image was replaced by another.
-
-        Raises `OSError` if the file is not there.
-        """
+        """64 bits that change when the image is replaced; raises `OSError` if it is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +92,7 @@ class FileReader:
         return content
 
     def stamp(self, sample: Sample) -> int:
-        """Of the size of the file, or of the archive, and of the time when it was written."""
+        """From the size and the modification time of the file, or of the archive."""
         match = _IN_ARCHIVE.fullmatch(sample.locator)
         found = (self.root / (sample.locator if match is None else match[1])).stat()
         text = f"{found.st_size} {found.st_mtime_ns}".encode()
@@ -103,9 +100,9 @@ class FileReader:
 
 
 def choose(root: Path, split: str, names: Sequence[str]) -> str:
-    """The first of the `names` that the folder `root` has, which is where the split lies.
+    """The first of `names` that is in the folder `root`: the split is read from there.
 
-    Warns of the others that are there, too. Raises `SourceError` if there is none.
+    Warns if others are there, too. Raises `SourceError` if none is.
     """
     if not root.is_dir():
         raise SourceError(
@@ -122,9 +119,9 @@ def choose(root: Path, split: str, names: Sequence[str]) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Names of a class folder's files, sorted, without the hidden ones.
+    """Sorted names of the files in a class folder, without hidden ones.
 
-    Raises `SourceError` if there are none, or other things than files.
+    Raises `SourceError` if there are none, or if there are other things than files.
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -135,16 +132,16 @@ def list_files(folder: Path) -> list[str]:
         )
     if others:
         raise SourceError(
-            f"there are folders, broken links or other things that are no files among the images "
+            f"among the images are folders, broken links or other things that are not files "
             f"({name_some(others)}): move images up into the class folder, and remove the rest"
         )
     return sorted(entry.name for entry in visible)
 
 
 def read_files(path: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Content by name of files in the folder `path`, or anywhere in the .tar.gz `path`.
+    """The content of files by name, from the folder `path` or anywhere in the .tar.gz `path`.
 
-    Raises `SourceError` if the archive is damaged or any file is missing.
+    Raises `SourceError` if the archive is damaged or a file is missing.
     """
     if path.is_dir():
         found = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}

@@ -73,21 +73,19 @@ CLASS_NAMES = tuple(_SHAPES)
 
 def make_synthetic(*, seed: int, size: int, num_train: int, num_val: int) -> Source:
     """Images of size×size pixels; image `i` of a split has the label `i % 10`."""
-    counts = {"train": num_train, "val": num_val}
+    names = CLASS_NAMES
     return Source(
         name="synthetic",
-        class_names=CLASS_NAMES,
-        splits={split: _samples(split, count) for split, count in counts.items()},
+        class_names=names,
+        splits={
+            split: SampleTable(
+                Sample(f"{names[i % len(names)]}-{i:06d}", i % len(names), f"{split}/{i}")
+                for i in range(count)
+            )
+            for split, count in (("train", num_train), ("val", num_val))
+        },
         reader=Painter(seed=seed, size=size),
         default_encoding="rgb",
-    )
-
-
-def _samples(split: str, count: int) -> SampleTable:
-    labels = (number % len(CLASS_NAMES) for number in range(count))
-    return SampleTable(
-        Sample(f"{CLASS_NAMES[label]}-{number:06d}", label, f"{split}/{number}")
-        for number, label in enumerate(labels)
     )
 
 

@@ -71,7 +71,7 @@ def test_tasks_at_the_same_time_make_what_one_conversion_makes(
     jobs[1].communicate(timeout=60)
     early = run_cli("merge", output)
     assert early.returncode == 1
-    assert "writing to" in early.stderr or "are missing" in early.stderr
+    assert "writing to" in early.stderr or "cut off" in early.stderr
     again = run_cli(*command(output, 1, *SLOW_OPTIONS))  # while the others go on
     assert again.returncode == 0, again.stderr
     for task in (0, 2):
@@ -94,8 +94,8 @@ def test_merge_says_what_is_missing_and_who_makes_it(parts: Path) -> None:
     result = run_cli("merge", parts)
     assert result.returncode == 1
     assert result.stderr == (
-        "error: of 5 shards these are missing or cut off: train-000001.tar, val-000001.tar; "
-        "run the shard command again with --num-tasks 3 --task 1\n"
+        f"error: {parts} lacks 2 of 5 shards, or they are cut off (train-000001.tar, "
+        "val-000001.tar): run the shard command again with --num-tasks 3 --task 1\n"
     )
     assert hash_tree(parts) == before
 
@@ -107,7 +107,7 @@ def test_merge_notices_what_was_lost_since(parts: Path, synthetic: Path) -> None
     for path, keep in ((tar, -1), (tar, 0), (record, -1), (record, 0)):
         content = path.read_bytes()
         path.write_bytes(content[:keep])
-        with pytest.raises(ConversionError, match=r"of 5 shards these .* off: val-000000\.tar; "):
+        with pytest.raises(ConversionError, match=r"lacks 1 of 5 shards, .* \(val-000000\.tar\): "):
             merge(parts, max_reject_ratio=0)
         path.unlink()
         with pytest.raises(ConversionError, match=r"with --num-tasks 3 --task 0$"):
@@ -262,7 +262,5 @@ def test_tasks_that_make_no_sense(
 def test_merge_of_nothing(tmp_path: Path) -> None:
     result = run_cli("merge", tmp_path / "none")
     assert result.returncode == 1
-    assert "none holds no conversion that was begun: run 'python -m data_prep shard'" in (
-        result.stderr
-    )
+    assert "none holds no unfinished conversion: run 'python -m data_prep shard'" in (result.stderr)
     assert not (tmp_path / "none").exists()

@@ -372,7 +372,7 @@ def odd_name(root: Path) -> None:
         (contradict_the_table, "LOC_val_solution.csv and the devkit differ"),
         (no_train, f"has no {TRAIN_NAME} or train or "),
         (other_files_among_the_classes, "train holds extra among its classes"),
-        (long_names, r"holds \././@LongLink, which is no plain file \(type b'L'\)"),
+        (long_names, r"holds \././@LongLink, which is not a plain file \(type b'L'\)"),
         (long_names_of_another_form, "holds 'x+'; expected names like"),
         (odd_name, "holds 'a picture.JPEG'; expected names like ILSVRC2012_val_00000001.JPEG"),
         (colon_in_a_name, "holds 'ILSVRC2012_val_1.a:b.JPEG'; expected names like"),
