@@ -26,7 +26,7 @@ from data_prep.shard_set.jpeg_header import (
     JpegHeader,
     jpeg_segments,
 )
-from data_prep.shard_set.pixels import Pixels, Verdict, judge_jpeg
+from data_prep.shard_set.pixels import Pixels, is_compiled, judge_jpeg
 
 _STRAY_BYTES_AT_END = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _LOST_PIXELS = re.compile(
@@ -49,13 +49,10 @@ def read_jpeg(content: bytes, header: JpegHeader) -> tuple[Pixels, str | None]:
     if channels is None:
         raise DamagedJpegError(f"{len(header.samplings)} components; expected 1, 3 or 4")
     out = np.empty((header.height, header.width, channels), np.uint8)
-    judgement = judge_jpeg(content, out) if header.has_common_coding else None
-    if judgement is None:
-        out, complaint = _read_plainly(content, header, "RGB" if channels == 3 else "CMYK")
+    if header.has_common_coding and is_compiled():
+        complaint = judge_jpeg(content, out)
     else:
-        verdict, complaint = judgement
-        if verdict != Verdict.WHOLE:
-            raise DamagedJpegError(str(complaint), is_truncated=verdict == Verdict.TRUNCATED)
+        out, complaint = _read_plainly(content, header, "RGB" if channels == 3 else "CMYK")
     if out.shape[2] == 4:
         out = np.asarray(Image.fromarray(255 - out, "CMYK").convert("RGB"))  # Adobe inverts them
     return out, complaint or oddity

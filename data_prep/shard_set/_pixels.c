@@ -329,6 +329,7 @@ static int lacks_tables(const struct jpeg_decompress_struct *decoder)
     return 0;
 }
 
+/* All pixels are there; the data stop early; pixels are lost, or cannot be had, for another reason. */
 enum { WHOLE, TRUNCATED, DAMAGED };
 
 /* All of a JPEG of that size, to height×width×channels: RGB with 3, CMYK with 4 as libjpeg gives

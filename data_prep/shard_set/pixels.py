@@ -12,7 +12,6 @@ import importlib.util
 import mmap
 from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from data_prep.shard_set.jpeg_header import read_jpeg_header
+from data_prep.shard_set.jpeg_header import DamagedJpegError, read_jpeg_header
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 H×W×3."""
@@ -43,6 +42,8 @@ _INTERFACE = 3
 
 _MESSAGE_BYTES = 200
 """JMSG_LENGTH_MAX of libjpeg."""
+_WHOLE, _TRUNCATED = 0, 1
+"""Verdicts of `judge_jpeg` in C, of which there is a third."""
 
 
 def _load_compiled() -> ctypes.CDLL | None:
@@ -77,39 +78,24 @@ def is_compiled() -> bool:
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
     """Height and width; raises `ValueError` if it is no JPEG."""
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
-    except (KeyError, ValueError):  # of subsamplings that simplejpeg has no name for, too
-        header = read_jpeg_header(content)
-        height, width = header.height, header.width
-    return height, width
+    header = read_jpeg_header(content)
+    return header.height, header.width
 
 
-class Verdict(IntEnum):
-    """On a whole JPEG; the numbers are those of `_pixels.c`."""
-
-    WHOLE = 0
-    """All pixels are there, whatever there was to complain of."""
-    TRUNCATED = 1
-    """Pixels are lost, because the data stop early."""
-    DAMAGED = 2
-    """Pixels are lost, or cannot be had, for another reason."""
-
-
-def judge_jpeg(content: bytes, out: Pixels) -> tuple[Verdict, str | None] | None:
+def judge_jpeg(content: bytes, out: Pixels) -> str | None:
     """Decode all of a JPEG into `out`, uint8 H×W×3 as RGB, or H×W×4 as libjpeg's CMYK.
 
-    Returns what there is to complain of, too, if it is anything; None without the compiled code.
+    Returns what there is to complain of, or None. Raises `DamagedJpegError` if pixels are lost or
+    cannot be had. It needs the compiled code.
     """
-    if _pixels is None:
-        return None
+    assert _pixels is not None
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-    height, width, channels = out.shape
-    target = _address(out, np.uint8, height, width, channels)
-    verdict = _pixels.judge_jpeg(
-        content, c_size_t(len(content)), target, height, width, channels, message
-    )
-    return Verdict(verdict), message.value.decode(errors="replace") or None
+    target = _address(out, np.uint8, *out.shape)
+    verdict = _pixels.judge_jpeg(content, c_size_t(len(content)), target, *out.shape, message)
+    complaint = message.value.decode(errors="replace")
+    if verdict != _WHOLE:
+        raise DamagedJpegError(complaint, is_truncated=verdict == _TRUNCATED)
+    return complaint or None
 
 
 def decode_jpeg(content: bytes) -> Pixels:
