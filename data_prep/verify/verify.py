@@ -11,8 +11,7 @@ import numpy as np
 
 from data_prep.shard_set.index import INDEX_DTYPE, find_array
 from data_prep.shard_set.manifest import MANIFEST_NAME, Manifest, read_manifest
-from data_prep.verify.archive import Damage
-from data_prep.verify.verify_shard import Array, ShardCheck, check_shard
+from data_prep.verify.verify_shard import Array, Damage, ShardCheck, check_shard
 
 
 def find_damages(

@@ -13,12 +13,30 @@ import numpy.typing as npt
 
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.manifest import Manifest, Split
-from data_prep.verify.archive import ArchivedSample, Damage, pair_members, read_members
+from data_prep.shard_set.keys import KEY_PATTERN
+from data_prep.shard_set.manifest import LABEL_SUFFIX, Manifest, Split
+from data_prep.shard_set.tar_walk import DamagedTarError, Member, walk_tar
 
 Array = npt.NDArray[Any]
 
 _MAX_DIGITS = 9  # of a label; with thousands of them int() fails
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong."""
+
+    file: str
+    what: str
+    key: str | None = None
+    """Of the sample it concerns, if it is one."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {f'key {self.key}: ' if self.key is not None else ''}{self.what}"
+
+
+ArchivedSample = tuple[Member, Member]
+"""A sample that is whole: an image and, right behind it, its label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +73,8 @@ def _check_readable(check: ShardCheck) -> Findings:
     """The same; raises `OSError` if the disk does not give the shard away."""
     name, split, number = check.path.name, check.split, check.number
     num_bytes = check.path.stat().st_size
-    members, damages = read_members(check.path)
-    samples, unpaired = pair_members(name, members, codec_of(check.manifest.encoding).suffix)
+    members, damages = _read_members(check.path)
+    samples, unpaired = _pair_members(name, members, codec_of(check.manifest.encoding).suffix)
     damages += unpaired
     if num_bytes != (expected := split.shard_bytes[number]):
         damages.append(Damage(name, f"has {num_bytes} bytes; expected {expected}"))
@@ -70,6 +88,59 @@ def _check_readable(check: ShardCheck) -> Findings:
         if not damages and sha256_of(check.path) != split.shard_sha256[number]:
             damages = [Damage(name, "its sha256 is wrong, though all its samples are whole")]
     return [image.key for image, _ in samples], damages
+
+
+def _read_members(path: Path) -> tuple[list[Member], list[Damage]]:
+    """Walk through the headers of a shard, as far as they can be followed."""
+    members: list[Member] = []
+    with path.open("rb") as file:
+        try:
+            members.extend(walk_tar(file.fileno(), 0, path.stat().st_size))
+        except DamagedTarError as error:
+            key = (error.member_name or "").partition(".")[0]
+            known = key if KEY_PATTERN.fullmatch(key) else None
+            return members, [Damage(path.name, str(error), known)]
+    return members, []
+
+
+def _pair_members(
+    file: str, members: Sequence[Member], image_suffix: str
+) -> tuple[list[ArchivedSample], list[Damage]]:
+    """Find the samples among the members of a shard, and the members that belong to none."""
+    samples: list[ArchivedSample] = []
+    single: dict[str, list[str]] = {}
+    rest = list(reversed(members))
+    while rest:
+        member = rest.pop()
+        if (
+            member.suffix == image_suffix
+            and rest
+            and rest[-1].name == f"{member.key}.{LABEL_SUFFIX}"
+        ):
+            samples.append((member, rest.pop()))
+        else:
+            single.setdefault(member.key, []).append(member.suffix)
+    damages = [
+        Damage(file, _describe_single(suffixes, image_suffix), key)
+        for key, suffixes in single.items()
+    ]
+    damages += [
+        Damage(file, "the key has characters other than A-Z a-z 0-9 _ -", image.key)
+        for image, _ in samples
+        if not KEY_PATTERN.fullmatch(image.key)
+    ]
+    return samples, damages
+
+
+def _describe_single(suffixes: Sequence[str], image_suffix: str) -> str:
+    """What is wrong with a key that has members which form no sample."""
+    if set(suffixes) == {image_suffix}:
+        return f"it has no .{LABEL_SUFFIX}"
+    if set(suffixes) == {LABEL_SUFFIX}:
+        return f"it has no .{image_suffix}"
+    if set(suffixes) == {image_suffix, LABEL_SUFFIX}:
+        return f"its .{image_suffix} and .{LABEL_SUFFIX} are not next to each other, in this order"
+    return f"unexpected member .{', .'.join(suffixes)}; expected .{image_suffix}, .{LABEL_SUFFIX}"
 
 
 def _check_index(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[Damage]:
