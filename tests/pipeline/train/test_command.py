@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,19 +171,6 @@ def test_help_explains_one_field_with_the_recipe_s_value() -> None:
         "        SGD's momentum: the share of it that stays in each step. Only with optim.name sgd."
     )
     assert help_text(["--help", "cifar10"]) == help_text(["cifar10", "--help"])
-
-
-def test_help_is_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="ascii"))
-    assert main(["--help"]) == 0
-    assert file.getvalue() == help_text([]).encode("ascii", errors="replace") + b"\n"
-
-
-def test_help_that_nobody_takes_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Path("/dev/full").open("w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert main(["--help"]) == 0
 
 
 def test_a_broken_environment_is_one_sentence(
