@@ -1,4 +1,4 @@
-"""Makes the `.beton` of a shard set: written aside, compared with the shards, then named."""
+"""Makes the `.beton` of a shard set: writes it aside, compares it with the shards, renames it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ShardSamples:
 
     @property
     def image_bytes(self) -> npt.NDArray[np.uint32]:
-        """Length of what is stored of each sample."""
+        """Number of bytes that are stored of each sample."""
         return self._index["num_bytes"] - np.uint32(len(self._header))
 
     def __getitem__(self, number: int) -> tuple[BetonImage, int]:
@@ -75,9 +75,9 @@ class ShardSamples:
         return file.read(num_bytes)
 
     def check(self, number: int, stored: bytes) -> None:
-        """Compare what is stored of a sample with what was written into the shard.
+        """Compare what is stored of a sample with the checksum of its image in the shard.
 
-        By the shard set's checksums. Raises `ShardSetError` if it is something else.
+        Raises `ShardSetError` if they differ.
         """
         found = zlib.crc32(stored, zlib.crc32(self._header))
         if found != int(self._checksums[number]):
@@ -97,7 +97,7 @@ class ShardSamples:
 
 
 def _join_indexes(shards: Path, splits: list[Split]) -> npt.NDArray[np.void]:
-    """`INDEX_DTYPE[num_samples]`, in which `shard` counts on from split to split."""
+    """`INDEX_DTYPE[num_samples]`; `shard` numbers the shards of all splits."""
     parts, num_shards = [], 0
     for split in splits:
         check_shard_sizes(shards, split)

@@ -1,8 +1,8 @@
 """Has ffcv's own code write a `.beton`, in this process.
 
-ffcv's writer has worker processes do the work, and waits for them without looking at them: one that
-fails or dies leaves it waiting for ever. One worker copies as fast as disks write, so its work is
-called here instead, between the steps of the writer that come before and behind it.
+ffcv's writer starts worker processes and waits for them without checking on them: if one fails
+or dies, it waits for ever. One worker copies as fast as disks write, so the worker's function is
+called here instead, between the writer's steps before and after it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def open_writer(samples: ShardSamples) -> Callable[[Path, Callable[[int, int], N
     """ffcv's writer of the samples, in their order: the same samples give the same bytes.
 
     Takes seconds. Raises `ConversionError` if ffcv is not there or an image is too large. The
-    writer takes the path and what shows how many samples of how many are done. It raises `OSError`
-    if a disk fails, and `ShardSetError` if a sample is damaged; the file then is of no use.
+    writer takes the path and a function that shows progress. It raises `OSError` if a disk fails,
+    and `ShardSetError` if a sample is damaged; the file is then of no use.
     """
     page_bytes = choose_page_bytes(int(samples.image_bytes.max()))
     try:

@@ -58,7 +58,7 @@ _AGAIN = "write it again with 'python -m data_prep beton'"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BetonRecord:
-    """What a `.beton` holds and of which shard set."""
+    """What a `.beton` holds, and which shard set it is made from."""
 
     manifest_sha256: str
     encoding: Encoding
@@ -101,7 +101,7 @@ class BetonTables:
 def map_tables(path: Path) -> BetonTables:
     """Memory-map the tables of a `.beton`, finished or not, and check that they fit the file.
 
-    Raises `ShardSetError` if it is missing, cut, was not finished or is no `.beton` of images and
+    Raises `ShardSetError` if it is missing, truncated, unfinished, or not a `.beton` of images and
     labels.
     """
     try:
@@ -153,7 +153,7 @@ def open_beton(path: Path, manifest_sha256: str) -> tuple[BetonRecord, BetonTabl
     """The record and the tables of the `.beton` of the shard set with that manifest.
 
     The tables are hashed, the images are not.
-    Raises `ShardSetError` if the file is missing, cut, damaged, not finished, or of other data.
+    Raises `ShardSetError` if the file is missing, truncated, damaged, unfinished, or of other data.
     """
     tables = map_tables(path)
     record, sha256 = _read_record(path)

@@ -1,4 +1,4 @@
-"""What an encoding is: whoever writes, checks, reads or shows images asks here."""
+"""What an encoding is. All code that writes, checks, reads or shows images asks here."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Codec:
     """ffcv's number for it: 0 for JPEGs, 1 for pixels row by row; None if it knows none."""
 
     def check_size(self, content: bytes, expected: tuple[int, int] | None) -> tuple[int, int]:
-        """`size_of` it; raises `ValueError`, too, if it is not the one that is expected."""
+        """Height and width; raises `ValueError` if they are not the expected ones."""
         height, width = self.size_of(content)
         if expected is not None and expected != (height, width):
             raise ValueError(f"the image is {height}×{width}; expected {expected[0]}×{expected[1]}")
         return height, width
 
     def header(self, size: tuple[int, int] | None) -> bytes:
-        """What all members of a shard set begin with, and a `.beton` leaves out."""
+        """The bytes that every member of a shard set begins with, and that a `.beton` omits."""
         if not self.has_fixed_size:
             return b""
         assert size is not None, "it is fixed"
@@ -63,7 +63,7 @@ class Codec:
 
 
 def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
-    """At 4:4:4: each pixel keeps its colour."""
+    """Without chroma subsampling: each pixel keeps its colour."""
     content: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
     return content
 
@@ -75,7 +75,7 @@ def _encode_npy(pixels: Pixels, _: int | None) -> bytes:
 
 
 def _decode_npy(content: bytes) -> Pixels:
-    """The pixels, which cannot be written to; only what `_encode_npy` makes is taken."""
+    """The pixels, read-only. Accepts nothing but what `_encode_npy` writes."""
     match = _NPY.match(content)
     if match is not None:
         shape = (int(match[1]), int(match[2]), 3)
@@ -119,7 +119,7 @@ _RGB = Codec(
 
 
 def codec_of(encoding: Encoding) -> Codec:
-    """What the encoding does."""
+    """The codec of an encoding."""
     match encoding:
         case "jpeg":
             return _JPEG

@@ -1,7 +1,7 @@
-"""Fields of dataclasses, each declared once: what it may hold, what it means, how text becomes it.
+"""Fields of dataclasses, each declared once: its limits, its meaning, and how text becomes a value.
 
-What a field may hold is said by marks in its type, such as `Annotated[float, above(0)]`, and what
-it means by the docstring below it. Checks, command lines, help and refusals derive from both.
+Marks in the type of a field are its limits, such as `Annotated[float, above(0)]`; the docstring
+below it is its meaning. Checks, command lines, help and errors derive from both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """A mark: what makes the value of the text that a user gives; it raises `ValueError`."""
+    """A mark: makes the value from the text that a user gives; raises `ValueError`."""
 
     read: Callable[[str], Any]
 
@@ -58,12 +58,12 @@ def at_most(high: float) -> Limit:
 
 
 def between(low: float, high: float) -> Limit:
-    """Neither of the two."""
+    """Both ends excluded."""
     return Limit(f"between {low} and {high}", lambda value: low < value < high)
 
 
 def within(low: float, high: float, what: str = "") -> Limit:
-    """Both of the two are possible, too."""
+    """Both ends included."""
     return Limit(f"{what}{low} to {high}", lambda value: low <= value <= high)
 
 
@@ -116,7 +116,7 @@ class Field:
         raise wrong(label, shown, f"{expected}{or_none if self.is_optional else ''}")
 
     def read(self, text: str, label: str) -> Any:
-        """The value that `text` stands for; raises `ValueError` if it is none of the type's."""
+        """The value that `text` stands for; raises `ValueError` if it has another type."""
         if (reads := self.mark(Reads)) is not None:
             return reads.read(text)
         if get_origin(self.kind) is tuple:
@@ -151,7 +151,7 @@ def _read(text: str, kind: Any, label: str) -> Any:
 
 
 def wrong(label: str, shown: str, expected: str) -> ValueError:
-    """What is raised for a value that cannot be."""
+    """The error for a value that is not allowed."""
     return ValueError(f"{label} is {shown}; expected {expected}")
 
 
@@ -199,7 +199,7 @@ def _taken_apart(hint: Any) -> tuple[Any, bool, tuple[object, ...]]:
 def check_fields(group: Any, label: Callable[[str], str], or_none: str = "") -> None:
     """Raise `ValueError` if a field of the dataclass is outside its limits, as `Field.check` does.
 
-    `label` makes of a field's name what a user knows it by.
+    `label` turns the name of a field into the one that users know.
     """
     for name, field in fields_of(type(group)).items():
         if "." not in name:  # a group has checked its own

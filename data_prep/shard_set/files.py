@@ -1,4 +1,4 @@
-"""Paths as users give them, and files that appear under their final name whole or not at all."""
+"""Paths as users give them, and files that get their final name only when they are complete."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
 class PathOptionError(ValueError, argparse.ArgumentTypeError):
-    """A path was given that is empty, or begins with the `~` of nobody."""
+    """The given path is empty, or begins with `~` and the name of no user."""
 
 
 def expanded(text: str) -> str:
     """`text` with a leading `~` or `~USER` replaced by that user's home directory.
 
-    A shell does it for a word of its own, but not behind `--output=`. Raises `PathOptionError`.
+    A shell expands a word that begins with it, but not `--output=~`. Raises `PathOptionError`.
     """
     path = os.path.expanduser(text)  # noqa: PTH111 - Path changes the slashes of a URL
     if path.startswith("~"):
@@ -45,9 +45,9 @@ def expanded(text: str) -> str:
 
 
 def path_option(text: str) -> Path:
-    """The path that `text`, an option or argument of a command line, means: every one is read here.
+    """The path that an option or argument of a command line means; every one is read here.
 
-    Raises `PathOptionError`, also if it is empty: the variable of a script may not be set.
+    Raises `PathOptionError`, also for an empty text: a script's variable may be unset.
     """
     if not text:
         raise PathOptionError("the path is empty; give . for the current folder")
@@ -111,7 +111,7 @@ def _rename(path: Path, target: Path) -> None:
 
 
 def sync(handle: int) -> None:
-    """Let what was written to the open file or directory reach the disk, if that can be asked."""
+    """Flush the open file or directory to the disk, where the file system supports that."""
     try:
         os.fsync(handle)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What is given for a shard set and is none: says what it seems to be, and what to give instead."""
+"""Says what a path that is not a shard set seems to be, and what to give instead."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OTHERS = {
 
 
 def describe_manifest(fields: Any) -> str | None:
-    """What a JSON document without `format_version` is, or None if nobody knows."""
+    """What a JSON document without `format_version` is, or None if that is unknown."""
     match fields:
         case {"splits": dict()}:
             return (
@@ -54,7 +54,7 @@ def describe_manifest(fields: Any) -> str | None:
 
 
 def describe_path(path: Path) -> str | None:
-    """What a file, or a folder without a manifest, seems to be; None if nobody knows."""
+    """What a file, or a folder without a manifest, seems to be; None if that is unknown."""
     if path.is_dir():
         return _describe_folder(path, sorted(entry.name for entry in path.iterdir()))
     if path.suffix == ".json":

@@ -68,7 +68,7 @@ def _map_array(
 def find_array(
     path: Path, sha256: str | None, dtype: np.dtype[Any], shape: tuple[int | None, ...] | None
 ) -> tuple[npt.NDArray[Any] | None, str | None]:
-    """Memory-map an .npy file, if it can be used at all; and what is wrong with it, or None."""
+    """Memory-map an .npy file, unless it is unusable; also returns what is wrong, or None."""
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What the header of a JPEG says, found as libjpeg finds it: past bytes that belong to nothing."""
+"""Reads the header of a JPEG as libjpeg does: it skips stray bytes between segments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMMON_SAMPLINGS = {
 
 
 class DamagedJpegError(ValueError):
-    """A JPEG does not give all of its pixels."""
+    """Some pixels of a JPEG cannot be decoded."""
 
     def __init__(self, what: str, *, is_truncated: bool = False) -> None:
         super().__init__(what)
@@ -47,7 +47,7 @@ class JpegHeader:
 
     @property
     def has_common_coding(self) -> bool:
-        """Whether libjpeg reads it however it was built, if perhaps not every library around it."""
+        """Whether every build of libjpeg reads it; a library around it may not."""
         return self.kind in _COMMON_KINDS and self.bits == 8
 
     @property
@@ -67,7 +67,7 @@ class JpegHeader:
 
 
 def jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Markers that have a length, up to the first scan's; with start and stop of what they hold.
+    """Markers with a length, up to the first scan, and the start and stop of their content.
 
     Raises `DamagedJpegError` if it is no JPEG or ends before a scan starts.
     """

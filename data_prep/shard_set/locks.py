@@ -42,7 +42,7 @@ def try_lock(file: int, *, shared: bool = False, wait_seconds: float = 0.0) -> b
 def lock_if_possible(
     file: int, path: Path, *, shared: bool = False, wait_seconds: float = 0.0
 ) -> bool:
-    """The same for the open file of `path`; without locks it warns, and takes it as locked."""
+    """The same for the open file of `path`. Where there are no locks, warn and return True."""
     try:
         return try_lock(file, shared=shared, wait_seconds=wait_seconds)
     except OSError as error:
@@ -68,7 +68,7 @@ def locked(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> It
     """Hold the lock file `path`, made if need be, until the block ends or the process dies.
 
     Raises `BlockingIOError` if another process still holds it after `wait_seconds`, and
-    `FileNotFoundError` if another removed the file just now. Without locks it warns, and goes on.
+    `FileNotFoundError` if another has just removed the file. Without locks it only warns.
     """
     with path.open("a+") as file:
         if not lock_if_possible(file.fileno(), path, shared=shared, wait_seconds=wait_seconds):
@@ -80,7 +80,7 @@ def locked(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> It
 
 @functools.cache
 def _warn(folder: Path, reason: str) -> None:
-    """Once a folder."""
+    """Warn once for each folder."""
     _log.warning(
         "cannot lock files in %s: %s; going on without: see that no other process writes there",
         folder,
@@ -89,7 +89,7 @@ def _warn(folder: Path, reason: str) -> None:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process holds the lock file for itself; None where that cannot be known."""
+    """Whether a process holds the lock file exclusively; None if that cannot be determined."""
     try:
         with path.open("rb") as file:
             return not try_lock(file.fileno(), shared=True)

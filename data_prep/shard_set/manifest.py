@@ -111,7 +111,7 @@ class Manifest:
 
     @property
     def title(self) -> str:
-        """What to call the shard set where people read of it."""
+        """The name of the shard set in reports."""
         if self.name is not None:
             return self.name
         return _SOURCE_TITLES.get(self.source, f"{self.num_classes} classes of images")
@@ -136,7 +136,7 @@ class Manifest:
 
 
 def check_name(name: str) -> str:
-    """Return the `name` for a shard set; raises `ValueError` if it does not fit into a line."""
+    """Return the `name` of a shard set; raises `ValueError` if it does not fit on a line."""
     is_line = isinstance(name, str) and name.isprintable() and name == name.strip()
     if not is_line or not 0 < len(name) <= _MAX_NAME_LENGTH:
         raise ValueError(
@@ -152,7 +152,7 @@ def hash_class_names(names: tuple[str, ...]) -> str:
 
 
 def serialize(manifest: Manifest) -> bytes:
-    """The content of its file."""
+    """The content of the manifest's file."""
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
     return text.encode() + b"\n"
 
@@ -215,7 +215,7 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
 
 
 def parse_json(content: bytes, path: str) -> Any:
-    """What the JSON says, of a manifest or not; raises `ShardSetError` if it is damaged."""
+    """The content of a JSON file; raises `ShardSetError` if it is damaged."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

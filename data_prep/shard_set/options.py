@@ -1,4 +1,4 @@
-"""Command lines of dataclasses: an option for each field, read, checked and explained by it."""
+"""Command lines of dataclasses: an option for each field, which reads, checks and explains it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Named:
     """A mark: what the field is called on the command line, and its value in the help.
 
-    What has no hyphens in front is an argument with that name, and no option.
+    A name without leading hyphens is that of a positional argument.
     """
 
     option: str
@@ -28,13 +28,13 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A mark: the field takes all words from the first on that is no option, as they are."""
+    """A mark: the field takes the first word that is not an option, and all words after it."""
 
     metavar: str
 
 
 class NotAnOption:
-    """A mark: the field is not for the command line to give."""
+    """A mark: the field is not on the command line."""
 
 
 def option_of(field: Field) -> str:
@@ -43,20 +43,20 @@ def option_of(field: Field) -> str:
 
 
 def option_fields(*kinds: type) -> list[Field]:
-    """The fields of the dataclasses that are options; of one name the last."""
+    """The fields of the dataclasses that are options; the last one of each name."""
     fields = {name: field for kind in kinds for name, field in fields_of(kind).items()}
     return [field for field in fields.values() if NotAnOption not in field.marks]
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options whole and once; names a misspelt one before it misses any."""
+    """Refuses abbreviated and repeated options; reports a misspelt one before a missing one."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(allow_abbrev=False, **how)
         self._texts: list[tuple[object, str, Callable[[], str]]] = []
 
     def explain(self, thing: object, attribute: str, text: Callable[[], str]) -> None:
-        """Let the attribute be the text when help is asked for: it is read from the source."""
+        """Set the attribute to the text only when help is asked for: it is read from the source."""
         self._texts.append((thing, attribute, text))
 
     def format_help(self) -> str:
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
-        """Of the words before those of another command."""
+        """Checks the words up to those of another command."""
         rest, known, given = list(words), self._option_string_actions, set()
         takes_rest = any(action.nargs == argparse.REMAINDER for action in self._actions)
         while rest:
@@ -167,7 +167,7 @@ def add_commands(
 ) -> argparse._SubParsersAction[Parser]:
     """Add commands, explained by the docstrings of their dataclasses.
 
-    The namespace that is parsed then has `run`, to be called with it.
+    The parsed namespace has `run`, a function that takes it.
     """
     assert isinstance(parser, Parser)
     parsers: argparse._SubParsersAction[Parser] = parser.add_subparsers(
@@ -188,7 +188,7 @@ def _run(kind: type, run: Callable[[Any], int | None], given: argparse.Namespace
 
 
 def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -> T:
-    """What the command line of `python -m PROGRAM` says; exits with its usage if that cannot be."""
+    """The options of `python -m PROGRAM`; exits with its usage if they are wrong."""
     parser = Parser(prog=f"python -m {program}")
     parser.explain(parser, "description", functools.partial(summary_of, kind))
     add_options(parser, kind)
@@ -196,9 +196,9 @@ def read_options(program: str, kind: type[T], arguments: Sequence[str] | None) -
 
 
 def words_of(options: Any, kind: type) -> list[str]:
-    """A command line that gives those of the options that `kind` has and are not the default.
+    """A command line with the options of `kind` that differ from their defaults.
 
-    They are options with a value, all of them.
+    Each must be an option with a value.
     """
     return [
         f"{option_of(field)}={getattr(options, name)}"

@@ -1,8 +1,8 @@
-"""Takes windows out of stored images, in compiled code where it was built.
+"""Takes windows out of stored images, by compiled code where there is any.
 
 `_pixels.c` decodes no more of a JPEG than its window needs and copies out of mapped files, both
-without the interpreter lock. Where no compiler or no libjpeg was there to build it, the same
-happens here, with the same bytes and slower.
+without the interpreter lock. Where it could not be built, for lack of a compiler or of libjpeg,
+this module gives the same bytes, more slowly.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _pixels = _load_compiled()
 
 
 def _address(array: npt.NDArray[Any], dtype: type[np.generic], *shape: int) -> c_void_p:
-    """The array for C, which takes it as it should be: of this type and shape, without gaps."""
+    """The array for C, which relies on this type and shape, and on rows without gaps."""
     assert array.dtype == dtype, array.dtype
     assert array.shape == shape, array.shape
     assert array.flags.c_contiguous
@@ -85,8 +85,8 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
 def judge_jpeg(content: bytes, out: Pixels) -> str | None:
     """Decode all of a JPEG into `out`, uint8 H×W×3 as RGB, or H×W×4 as libjpeg's CMYK.
 
-    Returns what there is to complain of, or None. Raises `DamagedJpegError` if pixels are lost or
-    cannot be had. It needs the compiled code.
+    Returns libjpeg's first complaint, or None. Raises `DamagedJpegError` if pixels are lost or
+    cannot be decoded. It needs the compiled code.
     """
     assert _pixels is not None
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
@@ -203,7 +203,7 @@ def copy_windows(
     """Copy a window out of each of N images of `size`, whose first bytes are at `addresses`.
 
     Those of `flips` are mirrored left to right. The windows have the size of `out`, uint8 N×H×W×3;
-    the caller answers for their lying inside the images, and these inside their files. Returns
+    the caller ensures that they lie inside the images, and these inside their files. Returns
     None, or the number of the first image that cannot be read any more because its file was cut or
     its disk fails (uncompiled code dies of it).
     """

@@ -1,4 +1,4 @@
-"""Standard output and error of a command that cannot fail it, whatever they are connected to."""
+"""Standard output and error that never make a command fail, whatever they are connected to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LAST_STANDARD = 2
 
 
 class _Sink(io.FileIO):
-    """A standard stream; what it does not take goes nowhere from then on."""
+    """A standard stream; after a failed write, all further output is discarded."""
 
     failure: OSError | None = None
 
@@ -62,10 +62,9 @@ def _reopened(handle: int, before: TextIO | None) -> TextIO:
 
 
 def exit_code_after_flush(code: int) -> int:
-    """The exit code of a command that has done its work, for which `code` would be right.
+    """The exit code of a command that has done its work: `code`, or 1 if its output was lost.
 
-    If what it had to tell is lost, a sentence says so and the code is 1. A reader of a pipe that
-    has left, as `head` does, had all it wanted.
+    A sentence then says so. If the reader of a pipe has left, as `head` does, nothing is lost.
     """
     sys.stdout.flush()
     buffer = getattr(sys.stdout, "buffer", None)

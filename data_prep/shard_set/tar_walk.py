@@ -1,4 +1,4 @@
-"""Walks through the headers of a tar, also of one that lies inside another, and trusts none."""
+"""Walks through the headers of a tar, even one inside another, and trusts none of them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _parse(header: bytes, offset: int, before: str) -> Member:
 def _parse_plain(header: bytes) -> tuple[str, int] | None:
     """Name and size of an intact header that holds nothing unusual; else None.
 
-    `TarInfo.frombuf` takes four times as long, which counts with a million members.
+    `TarInfo.frombuf` takes four times as long, which matters with a million members.
     """
     checksum, size = header[_CHECKSUM], header[_SIZE]
     try:

@@ -43,7 +43,7 @@ def _plan(shards: Path, manifest: Manifest, full: bool, damages: list[Damage]) -
     def load(
         name: str | None, sha256: str | None, dtype: np.dtype[Any], *shape: int | None
     ) -> Array | None:
-        """An .npy file, if there is to be one and it can be used at all."""
+        """An .npy file, unless there is none to expect or it is unusable."""
         if name is None:
             return None
         array, fault = find_array(shards / name, sha256, dtype, shape)

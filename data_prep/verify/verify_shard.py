@@ -70,7 +70,7 @@ def check_shard(check: ShardCheck) -> Findings:
 
 
 def _check_readable(check: ShardCheck) -> Findings:
-    """The same; raises `OSError` if the disk does not give the shard away."""
+    """The same; raises `OSError` if the shard cannot be read."""
     name, split, number = check.path.name, check.split, check.number
     num_bytes = check.path.stat().st_size
     members, damages = _read_members(check.path)
@@ -91,7 +91,7 @@ def _check_readable(check: ShardCheck) -> Findings:
 
 
 def _read_members(path: Path) -> tuple[list[Member], list[Damage]]:
-    """Walk through the headers of a shard, as far as they can be followed."""
+    """Walk through the headers of a shard as far as possible."""
     members: list[Member] = []
     with path.open("rb") as file:
         try:
@@ -106,7 +106,7 @@ def _read_members(path: Path) -> tuple[list[Member], list[Damage]]:
 def _pair_members(
     file: str, members: Sequence[Member], image_suffix: str
 ) -> tuple[list[ArchivedSample], list[Damage]]:
-    """Find the samples among the members of a shard, and the members that belong to none."""
+    """Find the samples among the members of a shard, and the members that are part of none."""
     samples: list[ArchivedSample] = []
     single: dict[str, list[str]] = {}
     rest = list(reversed(members))
@@ -133,7 +133,7 @@ def _pair_members(
 
 
 def _describe_single(suffixes: Sequence[str], image_suffix: str) -> str:
-    """What is wrong with a key that has members which form no sample."""
+    """What is wrong with a key whose members do not form a sample."""
     if set(suffixes) == {image_suffix}:
         return f"it has no .{LABEL_SUFFIX}"
     if set(suffixes) == {LABEL_SUFFIX}:
@@ -175,7 +175,7 @@ def _check_contents(check: ShardCheck, samples: Sequence[ArchivedSample]) -> lis
 
 
 def _find_faults(check: ShardCheck, row: int | None, image: bytes, label: bytes) -> Iterator[str]:
-    """What is wrong with a sample, which has this row of the index and the checksums."""
+    """What is wrong with a sample; `row` is its row of the index, or None if that is unknown."""
     manifest = check.manifest
     index, checksums = (None, None) if row is None else (check.index, check.checksums)
     if not label.isdigit() or len(label) > _MAX_DIGITS or int(label) >= manifest.num_classes:
