@@ -9,6 +9,8 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
 
+from data_prep.shard_set.files import as_text
+
 T = TypeVar("T", Counter, Gauge)
 
 _PREFIX = "alexnet"
@@ -50,8 +52,8 @@ class Families:
 
     def info(self, name: str, documentation: str, labels: Mapping[str, str]) -> None:
         """A gauge that is 1, for what its labels say."""
-        gauge = self._family(Gauge, name, documentation, *labels)
-        gauge.labels(**self._labels, **labels).set(1)
+        texts = {label: as_text(value) for label, value in labels.items()}
+        self._family(Gauge, name, documentation, *labels).labels(**self._labels, **texts).set(1)
 
     def histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         """A histogram without labels, whatever the others carry: each label costs all buckets."""

@@ -8,7 +8,6 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
-from data_prep.shard_set.files import as_text
 from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.event_log import of_type, own_evaluations
 from pipeline.run.events import (
@@ -108,12 +107,8 @@ class JobMetrics:
         self._target_epochs.set(epochs)
         self._global_batch.set(event.global_batch_size)
         self._world_size.set(event.world_size)
-        for name, text, labels in (
-            ("build_info", "Versions of the software", build),
-            ("run_info", "What is trained, on what", run),
-        ):
-            values = {label: as_text(value) for label, value in labels.items()}
-            self._families.info(name, text, values)
+        self._families.info("build_info", "Versions of the software", build)
+        self._families.info("run_info", "What is trained, on what", run)
 
     def resumed(
         self,
