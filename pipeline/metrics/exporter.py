@@ -142,19 +142,21 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
         sys.stdout.write(f"serving {run.path} at {scheme}://{location}/metrics, target {path}\n")
         with contextlib.suppress(OSError):  # another user's
             remove_leftovers(targets, {path.name})
+        linger_seconds = 0.0 if "SLURM_JOB_ID" in os.environ else KEPT_SECONDS
+        # Before the target is there: whoever sees it may end the ranks at once.
+        first_seconds = 0.0 if collector.has_running_ranks() else _FIRST_RANK_SECONDS
+        deadline = time.monotonic() + max(linger_seconds, first_seconds)
+        target.announce()
         # Of others that were here, or of this run's on nodes that it has lost.
         for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-        linger_seconds = 0.0 if "SLURM_JOB_ID" in os.environ else KEPT_SECONDS
-        deadline = time.monotonic() + max(linger_seconds, _FIRST_RANK_SECONDS)
-        while not stop.is_set() and _is_owner(lock, owner):
+        while not stop.wait(_POLL_SECONDS) and _is_owner(lock, owner):
+            target.announce()
             if collector.has_running_ranks():
                 deadline = time.monotonic() + linger_seconds
             elif time.monotonic() >= deadline:
                 break
-            target.announce()
-            stop.wait(_POLL_SECONDS)
         target.withdraw()  # before the lock ends: a successor writes the same file
 
 
