@@ -129,7 +129,7 @@ class Beton:
         try:
             beton = write_beton(self.shards, self.path, sys.stderr)
         except KeyboardInterrupt:
-            _fail(f"stopped; {self.path} was not written, the same command begins anew")
+            _fail(f"stopped; {self.path} was not written; the same command starts over")
             return _INTERRUPTED
         samples = " + ".join(f"{count:,} {name}" for name, count in beton.record.splits.items())
         made = "" if beton.is_new else " (complete already)"

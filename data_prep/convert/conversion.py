@@ -62,7 +62,7 @@ class Options:
     size: Annotated[int | None, within(1, 8192)] = None  # more is unsafe to Pillow
     """Scale the short side to N, crop the middle N×N."""
     jpeg_quality: Annotated[int | None, within(1, 100), Named("--jpeg-quality", "Q")] = None
-    """Quality of images that must be encoded anew; 95 if not given."""
+    """Quality of JPEGs that must be encoded again; 95 if not given."""
     samples_per_shard: Count = 1000
     """Samples in every shard of a split but the last."""
     seed: Annotated[int, SEED] = 0
@@ -193,7 +193,7 @@ def _job(source: Source, options: Options) -> ShardJob:
 
 
 def _plan(source: Source, options: Options, job: ShardJob) -> ConversionPlan:
-    samples_hash = hashlib.sha256()  # of all keys and labels, whatever the order of the samples
+    samples_hash = hashlib.sha256()  # of all keys and labels, in the order of keys
     for split, samples in source.splits.items():
         for row in samples.rows_by_key():
             sample = samples[row]

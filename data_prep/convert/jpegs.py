@@ -1,4 +1,4 @@
-"""Decodes whole JPEGs, and tells harmless complaints from lost pixels.
+"""Decodes whole JPEGs, and distinguishes harmless complaints from lost pixels.
 
 The decoder is that of training: `data_prep.shard_set.pixels`. What it refuses goes through
 simplejpeg and Pillow, to be stored as something that it reads.
@@ -33,7 +33,7 @@ _LOST_PIXELS = re.compile(
     r"Premature end|Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0x(?!d[0-7]))"
 )
 """Complaints of libjpeg. Bytes that belong to nothing do no harm but before a restart mark."""
-_HUFFMAN = (0, 1)  # and sequential; of arithmetic codes no decoder tells that they stop early
+_HUFFMAN = (0, 1)  # and sequential; no decoder notices that arithmetic codes stop early
 _SEQUENTIAL = (*_HUFFMAN, 9)
 _YCC, _YCCK = 1, 2
 
@@ -63,8 +63,8 @@ def _read_plainly(
 ) -> tuple[Pixels, str | None]:
     """Without the compiled code, or where its libjpeg may be without what it takes.
 
-    simplejpeg refuses what libjpeg complains of, and tells one complaint only. Pillow reads it,
-    but does not tell of data that stop early.
+    simplejpeg refuses what libjpeg complains of, and reports one complaint only. Pillow reads it,
+    but does not notice data that stop early.
     """
     try:
         return simplejpeg.decode_jpeg(content, colorspace), None
@@ -106,7 +106,7 @@ def _tidied(content: bytes, header: JpegHeader, complaint: str) -> bytes:
 
 
 def has_picture_alone(raw: bytes) -> bool:
-    """Whether there is nothing in the header of a JPEG that Pillow could tell of."""
+    """Whether the header of a JPEG has only what decoding needs: no EXIF, no profile."""
     place = len(JPEG_START)
     for marker, start, stop in jpeg_segments(raw):
         if marker not in PICTURE or start != place + 4:

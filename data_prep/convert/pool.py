@@ -19,7 +19,6 @@ from data_prep.convert.output import ConversionError
 from data_prep.convert.shard import ShardJob, ShardRecord, write_shard
 from data_prep.sources.samples import Sample
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
 _SHARDS_PER_WORKER = 2
@@ -85,11 +84,11 @@ def write_shards(
 
 @contextlib.contextmanager
 def _stops_held() -> Iterator[None]:
-    """Block SIGINT and SIGTERM until the block ends, and in processes started in it for good.
+    """Block SIGINT and SIGTERM until the block ends, and in workers started in it for good.
 
-    A worker that got one before it ignores them would die with a traceback.
+    This process gets the signal, too, and stops them.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:
@@ -102,8 +101,6 @@ _write: Callable[[ShardName, Sequence[Sample]], None]
 
 def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
     global _write
-    for stop_signal in _STOPS:
-        signal.signal(stop_signal, signal.SIG_IGN)  # the parent gets it too, and stops us
     threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
     # A byte in a pipe needs no lock, which a worker that is killed could leave locked.
     count_sample = functools.partial(os.write, counter.fileno(), b".")

@@ -154,9 +154,7 @@ def write_shard(
     digest = hashlib.sha256()
     with atomic_writer(path) as file:
         for sample in samples:
-            stamps.append(
-                job.reader.stamp(sample)
-            )  # before it is read: a later replacement is noticed
+            stamps.append(job.reader.stamp(sample))  # first, to notice what is replaced meanwhile
             try:
                 image = store(job.reader.read(sample), job.encoding, job.size, job.jpeg_quality)
             except RejectedImage as rejection:

@@ -222,7 +222,7 @@ def _label_flat(
     """Validation images that lie side by side: `truth` has the WNID of each."""
     if truth is None:
         raise SourceError(
-            f"{root / name} does not tell classes: put {DEVKIT_NAME}.tar.gz (or Kaggle's "
+            f"{root / name} does not say classes: put {DEVKIT_NAME}.tar.gz (or Kaggle's "
             f"{SOLUTION_NAME}) into {root}; the ground-truth file alone is not enough, as its "
             "numbers are the devkit's own"
         )

@@ -1,6 +1,6 @@
 """Labels of ImageNet's validation images, which lie in one folder, from devkit or table.
 
-The devkit counts classes from 1, in an order of its own, and its `meta.mat` tells which WNID a
+The devkit counts classes from 1, in an order of its own, and its `meta.mat` says which WNID a
 number is; a label here is the place of the WNID among all, sorted, from 0.
 """
 

@@ -258,7 +258,7 @@ def test_interrupt_is_one_sentence(
     outcome = job.wait()
     assert (outcome.code, outcome.errors) == (
         130,
-        f"error: stopped; {path} was not written, the same command begins anew\n",
+        f"error: stopped; {path} was not written; the same command starts over\n",
     )
     assert names_in(tmp_path) == []
 

@@ -358,7 +358,7 @@ def odd_name(root: Path) -> None:
         (endless_number_in_the_ground_truth, "holds '11111111111111111111' in line 10; expected"),
         (cut_the_ground_truth, "and of the ground truth differ: ILSVRC2012_val_00000009 in only"),
         (lose_a_val_image, "and of the ground truth differ: ILSVRC2012_val_00000003 in only"),
-        (lose_the_devkit, f"does not tell classes: put {DEVKIT_NAME}.tar.gz"),
+        (lose_the_devkit, f"does not say classes: put {DEVKIT_NAME}.tar.gz"),
         (keep_the_ground_truth_alone, "the ground-truth file alone is not enough"),
         (swap_val_folders, "folders of other classes than the ground truth says"),
         (lose_a_val_folder, "differ: n11111111 in only one of them"),
