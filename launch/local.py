@@ -124,7 +124,7 @@ def local_environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # as torchrun has it; ranks set their own number of threads
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
         **os.environ,
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are started again do not meet
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted ranks do not find each other
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -26,6 +27,9 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("any machine")
 
 
+SLOW_FOLDERS = {"integration", "benchmarks"}
+"""All that is in these is slow."""
+
 SLOW_TO_MAKE = {"ffcv", "cifar10_folder"}
 """Fixtures that take seconds: a process that imports ffcv, an archive of 60,000 images."""
 
@@ -33,7 +37,9 @@ SLOW_TO_MAKE = {"ffcv", "cifar10_folder"}
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if isinstance(item, pytest.Function) and SLOW_TO_MAKE & {*item.fixturenames}:
+        folders = item.path.relative_to(Path(__file__).parent).parts
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+        if SLOW_FOLDERS & {*folders} or SLOW_TO_MAKE & {*fixtures}:
             item.add_marker(pytest.mark.slow)
 
 

@@ -21,10 +21,3 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.fromarray(pixels).convert("L" if number == 5 else "RGB")
         image.save(folder / f"n{number:08d}_name.JPEG")
     return folder
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that is in this folder is slow."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.competition import Competitor, Course, Result, compete
+from tests.machine import is_running
 
 
 def competitor(behaviour: str, num_ranks: int = 1) -> Competitor:
@@ -48,15 +49,6 @@ def test_one_that_hangs_is_ended_with_what_it_has_started(course: Course, tmp_pa
     assert list(result.rates) == ["goes on"]
     assert len(result.rates["goes on"]) == 3
     assert not is_running(int((tmp_path / "hangs/0/pid").read_text()))
-
-
-def is_running(pid: int) -> bool:
-    """Neither gone nor a zombie that waits for init."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def test_one_that_does_not_get_ready_is_ended_before_the_rounds(course: Course) -> None:

@@ -104,14 +104,6 @@ def start_cli(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process lives; one that ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def wait_for_shards(output: Path, count: int) -> None:
     """Wait until a conversion has written that many."""
     deadline = time.monotonic() + 40

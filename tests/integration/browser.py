@@ -9,7 +9,6 @@ import io
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from PIL import Image
+
+from tests.pipeline.monitoring import require_tool
 
 _FLAGS = (
     "--headless",
@@ -34,17 +34,6 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 _ANSWER_SECONDS = 60
-
-
-def require_chromium() -> str:
-    """The path of Chromium; without it the test is skipped, but fails in CI."""
-    path = shutil.which("chromium")
-    if path is None:
-        message = "chromium is not installed (Debian: apt install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
 
 
 class Page:
@@ -123,7 +112,7 @@ class Page:
 @contextlib.contextmanager
 def browser_page(profile: Path) -> Iterator[Page]:
     """Start Chromium with a profile of its own, and end it afterwards."""
-    chromium = require_chromium()
+    chromium = require_tool("chromium")
     command_end, commands = _high_pipe()
     answers, answer_end = _high_pipe()
     # Chromium reads commands from descriptor 3 and answers on 4; the shell puts them there.

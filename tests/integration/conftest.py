@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.training import finish, make_shards
+
 
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
@@ -16,8 +18,14 @@ def scratch() -> Iterator[Path]:
         yield Path(path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that is in this folder is slow."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("training") / "shards")
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    finish(2, shards, run, "--epochs", 2)
+    return run

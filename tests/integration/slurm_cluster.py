@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +19,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
-from tests.pipeline.monitoring import REPOSITORY, wait_for
+from tests.machine import skip
+from tests.pipeline.monitoring import REPOSITORY, require_tool, wait_for
 
 _PROGRAMS = (
     "slurmctld",
@@ -96,16 +94,10 @@ while :; do wait -n 2>/dev/null || sleep 0.5; done
 
 def require_slurm() -> None:
     """Without root or SLURM the test is skipped, but fails in CI."""
-    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
-    message = ""
     if os.geteuid():
-        message = "a SLURM of namespaces needs root"
-    elif missing:
-        message = f"{', '.join(missing)} not found: call 'make system', which installs SLURM"
-    if message and os.environ.get("CI") == "true":
-        pytest.fail(message)
-    if message:
-        pytest.skip(message)
+        skip("a SLURM of namespaces needs root")
+    for name in _PROGRAMS:
+        require_tool(name)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 
 from pipeline.model import alexnet
-from pipeline.run import checkpoint
-from pipeline.run.directory import RunDirectory
-from tests.integration.training import assert_same_state, make_large_shards, rows, wait_for_step
+from tests.integration.training import (
+    assert_same_state,
+    losses,
+    make_large_shards,
+    newest_state,
+    rows,
+    wait_for_step,
+)
 from tests.pipeline.rank_jobs import Job
 
 NUM_TRAIN, NUM_VAL = 24, 7
@@ -61,16 +66,6 @@ def test_a_rank_knows_that_the_one_of_the_other_column_is_gone(
     assert rows(run, "end")[-1]["cause"] == "lost_rank"
 
 
-def state_of(run: Path) -> dict[str, Any]:
-    path = checkpoint.newest_good(RunDirectory(run).checkpoints)
-    assert path is not None
-    return checkpoint.load(path)
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in rows(run, "train")]
-
-
 def evaluation(run: Path) -> tuple[int, ...]:
     (row,) = rows(run, "eval")
     return tuple(row[name] for name in ("correct1", "correct5", "seen", "expected"))
@@ -113,7 +108,7 @@ def test_a_column_on_each_rank_trains_the_same_network(
     assert waits == {num_ranks > 2}, "a replica alone averages with nobody"
     assert evaluation(run) == evaluation(fused)
     assert evaluation(run)[2:] == (NUM_VAL, NUM_VAL)
-    assert_close(state_of(run), state_of(fused), 1e-4)
+    assert_close(newest_state(run), newest_state(fused), 1e-4)
 
 
 def test_a_split_run_that_is_stopped_has_the_bits_of_one_that_is_not(
@@ -142,7 +137,7 @@ def test_a_run_goes_on_in_the_other_layout(scratch: Path, shards: Path, optimize
     finish(train(2, shards, run, *options, *split))
     finish(train(1, shards, straight, *options))
     assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
-    found, exact = state_of(run), state_of(straight)
+    found, exact = newest_state(run), newest_state(straight)
     for name, tensors in exact["optimizer"]["tensors"].items():
         for kind, whole in tensors.items():
             part = found["optimizer"]["tensors"][name][kind]

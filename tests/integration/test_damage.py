@@ -9,12 +9,12 @@ import pytest
 
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import read_manifest
-from pipeline.data.order.partition import BatchPlan, epoch_order
+from pipeline.data.order.partition import epoch_order
 from pipeline.report.__main__ import write_report
 from pipeline.run.directory import RunDirectory
 from tests.integration.training import (
-    GLOBAL_BATCH,
     NUM_TRAIN,
+    PLAN_OF_TWO,
     make_shards,
     rows,
     training,
@@ -59,14 +59,7 @@ def train(shards: Path, run: Path, *options: object) -> tuple[list[int | None], 
 
 def sample_of(rank: int) -> int:
     """One of `train` that the rank reads in its second step, and holds if the split is resident."""
-    plan = BatchPlan(
-        num_samples=NUM_TRAIN,
-        global_batch_size=GLOBAL_BATCH,
-        num_replicas=2,
-        accumulation_steps=1,
-        drop_last=True,
-    )
-    positions = plan.positions(1, 0, rank)
+    positions = PLAN_OF_TWO.positions(1, 0, rank)
     order = epoch_order(NUM_TRAIN, 0, 0)
     mine = range(rank * NUM_TRAIN // 2, (rank + 1) * NUM_TRAIN // 2)
     return next(int(order[place]) for place in positions if order[place] in mine)

@@ -28,7 +28,6 @@ from tests.integration.training import (
     STEPS_PER_EPOCH,
     all_rows,
     assert_same_state,
-    make_shards,
     newest_state,
     rows,
     train_here,
@@ -39,11 +38,6 @@ from tests.pipeline.worlds import SINGLE
 
 STEADY = ("--schedule.name", "constant", "--schedule.warmup_ratio", 0, "--precision", "fp32")
 """A rate that no length changes."""
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("fork") / "shards")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from tests.integration.training import (
     Keeper,
     all_rows,
     assert_same_state,
-    make_shards,
     rank_log,
     ranks_of,
     torchrun,
@@ -29,11 +28,6 @@ from tests.pipeline.rank_jobs import DEADLINE_SECONDS
 HOST = socket.gethostname()
 SLEEPY = "tests.integration.sleepy_train"
 OPTIONS = ("--distributed.timeout_seconds", 3, "--metrics.enabled", "false")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("hangs") / "shards")
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,7 @@ from PIL import Image
 from pipeline.metrics.outcomes import RootOutcomes
 from pipeline.run.directory import RunDirectory
 from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
-from tests.integration.training import (
-    all_rows,
-    assert_same_state,
-    make_shards,
-    rows,
-    training,
-)
+from tests.integration.training import all_rows, assert_same_state, rows, training
 from tests.pipeline.monitoring import entry_of, require_tool, served, wait_for
 
 UNTIMED = (
@@ -52,11 +46,6 @@ def cluster(machine: Cluster) -> Iterator[Cluster]:
     """With no jobs, before and after."""
     yield machine
     machine.cancel_all()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("slurm") / "shards")
 
 
 @pytest.fixture(scope="module")

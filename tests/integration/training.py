@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +16,17 @@ from unittest import mock
 
 import torch
 
+from data_prep.shard_set.manifest import hash_class_names
+from pipeline.data.order.partition import BatchPlan
 from pipeline.ranks.stop import StopSignals
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_events, read_rows
 from pipeline.run.event_rows import row_of
-from pipeline.train.__main__ import train
+from pipeline.train.__main__ import train as train_as_rank
 from pipeline.train.command import parse_command
 from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
-from tests.pipeline.rank_jobs import replaced
+from tests.pipeline.rank_jobs import Job, replaced
 from tests.pipeline.worlds import SINGLE
 
 NUM_TRAIN = 200
@@ -30,6 +34,18 @@ NUM_VAL = 53
 SAMPLES_PER_SHARD = 40
 GLOBAL_BATCH = 24
 STEPS_PER_EPOCH = NUM_TRAIN // GLOBAL_BATCH
+PLAN_OF_TWO = BatchPlan(
+    num_samples=NUM_TRAIN,
+    global_batch_size=GLOBAL_BATCH,
+    num_replicas=2,
+    accumulation_steps=1,
+    drop_last=True,
+)
+"""Of two ranks."""
+
+TRAIN = "pipeline.train"
+LONG = ["--epochs", 200, "--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0]
+"""Options of a run that a test ends."""
 
 Keeper = Literal["torchrun", "rank 0"]
 
@@ -56,6 +72,17 @@ def _shard_synthetic(path: Path, *options: object) -> Path:
     return path
 
 
+def rewrite_manifest(shards: Path, path: Path, mean: float | None = None, **fields: object) -> Path:
+    """The same files with other `fields` in their manifest, and another mean of their pixels."""
+    shutil.copytree(shards, path)
+    manifest = json.loads((path / "_info.json").read_bytes()) | fields
+    manifest["class_names_sha256"] = hash_class_names(tuple(manifest["class_names"]))
+    if mean is not None:
+        manifest["statistics"]["mean"] = [mean] * 3
+    (path / "_info.json").write_text(json.dumps(manifest))
+    return path
+
+
 def training(shards: Path, run: Path, *options: object) -> list[str]:
     """Arguments of `pipeline.train`: a log line every step, evaluations and saves now and then."""
     words = ["cifar10", "--data.shards", shards, "--run-dir", run]
@@ -67,10 +94,31 @@ def training(shards: Path, run: Path, *options: object) -> list[str]:
     return [str(word) for word in replaced([*words, *options])]
 
 
+def train(size: int, shards: Path, run: Path, *options: object) -> Job:
+    return Job(size, TRAIN, training(shards, run, *options))
+
+
+def finish(size: int, shards: Path, run: Path, *options: object) -> Job:
+    """A job that does all that it is asked."""
+    with train(size, shards, run, *options) as job:
+        assert job.wait() == [0] * size, job.errors
+    return job
+
+
+def fail(job: Job) -> str:
+    """The last line of what rank 0 tells of a job that fails on every rank."""
+    with job:
+        assert job.wait() == [1] * len(job.processes)
+    assert "Traceback" not in "".join(job.errors)
+    *_, sentence = job.errors[0].splitlines()
+    assert sentence.startswith("error: ")
+    return sentence
+
+
 def train_here(shards: Path, run: Path, *options: object) -> int:
     """Train in this process, where a test can replace functions; returns the exit code."""
     command = parse_command(training(shards, run, "--metrics.enabled", "false", *options))
-    return train(command, SINGLE, mock.Mock(spec=StopSignals, noted=None))
+    return train_as_rank(command, SINGLE, mock.Mock(spec=StopSignals, noted=None))
 
 
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -99,6 +147,11 @@ def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:
 def newest_step(run: Path) -> int:
     path = checkpoint.newest_good(RunDirectory(run).checkpoints)
     return 0 if path is None else checkpoint.step_of(path)
+
+
+def losses(run: Path) -> list[float]:
+    """Of the log intervals."""
+    return [row["loss"] for row in rows(run, "train")]
 
 
 def newest_state(run: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -23,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from pipeline.run.ending import RUN_OUTCOMES
+from tests.machine import skip
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,10 +42,7 @@ def require_tool(name: str) -> str:
     """The path of a system program; without it the test is skipped, but fails in CI."""
     path = shutil.which(name)
     if path is None:
-        message = f"{name} is not installed: call 'make system'"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        skip(f"{name} is not installed: call 'make system'")
     return path
 
 

@@ -23,13 +23,13 @@ from tests.data_prep.conftest import SLOW_OPTIONS, SYNTHETIC_OPTIONS, shard_synt
 from tests.data_prep.raw_data import (
     copy_tree,
     hash_tree,
-    is_running,
     jpeg,
     run_cli,
     start_cli,
     wait_for_shards,
     write_folder,
 )
+from tests.machine import is_running
 
 
 def children_of(pid: int) -> list[int]:

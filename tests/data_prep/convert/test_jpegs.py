@@ -38,16 +38,6 @@ PROGRESSIVE = jpeg(quality=95, progressive=True)
 RESTARTED = jpeg(quality=95, restart_marker_blocks=2)
 
 
-@pytest.fixture(params=["compiled", "plain"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to the same pixels."""
-    if request.param == "plain":
-        monkeypatch.setattr(pixels_module, "_pixels", None)
-    elif not is_compiled():
-        pytest.skip("data_prep.shard_set._pixels was not built")
-    return str(request.param)
-
-
 def pillow(content: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 

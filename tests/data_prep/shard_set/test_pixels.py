@@ -44,14 +44,6 @@ OTHER_SAMPLINGS = (
 )
 
 
-@pytest.fixture(params=["compiled", "plain"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to the same pixels."""
-    if request.param == "plain":
-        monkeypatch.setattr(pixels_module, "_pixels", None)
-    return str(request.param)
-
-
 def picture(height: int, width: int) -> Pixels:
     """Waves and noise: edges between blocks and between chroma samples."""
     noise = np.random.default_rng(height * 1000 + width).integers(0, 80, (height, width, 3))

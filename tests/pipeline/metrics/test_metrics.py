@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import re
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import CheckpointEvent, CheckpointReason, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
+from tests.machine import small_disk
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
 from tests.pipeline.rank_process import BUILD, RUN, STARTED
@@ -288,10 +288,6 @@ class Outage:
 def full_disk(tmp_path: Path) -> Iterator[Outage]:
     """A tiny file system that a file fills."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("this user cannot mount a tmpfs")
     filler = disk / "filler"
 
     def fill_up() -> None:
@@ -299,10 +295,8 @@ def full_disk(tmp_path: Path) -> Iterator[Outage]:
             while True:
                 file.write(b"x" * 4096)
 
-    try:
+    with small_disk(disk, "64k"):
         yield Outage(disk / "metrics", fill_up, filler.unlink)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -24,6 +23,7 @@ import torch
 from data_prep.shard_set.files import sha256_of
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import BEST, CheckpointError
+from tests.machine import small_disk
 
 NUM_KILLS = 40
 
@@ -319,29 +319,20 @@ def test_a_kill_at_any_moment_leaves_a_good_one(directory: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
-    if subprocess.run(command, capture_output=True).returncode:
-        message = "a small file system cannot be mounted: not root, or in a container without mount"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "1m"):
+        yield tmp_path / "disk"
 
 
-def test_a_full_disk_leaves_the_old_ones(small_disk: Path) -> None:
-    directory = small_disk / "checkpoints"
+def test_a_full_disk_leaves_the_old_ones(disk: Path) -> None:
+    directory = disk / "checkpoints"
     kept = [checkpoint.save(directory, step, state_of(step))[0] for step in (20, 10)]
     for num_values in (260_000, 300_000, 1_000_000):
         with pytest.raises(OSError, match=r"No space|state\.pt could not be written"):
             checkpoint.save(directory, 30, state_of(30, num_values))
         assert sorted(directory.iterdir(), reverse=True) == checkpoint.paths(directory) == kept
     assert_is_state_of(checkpoint.load(kept[0]), 20)
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
         file.write(bytes(2 << 20))
     needs = rf"No space left on device: it needs 0\.0 MB, and {directory} has 0\.0 MB free"

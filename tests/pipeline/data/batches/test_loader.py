@@ -30,6 +30,7 @@ from pipeline.data.order.partition import (
 )
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.sample_index import ReadCost
+from tests.machine import wait_until
 
 DEADLINE_SECONDS = 30.0
 """After so long a thread is taken to hang."""
@@ -102,15 +103,6 @@ def in_time(action: Callable[[], object]) -> None:
     thread.start()
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive(), "it hangs"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(DEADLINE_SECONDS / 0.002)):
-        if is_so():
-            return
-        pause.wait(0.002)
-    pytest.fail("it did not come about")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from pipeline.data.cache.remote import (
     fetch,
     location_of,
 )
+from tests.machine import is_running, wait_until
 from tests.pipeline.data.cache.cache_process import make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 
@@ -65,24 +66,6 @@ def fetched(url: str, config: DataConfig = UNHURRIED, content: Content = CONTENT
 def script(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process that has not ended; nobody may have waited for it yet."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(DEADLINE_SECONDS / 0.005)):
-        if is_so():
-            return
-        pause.wait(0.005)
-    pytest.fail("it did not come about")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from pipeline.data.order.shard_needs import (
     stretch_needs,
     training_needs,
 )
+from tests.machine import wait_until
 from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 from tests.pipeline.worlds import SINGLE, fused
@@ -85,15 +86,6 @@ def fetched(tmp_path: Path) -> list[int]:
     """The numbers of the shards that were fetched, in order."""
     names = (tmp_path / "fetched").read_text().split()
     return [int(name[4:10]) for name in names if name.endswith(".tar")]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(DEADLINE_SECONDS / 0.005)):
-        if is_so():
-            return
-        pause.wait(0.005)
-    pytest.fail("it did not come about")
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

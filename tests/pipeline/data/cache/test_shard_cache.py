@@ -34,6 +34,7 @@ from pipeline.data.cache.remote import FetchError
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache, ShardSet
 from pipeline.data.order.shard_needs import ShardNeed
+from tests.machine import wait_until
 from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.fake_run import make_images, write_shard_set
@@ -186,15 +187,6 @@ def assert_staged(staged: Path, folder: Path) -> None:
     """The small files are there, each with the content it has in `folder`."""
     assert {path.name for path in staged.iterdir()} == set(SMALL_FILES)
     assert all(is_same(staged / name, folder) for name in SMALL_FILES)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(DEADLINE_SECONDS / 0.005)):
-        if is_so():
-            return
-        pause.wait(0.005)
-    pytest.fail("it did not come about")
 
 
 def num_open_files() -> int:
