@@ -40,7 +40,7 @@ class Batch:
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """`images` and `labels` on `device`, without waiting for the copy.
 
-        Those that are there already are the batch's own.
+        What is there already is not copied.
         """
         if self.images.device.type == device.type:
             return self.images, self.labels

@@ -120,7 +120,7 @@ def epoch_order(
     """The epoch's permutation of the sample numbers, `int64[num_samples]`.
 
     With `shuffle` it is cut into windows, each the shuffled samples of some shards, so that a cache
-    of the shards can be smaller than the split. One window of all shards is as no `shuffle`.
+    of the shards can be smaller than the split. A window of all shards equals no `shuffle`.
     """
     if shuffle is None:
         return _shuffled(np.arange(num_samples), seed, epoch)
