@@ -23,7 +23,7 @@ class Door(NamedTuple):
     module: str
     help: str
     words: tuple[str, ...] = ()
-    """What the module's own command line begins with."""
+    """The first words of the module's own command line."""
 
 
 DOORS: Mapping[str, Door] = {

@@ -21,7 +21,7 @@ _LEAVING_SECONDS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(DoctorOptions):
-    """Check this machine for training: a line for each check."""
+    """Check this machine for training, and print a line for each check."""
 
     nproc: Annotated[int | None, at_least(1)] = None
     """Number of ranks; if not given, one a GPU, on CPUs one."""

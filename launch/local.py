@@ -33,7 +33,7 @@ from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
 SHUTDOWN_SECONDS = 270
-"""What ranks have to save in after a signal, before torchrun kills them."""
+"""How long ranks may take to save after a signal, before torchrun kills them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ def torchrun_command(
 
 
 def local_environment() -> dict[str, str]:
-    """That of a `torchrun_command`; what the user has set of it stays."""
+    """The environment of a `torchrun_command`; what the user has set stays."""
     return {
         "GLOO_SOCKET_IFNAME": "lo",  # else gloo asks for the address of the host's name
         LAUNCHER_VARIABLE: str(os.getpid()),
@@ -129,7 +129,7 @@ def local_environment() -> dict[str, str]:
 
 
 def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, StopSource | None]:
-    """Its exit code, and the last signal that came; what it writes goes on, and into `log`.
+    """Its exit code, and the last signal that came; its output is shown, and written to `log`.
 
     Signals are passed on: in a process group of its own torchrun gets none from the terminal.
     Until there are new `events` ranks only start, and Ctrl-C would end each with a traceback.

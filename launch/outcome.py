@@ -18,7 +18,7 @@ from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, Sign
 
 
 def _source(name: str) -> StopSource | None:
-    """Of a signal as the shell calls it; an empty name is none."""
+    """The source for the shell's name of a signal; None for an empty name."""
     return StopSource(f"SIG{name}") if name else None
 
 
@@ -31,7 +31,7 @@ class Options:
     since: Annotated[float | None, Named("--since", "SECONDS")] = None
     """When the job began, in Unix time; if not given, the whole history counts."""
     code: int = 0
-    """What torchrun ended with."""
+    """The exit code of torchrun."""
     asked: Annotated[StopSource | None, Reads(_source), Named("--asked", "SIGNAL")] = None
     """The signal that the job got, such as USR1, if any."""
 

@@ -48,12 +48,12 @@ class StopOptions(StatusOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogOptions(StatusOptions):
-    """Show what a run's job writes: its log, or the newest."""
+    """Show the log of a run's job: the one at work, or the newest."""
 
     lines: Annotated[int, at_least(1)] = 50
     """How many of the last lines to show."""
     follow: bool = False
-    """Show what comes, too, until Ctrl-C."""
+    """Also show new lines as they come, until Ctrl-C."""
 
 
 def status(options: StatusOptions) -> None:

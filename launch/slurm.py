@@ -23,7 +23,7 @@ class TrainingCommand:
     arguments: Sequence[str]
     """Those of `pipeline.train`."""
     run_dir: str
-    """The one among them."""
+    """The run directory among them."""
     doctor_arguments: Sequence[str]
     """Those of `pipeline.doctor` for it."""
 
@@ -32,7 +32,7 @@ _RANKS_BY_GPUS = "${SLURM_GPUS_ON_NODE:?the job has no GPUs: give sbatch --gpus-
 
 
 class _Template(string.Template):
-    """With the shell's own sign left to the shell."""
+    """Leaves `$` to the shell."""
 
     delimiter = "@@"
 

@@ -182,7 +182,7 @@ class PrepareSpec(JobSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """What is not for SLURM."""
+    """Options of this command that are not for SLURM."""
 
     dry_run: bool = False
     """Print the scripts, submit nothing."""
@@ -190,7 +190,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preparation:
-    """What `chain` asks for twice: these are of the jobs that prepare."""
+    """Options of `chain` for the jobs that prepare, where they differ from the training's."""
 
     prepare_time_limit: Annotated[str | None, Named("--prepare-time")] = None
     """Time limit of the jobs that prepare; if not given, that of the training."""

@@ -43,7 +43,7 @@ _CLIENT_SECONDS = 5.0
 """A client that says nothing holds up the next one no longer than that."""
 
 _FIRST_RANK_SECONDS = 60.0
-"""That may pass before the first rank publishes."""
+"""How long the first rank may take to publish."""
 
 _POLL_SECONDS = 0.5
 _LEAVE_SECONDS = 10.0
@@ -161,7 +161,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
 
 
 def _target_name(run: RunDirectory, targets: Path) -> str:
-    """That of the run; where runs of several folders are announced, one that tells them apart."""
+    """The run's; in a folder with targets of runs from elsewhere, one that no other run has."""
     if targets.resolve() == run.targets:
         return run.name
     return f"{run.name}-{hashlib.sha256(bytes(run.path.resolve())).hexdigest()[:8]}"

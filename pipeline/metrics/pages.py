@@ -35,7 +35,7 @@ class Identity:
     run_dir: str
     node: str
     exporter: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Drawn anew by each exporter: an earlier one of the same run is another."""
+    """Drawn anew by each exporter: an earlier one of the same run has another."""
 
     def __str__(self) -> str:
         return f"run {self.run} ({self.run_dir}) on node {self.node}"
@@ -98,7 +98,7 @@ def _page(identity: Identity) -> str:
 
 @contextlib.contextmanager
 def explained(address: str, metrics: MetricsConfig) -> Iterator[None]:
-    """Add to an `OSError` of the block what can be done."""
+    """Add what can be done to the text of an `OSError`."""
     try:
         yield
     except OSError as error:

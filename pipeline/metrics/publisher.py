@@ -1,4 +1,4 @@
-"""Writes a registry to the run directory every few seconds, and never troubles the training."""
+"""Writes a registry to the run directory every few seconds, and never disturbs the training."""
 
 from __future__ import annotations
 

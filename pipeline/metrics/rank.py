@@ -92,7 +92,7 @@ class RankMetrics:
         self._last_step.set(time.time())
 
     def record_outcome(self, outcome: RunOutcome) -> None:
-        """The rank leaves: how."""
+        """How the rank stands, or has left."""
         for state, gauge in self._outcomes.items():
             gauge.set(state == outcome)
 
