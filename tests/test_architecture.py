@@ -70,7 +70,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.model", *_BASE),
     ),
     "pipeline.evaluate": (
-        *("pipeline.train.evaluation", _DOOR, "pipeline.optim"),
+        *("pipeline.train.evaluation", _DOOR),
         *("pipeline.ranks", "pipeline.run", "pipeline.model", *_BASE),
     ),
     "pipeline.doctor": (

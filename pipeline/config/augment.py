@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
 from data_prep.shard_set.fields import above, at_least, at_most
-from pipeline.config.conditions import above_zero, given, one_of, only_with
-from pipeline.config.marks import check_group
+from pipeline.config.marks import above_zero, given, one_of, only_with
 
 CropPlace = Literal["random", "middle", "random_resized"]
 Flip = Literal["none", "random", "alternating"]
@@ -64,6 +63,3 @@ class AugmentConfig:
                 return True
             case unknown:
                 assert_never(unknown)
-
-    def __post_init__(self) -> None:
-        check_group(self, "augment.")

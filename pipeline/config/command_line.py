@@ -1,19 +1,41 @@
-"""Replaces fields of a config by what the command line says: `--optim.learning_rate 0.1`."""
+"""The command line of training: options of a run, and `--optim.learning_rate 0.1` for its fields.
+
+Options of a run and fields alike are declared once (`data_prep.shard_set.fields`), and a misspelt
+one gets the names that may be meant.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from data_prep.shard_set.options import option_of
-from pipeline.config.conditions import why_idle
+from data_prep.shard_set.fields import at_least, fields_of
+from data_prep.shard_set.options import Named, option_of
 from pipeline.config.data import LOCATION
-from pipeline.config.marks import OR_NONE
-from pipeline.config.run_options import RUN_OPTIONS
+from pipeline.config.marks import OR_NONE, why_idle
 from pipeline.config.schema import FIELDS, Config, config_of, values_of, with_effect
-from pipeline.config.suggestion import suggestion
 
-_NONE_WORDS = ("none", "null")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """Where a run goes, how far, and where it begins."""
+
+    run_dir: Annotated[str, Named("--run-dir", "RUN")]
+    """The directory that this run's files go to; the same command goes on from what is there."""
+    max_steps: Annotated[int | None, at_least(1), Named("--max-steps", "N")] = None
+    """End once N steps are done in the life of the run; the schedule stays that of all epochs."""
+    fork_from: Annotated[str | None, Named("--fork-from", "RUN[@CHECKPOINT]")] = None
+    """Begin at a checkpoint of another run (newest, best or a step), with other options if need
+    be: in its epoch, with its weights, and its optimizer's state if that fits."""
+
+
+RUN_OPTIONS = fields_of(RunOptions)
+
+RUN_WORDS = [option_of(field).removeprefix("--") for field in RUN_OPTIONS.values()]
+"""The options of `RunOptions` without their hyphens."""
 
 
 def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
@@ -22,12 +44,13 @@ def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
     for name, text in _pairs(arguments):
         field = FIELDS.get(name) or RUN_OPTIONS.get(name)
         if field is None:
-            hint = suggestion(name)
+            close = close_to(name, [*FIELDS, *RUN_WORDS])
+            hint = f"did you mean {' or '.join(f'--{other}' for other in close)}? " if close else ""
             raise ValueError(f"unknown option --{name}; {hint}--help-all lists them all")
         label = f"--{name}" if name in FIELDS else option_of(field)
         if name in values:
             raise ValueError(f"{label} is given twice: leave one out")
-        is_none = name in FIELDS and field.is_optional and text.lower() in _NONE_WORDS
+        is_none = name in FIELDS and field.is_optional and text.lower() in ("none", "null")
         values[name] = None if is_none else field.read(text, label)
         field.check(values[name], label, OR_NONE)
     return values
@@ -64,7 +87,7 @@ def check_effects(
 
 
 def locations_given(arguments: Sequence[str]) -> dict[str, str]:
-    """What `arguments` say for the fields that hold a `Location`, by dotted name."""
+    """The text of each argument for a field that holds a `Location`, by dotted name."""
     return {
         name: text
         for name, text in _pairs(arguments)
@@ -84,3 +107,46 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
                 raise ValueError(f"--{name} has no value; expected --{name} VALUE")
             value = rest.pop(0)
         yield name.replace("-", "_"), value
+
+
+_SYNONYMS = {
+    "optimizer": "optim.name",
+    "opt": "optim.name",
+    "scheduler": "schedule.name",
+    "arch": "model.name",
+    "amp": "precision",
+    "dtype": "precision",
+    "workers": "data.decode_threads",
+    "num_workers": "data.decode_threads",
+    "input_size": "augment.crop_pixels",
+    "grad_accum": "accumulation_steps",
+    "output": "run-dir",
+    "output_dir": "run-dir",
+    "iterations": "max-steps",
+    "resume": "fork-from",
+    "pretrained": "fork-from",
+    "init_from": "fork-from",
+}
+"""What other programs call these options."""
+
+
+def close_to(name: str, known: Sequence[str]) -> list[str]:
+    """At most three of the `known` names that `name` may mean.
+
+    Compared are the last parts: whole, by one word, by initials, by what other programs call it,
+    then by letters. Of several, those in the group that `name` has are preferred.
+    """
+    group, _, last = name.rpartition(".")
+    rules: tuple[Callable[[list[str]], bool], ...] = (
+        lambda words: "_".join(words).rstrip("s") == last.rstrip("s"),
+        lambda words: f"_{last}_" in f"_{'_'.join(words)}_",
+        lambda words: len(last) > 1 and "".join(word[0] for word in words).endswith(last),
+    )
+    for matches in rules:
+        found = [other for other in known if matches(re.split("[-_]", other.rpartition(".")[2]))]
+        if found:
+            named = [other for other in found if group and other.startswith(f"{group}.")]
+            return (named or found)[:3]
+    if _SYNONYMS.get(last) in known:
+        return [_SYNONYMS[last]]
+    return difflib.get_close_matches(name, known, n=2, cutoff=0.7)

@@ -7,8 +7,7 @@ from typing import Annotated, Literal, assert_never, get_args
 
 from data_prep.shard_set.fields import Reads, above, at_least, at_most, within, wrong
 from data_prep.shard_set.files import path_option
-from pipeline.config.conditions import Condition, one_of, only_with
-from pipeline.config.marks import Operational, PerHost, check_group
+from pipeline.config.marks import Condition, Operational, PerHost, one_of, only_with
 
 ReaderName = Literal["tar", "remote", "beton", "resident"]
 
@@ -96,7 +95,6 @@ class DataConfig:
                 assert_never(unknown)
 
     def __post_init__(self) -> None:
-        check_group(self, "data.")
         if self.is_remote and not self.cache_dir:
             raise wrong(
                 "data.shards",

@@ -6,10 +6,9 @@ import textwrap
 from collections.abc import Iterable
 
 from data_prep.shard_set.fields import Field, Limit, summary_of
-from pipeline.config.conditions import describe_needs, show
-from pipeline.config.marks import OR_NONE, PerHost
+from pipeline.config.command_line import close_to
+from pipeline.config.marks import OR_NONE, PerHost, describe_needs, show
 from pipeline.config.schema import FIELDS, Config, idle_fields, is_operational, values_of
-from pipeline.config.suggestion import close_to
 
 _WIDTH = 100
 _INDENT = " " * 8

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
 from data_prep.shard_set.fields import above, at_least, at_most, below
-from pipeline.config.conditions import above_zero, one_of, only_with
-from pipeline.config.marks import Operational, check_group
+from pipeline.config.marks import Operational, above_zero, one_of, only_with
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 Layout = Literal["fused", "split"]
@@ -52,6 +51,3 @@ class ModelConfig:
     """Scale what stays in training, or everything in evaluation (2012)."""
     batch_norm_momentum: Annotated[float, above(0), at_most(1), only_with(_HAS_BATCH_NORM)] = 0.01
     """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""
-
-    def __post_init__(self) -> None:
-        check_group(self, "model.")

@@ -5,17 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from data_prep.shard_set.fields import (
-    Limit,
-    above,
-    at_least,
-    below,
-    between,
-    within,
-    wrong,
-)
-from pipeline.config.conditions import above_zero, given, one_of, only_with
-from pipeline.config.marks import check_group
+from data_prep.shard_set.fields import Limit, above, at_least, below, between, within, wrong
+from pipeline.config.marks import above_zero, given, one_of, only_with
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 MomentumForm = Literal["gradient", "velocity"]
@@ -68,9 +59,6 @@ class OptimConfig:
     clip_norm: Annotated[float | None, above(0)] = None
     """Scale gradients down to this norm at most; none: leave them as they are."""
 
-    def __post_init__(self) -> None:
-        check_group(self, "optim.")
-
 
 _CHANGES = one_of("schedule.name", *(name for name in get_args(ScheduleName) if name != "constant"))
 _ENDS_LOW = one_of("schedule.name", "cosine", "linear", "dexp")
@@ -108,7 +96,6 @@ class ScheduleConfig:
     """From when the first layer stays as it is; none: never."""
 
     def __post_init__(self) -> None:
-        check_group(self, "schedule.")
         if self.name == "dexp" and self.final_ratio == 0:
             raise wrong(
                 "schedule.final_ratio",

@@ -1,6 +1,11 @@
 """Every run this project knows: a function of that name returns its config.
 
-The docstring says where the recipe comes from, how to run it and what to expect.
+The docstring says where the recipe comes from and what to expect. ImageNet's are for eight GPUs,
+CIFAR-10's for two ranks:
+
+    torchrun --nproc_per_node=8 -m pipeline.train RECIPE --data.shards … --run-dir …
+
+Gates are on ILSVRC-2012 val. No ImageNet run has been made here yet, so none has been reached.
 """
 
 from __future__ import annotations
@@ -27,9 +32,9 @@ def alexnet_2012() -> Config:
         torchrun --nproc_per_node=2 -m pipeline.train alexnet_2012 --model.columns split
             --data.shards … --run-dir …
 
-    Gate on ILSVRC-2012 val, from the logs of seven nets of 2012 and 2013: 42.3 to 42.9 % top-1 and
-    19.4 to 20.0 % top-5 error of the middle crop; 40.4 to 40.8 % and 18.0 to 18.5 % of ten views
-    (`pipeline.evaluate --views 10`). Not reached here: no ImageNet run has been made yet.
+    Gate, from the logs of seven nets of 2012 and 2013: 42.3 to 42.9 % top-1 and 19.4 to 20.0 %
+    top-5 error of the middle crop; 40.4 to 40.8 % and 18.0 to 18.5 % of ten views
+    (`pipeline.evaluate --views 10`).
     """
     return Config(
         model=ModelConfig(name="alexnet_2012", dropout_form="original"),
@@ -67,11 +72,8 @@ def alexnet_2012_auto() -> Config:
     Weights' rate in four stairs from 0.01 to 0.00004, biases' from 0.02 to 0.002 at half of the
     run, colour noise until epoch 68 and conv1 frozen from 74, as the code's logs have it.
 
-        torchrun --nproc_per_node=8 -m pipeline.train alexnet_2012_auto --data.shards … --run-dir …
-
-    Gate on ILSVRC-2012 val: as `alexnet_2012`; net 170 itself had 42.34 % top-1 and 19.58 % top-5
-    error of the middle crop, 40.53 % and 18.05 % of ten views. Not reached here: no ImageNet run
-    has been made yet.
+    Gate: as `alexnet_2012`; net 170 itself had 42.34 % top-1 and 19.58 % top-5 error of the middle
+    crop, 40.53 % and 18.05 % of ten views.
     """
     recipe = alexnet_2012()
     return dataclasses.replace(
@@ -95,10 +97,7 @@ def alexnet_fast() -> Config:
     weird trick", section 5) behind a warm-up, a cosine, torch's momentum; the augmentation and
     initialisation of 2012.
 
-        torchrun --nproc_per_node=8 -m pipeline.train alexnet_fast --data.shards … --run-dir …
-
-    Gate on ILSVRC-2012 val: at most 42.9 % top-1 and 20.0 % top-5 error of the middle crop, that of
-    `alexnet_2012`. Not reached here: no ImageNet run has been made yet.
+    Gate: at most 42.9 % top-1 and 20.0 % top-5 error of the middle crop, that of `alexnet_2012`.
     """
     recipe = alexnet_2012()
     return dataclasses.replace(
@@ -119,10 +118,7 @@ def alexnet_2014() -> Config:
     procedure of pytorch/examples for it: batch 256, rate 0.01 divided by 10 every 30 epochs, decay
     1e-4, here with crops of 224 from 256.
 
-        torchrun --nproc_per_node=8 -m pipeline.train alexnet_2014 --data.shards … --run-dir …
-
-    Gate on ILSVRC-2012 val, of torchvision's weights: 56.52 % top-1 and 79.07 % top-5. Not reached
-    here: no ImageNet run has been made yet.
+    Gate: 56.52 % top-1 and 79.07 % top-5, as torchvision's weights.
     """
     return Config(
         model=ModelConfig(name="alexnet_2014"),
@@ -140,8 +136,6 @@ def alexnet_single() -> Config:
 
     Its procedure: the middle 227 pixels of each image, no augmentation, batch 128, rate 0.01
     divided by 10 every 30 epochs, momentum 0.9, decay 5e-4.
-
-        torchrun --nproc_per_node=8 -m pipeline.train alexnet_single --data.shards … --run-dir …
 
     The post gives no result of it; `docs/fidelity.md` says where this differs.
     """
@@ -161,8 +155,6 @@ def alexnet_bn() -> Config:
 
     The post trains it no further than its definition; this is the procedure of `alexnet_single`
     with crops of 224 and flips.
-
-        torchrun --nproc_per_node=8 -m pipeline.train alexnet_bn --data.shards … --run-dir …
     """
     return dataclasses.replace(
         alexnet_single(),
@@ -175,8 +167,6 @@ def cifar10_blog() -> Config:
     """The blog post's CIFAR-10 network and procedure, to the letter: `docs/fidelity.md`.
 
     Pixels 0–255 unscaled, no augmentation, Keras' Adam, batch 128 with the last, smaller one kept.
-
-        torchrun --nproc_per_node=2 -m pipeline.train cifar10_blog --data.shards … --run-dir …
 
     The post reached 0.7136 after 10 epochs; here 0.69 to 0.70 on images that were JPEGs once.
     """
@@ -196,8 +186,6 @@ def cifar10() -> Config:
     Small shifts, flips that alternate by epoch (Jordan, arXiv 2404.00498), SGD with Nesterov's
     momentum, a rate that rises for a fifth of the run and then falls, both in straight lines,
     label smoothing, little dropout, the fastest precision of the devices.
-
-        torchrun --nproc_per_node=2 -m pipeline.train cifar10 --data.shards … --run-dir …
 
     Reaches 0.806 after 10 epochs (mean of 3 seeds, 0.803 to 0.811; images that were JPEGs once),
     in about 2.5 minutes on 2 cores with bf16, and 7 with AVX2 alone.

@@ -6,9 +6,8 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from data_prep.shard_set.fields import Field
 from pipeline.config.schema import (
     FIELDS,
     Config,
@@ -36,22 +35,22 @@ def from_json(nested: Mapping[str, Any]) -> Config:
     an older version may have kept another value. Raises `ValueError` if a field is unknown here or
     a value not of its type.
     """
-    values = {name: field.default for name, field in FIELDS.items()}
-    unknown = []
-    for name, value in _leaves(nested):
-        if name in FIELDS and _is_of(value, FIELDS[name]):
-            values[name] = tuple(value) if isinstance(value, list) else value
-        elif name in FIELDS:
-            raise _damaged(name, value, _type_of(FIELDS[name]))
-        elif any(field.startswith(f"{name}.") for field in FIELDS):
-            raise _damaged(name, value, "its fields")
-        else:
-            unknown.append(name)
-    if unknown:
+    saved = dict(_leaves(nested))
+    if unknown := saved.keys() - FIELDS.keys():
         raise ValueError(
             f"the configuration was saved by another version: {', '.join(sorted(unknown))} is "
             "unknown here"
         )
+    values = {name: field.default for name, field in FIELDS.items()}
+    for name, value in saved.items():
+        field = FIELDS[name]
+        if not _is_of(value, field.kind) and not (value is None and field.is_optional):
+            raise ValueError(
+                f"the saved configuration is damaged: {name} is {value!r}, expected "
+                f"{inspect.formatannotation(field.kind)}{' | None' if field.is_optional else ''}; "
+                "restore it from a copy"
+            )
+        values[name] = tuple(value) if isinstance(value, list) else value
     return config_of(with_effect(values))
 
 
@@ -65,29 +64,13 @@ def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
-def _is_of(value: object, field: Field) -> bool:
-    """Whether JSON's `value` can be one of the field."""
-    if get_origin(field.kind) is tuple:
-        item = get_args(field.kind)[0]
-        return isinstance(value, list) and all(_is_plain(each, item) for each in value)
-    if field.choices:
-        return value in field.choices
-    return (value is None and field.is_optional) or _is_plain(value, field.kind)
-
-
-def _is_plain(value: object, kind: type) -> bool:
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether JSON's `value` can be one of the type."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_of(each, get_args(kind)[0]) for each in value)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _type_of(field: Field) -> str:
-    return f"{inspect.formatannotation(field.kind)}{' | None' if field.is_optional else ''}"
-
-
-def _damaged(name: str, value: object, expected: str) -> ValueError:
-    return ValueError(
-        f"the saved configuration is damaged: {name} is {value!r}, expected {expected}; "
-        "restore it from a copy"
-    )
 
 
 def differences(

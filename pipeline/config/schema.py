@@ -2,8 +2,8 @@
 
 Recipes (`pipeline.config.recipes`) return a `Config`; `pipeline.config.command_line` replaces
 fields of it from the command line. The marks in a field's type say what it may hold
-(`data_prep.shard_set.fields`), when it has an effect (`pipeline.config.conditions`), and whether
-another value makes another run (`pipeline.config.marks`).
+(`data_prep.shard_set.fields`), when it has an effect, and whether another value makes another run
+(`pipeline.config.marks`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,17 @@ from data_prep.shard_set.fields import (
     wrong,
 )
 from pipeline.config.augment import AugmentConfig
-from pipeline.config.conditions import describe_needs, one_of, only_with, show, why_idle
 from pipeline.config.data import DataConfig, Location, Seconds
-from pipeline.config.marks import Operational, PerHost, check_group
+from pipeline.config.marks import (
+    OR_NONE,
+    Operational,
+    PerHost,
+    describe_needs,
+    one_of,
+    only_with,
+    show,
+    why_idle,
+)
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig, ScheduleConfig
 
@@ -58,9 +66,6 @@ class EvaluationConfig:
     """1: the image, or the middle crop of it. 10: four corners, the middle and their mirror images,
     softmax averaged (2012, section 4.1)."""
 
-    def __post_init__(self) -> None:
-        check_group(self, "evaluation.")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
@@ -70,9 +75,6 @@ class CheckpointConfig:
     """Epochs between checkpoints; one more follows the last step. 0: only that one."""
     keep: Annotated[int, at_least(1), Operational] = 2
     """Newest checkpoints kept, beside the best: more than 1, so that a damaged one has a spare."""
-
-    def __post_init__(self) -> None:
-        check_group(self, "checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,6 @@ class MetricsConfig:
     served."""
 
     def __post_init__(self) -> None:
-        check_group(self, "metrics.")
         if bool(self.exporter_certfile) != bool(self.exporter_keyfile):
             raise wrong(
                 "metrics.exporter_keyfile",
@@ -127,9 +128,6 @@ class DistributedConfig:
     """The same for what rank 0 does alone while the others wait, such as saving."""
     bucket_bytes: Annotated[int, above(0)] = 8 << 20
     """Gradients are averaged in buckets of this size (it decides the order of additions)."""
-
-    def __post_init__(self) -> None:
-        check_group(self, "distributed.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +163,9 @@ class Config:
     """Steps between two lines on the console and two `train` events."""
 
     def __post_init__(self) -> None:
-        check_group(self)
+        values = values_of(self)
+        for name, field in FIELDS.items():
+            field.check(values[name], name, OR_NONE)
         if self.data.is_resident and self.augment.scales_crops:
             raise wrong(
                 "data.reader",
@@ -178,7 +178,6 @@ class Config:
                 f"{self.evaluation.views} without augment.crop_pixels",
                 "1, or a crop smaller than the image",
             )
-        values = values_of(self)
         for name in idle_fields(values):  # they have their defaults, or a saved config misleads
             if values[name] != FIELDS[name].default:
                 needs = describe_needs(FIELDS[name])

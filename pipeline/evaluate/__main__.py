@@ -26,8 +26,7 @@ from data_prep.shard_set.options import read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.data import location_option
 from pipeline.evaluate.shards import open_shards
-from pipeline.model.build import build_model
-from pipeline.optim.replica import load_weights
+from pipeline.model.build import build_model, load_weights
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import exit_code_of, leave, sentence_of
 from pipeline.ranks.launcher import LaunchEnvironment

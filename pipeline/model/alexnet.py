@@ -12,7 +12,7 @@ from pipeline.config.model import Initialization, ModelConfig, ResponseNorm
 from pipeline.model.columns import Columns
 from pipeline.model.dropout import Dropout
 from pipeline.model.network import Network
-from pipeline.model.response_norm import NormalizeAndPool, NormConstants, Relu
+from pipeline.model.response_norm import Norm, NormalizeAndPool
 
 _OVERHANG = 3
 """Pixels by which the last windows of conv1 hang over the image: its output size is rounded up."""
@@ -39,16 +39,15 @@ class AlexNet2012(Network):
         held = columns.num_held
         one, two, three, four, five = (held * kernels for kernels in _KERNELS)
         units, both = held * _UNITS, 2 // held
-        norm, relu_of_conv1 = _norm_and_relu(config.response_norm)
         self._columns = columns
         self.conv1 = nn.Conv2d(3, one, 11, stride=4)
-        self.pool1 = NormalizeAndPool(norm, num_columns=held, relu=relu_of_conv1)
+        self.pool1 = _pool(config.response_norm, held, is_first=True)
         self.conv2 = nn.Conv2d(one, two, 5, padding=2, groups=held)
-        self.pool2 = NormalizeAndPool(norm, num_columns=held, relu="before")
+        self.pool2 = _pool(config.response_norm, held)
         self.conv3 = nn.Conv2d(both * two, three, 3, padding=1)
         self.conv4 = nn.Conv2d(three, four, 3, padding=1, groups=held)
         self.conv5 = nn.Conv2d(four, five, 3, padding=1, groups=held)
-        self.pool5 = NormalizeAndPool(None, num_columns=held, relu="after")
+        self.pool5 = _pool("none", held)
         self.fc6 = nn.Linear(both * five * 6 * 6, units)
         self.drop6 = self._dropout(config, 0)
         self.fc7 = nn.Linear(both * units, units)
@@ -59,10 +58,6 @@ class AlexNet2012(Network):
     def _dropout(self, config: ModelConfig, layer: int) -> Dropout:
         first_unit = self._columns.first_held * _UNITS
         return Dropout(config.dropout, layer=layer, first_unit=first_unit, form=config.dropout_form)
-
-    @property
-    def first_convolution(self) -> nn.Conv2d:
-        return self.conv1
 
     def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Images N×3×224×224 and, in training, dropout keys int64 N, to logits N×num_classes."""
@@ -77,18 +72,20 @@ class AlexNet2012(Network):
         return self._columns.add(self.fc8(units))
 
 
-def _norm_and_relu(form: ResponseNorm) -> tuple[NormConstants | None, Relu]:
-    """The response norm, and on which side of it conv1's ReLU stands.
+def _pool(form: ResponseNorm, num_columns: int, *, is_first: bool = False) -> nn.Module:
+    """ReLU, response norm and pool behind a convolution.
 
-    Section 3.3 of the paper has alpha on each square, the code divides it by their number.
+    Section 3.3 of the paper has alpha on each square; the code divides it by their number, and has
+    conv1's ReLU behind its norm and pool. Without a norm ReLU and pool commute, and behind the pool
+    there is a quarter of the elements.
     """
     match form:
         case "code":
-            return NormConstants(size=5, alpha=1e-4 / 5, k=2.0), "after"
+            return NormalizeAndPool(Norm(num_columns, relu_first=not is_first, alpha=1e-4 / 5))
         case "paper":
-            return NormConstants(size=5, alpha=1e-4, k=2.0), "before"
+            return NormalizeAndPool(Norm(num_columns, relu_first=True, alpha=1e-4))
         case "none":
-            return None, "after"
+            return nn.Sequential(nn.MaxPool2d(3, 2), nn.ReLU())
         case unknown:
             assert_never(unknown)
 
@@ -98,19 +95,17 @@ _POSITIVE = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
 def _initialize(network: AlexNet2012, form: Initialization) -> None:
+    """Gaussian weights, of deviation 0.01 where no other is given; biases of 0 or `positive`."""
+    stds, positive = dict[str, float](), 1.0
     match form:
         case "code":  # `layers-145.cfg` of the released code
-            _fill(network, dict.fromkeys(("conv3", "conv4", "conv5"), 0.03), 1.0)
+            stds = dict.fromkeys(("conv3", "conv4", "conv5"), 0.03)
         case "paper":  # section 5; Caffe's authors found that its loss stays flat
-            _fill(network, {}, 1.0)
+            pass
         case "caffe":  # `bvlc_alexnet/train_val.prototxt`
-            _fill(network, dict.fromkeys(("fc6", "fc7"), 0.005), 0.1)
+            stds, positive = dict.fromkeys(("fc6", "fc7"), 0.005), 0.1
         case unknown:
             assert_never(unknown)
-
-
-def _fill(network: AlexNet2012, stds: dict[str, float], positive: float) -> None:
-    """Gaussian weights of the given deviations, else of 0.01; biases of 0, or that `positive`."""
     for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
         layer: nn.Conv2d | nn.Linear = getattr(network, name)
         nn.init.normal_(layer.weight, std=stds.get(name, 0.01))

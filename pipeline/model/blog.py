@@ -1,8 +1,4 @@
-"""The networks of the 2021 blog post "AlexNet in Keras and PyTorch" this project grew out of.
-
-Where the post has ReLU before a max-pool it stands behind it: values and gradients are the same,
-and it has a quarter of the elements to go through.
-"""
+"""The networks of the 2021 blog post "AlexNet in Keras and PyTorch" this project grew out of."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.model.dropout import Dropout, KeyedSequential
-from pipeline.model.response_norm import NormalizeAndPool, NormConstants
-from pipeline.model.single_column import SingleColumn, wide_classifier
+from pipeline.model.response_norm import Norm, NormalizeAndPool
+from pipeline.model.single_column import SingleColumn, last_three, wide_classifier
 
-_NORM = NormConstants(size=5, alpha=1e-4 / 5, k=2.0)
+_NORM = Norm(num_columns=1, relu_first=True, alpha=1e-4 / 5)
 """The post's alpha is torch's, 1e-4, of which the square of each of five maps has a fifth."""
 
 
@@ -32,26 +28,56 @@ class AlexNetSingle(SingleColumn):
     def __init__(self, num_classes: int, dropout: float) -> None:
         features = nn.Sequential(
             nn.Conv2d(3, 96, 11, stride=4),
-            NormalizeAndPool(_NORM, num_columns=1, relu="before"),
+            NormalizeAndPool(_NORM),
             nn.Conv2d(96, 256, 5, padding=2),
-            NormalizeAndPool(_NORM, num_columns=1, relu="before"),
-            nn.Conv2d(256, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.MaxPool2d(3, 2),
-            nn.ReLU(),
+            NormalizeAndPool(_NORM),
+            *last_three(256, 384, 384, 256),
         )
         super().__init__(features, wide_classifier(num_classes, dropout))
-        _init_convolutions(features)
+        # As the post has them in PyTorch; linear layers it leaves as torch makes them.
+        convolutions = [one for one in features if isinstance(one, nn.Conv2d)]
+        for convolution, bias in zip(convolutions, (0.0, 1.0, 0.0, 1.0, 1.0), strict=True):
+            nn.init.normal_(convolution.weight, std=0.01)
+            assert convolution.bias is not None
+            nn.init.constant_(convolution.bias, bias)
 
 
-class AlexNetBN(SingleColumn):
+class _Keras(SingleColumn):
+    """What its Keras networks share.
+
+    Keras initialises with Glorot uniform weights (Glorot and Bengio 2010, equation 16) and biases
+    of 0. BatchNorm's epsilon 1e-3 is its default, and so is a momentum of 0.01 in torch's terms.
+    """
+
+    def __init__(
+        self,
+        features: nn.Sequential,
+        widths: tuple[int, int, int, int],
+        activation: type[nn.Module],
+        dropout: float,
+    ) -> None:
+        inputs, first, second, num_classes = widths
+        classifier = KeyedSequential(
+            nn.Linear(inputs, first),
+            activation(),
+            Dropout(dropout, layer=0),
+            nn.Linear(first, second),
+            activation(),
+            Dropout(dropout, layer=1),
+            nn.Linear(second, num_classes),
+        )
+        super().__init__(features, classifier)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+
+class AlexNetBN(_Keras):
     """Its Keras network, with BatchNorm behind the first two pools instead of response norms.
 
-    50,845,416 parameters at 1000 classes as Keras counts, which is with BatchNorm's moments. Keras'
-    defaults are those of `AlexNetCifar`.
+    50,845,416 parameters at 1000 classes as Keras counts, which is with BatchNorm's moments.
     """
 
     image_size: ClassVar[int] = 224
@@ -67,33 +93,13 @@ class AlexNetBN(SingleColumn):
             nn.MaxPool2d(3, 2),
             nn.ReLU(),
             batch_norm(256),
-            nn.Conv2d(256, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.MaxPool2d(3, 2),
-            nn.ReLU(),
+            *last_three(256, 384, 384, 256),
         )
-        classifier = KeyedSequential(
-            nn.Linear(256 * 5 * 5, 4096),
-            nn.ReLU(),
-            Dropout(dropout, layer=0),
-            nn.Linear(4096, 4096),
-            nn.ReLU(),
-            Dropout(dropout, layer=1),
-            nn.Linear(4096, num_classes),
-        )
-        super().__init__(features, classifier)
-        self.apply(_init_like_keras)
+        super().__init__(features, (256 * 5 * 5, 4096, 4096, num_classes), nn.ReLU, dropout)
 
 
-class AlexNetCifar(SingleColumn):
-    """Its CIFAR-10 network: 1,249,866 trainable parameters at ten classes.
-
-    Initialised as Keras does: Glorot uniform weights (Glorot and Bengio 2010, equation 16), biases
-    0. BatchNorm's epsilon 1e-3 is Keras' default, and so is a momentum of 0.01 in torch's terms.
-    """
+class AlexNetCifar(_Keras):
+    """Its CIFAR-10 network: 1,249,866 trainable parameters at ten classes."""
 
     image_size: ClassVar[int] = 32
 
@@ -108,26 +114,10 @@ class AlexNetCifar(SingleColumn):
             nn.MaxPool2d(3, 2),
             nn.ReLU(),
             batch_norm(96),
-            nn.Conv2d(96, 192, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(192, 192, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(192, 256, 3, padding=1),
-            nn.MaxPool2d(3, 2),
-            nn.ReLU(),
+            *last_three(96, 192, 192, 256),
             batch_norm(256),
         )
-        classifier = KeyedSequential(
-            nn.Linear(256, 512),
-            nn.Tanh(),
-            Dropout(dropout, layer=0),
-            nn.Linear(512, 256),
-            nn.Tanh(),
-            Dropout(dropout, layer=1),
-            nn.Linear(256, num_classes),
-        )
-        super().__init__(features, classifier)
-        self.apply(_init_like_keras)
+        super().__init__(features, (256, 512, 256, num_classes), nn.Tanh, dropout)
 
 
 class SamePadded2(nn.Module):
@@ -141,19 +131,3 @@ class SamePadded2(nn.Module):
         """N×C×H×W with even H and W to N×K×H/2×W/2."""
         output: torch.Tensor = self.convolution(F.pad(images, (0, 1, 0, 1)))
         return output
-
-
-def _init_like_keras(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
-
-
-def _init_convolutions(features: nn.Sequential) -> None:
-    """As the post has them in PyTorch; linear layers it leaves as torch makes them."""
-    convolutions = [one for one in features if isinstance(one, nn.Conv2d)]
-    for convolution, bias in zip(convolutions, (0.0, 1.0, 0.0, 1.0, 1.0), strict=True):
-        nn.init.normal_(convolution.weight, std=0.01)
-        assert convolution.bias is not None
-        nn.init.constant_(convolution.bias, bias)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import torch
+from torch import nn
+
 from pipeline.config.model import ModelConfig, ModelName
 from pipeline.model.alexnet import AlexNet2012
 from pipeline.model.blog import AlexNetBN, AlexNetCifar, AlexNetSingle
@@ -35,21 +38,25 @@ def build_model(
     return part
 
 
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:
+    """Put a checkpoint's weights, or one column's part of them, into `model`.
+
+    Raises `ValueError` if they are another network's.
+    """
+    try:
+        model.load_state_dict(parts_of(weights, column))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"the checkpoint's weights do not fit this network ({reason}): use the recipe and "
+            "shard set it was trained with"
+        ) from None
+
+
 def image_size(name: ModelName) -> int:
     """Height and width of what the network takes."""
-    match name:
-        case "alexnet_2012":
-            return AlexNet2012.image_size
-        case "alexnet_2014":
-            return AlexNet2014.image_size
-        case "alexnet_single":
-            return AlexNetSingle.image_size
-        case "alexnet_bn":
-            return AlexNetBN.image_size
-        case "alexnet_cifar":
-            return AlexNetCifar.image_size
-        case unknown:
-            assert_never(unknown)
+    with torch.device("meta"):
+        return _build(ModelConfig(name=name), 1, BOTH).image_size
 
 
 def _build(config: ModelConfig, num_classes: int, columns: Columns) -> Network:

@@ -117,29 +117,29 @@ class _Add(torch.autograd.Function):
         return gradient.to(context.dtype), None
 
 
-def part_of(name: str, whole: torch.Tensor, column: int) -> torch.Tensor | None:
-    """One column's part of the parameter `name`, or of a tensor of the optimizer in its shape.
+def has_part(name: str, column: int | None) -> bool:
+    """Whether a rank that holds this column (None: both) has a part of the parameter `name`."""
+    return name != _LAST_BIAS or column != 1
 
-    None if the column has no part in it. Scalars belong to both.
-    """
-    if name == _LAST_BIAS:
-        return whole if column == 0 else None
-    if whole.ndim == 0:
+
+def part_of(name: str, whole: torch.Tensor, column: int | None) -> torch.Tensor:
+    """That part of the parameter, or of a tensor of the optimizer in its shape; whole scalars."""
+    if column is None or whole.ndim == 0 or name == _LAST_BIAS:
         return whole
     return whole.chunk(NUM_COLUMNS, dim=_divided_dimension(name))[column].contiguous()
 
 
-def parts_of(whole: Mapping[str, torch.Tensor], column: int) -> dict[str, torch.Tensor]:
-    """One column's parts of a state dict."""
-    parts = {name: part_of(name, tensor, column) for name, tensor in whole.items()}
-    return {name: part for name, part in parts.items() if part is not None}
+def parts_of(whole: Mapping[str, torch.Tensor], column: int | None) -> dict[str, torch.Tensor]:
+    """The parts of a state dict that a rank of this column holds."""
+    return {
+        name: part_of(name, tensor, column)
+        for name, tensor in whole.items()
+        if has_part(name, column)
+    }
 
 
 def whole_of(name: str, part: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """The inverse of `part_of` on the ranks of one replica; both call it for the same names.
-
-    The parameter that only column 0 has comes back as it is.
-    """
+    """The inverse of `part_of`; both ranks of a replica call it for the same names."""
     if columns.column is None or part.ndim == 0 or name == _LAST_BIAS:
         return part
     return torch.cat(_gather(part.contiguous(), columns.group), dim=_divided_dimension(name))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config.optim import OptimConfig
+from pipeline.model.columns import BOTH, Columns, has_part, part_of, whole_of
 from pipeline.model.network import Network
 from pipeline.optim.schedule import Rates
 
@@ -84,12 +85,17 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, config: OptimConfi
                 assert_never(unknown)
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What `load_optimizer_state` takes: rates by group, and tensors by the parameters' names."""
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, columns: Columns = BOTH
+) -> dict[str, Any]:
+    """The rate of each group, and the tensors of both columns under the parameters' names."""
     return {
         "rates": {group["name"]: group["lr"] for group in optimizer.param_groups},
         "tensors": {
-            name: dict(optimizer.state[parameter])
+            name: {
+                kind: whole_of(name, part, columns)
+                for kind, part in optimizer.state[parameter].items()
+            }
             for name, parameter in model.named_parameters()
             if parameter in optimizer.state
         },
@@ -97,22 +103,25 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    column: int | None = None,
 ) -> None:
     """Go on from an `optimizer_state`; raises `ValueError` if it is another network's."""
     parameters = dict(model.named_parameters())
-    if not set(state["tensors"]) <= set(parameters):
-        unknown = ", ".join(sorted(set(state["tensors"]) - set(parameters)))
+    held = {name: part for name, part in state["tensors"].items() if has_part(name, column)}
+    if unknown := held.keys() - parameters.keys():
         raise ValueError(
-            f"the checkpoint's optimizer has a state for {unknown}, which this network lacks: "
-            "use the recipe it was trained with"
+            f"the checkpoint's optimizer has a state for {', '.join(sorted(unknown))}, which this "
+            "network lacks: use the recipe it was trained with"
         )
     for group in optimizer.param_groups:
         group["lr"] = state["rates"][group["name"]]
-    for name, tensors in state["tensors"].items():
-        parameter = parameters[name]
-        optimizer.state[parameter] = {
-            kind: _laid_out_like(parameter, tensor) for kind, tensor in tensors.items()
+    for name, tensors in held.items():
+        optimizer.state[parameters[name]] = {
+            kind: _laid_out_like(parameters[name], part_of(name, tensor, column))
+            for kind, tensor in tensors.items()
         }
 
 

@@ -17,7 +17,7 @@ from pipeline.optim.processor import has_bf16, instruction_sets
 from pipeline.ranks.failure import waiting_for_ranks
 
 MAX_SKIPPED_IN_A_ROW = 100
-"""So many skipped steps in a row mean that no loss scale helps."""
+"""After this number of skipped steps in a row no loss scale helps."""
 
 
 _SLOWDOWN: dict[Precision, str] = {
@@ -98,38 +98,32 @@ def meaning(devices: Sequence[Arithmetic]) -> str:
     return text if emulated is None else f"{text}; {emulated}"
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Run a forward pass in `precision`; weights stay fp32."""
+def _type_of(precision: Precision) -> torch.dtype:
     match precision:
         case "fp32":
-            return nullcontext()
+            return torch.float32
         case "bf16":
-            return torch.autocast(device.type, torch.bfloat16)
+            return torch.bfloat16
         case "fp16":
-            return torch.autocast(device.type, torch.float16)
-        case _:
-            assert_never(precision)
+            return torch.float16
+        case unknown:
+            assert_never(unknown)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Run a forward pass in `precision`; weights stay fp32."""
+    dtype = _type_of(precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def loss_scaler(
     precision: Precision, device: torch.device, same_replica: dist.ProcessGroup | None
 ) -> torch.amp.GradScaler:
     """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740)."""
-    is_enabled = _needs_scale(precision)
+    is_enabled = _type_of(precision) == torch.float16
     if same_replica is None:
         return torch.amp.GradScaler(device.type, enabled=is_enabled)
     return _ReplicaScaler(device.type, is_enabled, same_replica)
-
-
-def _needs_scale(precision: Precision) -> bool:
-    """Whether gradients could be too small to be numbers of that type."""
-    match precision:
-        case "fp16":
-            return True
-        case "fp32" | "bf16":
-            return False
-        case unknown:
-            assert_never(unknown)
 
 
 class _ReplicaScaler(torch.amp.GradScaler):

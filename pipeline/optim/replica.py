@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, assert_never
 
 import torch
@@ -14,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.schema import Config
-from pipeline.model.columns import part_of, parts_of, whole_of
+from pipeline.model.build import load_weights
+from pipeline.model.columns import whole_of
 from pipeline.model.network import Network
 from pipeline.optim.optimizer import (
     build_optimizer,
@@ -34,9 +34,7 @@ _SYNC_BUFFERS = "forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers"
 """DDP's option to copy rank 0's buffers in every forward pass; torch 2.13 has renamed it."""
 
 _MAX_GRAPH_IMAGES = 256
-"""Up to so many images in a micro-batch the GPU would wait for launches."""
-
-_Buckets = torch.futures.Future[torch.Tensor]
+"""Images of a micro-batch, up to which the GPU would wait for launches."""
 
 
 class Replica:
@@ -61,20 +59,14 @@ class Replica:
         self._precision = config.resolved_precision
         self._scaler = loss_scaler(self._precision, world.device, mesh.same_replica)
         self._ddp = self._distribute()
-        if self._ddp is None:  # which else keeps them in its buckets
-            self._make_gradients()
+        if self._ddp is None:  # which else keeps the gradients in its buckets
+            # A backward pass may be recorded as a CUDA graph: what it makes is its to overwrite.
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
         self._forward = self._compile(self.model if self._ddp is None else self._ddp)
         self._has_lost_rank = False
         self.when_gradients_are_ready: Callable[[], None] = lambda: None
         """Called in each step when only the averaging of gradients is left of the backward pass."""
-
-    def _make_gradients(self) -> None:
-        """Make the gradients before the first backward pass does.
-
-        That may be recorded as a CUDA graph, and what is made in it is its own to overwrite.
-        """
-        for parameter in self._parameters:
-            parameter.grad = torch.zeros_like(parameter)
 
     def _distribute(self) -> DistributedDataParallel | None:
         if self.mesh.same_column is None:
@@ -88,31 +80,29 @@ class Replica:
                 **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
             )
         # A lambda, because DDP takes no hook whose annotations are still text.
-        parallel.register_comm_hook(self, lambda replica, bucket: _average_bucket(replica, bucket))
+        parallel.register_comm_hook(None, lambda _, bucket: self._average_bucket(bucket))
         return parallel
 
     def _compile(self, module: nn.Module) -> Callable[..., torch.Tensor]:
         """Fuse small operations; small batches of a GPU are launched as CUDA graphs too."""
-        if not self._is_compiled():
-            return module
         is_cuda = self._world.device.type == "cuda"
+        match self._config.compile:
+            case "auto":
+                is_compiled = is_cuda and self.mesh.column is None
+            case "on":
+                is_compiled = True
+            case "off":
+                is_compiled = False
+            case unknown:
+                assert_never(unknown)
+        if not is_compiled:
+            return module
         parts = self.mesh.num_replicas * self._config.accumulation_steps
         is_small = is_cuda and self._config.global_batch_size // parts <= _MAX_GRAPH_IMAGES
         compiled: Callable[..., torch.Tensor] = torch.compile(
             module, mode="reduce-overhead" if is_small else "default"
         )
         return compiled
-
-    def _is_compiled(self) -> bool:
-        match self._config.compile:
-            case "auto":
-                return self._world.device.type == "cuda" and self.mesh.column is None
-            case "on":
-                return True
-            case "off":
-                return False
-            case unknown:
-                assert_never(unknown)
 
     @property
     def loss_scale(self) -> float | None:
@@ -136,15 +126,14 @@ class Replica:
         `step_samples` counts the samples of the step on all replicas: each weighs the same, however
         unequally a ragged batch is divided. Returns the summed loss and the logits N×C, detached.
         """
-        with self._synchronization(is_last), self._telling_what_broke():
+        sync = contextlib.nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
+        with sync, self._telling_what_broke():
             with autocast(self._precision, self._world.device):
                 logits = self._forward(inputs, keys)
             loss = cross_entropy_sum(logits, labels, self._config.optim.label_smoothing)
-            moments = self._start_averaging_moments() if is_last else None
-            # Replicas are averaged; the mean over the step's samples is meant.
-            self._scaler.scale(loss * (self.mesh.num_replicas / step_samples)).backward()
-        if moments is not None:
-            self._finish_averaging_moments(*moments)
+            with self._averaging_moments() if is_last else contextlib.nullcontext():
+                # Replicas are averaged; the mean over the step's samples is meant.
+                self._scaler.scale(loss * (self.mesh.num_replicas / step_samples)).backward()
         return loss.detach(), logits.detach()
 
     @contextlib.contextmanager
@@ -157,28 +146,41 @@ class Replica:
                 raise LostRank(fact_of(error)) from error
             raise
 
+    def _average_bucket(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        """DDP's communication hook: the mean over the replicas, and a call before the last one."""
+        if bucket.is_last():
+            self.when_gradients_are_ready()
+        gradients = bucket.buffer().div_(self.mesh.num_replicas)
+        with self._noting_lost_ranks():
+            work = dist.all_reduce(gradients, group=self.mesh.same_column, async_op=True)
+        assert work is not None
+
+        def value_of(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            with self._noting_lost_ranks():
+                return done.value()[0]
+
+        future: torch.futures.Future[torch.Tensor] = work.get_future().then(value_of)
+        return future
+
     @contextlib.contextmanager
-    def noting_lost_ranks(self) -> Iterator[None]:
-        """Around the averaging of gradients."""
+    def _noting_lost_ranks(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError:
             self._has_lost_rank = True
             raise
 
-    def _synchronization(self, is_last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
-
-    def _start_averaging_moments(self) -> tuple[dist.Work, torch.Tensor] | None:
+    @contextlib.contextmanager
+    def _averaging_moments(self) -> Iterator[None]:
+        """Average BatchNorm's moments over the replicas, during the backward pass."""
         if self.mesh.same_column is None or not self._moments:
-            return None
+            yield
+            return
         flat = torch.cat([moment.flatten() for moment in self._moments])
         with waiting_for_ranks():
             work = dist.all_reduce(flat, group=self.mesh.same_column, async_op=True)
         assert work is not None
-        return work, flat
-
-    def _finish_averaging_moments(self, work: dist.Work, flat: torch.Tensor) -> None:
+        yield
         with waiting_for_ranks():
             work.wait()
         flat /= self.mesh.num_replicas
@@ -218,41 +220,26 @@ class Replica:
         self.model.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both columns' weights and optimizer state under the plain model's names, and the scaler.
+        """Both columns' weights and optimizer state, and the scaler: the same in any layout.
 
-        The ranks of a replica call it together; what its first rank gets is whole. The same on any
-        number of ranks in any layout.
+        The ranks of a replica call it together; what its first rank gets is whole.
         """
-        columns = self.mesh.columns
-        optimizer = optimizer_state(self.model, self._optimizer)
+        columns, parts = self.mesh.columns, self.model.state_dict()
         return {
-            "model": {
-                name: whole_of(name, part, columns)
-                for name, part in self.model.state_dict().items()
-            },
-            "optimizer": optimizer
-            | {
-                "tensors": {
-                    name: {kind: whole_of(name, part, columns) for kind, part in tensors.items()}
-                    for name, tensors in optimizer["tensors"].items()
-                }
-            },
+            "model": {name: whole_of(name, part, columns) for name, part in parts.items()},
+            "optimizer": optimizer_state(self.model, self._optimizer, columns),
             "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(
         self, state: dict[str, Any], *, with_optimizer: bool = True, with_scaler: bool = True
     ) -> None:
-        """Go on from a `state_dict`, each rank with its part of it.
-
-        Raises `ValueError` if it is another network's.
-        """
+        """Go on from a `state_dict`; raises `ValueError` if it is another network's."""
         load_weights(self.model, state["model"], self.mesh.column)
         for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
             before.copy_(buffer)
         if with_optimizer:
-            part = _part_of_optimizer(state["optimizer"], self.mesh.column)
-            load_optimizer_state(self.model, self._optimizer, part)
+            load_optimizer_state(self.model, self._optimizer, state["optimizer"], self.mesh.column)
         if with_scaler:
             self._scaler.load_state_dict(state["scaler"])
 
@@ -261,51 +248,3 @@ class Replica:
         """Whether every weight and moment is a number. Waits for the device."""
         values = (*self._parameters, *self._moments)
         return bool(torch.stack([value.isfinite().all() for value in values]).all())
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:
-    """Put a checkpoint's weights, or one column's part of them, into `model`.
-
-    Raises `ValueError` if they are another network's.
-    """
-    try:
-        model.load_state_dict(weights if column is None else parts_of(weights, column))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"the checkpoint's weights do not fit this network ({reason}): use the recipe and "
-            "shard set it was trained with"
-        ) from None
-
-
-def _part_of_optimizer(state: dict[str, Any], column: int | None) -> dict[str, Any]:
-    if column is None:
-        return state
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensors in state["tensors"].items():
-        for kind, whole in tensors.items():
-            part = part_of(name, whole, column)
-            if part is not None:
-                parts.setdefault(name, {})[kind] = part
-    return state | {"tensors": parts}
-
-
-def _average_bucket(
-    replica: Replica,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]  # not exported
-) -> _Buckets:
-    """DDP's communication hook: the mean over the replicas, and a call before the last bucket."""
-    if bucket.is_last():
-        replica.when_gradients_are_ready()
-    mesh = replica.mesh
-    gradients = bucket.buffer().div_(mesh.num_replicas)
-    with replica.noting_lost_ranks():
-        work = dist.all_reduce(gradients, group=mesh.same_column, async_op=True)
-    assert work is not None
-
-    def value_of(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-        with replica.noting_lost_ranks():
-            return done.value()[0]
-
-    future: _Buckets = work.get_future().then(value_of)
-    return future

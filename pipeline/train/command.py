@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from data_prep.shard_set.fields import summary_of
 from data_prep.shard_set.files import path_option
 from data_prep.shard_set.options import Named
-from pipeline.config.command_line import locations_given, parse_words, with_values
+from pipeline.config.command_line import RUN_OPTIONS, locations_given, parse_words, with_values
 from pipeline.config.data import located
 from pipeline.config.help import explanation, explanations, outline
 from pipeline.config.recipes import RECIPES, recipe_config
-from pipeline.config.run_options import RUN_OPTIONS
 from pipeline.config.schema import FIELDS, Config
 from pipeline.run.directory import ForkSource, RunDirectory
 

@@ -12,12 +12,26 @@ def add_network(scratch: Scratch) -> None:
     build = "pipeline/model/build.py"
     scratch.add_name("pipeline/config/model.py", "ModelName", "tiny")
     scratch.insert(build, "import AlexNet2014", "from pipeline.model.tiny import Tiny\n")
-    for anchor, value in (
-        ("return AlexNetCifar.image_size", "Tiny.image_size"),
-        ("return AlexNetCifar(", "Tiny(num_classes)"),
-    ):
-        scratch.insert(build, anchor, f'        case "tiny":\n            return {value}\n')
+    case = '        case "tiny":\n            return Tiny(num_classes)\n'
+    scratch.insert(build, "return AlexNetCifar(", case)
     scratch.add_module("pipeline/model/tiny.py")
+
+
+QUICK = '''
+
+def cifar10_quick() -> Config:
+    """`cifar10` for one epoch."""
+    return dataclasses.replace(cifar10(), epochs=1)
+
+
+RECIPES = {'''
+
+
+def add_recipe(scratch: Scratch) -> None:
+    """`cifar10_quick`."""
+    recipes = "pipeline/config/recipes.py"
+    scratch.replace(recipes, "\n\nRECIPES = {", QUICK)
+    scratch.replace(recipes, "cifar10, cifar10_blog),", "cifar10, cifar10_blog, cifar10_quick),")
 
 
 def add_optimizer(scratch: Scratch) -> None:
@@ -255,6 +269,7 @@ def add_statistic(scratch: Scratch) -> None:
 
 ADDITIONS: Mapping[str, Callable[[Scratch], None]] = {
     "a network": add_network,
+    "a recipe": add_recipe,
     "an optimizer": add_optimizer,
     "a source": add_source,
     "an encoding": add_encoding,

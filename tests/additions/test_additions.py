@@ -135,6 +135,12 @@ def test_a_network_learns_by_an_optimizer_from_what_a_reader_reads(
     assert states.sha256_of(by_joined) == states.sha256_of(by_tars)
 
 
+@pytest.mark.slow
+def test_a_recipe_is_in_the_help(scratch: Scratch) -> None:
+    text = scratch.python("-m", "pipeline.train", "--help")
+    assert "\n  cifar10_quick     `cifar10` for one epoch.\n" in text
+
+
 @pytest.fixture(scope="module")
 def resumed(scratch: Scratch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an older version that has gone on, for 6 steps."""

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.command_line import parse_words, with_values
-from pipeline.config.conditions import needs_of
+from pipeline.config.command_line import _SYNONYMS, RUN_WORDS, parse_words, with_values
 from pipeline.config.help import explanation, explanations, outline
+from pipeline.config.marks import needs_of
 from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import FIELDS, Config, idle_fields, values_of
-from pipeline.config.suggestion import _SYNONYMS, RUN_WORDS
 
 
 def overridden(config: Config, arguments: Sequence[str]) -> Config:

@@ -21,6 +21,12 @@ from pipeline.config.schema import (
 from pipeline.data.cache.remote import LONGEST_PAUSE_SECONDS
 
 
+def config_with(group: Any, settings: dict[str, Any]) -> Config:
+    made = group(**settings)
+    names = [field.name for field in dataclasses.fields(Config) if field.type == group.__name__]
+    return Config(**dict.fromkeys(names, made))
+
+
 @pytest.mark.parametrize(
     ("group", "settings", "sentence"),
     [
@@ -116,7 +122,7 @@ from pipeline.data.cache.remote import LONGEST_PAUSE_SECONDS
 )
 def test_impossible_values_are_refused(group: Any, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match="expected") as error:
-        group(**settings)
+        config_with(group, settings)
     assert sentence in str(error.value)
 
 

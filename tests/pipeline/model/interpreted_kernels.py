@@ -13,41 +13,43 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from pipeline.model import response_norm_cuda
-from pipeline.model.response_norm import FusedNorm, NormConstants, Relu, normalize_and_pool_plain
+from pipeline.model.response_norm import Norm, empty_gradient, empty_pool, normalize_and_pool_plain
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
 """The interpreter rounds to bfloat16 towards 0."""
 
-CODE, WIDE = NormConstants(), NormConstants(size=9, alpha=1e-3, k=1.0)
+CODE, WIDE = Norm(2, True, alpha=2e-5), Norm(1, False, alpha=1e-3, size=9, k=1.0)
 
-CASES: list[tuple[tuple[int, ...], int, NormConstants, Relu]] = [
-    ((1, 96, 5, 37), 2, CODE, "after"),  # more pooled pixels in a row than one program takes
-    ((1, 10, 17, 6), 1, CODE, "before"),  # more pooled rows, and a last column in no window
-    ((2, 256, 5, 5), 2, CODE, "before"),
-    ((1, 272, 6, 5), 1, WIDE, "after"),  # more channels than one program takes
-    ((1, 3, 3, 3), 3, WIDE, "before"),
+CASES: list[tuple[tuple[int, ...], Norm]] = [
+    # More pooled pixels in a row than one program takes.
+    ((1, 96, 5, 37), CODE._replace(relu_first=False)),
+    # More pooled rows, and a last column in no window.
+    ((1, 10, 17, 6), CODE._replace(num_columns=1)),
+    ((2, 256, 5, 5), CODE),
+    # More channels than one program takes.
+    ((1, 272, 6, 5), WIDE),
+    ((1, 3, 3, 3), WIDE._replace(num_columns=3, relu_first=True)),
 ]
 
 
 def main() -> None:
     _teach_bfloat16_products()
-    for shape, num_columns, norm, relu in CASES:
+    for shape, norm in CASES:
         for dtype, rounding in ROUNDING.items():
             x = (100 * torch.randn(shape)).to(dtype).to(memory_format=torch.channels_last)
-            _check(x, norm, num_columns, relu, rounding)
+            _check(x, norm, rounding)
     _check_nan()
 
 
-def _check(
-    x: torch.Tensor, norm: NormConstants, num_columns: int, relu: Relu, rounding: float
-) -> None:
-    fused = FusedNorm(norm.size, norm.alpha, norm.k, num_columns, relu == "before")
-    pooled, places = response_norm_cuda.forward(x, fused)
+def _check(x: torch.Tensor, norm: Norm, rounding: float) -> None:
+    pooled, places = empty_pool(x)
+    response_norm_cuda.forward(x, pooled, places, norm)
     exact = x.double().requires_grad_()
-    expected = normalize_and_pool_plain(exact, norm, num_columns, relu)
+    expected = normalize_and_pool_plain(exact, norm)
     torch.testing.assert_close(pooled.double(), expected, rtol=rounding, atol=1e-6)
     gradient = torch.randn_like(pooled)
-    found = response_norm_cuda.backward(gradient, x, places, fused)
+    found = empty_gradient(gradient, x)
+    response_norm_cuda.backward(gradient, x, places, found, norm)
     (exact_gradient,) = torch.autograd.grad(expected, exact, gradient.double())
     torch.testing.assert_close(found.double(), exact_gradient, rtol=rounding, atol=2e-5)
 
@@ -56,7 +58,8 @@ def _check_nan() -> None:
     """It takes its column of its pixel with it, and nothing else."""
     x = torch.ones(1, 20, 5, 5).to(memory_format=torch.channels_last)
     x[0, 12, 0, 0] = torch.nan
-    pooled, _ = response_norm_cuda.forward(x, FusedNorm(5, 2e-5, 2.0, 2, False))
+    pooled, places = empty_pool(x)
+    response_norm_cuda.forward(x, pooled, places, CODE._replace(relu_first=False))
     expected = torch.zeros(1, 20, 2, 2, dtype=torch.bool)
     expected[0, 10:, 0, 0] = True
     assert torch.equal(pooled.isnan(), expected)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.model.response_norm import (
-    NormConstants,
-    Relu,
-    normalize_and_pool,
-    normalize_and_pool_plain,
-)
+from pipeline.model.response_norm import Norm, normalize_and_pool, normalize_and_pool_plain
 from tests.pipeline.kernels import compile_for_h100, needs_gpu, run_interpreted
 
 triton = pytest.importorskip("triton")
@@ -32,25 +27,18 @@ def test_they_compile_for_an_h100(dtype: torch.dtype) -> None:
 
     numbers = f"*{TRITON_NAMES[dtype]}"
     types = {"x": numbers, "places": "*u8", "alpha": "fp32", "k": "fp32"}
-    constants = {
-        "PER_COLUMN": 48,
-        "HALF": 2,
-        "BLOCK": 64,
-        "HALO": 0,
-        "NUM_BLOCKS": 1,
-        "POSITIONS": 16,
-        "RELU_FIRST": True,
-        "PARTS": 2,
-    }
+    x = torch.empty(1, 96, 55, 55, dtype=dtype)
+    tile = response_norm_cuda._tile(x, Norm(2, True, 2e-5), reach=2)
+    assert tile.block == 64
     forward = compile_for_h100(
         response_norm_cuda._forward_kernel,
         types | {"pooled": numbers},
-        constants | {"POOLED_ROWS": 7},
+        {"tile": tile},
     )
     backward = compile_for_h100(
         response_norm_cuda._backward_kernel,
         types | {"gradient": numbers, "found": numbers},
-        constants,
+        {"tile": tile},
     )
     assert forward.asm["cubin"]
     assert backward.asm["cubin"]
@@ -59,18 +47,19 @@ def test_they_compile_for_an_h100(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("relu", ["before", "after"])
+@pytest.mark.parametrize("relu_first", [True, False])
 @pytest.mark.parametrize(
     ("channels", "num_columns", "size"), [(96, 2, 55), (256, 2, 27), (256, 1, 13), (5, 1, 7)]
 )
 def test_on_a_gpu_they_do_what_the_definition_says(
-    dtype: torch.dtype, relu: Relu, channels: int, num_columns: int, size: int
+    dtype: torch.dtype, relu_first: bool, channels: int, num_columns: int, size: int
 ) -> None:
     x = 30 * torch.randn(4, channels, size, size, device="cuda")
     x = x.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
     exact = x.detach().double().requires_grad_()
-    pooled = normalize_and_pool(x, NormConstants(), num_columns, relu)
-    expected = normalize_and_pool_plain(exact, NormConstants(), num_columns, relu)
+    norm = Norm(num_columns, relu_first, 2e-5)
+    pooled = normalize_and_pool(x, norm)
+    expected = normalize_and_pool_plain(exact, norm)
     torch.testing.assert_close(pooled.double(), expected, rtol=ROUNDING[dtype], atol=1e-5)
 
     gradient = torch.randn_like(pooled)
@@ -88,7 +77,7 @@ def test_a_cuda_graph_can_hold_them() -> None:
     x = x.to(memory_format=torch.channels_last).requires_grad_()
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        pooled = normalize_and_pool(x, NormConstants(), 2, "after")
+        pooled = normalize_and_pool(x, Norm(2, False, 2e-5))
         (gradient,) = torch.autograd.grad(pooled, x, torch.ones_like(pooled))
         return pooled, gradient
 

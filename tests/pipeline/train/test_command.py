@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.command_line import RUN_WORDS
 from pipeline.config.recipes import RECIPES, cifar10
 from pipeline.config.schema import FIELDS, Config
-from pipeline.config.suggestion import RUN_WORDS
 from pipeline.run.ending import STOP_SIGNALS
 from pipeline.train.__main__ import main
 from pipeline.train.command import help_text, parse_command

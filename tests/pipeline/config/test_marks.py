@@ -15,8 +15,8 @@ from torch import nn
 from data_prep.shard_set.manifest import Statistics
 from pipeline.config.augment import IMAGE_SIZES, AugmentConfig
 from pipeline.config.command_line import with_values
-from pipeline.config.conditions import needs_of, why_idle
 from pipeline.config.data import DataConfig
+from pipeline.config.marks import needs_of, why_idle
 from pipeline.config.model import ModelConfig, ModelName
 from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.recipes import recipe_config
