@@ -1,8 +1,11 @@
 """Make a shard set from raw images, or check one.
 
 python -m data_prep shard SOURCE [--input PATH] --output SHARDS [options]
+python -m data_prep adopt TARS… --output SHARDS
 python -m data_prep merge SHARDS
 python -m data_prep verify SHARDS [--full]
+python -m data_prep look SHARDS [--html PAGE]
+python -m data_prep diff SHARDS OTHER
 python -m data_prep beton SHARDS OUT.beton
 """
 
@@ -13,18 +16,27 @@ import contextlib
 import logging
 import signal
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from data_prep.adopt.adopt import Adoption, adopt, common_folder, expand
 from data_prep.beton.beton import write_beton
 from data_prep.convert.conversion import RejectRatio, merge, num_processors
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
-from data_prep.shard_set.manifest import ShardSetError
+from data_prep.look.compare import compare
+from data_prep.look.look import describe, look
+from data_prep.look.sheet import contact_sheet
+from data_prep.shard_set.fields import Reads, within
+from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.foreign_tar import FieldNames
+from data_prep.shard_set.manifest import ShardSetError, check_name
 from data_prep.shard_set.options import Named, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from data_prep.sharding import SOURCES, summary
+from data_prep.sources.labels import read_class_names
 from data_prep.sources.source import SourceError
 from data_prep.verify.verify import find_damages
 
@@ -60,8 +72,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser,
         "COMMAND",
         {
+            "adopt": (Adopt, Adopt.run),
             "merge": (Merge, Merge.run),
             "verify": (Verify, Verify.run),
+            "look": (Look, Look.run),
+            "diff": (Diff, Diff.run),
             "beton": (Beton, Beton.run),
         },
     )
@@ -73,6 +88,50 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def _fail(sentence: str) -> int:
     sys.stderr.write(f"error: {sentence}\n")
     return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopt:
+    """Make a shard set of WebDataset tars that others wrote, which stay where and as they are."""
+
+    tars: Annotated[tuple[str, ...], Named("TARS")]
+    """Tars, folders of them, or patterns such as 'train-{000..146}.tar'."""
+    shards: Annotated[Path | None, Named("--output", "SHARDS")] = None
+    """Folder for the manifest and the indexes."""
+    in_place: bool = False
+    """Put them into the folder of the tars, instead of --output."""
+    name: Annotated[str | None, Reads(check_name)] = None
+    """What reports call the shard set."""
+    image_field: str | None = None
+    """The end of the image member's name; if not given, that of an image format."""
+    label_field: str | None = None
+    """The end of the label member's name, or a field of the JSON; if not given, cls or label."""
+    class_names: Path | None = None
+    """A file with the class names in label order, one a line."""
+    first_label: Annotated[int, within(0, 1)] = 0
+    """The number of the first class."""
+    statistics_images: Annotated[int, within(1, 10_000_000)] = 2000
+    """Training images that are decoded for the colour statistics."""
+    workers: Annotated[int, within(1, 512)] = field(default_factory=num_processors)
+    """Threads that read; they do not change the result."""
+
+    def run(self) -> int:
+        begin = time.monotonic()
+        tars = expand(self.tars)
+        how = Adoption(
+            fields=FieldNames(image=self.image_field, label=self.label_field),
+            class_names=None if self.class_names is None else read_class_names(self.class_names),
+            first_label=self.first_label,
+            num_statistics=self.statistics_images,
+            num_threads=self.workers,
+            name=self.name,
+        )
+        if (self.shards is None) != self.in_place:
+            raise ConversionError("give either --output SHARDS or --in-place")
+        shards = self.shards or common_folder(tars)
+        manifest = adopt(tars, shards, how, sys.stderr)
+        sys.stdout.write(summary(manifest, f"{time.monotonic() - begin:.1f} s", shards))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +173,40 @@ class Verify:
         depth = "every byte" if self.full else "structure only; --full reads every byte"
         sys.stdout.write(f"{shards}: no damage found ({depth})\n")
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Say what is in a shard set: classes, sizes, formats, images that are there twice."""
+
+    shards: _Shards
+    """Folder of the shard set."""
+    html: Annotated[Path | None, Named("--html", "PAGE")] = None
+    """Write a page with images of each class."""
+    images: Annotated[int, within(1, 10_000_000)] = 2000
+    """Images of which size and format are looked at."""
+
+    def run(self) -> int:
+        found = look(self.shards, self.images)
+        sys.stdout.write(describe(found))
+        if self.html is not None:
+            write_atomically(self.html, contact_sheet(found).encode())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """Say how two shard sets differ; exits with 1 if they do."""
+
+    shards: _Shards
+    """Folder of the one."""
+    other: Annotated[Path, Named("OTHER")]
+    """Folder of the other."""
+
+    def run(self) -> int:
+        lines = compare(self.shards, self.other)
+        sys.stdout.write("".join(f"{line}\n" for line in lines) or "the same samples\n")
+        return 1 if lines else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from abc import abstractmethod
@@ -11,24 +12,48 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.convert.conversion import Count, Options, convert
+from data_prep.shard_set.fields import between, within
+from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named
 from data_prep.sources.cifar import open_cifar10, open_cifar100
 from data_prep.sources.folder import open_folder
 from data_prep.sources.imagenet import NUM_CLASSES, open_imagenet
+from data_prep.sources.labels import read_class_names
+from data_prep.sources.parquet import open_parquet
+from data_prep.sources.selection import Selection, select
 from data_prep.sources.source import Source
 from data_prep.sources.synthetic import make_synthetic
+from data_prep.sources.table import TableColumns, open_table
+from data_prep.sources.webdataset import open_webdataset
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sharding(Options):
+    classes: str | None = None
+    """Take the first N classes, those that a file names one a line, or NAME,NAME,…"""
+    remap: Path | None = None
+    """Rename or join classes: a file with a class, a comma or tab, and its new name a line."""
+    limit_per_class: Count | None = None
+    """Take this many training images of each class."""
+    val_ratio: Annotated[float | None, between(0, 1), Named("--val-ratio", "R")] = None
+    """Cut this share off train as val, where the input has no val split."""
+
     @abstractmethod
     def open(self) -> Source:
         """The raw data."""
 
     def run(self) -> int:
         begin, task = time.monotonic(), self.part
-        manifest, num_shards, num_read = convert(self.open(), self, sys.stderr)
+        selection = Selection(
+            classes=self.classes,
+            remap=self.remap,
+            limit_per_class=self.limit_per_class,
+            val_ratio=self.val_ratio,
+            seed=self.seed,
+        )
+        source = select(self.open(), selection)
+        manifest, num_shards, num_read = convert(source, self, sys.stderr)
         rate = num_read / (time.monotonic() - begin)
         made = f"{rate:,.0f} samples a second" if num_read else "complete already"
         if manifest is not None:
@@ -53,10 +78,101 @@ class _Reading(_Sharding):
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(_Reading):
-    """Convert images in train/CLASS/* and val/CLASS/* or test/CLASS/*."""
+    """Convert images in train/CLASS/* and val/CLASS/*, or in another layout of class folders."""
+
+    nested: bool = False
+    """Images in folders below that of a class belong to the class, too."""
 
     def open(self) -> Source:
-        return open_folder(self.input)
+        return open_folder(self.input, nested=self.nested)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labelled(_Reading):
+    """The options of sources whose labels are numbers or names."""
+
+    class_names: Path | None = None
+    """A file with the class names in label order, one a line."""
+    first_label: Annotated[int, within(0, 1)] = 0
+    """The number of the first class."""
+
+    def names(self) -> tuple[str, ...] | None:
+        return None if self.class_names is None else read_class_names(self.class_names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(_Labelled):
+    """Convert images in Parquet files, as on the Hugging Face Hub."""
+
+    image_column: str | None = None
+    """The column of images; if not given, one of the usual names."""
+    label_column: str | None = None
+    """The column of labels; if not given, one of the usual names."""
+
+    @property
+    def _unpacked(self) -> Path:
+        return self.shards.with_name(f"{self.shards.name}.unpacked")
+
+    def open(self) -> Source:
+        return open_parquet(
+            self.input,
+            self._unpacked,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            class_names=self.names(),
+            first_label=self.first_label,
+        )
+
+    def run(self) -> int:
+        code = super().run()
+        if self.task is None:
+            shutil.rmtree(self._unpacked, ignore_errors=True)
+        return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDataset(_Labelled):
+    """Convert WebDataset tars that other programs wrote."""
+
+    image_field: str | None = None
+    """The end of the image member's name; if not given, that of an image format."""
+    label_field: str | None = None
+    """The end of the label member's name, or a field of the JSON; if not given, cls or label."""
+
+    def open(self) -> Source:
+        fields = FieldNames(image=self.image_field, label=self.label_field)
+        return open_webdataset(
+            self.input, fields, self.workers, class_names=self.names(), first_label=self.first_label
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(_Labelled):
+    """Convert images that a CSV, TSV or Parquet table lists."""
+
+    root: Path | None = None
+    """The folder that the table's paths begin in; if not given, the table's own."""
+    path_column: str | None = None
+    """The column of paths; if not given, one of the usual names."""
+    label_column: str | None = None
+    """The column of labels; if not given, one of the usual names."""
+    split_column: str | None = None
+    """The column of splits; if not given, one of the usual names, or all is train."""
+    allow_outside: bool = False
+    """Take images that lie outside the root."""
+
+    def open(self) -> Source:
+        columns = TableColumns(
+            path=self.path_column, label=self.label_column, split=self.split_column
+        )
+        return open_table(
+            self.input,
+            self.root or self.input.parent,
+            columns,
+            class_names=self.names(),
+            first_label=self.first_label,
+            outside=self.allow_outside,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +222,9 @@ class Synthetic(_Sharding):
 
 SOURCES: Mapping[str, type[_Sharding]] = {
     "folder": Folder,
+    "parquet": Parquet,
+    "webdataset": WebDataset,
+    "table": Table,
     "cifar10": Cifar10,
     "cifar100": Cifar100,
     "imagenet": ImageNet,

@@ -39,10 +39,13 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "data_prep.sources": (SHARD_SET,),
     "data_prep.convert": ("data_prep.sources", SHARD_SET),
     "data_prep.verify": (SHARD_SET,),
+    "data_prep.look": (SHARD_SET,),
+    "data_prep.adopt": ("data_prep.convert", "data_prep.sources", SHARD_SET),
     "data_prep.beton": ("data_prep.convert", SHARD_SET),
     "data_prep.sharding": ("data_prep.convert", "data_prep.sources", SHARD_SET),
     "data_prep.__main__": (
         *("data_prep.sharding", "data_prep.beton", "data_prep.verify", "data_prep.convert"),
+        *("data_prep.adopt", "data_prep.look"),
         *("data_prep.sources", SHARD_SET),
     ),
     "pipeline.config": (SHARD_SET,),

@@ -36,7 +36,7 @@ class ShardSamples:
                 "with --encoding jpeg or rgb"
             )
         self.mode = self._codec.beton_mode
-        self._paths = [shards / name for split in splits for name in split.filenames]
+        self._paths = [path for split in splits for path in split.shard_paths(shards)]
         self._index = _join_indexes(shards, splits)
         self._checksums = np.concatenate([read_checksums(shards, split) for split in splits])
         self._image_size = manifest.image_size

@@ -31,6 +31,7 @@ from data_prep.shard_set.fields import SEED, Reads, within
 from data_prep.shard_set.manifest import (
     Encoding,
     Manifest,
+    WrittenEncoding,
     check_name,
     hash_class_names,
     manifest_sha256,
@@ -57,7 +58,7 @@ class Options:
     """Folder of the shard set, new or one that the same command has begun."""
     name: Annotated[str | None, Reads(check_name)] = None
     """What reports call the shard set; if not given, what the source is known as."""
-    encoding: Encoding | None = None
+    encoding: WrittenEncoding | None = None
     """Store JPEGs or pixels; if not given, as suits the source."""
     size: Annotated[int | None, within(1, 8192)] = None  # more is unsafe to Pillow
     """Scale the short side to N, crop the middle N×N."""
@@ -127,6 +128,9 @@ def convert(source: Source, options: Options, stream: TextIO) -> tuple[Manifest 
         missing = [name for name in own if name not in totals.records]
         num_missing = sum(len(rows[name]) for name in missing)
         num_before = num_samples - num_missing
+        if missing and source.prepare is not None:
+            with contextlib.closing(Progress("unpacking", "files", stream)) as unpacking:
+                source.prepare(options.workers, unpacking.show)
         progress = Progress("sharding", "samples", stream, num_before=num_before)
         writing = write_shards(
             missing,
@@ -209,6 +213,7 @@ def _plan(source: Source, options: Options, job: ShardJob) -> ConversionPlan:
             "jpeg_quality": job.jpeg_quality,
             "samples_per_shard": options.samples_per_shard,
             "samples_sha256": samples_hash.hexdigest(),
+            **source.selection,
         },
         class_names=source.class_names,
         num_samples={split: len(samples) for split, samples in source.splits.items()},

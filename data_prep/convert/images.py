@@ -6,14 +6,16 @@ converted and counted by their first `RewriteReason`; the rest is rejected (`dec
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from data_prep.convert.decoding import RewriteReason, read_image
 from data_prep.shard_set.codec import codec_of
+from data_prep.shard_set.decoding import RewriteReason, read_image
 from data_prep.shard_set.jpeg_header import JPEG_START
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import LANCZOS, Pixels, Window, scale_window
@@ -40,9 +42,7 @@ def store(
     `jpeg_quality` is that of images that are encoded. Raises `RejectedImage`.
     """
     codec = codec_of(encoding)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strange metadata, which say nothing of the picture
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with quiet():
         read = read_image(raw) if isinstance(raw, bytes) else (raw, None, False)
     pixels, flaw, is_honest_jpeg = read
     has_size = size is None or pixels.shape[:2] == (size, size)
@@ -58,6 +58,15 @@ def store(
     if codec.default_quality is not None:
         pixels = codec.decode(content)
     return StoredImage(content, pixels, flaw)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of strange metadata; a decompression bomb is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _crop_and_scale(image: Pixels, size: int) -> Pixels:

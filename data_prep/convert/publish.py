@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +18,7 @@ from data_prep.convert.assignment import ShardName
 from data_prep.convert.changes import save_stamps
 from data_prep.convert.output import OWN_FIELDS, ConversionError, ConversionPlan, clean_up
 from data_prep.convert.shard import ShardContents, ShardRecord, check_sizes
-from data_prep.convert.statistics import (
-    colour_mean,
-    colour_std,
-    mean_image,
-    principal_components,
-)
+from data_prep.convert.statistics import mean_image, summarize
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.manifest import (
     FORMAT_VERSION,
@@ -77,7 +74,7 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
         _log.warning("left out: %s", description)
     names = plan.shard_names()
     splits = {
-        split: _publish_split(
+        split: publish_split(
             shards,
             split,
             {name.filename: totals.records[name] for name in names if name.split == split},
@@ -109,7 +106,20 @@ def publish(shards: Path, plan: ConversionPlan, totals: ConversionTotals) -> Man
     return manifest
 
 
-def _publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) -> Split:
+class FinishedShard(Protocol):
+    """What a split says of each of its shards; see `ShardRecord`."""
+
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def index(self) -> npt.NDArray[np.void]: ...
+    @property
+    def checksums(self) -> npt.NDArray[np.uint32]: ...
+
+
+def publish_split(shards: Path, name: str, records: Mapping[str, FinishedShard]) -> Split:
     """Write a split's index and checksums.
 
     `records` are by file name, in shard order. Raises `ConversionError` if they hold no sample.
@@ -135,17 +145,12 @@ def _publish_split(shards: Path, name: str, records: Mapping[str, ShardRecord]) 
 
 def _publish_statistics(shards: Path, contents: ShardContents) -> Statistics:
     """Write the mean image, if all images have one size; returns all statistics."""
-    pixels = contents.pixels
-    stds, vectors = principal_components(pixels)
-    image = mean_image(pixels) if len(contents.sizes) == 1 else None
-    return Statistics(
-        num_images=pixels.num_images,
-        mean=colour_mean(pixels),
-        std=colour_std(pixels),
-        pca_stds=tuple(stds.tolist()),
-        pca_vectors=tuple(tuple(row) for row in vectors.tolist()),
-        mean_image_filename=None if image is None else _MEAN_IMAGE_NAME,
-        mean_image_sha256=None if image is None else _save(shards / _MEAN_IMAGE_NAME, image),
+    statistics = summarize(contents.pixels)
+    if len(contents.sizes) > 1:
+        return statistics
+    sha256 = _save(shards / _MEAN_IMAGE_NAME, mean_image(contents.pixels))
+    return dataclasses.replace(
+        statistics, mean_image_filename=_MEAN_IMAGE_NAME, mean_image_sha256=sha256
     )
 
 

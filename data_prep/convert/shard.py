@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.convert.assignment import ShardName
-from data_prep.convert.decoding import RejectedImage
 from data_prep.convert.images import StoredImage, store
 from data_prep.convert.output import ConversionError, record_path
 from data_prep.convert.statistics import PixelSums
 from data_prep.shard_set.codec import codec_of
+from data_prep.shard_set.decoding import RejectedImage
 from data_prep.shard_set.files import atomic_writer
 from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.shard_set.manifest import LABEL_SUFFIX, Encoding

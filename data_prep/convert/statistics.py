@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.shard_set.manifest import Statistics
 from data_prep.shard_set.pixels import Pixels
 
 _DECIMALS = 9
@@ -104,3 +105,15 @@ def mean_image(sums: PixelSums) -> npt.NDArray[np.float32]:
     """Mean of the images, which must have one size, float32 H×W×3."""
     assert sums.image_sum is not None
     return (sums.image_sum / sums.num_images).astype(np.float32)
+
+
+def summarize(sums: PixelSums) -> Statistics:
+    """All statistics but the mean image."""
+    stds, vectors = principal_components(sums)
+    return Statistics(
+        num_images=sums.num_images,
+        mean=colour_mean(sums),
+        std=colour_std(sums),
+        pca_stds=tuple(stds.tolist()),
+        pca_vectors=tuple(tuple(row) for row in vectors.tolist()),
+    )

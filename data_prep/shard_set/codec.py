@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,11 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from PIL import Image
 
+from data_prep.shard_set.decoding import RejectedImage, find_orientation, read_image
+from data_prep.shard_set.jpeg_header import DamagedJpegError, read_jpeg_header
+from data_prep.shard_set.jpegs import read_exif
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import Pixels, cut_decoded, cut_jpegs, decode_jpeg, jpeg_size
 
@@ -118,6 +123,59 @@ _RGB = Codec(
 )
 
 
+def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that lies upright and that every decoder reads alike, or None.
+
+    Only its header is read.
+    """
+    try:
+        header = read_jpeg_header(content)
+        is_upright = b"Exif" not in content or find_orientation(partial(read_exif, content)) == 1
+    except DamagedJpegError:
+        return None
+    is_small = header.height * header.width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    return (header.height, header.width) if header.is_common and is_upright and is_small else None
+
+
+def _decode_image(content: bytes) -> Pixels:
+    """Decode by the rules of a conversion."""
+    try:
+        return read_image(content)[0]
+    except RejectedImage as error:
+        raise ValueError(str(error)) from None
+
+
+def _size_of_image(content: bytes) -> tuple[int, int]:
+    size = plain_jpeg_size(content)
+    if size is None:
+        height, width, _ = _decode_image(content).shape
+        size = height, width
+    return size
+
+
+def _cut_images(
+    contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
+) -> tuple[int, str] | None:
+    """Plain JPEGs are decoded only as far as the window goes, all others whole."""
+    for row, content in enumerate(contents):
+        place = slice(row, row + 1)
+        is_plain = plain_jpeg_size(content) is not None
+        cut = cut_jpegs if is_plain else partial(cut_decoded, _decode_image)
+        if (failure := cut([content], windows[place], out[place])) is not None:
+            return row, failure[1]
+    return None
+
+
+_IMAGE = Codec(
+    suffix="jpg",
+    encode=_encode_jpeg,
+    decode=_decode_image,
+    size_of=_size_of_image,
+    cut=_cut_images,
+    default_quality=95,
+)
+
+
 def codec_of(encoding: Encoding) -> Codec:
     """The codec of an encoding."""
     match encoding:
@@ -125,5 +183,7 @@ def codec_of(encoding: Encoding) -> Codec:
             return _JPEG
         case "rgb":
             return _RGB
+        case "image":
+            return _IMAGE
         case unknown:
             assert_never(unknown)

@@ -13,9 +13,11 @@ INDEX_NAME = "index.json"
 """What the sets of MosaicML and LitData have for a manifest."""
 
 _NOT_ADOPTED = (
-    "shard sets that other programs wrote cannot be used here: make one of the images they were "
-    "made from, with 'python -m data_prep shard'"
+    "shard sets of this kind cannot be used here: make one of the images they were made from, with "
+    "'python -m data_prep shard'"
 )
+_ADOPT = "make a shard set of them with 'python -m data_prep adopt TARS --output SHARDS'"
+_PARQUET = "make a shard set of it with 'python -m data_prep shard parquet --input PATH'"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _RAW_NAMES = {
     "ILSVRC": "imagenet",
@@ -28,7 +30,7 @@ _CLASS_OF_IMAGENET = re.compile(r"n\d{8}\.tar")
 _OTHERS = {
     ".beton": "a .beton of ffcv: give the folder of the shard set that it was made from, and the "
     "file as --data.beton with --data.reader beton",
-    ".parquet": f"a Parquet data set; {_NOT_ADOPTED}",
+    ".parquet": f"a Parquet data set; {_PARQUET}",
     ".arrow": f"a data set of Hugging Face; {_NOT_ADOPTED}",
     ".tfrecord": f"a TFRecord data set; {_NOT_ADOPTED}",
     ".mdb": f"an LMDB; {_NOT_ADOPTED}",
@@ -42,7 +44,7 @@ def describe_manifest(fields: Any) -> str | None:
         case {"splits": dict()}:
             return (
                 "an index of WebDataset tars as timm writes it, without the sample index, the "
-                f"checksums and the statistics of a shard set; {_NOT_ADOPTED}"
+                f"checksums and the statistics of a shard set; {_ADOPT}"
             )
         case {"chunks": list()}:
             return f"the index of a LitData set; {_NOT_ADOPTED}"
@@ -60,7 +62,7 @@ def describe_path(path: Path) -> str | None:
     if path.suffix == ".json":
         return f"a file of a shard set; give its folder, {path.parent}"
     if path.name.endswith(_TAR_SUFFIXES):
-        return f"one tar; give the folder of its shard set, or, if it has none: {_NOT_ADOPTED}"
+        return f"one tar; give the folder of its shard set, or, if it has none, {_ADOPT}"
     return _OTHERS.get(path.suffix)
 
 
@@ -88,7 +90,7 @@ def _describe_folder(path: Path, names: Collection[str]) -> str | None:
             return f"of its folder train: {found}"
     for name in names:
         if name.endswith(_TAR_SUFFIXES):
-            return f"it holds tars ({name}), without an index; {_NOT_ADOPTED}"
+            return f"it holds tars ({name}), without an index; {_ADOPT}"
         if (found := _OTHERS.get(Path(name).suffix)) is not None:
             return f"{name} in it is {found}"
     return None

@@ -89,8 +89,7 @@ def check_shard_sizes(shards: Path, split: Split) -> None:
     Cheap (one `stat` a shard); content is checked by `python -m data_prep verify --full`.
     Raises `ShardSetError` naming the first shard that fails.
     """
-    for filename, expected in zip(split.filenames, split.shard_bytes, strict=True):
-        path = shards / filename
+    for path, expected in zip(split.shard_paths(shards), split.shard_bytes, strict=True):
         try:
             found = path.stat().st_size
         except FileNotFoundError:

@@ -27,9 +27,12 @@ from data_prep.shard_set.foreign import describe_manifest, describe_path
 MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
 
-Encoding = Literal["jpeg", "rgb"]
-"""See `data_prep.shard_set.codec`, which says what each is."""
+WrittenEncoding = Literal["jpeg", "rgb"]
+Encoding = Literal["jpeg", "rgb", "image"]
+"""See `data_prep.shard_set.codec`, which says what each is; `image` is read, but not written."""
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+ADOPTED = "adopted"
+"""The source of shards that other programs wrote, and that are read as they are."""
 LABEL_SUFFIX = "cls"
 """Name ending of a label's tar member."""
 
@@ -65,6 +68,13 @@ class Split:
     checksums_filename: str | None = None
     """An .npy of uint32[num_samples]: the CRC-32 of each image member, in the index's order."""
     checksums_sha256: str | None = None
+    folder: str | None = None
+    """Of shards that were adopted where they lie, an absolute path; None: beside the manifest."""
+
+    def shard_paths(self, shards: Path) -> list[Path]:
+        """Where the shards of the set in the folder `shards` lie."""
+        folder = shards if self.folder is None else Path(self.folder)
+        return [folder / name for name in self.filenames]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,7 +246,9 @@ def _check_consistent(manifest: Manifest) -> None:
         if len(set(map(len, by_shard))) != 1 or sum(split.shard_lengths) != split.num_samples:
             raise ValueError(f"the numbers of split '{split.name}' contradict each other")
     for name, uses in Counter(name for name in names if name is not None).items():
-        if uses > 1 or PurePath(name).name != name or name[:1] in ("", "."):
+        path = PurePath(name)
+        is_below = manifest.source == ADOPTED and not path.is_absolute() and ".." not in path.parts
+        if uses > 1 or not (is_below or path.name == name) or name[:1] in ("", "."):
             raise ValueError(f"it names the file '{name}'; expected one of its own beside it")
 
 

@@ -103,6 +103,8 @@ def _add_option(parser: Parser, field: Field) -> argparse.Action:
     option, rest = option_of(field), field.mark(Rest)
     if rest is not None:
         return parser.add_argument(field.name, nargs=argparse.REMAINDER, metavar=rest.metavar)
+    if not option.startswith("-") and get_origin(field.kind) is tuple:
+        return parser.add_argument(field.name, metavar=option, nargs="+")
     if not option.startswith("-"):
         return parser.add_argument(field.name, metavar=option, type=_reader(field, option))
     how: dict[str, Any] = {"dest": field.name, "default": None}

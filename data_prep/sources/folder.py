@@ -1,49 +1,113 @@
-"""The source `folder`: images in a folder for each class."""
+"""The source `folder`: images in a folder for each class, in the layouts that people have."""
 
 from __future__ import annotations
 
+import logging
+import os
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.samples import Sample, SampleTable
-from data_prep.sources.source import (
-    FileReader,
-    Source,
-    SourceError,
-    check_same,
-    choose,
-    list_files,
-    name_some,
+from data_prep.sources.source import FileReader, Source, SourceError, check_same, name_some
+
+_log = logging.getLogger(__name__)
+
+_VAL_NAMES = ("val", "validation", "valid", "test")
+_ANNOTATIONS = "val_annotations.txt"
+"""Of Tiny ImageNet: a line for each image of val, its name and its class first."""
+_IMAGES = "images"
+_IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".avif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
 )
+_IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
-def open_folder(root: Path) -> Source:
-    """The images `train/CLASS/*` and `val/CLASS/*` (or `test/CLASS/*`) below `root`.
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A class of a split: names of its image files, relative to `folder`."""
 
-    Classes get their labels in the order of their names. Hidden files are left out; every other
-    file of a class counts as an image, whatever its name ends in.
-    Raises `SourceError` if a split is missing, a class is empty or holds other things than files,
-    the splits have different classes, or the names of classes or their order are ambiguous.
+    folder: Path
+    files: list[str]
+
+
+def open_folder(root: Path, *, nested: bool = False) -> Source:
+    """The images below `root`, of which each class has a folder.
+
+    The layouts are `train/CLASS/*` with `val/CLASS/*` (or validation, valid, test), that of Tiny
+    ImageNet, and `CLASS/*` alone, which is train. A folder `images` that is all there is in a class
+    is looked into; with `nested`, every folder is. Classes get their labels in the order of their
+    names. Left out are hidden files, and files that neither by name nor by content are images.
+    Raises `SourceError` if a class is empty or holds other things than files, the splits have
+    different classes, or a class has an odd name or a doubtful place in the order.
     """
-    folders = {
-        "train": root / choose(root, "train", ["train"]),
-        "val": root / choose(root, "val", ["val", "test"]),
+    if not root.is_dir():
+        raise SourceError(
+            f"--input {root} is not a folder; expected one that holds train/CLASS/* and val/CLASS/*"
+        )
+    left_out: list[str] = []
+    splits = {
+        split: _find_annotated(folder, left_out)
+        if (folder / _ANNOTATIONS).is_file()
+        else {
+            name: _Class(folder / folder_name, _list_images(folder / folder_name, nested, left_out))
+            for name, folder_name in _find_classes(folder).items()
+        }
+        for split, folder in _find_splits(root).items()
     }
-    classes = {split: _find_classes(folder) for split, folder in folders.items()}
-    check_same(
-        f"the classes of {folders['train']} and {folders['val']}",
-        map(_show_name, classes["train"]),
-        map(_show_name, classes["val"]),
-    )
+    _warn_of_left_out(root, left_out)
+    if "val" in splits:
+        check_same(
+            f"the classes of train and {_find_splits(root)['val'].name} below {root}",
+            map(_show_name, splits["train"]),
+            map(_show_name, splits["val"]),
+        )
     return Source(
         name="folder",
-        class_names=tuple(classes["train"]),
-        splits={split: _list(root, folders[split], classes[split]) for split in folders},
+        class_names=tuple(splits["train"]),
+        splits={split: _table(root, classes) for split, classes in splits.items()},
         reader=FileReader(root),
         default_encoding="jpeg",
     )
+
+
+def _find_splits(root: Path) -> dict[str, Path]:
+    """The folder of each split; without a folder `train`, all of `root` is train."""
+    if not (root / "train").is_dir():
+        if any((root / name).is_dir() for name in _VAL_NAMES):
+            raise SourceError(f"{root} has no folder train/; expected train/CLASS/* with images")
+        return {"train": root}
+    found = [root / name for name in _VAL_NAMES if (root / name).is_dir()]
+    for other in found[1:]:
+        _log.warning("%s is left out: %s is the split 'val'", other, found[0])
+    return {"train": root / "train"} | ({"val": found[0]} if found else {})
+
+
+def _find_annotated(folder: Path, left_out: list[str]) -> dict[str, _Class]:
+    """The classes of a folder whose images lie together, with a table of their classes."""
+    table, images = folder / _ANNOTATIONS, folder / _IMAGES
+    class_of: dict[str, str] = {}
+    for number, line in enumerate(table.read_text("utf-8").splitlines(), 1):
+        name, *rest = line.split("\t")
+        if not rest or name in class_of:
+            raise SourceError(
+                f"{table}, line {number} is {line!r}; expected an image, once, and its class with "
+                "a tab between them"
+            )
+        class_of[name] = rest[0]
+    there = set(_list_images(images, False, left_out))
+    if different := there ^ set(class_of):
+        raise SourceError(
+            f"{len(different)} images are only in one of {table} and {images} "
+            f"({name_some(different)}): copy both again"
+        )
+    classes: dict[str, _Class] = {}
+    for name in sorted(class_of):
+        classes.setdefault(class_of[name], _Class(images, [])).files.append(name)
+    return {name: classes[name] for name in sorted(classes)}
 
 
 def _find_classes(folder: Path) -> dict[str, str]:
@@ -81,23 +145,80 @@ def _find_classes(folder: Path) -> dict[str, str]:
     return {name: classes[name] for name in names}
 
 
-def _list(root: Path, folder: Path, classes: Mapping[str, str]) -> SampleTable:
-    """The samples of a split."""
-    files = [
-        (label, class_name, folder_name, name)
-        for label, (class_name, folder_name) in enumerate(classes.items())
-        for name in list_files(folder / folder_name)
+def _list_images(folder: Path, nested: bool, left_out: list[str]) -> list[str]:
+    """Names of the images of a class, relative to its folder, sorted."""
+    files, folders = _scan(folder)
+    has_inner = [path.name for path in folders] == [_IMAGES] and not any(map(is_image, files))
+    if has_inner and not nested:  # as in Tiny ImageNet, where a table of boxes lies beside it
+        left_out += map(str, files)
+        files, folders = _scan(folders[0])
+    while nested and folders:
+        more = [_scan(path) for path in folders]
+        files += [path for inside, _ in more for path in inside]
+        folders = [path for _, inside in more for path in inside]
+    if folders:
+        raise SourceError(
+            f"there are folders among the images ({name_some(map(str, folders))}): with --nested "
+            "the images in them belong to the class, too; else move them up, and remove the rest"
+        )
+    images = [path for path in files if is_image(path)]
+    left_out += (str(path) for path in files if path not in set(images))
+    if not images:
+        raise SourceError(
+            f"the class folder {folder} is empty: add images, or remove the class from both splits"
+        )
+    return sorted(str(path.relative_to(folder)) for path in images)
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files and folders in a folder, without the hidden ones."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        others = [entry.path for entry in visible if not (entry.is_file() or entry.is_dir())]
+        if others:
+            raise SourceError(
+                "among the images are broken links or other things that are not files "
+                f"({name_some(others)}): remove them"
+            )
+        files = [Path(entry.path) for entry in visible if entry.is_file()]
+        return files, [Path(entry.path) for entry in visible if entry.is_dir()]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by the end of its name, or else by its first bytes."""
+    if path.suffix.lower() in _IMAGE_SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        begin = file.read(12)
+    return begin.startswith(_IMAGE_BEGINNINGS) or (begin[:4], begin[8:]) == (b"RIFF", b"WEBP")
+
+
+def _warn_of_left_out(root: Path, left_out: list[str]) -> None:
+    if left_out:
+        _log.warning(
+            "%d files below %s are left out, as neither their names nor their first bytes are "
+            "those of images: %s",
+            len(left_out),
+            root,
+            name_some(left_out),
+        )
+
+
+def _table(root: Path, classes: Mapping[str, _Class]) -> SampleTable:
+    """The samples of one split."""
+    found = [
+        (f"{name}/{file}", label, str((of_class.folder / file).relative_to(root)))
+        for label, (name, of_class) in enumerate(classes.items())
+        for file in of_class.files
     ]
-    keys = make_keys([f"{class_name}/{name}" for _, class_name, _, name in files])
-    prefix = folder.relative_to(root)
+    keys = make_keys([name for name, _, _ in found])
     return SampleTable(
-        Sample(key, label, f"{prefix}/{folder_name}/{name}")
-        for key, (label, _, folder_name, name) in zip(keys, files, strict=True)
+        Sample(key, label, locator) for key, (_, label, locator) in zip(keys, found, strict=True)
     )
 
 
 def _show_name(name: str) -> str:
-    """The name; where it may look like another one, or ends in spaces, with its escapes."""
+    """The name, and where it looks like another one, or spaces are at its ends, how it is spelt."""
     if not name.isascii():
         return f"{name} ({name!a})"
     return name if name == " ".join(name.split()) else ascii(name)

@@ -15,8 +15,8 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -61,6 +61,11 @@ class Source:
     """`train` and `val`; neither is empty."""
     reader: Reader
     default_encoding: Encoding
+    selection: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What was taken of the raw data, if not all; for the manifest."""
+    prepare: Callable[[int, Callable[[int, int], None]], None] | None = None
+    """What must be done before a first image is read: it gets a number of threads, and a function
+    that shows how many of how many files are done."""
     default_size: int | None = None
     """Height and width for an encoding that needs one size, where the images have many."""
 
@@ -92,11 +97,16 @@ class FileReader:
         return content
 
     def stamp(self, sample: Sample) -> int:
-        """From the size and the modification time of the file, or of the archive."""
+        """Of the file, or of the archive."""
         match = _IN_ARCHIVE.fullmatch(sample.locator)
-        found = (self.root / (sample.locator if match is None else match[1])).stat()
-        text = f"{found.st_size} {found.st_mtime_ns}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        return file_stamp(self.root / (sample.locator if match is None else match[1]))
+
+
+def file_stamp(path: Path) -> int:
+    """64 bits of the size and the modification time of a file."""
+    found = path.stat()
+    text = f"{found.st_size} {found.st_mtime_ns}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def choose(root: Path, split: str, names: Sequence[str]) -> str:

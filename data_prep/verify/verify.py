@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_set.index import INDEX_DTYPE, find_array
-from data_prep.shard_set.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data_prep.shard_set.manifest import ADOPTED, MANIFEST_NAME, Manifest, read_manifest
 from data_prep.verify.verify_shard import Array, Damage, ShardCheck, check_shard
 
 
@@ -32,7 +32,8 @@ def find_damages(
             zip(checks, threads.map(check_shard, checks), strict=True), 1
         ):
             damages += found
-            damages += _check_duplicates(check, keys, seen)
+            if manifest.source != ADOPTED:  # others begin anew in each tar
+                damages += _check_duplicates(check, keys, seen)
             show(done, len(checks))
     return damages
 
@@ -62,7 +63,7 @@ def _plan(shards: Path, manifest: Manifest, full: bool, damages: list[Damage]) -
         for number, rows in enumerate(map(slice, [0, *stops[:-1]], stops)):
             checks.append(
                 ShardCheck(
-                    path=shards / split.filenames[number],
+                    path=split.shard_paths(shards)[number],
                     split=split,
                     number=number,
                     index=None if index is None else index[rows],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
 from data_prep.shard_set.keys import KEY_PATTERN
-from data_prep.shard_set.manifest import LABEL_SUFFIX, Manifest, Split
+from data_prep.shard_set.manifest import ADOPTED, LABEL_SUFFIX, Manifest, Split
 from data_prep.shard_set.tar_walk import DamagedTarError, Member, walk_tar
 
 Array = npt.NDArray[Any]
@@ -35,8 +36,14 @@ class Damage:
         return f"{self.file}: {f'key {self.key}: ' if self.key is not None else ''}{self.what}"
 
 
-ArchivedSample = tuple[Member, Member]
-"""A sample that is whole: an image and, right behind it, its label."""
+@dataclass(frozen=True, slots=True)
+class ArchivedSample:
+    """A sample that is whole."""
+
+    key: str
+    image: Member
+    label: Member | int
+    """Right behind the image; or, of a tar that another program wrote, the label itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,9 +80,12 @@ def _check_readable(check: ShardCheck) -> Findings:
     """The same; raises `OSError` if the shard cannot be read."""
     name, split, number = check.path.name, check.split, check.number
     num_bytes = check.path.stat().st_size
-    members, damages = _read_members(check.path)
-    samples, unpaired = _pair_members(name, members, codec_of(check.manifest.encoding).suffix)
-    damages += unpaired
+    if check.manifest.source == ADOPTED:
+        samples, damages = _read_foreign(check.path, check.manifest)
+    else:
+        members, damages = _read_members(check.path)
+        samples, unpaired = _pair_members(name, members, codec_of(check.manifest.encoding).suffix)
+        damages += unpaired
     if num_bytes != (expected := split.shard_bytes[number]):
         damages.append(Damage(name, f"has {num_bytes} bytes; expected {expected}"))
     if len(samples) != (expected := split.shard_lengths[number]):
@@ -87,7 +97,23 @@ def _check_readable(check: ShardCheck) -> Findings:
         damages += _check_contents(check, samples)
         if not damages and sha256_of(check.path) != split.shard_sha256[number]:
             damages = [Damage(name, "its sha256 is wrong, though all its samples are whole")]
-    return [image.key for image, _ in samples], damages
+    return [sample.key for sample in samples], damages
+
+
+def _read_foreign(path: Path, manifest: Manifest) -> tuple[list[ArchivedSample], list[Damage]]:
+    """The samples of an adopted tar, as far as they can be followed."""
+    options: Mapping[str, Any] = manifest.options
+    fields = FieldNames(image=options["image"], label=options["label"])
+    label_of: dict[int | str, int] = {name: n for n, name in enumerate(manifest.class_names)}
+    label_of |= {n + options["first_label"]: n for n in range(manifest.num_classes)}
+    samples: list[ArchivedSample] = []
+    try:
+        for found in walk_samples(path, fields):
+            label = label_of.get(found.label, manifest.num_classes)
+            samples.append(ArchivedSample(found.key, found.image, label))
+    except ForeignTarError as error:
+        return samples, [Damage(path.name, str(error))]
+    return samples, []
 
 
 def _read_members(path: Path) -> tuple[list[Member], list[Damage]]:
@@ -117,7 +143,7 @@ def _pair_members(
             and rest
             and rest[-1].name == f"{member.key}.{LABEL_SUFFIX}"
         ):
-            samples.append((member, rest.pop()))
+            samples.append(ArchivedSample(member.key, member, rest.pop()))
         else:
             single.setdefault(member.key, []).append(member.suffix)
     damages = [
@@ -125,9 +151,9 @@ def _pair_members(
         for key, suffixes in single.items()
     ]
     damages += [
-        Damage(file, "the key has characters other than A-Z a-z 0-9 _ -", image.key)
-        for image, _ in samples
-        if not KEY_PATTERN.fullmatch(image.key)
+        Damage(file, "the key has characters other than A-Z a-z 0-9 _ -", sample.key)
+        for sample in samples
+        if not KEY_PATTERN.fullmatch(sample.key)
     ]
     return samples, damages
 
@@ -152,10 +178,10 @@ def _check_index(check: ShardCheck, samples: Sequence[ArchivedSample]) -> list[D
         Damage(
             check.path.name,
             f"the index has it at shard, offset, bytes = {row}; it is at {place}",
-            image.key,
+            sample.key,
         )
-        for row, (image, _) in zip(rows, samples, strict=True)
-        if row != (place := (check.number, image.offset, image.num_bytes))
+        for row, sample in zip(rows, samples, strict=True)
+        if row != (place := (check.number, sample.image.offset, sample.image.num_bytes))
     ]
 
 
@@ -164,14 +190,21 @@ def _check_contents(check: ShardCheck, samples: Sequence[ArchivedSample]) -> lis
     is_whole = len(samples) == check.split.shard_lengths[check.number]
     with check.path.open("rb") as file:
         return [
-            Damage(check.path.name, what, members[0].key)
-            for row, members in enumerate(samples)
+            Damage(check.path.name, what, sample.key)
+            for row, sample in enumerate(samples)
             for what in _find_faults(
                 check,
                 row if is_whole else None,  # else there is no telling which row is whose
-                *(os.pread(file.fileno(), member.num_bytes, member.offset) for member in members),
+                _read(file.fileno(), sample.image),
+                _read(file.fileno(), sample.label),
             )
         ]
+
+
+def _read(file: int, what: Member | int) -> bytes:
+    if isinstance(what, int):
+        return b"%d" % what
+    return os.pread(file, what.num_bytes, what.offset)
 
 
 def _find_faults(check: ShardCheck, row: int | None, image: bytes, label: bytes) -> Iterator[str]:

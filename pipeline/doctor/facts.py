@@ -106,7 +106,7 @@ def _find_shards(shards: str | None) -> tuple[str | None, int]:
         return None, 0
     try:
         splits = read_manifest(Path(shards)).splits.values()
-        files = [Path(shards) / name for split in splits for name in split.filenames]
+        files = [path for split in splits for path in split.shard_paths(Path(shards))]
         missing = next((file for file in files if not file.is_file()), None)
         if missing is not None:
             return f"{missing} is missing", 0

@@ -7,6 +7,7 @@ The exceptions of the project. One sentence is told of those that are foreseen (
       PathOptionError   data_prep.shard_set.files            an option that is no path
       ShardSetError     data_prep.shard_set.manifest         no shard set, or not a whole one
       DamagedTarError   data_prep.shard_set.tar_walk         a tar that is cut, or no tar
+      ForeignTarError   data_prep.shard_set.foreign_tar      a tar of others that cannot be used
       DamagedJpegError  data_prep.shard_set.jpeg_header      a JPEG without a whole header
       SourceError       data_prep.sources.source             raw data that are not as expected
       ConversionError   data_prep.convert.output             a conversion that cannot go on
@@ -20,7 +21,7 @@ The exceptions of the project. One sentence is told of those that are foreseen (
       ExchangeError     pipeline.model.columns               so is that of the other column
       InexactEvaluation pipeline.train.evaluation            a sample was not seen exactly once
     Exception           caught where it is expected; ends no command
-      RejectedImage     data_prep.convert.decoding           an image that is left out
+      RejectedImage     data_prep.shard_set.decoding           an image that is left out
       CorruptImage      pipeline.data.readers.sample_index   a damaged image; another stands in
       FetchStopped      pipeline.data.cache.remote           a fetch that nobody waits for
 """

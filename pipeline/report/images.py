@@ -58,7 +58,7 @@ def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
     Raises `OSError` if its shard cannot be read and `ShardSetError` if the image is damaged.
     """
     manifest = shard_set.manifest
-    path = shard_set.path / manifest.split(SPLIT).filenames[entry["shard"]]
+    path = manifest.split(SPLIT).shard_paths(shard_set.path)[entry["shard"]]
     with path.open("rb") as shard:
         shard.seek(int(entry["offset"]))
         content = shard.read(int(entry["num_bytes"]))

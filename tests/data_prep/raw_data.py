@@ -11,14 +11,16 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_prep.shard_set.manifest import WrittenEncoding
 from data_prep.shard_set.pixels import Pixels
 
+ENCODINGS: tuple[WrittenEncoding, ...] = get_args(WrittenEncoding)
 REPOSITORY = Path(__file__).parents[2]
 HEIGHT, WIDTH = 40, 60
 

@@ -58,7 +58,7 @@ def _open_tars(shards: ShardSet, split_name: str, files: RemoteShards | None) ->
     """The images of one split in its tars, found by index: no tar is ever parsed."""
     folder, split = shards.folder, shards.manifest.split(split_name)
     rows, checksums = read_index(folder, split), read_checksums(folder, split)
-    paths = [folder / name for name in split.filenames]
+    paths = split.shard_paths(folder)
     if files is None:
         check_shard_sizes(folder, split)
         what_to_do = remedy(folder)

@@ -15,10 +15,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.convert.decoding import RejectedImage, RejectReason, RewriteReason
 from data_prep.convert.images import store
-from data_prep.shard_set.manifest import ENCODINGS, Encoding
+from data_prep.shard_set.decoding import RejectedImage, RejectReason, RewriteReason
+from data_prep.shard_set.manifest import Encoding
 from tests.data_prep.raw_data import (
+    ENCODINGS,
     HEIGHT,
     WIDTH,
     deep_png,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.sources.folder import open_folder
+from data_prep.sources.selection import Selection, select
 from data_prep.sources.source import SourceError
 from tests.data_prep.raw_data import jpeg, write_folder
 
@@ -67,7 +68,7 @@ def test_files_count_whatever_they_are_called_but_hidden_ones(tmp_path: Path) ->
 
 
 def remove_val(root: Path) -> None:
-    (root / "val").rename(root / "validation")
+    (root / "val").rename(root / "evaluation")
 
 
 def empty_class(root: Path) -> None:
@@ -137,10 +138,10 @@ def no_root(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_val, "has no val or test$"),
+        (remove_val, "the input has no val split; cut one off train with --val-ratio"),
         (empty_class, "val/dog is empty: add images"),
         (extra_class, "differ: wolf in only one of them"),
-        (subfolder, r"are not files \(.*train/cat/more\)"),
+        (subfolder, r"folders among the images \(.*train/cat/more\)"),
         (broken_link, r"are not files \(.*train/cat/gone.jpg\)"),
         (pipe, r"are not files \(.*val/dog/pipe.jpg\)"),
         (name_that_is_no_text, r"are not UTF-8.*'c\\udcffat'"),
@@ -151,7 +152,7 @@ def no_root(root: Path) -> None:
         (one_name_in_two_forms, r"differ in their bytes \('caf\\xe9', 'cafe\\u0301'\): put their"),
         (no_classes, "train has no class folders"),
         (numbers_as_names, r"\(1, 10, 2\).*pad them with zeros to one length, e\.g\. 01"),
-        (no_root, "is not a folder; expected one that holds train$"),
+        (no_root, "is not a folder; expected one that holds train/CLASS"),
     ],
 )
 def test_folder_that_is_in_doubt_is_refused(
@@ -160,7 +161,7 @@ def test_folder_that_is_in_doubt_is_refused(
     root = write_folder(tmp_path / "raw")
     spoil(root)
     with pytest.raises(SourceError, match=message):
-        open_folder(root)
+        select(open_folder(root), Selection())
 
 
 def test_a_name_is_the_same_in_other_bytes(tmp_path: Path) -> None:
@@ -179,3 +180,106 @@ def test_a_name_is_the_same_in_other_bytes(tmp_path: Path) -> None:
 def test_numbers_of_one_length_are_fine(tmp_path: Path) -> None:
     names = tuple(f"{number:02d}" for number in range(11))
     assert open_folder(write_folder(tmp_path, 1, 1, names)).class_names == names
+
+
+def write_tiny_imagenet(root: Path) -> Path:
+    """Two classes in the layout of Tiny ImageNet."""
+    rows = []
+    for label, name in enumerate(("n01443537", "n02841315")):
+        images = root / "train" / name / "images"
+        images.mkdir(parents=True)
+        for number in range(2):
+            (images / f"{name}_{number}.JPEG").write_bytes(jpeg(seed=10 * label + number))
+        (images.parent / f"{name}_boxes.txt").write_text("x_0.JPEG\t0\t0\t62\t62\n")
+        rows.append(f"val_{1 - label}.JPEG\t{name}\t0\t32\t44\t62\n")
+    images = root / "val" / "images"
+    images.mkdir(parents=True)
+    for number in range(2):
+        (images / f"val_{number}.JPEG").write_bytes(jpeg(seed=100 + number))
+    (root / "val/val_annotations.txt").write_text("".join(rows))
+    (root / "test/images").mkdir(parents=True)
+    return root
+
+
+def test_tiny_imagenet_in_its_own_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = open_folder(write_tiny_imagenet(tmp_path))
+    assert source.class_names == ("n01443537", "n02841315")
+    assert [(s.label, s.locator) for s in source.splits["val"]] == [
+        (0, "val/images/val_1.JPEG"),
+        (1, "val/images/val_0.JPEG"),
+    ]
+    assert [s.label for s in source.splits["train"]] == [0, 0, 1, 1]
+    assert "2 files below" in caplog.text
+    assert "n01443537_boxes.txt" in caplog.text
+
+
+def row_without_class(root: Path) -> None:
+    (root / "val/val_annotations.txt").write_text("val_0.JPEG\n")
+
+
+def image_without_row(root: Path) -> None:
+    (root / "val/images/val_2.JPEG").write_bytes(jpeg())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(row_without_class, "line 1 is"), (image_without_row, r"1 images are only in one.*val_2")],
+)
+def test_tiny_imagenet_that_is_not_whole(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(write_tiny_imagenet(tmp_path))
+    with pytest.raises(SourceError, match=message):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "valid", "test"])
+def test_names_of_the_val_split(tmp_path: Path, name: str) -> None:
+    root = write_folder(tmp_path / "raw")
+    (root / "val").rename(root / name)
+    assert len(open_folder(root).splits["val"]) == 4
+
+
+def test_classes_alone_are_train(tmp_path: Path) -> None:
+    source = open_folder(write_folder(tmp_path) / "train")
+    assert set(source.splits) == {"train"}
+    assert source.class_names == ("cat", "dog")
+
+
+def test_nested_images_belong_to_the_class(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    (root / "train/cat/2019/may").mkdir(parents=True)
+    (root / "train/cat/2019/may/0000.jpg").write_bytes(jpeg())
+    with pytest.raises(SourceError, match="with --nested"):
+        open_folder(root)
+    keys = [sample.key for sample in open_folder(root, nested=True).splits["train"]]
+    assert "cat_2019_may_0000" in keys
+    assert len(keys) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_taken"),
+    [
+        ("Thumbs.db", b"\xd0\xcf\x11\xe0", False),
+        ("desktop.ini", b"[.ShellClassInfo]", False),
+        ("notes.txt", b"", False),
+        ("more.zip", b"PK\x03\x04", False),
+        ("picture", b"\xff\xd8\xff\xe0", True),
+        ("photo.dat", b"RIFF\x10\0\0\0WEBPVP8 ", True),
+        ("song.wav", b"RIFF\x10\0\0\0WAVEfmt ", False),
+        ("empty.jpg", b"", True),  # the conversion says what is wrong with it
+        ("PHOTO.JPG", b"x", True),
+    ],
+)
+def test_what_is_an_image(
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    is_taken: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = write_folder(tmp_path)
+    (root / "train/cat" / name).write_bytes(content)
+    locators = [sample.locator for sample in open_folder(root).splits["train"]]
+    assert (f"train/cat/{name}" in locators) == is_taken
+    assert (name in caplog.text) == (not is_taken)

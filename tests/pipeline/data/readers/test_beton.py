@@ -19,7 +19,6 @@ from data_prep.convert.conversion import Options, convert
 from data_prep.shard_set import beton_format
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import (
-    ENCODINGS,
     Encoding,
     ShardSetError,
     manifest_sha256,
@@ -29,6 +28,7 @@ from data_prep.sources.folder import open_folder
 from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.readers.open import open_beton_index
 from pipeline.data.readers.sample_index import SampleIndex
+from tests.data_prep.raw_data import ENCODINGS
 from tests.ffcv_process import FfcvProcess
 from tests.pipeline.fake_run import make_images, write_shard_set
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, read_manifest
+from data_prep.shard_set.manifest import Encoding, Manifest, ShardSetError, read_manifest
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import evaluation_crop_policy
@@ -18,6 +18,7 @@ from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.open import open_reader as open_split
 from pipeline.data.readers.sample_index import ReadCost
+from tests.data_prep.raw_data import ENCODINGS
 from tests.pipeline.fake_run import make_images, write_shard_set
 
 NUM_SAMPLES = 30

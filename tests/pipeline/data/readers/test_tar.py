@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.manifest import ENCODINGS, Encoding, Manifest, ShardSetError, read_manifest
+from data_prep.shard_set.manifest import Encoding, Manifest, ShardSetError, read_manifest
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig
 from pipeline.data.augment.crop_policy import evaluation_crop_policy
 from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.readers import open as readers
 from pipeline.data.readers.file_reader import FileReader
+from tests.data_prep.raw_data import ENCODINGS
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 
 NUM_SAMPLES = 50

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from data_prep.convert.jpegs import has_picture_alone, read_exif, read_jpeg
 from data_prep.shard_set.jpeg_header import JPEG_START, DamagedJpegError, read_jpeg_header
+from data_prep.shard_set.jpegs import has_picture_alone, read_exif, read_jpeg
 from data_prep.shard_set.pixels import Pixels
 
 RewriteReason = Literal[
@@ -104,10 +104,10 @@ def _read_jpeg(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
     orientation = 1
     if not has_picture_alone(raw):
         try:
-            orientation = _find_orientation(Image.open(io.BytesIO(raw)).getexif)
+            orientation = find_orientation(Image.open(io.BytesIO(raw)).getexif)
         except Exception:  # Pillow's format readers raise anything
             complaint = complaint or "not every decoder opens it"
-            orientation = _find_orientation(functools.partial(read_exif, raw))
+            orientation = find_orientation(functools.partial(read_exif, raw))
     flaw: RewriteReason | None = None
     if len(header.samplings) == 4:
         flaw = "cmyk"
@@ -125,7 +125,7 @@ def _read_with_pillow(raw: bytes) -> tuple[Pixels, RewriteReason | None]:
     try:
         image = Image.open(io.BytesIO(raw))
         is_deep = _is_deep(image)  # which a loaded image no longer says
-        orientation = _find_orientation(image.getexif)
+        orientation = find_orientation(image.getexif)
         flaw = _find_flaw(image, orientation, is_deep=is_deep)
         Image.open(io.BytesIO(raw)).verify()  # checksums, which decoding leaves aside
         return _upright(np.asarray(_to_rgb(image)), orientation), flaw
@@ -182,7 +182,7 @@ def _find_flaw(
     return "grayscale" if image.mode in ("1", "L") else None
 
 
-def _find_orientation(read: Callable[[], Image.Exif]) -> int:
+def find_orientation(read: Callable[[], Image.Exif]) -> int:
     """The EXIF orientation, 1-8; 1 if it makes no sense."""
     with contextlib.suppress(Exception):  # of damaged metadata
         orientation = int(read()[ExifTags.Base.Orientation])

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.convert.decoding import RejectedImage
 from data_prep.convert.images import store
 from data_prep.shard_set import pixels as pixels_module
+from data_prep.shard_set.decoding import RejectedImage
 from data_prep.shard_set.pixels import Pixels, decode_jpeg, is_compiled
 from tests.data_prep.odd_jpegs import (
     arithmetic,

@@ -1,0 +1,245 @@
+"""Makes index, checksums and manifest of tars that others wrote; the tars are only read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TextIO
+
+import braceexpand
+import numpy as np
+
+from data_prep.adopt.tar_record import TarRecord, find_record, read_tar
+from data_prep.convert.images import quiet
+from data_prep.convert.output import ConversionError
+from data_prep.convert.progress import Progress
+from data_prep.convert.publish import publish_split
+from data_prep.convert.statistics import PixelSums, summarize
+from data_prep.shard_set.decoding import RejectedImage, read_image
+from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
+from data_prep.shard_set.locks import locked
+from data_prep.shard_set.manifest import (
+    ADOPTED,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Manifest,
+    Split,
+    hash_class_names,
+    write_manifest,
+)
+from data_prep.sources.labels import RawLabel, number_labels
+from data_prep.sources.source import SourceError, name_some
+from data_prep.sources.splits import by_split
+
+logger = logging.getLogger(__name__)
+
+_WORK_FOLDER = ".adoption"
+_SORTED_SHARE = 0.5
+"""Of neighbours with one label, beyond what chance gives: with more a tar is not shuffled."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Adoption:
+    """How tars are read."""
+
+    fields: FieldNames
+    class_names: tuple[str, ...] | None
+    first_label: int
+    num_statistics: int
+    """Images of train that are decoded for the colour statistics."""
+    num_threads: int
+    name: str | None
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The tars that paths, folders and brace patterns such as `train-{000..146}.tar` name.
+
+    Raises `SourceError` if one is missing, there twice, or a pattern is not right.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        try:
+            names = list(braceexpand.braceexpand(pattern))
+        except ValueError as error:
+            raise SourceError(f"the pattern {pattern!r} is not right: {error}") from None
+        for path in map(Path, names):
+            tars = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
+            if not tars:
+                raise SourceError(f"{path} has no files *.tar")
+            found += tars
+    if missing := [str(path) for path in found if not path.is_file()]:
+        raise SourceError(f"{len(missing)} of {len(found)} tars are missing ({name_some(missing)})")
+    if twice := {str(path) for path in found if found.count(path) > 1}:
+        raise SourceError(f"tars are given twice ({name_some(twice)})")
+    return [path.absolute() for path in found]
+
+
+def common_folder(tars: Sequence[Path]) -> Path:
+    """The deepest folder that all tars lie in, or below."""
+    return Path(os.path.commonpath([path.parent for path in tars]))
+
+
+def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> Manifest:
+    """Make `shards` a shard set whose tars are these; killed, the same call goes on.
+
+    Raises `SourceError` if tars cannot be used, and `ConversionError` if the folder holds another
+    shard set.
+    """
+    if (shards / MANIFEST_NAME).exists():
+        raise ConversionError(
+            f"{shards} has a {MANIFEST_NAME} already: give another --output, or remove that file"
+        )
+    records_folder = shards / _WORK_FOLDER
+    records_folder.mkdir(parents=True, exist_ok=True)
+    with locked(records_folder / "lock"):
+        root = common_folder(tars)
+        splits = by_split(str(path.relative_to(root)) for path in tars)
+        if missing := {"train", "val"} - set(splits):
+            raise SourceError(
+                f"no tar of the split {missing.pop()} is given; expected the word train, val or "
+                "test in the name of each tar, or of its folder, and both splits"
+            )
+        records = _read_all(root, splits, records_folder, how, stream)
+        manifest = _publish(root, shards, splits, records, how)
+    for path in records_folder.iterdir():
+        path.unlink()
+    records_folder.rmdir()
+    return manifest
+
+
+def _read_all(
+    root: Path,
+    splits: Mapping[str, Sequence[str]],
+    folder: Path,
+    how: Adoption,
+    stream: TextIO,
+) -> dict[str, TarRecord]:
+    """The record of each tar; those of an earlier call that was stopped are used again."""
+    names = [name for of_split in splits.values() for name in of_split]
+    paths = {name: folder / f"{name.replace('/', '%')}.npz" for name in names}
+    records = {name: record for name in names if (record := find_record(root / name, paths[name]))}
+    missing = [name for name in names if name not in records]
+    progress = Progress("reading", "tars", stream, num_before=len(records))
+
+    def read(name: str) -> tuple[str, TarRecord]:
+        record = read_tar(root / name, how.fields)
+        record.save(paths[name])
+        return name, record
+
+    with ThreadPoolExecutor(how.num_threads) as threads:
+        jobs = [threads.submit(read, name) for name in missing]
+        try:
+            for job in as_completed(jobs):
+                name, record = job.result()
+                records[name] = record
+                progress.show(len(records), len(names))
+        except BaseException as error:
+            threads.shutdown(cancel_futures=True)
+            if isinstance(error, ForeignTarError):
+                raise SourceError(str(error)) from None
+            raise
+        finally:
+            progress.close()
+    return records
+
+
+def _publish(
+    root: Path,
+    shards: Path,
+    names: Mapping[str, Sequence[str]],
+    records: Mapping[str, TarRecord],
+    how: Adoption,
+) -> Manifest:
+    raw: dict[str, list[RawLabel]] = {
+        split: [label for name in of_split for label in records[name].labels]
+        for split, of_split in names.items()
+    }
+    class_names, labels = number_labels(raw, how.class_names, "the tars", how.first_label)
+    splits = {}
+    for split, of_split in names.items():
+        of_tars = {name: records[name] for name in of_split}
+        stops = np.cumsum([len(record.index) for record in of_tars.values()]).tolist()
+        for number, (record, stop) in enumerate(zip(of_tars.values(), stops, strict=True)):
+            record.index["shard"] = number
+            record.index["label"] = labels[split][stop - len(record.index) : stop]
+        folder = None if root.resolve() == shards.resolve() else str(root)
+        splits[split] = dataclasses.replace(publish_split(shards, split, of_tars), folder=folder)
+    _warn_if_sorted(names["train"], records, len(class_names))
+    height, width = _common_size(records.values())
+    sums = _sum_pixels(root, splits["train"], [records[name] for name in names["train"]], how)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        encoding="jpeg" if all(record.heights.all() for record in records.values()) else "image",
+        image_height=height,
+        image_width=width,
+        class_names=class_names,
+        class_names_sha256=hash_class_names(class_names),
+        splits=splits,
+        statistics=summarize(sums),
+        source=ADOPTED,
+        name=how.name,
+        options=dataclasses.asdict(how.fields) | {"first_label": how.first_label},
+        seed=0,
+        rewritten={},
+        rejected={},
+    )
+    write_manifest(shards, manifest)
+    return manifest
+
+
+def _common_size(records: Iterable[TarRecord]) -> tuple[int | None, int | None]:
+    """Height and width of every image, if they have one size."""
+    sizes = np.concatenate([np.stack([each.heights, each.widths], 1) for each in records])
+    height, width = sizes[0].tolist()
+    return (height, width) if height and (sizes == sizes[0]).all() else (None, None)
+
+
+def _warn_if_sorted(
+    names: Sequence[str], records: Mapping[str, TarRecord], num_classes: int
+) -> None:
+    """Say so if the samples of tars lie class by class."""
+    for name in names:
+        labels = records[name].index["label"]
+        same = float(np.mean(labels[1:] == labels[:-1])) if len(labels) > 2 else 0.0
+        if same > 1 / num_classes + _SORTED_SHARE:
+            logger.warning(
+                "%s is not shuffled: %.0f %% of its neighbours are of one class. Training shuffles "
+                "all samples and so does not mind; with --data.shuffle_shards N it would mix only "
+                "the N tars that are open at a time, so leave that out, or convert the set with "
+                "'python -m data_prep shard webdataset'",
+                name,
+                100 * same,
+            )
+            return
+
+
+def _sum_pixels(root: Path, split: Split, records: Sequence[TarRecord], how: Adoption) -> PixelSums:
+    """Sums over images spread evenly over train."""
+    index = np.concatenate([record.index for record in records])
+    wanted = min(how.num_statistics, len(index))
+    rows = np.unique(np.linspace(0, len(index) - 1, wanted).astype(np.intp)).tolist()
+
+    def read(row: int) -> PixelSums | None:
+        shard, offset, num_bytes, _ = index[row].tolist()
+        with (root / split.filenames[shard]).open("rb", buffering=0) as file:
+            content = os.pread(file.fileno(), num_bytes, offset)
+        sums = PixelSums()
+        try:
+            sums.add(read_image(content)[0])
+        except RejectedImage as error:
+            logger.warning("%s: an image cannot be used: %s", split.filenames[shard], error)
+            return None
+        return sums
+
+    total = PixelSums()
+    with quiet(), ThreadPoolExecutor(how.num_threads) as threads:
+        for sums in threads.map(read, rows):
+            if sums is not None:
+                total.merge(sums)
+    if not total.num_images:
+        raise ConversionError("no image of train can be decoded: are the tars of images?")
+    return total

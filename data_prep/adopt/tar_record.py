@@ -1,0 +1,107 @@
+"""What is in one tar that another program wrote: found in one reading, and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from isal import isal_zlib
+
+from data_prep.shard_set.codec import plain_jpeg_size
+from data_prep.shard_set.files import atomic_writer, sha256_of
+from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
+from data_prep.shard_set.index import INDEX_DTYPE
+from data_prep.sources.labels import RawLabel
+from data_prep.sources.source import file_stamp
+
+_MAX_IMAGE_BYTES = (1 << 32) - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TarRecord:
+    """The samples of a tar, in their order."""
+
+    stamp: int
+    """By which it is noticed that the tar was replaced."""
+    num_bytes: int
+    sha256: str
+    index: npt.NDArray[np.void]
+    """`INDEX_DTYPE[samples]`, with neither shards nor labels yet."""
+    checksums: npt.NDArray[np.uint32]
+    """CRC-32 of each image."""
+    heights: npt.NDArray[np.uint32]
+    """Rows of each image that is a plain JPEG; 0 for one that the general decoder reads."""
+    widths: npt.NDArray[np.uint32]
+    labels: list[RawLabel]
+
+    def save(self, path: Path) -> None:
+        facts = {"stamp": self.stamp, "num_bytes": self.num_bytes, "sha256": self.sha256}
+        with atomic_writer(path, durable=False) as file:
+            np.savez(
+                file,
+                allow_pickle=False,
+                facts=np.array(json.dumps(facts | {"labels": self.labels})),
+                index=self.index,
+                checksums=self.checksums,
+                heights=self.heights,
+                widths=self.widths,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        with np.load(path) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            return cls(
+                index=arrays["index"],
+                checksums=arrays["checksums"],
+                heights=arrays["heights"],
+                widths=arrays["widths"],
+                **facts,
+            )
+
+
+def find_record(path: Path, record_path: Path) -> TarRecord | None:
+    """The record of a tar, if there is a whole one, and the tar was not replaced since."""
+    try:
+        record = TarRecord.load(record_path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+        return None
+    return record if record.stamp == file_stamp(path) else None
+
+
+def read_tar(path: Path, fields: FieldNames) -> TarRecord:
+    """Read a tar. Raises `ForeignTarError` naming the sample that is in the way."""
+    stamp, num_bytes = file_stamp(path), path.stat().st_size
+    sha256 = sha256_of(path)  # first: what follows then finds the tar in memory
+    rows, checksums, sizes, labels = [], [], [], []
+    with path.open("rb") as file:
+        for sample in walk_samples(path, fields):
+            image = sample.image
+            content = os.pread(file.fileno(), image.num_bytes, image.offset)
+            if not 0 < len(content) == image.num_bytes <= _MAX_IMAGE_BYTES:
+                raise ForeignTarError(
+                    f"{path}: the image of sample {sample.key} has {image.num_bytes} bytes"
+                )
+            rows.append((0, image.offset, image.num_bytes, 0))
+            checksums.append(isal_zlib.crc32(content))
+            sizes.append(plain_jpeg_size(content) or (0, 0))
+            labels.append(sample.label)
+    heights, widths = np.array(sizes, np.uint32).T
+    return TarRecord(
+        stamp=stamp,
+        num_bytes=num_bytes,
+        sha256=sha256,
+        index=np.array(rows, INDEX_DTYPE),
+        checksums=np.array(checksums, np.uint32),
+        heights=heights,
+        widths=widths,
+        labels=labels,
+    )

@@ -1,0 +1,1 @@
+"""Shows people what is in a shard set, and how two of them differ. Changes nothing."""

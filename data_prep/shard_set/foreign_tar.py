@@ -1,0 +1,226 @@
+"""Samples in WebDataset tars that other programs wrote, found without unpacking anything.
+
+https://github.com/webdataset/webdataset: members whose names are equal up to the first dot behind
+the last slash are one sample, and lie side by side; the rest of a name says what the member is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.shard_set.tar_walk import DamagedTarError, Member, walk_tar
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+LABEL_SUFFIXES = ("cls", "cls.txt", "class", "cls.json")
+_MAX_TEXT_BYTES = 1 << 20
+"""Of a label, of JSON or of a name: more than that is none."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+class ForeignTarError(ValueError):
+    """A tar cannot be used; says which sample is in the way, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSample:
+    """One sample of a tar."""
+
+    key: str
+    """With the folders before it."""
+    image: Member
+    label: int | str
+    """A number, or the name of a class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldNames:
+    """Which members of a sample hold what; None looks for the usual ones."""
+
+    image: str | None = None
+    """The end of the image member's name, such as `input.jpg`."""
+    label: str | None = None
+    """The same of the label member, or a field of the sample's JSON."""
+
+
+def walk_samples(path: Path, fields: FieldNames) -> Iterator[ForeignSample]:
+    """Yield the samples of a tar in their order; reads headers, and the members with labels.
+
+    Raises `ForeignTarError` if the tar is damaged, compressed, holds no sample, or has a sample
+    without an image or a label, with several, or in two places.
+    """
+    seen: set[str] = set()
+    with path.open("rb", buffering=0) as file:
+        handle = file.fileno()
+        _check_plain(path, os.pread(handle, 8, 0))
+        key, members = "", dict[str, Member]()
+        for member in _walk_files(path, handle):
+            member_key, suffix = _take_apart(member.name)
+            if not suffix:
+                continue
+            if member_key != key and members:
+                yield _sample(path, handle, key, members, fields)
+                members = {}
+            if member_key != key and member_key in seen:
+                raise ForeignTarError(
+                    f"{path}: sample {member_key} is there twice, or its members do not lie side "
+                    "by side; expected each sample in one place: write the tar again, sorted by "
+                    "name (tar --sort=name)"
+                )
+            if suffix in members:
+                raise ForeignTarError(
+                    f"{path}: sample {member_key} has two members .{suffix}; expected one"
+                )
+            key = member_key
+            seen.add(key)
+            members[suffix] = member
+        if members:
+            yield _sample(path, handle, key, members, fields)
+    if not seen:
+        raise ForeignTarError(f"{path} holds no samples; expected members KEY.jpg and KEY.cls")
+
+
+def _check_plain(path: Path, begin: bytes) -> None:
+    for magic, name in _COMPRESSED.items():
+        if begin.startswith(magic):
+            raise ForeignTarError(
+                f"{path} is compressed ({name}): images in it have no place that could be read; "
+                f"unpack it to a plain tar first"
+            )
+
+
+def _walk_files(path: Path, handle: int) -> Iterator[Member]:
+    """The plain files of a tar, with the long names that GNU and pax headers give them."""
+    stop = os.fstat(handle).st_size
+    long_name: str | None = None
+    try:
+        for member in walk_tar(handle, 0, stop):
+            match member.type:
+                case tarfile.GNUTYPE_LONGNAME:
+                    long_name = _text(path, handle, member).rstrip("\0")
+                case tarfile.XHDTYPE:
+                    long_name = _pax_path(path, _text(path, handle, member)) or long_name
+                case tarfile.REGTYPE | tarfile.AREGTYPE | tarfile.CONTTYPE:
+                    name = (long_name or member.name).removeprefix("./")
+                    long_name = None
+                    yield Member(name, member.offset, member.num_bytes)
+                case tarfile.GNUTYPE_SPARSE:
+                    raise ForeignTarError(f"{path}: {member.name} is stored with holes (sparse)")
+                case _:  # folders, links, comments: nothing that could be a part of a sample
+                    long_name = None if member.type != tarfile.XGLTYPE else long_name
+    except DamagedTarError as error:
+        raise ForeignTarError(f"{path} is damaged: {error}; copy it again") from None
+
+
+def _text(path: Path, handle: int, member: Member) -> str:
+    if member.num_bytes > _MAX_TEXT_BYTES:
+        raise ForeignTarError(
+            f"{path}: {member.name} has {member.num_bytes} bytes; expected a short text"
+        )
+    return os.pread(handle, member.num_bytes, member.offset).decode("utf-8", "surrogateescape")
+
+
+def _pax_path(path: Path, records: str) -> str | None:
+    """The name that a pax header gives the next member."""
+    name = None
+    position = 0
+    raw = records.encode("utf-8", "surrogateescape")
+    while position < len(raw):
+        length, _, _ = raw[position:].partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(raw) - position:
+            raise ForeignTarError(f"{path} is damaged: a pax header holds {raw[position:][:20]!r}")
+        record = raw[position : position + int(length)].partition(b" ")[2].rstrip(b"\n")
+        keyword, _, value = record.partition(b"=")
+        if keyword in (b"size", b"GNU.sparse.major", b"GNU.sparse.map"):
+            raise ForeignTarError(f"{path}: a member is larger than 8 GiB or stored with holes")
+        if keyword == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        position += int(length)
+    return name
+
+
+def _take_apart(name: str) -> tuple[str, str]:
+    """Key and suffix, as webdataset cuts them; the suffix in small letters."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    is_hidden = not stem
+    return f"{folder}{slash}{stem}", "" if is_hidden else suffix.lower()
+
+
+def _sample(
+    path: Path, handle: int, key: str, members: dict[str, Member], fields: FieldNames
+) -> ForeignSample:
+    where = f"{path}: sample {key}"
+    image = _find_image(where, members, fields.image)
+    return ForeignSample(key, image, _find_label(where, path, handle, members, fields.label))
+
+
+def _find_image(where: str, members: dict[str, Member], asked: str | None) -> Member:
+    if asked is not None:
+        found = [suffix for suffix in members if suffix == asked.lower()]
+    else:
+        found = [suffix for suffix in members if suffix in IMAGE_SUFFIXES] or [
+            suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES
+        ]
+    if len(found) != 1:
+        wanted = f".{asked}" if asked else ", ".join(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+        raise ForeignTarError(
+            f"{where} has {len(found) or 'no'} images; its members are {_list(members)}, expected "
+            f"one of {wanted}: name the image's with --image-field"
+        )
+    return members[found[0]]
+
+
+def _find_label(
+    where: str, path: Path, handle: int, members: dict[str, Member], asked: str | None
+) -> int | str:
+    if asked is not None and asked.lower() in members:
+        return _as_label(where, _text(path, handle, members[asked.lower()]))
+    if asked is None:
+        for suffix in LABEL_SUFFIXES:
+            if suffix in members:
+                return _as_label(where, _text(path, handle, members[suffix]))
+    if "json" in members:
+        return _label_in_json(where, _text(path, handle, members["json"]), asked or "label")
+    raise ForeignTarError(
+        f"{where} has no label; its members are {_list(members)}, expected .cls, .cls.txt or .json "
+        "with a field 'label': name another member, or another field, with --label-field"
+    )
+
+
+def _label_in_json(where: str, text: str, field: str) -> int | str:
+    try:
+        content: Any = json.loads(text)
+        label = content[field]
+    except (ValueError, RecursionError):
+        raise ForeignTarError(f"{where}: its .json is damaged") from None
+    except (KeyError, TypeError):
+        there = f"fields {', '.join(content)}" if isinstance(content, dict) else "no fields"
+        raise ForeignTarError(
+            f"{where}: its .json has {there}; expected '{field}': name another with --label-field"
+        ) from None
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        raise ForeignTarError(
+            f"{where}: field '{field}' of its .json is {label!r}; expected a whole number or the "
+            "name of a class"
+        )
+    return label
+
+
+def _as_label(where: str, text: str) -> int | str:
+    text = text.strip()
+    if not text or not text.isprintable():
+        raise ForeignTarError(
+            f"{where}: its label is {text[:20]!r}; expected a whole number or the name of a class"
+        )
+    is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20
+    return int(text) if is_number else text
+
+
+def _list(members: dict[str, Member]) -> str:
+    return ", ".join(f".{suffix}" for suffix in members)

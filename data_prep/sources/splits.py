@@ -1,0 +1,38 @@
+"""Which split a file belongs to, where the names of files or folders say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePath
+
+from data_prep.sources.source import SourceError, name_some
+
+_WORD = re.compile(r"(?<![a-z])(train|val|test)")
+
+
+def by_split(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names, paths relative to the input, by split.
+
+    The file's name decides, or else that of a folder above it, by a word that begins with train,
+    val (so does validation) or test, which is the split val if there is no other, and else left
+    out. Names of which none says anything are train.
+    Raises `SourceError` if only some say nothing.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parts = [part.lower() for part in reversed(PurePath(name).parts)]
+        words = (match[1] for part in parts if (match := _WORD.search(part)) is not None)
+        found.setdefault(next(words, ""), []).append(name)
+    unknown = found.pop("", [])
+    if not found:
+        return {"train": unknown}
+    if unknown:
+        raise SourceError(
+            f"the split of {name_some(unknown)} is not known; expected the word train, "
+            "val or test in the name of each, or of its folder: rename them, or move them elsewhere"
+        )
+    test = found.pop("test", [])
+    if test and "val" not in found:
+        found["val"] = test
+    return found

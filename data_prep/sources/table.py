@@ -1,0 +1,168 @@
+"""The source `table`: image files that a CSV, TSV or Parquet table lists, with their labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from data_prep.shard_set.keys import make_keys
+from data_prep.sources.labels import RawLabel, find_column, number_labels
+from data_prep.sources.parquet import read_columns
+from data_prep.sources.samples import Sample, SampleTable
+from data_prep.sources.source import FileReader, Source, SourceError, name_some
+
+_PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
+_LABEL_NAMES = ("label", "class", "class_name", "category", "target", "labels")
+_SPLIT_NAMES = ("split", "set", "subset", "partition")
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
+           "validation": "val", "test": "test"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableColumns:
+    """The columns to read; None looks for one of the usual names."""
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+
+def open_table(
+    table: Path,
+    root: Path,
+    columns: TableColumns,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    first_label: int = 0,
+    outside: bool = False,
+) -> Source:
+    """The images that `table` lists, with paths relative to `root`.
+
+    Without a column of splits all images are train; rows of `test` are val if no row is of val, and
+    else left out. A label is a whole number, or the name of a class.
+    Raises `SourceError` if the table is damaged or lacks a column, a path is listed twice or leads
+    out of `root` (unless `outside`), or a file is missing.
+    """
+    header, rows = _read(table)
+    where = str(table)
+    path_column = header.index(find_column(header, where, "path", columns.path, _PATH_NAMES))
+    label_column = header.index(find_column(header, where, "label", columns.label, _LABEL_NAMES))
+    split_column = None
+    if columns.split is not None or {name.lower() for name in header} & set(_SPLIT_NAMES):
+        split_column = header.index(
+            find_column(header, where, "split", columns.split, _SPLIT_NAMES)
+        )
+    paths: dict[str, list[str]] = {}
+    raw: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, 2):
+        where = f"{table}, row {number}"
+        path, label = row[path_column], row[label_column].strip()
+        if not path or not label:
+            raise SourceError(f"{where}: the path or the label is empty; expected both")
+        split = "train" if split_column is None else _split_of(where, row[split_column])
+        paths.setdefault(split, []).append(path)
+        raw.setdefault(split, []).append(label)
+    if "test" in paths:
+        test = paths.pop("test"), raw.pop("test")
+        if "val" not in paths:
+            paths["val"], raw["val"] = test
+    if not paths:
+        raise SourceError(f"{table} has no rows; expected a path and a label in each")
+    _check_paths(table, root, [path for of_split in paths.values() for path in of_split], outside)
+    names, labels = number_labels(
+        _as_numbers(raw), class_names, f"column '{header[label_column]}' of {table}", first_label
+    )
+    return Source(
+        name="table",
+        class_names=names,
+        splits={
+            split: SampleTable(map(Sample, make_keys(listed), labels[split].tolist(), listed))
+            for split, listed in paths.items()
+        },
+        reader=FileReader(root),
+        default_encoding="jpeg",
+    )
+
+
+def _read(table: Path) -> tuple[list[str], Iterator[Sequence[str]]]:
+    """The names of the columns, and the rows, each with a text in each column."""
+    if table.suffix == ".parquet":
+        header, columns = read_columns(table)
+        return header, zip(*columns, strict=True)
+    try:
+        text = table.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"--input {table} cannot be read ({error}); expected a CSV or TSV file in UTF-8, or "
+            "a Parquet file"
+        ) from None
+    lines = io.StringIO(text, newline="")  # a quoted text may hold line breaks
+    rows = csv.reader(lines, delimiter="\t" if table.suffix == ".tsv" else ",", strict=True)
+    header = [name.strip() for name in next(rows, [])]
+    return header, _checked(table, rows, len(header))
+
+
+def _checked(table: Path, rows: Iterator[list[str]], num_columns: int) -> Iterator[Sequence[str]]:
+    number = 1
+    try:
+        for number, row in enumerate(rows, 2):
+            if row and len(row) != num_columns:
+                raise SourceError(
+                    f"{table}, row {number} has {len(row)} columns; expected {num_columns}, as the "
+                    "first row has: put text with commas into double quotes"
+                )
+            if row:
+                yield row
+    except csv.Error as error:
+        raise SourceError(f"{table}, after row {number}: {error}") from None
+
+
+def _split_of(where: str, text: str) -> str:
+    try:
+        return _SPLITS[text.strip().lower()]
+    except KeyError:
+        raise SourceError(
+            f"{where}: the split is {text!r}; expected one of {', '.join(_SPLITS)}"
+        ) from None
+
+
+def _as_numbers(raw: Mapping[str, list[str]]) -> dict[str, list[RawLabel]]:
+    """The labels as numbers if all of them are."""
+    are_numbers = all(
+        label.removeprefix("-").isdecimal() and label.isascii()
+        for labels in raw.values()
+        for label in labels
+    )
+    return {
+        split: [int(label) for label in labels] if are_numbers else list(labels)
+        for split, labels in raw.items()
+    }
+
+
+def _check_paths(table: Path, root: Path, paths: Sequence[str], outside: bool) -> None:
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise SourceError(f"{table} lists {len(twice)} paths twice ({name_some(twice)})")
+    resolved = root.resolve()
+    if not outside:
+        out = [
+            path
+            for path in paths
+            if PurePosixPath(path).is_absolute()
+            or not (root / path).resolve().is_relative_to(resolved)
+        ]
+        if out:
+            raise SourceError(
+                f"{len(out)} paths of {table} lead out of {root} ({name_some(out)}), by themselves "
+                "or by a link; give --root a folder that holds all images, or, if you trust the "
+                "table, add --allow-outside"
+            )
+    missing = [path for path in paths if not (root / path).is_file()]
+    if missing:
+        raise SourceError(
+            f"{len(missing)} of {len(paths)} files that {table} lists are not below {root} "
+            f"({name_some(missing)}): give --root the folder that the paths begin in"
+        )
