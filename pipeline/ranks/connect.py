@@ -76,16 +76,16 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
 
 
 def collective_deadline(limit_seconds: float) -> datetime.timedelta:
-    """For a process group in whose collectives a rank may wait so long; see `watchdog`.
+    """For a process group in whose collectives a rank may wait `limit_seconds`.
 
-    Later, so that a hang is told by the watchdog, which can name the rank.
+    It is later, so that the watchdog ends a hang first: it can name the rank.
     """
     return datetime.timedelta(seconds=1.5 * limit_seconds + 5)
 
 
 @contextlib.contextmanager
 def _killable() -> Iterator[None]:
-    """Let signals end this process at once: while it waits for other ranks no handler is run."""
+    """Let signals end this process at once: no handler runs while it waits for other ranks."""
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in handled_signals()}
     try:
         yield
@@ -102,7 +102,7 @@ def _join(
 ) -> tuple[Store, torch.device, ValueError | None]:
     """Meet the other ranks: returns this attempt's store, the device, and this rank's fault if any.
 
-    The device is a CPU if not all have a GPU: then they can at least tell each other.
+    If not all ranks have a GPU, the device is a CPU: so they can still report the fault.
     """
     timeout_seconds = max(config.timeout_seconds, _RENDEZVOUS_SECONDS)
     try:
@@ -142,7 +142,7 @@ def _join(
 def failure_of_all(environment: LaunchEnvironment, error: ValueError) -> RankFailure:
     """What every rank raises for an `error` that all of them find before they connect.
 
-    The ranks meet first: one that left at once could make torchrun end rank 0 before it has told.
+    The ranks meet first: one that left at once could make torchrun end rank 0 before its report.
     """
     with connect(environment, DistributedConfig(device="cpu")) as world:
         world.all_gather_object(None)

@@ -1,7 +1,7 @@
-"""How a job ends: when it fails, with one sentence, from the first rank to fail and from rank 0.
+"""How a failed job ends: with one sentence, from the first rank to fail and from rank 0.
 
-The exceptions of the project. One sentence is told of those that are foreseen (`OSError`,
-`ValueError`, `ImportError`, `RankFailure`); any other one is a defect, and its traceback is shown.
+The exceptions of the project. Those that are foreseen (`OSError`, `ValueError`, `ImportError`,
+`RankFailure`) are reported in one sentence; any other is a defect, and its traceback is shown.
 
     ValueError          what was given cannot be used
       PathOptionError   data_prep.shard_set.files            an option that is no path
@@ -56,7 +56,7 @@ class RankFailure(RuntimeError):
     ) -> None:
         super().__init__(text)
         self.is_reported_here = is_reported_here
-        """Whether this rank reports it: so do rank 0 and the one that failed first."""
+        """Whether this rank is one of those that report it: rank 0 and the first to fail."""
         self.cause = cause
 
 
@@ -68,7 +68,7 @@ class LostRank(RuntimeError):
 def waiting_for_ranks() -> Iterator[None]:
     """Around collectives: what breaks them is raised as `LostRank`.
 
-    gloo raises a plain `RuntimeError`, as much else does: only the place tells what it means.
+    gloo raises a plain `RuntimeError`, as much else does: only the place says what it means.
     """
     try:
         yield
@@ -85,26 +85,23 @@ _FIRST_FAILURE = "last word"
 class FirstFailure:
     """What ends the job, as the first rank to know leaves it in the job's store.
 
-    It is there before that rank goes, and before the connections of the others to it break: one
-    whose collective fails finds the cause there, and its own sentence is none.
+    It is there before that rank leaves and the other ranks' connections to it break: they report
+    this cause, and not that their collective failed.
     """
 
     text: str
     rank: int | None = None
-    """The one that failed; None: a verdict of `pipeline.ranks.watchdog` on those that hang."""
+    """The one that failed; None: this is the watchdog's verdict on ranks that hang."""
     host: str = ""
     cause: FailureCause | None = None
     is_main_silent: bool = False
-    """Whether it is a verdict on rank 0, which reports all others and cannot report this one."""
+    """Whether it is a verdict on rank 0, which then cannot report it itself."""
 
     def __str__(self) -> str:
         return self.text if self.rank is None else f"rank {self.rank} on {self.host}: {self.text}"
 
     def publish(self, store: Store) -> Self:
-        """Leave it, unless there is one; returns the one that is there.
-
-        Raises `RuntimeError` if the store is gone.
-        """
+        """Leave it unless there is one; returns the one that is there. May raise `RuntimeError`."""
         word = json.dumps(asdict(self))
         return type(self)(**json.loads(store.compare_set(_FIRST_FAILURE, "", word)))
 
@@ -117,7 +114,7 @@ class FirstFailure:
 
 
 def sentence_of(error: BaseException) -> str:
-    """What to tell a user of an exception; one that nobody foresaw keeps its type's name."""
+    """What a user reads of an exception; one that is not foreseen keeps its type's name."""
     if isinstance(error, OSError) and error.strerror:
         return describe(error)
     if isinstance(error, (*_FORESEEN, RankFailure)):
@@ -132,10 +129,7 @@ def cause_of(error: BaseException) -> FailureCause | None:
 
 
 def fact_of(error: BaseException) -> str:
-    """What a broken connection's error says happened.
-
-    Before it gloo has the line of its source, and behind it advice and wishes.
-    """
+    """What happened, from a broken connection's error: gloo adds its source line and advice."""
     text = re.sub(r"^\[\S+:\d+\] ", "", _first_line(error))
     return text.partition(". ")[0]
 
@@ -148,8 +142,7 @@ def _first_line(error: BaseException) -> str:
 def exit_code_of(body: Callable[[], int]) -> int:
     """Run `body`; an exception becomes a sentence on standard error and `ExitCode.FAILED`.
 
-    A `RankFailure` is known to all ranks, and not each tells it. What nobody foresaw comes with its
-    traceback.
+    All ranks know a `RankFailure`, and only some report it.
     """
     try:
         return body()
@@ -167,10 +160,10 @@ def exit_code_of(body: Callable[[], int]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with the exit code `code`, without taking the interpreter apart.
+    """End this process with the exit code `code`, without finalizing the interpreter.
 
-    A thread of gloo that lets go of its last tensor while Python is being taken apart aborts the
-    process, and a run that is done would fail (seen in torch 2.13, in one of a dozen runs).
+    A thread of gloo that frees its last tensor while Python finalizes aborts the process, and a run
+    that is done would fail (seen in torch 2.13, in one of a dozen runs).
     """
     sys.stdout.flush()
     sys.stderr.flush()

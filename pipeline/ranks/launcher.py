@@ -15,24 +15,24 @@ from pipeline.run.lock import LOG_VARIABLE, JobStart
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchEnvironment:
-    """What the launcher says of this process: its ranks, attempt and rendezvous."""
+    """What the launcher says about this process: its ranks, attempt and rendezvous."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
     attempt: int = 0
-    """How often torchrun has started all ranks anew because one of this host had failed."""
+    """How often torchrun has restarted all ranks because one of this host had failed."""
     is_store_kept: bool = False
     """Whether the store where the ranks meet is torchrun's own, the same for all attempts."""
     max_attempts: int = 0
-    """How often it does so when a rank fails (--max-restarts)."""
+    """How often it may do so (--max-restarts)."""
     rendezvous: str = ""
     """Address and port where the ranks meet."""
     start: JobStart | None = None
-    """Which start of a SLURM job this is, if it is one."""
+    """Which start of a SLURM job this is, if it belongs to one."""
     log: str = ""
-    """The file of what the job writes, if its launcher says so."""
+    """The file of the job's output, if its launcher names one."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
     agent: int | None = None
@@ -40,7 +40,7 @@ class LaunchEnvironment:
 
     @classmethod
     def read(cls) -> LaunchEnvironment:
-        """As torchrun says it; raises `ValueError` if it says only a part."""
+        """Read torchrun's variables; raises `ValueError` if only some of them are set."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
         values = {name: os.environ.get(name) for name in names}
         if values["RANK"] is None and values["WORLD_SIZE"] is None:
@@ -51,9 +51,15 @@ class LaunchEnvironment:
                     f"the environment variable {name} is {value}; expected a number beside the "
                     f"others of {', '.join(names)}: start with torchrun, or unset them all"
                 )
-        rank, local_rank, world_size, local_world_size = (
-            int(value or 0) for value in values.values()
-        )
+        rank, local_rank, world_size, local_world_size = (int(v or 0) for v in values.values())
+        start = None
+        if "SLURM_JOB_ID" in os.environ:
+            number = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+            start = JobStart(job=os.environ["SLURM_JOB_ID"], number=number)
+        agent = None
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            # Our launchers name the agent: it may have been killed while this process started.
+            agent = int(os.environ.get(AGENT_VARIABLE) or os.getppid())
         return cls(
             rank=rank,
             local_rank=local_rank,
@@ -65,20 +71,8 @@ class LaunchEnvironment:
             rendezvous=":".join(
                 os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ
             ),
-            start=_start_of_job(),
+            start=start,
             log=os.environ.get(LOG_VARIABLE, ""),
             is_launched=True,
-            agent=_agent() if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            agent=agent,
         )
-
-
-def _agent() -> int:
-    """As our launchers say it: the agent may have been killed while this process was starting."""
-    return int(os.environ.get(AGENT_VARIABLE) or os.getppid())
-
-
-def _start_of_job() -> JobStart | None:
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return None
-    return JobStart(job=job, number=int(os.environ.get("SLURM_RESTART_COUNT", 0)))

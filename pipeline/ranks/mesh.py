@@ -16,7 +16,6 @@ from typing import assert_never
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline.config.model import Layout, ranks_per_replica
 from pipeline.model.columns import NUM_COLUMNS, Columns
@@ -51,7 +50,7 @@ class Mesh:
 
 
 def check_layout(columns: Layout, num_ranks: int) -> None:
-    """Raise `ValueError` if so many ranks cannot be arranged as `model.columns` says."""
+    """Raise `ValueError` if `num_ranks` cannot be arranged as `model.columns` says."""
     if num_ranks % ranks_per_replica(columns):
         raise ValueError(
             f"model.columns split needs two ranks for each replica, and there "
@@ -60,6 +59,7 @@ def check_layout(columns: Layout, num_ranks: int) -> None:
         )
 
 
+@waiting_for_ranks()
 def build_mesh(world: World, columns: Layout, timeout_seconds: float) -> Mesh:
     """Arrange all ranks as `model.columns` says; they call it together, after `check_layout`."""
     match columns:
@@ -72,32 +72,20 @@ def build_mesh(world: World, columns: Layout, timeout_seconds: float) -> Mesh:
                 same_column=dist.group.WORLD if world.size > 1 else None,
             )
         case "split":
-            return _split_mesh(world, timeout_seconds)
+            ranks = torch.arange(world.size).view(-1, NUM_COLUMNS)
+            same_replica, same_column = (
+                dist.new_subgroups_by_enumeration(
+                    lines.tolist(), timeout=collective_deadline(timeout_seconds)
+                )[0]
+                for lines in (ranks, ranks.T)
+            )
+            replica, column = divmod(world.rank, NUM_COLUMNS)
+            return Mesh(
+                replica=replica,
+                num_replicas=len(ranks),
+                column=column,
+                same_replica=same_replica,
+                same_column=same_column if len(ranks) > 1 else None,
+            )
         case unknown:
             assert_never(unknown)
-
-
-def _split_mesh(world: World, timeout_seconds: float) -> Mesh:
-    device_mesh = _device_mesh(world, timeout_seconds)
-    num_replicas = device_mesh.size(0)
-    return Mesh(
-        replica=device_mesh.get_local_rank("replica"),
-        num_replicas=num_replicas,
-        column=device_mesh.get_local_rank("column"),
-        same_replica=device_mesh.get_group("column"),
-        same_column=device_mesh.get_group("replica") if num_replicas > 1 else None,
-    )
-
-
-@waiting_for_ranks()
-def _device_mesh(world: World, timeout_seconds: float) -> DeviceMesh:
-    """Replicas × columns, of groups with our deadline; torch would give them half an hour."""
-    ranks = torch.arange(world.size).view(-1, NUM_COLUMNS)
-    deadline = collective_deadline(timeout_seconds)
-    groups = [
-        dist.new_subgroups_by_enumeration(lines.tolist(), timeout=deadline)[0]
-        for lines in (ranks.T, ranks)
-    ]
-    return DeviceMesh.from_group(
-        groups, world.device.type, ranks, mesh_dim_names=("replica", "column")
-    )

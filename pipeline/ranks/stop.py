@@ -23,26 +23,25 @@ _SOURCES = (None, *StopSource)
 """By the number that ranks agree on, the greatest of several."""
 
 JOB_BEGIN = "ALEXNET_JOB_BEGIN"
-"""Environment variable: when the job began, in Unix seconds. Its first act may be another."""
+"""Environment variable: when the job began, in Unix seconds. It may have done other work first."""
 
 _INTERRUPT_SECONDS = 2.0
-"""Ctrl-C again, so much later, does not wait for the step. One press counts once, though it comes
-twice under torchrun: from the terminal and from torchrun, which hands its own on."""
+"""A Ctrl-C this long after the first does not wait for the step. Under torchrun one press comes
+twice, from the terminal and from torchrun, and counts once."""
 
 _POLL_SECONDS = 0.5
 _MAX_POLL_STEPS = 64
 
 
 class StopSignals:
-    """Notes signals that ask for a stop, and does nothing else: what to save is never half done.
+    """Notes signals that ask for a stop, and does nothing else: no save is ever half done.
 
-    Made before the ranks connect. From then on a rank that torchrun asks to leave, because another
-    one has failed, lives on long enough to say why.
+    Made before the ranks connect. From then on a rank that torchrun ends, because another one has
+    failed, lives long enough to say why.
     """
 
     def __init__(self) -> None:
         self.noted: StopSource | None = None
-        """The last one."""
         self._interrupt_from = math.inf
         for number in handled_signals():
             signal.signal(number, self._note)
@@ -56,10 +55,7 @@ class StopSignals:
         self._interrupt_from = min(self._interrupt_from, time.monotonic() + _INTERRUPT_SECONDS)
 
     def ignore(self) -> None:
-        """Ignore further signals: the process is about to leave, with its own exit code.
-
-        torchrun sends SIGTERM to those that leave after the first.
-        """
+        """Ignore further signals, such as torchrun's when another rank has left before this one."""
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -67,8 +63,8 @@ class StopSignals:
 def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> bool:
     """Remove a STOP file from before the job started; returns whether there was one.
 
-    One that is younger asks this job: it may have been checking the nodes at the time, or starting
-    ranks again, and a SLURM job may have been queued again.
+    A younger one is for this job, which may have been checking nodes or restarting ranks at the
+    time; so is any one for a SLURM job that was requeued.
     """
     try:
         if environment.start is not None and environment.start.number > 0:
@@ -94,23 +90,23 @@ def _begin_of_job(environment: LaunchEnvironment) -> float:
 class StopRequests:
     """Lets the ranks agree on requests to stop.
 
-    Every few steps the ranks start a small reduction over the control group and look at its result
-    a few steps later, so that nobody ever waits for it; it carries the next distance too, so that
-    all ranks look after the same step.
+    Every few steps the ranks start a small reduction over the control group, and look at its result
+    a few steps later, so that no rank waits for it. It also carries the number of steps until then,
+    so that all ranks look after the same step.
     """
 
     def __init__(self, world: World, run: RunDirectory, signals: StopSignals) -> None:
         self._world = world
         self._file = run.stop_request
         self._signals = signals
-        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
-        self._next_poll_step: int | None = None
+        self._pending: tuple[dist.Work | None, torch.Tensor] = None, torch.tensor([0, -1])
+        self._next_poll_step = 0
         self._last_poll: tuple[int, float] | None = None
         """Its step and time."""
 
     def agreed(self, step: int) -> StopSource | None:
-        """Called after every step: where a request came from that all ranks now know, or None."""
-        if self._next_poll_step is not None and step < self._next_poll_step:
+        """The source of a request that all ranks now know, or None; called after every step."""
+        if step < self._next_poll_step:
             return None
         source, distance = self._wait_for_poll()
         if source:
@@ -146,9 +142,9 @@ class StopRequests:
             return False
 
     def _distance(self, step: int) -> int:
-        """Steps between two looks, judged by those since the last one and all that lay between.
+        """Steps until the next look, by the time since the last one.
 
-        At most twice as many as those: the first steps may only have been handed to a device.
+        At most twice as many as since then: the first steps may only have been queued on a device.
         """
         now = time.monotonic()
         last_step, last_time = self._last_poll or (step, now)
@@ -160,8 +156,6 @@ class StopRequests:
     @waiting_for_ranks()
     def _wait_for_poll(self) -> tuple[StopSource | None, int]:
         """Agreed source and distance to the next look, in steps."""
-        if self._pending is None:
-            return None, 1
         work, values = self._pending
         if work is not None:
             work.wait()

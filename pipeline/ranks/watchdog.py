@@ -1,12 +1,12 @@
-"""Ends a job in which a rank hangs, and says which one, where, and what it was at.
+"""Ends a job in which a rank hangs, and says which one, where, and what it was doing.
 
     main thread   enter(phase) ── enter(phase) ── …
     watchdog      a heartbeat into the job's store, every few seconds: phase, step, since when
                   too long in one phase? ─▶ compare all heartbeats ─▶ a verdict into the store
                   a verdict? ─▶ stacks into RUN/hangs, one sentence, and out
 
-`pipeline.ranks.judge` compares, and the store is behind `pipeline.ranks.board`. Collectives have a
-later deadline of their own, for when even this fails.
+`pipeline.ranks.heartbeats` compares, and has the store. Collectives have a later deadline of their
+own, for when even this fails.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from typing import Self
 import torch
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.board import Board
 from pipeline.ranks.failure import FirstFailure
-from pipeline.ranks.judge import SILENT_STORE, Heartbeat, judge
+from pipeline.ranks.heartbeats import SILENT_STORE, Board, Heartbeat, judge
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -39,10 +38,9 @@ from pipeline.run.phase import Phase
 _HEARTBEATS_PER_LIMIT = 10
 _MAX_PERIOD_SECONDS = 10.0
 _DUMP_SECONDS = 20.0
-_ACKNOWLEDGE_SECONDS = 5.0
-_LOOK_SECONDS = 0.05
+_FAREWELL_SECONDS = 5.0
 _JUDGING_SECONDS = 2.0
-"""On a busy host a thread may have no turn for a second: that is no silence yet."""
+"""On a busy host a thread may not run for a second: that is no silence yet."""
 
 
 class Watchdog:
@@ -80,7 +78,7 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End this process if what was raised comes of a verdict that other ranks left by."""
+        """End this process if the error follows from a verdict, by which other ranks have left."""
         self._is_over.set()
         self._thread.join()
         if kind is None:
@@ -134,9 +132,9 @@ class Watchdog:
         return None if verdict is None else self._board.agree(verdict)
 
     def _end_job(self, verdict: FirstFailure) -> None:
-        """Tell, and end this process: its main thread may never come back.
+        """Report the verdict and end this process: its main thread may never come back.
 
-        What hangs may be the file system of the run, so nothing waits long for that.
+        What hangs may be the file system of the run, so nothing waits for it for long.
         """
         sentence = f"{verdict}; the stacks of all ranks are in {self._run.hangs}"
         try:
@@ -145,20 +143,11 @@ class Watchdog:
             dump = threading.Thread(target=self._leave_traces, args=(sentence,), daemon=True)
             dump.start()
             dump.join(_DUMP_SECONDS)
-            if verdict is not SILENT_STORE:
-                with contextlib.suppress(Exception):
-                    self._wait_for_acknowledgements()
+            if self._world.is_main and self._world.size > 1:
+                # It may keep the store, in which the others look for the verdict.
+                time.sleep(2 * self._period + _FAREWELL_SECONDS)
         finally:
             os._exit(ExitCode.FAILED)
-
-    def _wait_for_acknowledgements(self) -> None:
-        """Rank 0, which may keep the store, leaves after all that can have found the verdict."""
-        self._board.acknowledge(self._world.rank)
-        deadline = time.monotonic() + 2 * self._period + _ACKNOWLEDGE_SECONDS
-        while self._world.is_main and time.monotonic() < deadline:
-            if self._board.have_acknowledged():
-                return
-            time.sleep(_LOOK_SECONDS)
 
     def _leave_traces(self, sentence: str) -> None:
         with contextlib.suppress(Exception):

@@ -34,10 +34,10 @@ class World:
     store: Store | None
     control: dist.ProcessGroup | None
     watchdog_store: Store | None = None
-    """Another connection to the store, for a thread of its own: a connection serves one at a time.
+    """Another connection to the store, for the watchdog's thread: each serves one thread at a time.
 
-    It is made while all ranks meet. Later the rank that keeps the store may have left, and whoever
-    connects waits for it for minutes.
+    It is made while all ranks meet: later, when the rank that keeps the store has left, connecting
+    would take minutes.
     """
 
     @property
@@ -121,9 +121,9 @@ class World:
                     )
 
     def report_failure(self, error: Exception) -> RankFailure:
-        """Leave word of what ends this rank, for the other ranks and for torchrun's summary.
+        """Publish what ends this rank, for the other ranks and for torchrun's summary.
 
-        Returns what the first rank to fail has left: this one's, if it is the first.
+        Returns the failure of the first rank to fail, which may be this one.
         """
         get_error_handler().record_exception(error)
         text, cause = sentence_of(error), cause_of(error)

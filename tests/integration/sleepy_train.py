@@ -20,8 +20,8 @@ from unittest import mock
 
 from pipeline.data.batches.loader import Loader
 from pipeline.optim.replica import Replica
-from pipeline.ranks.board import Board
 from pipeline.ranks.failure import FirstFailure, leave
+from pipeline.ranks.heartbeats import Board
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.train import __main__ as train
 

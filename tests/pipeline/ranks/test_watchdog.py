@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from pipeline.config.schema import DistributedConfig
-from pipeline.ranks.judge import Heartbeat, judge
+from pipeline.ranks.heartbeats import Heartbeat, judge
 from pipeline.ranks.watchdog import Watchdog, flight_record
 from pipeline.run.directory import RunDirectory
 from pipeline.run.phase import Phase

@@ -1,0 +1,116 @@
+"""What the ranks say of themselves, where they leave it for each other, and who is to blame.
+
+A rank that waits for others is never the one to blame while they are at work. A rank whose
+heartbeat stops is: its process is stopped, or hangs without giving Python a turn, or its host is
+gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import ParamSpec, TypeVar
+
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # not exported
+from torch.distributed.distributed_c10d import Store
+
+from pipeline.ranks.failure import FirstFailure
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SILENT = "gives no sign of life"
+SILENT_STORE = FirstFailure(
+    f"rank 0 {_SILENT}: the store that it keeps does not answer", is_main_silent=True
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heartbeat:
+    """What a rank last said of itself."""
+
+    count: int
+    """Of its heartbeats: another number is a sign of life."""
+    host: str
+    phase: str
+    """Its text."""
+    step: int
+    seconds: float
+    """In this phase."""
+    is_waiting: bool
+    limit_seconds: float
+
+    @property
+    def is_overdue(self) -> bool:
+        return self.seconds > self.limit_seconds
+
+    def __str__(self) -> str:
+        return f"{self.phase} after step {self.step} for {self.seconds:.0f} s"
+
+
+def judge(
+    before: Sequence[Heartbeat | None], now: Sequence[Heartbeat | None]
+) -> FirstFailure | None:
+    """Who hangs, by all ranks' heartbeats at two times more than a period apart; None: nobody.
+
+    A heartbeat is None before a rank's first.
+    """
+    silent = {
+        rank: f"rank {rank} on {new.host} {_SILENT}, {new}" if new else f"rank {rank} {_SILENT}"
+        for rank, (old, new) in enumerate(zip(before, now, strict=True))
+        if new is None or (old is not None and old.count == new.count)
+    }
+    if silent:
+        reasons = "its process is stopped, or hangs in native code, or its host is gone"
+        return FirstFailure(f"{', '.join(silent.values())}: {reasons}", is_main_silent=0 in silent)
+    overdue = [(rank, last) for rank, last in enumerate(now) if last and last.is_overdue]
+    busy = [
+        f"rank {rank} on {last.host} hangs, {last}" for rank, last in overdue if not last.is_waiting
+    ]
+    if busy:
+        return FirstFailure(", ".join(busy))
+    if len(overdue) < len(now):  # somebody is at work, and the others wait for that
+        return None
+    first = min(last.step for _, last in overdue)
+    behind = [f"rank {rank}, {last}" for rank, last in overdue if last.step == first]
+    return FirstFailure(f"all ranks wait for each other: {', '.join(behind)}")
+
+
+class Board:
+    """Posts for this rank, and reads what all ranks have posted.
+
+    A store whose keeper is stopped does not answer, whatever deadline it is given: it is asked in
+    a thread of its own. Raises `TimeoutError` then, and `RuntimeError` if the keeper is gone.
+    """
+
+    def __init__(self, store: Store | None, num_ranks: int, timeout_seconds: float) -> None:
+        """Without a store, in a job of one process, it is in this process."""
+        self._store: Store = HashStore() if store is None else store
+        self._num_ranks = num_ranks
+        self._timeout = max(timeout_seconds, 1.0)
+        self._asking = ThreadPoolExecutor(1, "watchdog-store")
+
+    def _ask(self, question: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        return self._asking.submit(question, *args, **options).result(self._timeout)
+
+    def post(self, rank: int, heartbeat: Heartbeat) -> None:
+        self._ask(self._store.set, f"pulse/{rank}", json.dumps(asdict(heartbeat)))
+
+    def heartbeats(self) -> list[Heartbeat | None]:
+        """The last of each rank."""
+        texts = [self._ask(self._find, f"pulse/{rank}") for rank in range(self._num_ranks)]
+        return [None if text is None else Heartbeat(**json.loads(text)) for text in texts]
+
+    def verdict(self) -> FirstFailure | None:
+        """The one on ranks that hang; those that failed otherwise leave by themselves."""
+        failure = self._ask(FirstFailure.find, self._store)
+        return None if failure is None or failure.rank is not None else failure
+
+    def agree(self, verdict: FirstFailure) -> FirstFailure:
+        """Post the verdict, unless there is a failure already; returns what holds."""
+        return self._ask(verdict.publish, self._store)
+
+    def _find(self, key: str) -> bytes | None:
+        return self._store.get(key) if self._store.check([key]) else None
