@@ -256,10 +256,9 @@ def mean_luma(sums: PixelSums) -> float:
 
 def add_statistic(scratch: Scratch) -> None:
     """The mean luma of BT.601."""
-    publish = "data_prep/convert/publish.py"
-    scratch.insert("data_prep/convert/statistics.py", "return (sums.image_sum / ", LUMA)
-    scratch.insert(publish, "    mean_image,", "    mean_luma,\n")
-    scratch.insert(publish, "mean=colour_mean(", "        luma=mean_luma(pixels),\n")
+    statistics = "data_prep/convert/statistics.py"
+    scratch.insert(statistics, "return (sums.image_sum / ", LUMA)
+    scratch.insert(statistics, "mean=colour_mean(", "        luma=mean_luma(sums),\n")
     scratch.insert(
         "data_prep/shard_set/manifest.py",
         "mean_image_sha256: str | None = None",
