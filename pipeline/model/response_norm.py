@@ -98,12 +98,12 @@ _BFLOAT16_TENSOR_CORES = (8, 0)
 
 
 def _is_fused(x: torch.Tensor) -> bool:
-    if not _KERNELS_FOR.get(x.device.type, False):
+    types = (torch.float32, torch.bfloat16, torch.float16)
+    if x.dtype not in types or not _KERNELS_FOR.get(x.device.type, False):
         return False
     if x.device.type == "cuda":
-        has_cores = torch.cuda.get_device_capability(x.device) >= _BFLOAT16_TENSOR_CORES
-        return has_cores and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return x.dtype in (torch.float32, torch.bfloat16)
+        return torch.cuda.get_device_capability(x.device) >= _BFLOAT16_TENSOR_CORES
+    return True
 
 
 def _kernels(x: torch.Tensor) -> ModuleType:

@@ -11,6 +11,8 @@ pixel. Such rows stay in the cache; memory sees each tensor once.
 Images are shared among threads, and no image's result depends on which thread it was. The threads
 are Python's. numba's own can be those of torch's OpenMP, which spares 3 milliseconds a call behind
 a kernel of torch, whose threads go on spinning; but compiling for them takes five times as long.
+
+Longer than 250 lines: all kernels work on the one layout that is described here.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _PIECES_PER_THREAD = 4
 """So that the threads end together where another process has disturbed one of them."""
 
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+"""numba has neither of the 16-bit floats: it sees their bits."""
+
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 _NOWHERE = np.float32(9)
@@ -60,9 +65,9 @@ def backward(
 
 
 def _rows(maps: torch.Tensor) -> Array:
-    """N×C×H×W, channels-last, as N×H×W×C. numba has no bfloat16: it sees the bits."""
+    """N×C×H×W, channels-last, as N×H×W×C, of the types that numba has."""
     rows = maps.detach().permute(0, 2, 3, 1)
-    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+    return rows.view(_BITS.get(rows.dtype, rows.dtype)).numpy()
 
 
 class _Norm(NamedTuple):
@@ -139,6 +144,8 @@ def _widened(_typing: Any, number: Any) -> Any:
         if number == types.uint16:
             word = build.zext(arguments[0], ir.IntType(32))
             return build.bitcast(build.shl(word, word.type(16)), ir.FloatType())
+        if number == types.int16:
+            return build.fpext(build.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
         if number == types.uint8:
             return build.uitofp(arguments[0], ir.FloatType())
         return arguments[0]
@@ -159,6 +166,8 @@ def _narrowed(_typing: Any, number: Any, like: Any) -> Any:
             is_nan = build.fcmp_unordered("uno", arguments[0], arguments[0])
             bits = build.select(is_nan, constant(0x7FC00000), nearest)
             return build.trunc(build.lshr(bits, constant(16)), ir.IntType(16))
+        if like == types.int16:
+            return build.bitcast(build.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
         if like == types.uint8:
             return build.fptoui(arguments[0], ir.IntType(8))
         return arguments[0]

@@ -9,6 +9,8 @@ its column at its pixel with it.
 
 The forward kernel walks down the rows of a stretch of pooled pixels. It normalises a row once, but
 an even pixel twice, for the window where it is the first and the one where it is the third.
+
+Longer than 250 lines: both kernels, and the functions that they share, are one subject.
 """
 
 from __future__ import annotations

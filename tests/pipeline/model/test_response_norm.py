@@ -291,7 +291,7 @@ def test_compiled_it_is_one_graph(relu_first: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each_dtype
 def test_the_operation_is_what_torch_expects(dtype: torch.dtype) -> None:
     pytest.importorskip("numba")
     x = maps(2, 10, 7, 7, dtype=dtype).requires_grad_()
