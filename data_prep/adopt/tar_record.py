@@ -57,7 +57,7 @@ class TarRecord:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             facts = json.loads(str(arrays["facts"]))
             return cls(
                 index=arrays["index"],

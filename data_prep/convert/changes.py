@@ -75,7 +75,7 @@ def load_stamps(shards: Path, manifest_sha256: str, rows: Rows) -> Mapping[Shard
     """The stamps of all shards in `rows`; none, with a line in the log, if they are not there."""
     path = _path(shards)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["manifest_sha256"]) == manifest_sha256:
                 ends = np.cumsum([len(chosen) for chosen in rows.values()])
                 return dict(zip(rows, np.split(arrays["stamps"], ends[:-1]), strict=True))

@@ -107,7 +107,7 @@ class ShardRecord:
     @classmethod
     def load(cls, shards: Path, name: ShardName) -> Self:
         """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
-        with np.load(record_path(shards, name)) as arrays:
+        with record_path(shards, name).open("rb") as file, np.load(file) as arrays:
             facts = json.loads(str(arrays["facts"]))
             num_images, num_pixels = facts["pixels"]
             pixels = PixelSums(num_images, num_pixels, arrays["sums"], arrays["products"])

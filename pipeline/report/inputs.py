@@ -75,7 +75,7 @@ def read_predictions(
 ) -> Predictions | Missing:
     """The predictions at `path`, if they are of the newest evaluation in `events`."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             version = int(arrays["format_version"]) if "format_version" in arrays else 1
             check_format_version(version, PREDICTIONS_VERSION, path)
             predictions = Predictions(
