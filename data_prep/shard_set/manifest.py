@@ -9,6 +9,7 @@
 
 `splits.<name>.{name, num_samples, filenames, shard_lengths}` in the manifest are the schema of
 timm's WebDataset reader, so timm and plain webdataset read our shards unchanged; the rest is ours.
+Longer than 250 lines: what a manifest says, and each check of it, is read together.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
 
 WrittenEncoding = Literal["jpeg", "rgb"]
-Encoding = Literal["jpeg", "rgb", "image"]
-"""See `data_prep.shard_set.codec`, which says what each is; `image` is read, but not written."""
+"""Those that a conversion writes."""
+Encoding = Literal[WrittenEncoding, "image"]
+"""See `data_prep.shard_set.codec`, which says what each is; `image` is of adopted shards."""
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 ADOPTED = "adopted"
 """The source of shards that other programs wrote, and that are read as they are."""
