@@ -29,7 +29,7 @@ endef
 
 help:
 	@echo "make demo               train on generated images and write a report, about 3 minutes"
-	@echo "make cifar10 DATA=PATH  the same on CIFAR-10: its archive, or a folder of it with train/ and test/"
+	@echo "make cifar10 DATA=PATH  the same on CIFAR-10: its archive, a folder with train/ and test/, or Parquet"
 	@echo "                        (SIZE=32 beside it scales and crops other images)"
 	@echo "make ffcv               install ffcv, which writes .beton files"
 	@echo "make test               the tests"
@@ -89,10 +89,12 @@ demo: $(INSTALLED)
 	$(BIN)/python -m pipeline.evaluate --run-dir $(RUNS)/demo
 	$(BIN)/python -m pipeline.report $(RUNS)/demo
 
+CIFAR10_SOURCE = $(if $(wildcard $(DATA)/train),folder,$(if \
+	$(wildcard $(DATA)/*.parquet $(DATA)/*/*.parquet),parquet,cifar10))
 cifar10: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "error: DATA is missing; call make cifar10 DATA=PATH, where PATH \
-is cifar-10-python.tar.gz or a folder with train/CLASS/* and test/CLASS/*"; exit 1; }
-	$(BIN)/python -m data_prep shard $(if $(wildcard $(DATA)/train),folder,cifar10) --encoding rgb $(if $(SIZE),--size $(SIZE)) \
+is cifar-10-python.tar.gz, a folder with train/CLASS/* and test/CLASS/*, or one of Parquet files"; exit 1; }
+	$(BIN)/python -m data_prep shard $(CIFAR10_SOURCE) --encoding rgb $(if $(SIZE),--size $(SIZE)) \
 		--input "$(DATA)" --output $(RUNS)/cifar10-shards
 	$(BIN)/python -m launch local --nproc $(NPROC) cifar10 \
 		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10

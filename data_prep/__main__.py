@@ -1,4 +1,4 @@
-"""Make a shard set from raw images, or check one.
+"""The commands of data_prep: their options, and what they print at the end.
 
 python -m data_prep shard SOURCE [--input PATH] --output SHARDS [options]
 python -m data_prep adopt TARS… --output SHARDS

@@ -28,8 +28,11 @@ class Door(NamedTuple):
 
 DOORS: Mapping[str, Door] = {
     "shard": Door("data_prep", "make a shard set from raw images", ("shard",)),
+    "adopt": Door("data_prep", "make a shard set of tars that others wrote", ("adopt",)),
     "merge": Door("data_prep", "publish what all tasks of a conversion have made", ("merge",)),
     "verify": Door("data_prep", "find all that is wrong with a shard set", ("verify",)),
+    "look": Door("data_prep", "say what is in a shard set", ("look",)),
+    "diff": Door("data_prep", "say how two shard sets differ", ("diff",)),
     "beton": Door("data_prep", "write a shard set into one file of ffcv's format", ("beton",)),
     "benchmark": Door("pipeline.data.benchmark", "measure the readers, and choose one"),
     "train": Door("pipeline.train", "train in this process, or as a rank of torchrun"),
