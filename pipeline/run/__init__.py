@@ -1,4 +1,4 @@
-"""What a run leaves: directory, lock, events, settings, checkpoints; what its ranks do (phases), and how it ends.
+"""What a run leaves: directory, events, settings, checkpoints; its ranks' phases; how it ends.
 
 No torch but in `checkpoint`.
 """
