@@ -165,7 +165,11 @@ def hash_class_names(names: tuple[str, ...]) -> str:
 
 def serialize(manifest: Manifest) -> bytes:
     """The content of the manifest's file."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
+    fields = asdict(manifest)
+    for split in fields["splits"].values():
+        if split["folder"] is None:  # shards beside it: older versions read that, too
+            del split["folder"]
+    text = json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False)
     return text.encode() + b"\n"
 
 

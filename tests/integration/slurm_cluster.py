@@ -174,18 +174,19 @@ class Cluster:
     def _start(self, name: str, services: str) -> None:
         """Make namespaces; their first process then waits for `_go_on`."""
         script = _FIRST_PROCESS.format(name=name, folder=self._folder, services=services)
-        process = self._starter.submit(
-            subprocess.Popen,
-            [
-                *("setpriv", "--pdeathsig", "KILL"),  # whatever ends this process
-                *("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc"),
-                *("--kill-child", "bash", "-c", script),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self._folder / f"{name}.err").open("ab"),
-            start_new_session=True,
-        ).result()
+        with (self._folder / f"{name}.err").open("ab") as errors:
+            process = self._starter.submit(
+                subprocess.Popen,
+                [
+                    *("setpriv", "--pdeathsig", "KILL"),  # whatever ends this process
+                    *("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc"),
+                    *("--kill-child", "bash", "-c", script),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            ).result()
         self._first_processes[name] = process
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n", (self._folder / f"{name}.err").read_text()
@@ -212,7 +213,8 @@ class Cluster:
         """All processes of the node end at once, as when its power fails."""
         with contextlib.suppress(IndexError):  # it has ended by itself
             os.kill(self._pid(node), signal.SIGKILL)
-        self._first_processes.pop(node).wait(30)
+        with self._first_processes.pop(node) as process:  # whose pipes are closed behind it
+            process.wait(30)
 
     def address(self, node: str) -> str:
         """That of a node in the network of all."""
