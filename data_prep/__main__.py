@@ -30,6 +30,7 @@ from data_prep.look.compare import compare
 from data_prep.look.look import describe, look
 from data_prep.look.sheet import contact_sheet
 from data_prep.shard_set.fields import Reads, within
+from data_prep.shard_set.files import describe as describe_error
 from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import ShardSetError, check_name
@@ -54,10 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SourceError, ConversionError, ShardSetError) as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(
-            f"{error.filename or options.shards}: {error.strerror or error}; "
-            "once that is mended, run the same command again"
-        )
+        return _fail(f"{describe_error(error)}; once that is mended, run the same command again")
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from here")
         return _INTERRUPTED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from abc import abstractmethod
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.convert.conversion import Count, Options, convert
+from data_prep.convert.output import WORK_FOLDER
 from data_prep.shard_set.fields import between, within
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import Manifest
@@ -109,25 +109,15 @@ class Parquet(_Labelled):
     label_column: str | None = None
     """The column of labels; if not given, one of the usual names."""
 
-    @property
-    def _unpacked(self) -> Path:
-        return self.shards.with_name(f"{self.shards.name}.unpacked")
-
     def open(self) -> Source:
         return open_parquet(
             self.input,
-            self._unpacked,
+            self.shards / WORK_FOLDER / "unpacked",
             image_column=self.image_column,
             label_column=self.label_column,
             class_names=self.names(),
             first_label=self.first_label,
         )
-
-    def run(self) -> int:
-        code = super().run()
-        if self.task is None:
-            shutil.rmtree(self._unpacked, ignore_errors=True)
-        return code
 
 
 @dataclass(frozen=True, kw_only=True)

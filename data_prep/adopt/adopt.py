@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import TextIO
 import braceexpand
 import numpy as np
 
-from data_prep.adopt.tar_record import TarRecord, find_record, read_tar
+from data_prep.adopt.tar_record import TarRecord, find_record, read_tar, record_name
 from data_prep.convert.images import quiet
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.convert.publish import publish_split
 from data_prep.convert.statistics import PixelSums, summarize
 from data_prep.shard_set.decoding import RejectedImage, read_image
+from data_prep.shard_set.files import as_text
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.manifest import (
@@ -33,7 +35,7 @@ from data_prep.shard_set.manifest import (
 )
 from data_prep.sources.labels import RawLabel, number_labels
 from data_prep.sources.source import SourceError, name_some
-from data_prep.sources.splits import by_split
+from data_prep.sources.splits import by_split, find_files
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +68,15 @@ def expand(patterns: Sequence[str]) -> list[Path]:
             names = list(braceexpand.braceexpand(pattern))
         except ValueError as error:
             raise SourceError(f"the pattern {pattern!r} is not right: {error}") from None
-        for path in map(Path, names):
-            tars = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
-            if not tars:
-                raise SourceError(f"{path} has no files *.tar")
-            found += tars
+        for path in map(Path, map(os.path.abspath, names)):  # without ..
+            found += find_files(path, ".tar") if path.is_dir() else [path]
     if missing := [str(path) for path in found if not path.is_file()]:
         raise SourceError(f"{len(missing)} of {len(found)} tars are missing ({name_some(missing)})")
-    if twice := {str(path) for path in found if found.count(path) > 1}:
+    if twice := [str(path) for path, count in Counter(found).items() if count > 1]:
         raise SourceError(f"tars are given twice ({name_some(twice)})")
-    return [path.absolute() for path in found]
+    if odd := [ascii(str(path)) for path in found if as_text(str(path)) != str(path)]:
+        raise SourceError(f"names of tars are not UTF-8 ({name_some(odd)}): rename them")
+    return found
 
 
 def common_folder(tars: Sequence[Path]) -> Path:
@@ -93,16 +94,16 @@ def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> 
         raise ConversionError(
             f"{shards} has a {MANIFEST_NAME} already: give another --output, or remove that file"
         )
+    root = common_folder(tars)
+    splits = by_split(str(path.relative_to(root)) for path in tars)
+    if missing := {"train", "val"} - set(splits):
+        raise SourceError(
+            f"no tar of the split {missing.pop()} is given; expected the word train, val or "
+            "test in the name of each tar, or of its folder, and both splits"
+        )
     records_folder = shards / _WORK_FOLDER
     records_folder.mkdir(parents=True, exist_ok=True)
     with locked(records_folder / "lock"):
-        root = common_folder(tars)
-        splits = by_split(str(path.relative_to(root)) for path in tars)
-        if missing := {"train", "val"} - set(splits):
-            raise SourceError(
-                f"no tar of the split {missing.pop()} is given; expected the word train, val or "
-                "test in the name of each tar, or of its folder, and both splits"
-            )
         records = _read_all(root, splits, records_folder, how, stream)
         manifest = _publish(root, shards, splits, records, how)
     for path in records_folder.iterdir():
@@ -120,7 +121,7 @@ def _read_all(
 ) -> dict[str, TarRecord]:
     """The record of each tar; those of an earlier call that was stopped are used again."""
     names = [name for of_split in splits.values() for name in of_split]
-    paths = {name: folder / f"{name.replace('/', '%')}.npz" for name in names}
+    paths = {name: folder / record_name(root / name, how.fields) for name in names}
     records = {name: record for name in names if (record := find_record(root / name, paths[name]))}
     missing = [name for name in names if name not in records]
     progress = Progress("reading", "tars", stream, num_before=len(records))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -66,6 +67,11 @@ class TarRecord:
                 widths=arrays["widths"],
                 **facts,
             )
+
+
+def record_name(path: Path, fields: FieldNames) -> str:
+    """Of the file of a tar's record: another one for other fields, and never too long."""
+    return f"{hashlib.sha256(os.fsencode(f'{path} {fields}')).hexdigest()}.npz"
 
 
 def find_record(path: Path, record_path: Path) -> TarRecord | None:

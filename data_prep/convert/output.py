@@ -27,7 +27,7 @@ from data_prep.shard_set.manifest import (
 Settings = Mapping[str, Any]
 """All that decides the bytes of a shard set, by name."""
 
-_WORK_FOLDER = ".conversion"
+WORK_FOLDER = ".conversion"
 _PLAN_NAME = "settings.json"
 OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
 """Settings that have a field of their own in the manifest; the others are its options."""
@@ -64,7 +64,7 @@ class ConversionPlan:
 
 def record_path(shards: Path, name: ShardName) -> Path:
     """Where the record of a finished shard is until the conversion ends."""
-    return shards / _WORK_FOLDER / f"{name.stem}.npz"
+    return shards / WORK_FOLDER / f"{name.stem}.npz"
 
 
 def find_finished(shards: Path, settings: Settings | None = None) -> Manifest | None:
@@ -97,12 +97,12 @@ def locked_output(shards: Path, plan: ConversionPlan, task: Task | None = None) 
     """
     _make_folder(shards)
     with _hold(shards, task):
-        with locked(shards / _WORK_FOLDER / "settings.lock", wait_seconds=math.inf):
+        with locked(shards / WORK_FOLDER / "settings.lock", wait_seconds=math.inf):
             if (begun := begun_plan(shards)) is not None:
                 _check_same(shards, begun.settings, plan.settings)
             else:
                 content = json.dumps(asdict(plan)).encode()
-                write_atomically(shards / _WORK_FOLDER / _PLAN_NAME, content)
+                write_atomically(shards / WORK_FOLDER / _PLAN_NAME, content)
         names = None
         if task is not None:
             own = task.pick(plan.shard_names())
@@ -118,14 +118,14 @@ def locked_output(shards: Path, plan: ConversionPlan, task: Task | None = None) 
 
 def begun_tasks(shards: Path) -> list[Task]:
     """All tasks that were begun so far, of every division."""
-    matches = (_TASK_LOCK.fullmatch(path.name) for path in (shards / _WORK_FOLDER).iterdir())
+    matches = (_TASK_LOCK.fullmatch(path.name) for path in (shards / WORK_FOLDER).iterdir())
     return [Task(int(match[1]), int(match[2])) for match in matches if match]
 
 
 def clean_up(shards: Path) -> None:
     """Remove what only an unfinished conversion needs."""
     _remove_leftovers(shards)
-    shutil.rmtree(shards / _WORK_FOLDER, ignore_errors=True)
+    shutil.rmtree(shards / WORK_FOLDER, ignore_errors=True)
 
 
 def _make_folder(shards: Path) -> None:
@@ -137,12 +137,12 @@ def _make_folder(shards: Path) -> None:
             f"--output {shards} cannot be made a folder: {error.strerror}; give another one"
         ) from None
     others = sorted(path.name for path in shards.iterdir())
-    if others and _WORK_FOLDER not in others:
+    if others and WORK_FOLDER not in others:
         raise ConversionError(
             f"--output {shards} is not empty ({others[0]}, …) and holds no shard set, finished or "
             "not; give a new or an empty folder"
         )
-    (shards / _WORK_FOLDER).mkdir(exist_ok=True)
+    (shards / WORK_FOLDER).mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ def _hold(shards: Path, task: Task | None) -> Iterator[None]:
     busy = f"another conversion is writing to {shards}: wait until it ends"
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locked(shards / _WORK_FOLDER / "lock", shared=task is not None))
+            held.enter_context(locked(shards / WORK_FOLDER / "lock", shared=task is not None))
             if task is not None:
                 busy = f"{task} is at work on {shards} already: wait until it ends"
                 held.enter_context(locked(_task_lock(shards, task)))
@@ -169,7 +169,7 @@ def _hold(shards: Path, task: Task | None) -> Iterator[None]:
 
 
 def _task_lock(shards: Path, task: Task) -> Path:
-    return shards / _WORK_FOLDER / f"task-{task.number}-of-{task.num_tasks}.lock"
+    return shards / WORK_FOLDER / f"task-{task.number}-of-{task.num_tasks}.lock"
 
 
 def _check_division(shards: Path, task: Task) -> None:
@@ -184,7 +184,7 @@ def _check_division(shards: Path, task: Task) -> None:
 
 def begun_plan(shards: Path) -> ConversionPlan | None:
     """The plan of the conversion that was begun in the folder, or None."""
-    path = shards / _WORK_FOLDER / _PLAN_NAME
+    path = shards / WORK_FOLDER / _PLAN_NAME
     if not path.exists():
         return None
     try:
@@ -202,7 +202,7 @@ def begun_plan(shards: Path) -> ConversionPlan | None:
 
 def _remove_leftovers(shards: Path, names: Collection[str] | None = None) -> None:
     remove_leftovers(shards, names)
-    remove_leftovers(shards / _WORK_FOLDER, names)
+    remove_leftovers(shards / WORK_FOLDER, names)
 
 
 def _check_same(path: Path, before: Settings, now: Settings) -> None:

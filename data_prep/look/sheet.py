@@ -20,7 +20,7 @@ def contact_sheet(found: Findings) -> str:
     rows = []
     labels = found.contents.index["train"]["label"]
     names = found.contents.manifest.class_names
-    for label in range(min(len(names), _SHEET_CLASSES)):
+    for label in np.unique(labels)[:_SHEET_CLASSES].tolist():
         of_class = np.flatnonzero(labels == label)
         chosen = of_class[np.linspace(0, len(of_class) - 1, _SHEET_IMAGES).astype(int)]
         images = "".join(_thumbnail(found.contents, int(row)) for row in np.unique(chosen))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "cls.txt", "class", "cls.json")
 _MAX_TEXT_BYTES = 1 << 20
 """Of a label, of JSON or of a name: more than that is none."""
+_PAX_LENGTH = re.compile(rb"(\d{1,7}) ")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -131,16 +133,17 @@ def _pax_path(path: Path, records: str) -> str | None:
     position = 0
     raw = records.encode("utf-8", "surrogateescape")
     while position < len(raw):
-        length, _, _ = raw[position:].partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(raw) - position:
-            raise ForeignTarError(f"{path} is damaged: a pax header holds {raw[position:][:20]!r}")
-        record = raw[position : position + int(length)].partition(b" ")[2].rstrip(b"\n")
-        keyword, _, value = record.partition(b"=")
+        length = _PAX_LENGTH.match(raw, position)
+        stop = position + int(length[1]) if length else 0
+        if length is None or not length.end() <= stop <= len(raw):
+            found = raw[position : position + 20]
+            raise ForeignTarError(f"{path} is damaged: a pax header holds {found!r}")
+        keyword, _, value = raw[length.end() : stop].rstrip(b"\n").partition(b"=")
         if keyword in (b"size", b"GNU.sparse.major", b"GNU.sparse.map"):
             raise ForeignTarError(f"{path}: a member is larger than 8 GiB or stored with holes")
         if keyword == b"path":
             name = value.decode("utf-8", "surrogateescape")
-        position += int(length)
+        position = stop
     return name
 
 
@@ -218,6 +221,11 @@ def _as_label(where: str, text: str) -> int | str:
         raise ForeignTarError(
             f"{where}: its label is {text[:20]!r}; expected a whole number or the name of a class"
         )
+    return parse_label(text)
+
+
+def parse_label(text: str) -> int | str:
+    """The number that the text is, or else the text: the name of a class."""
     is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20
     return int(text) if is_number else text
 

@@ -254,7 +254,7 @@ def _check_consistent(manifest: Manifest) -> None:
     for name, uses in Counter(name for name in names if name is not None).items():
         path = PurePath(name)
         is_below = manifest.source == ADOPTED and not path.is_absolute() and ".." not in path.parts
-        if uses > 1 or not (is_below or path.name == name) or name[:1] in ("", "."):
+        if uses > 1 or not name or not (is_below or (path.name == name and name[0] != ".")):
             raise ValueError(f"it names the file '{name}'; expected one of its own beside it")
 
 

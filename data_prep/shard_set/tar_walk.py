@@ -78,7 +78,7 @@ def _parse(header: bytes, offset: int, before: str) -> Member:
     if (plain := _parse_plain(header)) is not None:
         return Member(plain[0], offset, plain[1], header[_TYPE])
     try:
-        info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         if info.size < 0:  # the walk would go back
             raise tarfile.HeaderError("negative size")
     except tarfile.HeaderError as error:

@@ -51,7 +51,7 @@ def open_folder(root: Path, *, nested: bool = False) -> Source:
     left_out: list[str] = []
     splits = {
         split: _find_annotated(folder, left_out)
-        if (folder / _ANNOTATIONS).is_file()
+        if (folder / _ANNOTATIONS).is_file() and (folder / _IMAGES).is_dir()
         else {
             name: _Class(folder / folder_name, _list_images(folder / folder_name, nested, left_out))
             for name, folder_name in _find_classes(folder).items()
@@ -90,7 +90,7 @@ def _find_annotated(folder: Path, left_out: list[str]) -> dict[str, _Class]:
     """The classes of a folder whose images lie together, with a table of their classes."""
     table, images = folder / _ANNOTATIONS, folder / _IMAGES
     class_of: dict[str, str] = {}
-    for number, line in enumerate(table.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(table.read_text("utf-8-sig", "replace").splitlines(), 1):
         name, *rest = line.split("\t")
         if not rest or name in class_of:
             raise SourceError(
@@ -162,7 +162,7 @@ def _list_images(folder: Path, nested: bool, left_out: list[str]) -> list[str]:
             "the images in them belong to the class, too; else move them up, and remove the rest"
         )
     images = [path for path in files if is_image(path)]
-    left_out += (str(path) for path in files if path not in set(images))
+    left_out += map(str, set(files) - set(images))
     if not images:
         raise SourceError(
             f"the class folder {folder} is empty: add images, or remove the class from both splits"

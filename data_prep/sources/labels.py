@@ -55,6 +55,8 @@ def number_labels(
     if names is not None:
         check_class_names(names, where)
     found: set[RawLabel] = set().union(*raw.values())
+    if not found:
+        raise SourceError(f"{where} has no rows; expected a label for each image")
     texts = sorted(label for label in found if isinstance(label, str))
     numbers = sorted(label - first_label for label in found if not isinstance(label, str))
     if texts and numbers:

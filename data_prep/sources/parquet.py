@@ -3,7 +3,7 @@
 https://huggingface.co/docs/hub/datasets-image: a column of structs with the fields `bytes` and
 `path`, and a column of labels, whose class names are in the schema's metadata. A Parquet file gives
 whole row groups of images, and a conversion reads one image here and one there. So all images are
-first unpacked, one after another, beside the shard set; the copy goes when that is finished.
+first unpacked, one after another, into the shard set; the copy goes when that is finished.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.shard_set.files import atomic_writer, write_atomically
+from data_prep.shard_set.files import atomic_writer, remove_leftovers, write_atomically
 from data_prep.shard_set.keys import make_keys
+from data_prep.shard_set.locks import locked
 from data_prep.sources.labels import RawLabel, find_column, number_labels
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import RawImage, Source, SourceError, file_stamp
-from data_prep.sources.splits import by_split
+from data_prep.sources.splits import by_split, find_files
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "picture")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
@@ -100,9 +102,10 @@ def open_parquet(
     columns: dict[str, _Columns] = {}
     labels: dict[str, list[RawLabel]] = {}
     lengths: dict[str, dict[str, int]] = {}
-    for split, files in by_split(_find_files(root, folder)).items():
+    files = find_files(root, ".parquet")
+    for split, names in by_split(str(path.relative_to(folder)) for path in files).items():
         labels[split], lengths[split] = [], {}
-        for name in files:
+        for name in names:
             path = folder / name
             with _opened(pq, path) as file:
                 columns[name] = _choose(file.schema_arrow, path, image_column, label_column)
@@ -116,15 +119,15 @@ def open_parquet(
                 f"{folder / name} has other columns or classes than {folder / first}; expected "
                 "files of one data set"
             )
-    names = class_names or chosen.class_names
     where = f"column '{chosen.label}' of {root}"
-    names, numbers = number_labels(labels, names, where, first_label)
+    known, numbers = number_labels(labels, class_names or chosen.class_names, where, first_label)
     return Source(
         name="parquet",
-        class_names=names,
+        class_names=known,
         splits={split: _table(lengths[split], numbers[split].tolist()) for split in lengths},
         reader=ParquetReader(folder, unpacked),
         default_encoding="jpeg",
+        selection={} if image_column is None else {"image_column": image_column},
         prepare=functools.partial(_unpack_all, folder, unpacked, columns),
     )
 
@@ -137,14 +140,6 @@ def _import_parquet() -> Any:
             "the source parquet needs pyarrow: pip install 'alexnet-2012[parquet]'"
         ) from None
     return pyarrow.parquet
-
-
-def _find_files(root: Path, folder: Path) -> list[str]:
-    """Names of the Parquet files, relative to `folder`."""
-    paths = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
-    if not paths:
-        raise SourceError(f"--input {root} has no files *.parquet; expected a folder of them")
-    return [str(path.relative_to(folder)) for path in paths]
 
 
 def _opened(pq: Any, path: Path) -> Any:
@@ -167,7 +162,7 @@ def _choose(schema: Any, path: Path, image: str | None, label: str | None) -> _C
 
     features = _features(schema)
     names_of = {
-        name: tuple(feature["names"])
+        name: tuple(map(str, feature["names"]))
         for name, feature in features.items()
         if isinstance(feature, dict) and isinstance(feature.get("names"), list)
     }
@@ -182,6 +177,7 @@ def _choose(schema: Any, path: Path, image: str | None, label: str | None) -> _C
             "in structs with a field 'bytes': name another one with --image-column"
         )
     kind = schema.field(label).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
         raise SourceError(
             f"column '{label}' of {path} holds {kind}; expected whole numbers or class names: name "
@@ -252,9 +248,15 @@ def _unpack(folder: Path, unpacked: Path, name: str, columns: _Columns) -> None:
     """Copy a file's images, and then write its stamp and where each begins: now it is whole."""
     path = folder / name
     offsets_path, images_path = _unpacked_paths(unpacked, name)
-    stamp = file_stamp(path)
-    if offsets_path.is_file() and np.fromfile(offsets_path, np.uint64, 1).tolist() == [stamp]:
-        return
+    with locked(offsets_path.with_suffix(".lock"), wait_seconds=math.inf):  # against other tasks
+        stamp = file_stamp(path)
+        if offsets_path.is_file() and np.fromfile(offsets_path, np.uint64, 1).tolist() == [stamp]:
+            return
+        remove_leftovers(unpacked, {images_path.name})
+        _copy(path, columns, stamp, offsets_path, images_path)
+
+
+def _copy(path: Path, columns: _Columns, stamp: int, offsets_path: Path, images_path: Path) -> None:
     lengths: list[int] = []
     with atomic_writer(images_path, durable=False) as images:
         for contents in _batches(path, columns):

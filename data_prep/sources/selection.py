@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 
@@ -60,13 +61,18 @@ def select(source: Source, selection: Selection) -> Source:
             raise SourceError(
                 "--val-ratio has no effect: the input has a val split; leave the option out"
             )
-        splits = _cut_off(splits["train"], selection.val_ratio, selection.seed)
+        splits = _cut_off(splits.get("train", []), selection.val_ratio, selection.seed)
     if selection.limit_per_class is not None:
-        splits["train"] = _limited(splits["train"], selection.limit_per_class, selection.seed)
+        splits["train"] = _limited(
+            splits.get("train", []), selection.limit_per_class, selection.seed
+        )
     _check_splits(splits, names)
     tables = {split: SampleTable(samples) for split, samples in splits.items()}
     return dataclasses.replace(
-        source, class_names=names, splits=tables, selection=selection.settings()
+        source,
+        class_names=names,
+        splits=tables,
+        selection={**source.selection, **selection.settings()},
     )
 
 
@@ -92,7 +98,8 @@ def _named(names: tuple[str, ...], classes: str) -> tuple[str, ...]:
             raise SourceError(f"--classes is {count}; expected 1 to {len(names)}, as many as there")
         return names[:count]
     path = Path(classes)
-    wanted = _lines(path, "--classes") if path.is_file() else classes.split(",")
+    is_file = os.path.isfile(path)  # noqa: PTH113 - Path's fails for a long list of names
+    wanted = _lines(path, "--classes") if is_file else classes.split(",")
     chosen = check_class_names(tuple(name.strip() for name in wanted), f"--classes {classes}")
     if unknown := set(chosen) - set(names):
         raise SourceError(
@@ -192,5 +199,6 @@ def _check_splits(splits: Mapping[str, Sized], names: tuple[str, ...]) -> None:
     for split in ("train", "val"):
         if not splits.get(split):
             raise SourceError(
-                f"no image of split {split} is left of the {len(names)} classes that are chosen"
+                f"the split {split} of the input has no image of the {len(names)} classes that "
+                "are taken; expected some"
             )

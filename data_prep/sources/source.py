@@ -62,7 +62,7 @@ class Source:
     reader: Reader
     default_encoding: Encoding
     selection: Mapping[str, str | int | float] = field(default_factory=dict)
-    """What was taken of the raw data, if not all; for the manifest."""
+    """What was taken of the raw data, if that is a choice; for the manifest."""
     prepare: Callable[[int, Callable[[int, int], None]], None] | None = None
     """What must be done before a first image is read: it gets a number of threads, and a function
     that shows how many of how many files are done."""

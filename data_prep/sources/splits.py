@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from data_prep.sources.source import SourceError, name_some
 
 _WORD = re.compile(r"(?<![a-z])(train|val|test)")
+
+
+def find_files(root: Path, suffix: str) -> list[Path]:
+    """`root`, or the files below it whose names end with `suffix`, without hidden ones, sorted."""
+    found = [root] if root.is_file() else sorted(root.rglob("*"))
+    files = [each for each in found if each.suffix == suffix and not each.name.startswith(".")]
+    if not files:
+        raise SourceError(f"{root} has no files *{suffix}; expected one, or a folder of them")
+    return files
 
 
 def by_split(names: Iterable[str]) -> dict[str, list[str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_prep.shard_set.foreign_tar import parse_label
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.labels import RawLabel, find_column, number_labels
 from data_prep.sources.parquet import read_columns
@@ -59,10 +61,12 @@ def open_table(
     paths: dict[str, list[str]] = {}
     raw: dict[str, list[str]] = {}
     for number, row in enumerate(rows, 2):
+        if not row:
+            continue
         where = f"{table}, row {number}"
         path, label = row[path_column], row[label_column].strip()
-        if not path or not label:
-            raise SourceError(f"{where}: the path or the label is empty; expected both")
+        if not path or "\0" in path or not label:
+            raise SourceError(f"{where}: the path or the label is empty, or no text; expected both")
         split = "train" if split_column is None else _split_of(where, row[split_column])
         paths.setdefault(split, []).append(path)
         raw.setdefault(split, []).append(label)
@@ -88,7 +92,7 @@ def open_table(
     )
 
 
-def _read(table: Path) -> tuple[list[str], Iterator[Sequence[str]]]:
+def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
     """The names of the columns, and the rows, each with a text in each column."""
     if table.suffix == ".parquet":
         header, columns = read_columns(table)
@@ -101,24 +105,19 @@ def _read(table: Path) -> tuple[list[str], Iterator[Sequence[str]]]:
             "a Parquet file"
         ) from None
     lines = io.StringIO(text, newline="")  # a quoted text may hold line breaks
-    rows = csv.reader(lines, delimiter="\t" if table.suffix == ".tsv" else ",", strict=True)
-    header = [name.strip() for name in next(rows, [])]
-    return header, _checked(table, rows, len(header))
-
-
-def _checked(table: Path, rows: Iterator[list[str]], num_columns: int) -> Iterator[Sequence[str]]:
-    number = 1
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel writes any of them
     try:
-        for number, row in enumerate(rows, 2):
-            if row and len(row) != num_columns:
-                raise SourceError(
-                    f"{table}, row {number} has {len(row)} columns; expected {num_columns}, as the "
-                    "first row has: put text with commas into double quotes"
-                )
-            if row:
-                yield row
+        rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:
-        raise SourceError(f"{table}, after row {number}: {error}") from None
+        raise SourceError(f"{table} is damaged: {error}; is a double quote open?") from None
+    header = [name.strip() for name in rows[0]] if rows else []
+    for number, row in enumerate(rows, 1):
+        if row and len(row) != len(header):
+            raise SourceError(
+                f"{table}, row {number} has {len(row)} columns; expected {len(header)}, as the "
+                "first row has: put text with commas into double quotes"
+            )
+    return header, rows[1:]
 
 
 def _split_of(where: str, text: str) -> str:
@@ -132,36 +131,29 @@ def _split_of(where: str, text: str) -> str:
 
 def _as_numbers(raw: Mapping[str, list[str]]) -> dict[str, list[RawLabel]]:
     """The labels as numbers if all of them are."""
-    are_numbers = all(
-        label.removeprefix("-").isdecimal() and label.isascii()
-        for labels in raw.values()
-        for label in labels
-    )
-    return {
-        split: [int(label) for label in labels] if are_numbers else list(labels)
-        for split, labels in raw.items()
-    }
+    parsed = {split: [parse_label(label) for label in labels] for split, labels in raw.items()}
+    is_text = any(isinstance(label, str) for labels in parsed.values() for label in labels)
+    return {split: list(labels) for split, labels in raw.items()} if is_text else parsed
 
 
 def _check_paths(table: Path, root: Path, paths: Sequence[str], outside: bool) -> None:
     if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise SourceError(f"{table} lists {len(twice)} paths twice ({name_some(twice)})")
-    resolved = root.resolve()
-    if not outside:
-        out = [
-            path
-            for path in paths
-            if PurePosixPath(path).is_absolute()
-            or not (root / path).resolve().is_relative_to(resolved)
-        ]
-        if out:
-            raise SourceError(
-                f"{len(out)} paths of {table} lead out of {root} ({name_some(out)}), by themselves "
-                "or by a link; give --root a folder that holds all images, or, if you trust the "
-                "table, add --allow-outside"
-            )
-    missing = [path for path in paths if not (root / path).is_file()]
-    if missing:
+    real = os.path.realpath  # unlike Path.resolve, it knows links that lead to themselves
+    inside = Path(real(root))
+    out = [
+        path
+        for path in ([] if outside else paths)
+        if PurePosixPath(path).is_absolute() or not Path(real(root / path)).is_relative_to(inside)
+    ]
+    if out:
+        raise SourceError(
+            f"{len(out)} paths of {table} lead out of {root} ({name_some(out)}), by themselves "
+            "or by a link; give --root a folder that holds all images, or, if you trust the "
+            "table, add --allow-outside"
+        )
+    is_file = os.path.isfile  # unlike Path's, False for a name that is too long
+    if missing := [path for path in paths if not is_file(root / path)]:
         raise SourceError(
             f"{len(missing)} of {len(paths)} files that {table} lists are not below {root} "
             f"({name_some(missing)}): give --root the folder that the paths begin in"

@@ -15,7 +15,7 @@ from data_prep.shard_set.keys import make_keys
 from data_prep.sources.labels import number_labels
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import FileReader, Source, SourceError
-from data_prep.sources.splits import by_split
+from data_prep.sources.splits import by_split, find_files
 
 
 def open_webdataset(
@@ -32,10 +32,7 @@ def open_webdataset(
     Raises `SourceError` if a tar is damaged, or a sample has no image or label.
     """
     folder = root if root.is_dir() else root.parent
-    tars = [root] if root.is_file() else sorted(root.rglob("*.tar"))
-    if not tars:
-        raise SourceError(f"--input {root} has no files *.tar; expected a folder of them")
-    splits = by_split(str(path.relative_to(folder)) for path in tars)
+    splits = by_split(str(path.relative_to(folder)) for path in find_files(root, ".tar"))
     found: dict[str, list[tuple[str, ForeignSample]]] = {}
 
     def walk(name: str) -> list[tuple[str, ForeignSample]]:
@@ -69,6 +66,7 @@ def open_webdataset(
         },
         reader=FileReader(folder),
         default_encoding="jpeg",
+        selection={} if fields.image is None else {"image_field": fields.image},
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import webdataset
 
 from data_prep.look.compare import compare
 from data_prep.look.look import describe, look
@@ -74,6 +75,20 @@ def test_the_page_shows_images_of_each_class(shards: Path, tmp_path: Path) -> No
     assert page == contact_sheet(look(shards, 2000))
     assert page.count("<img") == 4 + 6
     assert "<h2>cat</h2>" in page
+
+
+def test_a_class_may_have_no_images(tmp_path: Path) -> None:
+    raw, names = tmp_path / "raw", tmp_path / "names.txt"
+    names.write_text("cat\ndog\nemu\n")
+    raw.mkdir()
+    for split in ("train", "val"):
+        with webdataset.TarWriter(str(raw / f"{split}.tar")) as writer:
+            for number in range(2):
+                writer.write({"__key__": f"{number}", "jpg": jpeg(number), "cls": number})
+    command = ("adopt", raw, "--output", tmp_path / "shards", "--class-names", names)
+    assert run_cli(*command).returncode == 0
+    page = contact_sheet(look(tmp_path / "shards", 10))
+    assert page.count("<h2>") == page.count("<img") == 2
 
 
 def test_equal_sets_have_no_difference(raw: Path, shards: Path, tmp_path: Path) -> None:

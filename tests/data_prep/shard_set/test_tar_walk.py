@@ -44,7 +44,7 @@ def test_header_is_read_as_tarfile_reads_it(
     header = make_header(prefix + name, kind, num_bytes, form)[-BLOCK_BYTES:]
     path = tmp_path_factory.getbasetemp() / "a.tar"
     members = walk(header + bytes(-(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES + 1024), path)
-    info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
+    info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     assert members == [Member(info.name, BLOCK_BYTES, num_bytes, info.type)]
 
 

@@ -213,8 +213,22 @@ def test_tiny_imagenet_in_its_own_layout(tmp_path: Path, caplog: pytest.LogCaptu
     assert "n01443537_boxes.txt" in caplog.text
 
 
+def test_tiny_imagenet_whose_val_was_put_into_class_folders(tmp_path: Path) -> None:
+    root = write_tiny_imagenet(tmp_path)
+    for number, name in ((1, "n01443537"), (0, "n02841315")):
+        (root / "val" / name / "images").mkdir(parents=True)
+        image = root / f"val/images/val_{number}.JPEG"
+        image.rename(root / "val" / name / "images" / image.name)
+    (root / "val/images").rmdir()  # the table stays
+    assert [sample.label for sample in open_folder(root).splits["val"]] == [0, 1]
+
+
 def row_without_class(root: Path) -> None:
     (root / "val/val_annotations.txt").write_text("val_0.JPEG\n")
+
+
+def table_that_is_no_text(root: Path) -> None:
+    (root / "val/val_annotations.txt").write_bytes(b"\xff\n")
 
 
 def image_without_row(root: Path) -> None:
@@ -223,7 +237,11 @@ def image_without_row(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(row_without_class, "line 1 is"), (image_without_row, r"1 images are only in one.*val_2")],
+    [
+        (row_without_class, "line 1 is"),
+        (table_that_is_no_text, "line 1 is"),
+        (image_without_row, r"1 images are only in one.*val_2"),
+    ],
 )
 def test_tiny_imagenet_that_is_not_whole(
     tmp_path: Path, spoil: Callable[[Path], None], message: str

@@ -88,7 +88,7 @@ def test_a_shard_set_is_made_and_the_unpacked_copy_goes(tmp_path: Path) -> None:
         "val": 2,
     }
     assert manifest.class_names == CLASSES
-    assert not (tmp_path / "shards.unpacked").exists()
+    assert not list(shards.glob(".conversion")) + list(tmp_path.glob("*unpacked*"))
     again = run_cli("shard", "parquet", "--input", root, "--output", shards)
     assert "complete already" in again.stdout
 
@@ -120,6 +120,37 @@ def test_texts_are_classes_in_their_order(tmp_path: Path) -> None:
     assert [sample.label for sample in source.splits["train"]] == [1, 0, 1]
 
 
+def test_categories_of_pandas_are_classes(tmp_path: Path) -> None:
+    labels = pa.array(["dog", "ant"]).dictionary_encode()
+    write_parquet(tmp_path / "train.parquet", CONTENTS[:2], labels, classes=None)
+    assert open_parquet(tmp_path, tmp_path / "unpacked").class_names == ("ant", "dog")
+
+
+def test_class_names_that_are_numbers_are_their_texts(tmp_path: Path) -> None:
+    names: Any = (7, 8)
+    write_parquet(tmp_path / "train.parquet", CONTENTS[:2], [0, 1], classes=names)
+    assert open_parquet(tmp_path, tmp_path / "unpacked").class_names == ("7", "8")
+
+
+def test_no_rows_are_one_sentence(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [], pa.array([], pa.int64()))
+    with pytest.raises(SourceError, match="has no rows"):
+        open_parquet(tmp_path, tmp_path / "unpacked")
+
+
+def test_a_conversion_goes_on_with_the_images_that_it_began_with(tmp_path: Path) -> None:
+    shards, path = tmp_path / "shards", tmp_path / "in/train.parquet"
+    write_parquet(path, [*CONTENTS[:3], None], [0, 1, 1, 0])
+    command = ("shard", "parquet", "--input", path, "--output", shards, "--val-ratio", 0.5)
+    assert "has a null" in run_cli(*command).stderr
+    assert "image_column was None" in run_cli(*command, "--image-column", "image").stderr
+    left = shards / ".conversion/unpacked/.tmp-train.parquet.images-0123"  # by a killed one
+    left.touch()
+    done = run_cli(*command)
+    assert "has a null" in done.stderr
+    assert not left.exists()
+
+
 def test_labels_may_be_counted_from_1(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", CONTENTS[:2], [2, 1])
     source = open_parquet(tmp_path, tmp_path / "unpacked", first_label=1)
@@ -132,7 +163,7 @@ def test_an_image_that_is_null_is_named_and_nothing_is_left_of_its_file(tmp_path
     assert source.prepare is not None
     with pytest.raises(SourceError, match="has a null among the images of rows 0 to 1"):
         source.prepare(1, no_progress)
-    assert not list((tmp_path / "unpacked").iterdir())
+    assert [path.suffix for path in (tmp_path / "unpacked").iterdir()] == [".lock"]
 
 
 def test_columns_of_other_names_are_listed(tmp_path: Path) -> None:

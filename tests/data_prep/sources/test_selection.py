@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def make_source(num_train: int = 8, num_val: int | None = 2) -> Source:
         reader=FileReader(Path()),
         default_encoding="jpeg",
     )
+
+
+VAL_ALONE = dataclasses.replace(make_source(), splits={"val": make_source().splits["val"]})
 
 
 def classes_in(source: Source, split: str) -> set[tuple[str, str]]:
@@ -108,6 +112,9 @@ def test_a_val_split_has_each_class_and_stays_when_images_are_added(
         (make_source(), {"classes": "0"}, "expected 1 to 4"),
         (make_source(), {"classes": "ant,wolf"}, "1 of 2 are no classes.*wolf"),
         (make_source(), {"classes": "ant,ant"}, "a class name twice"),
+        (make_source(), {"classes": ",".join(f"n{n:08}" for n in range(100))}, "100 of 100"),
+        (VAL_ALONE, {}, "the split train of the input has no image"),
+        (VAL_ALONE, {"limit_per_class": 1}, "the split train of the input has no image"),
     ],
 )
 def test_what_cannot_be_selected(source: Source, options: dict[str, Any], what: str) -> None:

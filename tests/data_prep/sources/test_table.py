@@ -22,6 +22,7 @@ def root(tmp_path: Path) -> Path:
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(seed=number))
+    (tmp_path / "images/loop").symlink_to("loop")
     return tmp_path / "images"
 
 
@@ -66,6 +67,15 @@ def test_tabs_and_splits(root: Path) -> None:
     }
 
 
+def test_semicolons_as_excel_writes_them(root: Path) -> None:
+    source = opened(root, "\ufeffpath;label\r\na.jpg;cat, small\r\nb,c.jpg;dog\r\n")
+    assert rows_of(source) == {"train": [("a.jpg", "cat, small"), ("b,c.jpg", "dog")]}
+
+
+def test_labels_of_thousands_of_digits_are_texts(root: Path) -> None:
+    assert opened(root, f"path,label\na.jpg,{'9' * 5000}\n").class_names == ("9" * 5000,)
+
+
 def test_a_parquet_table(root: Path) -> None:
     table = root.parent / "t.parquet"
     pq.write_table(pa.table({"file_name": ["a.jpg", "sub/d.jpg"], "label": [1, 0]}), table)
@@ -91,6 +101,10 @@ def test_columns_by_name(root: Path) -> None:
         ("path,kind\na.jpg,cat\n", "'path, kind': name that of the labels with --label-column"),
         ("path,label\na.jpg,\n", "row 2: the path or the label is empty"),
         ('path,label\n"a.jpg,cat\n', "unexpected end of data"),
+        ('path,"label\na.jpg,cat\n', "unexpected end of data"),
+        ("path,label\na\0.jpg,cat\n", "row 2: the path or the label is empty, or no text"),
+        (f"path,label\n{'a' * 300}.jpg,cat\n", "are not below"),
+        ("path,label\nloop,cat\n", "are not below"),
         ("path,label,split\na.jpg,cat,dev\n", "row 2: the split is 'dev'"),
         (
             "path,label\n../t.csv,cat\n",

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,31 @@ def test_tars_that_cannot_be_used(
     assert "train-7.tar" in str(raised.value)
 
 
+def with_pax(path: Path, records: bytes) -> Path:
+    """Put a pax header with these records before what is in a tar."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    path.write_bytes(header.tobuf() + records + bytes(-len(records) % 512) + path.read_bytes())
+    return path
+
+
+def test_hostile_pax_headers(tmp_path: Path) -> None:
+    members = [("a.jpg", CONTENTS[0]), ("a.cls", b"0")]
+    digits = with_pax(write_tar(tmp_path / "a.tar", members), b"9" * 5000 + b" path=x\n")
+    with pytest.raises(ForeignTarError, match="a pax header holds b'999"):
+        found_in(digits)
+    before = time.process_time()
+    found_in(with_pax(write_tar(tmp_path / "b.tar", members), b"3 \n" * 340_000))
+    assert time.process_time() - before < 5  # not the square of their number
+
+
+def test_short_and_long_names_with_other_letters_are_one_sample(tmp_path: Path) -> None:
+    """GNU tar keeps up to 100 bytes of a name in one place, and longer ones in another."""
+    key = "é" * 47
+    path = write_tar(tmp_path / "a.tar", [(f"{key}.jpg", CONTENTS[0]), (f"{key}.cls.txt", b"0")])
+    assert found_in(path) == [(key, CONTENTS[0], 0)]
+
+
 def test_compressed_tars_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w:gz") as tar:
@@ -161,5 +187,8 @@ def test_what_is_wrong_is_said_by_the_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has no files \*\.tar"):
         open_webdataset(tmp_path, USUAL, 2)
     write_tar(tmp_path / "train.tar", [("a.jpg", b"")])
+    with pytest.raises(SourceError, match=r"has no files \*\.tar"):  # which is how it is read
+        open_webdataset((tmp_path / "train.tar").rename(tmp_path / "train.wds"), USUAL, 2)
+    (tmp_path / "train.wds").rename(tmp_path / "train.tar")
     with pytest.raises(SourceError, match="sample a has no label"):
         open_webdataset(tmp_path, USUAL, 2)
