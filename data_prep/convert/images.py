@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from data_prep.convert.output import ConversionError
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.decoding import RewriteReason, read_image
 from data_prep.shard_set.jpeg_header import JPEG_START
@@ -39,7 +40,8 @@ def store(
     """Make the content of the image's tar member.
 
     With `size` the middle square is scaled to size×size; without it the image keeps its size.
-    `jpeg_quality` is that of images that are encoded. Raises `RejectedImage`.
+    `jpeg_quality` is that of images that are encoded. Raises `RejectedImage`, and
+    `ConversionError` if the encoding has no room for the image.
     """
     codec = codec_of(encoding)
     with quiet():
@@ -54,8 +56,11 @@ def store(
     if size is not None and not has_size:
         pixels = _crop_and_scale(pixels, size)
         flaw = flaw or "resized"
-    content = codec.encode(pixels, jpeg_quality or codec.default_quality)
-    if codec.default_quality is not None:
+    try:
+        content = codec.encode(pixels, jpeg_quality or codec.default_quality)
+    except ValueError as error:
+        raise ConversionError(f"--encoding {encoding}: {error}") from None
+    if codec.is_lossy:
         pixels = codec.decode(content)
     return StoredImage(content, pixels, flaw)
 

@@ -20,6 +20,7 @@ from data_prep.shard_set.jpeg_header import DamagedJpegError, read_jpeg_header
 from data_prep.shard_set.jpegs import read_exif
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import Pixels, cut_decoded, cut_jpegs, decode_jpeg, jpeg_size
+from data_prep.shard_set.yuv import cut_yuv, decode_yuv, encode_yuv, size_of_yuv
 
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, "
@@ -43,11 +44,15 @@ class Codec:
     cut: Callable[[list[bytes], npt.NDArray[np.int32], Pixels], tuple[int, str] | None]
     """A window of each of N images, as `pixels.cut_jpegs` has it."""
     default_quality: int | None = None
-    """None if encoding loses nothing."""
+    """None if there is no quality to choose."""
+    is_lossy: bool = False
+    """Whether what is decoded is not what was encoded."""
     keeps_jpegs: bool = False
     """Whether a JPEG that every decoder reads is stored byte for byte."""
     has_fixed_size: bool = False
-    """Whether all images have one size, so that their pixels lie behind `header` as they are."""
+    """Whether all images of a shard set have one size."""
+    is_raw: bool = False
+    """Whether the pixels lie behind `header` as they are, row by row."""
     beton_mode: int | None = None
     """ffcv's number for it: 0 for JPEGs, 1 for pixels row by row; None if it knows none."""
 
@@ -60,7 +65,7 @@ class Codec:
 
     def header(self, size: tuple[int, int] | None) -> bytes:
         """The bytes that every member of a shard set begins with, and that a `.beton` omits."""
-        if not self.has_fixed_size:
+        if not self.is_raw:
             return b""
         assert size is not None, "it is fixed"
         blank = np.zeros((*size, 3), np.uint8)
@@ -108,8 +113,19 @@ _JPEG = Codec(
     size_of=jpeg_size,
     cut=cut_jpegs,
     default_quality=95,
+    is_lossy=True,
     keeps_jpegs=True,
     beton_mode=0,
+)
+
+_YUV420 = Codec(
+    suffix="npy",
+    encode=encode_yuv,
+    decode=decode_yuv,
+    size_of=size_of_yuv,
+    cut=cut_yuv,
+    is_lossy=True,
+    has_fixed_size=True,
 )
 
 _RGB = Codec(
@@ -119,6 +135,7 @@ _RGB = Codec(
     size_of=_size_of_npy,
     cut=partial(cut_decoded, _decode_npy),
     has_fixed_size=True,
+    is_raw=True,
     beton_mode=1,
 )
 
@@ -173,6 +190,7 @@ _IMAGE = Codec(
     size_of=_size_of_image,
     cut=_cut_images,
     default_quality=95,
+    is_lossy=True,
 )
 
 
@@ -183,6 +201,8 @@ def codec_of(encoding: Encoding) -> Codec:
             return _JPEG
         case "rgb":
             return _RGB
+        case "yuv420":
+            return _YUV420
         case "image":
             return _IMAGE
         case unknown:

@@ -28,7 +28,7 @@ from data_prep.shard_set.foreign import describe_manifest, describe_path
 MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
 
-WrittenEncoding = Literal["jpeg", "rgb"]
+WrittenEncoding = Literal["jpeg", "rgb", "yuv420"]
 """Those that a conversion writes."""
 Encoding = Literal[WrittenEncoding, "image"]
 """See `data_prep.shard_set.codec`, which says what each is; `image` is of adopted shards."""

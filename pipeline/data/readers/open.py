@@ -50,7 +50,7 @@ def open_reader(
             index = _open_tars(shards, split, files)
         case unknown:
             assert_never(unknown)
-    kind = PixelReader if codec_of(index.encoding).has_fixed_size else FileReader
+    kind = PixelReader if codec_of(index.encoding).is_raw else FileReader
     return kind(index, crop_policy, max_corrupt, config.decode_threads)
 
 
