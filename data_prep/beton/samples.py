@@ -59,9 +59,10 @@ class ShardSamples:
         """An image and its label; fastest in order. Raises `ShardSetError` if it is damaged."""
         content = self._read(number)
         try:
-            size = self._codec.check_size(content, self._image_size)
+            height, width = self._codec.check_size(content, self._image_size)
         except ValueError as error:
             raise self._complaint(number, str(error)) from None
+        size = height // self._codec.beton_rows, width
         return (*size, content[len(self._header) :]), int(self._index["label"][number])
 
     def _read(self, number: int) -> bytes:

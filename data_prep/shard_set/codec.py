@@ -55,6 +55,8 @@ class Codec:
     """Whether the pixels lie behind `header` as they are, row by row."""
     beton_mode: int | None = None
     """ffcv's number for it: 0 for JPEGs, 1 for pixels row by row; None if it knows none."""
+    beton_rows: int = 1
+    """How many rows of an image are one row of what a `.beton` says of it."""
 
     def check_size(self, content: bytes, expected: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width; raises `ValueError` if they are not the expected ones."""
@@ -65,11 +67,11 @@ class Codec:
 
     def header(self, size: tuple[int, int] | None) -> bytes:
         """The bytes that every member of a shard set begins with, and that a `.beton` omits."""
-        if not self.is_raw:
+        if not self.has_fixed_size:
             return b""
         assert size is not None, "it is fixed"
-        blank = np.zeros((*size, 3), np.uint8)
-        return self.encode(blank, None)[: -blank.nbytes]
+        content = self.encode(np.zeros((*size, 3), np.uint8), None)
+        return content[: content.index(b"\n") + 1]  # where the header of an .npy ends
 
 
 def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
@@ -126,6 +128,8 @@ _YUV420 = Codec(
     cut=cut_yuv,
     is_lossy=True,
     has_fixed_size=True,
+    beton_mode=1,
+    beton_rows=2,
 )
 
 _RGB = Codec(

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from data_prep.shard_set.manifest import (
     manifest_sha256,
     write_manifest,
 )
+from data_prep.shard_set.yuv import encode_yuv
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import EventLog
 from pipeline.run.event_rows import event_of
@@ -110,10 +111,15 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def encode(image: Images, encoding: Encoding) -> bytes:
     """One image as the content of its tar member."""
     buffer = io.BytesIO()
-    if encoding == "rgb":
-        np.save(buffer, image)
-    else:
-        Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    match encoding:
+        case "rgb":
+            np.save(buffer, image)
+        case "jpeg" | "image":
+            Image.fromarray(image).save(buffer, "JPEG", quality=95)
+        case "yuv420":
+            return encode_yuv(image, None)
+        case unknown:
+            assert_never(unknown)
     return buffer.getvalue()
 
 
