@@ -131,7 +131,7 @@ def _read_all(
         record.save(paths[name])
         return name, record
 
-    with ThreadPoolExecutor(how.num_threads) as threads:
+    with quiet(), ThreadPoolExecutor(how.num_threads) as threads:
         jobs = [threads.submit(read, name) for name in missing]
         try:
             for job in as_completed(jobs):
@@ -174,7 +174,7 @@ def _publish(
     sums = _sum_pixels(root, splits["train"], [records[name] for name in names["train"]], how)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        encoding="jpeg" if all(record.heights.all() for record in records.values()) else "image",
+        encoding="jpeg" if all(record.is_plain for record in records.values()) else "image",
         image_height=height,
         image_width=width,
         class_names=class_names,
@@ -194,7 +194,7 @@ def _publish(
 
 def _common_size(records: Iterable[TarRecord]) -> tuple[int | None, int | None]:
     """Height and width of every image, if they have one size."""
-    sizes = np.concatenate([np.stack([each.heights, each.widths], 1) for each in records])
+    sizes = np.concatenate([each.sizes for each in records])
     height, width = sizes[0].tolist()
     return (height, width) if height and (sizes == sizes[0]).all() else (None, None)
 

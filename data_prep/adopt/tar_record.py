@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,12 +17,14 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from data_prep.shard_set.codec import plain_jpeg_size
+from data_prep.shard_set.decoding import size_in_header
 from data_prep.shard_set.files import atomic_writer, sha256_of
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
 from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.sources.labels import RawLabel
 from data_prep.sources.source import file_stamp
 
+_ARRAYS = ("index", "checksums", "sizes")
 _MAX_IMAGE_BYTES = (1 << 32) - 1
 
 
@@ -37,36 +40,24 @@ class TarRecord:
     """`INDEX_DTYPE[samples]`, with neither shards nor labels yet."""
     checksums: npt.NDArray[np.uint32]
     """CRC-32 of each image."""
-    heights: npt.NDArray[np.uint32]
-    """Rows of each image that is a plain JPEG; 0 for one that the general decoder reads."""
-    widths: npt.NDArray[np.uint32]
+    sizes: npt.NDArray[np.uint32]
+    """Height and width of each image; zeros if they are not known."""
+    is_plain: bool
+    """Whether all images are JPEGs that every decoder reads alike."""
     labels: list[RawLabel]
 
     def save(self, path: Path) -> None:
-        facts = {"stamp": self.stamp, "num_bytes": self.num_bytes, "sha256": self.sha256}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays = {name: fields.pop(name) for name in _ARRAYS}
         with atomic_writer(path, durable=False) as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                facts=np.array(json.dumps(facts | {"labels": self.labels})),
-                index=self.index,
-                checksums=self.checksums,
-                heights=self.heights,
-                widths=self.widths,
-            )
+            np.savez(file, allow_pickle=False, facts=np.array(json.dumps(fields)), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
         with path.open("rb") as file, np.load(file) as arrays:
             facts = json.loads(str(arrays["facts"]))
-            return cls(
-                index=arrays["index"],
-                checksums=arrays["checksums"],
-                heights=arrays["heights"],
-                widths=arrays["widths"],
-                **facts,
-            )
+            return cls(**facts, **{name: arrays[name] for name in _ARRAYS})
 
 
 def record_name(path: Path, fields: FieldNames) -> str:
@@ -87,7 +78,7 @@ def read_tar(path: Path, fields: FieldNames) -> TarRecord:
     """Read a tar. Raises `ForeignTarError` naming the sample that is in the way."""
     stamp, num_bytes = file_stamp(path), path.stat().st_size
     sha256 = sha256_of(path)  # first: what follows then finds the tar in memory
-    rows, checksums, sizes, labels = [], [], [], []
+    rows, checksums, sizes, labels, is_plain = [], [], [], [], True
     with path.open("rb") as file:
         for sample in walk_samples(path, fields):
             image = sample.image
@@ -98,16 +89,17 @@ def read_tar(path: Path, fields: FieldNames) -> TarRecord:
                 )
             rows.append((0, image.offset, image.num_bytes, 0))
             checksums.append(isal_zlib.crc32(content))
-            sizes.append(plain_jpeg_size(content) or (0, 0))
+            size = plain_jpeg_size(content)
+            is_plain &= size is not None
+            sizes.append(size or size_in_header(content))
             labels.append(sample.label)
-    heights, widths = np.array(sizes, np.uint32).T
     return TarRecord(
         stamp=stamp,
         num_bytes=num_bytes,
         sha256=sha256,
         index=np.array(rows, INDEX_DTYPE),
         checksums=np.array(checksums, np.uint32),
-        heights=heights,
-        widths=widths,
+        sizes=np.array(sizes, np.uint32),
+        is_plain=is_plain,
         labels=labels,
     )

@@ -190,6 +190,17 @@ def find_orientation(read: Callable[[], Image.Exif]) -> int:
     return 1
 
 
+def size_in_header(raw: bytes) -> tuple[int, int]:
+    """Height and width of the upright image, without decoding it; zeros if they are not known."""
+    with contextlib.suppress(Exception):  # Pillow raises anything
+        image = Image.open(io.BytesIO(raw))
+        # Without one of these marks there is no EXIF, which Pillow decodes a whole PNG to find.
+        is_marked = any(mark in raw for mark in (b"Exif", b"eXIf", b"EXIF", b"exif", b"xmp"))
+        turn = find_orientation(image.getexif) if is_marked else 1
+        return image.size if turn > 4 else image.size[::-1]  # its size is width and height
+    return 0, 0
+
+
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
     if orientation == 1:
         return pixels

@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 
 from data_prep.shard_set.codec import codec_of, plain_jpeg_size
-from data_prep.shard_set.decoding import read_image
+from data_prep.shard_set.decoding import read_image, size_in_header
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import read_manifest
 from data_prep.shard_set.pixels import Pixels, Window, scale_window
@@ -34,6 +34,8 @@ def turned(orientation: int) -> bytes:
     return encode(image, "JPEG", exif=exif, quality=95)
 
 
+EXIF = Image.Exif()
+EXIF[274] = 6
 IMAGES = {
     "plain": jpeg(1, SIDE, 60),
     "gray": encode(Image.fromarray(make_pixels(2, SIDE, 60)).convert("L"), "JPEG"),
@@ -43,6 +45,8 @@ IMAGES = {
     "upright": turned(1),
     "png": encode(Image.fromarray(make_pixels(4, SIDE, 60)), "PNG"),
     "clear": encode(Image.fromarray(make_pixels(4, SIDE, 60)).convert("RGBA"), "PNG"),
+    "turned png": encode(Image.fromarray(make_pixels(4, SIDE, 60)), "PNG", exif=EXIF),
+    "turned webp": encode(Image.fromarray(make_pixels(5, SIDE, 60)), "WEBP", exif=EXIF),
     "webp": encode(Image.fromarray(make_pixels(5, SIDE, 60)), "WEBP"),
 }
 PLAIN = ("plain", "gray", "upright")
@@ -54,7 +58,7 @@ def test_what_is_decoded_as_it_is_and_what_by_the_rules_of_a_conversion(name: st
     expected = read_image(content)[0]
     codec = codec_of("image")
     assert (plain_jpeg_size(content) is not None) == (name in PLAIN)
-    assert codec.size_of(content) == expected.shape[:2]
+    assert codec.size_of(content) == size_in_header(content) == expected.shape[:2]
     np.testing.assert_array_equal(codec.decode(content), expected)
 
 
@@ -116,6 +120,20 @@ def test_training_reads_them_all(shards: Path) -> None:
             expected = np.empty((32, 32, 3), np.uint8)
             scale_window(whole, Window(*window), expected)
             np.testing.assert_array_equal(np.asarray(batch.images[row]), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_images_of_one_size_are_known_to_have_it(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "tars").mkdir()
+    for split in ("train", "val"):
+        with webdataset.TarWriter(str(tmp_path / f"tars/{split}.tar")) as writer:
+            for number in range(2):
+                content = encode(Image.fromarray(make_pixels(number, 48, 60)), kind)
+                writer.write({"__key__": f"{number}", kind.lower(): content, "cls": number})
+    done = run_cli("adopt", tmp_path / "tars", "--output", tmp_path / "shards")
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path / "shards").image_size == (48, 60)
+    assert run_cli("verify", tmp_path / "shards", "--full").returncode == 0
 
 
 def test_they_are_verified_and_looked_at(shards: Path) -> None:
