@@ -52,7 +52,7 @@ class RankFailure(RuntimeError):
     """The job cannot go on: one sentence that names the rank that failed first and why."""
 
     def __init__(
-        self, text: str, *, is_reported_here: bool, cause: FailureCause | None = None
+        self, text: str, *, is_reported_here: bool = True, cause: FailureCause | None = None
     ) -> None:
         super().__init__(text)
         self.is_reported_here = is_reported_here

@@ -13,7 +13,7 @@ from data_prep.shard_set.files import describe
 from data_prep.shard_set.manifest import Split
 from pipeline.data.cache.cache_directory import CacheFullError, expect_use
 from pipeline.data.cache.remote import Content, FetchStopped
-from pipeline.data.cache.shard_cache import ShardCache
+from pipeline.data.cache.shard_cache import ShardCache, cached_path
 from pipeline.data.order.shard_needs import ShardNeed
 
 _STREAMS = 4
@@ -41,7 +41,7 @@ class RemoteShards:
     def __init__(self, cache: ShardCache, folder: Path, split: Split) -> None:
         self._cache = cache
         self._num_samples = split.num_samples
-        self._paths = [folder / name for name in split.filenames]
+        self._paths = [cached_path(folder, name) for name in split.filenames]
         shards = zip(split.shard_bytes, split.shard_sha256, strict=True)
         self._contents = [Content(num_bytes=size, sha256=sha256) for size, sha256 in shards]
         self._stop = threading.Event()

@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote, unquote
 
 from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.foreign import INDEX_NAME, describe_manifest
 from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
     Manifest,
+    ShardSetError,
     parse_json,
     parse_manifest,
     read_manifest,
@@ -57,6 +60,11 @@ class ShardSet:
         return cls(folder, read_manifest(folder), cache)
 
 
+def cached_path(folder: Path, name: str) -> Path:
+    """Where the file `name` of the set is cached: names of adopted shards may have folders."""
+    return folder / re.sub(r"^\.", "%2E", quote(name, safe=""))
+
+
 @dataclass(frozen=True, slots=True)
 class ShardCache:
     """The shard set at the URL `config.shards`, staged into a folder of `config.cache_dir`.
@@ -86,6 +94,11 @@ class ShardCache:
         except FetchError as error:
             raise FetchError(f"{error}; {self._what_is_there()}") from None
         manifest = parse_manifest(text, where)
+        if adopted_from := {split.folder for split in manifest.splits.values()} - {None}:
+            raise ShardSetError(
+                f"{self.config.shards}: its shards lie in {adopted_from.pop()} of the machine that "
+                "adopted them; expected beside the manifest: adopt them again with --in-place"
+            )
         folder = directory / hashlib.sha256(text).hexdigest()
         folder.mkdir(exist_ok=True)
         statistics = manifest.statistics
@@ -137,7 +150,7 @@ class ShardCache:
                             make_room(path, staged, content.num_bytes, limit, at_once)
                         if has_room is not None:
                             has_room()
-                        location = location_of(self.config.shards, path.name)
+                        location = location_of(self.config.shards, unquote(path.name))
                         fetch(location, staged, content, self.config, stop)
                         return publish(staged, path)
             except CacheFullError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -58,6 +59,11 @@ GLOO = (
     "error. GLHF! 🏖️"
 )
 """As torch 2.13 has it."""
+
+
+def test_a_failure_can_be_handed_to_another_process() -> None:
+    failure = pickle.loads(pickle.dumps(RankFailure("rank 1: b", is_reported_here=False)))
+    assert (str(failure), failure.is_reported_here) == ("rank 1: b", False)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 Fault = Literal["drop", "stall", "silence", "503", "404", "403", "short", "long", "flip", "none"]
 
@@ -29,7 +30,9 @@ class FlakyServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 with contextlib.suppress(ConnectionError):
-                    owner.answer(self, self.path.partition("?")[0].rpartition("/")[2])
+                    owner.answer(
+                        self, unquote(self.path.partition("?")[0].removeprefix("/shards/"))
+                    )
 
             def log_message(self, *_arguments: object) -> None:
                 pass

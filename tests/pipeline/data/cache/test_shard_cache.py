@@ -22,6 +22,7 @@ import pytest
 from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.index import read_index, read_mean_image
 from data_prep.shard_set.manifest import (
+    ADOPTED,
     MANIFEST_NAME,
     ShardSetError,
     manifest_sha256,
@@ -32,7 +33,7 @@ from pipeline.data.cache import remote, remote_shards, shard_cache
 from pipeline.data.cache.cache_directory import CacheFullError, publish
 from pipeline.data.cache.remote import FetchError
 from pipeline.data.cache.remote_shards import RemoteShards
-from pipeline.data.cache.shard_cache import ShardCache, ShardSet
+from pipeline.data.cache.shard_cache import ShardCache, ShardSet, cached_path
 from pipeline.data.order.shard_needs import ShardNeed
 from tests.machine import wait_until
 from tests.pipeline.data.cache.cache_process import content_of, make_config
@@ -240,6 +241,34 @@ def test_a_staged_set_is_read_as_a_local_one(
     assert_staged(staged, folder)
     cache.stage_manifest()
     assert server.requests == {MANIFEST_NAME: 3} | dict.fromkeys(SMALL_FILES[1:], 1)
+
+
+def test_adopted_shards_may_lie_in_folders(
+    server: FlakyServer, folder: Path, directory: Path
+) -> None:
+    names = (".a/x y.tar", "b/x y.tar", *NAMES[2:])
+    for old, new in zip(NAMES, names, strict=True):
+        (folder / new).parent.mkdir(exist_ok=True)
+        (folder / old).rename(folder / new)
+    write_manifest(folder, dataclasses.replace(read_manifest(folder), source=ADOPTED))
+    amend(folder, filenames=names)
+    with open_cache(server, directory) as cache:
+        for number, name in enumerate(names):
+            path, content = cached_path(cache.folder, name), content_of(cache.split, number)
+            os.close(cache.cache.open_file(path, content, threading.Event()))
+            assert path.parent == cache.folder
+            assert path.read_bytes() == (folder / name).read_bytes()
+            assert not path.name.startswith(".")
+
+
+def test_adopted_shards_that_lie_elsewhere_are_refused(
+    server: FlakyServer, folder: Path, directory: Path
+) -> None:
+    manifest = read_manifest(folder)
+    split = dataclasses.replace(manifest.split("val"), folder="/elsewhere")
+    write_manifest(folder, dataclasses.replace(manifest, splits={"val": split}))
+    with pytest.raises(ShardSetError, match=r"in /elsewhere .* adopt them again with --in-place"):
+        open_cache(server, directory)
 
 
 def test_a_config_makes_the_cache(server: FlakyServer, folder: Path, directory: Path) -> None:
