@@ -21,7 +21,7 @@ from data_prep.convert.progress import Progress
 from data_prep.convert.publish import publish_split
 from data_prep.convert.statistics import PixelSums, summarize
 from data_prep.shard_set.decoding import RejectedImage, read_image
-from data_prep.shard_set.files import as_text
+from data_prep.shard_set.files import as_text, remove_leftovers
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.manifest import (
@@ -104,6 +104,8 @@ def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> 
     records_folder = shards / _WORK_FOLDER
     records_folder.mkdir(parents=True, exist_ok=True)
     with locked(records_folder / "lock"):
+        files = (f"{split}.{kind}.npy" for split in splits for kind in ("index", "crc32"))
+        remove_leftovers(shards, {*files, MANIFEST_NAME})
         records = _read_all(root, splits, records_folder, how, stream)
         manifest = _publish(root, shards, splits, records, how)
     for path in records_folder.iterdir():

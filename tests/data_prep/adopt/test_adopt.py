@@ -121,10 +121,12 @@ def test_a_stopped_adoption_goes_on(tmp_path: Path) -> None:
     assert "val-000000.tar is damaged" in done.stderr
     assert not (shards / "_info.json").exists()
     assert len(list((shards / ".adoption").glob("*.npz"))) == 3
+    (shards / ".tmp-train.index.npy-01234567").touch()  # of one that was killed
     last.write_bytes(content)
     os.utime(tars / "train-000001.tar", ns=(1, 1))  # as if it were replaced
     adopt(tars, "--output", shards)
     assert read_manifest(shards).split("train").num_samples == 30
+    assert not list(shards.glob(".*"))
 
 
 def test_a_stopped_adoption_goes_on_with_the_labels_that_are_asked_for(tmp_path: Path) -> None:
