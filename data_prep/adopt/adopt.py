@@ -161,7 +161,7 @@ def _publish(
         split: [label for name in of_split for label in records[name].labels]
         for split, of_split in names.items()
     }
-    class_names, labels = number_labels(raw, how.class_names, "the tars", how.first_label)
+    class_names, labels = number_labels(raw, how.class_names, "the set of tars", how.first_label)
     splits = {}
     for split, of_split in names.items():
         of_tars = {name: records[name] for name in of_split}

@@ -47,7 +47,7 @@ def open_webdataset(
     names, labels = number_labels(
         {split: [sample.label for _, sample in samples] for split, samples in found.items()},
         class_names,
-        f"the tars of {root}",
+        f"the set of tars {root}",
         first_label,
     )
     return Source(
