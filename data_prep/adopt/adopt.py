@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -23,14 +24,17 @@ from data_prep.convert.statistics import PixelSums, summarize
 from data_prep.shard_set.decoding import RejectedImage, read_image
 from data_prep.shard_set.files import as_text, remove_leftovers
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
+from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.manifest import (
     ADOPTED,
     FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
+    ShardSetError,
     Split,
     hash_class_names,
+    read_manifest,
     write_manifest,
 )
 from data_prep.sources.labels import RawLabel, number_labels
@@ -90,10 +94,6 @@ def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> 
     Raises `SourceError` if tars cannot be used, and `ConversionError` if the folder holds another
     shard set.
     """
-    if (shards / MANIFEST_NAME).exists():
-        raise ConversionError(
-            f"{shards} has a {MANIFEST_NAME} already: give another --output, or remove that file"
-        )
     root = common_folder(tars)
     splits = by_split(str(path.relative_to(root)) for path in tars)
     if missing := {"train", "val"} - set(splits):
@@ -101,6 +101,8 @@ def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> 
             f"no tar of the split {missing.pop()} is given; expected the word train, val or "
             "test in the name of each tar, or of its folder, and both splits"
         )
+    if (finished := _find_finished(shards, splits, how)) is not None:
+        return finished
     records_folder = shards / _WORK_FOLDER
     records_folder.mkdir(parents=True, exist_ok=True)
     with locked(records_folder / "lock"):
@@ -112,6 +114,36 @@ def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> 
         path.unlink()
     records_folder.rmdir()
     return manifest
+
+
+def _find_finished(
+    shards: Path, splits: Mapping[str, Sequence[str]], how: Adoption
+) -> Manifest | None:
+    """The manifest, if the same call has made it; raises `ConversionError` if another has."""
+    if not (shards / MANIFEST_NAME).exists():
+        return None
+    manifest = None
+    with contextlib.suppress(ShardSetError):  # of another program
+        manifest = read_manifest(shards)
+    if manifest is not None:
+        names = {name: list(split.filenames) for name, split in manifest.splits.items()}
+        made_by = manifest.source, manifest.options, manifest.name
+        is_same = made_by == (ADOPTED, _options(how), how.name) and how.class_names in (
+            None,
+            manifest.class_names,
+        )
+        if is_same and names == {name: list(of_split) for name, of_split in splits.items()}:
+            for split in manifest.splits.values():
+                check_shard_sizes(shards, split)
+            return manifest
+    raise ConversionError(
+        f"{shards} has a {MANIFEST_NAME} already, of other tars or options: give another --output, "
+        "or remove that file"
+    )
+
+
+def _options(how: Adoption) -> dict[str, str | int | float | None]:
+    return dataclasses.asdict(how.fields) | {"first_label": how.first_label}
 
 
 def _read_all(
@@ -185,7 +217,7 @@ def _publish(
         statistics=summarize(sums),
         source=ADOPTED,
         name=how.name,
-        options=dataclasses.asdict(how.fields) | {"first_label": how.first_label},
+        options=_options(how),
         seed=0,
         rewritten={},
         rejected={},

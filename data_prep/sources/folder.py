@@ -152,8 +152,15 @@ def _list_images(folder: Path, nested: bool, left_out: list[str]) -> list[str]:
     if has_inner and not nested:  # as in Tiny ImageNet, where a table of boxes lies beside it
         left_out += map(str, files)
         files, folders = _scan(folders[0])
+    seen = {folder.stat().st_ino}  # links may lead in a circle
     while nested and folders:
-        more = [_scan(path) for path in folders]
+        inodes = [path.stat().st_ino for path in sorted(folders)]
+        more = [
+            _scan(path)
+            for number, (path, inode) in enumerate(zip(sorted(folders), inodes, strict=True))
+            if inode not in seen and inode not in inodes[:number]
+        ]
+        seen.update(inodes)
         files += [path for inside, _ in more for path in inside]
         folders = [path for _, inside in more for path in inside]
     if folders:

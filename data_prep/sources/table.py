@@ -68,7 +68,7 @@ def open_table(
         if not path or "\0" in path or not label:
             raise SourceError(f"{where}: the path or the label is empty, or no text; expected both")
         split = "train" if split_column is None else _split_of(where, row[split_column])
-        paths.setdefault(split, []).append(path)
+        paths.setdefault(split, []).append(os.path.normpath(path))
         raw.setdefault(split, []).append(label)
     if "test" in paths:
         test = paths.pop("test"), raw.pop("test")

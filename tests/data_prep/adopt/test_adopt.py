@@ -203,6 +203,20 @@ def test_where_the_manifest_goes_must_be_said(
     assert what in done.stderr
 
 
+def test_a_finished_adoption_is_found_and_another_one_refused(tmp_path: Path) -> None:
+    tars, shards = write_tars(tmp_path / "tars"), tmp_path / "shards"
+    adopt(tars, "--output", shards)
+    before = hash_tree(shards)
+    adopt(tars, "--output", shards)
+    for options in (("--label-field", "cls"), ("--name", "x")):
+        done = run_cli("adopt", tars, "--output", shards, *options)
+        assert done.returncode == 1
+        assert "of other tars or options" in done.stderr
+    assert hash_tree(shards) == before
+    (tars / "val-000000.tar").write_bytes(b"")
+    assert "val-000000.tar has 0 bytes" in run_cli("adopt", tars, "--output", shards).stderr
+
+
 def test_another_manifest_is_not_replaced(tmp_path: Path) -> None:
     tars = write_tars(tmp_path / "tars")
     (tars / "_info.json").write_text(json.dumps({"splits": {}}))

@@ -275,6 +275,21 @@ def test_nested_images_belong_to_the_class(tmp_path: Path) -> None:
     assert len(keys) == 9
 
 
+def test_nested_links_in_a_circle_end(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    for name in ("one", "two"):
+        (root / "train/cat" / name).symlink_to(root / "train/cat", target_is_directory=True)
+    more = root / "train/cat/more"
+    more.mkdir()
+    (more / "0009.jpg").write_bytes(jpeg())
+    (root / "train/cat/same").symlink_to(more, target_is_directory=True)
+    keys = list(open_folder(root, nested=True).splits["train"].keys())
+    assert [key for key in keys if key.startswith("cat")] == [
+        *(f"cat_000{number}" for number in range(4)),
+        "cat_more_0009",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "is_taken"),
     [
