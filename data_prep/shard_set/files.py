@@ -83,7 +83,7 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BufferedRando
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            is_of_disk = error.filename is None and error.errno in NO_ROOM
+            is_of_disk = error.filename is None and error.errno in (*NO_ROOM, errno.EFBIG)
             if is_of_disk or error.filename == str(temporary):
                 error.filename = str(path)
         raise

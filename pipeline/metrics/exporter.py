@@ -144,6 +144,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
             remove_leftovers(targets, {path.name})
         linger_seconds = 0.0 if "SLURM_JOB_ID" in os.environ else KEPT_SECONDS
         # Before the target is there: whoever sees it may end the ranks at once.
+        last_start = collector.last_start()
         first_seconds = 0.0 if collector.has_running_ranks() else _FIRST_RANK_SECONDS
         deadline = time.monotonic() + max(linger_seconds, first_seconds)
         target.announce()
@@ -153,7 +154,9 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
         sys.stdout.flush()
         while not stop.wait(_POLL_SECONDS) and _is_owner(lock, owner):
             target.announce()
-            if collector.has_running_ranks():
+            before, last_start = last_start, collector.last_start()
+            # One may come and go in between.
+            if last_start != before or collector.has_running_ranks():
                 deadline = time.monotonic() + linger_seconds
             elif time.monotonic() >= deadline:
                 break

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.metrics.outcomes import OutcomeFamilies, read_run_status
-from pipeline.metrics.rank_file import PATTERN, read_writer
+from pipeline.metrics.rank_file import PATTERN, Writer, read_writer
 from pipeline.run.directory import RunDirectory
 
 
@@ -54,12 +54,17 @@ class NodeCollector(Collector):
 
     def has_running_ranks(self) -> bool:
         """Whether a rank on this host is alive."""
+        return any(writer.is_running for writer in self._writers())
+
+    def last_start(self) -> float:
+        """When the youngest rank on this host, alive or not, began to publish; 0 without ranks."""
+        return max((writer.since for writer in self._writers()), default=0.0)
+
+    def _writers(self) -> Iterator[Writer]:
         for path in self._run.metrics.glob(PATTERN):
             with contextlib.suppress(OSError, ValueError):
-                writer = read_writer(path)
-                if writer.host == self._host and writer.is_running:
-                    return True
-        return False
+                if (writer := read_writer(path)).host == self._host:
+                    yield writer
 
 
 def merge(expositions: Iterable[Iterable[Metric]]) -> list[Metric]:
