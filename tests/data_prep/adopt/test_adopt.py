@@ -77,6 +77,7 @@ def test_tars_are_adopted_and_stay_as_they_are(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_adopted_set_is_verified(tmp_path: Path) -> None:
     tars, shards = write_tars(tmp_path / "tars"), tmp_path / "shards"
     adopt(tars, "--output", shards)
@@ -91,6 +92,7 @@ def test_an_adopted_set_is_verified(tmp_path: Path) -> None:
     assert "train-000001.tar: key 000010: its image" in done.stdout
 
 
+@pytest.mark.slow
 def test_in_place_the_set_may_be_moved(tmp_path: Path) -> None:
     tars = write_tars(tmp_path / "tars")
     adopt(tars, "--in-place")
@@ -111,6 +113,7 @@ def test_patterns_and_names_of_classes(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "shards").class_names == ("cat", "dog")
 
 
+@pytest.mark.slow
 def test_a_stopped_adoption_goes_on(tmp_path: Path) -> None:
     tars, shards = write_tars(tmp_path / "tars"), tmp_path / "shards"
     last = tars / "val-000000.tar"
@@ -129,6 +132,7 @@ def test_a_stopped_adoption_goes_on(tmp_path: Path) -> None:
     assert not list(shards.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_stopped_adoption_goes_on_with_the_labels_that_are_asked_for(tmp_path: Path) -> None:
     tars, shards = tmp_path / "tars", tmp_path / "shards"
     tars.mkdir()
@@ -145,6 +149,7 @@ def test_a_stopped_adoption_goes_on_with_the_labels_that_are_asked_for(tmp_path:
     assert read_index(shards, read_manifest(shards).split("train"))["label"].tolist() == [1, 0] * 2
 
 
+@pytest.mark.slow
 def test_tars_in_hidden_folders_and_by_roundabout_paths(tmp_path: Path) -> None:
     tars = write_tars(tmp_path / "tars", 1)
     (tmp_path / ".val").mkdir()
@@ -174,6 +179,7 @@ def test_two_adoptions_at_a_time_are_one_sentence(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: another process holds")
 
 
+@pytest.mark.slow
 def test_tars_that_are_not_shuffled_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     folder.mkdir()
@@ -203,6 +209,7 @@ def test_where_the_manifest_goes_must_be_said(
     assert what in done.stderr
 
 
+@pytest.mark.slow
 def test_a_finished_adoption_is_found_and_another_one_refused(tmp_path: Path) -> None:
     tars, shards = write_tars(tmp_path / "tars"), tmp_path / "shards"
     adopt(tars, "--output", shards)

@@ -122,6 +122,7 @@ def test_training_reads_them_all(shards: Path) -> None:
             np.testing.assert_array_equal(np.asarray(batch.images[row]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_images_of_one_size_are_known_to_have_it(tmp_path: Path, kind: str) -> None:
     (tmp_path / "tars").mkdir()
@@ -136,6 +137,7 @@ def test_images_of_one_size_are_known_to_have_it(tmp_path: Path, kind: str) -> N
     assert run_cli("verify", tmp_path / "shards", "--full").returncode == 0
 
 
+@pytest.mark.slow
 def test_they_are_verified_and_looked_at(shards: Path) -> None:
     assert run_cli("verify", shards, "--full").returncode == 0
     done = run_cli("look", shards)
@@ -143,6 +145,7 @@ def test_they_are_verified_and_looked_at(shards: Path) -> None:
     assert "PNG RGBA 2" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_cannot_be_decoded_is_found_where_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     for split in ("train", "val"):

@@ -91,11 +91,13 @@ def test_a_class_may_have_no_images(tmp_path: Path) -> None:
     assert page.count("<h2>") == page.count("<img") == 2
 
 
+@pytest.mark.slow
 def test_equal_sets_have_no_difference(raw: Path, shards: Path, tmp_path: Path) -> None:
     assert compare(shards, make_shards(raw, tmp_path / "other", "--seed", 5)) == []
     assert run_cli("diff", shards, shards).stdout == "the same samples\n"
 
 
+@pytest.mark.slow
 def test_differences_are_named(raw: Path, shards: Path, tmp_path: Path) -> None:
     other = shutil.copytree(raw, tmp_path / "raw")
     (other / "train/cat/0000.jpg").rename(other / "val/cat/moved.jpg")

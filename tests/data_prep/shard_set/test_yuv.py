@@ -119,6 +119,7 @@ def test_a_window_outside_is_refused() -> None:
     assert cut_yuv([CONTENT], np.array([[HEIGHT - 2, 0, 4, 4]], np.int32), out) is not None
 
 
+@pytest.mark.slow
 def test_a_shard_set_of_it(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "raw")
     command = ("shard", "folder", "--input", root, "--encoding", "yuv420", "--output")

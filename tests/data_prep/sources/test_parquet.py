@@ -78,6 +78,7 @@ def test_bytes_come_out_as_they_are_with_any_compression(tmp_path: Path, compres
     assert [content for content, _ in contents_of(source, "train")] == CONTENTS[:4]
 
 
+@pytest.mark.slow
 def test_a_shard_set_is_made_and_the_unpacked_copy_goes(tmp_path: Path) -> None:
     root, shards = write_hub(tmp_path / "in", image="img"), tmp_path / "shards"
     done = run_cli("shard", "parquet", "--input", root, "--output", shards)
@@ -138,6 +139,7 @@ def test_no_rows_are_one_sentence(tmp_path: Path) -> None:
         open_parquet(tmp_path, tmp_path / "unpacked")
 
 
+@pytest.mark.slow
 def test_a_conversion_goes_on_with_the_images_that_it_began_with(tmp_path: Path) -> None:
     shards, path = tmp_path / "shards", tmp_path / "in/train.parquet"
     write_parquet(path, [*CONTENTS[:3], None], [0, 1, 1, 0])

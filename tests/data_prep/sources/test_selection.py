@@ -136,6 +136,7 @@ def test_remaps_that_are_not_right(tmp_path: Path, text: str, what: str) -> None
         select(make_source(), Selection(remap=tmp_path / "remap.csv"))
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_was_taken(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "raw", 6, 1, ("ant", "bee", "cat")) / "train"
     options = ("--classes", "ant,cat", "--val-ratio", "0.3", "--limit-per-class", "2")

@@ -131,6 +131,7 @@ def test_links_that_lead_out_of_the_root_are_refused_unless_asked_for(root: Path
     assert rows_of(source) == {"train": [("link.jpg", "cat")]}
 
 
+@pytest.mark.slow
 def test_a_shard_set_is_made_of_a_table(root: Path) -> None:
     table = root / "labels.csv"
     table.write_text('path,label,split\na.jpg,cat,train\n"b,c.jpg",dog,train\nsub/d.jpg,cat,val\n')

@@ -163,6 +163,7 @@ def test_damaged_tars_end_in_one_sentence_or_in_samples(tmp_path: Path, seed: in
     assert "\n" not in complaint
 
 
+@pytest.mark.slow
 def test_a_shard_set_is_made(tmp_path: Path) -> None:
     for split, contents in (("train", CONTENTS[:4]), ("val", CONTENTS[4:])):
         members = [
