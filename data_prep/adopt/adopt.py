@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TextIO
@@ -15,13 +14,13 @@ from typing import TextIO
 import braceexpand
 import numpy as np
 
+from data_prep.adopt.contents import common_size, sum_pixels, warn_if_sorted
 from data_prep.adopt.tar_record import TarRecord, find_record, read_tar, record_name
 from data_prep.convert.images import quiet
 from data_prep.convert.output import ConversionError
 from data_prep.convert.progress import Progress
 from data_prep.convert.publish import publish_split
-from data_prep.convert.statistics import PixelSums, summarize
-from data_prep.shard_set.decoding import RejectedImage, read_image
+from data_prep.convert.statistics import summarize
 from data_prep.shard_set.files import as_text, remove_leftovers
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
 from data_prep.shard_set.index import check_shard_sizes
@@ -32,7 +31,6 @@ from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardSetError,
-    Split,
     hash_class_names,
     read_manifest,
     write_manifest,
@@ -41,11 +39,7 @@ from data_prep.sources.labels import RawLabel, number_labels
 from data_prep.sources.source import SourceError, name_some
 from data_prep.sources.splits import by_split, find_files
 
-logger = logging.getLogger(__name__)
-
 _WORK_FOLDER = ".adoption"
-_SORTED_SHARE = 0.5
-"""Of neighbours with one label, beyond what chance gives: with more a tar is not shuffled."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,9 +197,10 @@ def _publish(
             record.index["label"] = labels[split][stop - len(record.index) : stop]
         folder = None if root.resolve() == shards.resolve() else str(root)
         splits[split] = dataclasses.replace(publish_split(shards, split, of_tars), folder=folder)
-    _warn_if_sorted(names["train"], records, len(class_names))
-    height, width = _common_size(records.values())
-    sums = _sum_pixels(root, splits["train"], [records[name] for name in names["train"]], how)
+    warn_if_sorted(names["train"], records, len(class_names))
+    height, width = common_size(records.values())
+    of_train = {root / name: records[name] for name in splits["train"].filenames}
+    sums = sum_pixels(of_train, how.num_statistics, how.num_threads)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         encoding="jpeg" if all(record.is_plain for record in records.values()) else "image",
@@ -224,57 +219,3 @@ def _publish(
     )
     write_manifest(shards, manifest)
     return manifest
-
-
-def _common_size(records: Iterable[TarRecord]) -> tuple[int | None, int | None]:
-    """Height and width of every image, if they have one size."""
-    sizes = np.concatenate([each.sizes for each in records])
-    height, width = sizes[0].tolist()
-    return (height, width) if height and (sizes == sizes[0]).all() else (None, None)
-
-
-def _warn_if_sorted(
-    names: Sequence[str], records: Mapping[str, TarRecord], num_classes: int
-) -> None:
-    """Say so if the samples of tars lie class by class."""
-    for name in names:
-        labels = records[name].index["label"]
-        same = float(np.mean(labels[1:] == labels[:-1])) if len(labels) > 2 else 0.0
-        if same > 1 / num_classes + _SORTED_SHARE:
-            logger.warning(
-                "%s is not shuffled: %.0f %% of its neighbours are of one class. Training shuffles "
-                "all samples and so does not mind; with --data.shuffle_shards N it would mix only "
-                "the N tars that are open at a time, so leave that out, or convert the set with "
-                "'python -m data_prep shard webdataset'",
-                name,
-                100 * same,
-            )
-            return
-
-
-def _sum_pixels(root: Path, split: Split, records: Sequence[TarRecord], how: Adoption) -> PixelSums:
-    """Sums over images spread evenly over train."""
-    index = np.concatenate([record.index for record in records])
-    wanted = min(how.num_statistics, len(index))
-    rows = np.unique(np.linspace(0, len(index) - 1, wanted).astype(np.intp)).tolist()
-
-    def read(row: int) -> PixelSums | None:
-        shard, offset, num_bytes, _ = index[row].tolist()
-        with (root / split.filenames[shard]).open("rb", buffering=0) as file:
-            content = os.pread(file.fileno(), num_bytes, offset)
-        sums = PixelSums()
-        try:
-            sums.add(read_image(content)[0])
-        except RejectedImage as error:
-            logger.warning("%s: an image cannot be used: %s", split.filenames[shard], error)
-            return None
-        return sums
-
-    total = PixelSums()
-    with quiet(), ThreadPoolExecutor(how.num_threads) as threads:
-        for sums in threads.map(read, rows):
-            if sums is not None:
-                total.merge(sums)
-    if not total.num_images:
-        raise ConversionError("no image of train can be decoded: are the tars of images?")
-    return total

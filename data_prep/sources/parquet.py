@@ -4,6 +4,7 @@ https://huggingface.co/docs/hub/datasets-image: a column of structs with the fie
 `path`, and a column of labels, whose class names are in the schema's metadata. A Parquet file gives
 whole row groups of images, and a conversion reads one image here and one there. So all images are
 first unpacked, one after another, into the shard set; the copy goes when that is finished.
+Longer than 250 lines: what a file must be, and how it is unpacked, is read together.
 """
 
 from __future__ import annotations
