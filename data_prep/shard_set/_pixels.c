@@ -1,6 +1,6 @@
 /* Takes windows out of stored images: decodes no more of a JPEG than its window needs, scales the
  * window if that is asked for, and copies windows out of memory-mapped pixels. Whole JPEGs are
- * decoded for `data_prep.convert.jpegs`, which wants to know what is wrong with them.
+ * decoded for `data_prep.shard_set.jpegs`, which wants to know what is wrong with them.
  *
  * `data_prep.shard_set.pixels` calls the functions that are not static, answers for the sizes of
  * their arrays, and does the same in Python, byte for byte.
@@ -12,6 +12,8 @@
  *
  * Scaling is Pillow's BILINEAR or LANCZOS, first to the output's height and then to its width: a
  * filter as wide as the scale, in fixed point, rounded to 8 bits after each of the two.
+ *
+ * Longer than 250 lines: it is built as one file, without a header of its own.
  */
 
 #include <math.h>
