@@ -12,7 +12,7 @@ from typing import Annotated
 
 from data_prep.convert.conversion import Count, Options, convert
 from data_prep.convert.output import WORK_FOLDER
-from data_prep.shard_set.fields import between, within
+from data_prep.shard_set.fields import within
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named
@@ -29,30 +29,14 @@ from data_prep.sources.webdataset import open_webdataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sharding(Options):
-    classes: str | None = None
-    """Take the first N classes, those that a file names one a line, or NAME,NAME,…"""
-    remap: Path | None = None
-    """Rename or join classes: a file with a class, a comma or tab, and its new name a line."""
-    limit_per_class: Count | None = None
-    """Take this many training images of each class."""
-    val_ratio: Annotated[float | None, between(0, 1), Named("--val-ratio", "R")] = None
-    """Cut this share off train as val, where the input has no val split."""
-
+class _Sharding(Options, Selection):
     @abstractmethod
     def open(self) -> Source:
         """The raw data."""
 
     def run(self) -> int:
         begin, task = time.monotonic(), self.part
-        selection = Selection(
-            classes=self.classes,
-            remap=self.remap,
-            limit_per_class=self.limit_per_class,
-            val_ratio=self.val_ratio,
-            seed=self.seed,
-        )
-        source = select(self.open(), selection)
+        source = select(self.open(), self)
         manifest, num_shards, num_read = convert(source, self, sys.stderr)
         rate = num_read / (time.monotonic() - begin)
         made = f"{rate:,.0f} samples a second" if num_read else "complete already"

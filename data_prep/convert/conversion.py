@@ -67,7 +67,7 @@ class Options:
     samples_per_shard: Count = 1000
     """Samples in every shard of a split but the last."""
     seed: Annotated[int, SEED] = 0
-    """Seed of the shuffle, and of what synthetic draws."""
+    """Seed of the shuffle, of what is taken, and of what synthetic draws."""
     workers: Annotated[int, within(1, 512)] = field(default_factory=num_processors)
     """Processes that convert; they do not change the result."""
     max_reject_ratio: RejectRatio = 0.001

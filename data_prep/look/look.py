@@ -16,10 +16,11 @@ from PIL import Image
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.index import read_checksums, read_index
 from data_prep.shard_set.manifest import Manifest, read_manifest
+from data_prep.shard_set.tar_walk import BLOCK_BYTES
 
 _MOST_ROWS = 30
 """Classes, or groups of equal images, that the text names."""
-_NAME_BYTES, _BLOCK_BYTES = 100, 512
+_NAME_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Contents:
         shard, offset, num_bytes, _ = self.index[place.split][place.row].tolist()
         path = self.manifest.split(place.split).shard_paths(self.shards)[shard]
         with path.open("rb", buffering=0) as file:
-            header = os.pread(file.fileno(), _NAME_BYTES, offset - _BLOCK_BYTES)
+            header = os.pread(file.fileno(), _NAME_BYTES, offset - BLOCK_BYTES)
             content = os.pread(file.fileno(), num_bytes, offset)
         name = header.split(b"\0", 1)[0].decode("utf-8", "replace")
         return f"{place.split} {path.name} {name}", content

@@ -8,27 +8,30 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
+from typing import Annotated
 
+from data_prep.shard_set.fields import SEED, between, within
+from data_prep.shard_set.options import Named
 from data_prep.sources.labels import check_class_names
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import Source, SourceError, name_some
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
     """What is taken of a source; what is None takes all."""
 
     classes: str | None = None
-    """A number of classes, a file with a name a line, or names with commas between them."""
+    """Take the first N classes, those that a file names one a line, or NAME,NAME,…"""
     remap: Path | None = None
-    """A file with a class and its new name a line; classes that it does not name are left out."""
-    limit_per_class: int | None = None
-    """Of the train split."""
-    val_ratio: float | None = None
-    """The part of train that becomes val, where there is no val split."""
-    seed: int = 0
+    """Rename or join classes: a file with a class, a comma or tab, and its new name a line."""
+    limit_per_class: Annotated[int | None, within(1, 10_000_000)] = None
+    """Take this many training images of each class."""
+    val_ratio: Annotated[float | None, between(0, 1), Named("--val-ratio", "R")] = None
+    """Cut this share off train as val, where the input has no val split."""
+    seed: Annotated[int, SEED] = 0
     """Decides which images are taken."""
 
     def settings(self) -> dict[str, str | int | float]:
@@ -139,7 +142,7 @@ def _read_remap(path: Path, names: Sequence[str]) -> dict[str, str]:
         )
     check_class_names(tuple(dict.fromkeys(found.values())), f"--remap {path}")
     if left_out := [name for name in names if name not in found]:
-        logger.warning(
+        _log.warning(
             "%d classes are left out, as %s does not name them: %s",
             len(left_out),
             path,
