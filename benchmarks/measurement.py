@@ -39,16 +39,19 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
     }
 
 
-def report(figures: dict[str, Any], path: Path | None) -> None:
-    """Print the figures as JSON with the machine they are from, and write them to `path`."""
-    document = {
+def environment() -> dict[str, Any]:
+    """When and on what something is measured."""
+    return {
         "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "hardware": f"{len(os.sched_getaffinity(0))} cores of {processor_name()}",
         "instruction_sets": instruction_sets(),
         "versions": versions(),
-        **figures,
     }
-    text = json.dumps(document, indent=1)
+
+
+def report(figures: dict[str, Any], path: Path | None) -> None:
+    """Print the figures as JSON with the machine they are from, and write them to `path`."""
+    text = json.dumps(environment() | figures, indent=1)
     print(text)
     if path is not None:
         path.write_text(text + "\n")
