@@ -68,6 +68,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),
         *("pipeline.data.readers", "pipeline.data.batches", "pipeline.ranks", *_BASE),
     ),
+    "pipeline.trained": ("pipeline.data.augment", "pipeline.run", "pipeline.model", *_BASE),
     "pipeline.train": (
         *(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run"),
         *("pipeline.model", *_BASE),
@@ -113,7 +114,7 @@ NO_TORCH = (
 )
 """Rooms that work without torch: nothing that their import brings with it may import torch."""
 
-MAY_HAVE_TORCH = {"pipeline.run.checkpoint"}
+MAY_HAVE_TORCH = {"pipeline.run.checkpoint", "pipeline.run.torch_file"}
 
 
 def sources(package: str) -> list[Path]:

@@ -219,9 +219,9 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
             "this program that made it, or convert again"
         )
     try:
-        splits = {name: Split(**_tuples(split)) for name, split in fields.pop("splits").items()}
-        statistics = Statistics(**_tuples(fields.pop("statistics")))
-        manifest = Manifest(**_tuples(fields), splits=splits, statistics=statistics)
+        splits = {name: Split(**as_tuples(split)) for name, split in fields.pop("splits").items()}
+        statistics = Statistics(**as_tuples(fields.pop("statistics")))
+        manifest = Manifest(**as_tuples(fields), splits=splits, statistics=statistics)
         _check_consistent(manifest)
     except (AttributeError, KeyError, TypeError) as error:
         raise ShardSetError(f"{path} is not a manifest ({error}): convert the data again") from None
@@ -258,10 +258,10 @@ def _check_consistent(manifest: Manifest) -> None:
             raise ValueError(f"it names the file '{name}'; expected one of its own beside it")
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """JSON's lists as the tuples our frozen records hold."""
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(as_tuples(item) for item in value)
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: as_tuples(item) for key, item in value.items()}
     return value

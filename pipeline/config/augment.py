@@ -54,6 +54,17 @@ class AugmentConfig:
     """When colour noise, and the division with it, ends; none: never."""
 
     @property
+    def subtracts_mean_image(self) -> bool:
+        """Whether the mean image of the train split is needed."""
+        match self.normalize:
+            case "mean_image":
+                return True
+            case "none" | "mean_std":
+                return False
+            case unknown:
+                assert_never(unknown)
+
+    @property
     def scales_crops(self) -> bool:
         """Whether crops of any size are taken, and scaled to one."""
         match self.crop_place:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data_prep.shard_set.index import read_mean_image
 from data_prep.shard_set.manifest import Manifest, Split, manifest_sha256
 from pipeline.config.schema import Config
 from pipeline.data.augment.crop_policy import (
@@ -85,8 +86,11 @@ class Data:
 
     def normalizer(self) -> Normalizer:
         """Raises `ShardSetError` if a mean image is wanted and is not there."""
-        config, folder = self.config.augment, self.shards.folder
-        return build_normalizer(config, self.manifest, folder, self.device)
+        config, statistics = self.config.augment, self.manifest.statistics
+        mean_image = None
+        if config.subtracts_mean_image:
+            mean_image = read_mean_image(self.shards.folder, statistics)
+        return build_normalizer(config, statistics, mean_image, self.device)
 
     def augmenter(self, normalizer: Normalizer) -> Augmenter:
         config = self.config

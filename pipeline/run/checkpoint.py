@@ -37,12 +37,13 @@ from data_prep.shard_set.files import (
     sync_directory,
     write_atomically,
 )
+from pipeline.run.torch_file import load_tensors
 
 FORMAT_VERSION = 1
 BEST = "best"
 
 _STATE = "state.pt"
-_FACTS = "checkpoint.json"
+FACTS = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
         "sha256": sha256_of(path),
     }
     _load_state(path)  # reads back what was written, before it can replace anything
-    write_atomically(folder / _FACTS, json.dumps(facts, indent=1).encode() + b"\n")
+    write_atomically(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
     sync_directory(folder)
     return num_bytes
 
@@ -165,16 +166,16 @@ def newest_good(directory: Path) -> Path | None:
 def verify(path: Path) -> None:
     """Check a checkpoint's size and hash; raises `CheckpointError` saying what is wrong."""
     try:
-        facts = json.loads((path / _FACTS).read_bytes())
+        facts = json.loads((path / FACTS).read_bytes())
         version, num_bytes, sha256 = (
             facts[name] for name in ("format_version", "num_bytes", "sha256")
         )
     except OSError as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint: {_FACTS} cannot be read ({error.strerror})"
+            f"{path} is not a checkpoint: {FACTS} cannot be read ({error.strerror})"
         ) from None
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"checkpoint {path} is damaged: {_FACTS} is not as written") from None
+        raise CheckpointError(f"checkpoint {path} is damaged: {FACTS} is not as written") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format version {version}; "
@@ -199,7 +200,10 @@ def load(path: Path, device: torch.device | None = None) -> dict[str, Any]:
 
 
 def _load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = load_tensors(path, device)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     return state
 
 

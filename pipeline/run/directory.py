@@ -2,6 +2,7 @@
 
 RUN/
   config.json           the resolved config, versions, git revision, manifest hash
+  data.json             see `pipeline.run.dataset`, and mean_image.npy beside it
   events.jsonl          see `pipeline.run.events` and `pipeline.run.event_log`
   checkpoints/step-…    see `pipeline.run.checkpoint`
   predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
@@ -40,6 +41,8 @@ class RunDirectory:
     path: Path
 
     config = _Entry("config.json")
+    data = _Entry("data.json")
+    mean_image = _Entry("mean_image.npy")
     events = _Entry("events.jsonl")
     checkpoints = _Entry("checkpoints")
     metrics = _Entry("metrics")

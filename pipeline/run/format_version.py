@@ -11,6 +11,8 @@ CONFIG_VERSION = 1
 """`config.json`."""
 EVENTS_VERSION = 1
 """`events.jsonl`: every `run` row names it, for the rows from there on."""
+DATASET_VERSION = 1
+"""`data.json`, with `mean_image.npy` beside it."""
 PREDICTIONS_VERSION = 1
 """`predictions/*.npz`."""
 RANK_FILE_VERSION = 1

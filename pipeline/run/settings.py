@@ -67,7 +67,11 @@ class Settings:
 
 def read_settings(run: RunDirectory) -> Settings:
     """Read `config.json`; raises `ValueError` if it is not there or not of this version."""
-    saved = read_saved(run)
+    return settings_of(read_saved(run))
+
+
+def settings_of(saved: Mapping[str, Any]) -> Settings:
+    """The inverse of `Settings.to_json`; raises `ValueError` if it is another version's."""
     return Settings(
         recipe=saved["recipe"],
         config=from_json(saved["config"]),

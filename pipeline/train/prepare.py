@@ -27,6 +27,7 @@ from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
+from pipeline.run.dataset import Dataset, write_dataset
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_events, write_failure
 from pipeline.run.lock import lock_run
@@ -93,7 +94,7 @@ def open_run(
         )
     read_events(run.events)  # refuses those of a newer version
     checkpoint.remove_leftovers(run.checkpoints)
-    remove_leftovers(run.path, {run.config.name})
+    remove_leftovers(run.path, {run.config.name, run.data.name, run.mean_image.name})
     remove_leftovers(run.predictions("val").parent)
     if remove_old_request(run, environment):
         Console(sys.stdout).line(f"removed {run.stop_request}: it is older than this job")
@@ -142,6 +143,8 @@ def _build(
     with world.fail_together():
         plan = data.plan(mesh.num_replicas)
         target_steps = num_steps(config.epochs, plan.steps_per_epoch)
+        if world.is_main:
+            write_dataset(run.path, _dataset_of(data))
     start = find_start(run, command.fork_from, world)
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
@@ -187,6 +190,13 @@ def _build(
         watchdog=Watchdog(
             world, mesh, run, config.distributed, is_resident=config.data.is_resident
         ),
+    )
+
+
+def _dataset_of(data: Data) -> Dataset:
+    return Dataset.of_shards(
+        *(data.shards.folder, data.manifest, data.manifest_sha256),
+        with_mean_image=data.config.augment.subtracts_mean_image,
     )
 
 

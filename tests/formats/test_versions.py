@@ -187,5 +187,5 @@ def test_the_docs_name_every_format() -> None:
     page = (REPOSITORY / "docs/data-format.md").read_text()
     section = page[page.index("## What stays readable") :]
     names = ("_info.json", "OUT.beton", "config.json", "events.jsonl", "checkpoints/step-…")
-    for name in (*names, "predictions/val.npz", "metrics/rank-*.prom"):
+    for name in (*names, "data.json", "predictions/val.npz", "metrics/rank-*.prom"):
         assert f"| `{name}` | 1 |" in section

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_prep.shard_set.index import read_mean_image
-from data_prep.shard_set.manifest import Manifest, Statistics
+from data_prep.shard_set.manifest import Statistics
 from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import input_size
 from pipeline.data.augment.crops import CropWindows, Flags, take_crops, whole_images
@@ -77,13 +75,16 @@ class Normalizer:
 
 
 def build_normalizer(
-    config: AugmentConfig, manifest: Manifest, shards: Path, device: torch.device
+    config: AugmentConfig,
+    statistics: Statistics,
+    mean_image: npt.NDArray[np.float32] | None,
+    device: torch.device,
 ) -> Normalizer:
     """The normalization for training and evaluation alike.
 
-    Raises `ShardSetError` if a mean image is wanted and is not there.
+    `mean_image`, H×W×3, is needed where `config.subtracts_mean_image`.
     """
-    statistics, ones = manifest.statistics, np.ones(3)
+    ones = np.ones(3)
     match config.normalize:
         case "none":
             return Normalizer(0 * ones, ones, device)
@@ -92,11 +93,11 @@ def build_normalizer(
             std[constant_channels(config, statistics)] = 1.0
             return Normalizer(np.array(statistics.mean), std, device)
         case "mean_image":
-            mean = read_mean_image(shards, statistics)
+            assert mean_image is not None
             # Its middle, wherever the crop of an image is from, as in the 2012 code.
-            height, width = input_size(config, mean.shape[:2])
-            top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
-            return Normalizer(mean[top : top + height, left : left + width], ones, device)
+            height, width = input_size(config, mean_image.shape[:2])
+            top, left = (mean_image.shape[0] - height) // 2, (mean_image.shape[1] - width) // 2
+            return Normalizer(mean_image[top : top + height, left : left + width], ones, device)
         case unknown:
             assert_never(unknown)
 

@@ -1,0 +1,1 @@
+"""A trained network by itself: weights, class names, preprocessing. Changes nothing."""
