@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up all they need, on a fresh Debian machine too.
 
 PYTHON ?= python3
-NPROC ?= 2
+NPROC ?=  # if not given: one rank a GPU, on CPUs 2
 TESTS_AT_ONCE ?= 2
 RUNS ?= build
 EPOCHS ?= 6
@@ -82,12 +82,8 @@ $(FFCV): $(INSTALLED)
 		touch $@; } || echo "ffcv is left out: it could not be installed, see above"
 
 demo: $(INSTALLED)
-	$(BIN)/python -m data_prep shard synthetic --output $(RUNS)/demo-shards
 	@rm -rf $(RUNS)/demo
-	$(BIN)/python -m launch local --nproc $(NPROC) cifar10 --epochs $(EPOCHS) \
-		--data.shards $(RUNS)/demo-shards --run-dir $(RUNS)/demo
-	$(BIN)/python -m pipeline.evaluate --run-dir $(RUNS)/demo
-	$(BIN)/python -m pipeline.report $(RUNS)/demo
+	@$(BIN)/python -m launch demo --output $(RUNS) $(if $(NPROC),--nproc $(NPROC)) --epochs $(EPOCHS)
 
 CIFAR10_SOURCE = $(if $(wildcard $(DATA)/train),folder,$(if \
 	$(wildcard $(DATA)/*.parquet $(DATA)/*/*.parquet),parquet,cifar10))
@@ -96,7 +92,7 @@ cifar10: $(INSTALLED)
 is cifar-10-python.tar.gz, a folder with train/CLASS/* and test/CLASS/*, or one of Parquet files"; exit 1; }
 	$(BIN)/python -m data_prep shard $(CIFAR10_SOURCE) --encoding rgb $(if $(SIZE),--size $(SIZE)) \
 		--input "$(DATA)" --output $(RUNS)/cifar10-shards
-	$(BIN)/python -m launch local --nproc $(NPROC) cifar10 \
+	$(BIN)/python -m launch local --nproc $(or $(NPROC),2) cifar10 \
 		--data.shards $(RUNS)/cifar10-shards --run-dir $(RUNS)/cifar10
 	$(BIN)/python -m pipeline.report $(RUNS)/cifar10
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.options import Command, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from launch import doctor, local, outcome, prometheus, runs, submit
+from launch import demo, doctor, local, outcome, prometheus, runs, submit
 from pipeline.run.ending import ExitCode
 
 _COMMANDS: Mapping[str, Command] = {
+    "demo": (demo.Options, demo.run),
     "local": (local.Options, local.run),
     "doctor": (doctor.Options, doctor.run),
     "status": (runs.StatusOptions, runs.status),
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code_after_flush(0) if code is None else code  # else it says how a job ended
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.stderr.write(f"error: {describe(error)}\n")
         return ExitCode.FAILED
 

@@ -27,6 +27,7 @@ class Door(NamedTuple):
 
 
 DOORS: Mapping[str, Door] = {
+    "demo": Door("launch", "train on generated images and write a report", ("demo",)),
     "shard": Door("data_prep", "make a shard set from raw images", ("shard",)),
     "adopt": Door("data_prep", "make a shard set of tars that others wrote", ("adopt",)),
     "merge": Door("data_prep", "publish what all tasks of a conversion have made", ("merge",)),

@@ -89,6 +89,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *(
             "data_prep.__main__",
             "pipeline.doctor.options",
+            "pipeline.report.__main__",
             "pipeline.train.command",
             "pipeline.metrics",
             "pipeline.run",

@@ -17,17 +17,22 @@ from pipeline.run.directory import RunDirectory
 _EXTRA = ("jinja2", "matplotlib")
 
 
+def require_extra() -> None:
+    """Raise `ModuleNotFoundError` if the extra `report` is not installed."""
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the report needs {' and '.join(missing)}: pip install 'alexnet-2012[report]'"
+        )
+
+
 def write_report(run: RunDirectory, output: Path) -> None:
     """Write the report of `run` to the file `output`, whole or not at all.
 
     Raises `ValueError` if `run` is not a run directory or its files are damaged, `OSError` if the
     page cannot be written, `ModuleNotFoundError` if the extra `report` is not installed.
     """
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"the report needs {' and '.join(missing)}: pip install 'alexnet-2012[report]'"
-        )
+    require_extra()
     from pipeline.report import page  # here, because it needs the extra
 
     text = page.render(run)
