@@ -25,7 +25,6 @@ from data_prep.adopt.adopt import Adoption, adopt, common_folder, expand
 from data_prep.beton.beton import write_beton
 from data_prep.convert.conversion import RejectRatio, merge, num_processors
 from data_prep.convert.output import ConversionError
-from data_prep.convert.progress import Progress
 from data_prep.look.compare import compare
 from data_prep.look.look import describe, look
 from data_prep.look.sheet import contact_sheet
@@ -35,6 +34,7 @@ from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import ShardSetError, check_name
 from data_prep.shard_set.options import Named, Parser, add_commands
+from data_prep.shard_set.progress import Progress
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from data_prep.sharding import SOURCES, summary
 from data_prep.sources.labels import read_class_names

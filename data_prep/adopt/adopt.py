@@ -16,11 +16,10 @@ import numpy as np
 
 from data_prep.adopt.contents import common_size, sum_pixels, warn_if_sorted
 from data_prep.adopt.tar_record import TarRecord, find_record, read_tar, record_name
-from data_prep.convert.images import quiet
 from data_prep.convert.output import ConversionError
-from data_prep.convert.progress import Progress
 from data_prep.convert.publish import publish_split
 from data_prep.convert.statistics import summarize
+from data_prep.shard_set.decoding import quiet
 from data_prep.shard_set.files import as_text, remove_leftovers
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
 from data_prep.shard_set.index import check_shard_sizes
@@ -35,6 +34,7 @@ from data_prep.shard_set.manifest import (
     read_manifest,
     write_manifest,
 )
+from data_prep.shard_set.progress import Progress
 from data_prep.sources.labels import RawLabel, number_labels
 from data_prep.sources.source import SourceError, name_some
 from data_prep.sources.splits import by_split, find_files

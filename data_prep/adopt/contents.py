@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.adopt.tar_record import TarRecord
-from data_prep.convert.images import quiet
 from data_prep.convert.output import ConversionError
 from data_prep.convert.statistics import PixelSums
-from data_prep.shard_set.decoding import RejectedImage, read_image
+from data_prep.shard_set.decoding import RejectedImage, quiet, read_image
 
 _log = logging.getLogger(__name__)
 

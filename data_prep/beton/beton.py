@@ -13,7 +13,6 @@ import numpy as np
 from data_prep.beton.samples import ShardSamples
 from data_prep.beton.writer import open_writer
 from data_prep.convert.output import ConversionError
-from data_prep.convert.progress import Progress
 from data_prep.shard_set.beton_format import (
     BetonRecord,
     BetonTables,
@@ -24,6 +23,7 @@ from data_prep.shard_set.beton_format import (
 from data_prep.shard_set.files import TEMPORARY_PREFIX, sync, sync_directory
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_manifest
+from data_prep.shard_set.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

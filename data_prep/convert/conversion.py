@@ -23,7 +23,6 @@ from data_prep.convert.output import (
     locked_output,
 )
 from data_prep.convert.pool import write_shards
-from data_prep.convert.progress import Progress
 from data_prep.convert.publish import ConversionTotals, publish
 from data_prep.convert.shard import ShardJob, find_record
 from data_prep.shard_set.codec import codec_of
@@ -37,6 +36,7 @@ from data_prep.shard_set.manifest import (
     manifest_sha256,
 )
 from data_prep.shard_set.options import Named, NotAnOption
+from data_prep.shard_set.progress import Progress
 from data_prep.sources.source import Source, name_some
 
 _log = logging.getLogger(__name__)

@@ -6,20 +6,14 @@ converted and counted by their first `RewriteReason`; the rest is rejected (`dec
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
 
 from data_prep.convert.output import ConversionError
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.decoding import RewriteReason, read_image
+from data_prep.shard_set.decoding import RewriteReason, quiet, read_image
 from data_prep.shard_set.jpeg_header import JPEG_START
 from data_prep.shard_set.manifest import Encoding
-from data_prep.shard_set.pixels import LANCZOS, Pixels, Window, scale_window
+from data_prep.shard_set.pixels import LANCZOS, Pixels, scale_middle
 from data_prep.sources.source import RawImage
 
 
@@ -54,7 +48,7 @@ def store(
         if not raw.startswith(JPEG_START):
             flaw = flaw or "not_jpeg"
     if size is not None and not has_size:
-        pixels = _crop_and_scale(pixels, size)
+        pixels = scale_middle(pixels, (size, size), LANCZOS)
         flaw = flaw or "resized"
     try:
         content = codec.encode(pixels, jpeg_quality or codec.default_quality)
@@ -63,22 +57,3 @@ def store(
     if codec.is_lossy:
         pixels = codec.decode(content)
     return StoredImage(content, pixels, flaw)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without warnings of strange metadata; a decompression bomb is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def _crop_and_scale(image: Pixels, size: int) -> Pixels:
-    """Scale the middle square to size×size: the same as short side to `size`, then centre crop."""
-    height, width, _ = image.shape
-    side = min(height, width)
-    scaled = np.empty((size, size, 3), np.uint8)
-    window = Window((height - side) // 2, (width - side) // 2, side, side)
-    scale_window(image, window, scaled, LANCZOS)
-    return scaled

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -60,6 +61,15 @@ class RejectedImage(Exception):
     def __init__(self, reason: RejectReason, what: str) -> None:
         super().__init__(f"{reason}: {what}; {_REMEDIES[reason]}")
         self.reason: RejectReason = reason
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of strange metadata; a decompression bomb is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def read_image(raw: bytes) -> tuple[Pixels, RewriteReason | None, bool]:
@@ -135,6 +145,23 @@ def _read_with_pillow(raw: bytes) -> tuple[Pixels, RewriteReason | None]:
         raise _rejection(raw, error) from None
 
 
+def pixels_of(image: Image.Image) -> Pixels:
+    """An image that Pillow has opened, as uint8 H×W×3; raises `RejectedImage`.
+
+    The rules are those of `read_image`. Pillow says of no loaded image that it had 16 bits a value,
+    but of gray ones.
+    """
+    try:
+        orientation = find_orientation(image.getexif)
+        _find_flaw(image, orientation, is_deep=image.mode.startswith("I;16"))
+        return _upright(np.asarray(_to_rgb(image)), orientation)
+    except (MemoryError, RejectedImage):
+        raise
+    except Exception as error:  # Pillow raises anything
+        what = str(error) or type(error).__name__
+        raise RejectedImage("undecodable", what) from None
+
+
 def _rejection(raw: bytes, error: Exception) -> RejectedImage:
     """By what Pillow says of an image."""
     what = str(error) or type(error).__name__
@@ -162,9 +189,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     )
 
 
-def _find_flaw(
-    image: ImageFile.ImageFile, orientation: int, *, is_deep: bool
-) -> RewriteReason | None:
+def _find_flaw(image: Image.Image, orientation: int, *, is_deep: bool) -> RewriteReason | None:
     """What a decoder that expects plain RGB would get wrong, as far as the header says."""
     if image.mode == "CMYK":
         return "cmyk"

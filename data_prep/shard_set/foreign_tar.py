@@ -59,10 +59,10 @@ def walk_samples(path: Path, fields: FieldNames) -> Iterator[ForeignSample]:
     seen: set[str] = set()
     with path.open("rb", buffering=0) as file:
         handle = file.fileno()
-        _check_plain(path, os.pread(handle, 8, 0))
+        check_plain(path, os.pread(handle, 8, 0))
         key, members = "", dict[str, Member]()
-        for member in _walk_files(path, handle):
-            member_key, suffix = _take_apart(member.name)
+        for member in walk_files(path, handle):
+            member_key, suffix = take_apart(member.name)
             if not suffix:
                 continue
             if member_key != key and members:
@@ -87,7 +87,8 @@ def walk_samples(path: Path, fields: FieldNames) -> Iterator[ForeignSample]:
         raise ForeignTarError(f"{path} holds no samples; expected members KEY.jpg and KEY.cls")
 
 
-def _check_plain(path: Path, begin: bytes) -> None:
+def check_plain(path: Path, begin: bytes) -> None:
+    """Raise `ForeignTarError` if the first bytes are those of a compressed file."""
     for magic, name in _COMPRESSED.items():
         if begin.startswith(magic):
             raise ForeignTarError(
@@ -96,8 +97,11 @@ def _check_plain(path: Path, begin: bytes) -> None:
             )
 
 
-def _walk_files(path: Path, handle: int) -> Iterator[Member]:
-    """The plain files of a tar, with the long names that GNU and pax headers give them."""
+def walk_files(path: Path, handle: int) -> Iterator[Member]:
+    """The plain files of a tar, with the long names that GNU and pax headers give them.
+
+    Raises `ForeignTarError` if it is damaged, or stores a file in a way that gives it no place.
+    """
     stop = os.fstat(handle).st_size
     long_name: str | None = None
     try:
@@ -147,7 +151,7 @@ def _pax_path(path: Path, records: str) -> str | None:
     return name
 
 
-def _take_apart(name: str) -> tuple[str, str]:
+def take_apart(name: str) -> tuple[str, str]:
     """Key and suffix, as webdataset cuts them; the suffix in small letters."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
@@ -160,7 +164,7 @@ def _sample(
 ) -> ForeignSample:
     where = f"{path}: sample {key}"
     image = _find_image(where, members, fields.image)
-    return ForeignSample(key, image, _find_label(where, path, handle, members, fields.label))
+    return ForeignSample(key, image, find_label(where, path, handle, members, fields.label))
 
 
 def _find_image(where: str, members: dict[str, Member], asked: str | None) -> Member:
@@ -179,9 +183,10 @@ def _find_image(where: str, members: dict[str, Member], asked: str | None) -> Me
     return members[found[0]]
 
 
-def _find_label(
+def find_label(
     where: str, path: Path, handle: int, members: dict[str, Member], asked: str | None
 ) -> int | str:
+    """The label of a sample with these members, by their suffixes; raises `ForeignTarError`."""
     if asked is not None and asked.lower() in members:
         return _as_label(where, _text(path, handle, members[asked.lower()]))
     if asked is None:

@@ -181,6 +181,19 @@ def scale_window(
         out[:] = np.asarray(scaled)
 
 
+def scale_middle(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling) -> Pixels:
+    """Scale the largest window of the shape of `size`, in the middle of an image, to that size."""
+    (height, width), (rows, columns) = pixels.shape[:2], size
+    height, width = (
+        min(height, max(1, width * rows // columns)),
+        min(width, max(1, height * columns // rows)),
+    )
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    scaled = np.empty((rows, columns, 3), np.uint8)
+    scale_window(pixels, Window(top, left, height, width), scaled, resampling)
+    return scaled
+
+
 class MappedFile:
     """A whole file in memory, to copy windows from."""
 

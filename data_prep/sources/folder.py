@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.shard_set.image_files import Folder, is_image_file, scan, walk
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import FileReader, Source, SourceError, check_same, name_some
@@ -19,11 +19,6 @@ _VAL_NAMES = ("val", "validation", "valid", "test")
 _ANNOTATIONS = "val_annotations.txt"
 """Of Tiny ImageNet: a line for each image of val, its name and its class first."""
 _IMAGES = "images"
-_IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".avif"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
-)
-_IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +142,21 @@ def _find_classes(folder: Path) -> dict[str, str]:
 
 def _list_images(folder: Path, nested: bool, left_out: list[str]) -> list[str]:
     """Names of the images of a class, relative to its folder, sorted."""
-    files, folders = _scan(folder)
-    has_inner = [path.name for path in folders] == [_IMAGES] and not any(map(is_image, files))
+    found = scan(folder)
+    files, folders = _files(found), found.folders
+    has_inner = [path.name for path in folders] == [_IMAGES] and not any(map(is_image_file, files))
     if has_inner and not nested:  # as in Tiny ImageNet, where a table of boxes lies beside it
         left_out += map(str, files)
-        files, folders = _scan(folders[0])
-    seen = {folder.stat().st_ino}  # links may lead in a circle
-    while nested and folders:
-        inodes = [path.stat().st_ino for path in sorted(folders)]
-        more = [
-            _scan(path)
-            for number, (path, inode) in enumerate(zip(sorted(folders), inodes, strict=True))
-            if inode not in seen and inode not in inodes[:number]
-        ]
-        seen.update(inodes)
-        files += [path for inside, _ in more for path in inside]
-        folders = [path for _, inside in more for path in inside]
+        found = scan(folders[0])
+        files, folders = _files(found), found.folders
+    if nested:
+        files, folders = [path for inside in walk(folder) for path in _files(inside)], []
     if folders:
         raise SourceError(
             f"there are folders among the images ({name_some(map(str, folders))}): with --nested "
             "the images in them belong to the class, too; else move them up, and remove the rest"
         )
-    images = [path for path in files if is_image(path)]
+    images = [path for path in files if is_image_file(path)]
     left_out += map(str, set(files) - set(images))
     if not images:
         raise SourceError(
@@ -177,27 +165,14 @@ def _list_images(folder: Path, nested: bool, left_out: list[str]) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in images)
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files and folders in a folder, without the hidden ones."""
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        others = [entry.path for entry in visible if not (entry.is_file() or entry.is_dir())]
-        if others:
-            raise SourceError(
-                "among the images are broken links or other things that are not files "
-                f"({name_some(others)}): remove them"
-            )
-        files = [Path(entry.path) for entry in visible if entry.is_file()]
-        return files, [Path(entry.path) for entry in visible if entry.is_dir()]
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file is an image by the end of its name, or else by its first bytes."""
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
-        return True
-    with path.open("rb") as file:
-        begin = file.read(12)
-    return begin.startswith(_IMAGE_BEGINNINGS) or (begin[:4], begin[8:]) == (b"RIFF", b"WEBP")
+def _files(found: Folder) -> list[Path]:
+    """The files of a folder that holds nothing but files and folders."""
+    if found.others:
+        raise SourceError(
+            "among the images are broken links or other things that are not files "
+            f"({name_some(map(str, found.others))}): remove them"
+        )
+    return found.files
 
 
 def _warn_of_left_out(root: Path, left_out: list[str]) -> None:

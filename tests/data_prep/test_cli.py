@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.convert.progress import Progress
+from data_prep.shard_set.progress import Progress
 from tests.data_prep.conftest import SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
 

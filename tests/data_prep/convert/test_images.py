@@ -16,7 +16,13 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.convert.images import store
-from data_prep.shard_set.decoding import RejectedImage, RejectReason, RewriteReason
+from data_prep.shard_set.decoding import (
+    RejectedImage,
+    RejectReason,
+    RewriteReason,
+    pixels_of,
+    read_image,
+)
 from data_prep.shard_set.manifest import Encoding
 from tests.data_prep.raw_data import (
     ENCODINGS,
@@ -272,6 +278,18 @@ def test_odd_image_is_converted(reason: RewriteReason, encoding: Encoding) -> No
     assert found.shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_array_equal(stored.pixels, found)
     assert error_of(found, expected) < 6
+
+
+@pytest.mark.parametrize("reason", CONVERTED)
+def test_an_image_that_pillow_has_opened_is_read_by_the_same_rules(reason: RewriteReason) -> None:
+    content = CONVERTED[reason][0]()
+    with Image.open(io.BytesIO(content)) as image:
+        assert error_of(pixels_of(image), Image.fromarray(read_image(content)[0])) < 2
+
+
+def test_an_opened_image_without_meaning_is_rejected() -> None:
+    with pytest.raises(RejectedImage, match="what its values mean is unknown"):
+        pixels_of(Image.new("F", (4, 4)))
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from data_prep.shard_set.pixels import (
     decode_jpeg,
     is_compiled,
     jpeg_size,
+    scale_middle,
     scale_window,
 )
 from tests.data_prep.odd_jpegs import sampled
@@ -297,3 +299,18 @@ print(copy_windows(addresses[:2], (256, 256), zeros[:2], zeros[:2], out[:2]))
         check=False,
     )
     assert (done.returncode, done.stdout.split()) == (0, ["2", "2", "2", "None"]), done.stderr
+
+
+@given(*[st.integers(1, 40)] * 4)
+def test_the_middle_is_as_large_as_its_shape_allows(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    image = np.zeros((height, width, 3), np.uint8)
+    with mock.patch.object(pixels_module, "scale_window") as scale:
+        scale_middle(image, (rows, columns), LANCZOS)
+    window = scale.call_args.args[1]
+    assert window.height == height or window.width == width
+    is_thin = 1 in (window.height, window.width)  # no side is zero, whatever the shape
+    assert is_thin or abs(window.height * columns - window.width * rows) < max(rows, columns)
+    assert 0 <= height - window.height - 2 * window.top <= 1
+    assert 0 <= width - window.width - 2 * window.left <= 1
