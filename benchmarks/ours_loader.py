@@ -54,7 +54,7 @@ def open_epoch(task: Task) -> Epoch:
         with source(0, num_steps) as loader:
             for batch in loader:
                 flips = draw_flips(config.augment, SEED, 0, batch.samples)
-                yield check_batch(take_crops(batch.images, None, flips), batch.labels)
+                yield check_batch(take_crops(batch.images, batch.crop_windows, flips), batch.labels)
 
     return lambda: sum(batches())
 

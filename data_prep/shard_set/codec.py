@@ -42,7 +42,7 @@ class Codec:
     size_of: Callable[[bytes], tuple[int, int]]
     """Height and width; raises `ValueError` if the content is of another encoding."""
     cut: Callable[[list[bytes], npt.NDArray[np.int32], Pixels], tuple[int, str] | None]
-    """A window of each of N images, as `pixels.cut_jpegs` has it."""
+    """A window of each of N images, as `pixels.cut_jpegs` has it, or as `yuv.cut_yuv`."""
     default_quality: int | None = None
     """None if there is no quality to choose."""
     is_lossy: bool = False
@@ -53,6 +53,8 @@ class Codec:
     """Whether all images of a shard set have one size."""
     is_raw: bool = False
     """Whether the pixels lie behind `header` as they are, row by row."""
+    is_planar: bool = False
+    """Whether `cut` gives planes, which the device makes pixels of."""
     beton_mode: int | None = None
     """ffcv's number for it: 0 for JPEGs, 1 for pixels row by row; None if it knows none."""
     beton_rows: int = 1
@@ -128,6 +130,7 @@ _YUV420 = Codec(
     cut=cut_yuv,
     is_lossy=True,
     has_fixed_size=True,
+    is_planar=True,
     beton_mode=1,
     beton_rows=2,
 )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.shard_set.pixels import Pixels, Window, scale_window
+from data_prep.shard_set.pixels import BILINEAR, Pixels
 
 Planes = npt.NDArray[np.uint8]
 """uint8 (3H/2)×W."""
@@ -63,41 +64,60 @@ def size_of_yuv(content: bytes) -> tuple[int, int]:
 
 def decode_yuv(content: bytes) -> Pixels:
     """The whole image."""
-    planes = _planes_of(content)
-    height, width = 2 * len(planes) // 3, planes.shape[1]
-    return _to_rgb(planes, Window(0, 0, height, width))
+    luma, *chroma = _split(_planes_of(content))
+    terms = np.stack(chroma_terms(np.stack(chroma).astype(np.int32)), -1).repeat(2, 0).repeat(2, 1)
+    pixels: Pixels = np.clip(luma[..., None] + terms, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def chroma_terms(chroma: Any) -> tuple[Any, Any, Any]:
+    """What Cb and Cr add to Y in red, green and blue, as libjpeg computes it.
+
+    `chroma` is int32 2×…, of numpy or torch; returns three int32 ….
+    """
+    cb, cr = chroma[0] - 128, chroma[1] - 128
+    return (
+        (91881 * cr + _HALF) >> 16,
+        (_HALF - 22554 * cb - 46802 * cr) >> 16,
+        (116130 * cb + _HALF) >> 16,
+    )
 
 
 def cut_yuv(
-    contents: list[bytes], windows: npt.NDArray[np.int32], out: Pixels
+    contents: list[bytes], windows: npt.NDArray[np.int32], out: Planes
 ) -> tuple[int, str] | None:
-    """As `pixels.cut_jpegs`: no more is converted than the window needs."""
+    """As `pixels.cut_jpegs`, but `out` is of planes again: uint8 N×(3H/2)×W.
+
+    A window of another size, or at an odd place, is scaled plane by plane, by Pillow's BILINEAR.
+    """
+    size = 2 * out.shape[1] // 3, out.shape[2]
     for number, (content, window) in enumerate(zip(contents, windows.tolist(), strict=True)):
         top, left, height, width = window
-        even = top & ~1, left & ~1  # where a value of chroma begins
-        bottom, right = (-(-end // 2) * 2 for end in (top + height, left + width))
         try:
-            region = Window(*even, bottom - even[0], right - even[1])
-            pixels = _to_rgb(_planes_of(content), region)
-            scale_window(pixels, Window(top & 1, left & 1, height, width), out[number])
+            luma, *chroma = _split(_planes_of(content))
         except ValueError as error:
             return number, str(error)
+        is_inside = 0 <= top <= luma.shape[0] - height and 0 <= left <= luma.shape[1] - width
+        if not is_inside or min(height, width) < 1:
+            return number, "the window is not inside the image"
+        is_as_is = (height, width) == size and not (top % 2 or left % 2)
+        box = np.array([left, top, left + width, top + height])
+        for plane, target, step in zip(
+            (luma, *chroma), _split(out[number]), (1, 2, 2), strict=True
+        ):
+            if is_as_is:
+                x, y, end_x, end_y = box // step
+                target[:] = plane[y:end_y, x:end_x]
+            else:
+                sides = target.shape[1], target.shape[0]
+                scaled = Image.fromarray(plane).resize(sides, BILINEAR, tuple(box / step))
+                target[:] = np.asarray(scaled)
     return None
 
 
-def _to_rgb(planes: Planes, window: Window) -> Pixels:
-    """A window with even sides at an even place."""
+def _split(planes: Planes) -> tuple[Planes, Planes, Planes]:
+    """Y, Cb and Cr."""
     rows, width = planes.shape
     height = 2 * rows // 3
-    top, left, bottom, right = *window[:2], window.top + window.height, window.left + window.width
-    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-        raise ValueError("the window is not inside the image")
-    chroma = planes[height:].reshape(2, height // 2, width // 2)
-    halves = chroma[:, top // 2 : bottom // 2, left // 2 : right // 2]
-    size = window.width, window.height
-    luma = Image.fromarray(np.ascontiguousarray(planes[top:bottom, left:right]))
-    both = (
-        Image.fromarray(np.ascontiguousarray(half)).resize(size, Image.Resampling.NEAREST)
-        for half in halves
-    )
-    return np.asarray(Image.merge("YCbCr", (luma, *both)).convert("RGB"))
+    cb, cr = planes[height:].reshape(2, height // 2, width // 2)
+    return planes[:height], cb, cr

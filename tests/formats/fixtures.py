@@ -50,6 +50,7 @@ CONVERSIONS: Mapping[str, Sequence[object]] = {
     "sizes": ("folder", "--seed", 5, "--samples-per-shard", 5, "--name", "pictures of all kinds"),
     "scaled": ("folder", "--seed", 6, "--size", 40, "--jpeg-quality", 90),
     "pixels": ("folder", "--encoding", "rgb", "--size", 32, "--samples-per-shard", 8),
+    "planes": ("folder", "--encoding", "yuv420", "--size", 32, "--samples-per-shard", 8),
 }
 """Options of `data_prep shard`, by the name of the shard set; `folder` reads `images`."""
 

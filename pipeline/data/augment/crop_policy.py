@@ -44,6 +44,11 @@ class CropPolicy:
     seed: int = 0
     min_area: float = 1.0
 
+    @property
+    def scales(self) -> bool:
+        """Whether boxes may have another size than the output."""
+        return self.place in ("middle_square", "random_resized")
+
     def boxes(self, samples: Indices, epoch: int, heights: Indices, widths: Indices) -> CropBoxes:
         """The boxes for N samples, whose images have these sizes: the same on any rank."""
         rows, columns = (np.full_like(heights, side) for side in self.output_size)

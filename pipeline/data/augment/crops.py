@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 
 from data_prep.shard_set.pixels import copy_windows
 from pipeline.data.augment.crop_policy import ImageSize
+from pipeline.data.augment.planes import is_planar, size_of, to_rgb
 from pipeline.data.order.partition import Indices
 
 Flags = npt.NDArray[np.bool_]
@@ -27,11 +28,10 @@ class CropWindows:
 
 
 def whole_images(images: torch.Tensor, rows: Indices | None = None) -> CropWindows:
-    """The images N×H×W×3 of these rows (None: all), uncropped."""
-    count, height, width, _ = images.shape
-    rows = np.arange(count) if rows is None else rows
+    """The images N×H×W×3, or as planes, of these rows (None: all), uncropped."""
+    rows = np.arange(len(images)) if rows is None else rows
     zeros = np.zeros(len(rows), np.int64)
-    return CropWindows(rows=rows, tops=zeros, lefts=zeros, size=(height, width))
+    return CropWindows(rows=rows, tops=zeros, lefts=zeros, size=size_of(images))
 
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
@@ -48,19 +48,22 @@ def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Ten
 def take_crops(
     images: torch.Tensor, crop_windows: CropWindows | None, flips: Flags | None = None
 ) -> torch.Tensor:
-    """Crops of images in memory, uint8 M×H×W×3 in, N×h×w×3 out; None takes them as they are.
+    """Crops of images in memory, uint8 M×H×W×3 or planes in, N×h×w×3 out; None takes all whole.
 
     Those of `flips` are mirrored left to right. The images stay as they are.
     """
-    if flips is None or not flips.any():
-        if crop_windows is None:
-            return images
-        flips = np.zeros(len(crop_windows.rows), np.bool_)
+    if crop_windows is None and (flips is None or not flips.any()) and not is_planar(images):
+        return images
     crop_windows = crop_windows or whole_images(images)
+    if flips is None:
+        flips = np.zeros(len(crop_windows.rows), np.bool_)
     if images.device.type == "cuda":
         from pipeline.data.augment import crops_cuda
 
         return crops_cuda.take_crops(images, crop_windows, flips)
+    if is_planar(images):
+        images = to_rgb(images[torch.from_numpy(crop_windows.rows)])
+        crop_windows = replace(crop_windows, rows=np.arange(len(images)))
     images = images.contiguous()
     rows, tops, lefts = crop_windows.rows, crop_windows.tops, crop_windows.lefts
     _, height, width, channels = images.shape

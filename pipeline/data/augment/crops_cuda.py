@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 
 from pipeline.data.augment.crops import CropWindows, Flags, to_device
+from pipeline.data.augment.planes import is_planar, size_of
 
 _BLOCK = 1024
 
 
 def take_crops(images: torch.Tensor, crop_windows: CropWindows, flips: Flags) -> torch.Tensor:
-    """Crops of uint8 M×H×W×3, some mirrored: uint8 N×h×w×3."""
+    """Crops of uint8 M×H×W×3 or of planes, some mirrored: uint8 N×h×w×3."""
     out = images.new_empty((len(flips), *crop_windows.size, 3))
     nothing = torch.empty(0, device=images.device)
     _launch(images, crop_windows, flips, out, nothing, nothing, nothing, 1.0)
@@ -67,7 +68,8 @@ def _launch(
             *(to_device(part, images.device) for part in windows),
             out,
             *(shift, scale, colors, inverse_divisor),
-            *(*images.shape[1:3], height, width),
+            *(*size_of(images), height, width),
+            IS_PLANAR=is_planar(images),
             NORMALIZES=out.dtype == torch.float32,
             SHIFT_IS_IMAGE=shift.dim() == 3,
             BLOCK=_BLOCK,
@@ -94,6 +96,7 @@ def _crop_kernel(
     image_width: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
+    IS_PLANAR: tl.constexpr,
     NORMALIZES: tl.constexpr,
     SHIFT_IS_IMAGE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -105,10 +108,24 @@ def _crop_kernel(
     pixel, channel = place // 3, place % 3
     y, x = pixel // width, pixel % width
     x = tl.where(tl.load(flips + crop) != 0, width - 1 - x, x)
+    y += tl.load(tops + crop)
+    x += tl.load(lefts + crop)
     # 64 bits: a resident split has more bytes than 32 can count.
-    line = tl.load(rows + crop) * image_height + tl.load(tops + crop) + y
-    source = (line * image_width + tl.load(lefts + crop) + x) * 3 + channel
-    value = tl.load(images + source, mask=exists, other=0)
+    start = tl.load(rows + crop) * image_height * image_width
+    if IS_PLANAR:  # as `yuv.chroma_terms`
+        luma = images + start * 3 // 2
+        blue = luma + image_height * image_width + (y // 2) * (image_width // 2) + x // 2
+        red = blue + image_height * image_width // 4
+        cb = tl.load(blue, mask=exists, other=0).to(tl.int32) - 128
+        cr = tl.load(red, mask=exists, other=0).to(tl.int32) - 128
+        green_term = (32768 - 22554 * cb - 46802 * cr) >> 16
+        blue_term = (116130 * cb + 32768) >> 16
+        term = tl.where(channel == 1, green_term, blue_term)
+        term = tl.where(channel == 0, (91881 * cr + 32768) >> 16, term)
+        value = tl.load(luma + y * image_width + x, mask=exists, other=0).to(tl.int32) + term
+        value = tl.minimum(tl.maximum(value, 0), 255)
+    else:
+        value = tl.load(images + (start + y * image_width + x) * 3 + channel, mask=exists, other=0)
     target = out + crop * height * width * 3 + place
     if NORMALIZES:
         color = tl.load(colors + crop * 3 + channel, mask=exists, other=0.0)

@@ -54,7 +54,7 @@ class Normalizer:
         color_shifts: torch.Tensor | None = None,
         divisor: float = 1.0,
     ) -> torch.Tensor:
-        """Crops of uint8 M×H×W×3, some mirrored, as `__call__` makes them: N×3×h×w.
+        """Crops of uint8 M×H×W×3 or of planes, some mirrored, as `__call__` makes them: N×3×h×w.
 
         On a GPU one kernel does it all.
         """

@@ -79,7 +79,7 @@ class Augmenter:
         epoch: int,
         crop_windows: CropWindows | None = None,
     ) -> torch.Tensor:
-        """uint8 M×H×W×3 to float32 N×3×h×w, channels last.
+        """uint8 M×H×W×3 or planes M×(3H/2)×W to float32 N×3×h×w, channels last.
 
         `crop_windows` says which crops of `images` the N `samples` are; None: all, in order.
         """
@@ -125,7 +125,8 @@ class Viewer:
         self._normalizer = normalizer
 
     def __call__(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
-        """uint8 N×H×W×3 to each view of them, float32 N×3×H'×W', channels last."""
+        """uint8 N×H×W×3 or planes to each view of them, float32 N×3×H'×W', channels last."""
+        images = take_crops(images, None)
         height, width = self._size
         bottom, right = images.shape[1] - height, images.shape[2] - width
         places = [(bottom // 2, right // 2)]

@@ -26,7 +26,7 @@ class Batch:
     """
 
     images: torch.Tensor
-    """uint8 M×H×W×3, in host memory or on the device."""
+    """uint8 M×H×W×3 or planes M×(3H/2)×W, in host memory or on the device."""
     labels: torch.Tensor
     """int64 N."""
     samples: Indices
@@ -98,7 +98,7 @@ def block_requests(blocks: Iterable[range]) -> Iterator[Request]:
 class Loader:
     """Iterates over the `Batch`es of `requests`, up to `depth` of them read ahead.
 
-    With `pad` a batch shorter than `batch_size` is padded with black images. An error of the reader
+    With `pad` a batch shorter than `batch_size` is padded with zeros. An error of the reader
     is raised by the `next` that would have given the batch, and by every later one. A closed loader
     is exhausted; one that is closed before its end calls `give_up`, so that a read that waits for a
     shard from a URL fails.
@@ -178,7 +178,7 @@ class Loader:
 
     def _fill(self, images: torch.Tensor, request: Request) -> Batch:
         samples, pixels, num_valid = request.samples, images.numpy(), len(request.samples)
-        labels, cost = self._reader.read(samples, request.epoch, pixels)
+        labels, cost, crop_windows = self._reader.read(samples, request.epoch, pixels)
         with self._cost_lock:
             self._cost.add(cost)
         if self._pad:
@@ -190,6 +190,7 @@ class Loader:
             labels=torch.from_numpy(labels),
             samples=samples,
             num_valid=num_valid,
+            crop_windows=crop_windows,
         )
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.augment.crops import CropWindows, take_crops, to_device, whole_images
+from pipeline.data.augment.planes import size_of
 from pipeline.data.batches.loader import Batch, Request
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader
@@ -37,7 +38,7 @@ class ResidentSplit:
     """This rank's stretch of the split, and which rank holds the others."""
 
     images: torch.Tensor
-    """uint8 n×H×W×3 on the device: samples from `edges[rank]` up to `edges[rank + 1]`."""
+    """On the device, uint8 n×H×W×3 or planes: samples from `edges[rank]` to `edges[rank + 1]`."""
     edges: Indices
     """int64, one more than there are ranks."""
     labels: Indices
@@ -65,7 +66,7 @@ def load(reader: FileReader, requests: Iterable[Request], world: World) -> Resid
         for samples, epoch, first in requests:
             pixels = np.empty((len(samples), *reader.image_shape), np.uint8)
             part = slice(first - mine.start, first - mine.start + len(samples))
-            labels[part], cost = reader.read(samples, epoch, pixels)
+            labels[part], cost, _ = reader.read(samples, epoch, pixels)
             images[part] = torch.from_numpy(pixels).to(world.device)
             damage.num_replaced += cost.num_replaced
             damage.damages += cost.damages
@@ -84,9 +85,7 @@ def _edges(num_samples: int, world: World) -> Indices:
     return np.array([num_samples * rank // world.size for rank in range(world.size + 1)])
 
 
-def check_room(
-    num_samples: int, image_shape: tuple[int, int, int], world: World, free: int
-) -> None:
+def check_room(num_samples: int, image_shape: tuple[int, ...], world: World, free: int) -> None:
     """Raise `ValueError` if a rank's share does not fit into `free` bytes."""
     image_bytes = int(np.prod(image_shape))
     share = -(-num_samples // world.size) * image_bytes
@@ -214,7 +213,7 @@ class ResidentBatches:
     def _windows_of(self, request: Request) -> CropWindows:
         """The crops of samples that this rank holds."""
         samples = request.samples
-        sides = (np.full(len(samples), side) for side in self._split.images.shape[1:3])
+        sides = (np.full(len(samples), side) for side in size_of(self._split.images))
         boxes = self._crop_policy.boxes(samples, request.epoch, *sides)
         return CropWindows(
             rows=samples - self._split.edges[self._world.rank],

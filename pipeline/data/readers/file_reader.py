@@ -16,6 +16,8 @@ import numpy.typing as npt
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.manifest import ShardSetError
 from pipeline.data.augment.crop_policy import CropPolicy, ImageSize
+from pipeline.data.augment.crops import CropWindows
+from pipeline.data.augment.planes import cut_size, cut_windows
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.sample_index import CorruptImage, Damage, ReadCost, SampleIndex
 
@@ -49,22 +51,45 @@ class FileReader:
         self._num_parts = num_threads * self._parts_of_thread
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self.num_samples = len(index.rows)
-        self.image_shape: tuple[int, int, int] = (*crop_policy.output_size, 3)
+        self.image_shape: tuple[int, ...] = (*crop_policy.output_size, 3)
+        """Of what `read` fills: H×W×3, or planes (3H/2)×W, which hold the crops."""
+        if self._codec.is_planar:
+            assert index.image_size is not None
+            height, width = cut_size(crop_policy, index.image_size)
+            self.image_shape = (3 * height // 2, width)
 
     def read(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
-    ) -> tuple[Indices, ReadCost]:
-        """Fill the first rows of `images`, uint8 N×H×W×3; returns their labels, `int64`, too.
+    ) -> tuple[Indices, ReadCost, CropWindows | None]:
+        """Fill the first rows of `images`, uint8, each of `image_shape`.
 
-        `epoch` decides random crops. Raises `ShardSetError` with file and place of a damaged image
-        if more images are damaged than may be.
+        Returns labels, `int64`, what it cost, and which crops of the images the samples are; None:
+        all of them. `epoch` decides random crops. Raises `ShardSetError` with file and place of a
+        damaged image if more images are damaged than may be.
         """
         assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
         found = samples.copy()
         cost = self._fill(found, epoch, images)
         cost.num_samples = len(samples)
         cost.num_replaced = int(np.count_nonzero(found != samples))
-        return self._index.rows[found]["label"].astype(np.int64), cost
+        labels = self._index.rows[found]["label"].astype(np.int64)
+        return labels, cost, self._crops_of(found, epoch)
+
+    def _crops_of(self, samples: Indices, epoch: int) -> CropWindows | None:
+        """The crops in the windows that were cut of these samples; None: the windows are they."""
+        policy, size = self._crop_policy, self._index.image_size
+        if (
+            not self._codec.is_planar
+            or size is None
+            or policy.output_size == cut_size(policy, size)
+        ):
+            return None
+        boxes = policy.boxes(samples, epoch, *(np.full(len(samples), side) for side in size))
+        windows = cut_windows(policy, boxes, size)
+        rows, tops, lefts = np.arange(len(samples)), *windows[:, :2].T
+        return CropWindows(
+            rows=rows, tops=boxes.tops - tops, lefts=boxes.lefts - lefts, size=policy.output_size
+        )
 
     def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
         """Fill the images, and put good samples in the places of damaged ones in `samples`."""
@@ -78,7 +103,10 @@ class FileReader:
         stored = [self._load_good(samples, row, cost, self._load) for row in range(len(samples))]
         cost.read_seconds = time.perf_counter() - begin
         heights, widths = np.array([size for _, size in stored]).T
-        windows = self._crop_policy.boxes(samples, epoch, heights, widths).as_rows()
+        boxes = self._crop_policy.boxes(samples, epoch, heights, widths)
+        windows = boxes.as_rows()
+        if self._codec.is_planar:
+            windows = cut_windows(self._crop_policy, boxes, stored[0][1])
         contents, start = [content for content, _ in stored], 0
         while failure := self._codec.cut(contents[start:], windows[start:], images[start:]):
             row = start + failure[0]

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.manifest import read_manifest
@@ -21,11 +23,14 @@ from data_prep.shard_set.yuv import cut_yuv, decode_yuv, encode_yuv, size_of_yuv
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.recipes import cifar10
-from pipeline.data.augment.crop_policy import training_crop_policy
+from pipeline.data.augment.crop_policy import CropBoxes, CropPolicy, training_crop_policy
+from pipeline.data.augment.crops import CropWindows, take_crops
+from pipeline.data.augment.planes import cut_size, cut_windows, to_rgb
 from pipeline.data.open import open_data
 from tests.data_prep.raw_data import make_pixels, run_cli, write_folder
 
 HEIGHT, WIDTH = 40, 60
+BOX = ("tops", "lefts", "heights", "widths")
 CONTENT = encode_yuv(make_pixels(1, HEIGHT, WIDTH), None)
 
 
@@ -44,13 +49,32 @@ def reference(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return np.clip(rgb, 0, 255)
 
 
+def saved(array: npt.NDArray[np.generic]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_colours_are_within_a_level_of_the_equations(seed: int) -> None:
     planes = np.random.default_rng(seed).integers(0, 256, (3 * HEIGHT // 2, WIDTH), np.uint8)
-    buffer = io.BytesIO()
-    np.save(buffer, planes)
-    found = decode_yuv(buffer.getvalue())
+    found = decode_yuv(saved(planes))
     assert np.abs(found - reference(planes)).max() <= 1
+    on_device = to_rgb(torch.from_numpy(planes)[None])[0]
+    np.testing.assert_array_equal(on_device, found)
+
+
+def test_colours_are_those_of_libjpeg() -> None:
+    """Squares of one colour each: at quality 100 a JPEG keeps their values exactly."""
+    squares = 64
+    y, cb, cr = np.random.default_rng(3).integers(0, 256, (3, squares, squares), np.uint8)
+    size = 16 * squares
+    planes = [plane.repeat(step, 0).repeat(step, 1) for plane, step in ((y, 16), (cb, 8), (cr, 8))]
+    content = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=100)
+    joined = np.concatenate([plane.ravel() for plane in planes]).reshape(3 * size // 2, size)
+    expected = simplejpeg.decode_jpeg(content)
+    # In the middle of a square the neighbours' chroma is not mixed in.
+    np.testing.assert_array_equal(decode_yuv(saved(joined))[8::16, 8::16], expected[8::16, 8::16])
 
 
 def test_planes_are_those_of_the_equations_and_half_the_bytes_of_rgb() -> None:
@@ -67,28 +91,42 @@ def test_planes_are_those_of_the_equations_and_half_the_bytes_of_rgb() -> None:
         assert np.abs(chroma - halved).max() <= 1
 
 
-@given(
-    top=st.integers(0, HEIGHT - 1),
-    left=st.integers(0, WIDTH - 1),
-    height=st.integers(1, HEIGHT),
-    width=st.integers(1, WIDTH),
-    is_scaled=st.booleans(),
-)
-def test_a_crop_is_that_of_the_whole_image(
-    top: int, left: int, height: int, width: int, is_scaled: bool
+@given(place=st.tuples(*[st.integers(0, 100)] * 4), is_flipped=st.booleans())
+def test_a_crop_on_the_device_is_that_of_the_whole_image(
+    place: tuple[int, int, int, int], is_flipped: bool
 ) -> None:
-    window = Window(top, left, min(height, HEIGHT - top), min(width, WIDTH - left))
-    size = (16, 16) if is_scaled else window[2:]
-    out, expected = (np.empty((1, *size, 3), np.uint8) for _ in range(2))
-    assert cut_yuv([CONTENT], np.array([window], np.int32), out) is None
-    scale_window(decode_yuv(CONTENT), window, expected[0])
-    np.testing.assert_array_equal(out, expected)
+    height, width = place[0] % HEIGHT + 1, place[1] % WIDTH + 1
+    top, left = place[2] % (HEIGHT - height + 1), place[3] % (WIDTH - width + 1)
+    policy = CropPolicy(place="random", output_size=(height, width))
+    box = CropBoxes(**dict(zip(BOX, np.array([[top], [left], [height], [width]]), strict=True)))
+    (window,) = cut_windows(policy, box, (HEIGHT, WIDTH))
+    planes = np.empty((1, 3 * window[2] // 2, window[3]), np.uint8)
+    assert cut_yuv([CONTENT], window[None], planes) is None
+    place_in = np.array([0]), np.array([top - window[0]]), np.array([left - window[1]])
+    crop = CropWindows(**dict(zip(("rows", *BOX[:2]), place_in, strict=True)), size=(height, width))
+    found = take_crops(torch.from_numpy(planes), crop, np.array([is_flipped]))[0]
+    expected = decode_yuv(CONTENT)[top : top + height, left : left + width]
+    np.testing.assert_array_equal(found, expected[:, ::-1] if is_flipped else expected)
 
 
-def saved(array: npt.NDArray[np.generic]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+def test_scaled_planes_are_those_of_pillow_and_near_the_scaled_image() -> None:
+    few = Image.fromarray(make_pixels(3, 3, 4) // 2 + 64)
+    smooth = np.asarray(few.resize((WIDTH, HEIGHT)))
+    content, window = encode_yuv(smooth, None), Window(3, 5, 31, 44)
+    planes, expected = np.empty((1, 3 * 8, 20), np.uint8), np.empty((16, 20, 3), np.uint8)
+    assert cut_yuv([content], np.array([window], np.int32), planes) is None
+    scale_window(decode_yuv(content), window, expected)
+    found = take_crops(torch.from_numpy(planes), None)[0].numpy()
+    difference = found.astype(int) - expected
+    assert np.abs(difference).mean() < 3, "chroma is that of two by two pixels"
+    assert np.abs(difference.mean((0, 1))).max() < 0.5
+
+
+def test_scaled_crops_have_even_sizes() -> None:
+    policy = CropPolicy(place="random_resized", output_size=(24, 24))
+    assert cut_size(policy, (HEIGHT, WIDTH)) == (24, 24)
+    with pytest.raises(ValueError, match="crop_pixels is 25; expected an even number"):
+        cut_size(dataclasses.replace(policy, output_size=(25, 25)), (HEIGHT, WIDTH))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +143,7 @@ def saved(array: npt.NDArray[np.generic]) -> bytes:
     ],
 )
 def test_damage_is_refused(content: bytes) -> None:
-    out = np.empty((1, 2, 2, 3), np.uint8)
+    out = np.empty((1, 3, 2), np.uint8)
     for read in (size_of_yuv, decode_yuv):
         with pytest.raises(ValueError, match="even height and width"):
             read(content)
@@ -115,7 +153,7 @@ def test_damage_is_refused(content: bytes) -> None:
 
 
 def test_a_window_outside_is_refused() -> None:
-    out = np.empty((1, 4, 4, 3), np.uint8)
+    out = np.empty((1, 6, 4), np.uint8)
     assert cut_yuv([CONTENT], np.array([[HEIGHT - 2, 0, 4, 4]], np.int32), out) is not None
 
 
@@ -132,6 +170,7 @@ def test_a_shard_set_of_it(tmp_path: Path) -> None:
     assert "--encoding yuv420: the image is 31×31; expected even sides" in odd.stderr
 
 
+@pytest.mark.slow
 def test_training_reads_crops_of_what_is_stored_and_knows_its_colours(tmp_path: Path) -> None:
     root, shards = write_folder(tmp_path / "raw"), tmp_path / "shards"
     options = ("--size", 32, "--encoding", "yuv420", "--output", shards)
@@ -152,9 +191,11 @@ def test_training_reads_crops_of_what_is_stored_and_knows_its_colours(tmp_path: 
         data = open_data(config, torch.device("cpu"), resources)
         loader = resources.enter_context(data.open_files(data.plan(1), 0)(0, 1))
         (batch,) = list(loader)
+        assert batch.images.shape == (8, 3 * 26 // 2, 26)
+        crops = take_crops(batch.images, batch.crop_windows)
         samples, sides = np.asarray(batch.samples), np.full(8, 32)
         policy = training_crop_policy(augment, (32, 32), config.seed)
         windows = policy.boxes(samples, 0, sides, sides).as_rows().tolist()
         for row, (top, left, height, width) in enumerate(windows):
             expected = wholes[samples[row]][top : top + height, left : left + width]
-            np.testing.assert_array_equal(np.asarray(batch.images[row]), expected)
+            np.testing.assert_array_equal(crops[row], expected)

@@ -17,12 +17,16 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.integers(0, 256, (5, 30, 41, 3), dtype=np.uint8))
+    for shape in ((5, 30, 40, 3), (5, 45, 40)):  # pixels, and planes
+        check(rng, torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)))
+
+
+def check(rng: np.random.Generator, images: torch.Tensor) -> None:
     count, size = 7, (22, 17)
     crop_windows = CropWindows(
         rows=rng.integers(0, 5, count),
         tops=rng.integers(0, 30 - size[0] + 1, count),
-        lefts=rng.integers(0, 41 - size[1] + 1, count),
+        lefts=rng.integers(0, 40 - size[1] + 1, count),
         size=size,
     )
     flips = rng.random(count) < 0.5

@@ -56,8 +56,9 @@ def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_planar", [False, True])
 @pytest.mark.parametrize("normalizes", [False, True])
-def test_the_kernel_compiles_for_an_h100(normalizes: bool) -> None:
+def test_the_kernel_compiles_for_an_h100(normalizes: bool, is_planar: bool) -> None:
     from pipeline.data.augment import crops_cuda
 
     names = ("rows", "tops", "lefts")
@@ -65,18 +66,20 @@ def test_the_kernel_compiles_for_an_h100(normalizes: bool) -> None:
     pointers |= {"images": "*u8", "flips": "*u8", "out": "*fp32" if normalizes else "*u8"}
     pointers["inverse_divisor"] = "fp32"
     constants = {"NORMALIZES": normalizes, "SHIFT_IS_IMAGE": True, "BLOCK": 1024}
+    constants["IS_PLANAR"] = is_planar
     assert compile_for_h100(crops_cuda._crop_kernel, pointers, constants).asm["cubin"]
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("color_noise", [0.0, 0.1])
-def test_on_a_gpu_augmentation_is_that_of_the_cpu(color_noise: float) -> None:
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:, :, :20, 0].reshape(4, 30, 20)])
+def test_on_a_gpu_augmentation_is_that_of_the_cpu(images: torch.Tensor, color_noise: float) -> None:
     config = AugmentConfig(crop_pixels=16, flip="random", color_noise=color_noise)
     mean, std = RANDOM.uniform(90, 140, (16, 16, 3)), np.array([60.0, 50.0, 40.0])
     found, expected = (
         Augmenter(config, 0, STATISTICS, Normalizer(mean, std, torch.device(name)))(
-            IMAGES.to(name), np.arange(4), 1, CROP_WINDOWS
+            images.to(name), np.arange(4), 1, CROP_WINDOWS
         ).cpu()
         for name in ("cuda", "cpu")
     )

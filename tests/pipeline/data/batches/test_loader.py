@@ -51,14 +51,15 @@ class FakeReader(FileReader):
 
     def read(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
-    ) -> tuple[Indices, ReadCost]:
+    ) -> tuple[Indices, ReadCost, None]:
         self.num_reads += 1
         self.has_begun.set()
         assert self.gate.wait(DEADLINE_SECONDS)
         if self._broken_sample in samples:
             raise ValueError(f"sample {self._broken_sample} is broken")
         images[: len(samples)] = samples[:, None, None, None]
-        return (samples + epoch) % 10, ReadCost(len(samples), 10 * len(samples), 0.25, 0.5)
+        cost = ReadCost(len(samples), 10 * len(samples), 0.25, 0.5)
+        return (samples + epoch) % 10, cost, None
 
     def close(self) -> None: ...
 

@@ -42,9 +42,9 @@ class FakeReader(FileReader):
 
     def read(
         self, samples: npt.NDArray[np.int64], epoch: int, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.int64], ReadCost]:
+    ) -> tuple[npt.NDArray[np.int64], ReadCost, None]:
         images[: len(samples)] = image_of(samples)
-        return samples * 3 % 10, ReadCost(len(samples))
+        return samples * 3 % 10, ReadCost(len(samples)), None
 
     def close(self) -> None: ...
 

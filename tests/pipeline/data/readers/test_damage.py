@@ -58,7 +58,7 @@ def read(
     reader: FileReader, samples: list[int]
 ) -> tuple[npt.NDArray[np.uint8], list[int], ReadCost]:
     images = np.zeros((len(samples), *reader.image_shape), np.uint8)
-    labels, cost = reader.read(np.array(samples), 0, images)
+    labels, cost, _ = reader.read(np.array(samples), 0, images)
     return images, labels.tolist(), cost
 
 

@@ -112,7 +112,7 @@ def test_any_samples_are_read_in_any_order(
         assert reader.image_shape == (16, 16, 3)
         images = read(reader, samples)
         assert np.array_equal(images, [stored(sample, encoding) for sample in samples])
-        labels, _ = reader.read(np.array(samples), 0, images)
+        labels, *_ = reader.read(np.array(samples), 0, images)
     assert labels.dtype == np.int64
     assert labels.tolist() == LABELS[samples].tolist()
 
@@ -125,7 +125,7 @@ def test_rows_beyond_the_samples_are_left_alone(reader: FileReader) -> None:
 
 
 def test_no_samples_are_no_work(reader: FileReader) -> None:
-    labels, cost = reader.read(np.array([], np.int64), 0, np.zeros((2, 16, 16, 3), np.uint8))
+    labels, cost, _ = reader.read(np.array([], np.int64), 0, np.zeros((2, 16, 16, 3), np.uint8))
     assert (len(labels), cost.num_samples, cost.num_bytes) == (0, 0, 0)
 
 
@@ -137,8 +137,8 @@ def test_only_the_bytes_of_the_samples_are_read(
     samples = [3, 45, 22]
     with opened_reader(shards, num_threads) as reader:
         images = np.zeros((3, 16, 16, 3), np.uint8)
-        _, cost = reader.read(np.array(samples), 0, images)
-        _, again = reader.read(np.array(samples), 0, images)
+        _, cost, _ = reader.read(np.array(samples), 0, images)
+        _, again, _ = reader.read(np.array(samples), 0, images)
     assert cost.num_samples == again.num_samples == 3
     stored_bytes = sum(len(encode(IMAGES[sample], encoding)) for sample in samples)
     pixel_bytes = images.nbytes if encoding == "rgb" else 0
