@@ -25,7 +25,7 @@ missing=$$(for program in $(1); do command -v $$program >/dev/null || echo $$pro
 $(call provide,$(2))
 endef
 
-.PHONY: help system ffcv demo cifar10 test lint clean
+.PHONY: help system ffcv demo cifar10 test lint docs clean
 
 help:
 	@echo "make demo               train on generated images and write a report, about 3 minutes"
@@ -34,6 +34,7 @@ help:
 	@echo "make ffcv               install ffcv, which writes .beton files"
 	@echo "make test               the tests"
 	@echo "make lint               ruff and mypy"
+	@echo "make docs               the documentation as a site, in build/site"
 	@echo "make clean              remove what these made"
 
 $(INSTALLED): pyproject.toml constraints.txt data_prep/shard_set/_pixels.c
@@ -105,6 +106,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A dead link, or a name that is not there, is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(RUNS))/site
 
 clean:
 	rm -rf .venv $(RUNS)
