@@ -70,8 +70,8 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "pipeline.trained": ("pipeline.data.augment", "pipeline.run", "pipeline.model", *_BASE),
     "pipeline.train": (
-        *(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run"),
-        *("pipeline.model", *_BASE),
+        *(_DOOR, "pipeline.trained", "pipeline.optim", "pipeline.ranks", "pipeline.metrics"),
+        *("pipeline.run", "pipeline.model", *_BASE),
     ),
     "pipeline.evaluate": (
         *("pipeline.train.evaluation", _DOOR),

@@ -37,6 +37,13 @@ RUN_OPTIONS = fields_of(RunOptions)
 RUN_WORDS = [option_of(field).removeprefix("--") for field in RUN_OPTIONS.values()]
 """The options of `RunOptions` without their hyphens."""
 
+SHORT_FORMS = {
+    option_of(field).removeprefix("--"): name
+    for name, field in FIELDS.items()
+    if field.mark(Named) is not None
+}
+"""The fields that have a second, short name on the command line, by that name."""
+
 
 def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
     """The values of fields by dotted name, and those of `RunOptions`. Raises `ValueError`."""
@@ -44,7 +51,7 @@ def parse_words(arguments: Sequence[str]) -> dict[str, Any]:
     for name, text in _pairs(arguments):
         field = FIELDS.get(name) or RUN_OPTIONS.get(name)
         if field is None:
-            close = close_to(name, [*FIELDS, *RUN_WORDS])
+            close = close_to(name, [*FIELDS, *RUN_WORDS, *SHORT_FORMS])
             hint = f"did you mean {' or '.join(f'--{other}' for other in close)}? " if close else ""
             raise ValueError(f"unknown option --{name}; {hint}--help-all lists them all")
         label = f"--{name}" if name in FIELDS else option_of(field)
@@ -106,7 +113,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"--{name} has no value; expected --{name} VALUE")
             value = rest.pop(0)
-        yield name.replace("-", "_"), value
+        name = name.replace("-", "_")
+        yield SHORT_FORMS.get(name, name), value
 
 
 _SYNONYMS = {
@@ -124,8 +132,9 @@ _SYNONYMS = {
     "output_dir": "run-dir",
     "iterations": "max-steps",
     "resume": "fork-from",
-    "pretrained": "fork-from",
-    "init_from": "fork-from",
+    "pretrained": "init.weights",
+    "init_from": "init.weights",
+    "finetune_from": "init.weights",
 }
 """What other programs call these options."""
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from data_prep.shard_set.fields import Field, Limit, summary_of
+from data_prep.shard_set.options import Named
 from pipeline.config.command_line import close_to
 from pipeline.config.marks import OR_NONE, PerHost, describe_needs, show
 from pipeline.config.schema import FIELDS, Config, idle_fields, is_operational, values_of
@@ -49,6 +50,8 @@ def _possible(field: Field) -> str:
 
 def _sentences(field: Field) -> Iterable[str]:
     yield field.help
+    if (named := field.mark(Named)) is not None:
+        yield f"In short {named.option}."
     if PerHost in field.marks:
         yield "It may differ between hosts, and change when a run is resumed."
     elif is_operational(field.name):

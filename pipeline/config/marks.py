@@ -112,3 +112,8 @@ def show(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "''"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value) or "''"
+
+
+NO_INIT = Condition("init.weights", "left out", lambda weights: not weights)
+"""All weights are fresh."""
+TRAINS_CONVOLUTIONS: Requirement = (NO_INIT, one_of("init.freeze", "none"))

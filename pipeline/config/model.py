@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, assert_never, get_args
 
 from data_prep.shard_set.fields import above, at_least, at_most, below
-from pipeline.config.marks import Operational, above_zero, one_of, only_with
+from pipeline.config.marks import (
+    NO_INIT,
+    TRAINS_CONVOLUTIONS,
+    Operational,
+    above_zero,
+    one_of,
+    only_with,
+)
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
+MODELS: tuple[ModelName, ...] = get_args(ModelName)
 Layout = Literal["fused", "split"]
 Initialization = Literal["code", "paper", "caffe"]
 ResponseNorm = Literal["code", "paper", "none"]
@@ -39,7 +47,7 @@ class ModelConfig:
     columns: Annotated[Layout, Operational, only_with(_IS_2012)] = "fused"
     """Both columns on one rank, or one on each of two ranks, as on the two GPUs of 2012.
     Checkpoints fit both."""
-    initialization: Annotated[Initialization, only_with(_IS_2012)] = "code"
+    initialization: Annotated[Initialization, only_with(_IS_2012, NO_INIT)] = "code"
     """As in the 2012 code, in the paper (hardly trains) or in Caffe."""
     response_norm: Annotated[ResponseNorm, only_with(_IS_2012)] = "code"
     """As the 2012 code has it, as the paper prints it, or left out."""
@@ -49,5 +57,7 @@ class ModelConfig:
         "inverted"
     )
     """Scale what stays in training, or everything in evaluation (2012)."""
-    batch_norm_momentum: Annotated[float, above(0), at_most(1), only_with(_HAS_BATCH_NORM)] = 0.01
+    batch_norm_momentum: Annotated[
+        float, above(0), at_most(1), only_with(_HAS_BATCH_NORM, TRAINS_CONVOLUTIONS)
+    ] = 0.01
     """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from data_prep.shard_set.fields import Limit, above, at_least, below, between, within, wrong
-from pipeline.config.marks import above_zero, given, one_of, only_with
+from pipeline.config.marks import TRAINS_CONVOLUTIONS, above_zero, given, one_of, only_with
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 MomentumForm = Literal["gradient", "velocity"]
@@ -90,9 +90,9 @@ class ScheduleConfig:
     )
     """Biases drop with the weights, never (net 145 of 2012), or to a tenth at half of the run (net
     170)."""
-    conv1_step_epochs: Epochs = ()
+    conv1_step_epochs: Annotated[Epochs, only_with(TRAINS_CONVOLUTIONS)] = ()
     """When the rate of the first layer's weights is multiplied by `factor` once more."""
-    conv1_freeze_epoch: Annotated[float | None, at_least(0)] = None
+    conv1_freeze_epoch: Annotated[float | None, at_least(0), only_with(TRAINS_CONVOLUTIONS)] = None
     """From when the first layer stays as it is; none: never."""
 
     def __post_init__(self) -> None:

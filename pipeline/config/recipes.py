@@ -208,13 +208,26 @@ def cifar10() -> Config:
     )
 
 
+def finetune() -> Config:
+    """The network of `cifar10`, from given weights on to other classes, with few images of them."""
+    return dataclasses.replace(
+        cifar10(),
+        epochs=20,
+        global_batch_size=64,
+    )
+
+
 RECIPES = {
     recipe.__name__: recipe
     for recipe in (
         *(alexnet_2012, alexnet_2012_auto, alexnet_fast, alexnet_2014),
         *(alexnet_single, alexnet_bn, cifar10, cifar10_blog),
+        finetune,
     )
 }
+
+NEED_WEIGHTS = frozenset({finetune.__name__})
+"""Recipes that do not begin with fresh weights."""
 
 
 def recipe_config(name: str) -> Config:

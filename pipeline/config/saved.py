@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
+from pipeline.config.marks import show
 from pipeline.config.schema import (
     FIELDS,
     Config,
@@ -87,4 +88,4 @@ def differences(
     free = {name for name in FIELDS if is_operational(name)} | {*idle_fields(values_of(config))}
     free |= {"epochs"} if at_any_length else set()
     names = [name for name in now | was if name not in free and now.get(name) != was.get(name)]
-    return [f"{name}: was {was.get(name)}, is {now.get(name)}" for name in names]
+    return [f"{name}: was {show(was.get(name))}, is {show(now.get(name))}" for name in names]

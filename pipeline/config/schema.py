@@ -26,6 +26,7 @@ from data_prep.shard_set.fields import (
 )
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig, Location, Seconds
+from pipeline.config.init import InitConfig
 from pipeline.config.marks import (
     OR_NONE,
     Operational,
@@ -135,6 +136,7 @@ class Config:
     """A whole run."""
 
     model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import assert_never
 
 import torch
@@ -38,13 +39,22 @@ def build_model(
     return part
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int | None) -> None:
-    """Put a checkpoint's weights, or one column's part of them, into `model`.
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    column: int | None,
+    *,
+    fresh: str | None = None,
+) -> None:
+    """Put given weights, or one column's part of them, into `model`.
 
-    Raises `ValueError` if they are another network's.
+    The layer `fresh` is not among them, and stays. Raises `ValueError` if they are another
+    network's.
     """
+    own = model.state_dict()
+    kept = {name: own[name] for name in own if name.rpartition(".")[0] == fresh}
     try:
-        model.load_state_dict(parts_of(weights, column))
+        model.load_state_dict(kept | parts_of(weights, column))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(
@@ -55,8 +65,13 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], column: int
 
 def image_size(name: ModelName) -> int:
     """Height and width of what the network takes."""
+    return empty_model(ModelConfig(name=name), 1).image_size
+
+
+def empty_model(config: ModelConfig, num_classes: int) -> Network:
+    """The network with both columns, on torch's meta device: names and shapes without values."""
     with torch.device("meta"):
-        return _build(ModelConfig(name=name), 1, BOTH).image_size
+        return _build(config, num_classes, BOTH)
 
 
 def _build(config: ModelConfig, num_classes: int, columns: Columns) -> Network:

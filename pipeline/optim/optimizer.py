@@ -15,15 +15,20 @@ from pipeline.model.network import Network
 from pipeline.optim.schedule import Rates
 
 
-def build_optimizer(model: Network, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: Network, config: OptimConfig, early_ratio: float = 1.0
+) -> torch.optim.Optimizer:
     """The optimizer over all parameters, in a group for each field of `Rates`, of that name.
+
+    Layers before the last one have `early_ratio` times the rate; if that is not 1, the last one has
+    groups of its own, `last_weights` and `last_biases`. Frozen parameters are in none.
 
     Only weights (two or more dimensions) decay. `adam` adds the decay to the gradient (Kingma and
     Ba, arXiv 1412.6980), `adamw` takes it off the weights (arXiv 1711.05101). Keras adds epsilon
     before the second moment's bias correction and `adam` behind it, which only gradients as small
     as epsilon can tell.
     """
-    groups = _groups(model, config.weight_decay)
+    groups = _groups(model, config.weight_decay, early_ratio)
     rate, betas = config.learning_rate, (config.beta1, config.beta2)
     match config.name:
         case "sgd":
@@ -41,15 +46,25 @@ def build_optimizer(model: Network, config: OptimConfig) -> torch.optim.Optimize
             assert_never(unknown)
 
 
-def _groups(model: Network, weight_decay: float) -> list[dict[str, Any]]:
-    first = set(model.first_convolution.parameters())
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in Rates.__dataclass_fields__}
+def _groups(model: Network, weight_decay: float, early_ratio: float) -> list[dict[str, Any]]:
+    """Each with the field of `Rates` that its rate is of, and the ratio to that."""
+    places = dict.fromkeys(model.first_convolution.parameters(), "conv1_")
+    groups: dict[str, dict[str, Any]] = {
+        name: {"name": name, "params": [], "rate": name, "ratio": early_ratio}
+        for name in Rates.__dataclass_fields__
+    }
+    if early_ratio != 1:
+        places |= dict.fromkeys(model.get_submodule(model.last_layer).parameters(), "last_")
+        for kind in ("weights", "biases"):
+            name = f"last_{kind}"
+            groups[name] = {"name": name, "params": [], "rate": kind, "ratio": 1.0}
     for parameter in model.parameters():
-        kind = "weights" if parameter.ndim > 1 else "biases"
-        groups[f"conv1_{kind}" if parameter in first else kind].append(parameter)
+        if parameter.requires_grad:
+            kind = "weights" if parameter.ndim > 1 else "biases"
+            groups[f"{places.get(parameter, '')}{kind}"]["params"].append(parameter)
     return [
-        {"name": name, "params": params, "weight_decay": weight_decay * name.endswith("weights")}
-        for name, params in groups.items()
+        group | {"weight_decay": weight_decay * name.endswith("weights")}
+        for name, group in groups.items()
     ]
 
 
@@ -72,7 +87,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, config: OptimConfi
     of 0 stops at once, where the original's last small velocity takes ten updates to die out.
     """
     for group in optimizer.param_groups:
-        before, now = group["lr"], getattr(rates, group["name"])
+        before, now = group["lr"], group["ratio"] * getattr(rates, group["rate"])
         group["lr"] = now
         match config.momentum_form:
             case "gradient":

@@ -54,8 +54,8 @@ class Replica:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
-        self._moments = [b for b in self._buffers if b.is_floating_point()]
-        self._optimizer = build_optimizer(model, config.optim)
+        self._moments = model.moments()
+        self._optimizer = build_optimizer(model, config.optim, config.init.learning_rate_ratio)
         self._precision = config.resolved_precision
         self._scaler = loss_scaler(self._precision, world.device, mesh.same_replica)
         self._ddp = self._distribute()

@@ -28,6 +28,9 @@ class Settings:
     forked_from: Mapping[str, Any] | None = None
     """Of a run that began at another one's checkpoint: `source`, which `--fork-from` named, and
     the `checkpoint` that it was."""
+    initialized_from: Mapping[str, Any] | None = None
+    """Of a run that began with given weights: `source`, which `--init` named, the `path` that they
+    were read from, their `weights_sha256`, and the `new_layer` that they were not for, if any."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -35,6 +38,7 @@ class Settings:
             "config": to_json(self.config),
             "manifest_sha256": self.manifest_sha256,
             "forked_from": self.forked_from,
+            "initialized_from": self.initialized_from,
         }
 
     def check_continues(self, saved: Mapping[str, Any], where: Path) -> None:
@@ -77,6 +81,7 @@ def settings_of(saved: Mapping[str, Any]) -> Settings:
         config=from_json(saved["config"]),
         manifest_sha256=saved["manifest_sha256"],
         forked_from=saved.get("forked_from"),
+        initialized_from=saved.get("initialized_from"),
     )
 
 

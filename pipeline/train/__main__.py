@@ -31,6 +31,7 @@ from pipeline.run.ending import EndOutcome, ExitCode
 from pipeline.run.events import RunEvent
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 from pipeline.train.components import Components
+from pipeline.train.initial import sentence_of
 from pipeline.train.journal import resolved_table
 from pipeline.train.loop import TrainingLoop
 from pipeline.train.prepare import prepare
@@ -100,6 +101,9 @@ def _announce(components: Components) -> None:
         console.line(f"resumed from {start.path}")
     if start.fork is not None:
         console.line(f"forked from {start.fork}, after epoch {event.epoch:g}")
+    begun = components.settings.initialized_from
+    if begun is not None and start.is_fresh:
+        console.line(sentence_of(begun))
     components.journal.started(progress, event, config.epochs, *_labels(components))
 
 

@@ -18,9 +18,13 @@ _Layers = nn.BatchNorm1d | nn.BatchNorm2d
 def least_values(model: Network, size: tuple[int, int]) -> int | None:
     """The fewest values of a channel that a BatchNorm sees of one image of height × width.
 
-    None: the network has no BatchNorm. Weights and moments are left as they are.
+    None: the network has no BatchNorm, or it is frozen. Weights and moments are left as they are.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _Layers)]
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, _Layers) and layer not in model.frozen
+    ]
     if not layers:
         return None
     found: list[int] = []

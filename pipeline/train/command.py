@@ -12,13 +12,13 @@ from data_prep.shard_set.options import Named
 from pipeline.config.command_line import RUN_OPTIONS, locations_given, parse_words, with_values
 from pipeline.config.data import located
 from pipeline.config.help import explanation, explanations, outline
-from pipeline.config.recipes import RECIPES, recipe_config
+from pipeline.config.recipes import NEED_WEIGHTS, RECIPES, recipe_config
 from pipeline.config.schema import FIELDS, Config
 from pipeline.run.directory import ForkSource, RunDirectory
 
 _USAGE = (
     "python -m pipeline.train RECIPE --data.shards SHARDS --run-dir RUN "
-    "[--max-steps N] [--fork-from RUN[@CHECKPOINT]] [--FIELD VALUE …]"
+    "[--max-steps N] [--fork-from RUN[@CHECKPOINT] | --init FROM] [--FIELD VALUE …]"
 )
 _HELP, _HELP_ALL = ("-h", "--help"), "--help-all"
 
@@ -55,6 +55,14 @@ def parse_command(arguments: Sequence[str]) -> Command:
         raise ValueError("--run-dir is missing; give the directory that this run's files go to")
     if source == "":
         raise ValueError("--fork-from is empty; give the --run-dir of the run to begin at")
+    if source is not None and config.init.weights:
+        raise ValueError(
+            "--fork-from and --init exclude each other: a fork goes on from where another run is, "
+            "and --init begins a new run with weights alone; leave one out"
+        )
+    if not config.init.weights and (recipe in NEED_WEIGHTS or "init.weights" in given):
+        what = "is empty" if "init.weights" in given else f"is missing, and {recipe} needs it"
+        raise ValueError(f"--init {what}; give a run, an export or a file of weights")
     if not config.data.shards:
         raise ValueError("--data.shards is missing; give the directory or URL of the shard set")
     return Command(

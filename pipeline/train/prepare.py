@@ -37,6 +37,7 @@ from pipeline.train.clock import StepClock
 from pipeline.train.command import Command
 from pipeline.train.components import Components
 from pipeline.train.due import Eta
+from pipeline.train.initial import load_given
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
@@ -149,13 +150,17 @@ def _build(
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
         return finish(run, start.path, world, plan, target_steps)
-    settings = dataclasses.replace(settings, forked_from=start.forked_from)
+    begun = start.initialized_from
     with world.fail_together():
         size, normalizer = data.input_size(), data.normalizer()
         val = data.open_evaluation("val", config.evaluation.views, normalizer)
         torch.manual_seed(config.seed)
         model = build_model(config.model, manifest.num_classes, size, mesh.columns)
+        model.freeze(config.init.freeze)
         check_micro_batches(plan, target_steps, least_values(model, size))
+    if start.is_fresh and config.init.weights:
+        begun = load_given(model, config, manifest.class_names, world, mesh)
+    settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
     batches = data.open_batches(plan, world, mesh)
     registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
     replica = Replica(model, config, world, mesh)

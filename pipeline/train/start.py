@@ -31,6 +31,13 @@ class Start:
     """The newest good checkpoint of the run itself."""
     forked_from: Mapping[str, Any] | None
     """Of `Settings`: what the run began at, or begins at now if it has no checkpoint yet."""
+    initialized_from: Mapping[str, Any] | None = None
+    """Of `Settings`: what a run that has a checkpoint began with."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the run begins now, and at no checkpoint."""
+        return self.path is None and self.forked_from is None
 
     @property
     def fork(self) -> Path | None:
@@ -46,12 +53,15 @@ def find_start(run: RunDirectory, source: ForkSource | None, world: World) -> St
     with world.fail_together():
         if world.is_main:
             path = checkpoint.newest_good(run.checkpoints)
-            origin = None
-            if path is not None:
-                origin = read_saved(run).get("forked_from") if run.config.exists() else None
-            elif source is not None:
-                origin = {"source": str(source), "checkpoint": str(_found(source, run))}
-            start = Start(path=path, forked_from=origin)
+            saved = read_saved(run) if path is not None and run.config.exists() else {}
+            forked_from = saved.get("forked_from")
+            if path is None and source is not None:
+                forked_from = {"source": str(source), "checkpoint": str(_found(source, run))}
+            start = Start(
+                path=path,
+                forked_from=forked_from,
+                initialized_from=saved.get("initialized_from"),
+            )
     start = world.broadcast_object(start)
     assert start is not None, "rank 0 has found it"
     return start

@@ -135,6 +135,6 @@ def _read_checkpoint(path: Path) -> StoredNetwork:
             step=step,
             weights_sha256=sha256_of_weights(weights),
             evaluations=tuple(row for row in evaluations if row.step == step),
-            began=settings.forked_from,
+            began=settings.forked_from or settings.initialized_from,
         ),
     )

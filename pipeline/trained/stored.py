@@ -66,6 +66,9 @@ def checked_weights(found: object, where: object) -> Weights:
                 f"{where}: {name} is a {tensor.dtype} tensor of layout {tensor.layout}; expected "
                 "dense floats"
             )
+        num_bytes = tensor.numel() * tensor.element_size()
+        if tensor.is_meta or num_bytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{where}: {name} is larger than what is stored of it")
         if not bool(tensor.isfinite().all()):
             raise ValueError(
                 f"{where}: {name} has values that are not finite; choose weights of an earlier step"

@@ -42,6 +42,8 @@ def field_of(config: Config, name: str) -> Any:
         ("--data.shards '/a b=c'", "data.shards", "/a b=c"),
         ("--data.shards=--odd", "data.shards", f"{Path.cwd()}/--odd"),
         ("--data.shards=", "data.shards", ""),
+        ("--init /a@best", "init.weights", "/a@best"),
+        ("--init=a", "init.weights", f"{Path.cwd()}/a"),
         ("--schedule.conv1_step_epochs 30,60.5", "schedule.conv1_step_epochs", (30.0, 60.5)),
     ],
 )
@@ -251,6 +253,8 @@ def test_what_a_recipe_gives_falls_back_where_a_choice_leaves_it_without_effect(
         ("max_step", "--max-steps?"),
         ("run_dirs", "--run-dir?"),
         ("precison", "--precision?"),
+        ("pretrained", "--init.weights?"),
+        ("freze", "--freeze?"),
         ("optim", None),
         ("xyzzy", None),
     ],
@@ -289,6 +293,17 @@ def test_help_says_beside_what_an_option_has_an_effect() -> None:
     assert "in each step. Only with optim.name adam or adamw.\n" in text
     assert " Only with optim.name sgd and optim.momentum above 0.\n" in text
     assert text.count(" Only with ") == sum(bool(needs_of(entry)) for entry in FIELDS.values())
+
+
+def test_help_names_the_short_form() -> None:
+    text = explanations(Config())
+    assert " In short --init.\n" in text
+    assert " In short --freeze. Only with init.weights.\n" in text
+
+
+def test_a_field_is_given_once_in_whichever_form() -> None:
+    with pytest.raises(ValueError, match=r"--init\.weights is given twice"):
+        parse_words(["--init", "/a", "--init.weights", "/a"])
 
 
 def test_help_says_whether_a_field_may_change() -> None:

@@ -17,7 +17,7 @@ from pipeline.config.augment import IMAGE_SIZES, AugmentConfig
 from pipeline.config.command_line import with_values
 from pipeline.config.data import DataConfig
 from pipeline.config.marks import needs_of, why_idle
-from pipeline.config.model import ModelConfig, ModelName
+from pipeline.config.model import Initialization, ModelConfig, ModelName
 from pipeline.config.optim import OptimConfig, ScheduleConfig
 from pipeline.config.recipes import recipe_config
 from pipeline.config.schema import FIELDS, Config, MetricsConfig, values_of
@@ -25,6 +25,7 @@ from pipeline.data.augment.crop_policy import training_crop_policy
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.augment.preprocess import Augmenter
 from pipeline.evaluate.shards import _with_shards
+from pipeline.model import alexnet
 from pipeline.model.build import _build
 from pipeline.model.columns import BOTH
 from pipeline.model.network import Network
@@ -265,6 +266,41 @@ def test_the_networks_that_take_a_field_are_those_that_look_at_it(network: Model
             is None
         )
         assert (after != before) is may_be_given, name
+
+
+def test_frozen_convolutions_leave_their_rates_without_effect() -> None:
+    """And given weights the distribution of fresh ones; what the recipe has of them falls back."""
+    recipe = recipe_config("alexnet_2012")
+    given = with_values(recipe, {"init.weights": "/w"})
+    assert given.schedule == recipe.schedule
+    frozen = with_values(recipe, {"init.weights": "/w", "init.freeze": "conv"})
+    assert frozen.schedule.conv1_freeze_epoch is None
+    assert frozen.schedule.conv1_step_epochs == ()
+    refused = {
+        "schedule.conv1_freeze_epoch": (frozen, "init.weights left out or init.freeze none"),
+        "model.initialization": (given, "init.weights left out, and init.weights is /w"),
+        "init.freeze": (recipe, "init.weights, and init.weights is ''"),
+    }
+    for name, (config, need) in refused.items():
+        value = OTHER_VALUES.get(name, "conv")
+        with pytest.raises(ValueError, match=rf"--{name} has no effect: it needs {need}; leave"):
+            with_values(config, {name: value})
+
+
+@pytest.mark.parametrize("form", ["paper", "caffe"])
+def test_a_new_last_layer_is_the_same_whatever_the_others_would_be(form: Initialization) -> None:
+    def last_layer(config: ModelConfig) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(alexnet, "_KERNELS", (4, 4, 4, 4, 4))
+            patch.setattr(alexnet, "_UNITS", 4)
+            torch.manual_seed(0)
+            weights: torch.Tensor = _build(config, 3, BOTH).state_dict()["fc8.weight"]
+            return weights
+
+    config = ModelConfig(name="alexnet_2012")
+    assert torch.equal(
+        last_layer(config), last_layer(dataclasses.replace(config, initialization=form))
+    )
 
 
 def seen_of(config: ModelConfig) -> list[object]:

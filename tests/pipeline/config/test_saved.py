@@ -182,4 +182,4 @@ def test_a_field_that_was_not_there_had_its_default() -> None:
 def test_a_field_that_is_not_there_any_more_differs() -> None:
     saved = to_json(Config())
     saved["model"]["groups"] = 2
-    assert differences(Config(), saved) == ["model.groups: was 2, is None"]
+    assert differences(Config(), saved) == ["model.groups: was 2, is none"]

@@ -61,7 +61,7 @@ def test_a_run_keeps_its_precision_and_an_explicit_one_stays() -> None:
 
 def test_recipes_that_want_speed_leave_the_choice() -> None:
     assert {name for name, recipe in RECIPES.items() if recipe().precision == "auto"} == {
-        *("alexnet_fast", "cifar10")
+        *("alexnet_fast", "cifar10", "finetune")
     }
 
 

@@ -47,7 +47,7 @@ def test_what_is_written_is_read(written: RunDirectory) -> None:
     assert " cores of " in content["hardware"]
     assert set(content) == {
         *("format_version", "recipe", "config", "manifest_sha256", "forked_from"),
-        *("versions", "git_revision", "hardware"),
+        *("initialized_from", "versions", "git_revision", "hardware"),
     }
     assert [path.name for path in written.path.iterdir()] == ["config.json"]
 
