@@ -13,6 +13,7 @@ from typing import Annotated
 from data_prep.convert.conversion import Count, Options, convert
 from data_prep.convert.output import WORK_FOLDER
 from data_prep.shard_set.fields import within
+from data_prep.shard_set.foreign import describe_input
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named
@@ -22,7 +23,7 @@ from data_prep.sources.imagenet import NUM_CLASSES, open_imagenet
 from data_prep.sources.labels import read_class_names
 from data_prep.sources.parquet import open_parquet
 from data_prep.sources.selection import Selection, select
-from data_prep.sources.source import Source
+from data_prep.sources.source import Source, SourceError
 from data_prep.sources.synthetic import make_synthetic
 from data_prep.sources.table import TableColumns, open_table
 from data_prep.sources.webdataset import open_webdataset
@@ -34,9 +35,13 @@ class _Sharding(Options, Selection):
     def open(self) -> Source:
         """The raw data."""
 
+    def opened(self) -> Source:
+        """The same."""
+        return self.open()
+
     def run(self) -> int:
         begin, task = time.monotonic(), self.part
-        source = select(self.open(), self)
+        source = select(self.opened(), self)
         manifest, num_shards, num_read = convert(source, self, sys.stderr)
         rate = num_read / (time.monotonic() - begin)
         made = f"{rate:,.0f} samples a second" if num_read else "complete already"
@@ -58,6 +63,16 @@ class _Reading(_Sharding):
     """The raw data: a folder, or what the source says."""
     ignore_changes: bool = False
     """Keep finished shards though images in them were replaced since."""
+
+    def opened(self) -> Source:
+        """The raw data; an error also says what the input is, if another source reads that."""
+        try:
+            return self.open()
+        except SourceError as error:
+            (name,) = (name for name, kind in SOURCES.items() if kind is type(self))
+            if (found := describe_input(self.input, name)) is None:
+                raise
+            raise SourceError(f"{error}; of {self.input}: {found}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections import Counter
@@ -116,20 +115,23 @@ def _find_finished(
     """The manifest, if the same call has made it; raises `ConversionError` if another has."""
     if not (shards / MANIFEST_NAME).exists():
         return None
-    manifest = None
-    with contextlib.suppress(ShardSetError):  # of another program
+    try:
         manifest = read_manifest(shards)
-    if manifest is not None:
-        names = {name: list(split.filenames) for name, split in manifest.splits.items()}
-        made_by = manifest.source, manifest.options, manifest.name
-        is_same = made_by == (ADOPTED, _options(how), how.name) and how.class_names in (
-            None,
-            manifest.class_names,
-        )
-        if is_same and names == {name: list(of_split) for name, of_split in splits.items()}:
-            for split in manifest.splits.values():
-                check_shard_sizes(shards, split)
-            return manifest
+    except ShardSetError:
+        raise ConversionError(
+            f"{shards} has a {MANIFEST_NAME} that another program wrote, and it stays as it is: "
+            f"give --output {shards / 'alexnet'}, or any other folder, instead of --in-place"
+        ) from None
+    names = {name: list(split.filenames) for name, split in manifest.splits.items()}
+    made_by = manifest.source, manifest.options, manifest.name
+    is_same = made_by == (ADOPTED, _options(how), how.name) and how.class_names in (
+        None,
+        manifest.class_names,
+    )
+    if is_same and names == {name: list(of_split) for name, of_split in splits.items()}:
+        for split in manifest.splits.values():
+            check_shard_sizes(shards, split)
+        return manifest
     raise ConversionError(
         f"{shards} has a {MANIFEST_NAME} already, of other tars or options: give another --output, "
         "or remove that file"

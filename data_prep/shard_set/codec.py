@@ -16,7 +16,12 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.shard_set.decoding import RejectedImage, find_orientation, read_image
-from data_prep.shard_set.jpeg_header import DamagedJpegError, read_jpeg_header
+from data_prep.shard_set.jpeg_header import (
+    APP1,
+    DamagedJpegError,
+    jpeg_segments,
+    read_jpeg_header,
+)
 from data_prep.shard_set.jpegs import read_exif
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import Pixels, cut_decoded, cut_jpegs, decode_jpeg, jpeg_size
@@ -154,7 +159,8 @@ def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     """
     try:
         header = read_jpeg_header(content)
-        is_upright = b"Exif" not in content or find_orientation(partial(read_exif, content)) == 1
+        has_exif = any(marker == APP1 for marker, _, _ in jpeg_segments(content))
+        is_upright = not has_exif or find_orientation(partial(read_exif, content)) == 1
     except DamagedJpegError:
         return None
     is_small = header.height * header.width <= (Image.MAX_IMAGE_PIXELS or math.inf)

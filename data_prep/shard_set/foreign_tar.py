@@ -7,7 +7,6 @@ the last slash are one sample, and lie side by side; the rest of a name says wha
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.shard_set.tar_walk import DamagedTarError, Member, walk_tar
+from data_prep.shard_set.tar_walk import DamagedTarError, Member, ReadAt, reading, walk_tar
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "cls.txt", "class", "cls.json")
@@ -50,23 +49,27 @@ class FieldNames:
     """The same of the label member, or a field of the sample's JSON."""
 
 
-def walk_samples(path: Path, fields: FieldNames) -> Iterator[ForeignSample]:
+def walk_samples(
+    path: Path, fields: FieldNames, read: ReadAt | None = None
+) -> Iterator[ForeignSample]:
     """Yield the samples of a tar in their order; reads headers, and the members with labels.
+
+    `read` gives bytes of the tar; None opens it.
 
     Raises `ForeignTarError` if the tar is damaged, compressed, holds no sample, or has a sample
     without an image or a label, with several, or in two places.
     """
     seen: set[str] = set()
     with path.open("rb", buffering=0) as file:
-        handle = file.fileno()
-        check_plain(path, os.pread(handle, 8, 0))
+        read = read or reading(file.fileno())
+        check_plain(path, read(8, 0))
         key, members = "", dict[str, Member]()
-        for member in walk_files(path, handle):
+        for member in walk_files(path, read):
             member_key, suffix = take_apart(member.name)
             if not suffix:
                 continue
             if member_key != key and members:
-                yield _sample(path, handle, key, members, fields)
+                yield _sample(path, read, key, members, fields)
                 members = {}
             if member_key != key and member_key in seen:
                 raise ForeignTarError(
@@ -82,7 +85,7 @@ def walk_samples(path: Path, fields: FieldNames) -> Iterator[ForeignSample]:
             seen.add(key)
             members[suffix] = member
         if members:
-            yield _sample(path, handle, key, members, fields)
+            yield _sample(path, read, key, members, fields)
     if not seen:
         raise ForeignTarError(f"{path} holds no samples; expected members KEY.jpg and KEY.cls")
 
@@ -97,20 +100,20 @@ def check_plain(path: Path, begin: bytes) -> None:
             )
 
 
-def walk_files(path: Path, handle: int) -> Iterator[Member]:
+def walk_files(path: Path, read: ReadAt) -> Iterator[Member]:
     """The plain files of a tar, with the long names that GNU and pax headers give them.
 
     Raises `ForeignTarError` if it is damaged, or stores a file in a way that gives it no place.
     """
-    stop = os.fstat(handle).st_size
+    stop = path.stat().st_size
     long_name: str | None = None
     try:
-        for member in walk_tar(handle, 0, stop):
+        for member in walk_tar(read, 0, stop):
             match member.type:
                 case tarfile.GNUTYPE_LONGNAME:
-                    long_name = _text(path, handle, member).rstrip("\0")
+                    long_name = _text(path, read, member).rstrip("\0")
                 case tarfile.XHDTYPE:
-                    long_name = _pax_path(path, _text(path, handle, member)) or long_name
+                    long_name = _pax_path(path, _text(path, read, member)) or long_name
                 case tarfile.REGTYPE | tarfile.AREGTYPE | tarfile.CONTTYPE:
                     name = (long_name or member.name).removeprefix("./")
                     long_name = None
@@ -123,12 +126,12 @@ def walk_files(path: Path, handle: int) -> Iterator[Member]:
         raise ForeignTarError(f"{path} is damaged: {error}; copy it again") from None
 
 
-def _text(path: Path, handle: int, member: Member) -> str:
+def _text(path: Path, read: ReadAt, member: Member) -> str:
     if member.num_bytes > _MAX_TEXT_BYTES:
         raise ForeignTarError(
             f"{path}: {member.name} has {member.num_bytes} bytes; expected a short text"
         )
-    return os.pread(handle, member.num_bytes, member.offset).decode("utf-8", "surrogateescape")
+    return read(member.num_bytes, member.offset).decode("utf-8", "surrogateescape")
 
 
 def _pax_path(path: Path, records: str) -> str | None:
@@ -160,11 +163,11 @@ def take_apart(name: str) -> tuple[str, str]:
 
 
 def _sample(
-    path: Path, handle: int, key: str, members: dict[str, Member], fields: FieldNames
+    path: Path, read: ReadAt, key: str, members: dict[str, Member], fields: FieldNames
 ) -> ForeignSample:
     where = f"{path}: sample {key}"
     image = _find_image(where, members, fields.image)
-    return ForeignSample(key, image, find_label(where, path, handle, members, fields.label))
+    return ForeignSample(key, image, find_label(where, path, read, members, fields.label))
 
 
 def _find_image(where: str, members: dict[str, Member], asked: str | None) -> Member:
@@ -184,17 +187,17 @@ def _find_image(where: str, members: dict[str, Member], asked: str | None) -> Me
 
 
 def find_label(
-    where: str, path: Path, handle: int, members: dict[str, Member], asked: str | None
+    where: str, path: Path, read: ReadAt, members: dict[str, Member], asked: str | None
 ) -> int | str:
     """The label of a sample with these members, by their suffixes; raises `ForeignTarError`."""
     if asked is not None and asked.lower() in members:
-        return _as_label(where, _text(path, handle, members[asked.lower()]))
+        return _as_label(where, _text(path, read, members[asked.lower()]))
     if asked is None:
         for suffix in LABEL_SUFFIXES:
             if suffix in members:
-                return _as_label(where, _text(path, handle, members[suffix]))
+                return _as_label(where, _text(path, read, members[suffix]))
     if "json" in members:
-        return _label_in_json(where, _text(path, handle, members["json"]), asked or "label")
+        return _label_in_json(where, _text(path, read, members["json"]), asked or "label")
     raise ForeignTarError(
         f"{where} has no label; its members are {_list(members)}, expected .cls, .cls.txt or .json "
         "with a field 'label': name another member, or another field, with --label-field"

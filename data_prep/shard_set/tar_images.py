@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from data_prep.shard_set.foreign_tar import (
     walk_files,
 )
 from data_prep.shard_set.image_files import BEGIN_BYTES, is_image
-from data_prep.shard_set.tar_walk import Member
+from data_prep.shard_set.tar_walk import Member, ReadAt, reading
 
 _PIXELS = "npy"
 """How shard sets name images that are stored as pixels."""
@@ -38,18 +37,18 @@ def walk_images(path: Path) -> Iterator[TarImage]:
     Hidden members are left out. Raises `ForeignTarError` if the tar is damaged or compressed.
     """
     with path.open("rb", buffering=0) as file:
-        handle = file.fileno()
-        check_plain(path, os.pread(handle, BEGIN_BYTES, 0))
-        for group in _samples(walk_files(path, handle)):
+        read = reading(file.fileno())
+        check_plain(path, read(BEGIN_BYTES, 0))
+        for group in _samples(walk_files(path, read)):
             key = take_apart(group[0].name)[0]
             members = {take_apart(member.name)[1]: member for member in group}
             images = [
-                member for suffix, member in members.items() if _is_image(handle, suffix, member)
+                member for suffix, member in members.items() if _is_image(read, suffix, member)
             ]
             label = None
             if len(images) == 1 and not members.keys().isdisjoint((*LABEL_SUFFIXES, "json")):
                 with contextlib.suppress(ForeignTarError):  # of another kind, or damaged
-                    label = find_label(f"{path}: {key}", path, handle, members, None)
+                    label = find_label(f"{path}: {key}", path, read, members, None)
             yield from (TarImage(member, label) for member in images)
 
 
@@ -70,9 +69,9 @@ def _samples(files: Iterator[Member]) -> Iterator[list[Member]]:
         yield group
 
 
-def _is_image(handle: int, suffix: str, member: Member) -> bool:
+def _is_image(read: ReadAt, suffix: str, member: Member) -> bool:
     if take_apart(member.name)[0].rpartition("/")[2] == "":
         return False  # hidden
     return suffix == _PIXELS or is_image(
-        member.name, lambda: os.pread(handle, min(BEGIN_BYTES, member.num_bytes), member.offset)
+        member.name, lambda: read(min(BEGIN_BYTES, member.num_bytes), member.offset)
     )

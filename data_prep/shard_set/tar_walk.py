@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -12,6 +14,8 @@ _NAME, _SIZE, _CHECKSUM, _TYPE = slice(0, 100), slice(124, 136), slice(148, 156)
 _PREFIX = 345
 """Where the first part of a long name begins, if there is one."""
 _READ_BYTES = 1 << 20
+_ADLER = 65521
+"""The lower half of an Adler-32 is 1 and the sum of all bytes, by this modulus."""
 
 
 class DamagedTarError(ValueError):
@@ -42,8 +46,17 @@ class Member:
         return self.name.partition(".")[2]
 
 
-def walk_tar(handle: int, start: int, stop: int) -> Iterator[Member]:
-    """Yield the members of the tar in the bytes from `start` to `stop` of an open file.
+ReadAt = Callable[[int, int], bytes]
+"""Gives so many bytes of a file, or what there is of them, from this place on."""
+
+
+def reading(handle: int) -> ReadAt:
+    """Of an open file."""
+    return functools.partial(os.pread, handle)
+
+
+def walk_tar(read: ReadAt, start: int, stop: int) -> Iterator[Member]:
+    """Yield the members of the tar in the bytes from `start` to `stop` of a file.
 
     Reads headers only, by position. Raises `DamagedTarError` where the tar is cut off, even
     between two members, or damaged; a header that became zeros looks like the end mark, but an
@@ -51,9 +64,9 @@ def walk_tar(handle: int, start: int, stop: int) -> Iterator[Member]:
     """
     position, before = start, "the start"
     while True:
-        header = os.pread(handle, max(0, min(BLOCK_BYTES, stop - position)), position)
+        header = read(max(0, min(BLOCK_BYTES, stop - position)), position)
         if header == bytes(BLOCK_BYTES):
-            if not _is_zero(handle, position + BLOCK_BYTES, stop):
+            if not _is_zero(read, position + BLOCK_BYTES, stop):
                 raise DamagedTarError(f"it has an end mark after {before}, but more behind it")
             return
         if len(header) < BLOCK_BYTES:
@@ -67,9 +80,9 @@ def walk_tar(handle: int, start: int, stop: int) -> Iterator[Member]:
         position = member.offset + -(-member.num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def _is_zero(handle: int, start: int, stop: int) -> bool:
+def _is_zero(read: ReadAt, start: int, stop: int) -> bool:
     for position in range(start, stop, _READ_BYTES):
-        if os.pread(handle, min(_READ_BYTES, stop - position), position).strip(b"\0"):
+        if read(min(_READ_BYTES, stop - position), position).strip(b"\0"):
             return False
     return True
 
@@ -95,7 +108,9 @@ def _parse_plain(header: bytes) -> tuple[str, int] | None:
     """
     checksum, size = header[_CHECKSUM], header[_SIZE]
     try:
-        is_intact = int(checksum.strip(b"\0 "), 8) == sum(header) - sum(checksum) + 8 * ord(" ")
+        total = int(checksum.strip(b"\0 "), 8) + sum(checksum) - 8 * ord(" ")
+        # Ten times as fast as sum(header), to the modulus.
+        is_intact = (total + 1) % _ADLER == zlib.adler32(header) & 0xFFFF
         num_bytes = int(size.strip(b"\0 "), 8)
         name = header[_NAME].partition(b"\0")[0].decode("ascii")
     except ValueError:

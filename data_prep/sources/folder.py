@@ -12,10 +12,10 @@ from data_prep.shard_set.image_files import Folder, is_image_file, scan, walk
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import FileReader, Source, SourceError, check_same, name_some
+from data_prep.sources.splits import SPLIT_OF
 
 _log = logging.getLogger(__name__)
 
-_VAL_NAMES = ("val", "validation", "valid", "test")
 _ANNOTATIONS = "val_annotations.txt"
 """Of Tiny ImageNet: a line for each image of val, its name and its class first."""
 _IMAGES = "images"
@@ -32,7 +32,7 @@ class _Class:
 def open_folder(root: Path, *, nested: bool = False) -> Source:
     """The images below `root`, of which each class has a folder.
 
-    The layouts are `train/CLASS/*` with `val/CLASS/*` (or validation, valid, test), that of Tiny
+    The layouts are `train/CLASS/*` with `val/CLASS/*` (or other words of `SPLIT_OF`), that of Tiny
     ImageNet, and `CLASS/*` alone, which is train. A folder `images` that is all there is in a class
     is looked into; with `nested`, every folder is. Classes get their labels in the order of their
     names. Left out are hidden files, and files that neither by name nor by content are images.
@@ -70,15 +70,19 @@ def open_folder(root: Path, *, nested: bool = False) -> Source:
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
-    """The folder of each split; without a folder `train`, all of `root` is train."""
-    if not (root / "train").is_dir():
-        if any((root / name).is_dir() for name in _VAL_NAMES):
-            raise SourceError(f"{root} has no folder train/; expected train/CLASS/* with images")
-        return {"train": root}
-    found = [root / name for name in _VAL_NAMES if (root / name).is_dir()]
-    for other in found[1:]:
-        _log.warning("%s is left out: %s is the split 'val'", other, found[0])
-    return {"train": root / "train"} | ({"val": found[0]} if found else {})
+    """The folder of each split; where none is named after one, all of `root` is train."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir()):
+        if (split := SPLIT_OF.get(path.name.lower())) is not None and path.is_dir():
+            found.setdefault(split, []).append(path)
+    train, val = found.get("train", []), found.get("val", []) + found.get("test", [])
+    if not train and val:
+        raise SourceError(f"{root} has no folder train/; expected train/CLASS/* with images")
+    if len(train) > 1:
+        raise SourceError(f"{train[0]} and {train[1]} are both the split 'train'; expected one")
+    for other in val[1:]:
+        _log.warning("%s is left out: %s is the split 'val'", other, val[0])
+    return {"train": train[0] if train else root} | ({"val": val[0]} if val else {})
 
 
 def _find_annotated(folder: Path, left_out: list[str]) -> dict[str, _Class]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.shard_set.keys import KEY_PATTERN, MAX_KEY_LENGTH
-from data_prep.shard_set.tar_walk import DamagedTarError, Member, walk_tar
+from data_prep.shard_set.tar_walk import DamagedTarError, Member, reading, walk_tar
 from data_prep.sources.imagenet_labels import (
     DEVKIT_NAME,
     SOLUTION_NAME,
@@ -141,7 +141,7 @@ def _members(root: Path, place: _Place) -> Iterator[tuple[str, Member]]:
     with path.open("rb", buffering=0) as file:
         stop = path.stat().st_size if place.stop is None else place.stop
         try:
-            for member in walk_tar(file.fileno(), place.start, stop):
+            for member in walk_tar(reading(file.fileno()), place.start, stop):
                 name = member.name.rpartition("/")[2]
                 if member.type in _FILE_TYPES and not name.startswith("."):
                     yield name, member

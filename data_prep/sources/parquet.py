@@ -35,6 +35,8 @@ _LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
 _ROWS_AT_ONCE = 64
 """Of images in memory: a row group may hold gigabytes."""
 _BUFFER_BYTES = 1 << 20
+_MOST_UNPACKED_BYTES, _MOST_RATIO = 1 << 28, 20
+"""More than both is no column of images, but a file made to fill memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def open_parquet(
             path = folder / name
             with _opened(pq, path) as file:
                 columns[name] = _choose(file.schema_arrow, path, image_column, label_column)
+                _check_unpacked(file, path)
                 found = _read_labels(file, path, columns[name].label)
             labels[split] += found
             lengths[split][name] = len(found)
@@ -150,6 +153,21 @@ def _opened(pq: Any, path: Path) -> Any:
         return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
+
+
+def _check_unpacked(file: Any, path: Path) -> None:
+    """Refuse a row group that unpacks to gigabytes, which images, being compressed, never do."""
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        columns = [group.column(column) for column in range(group.num_columns)]
+        for column in columns:
+            packed, num_bytes = column.total_compressed_size, column.total_uncompressed_size
+            if num_bytes > max(_MOST_UNPACKED_BYTES, _MOST_RATIO * packed):
+                raise SourceError(
+                    f"row group {number} of {path} unpacks from {packed:,} to {num_bytes:,} bytes "
+                    f"in column '{column.path_in_schema}'; expected images, which do not: check "
+                    "where the file is from"
+                )
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
@@ -297,6 +315,7 @@ def read_columns(path: Path) -> tuple[list[str], list[list[str]]]:
     pq = _import_parquet()
     try:
         with _opened(pq, path) as file:
+            _check_unpacked(file, path)
             table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from None

@@ -8,6 +8,12 @@ from pathlib import Path, PurePath
 
 from data_prep.sources.source import SourceError, name_some
 
+SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""The split that a word means, in small letters; where nothing is val, test is."""
 _WORD = re.compile(r"(?<![a-z])(train|val|test)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -16,12 +17,11 @@ from data_prep.sources.labels import RawLabel, find_column, number_labels
 from data_prep.sources.parquet import read_columns
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import FileReader, Source, SourceError, name_some
+from data_prep.sources.splits import SPLIT_OF
 
 _PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 _LABEL_NAMES = ("label", "class", "class_name", "category", "target", "labels")
 _SPLIT_NAMES = ("split", "set", "subset", "partition")
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
-           "validation": "val", "test": "test"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +98,13 @@ def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
         header, columns = read_columns(table)
         return header, zip(*columns, strict=True)
     try:
-        text = table.read_bytes().decode("utf-8-sig")
+        content = table.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # by Excel
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"--input {table} cannot be read ({error}); expected a CSV or TSV file in UTF-8, or "
-            "a Parquet file"
+            f"--input {table} cannot be read ({error}); expected a CSV or TSV file in UTF-8 or "
+            "UTF-16, or a Parquet file"
         ) from None
     lines = io.StringIO(text, newline="")  # a quoted text may hold line breaks
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel writes any of them
@@ -122,10 +124,10 @@ def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
 
 def _split_of(where: str, text: str) -> str:
     try:
-        return _SPLITS[text.strip().lower()]
+        return SPLIT_OF[text.strip().lower()]
     except KeyError:
         raise SourceError(
-            f"{where}: the split is {text!r}; expected one of {', '.join(_SPLITS)}"
+            f"{where}: the split is {text!r}; expected one of {', '.join(SPLIT_OF)}"
         ) from None
 
 

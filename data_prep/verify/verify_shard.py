@@ -16,7 +16,7 @@ from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
 from data_prep.shard_set.keys import KEY_PATTERN
 from data_prep.shard_set.manifest import ADOPTED, LABEL_SUFFIX, Manifest, Split
-from data_prep.shard_set.tar_walk import DamagedTarError, Member, walk_tar
+from data_prep.shard_set.tar_walk import DamagedTarError, Member, reading, walk_tar
 
 Array = npt.NDArray[Any]
 
@@ -121,7 +121,7 @@ def _read_members(path: Path) -> tuple[list[Member], list[Damage]]:
     members: list[Member] = []
     with path.open("rb") as file:
         try:
-            members.extend(walk_tar(file.fileno(), 0, path.stat().st_size))
+            members.extend(walk_tar(reading(file.fileno()), 0, path.stat().st_size))
         except DamagedTarError as error:
             key = (error.member_name or "").partition(".")[0]
             known = key if KEY_PATTERN.fullmatch(key) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -11,8 +10,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_prep.adopt import tar_record
 from data_prep.adopt.adopt import Adoption, expand
 from data_prep.adopt.adopt import adopt as run_adoption
+from data_prep.convert.output import ConversionError
+from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.index import read_checksums, read_index
 from data_prep.shard_set.locks import locked
@@ -224,14 +226,6 @@ def test_a_finished_adoption_is_found_and_another_one_refused(tmp_path: Path) ->
     assert "val-000000.tar has 0 bytes" in run_cli("adopt", tars, "--output", shards).stderr
 
 
-def test_another_manifest_is_not_replaced(tmp_path: Path) -> None:
-    tars = write_tars(tmp_path / "tars")
-    (tars / "_info.json").write_text(json.dumps({"splits": {}}))
-    done = run_cli("adopt", tars, "--in-place")
-    assert done.returncode == 1
-    assert "_info.json already" in done.stderr
-
-
 def test_what_patterns_name_must_be_there_once(tmp_path: Path) -> None:
     tars = write_tars(tmp_path / "tars")
     with pytest.raises(SourceError, match=r"1 of 4 tars are missing \(.*train-000003"):
@@ -242,3 +236,28 @@ def test_what_patterns_name_must_be_there_once(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(SourceError, match=r"has no files \*\.tar"):
         expand([str(empty)])
+
+
+def test_a_tar_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies across the edges of pieces, and of images larger than a piece."""
+    tar = write_tars(tmp_path / "tars") / "train-000000.tar"
+    fields = FieldNames()
+    whole = tar_record.read_tar(tar, fields)
+    assert whole.sha256 == sha256_of(tar)
+    for num_bytes in (700, 4096, 10_000):
+        monkeypatch.setattr(tar_record, "_PIECE_BYTES", num_bytes)
+        found = tar_record.read_tar(tar, fields)
+        assert found.sha256 == whole.sha256
+        assert found.checksums.tolist() == whole.checksums.tolist()
+        assert found.sizes.tolist() == whole.sizes.tolist()
+
+
+def test_a_manifest_of_timm_beside_the_tars_stays(tmp_path: Path) -> None:
+    tars = write_tars(tmp_path / "tars")
+    (tars / "_info.json").write_text('{"splits": {"train": {"filenames": ["a.tar"]}}}')
+    before = hash_tree(tars)
+    with pytest.raises(ConversionError, match=r"another program wrote.*--output .*/tars/alexnet"):
+        run_adoption(expand([str(tars)]), tars, HOW, io.StringIO())
+    assert hash_tree(tars) == before
+    run_adoption(expand([str(tars)]), tars / "alexnet", HOW, io.StringIO())
+    assert read_manifest(tars / "alexnet").num_classes == 2

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.shard_set.manifest import ShardSetError, read_manifest
+from data_prep.sharding import Cifar10, Folder, ImageNet, Parquet, WebDataset
+from data_prep.sources.source import SourceError
 from tests.data_prep.raw_data import write_folder
 
 MDS = {"shards": [{"format": "mds", "version": 2}], "version": 2}
@@ -25,7 +28,7 @@ def write_json(name: str, fields: object) -> Callable[[Path], Path]:
 def touch(*names: str) -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         for name in names:
-            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).touch()
         return path
 
@@ -62,6 +65,12 @@ def of_timm(path: Path) -> Path:
             r"of its folder train: it holds tars \(000\.tar\), w",
         ),
         (touch("train/a.parquet"), r"of its folder train: a\.parquet in it is a Parquet data set"),
+        (touch("data/train-0.parquet"), r"of its folder data: .* parquet --input .*/given -"),
+        (
+            touch("cat/1.jpg", "dog/2.jpg"),
+            "images by class: .* folder --input .*/given ",
+        ),
+        (touch("labels.csv"), r"labels\.csv in it is a table.* table --input .*/given/labels\.csv"),
         (touch("train/n01440764.tar"), "raw data: .* shard imagenet --input .*/given "),
         (touch("train/_info.json"), "it holds the shard set train: give .*/given/train"),
         (touch("notes.txt"), r"has no _info\.json; make one .* or rerun the conversion that was"),
@@ -75,3 +84,24 @@ def test_it_is_called_by_its_name(tmp_path: Path, make: Callable[[Path], Path], 
     (tmp_path / "given").mkdir()
     with pytest.raises(ShardSetError, match=what):
         read_manifest(make(tmp_path / "given"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "what"),
+    [
+        (Folder, touch("data/train-0.parquet"), r"is empty.*; of .*shard parquet --input"),
+        (Parquet, touch("train/cat/1.jpg", "val/cat/1.jpg"), r"\.parquet; .*shard folder --input"),
+        (Parquet, file_of("a.csv"), r"\.parquet; .* it seems to be a table.*shard table --input"),
+        (WebDataset, touch("cat/1.jpg"), r"no files \*\.tar; .*shard folder --input"),
+        (WebDataset, touch("train-0.tar"), r"it is no tar|cut off after the start[^;]*; copy it"),
+        (ImageNet, touch("train/cat/1.jpg", "val/cat/1.jpg"), "shard folder --input"),
+        (Cifar10, touch("cifar-100-python.tar.gz"), "shard cifar100 --input"),
+    ],
+)
+def test_a_source_says_which_other_one_reads_what_it_was_given(
+    tmp_path: Path, kind: type[Any], make: Callable[[Path], Path], what: str
+) -> None:
+    (tmp_path / "given").mkdir()
+    command = kind(input=make(tmp_path / "given"), shards=tmp_path / "shards")
+    with pytest.raises(SourceError, match=what):
+        command.opened()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.shard_set.tar_walk import BLOCK_BYTES, DamagedTarError, Member, walk_tar
+from data_prep.shard_set.tar_walk import BLOCK_BYTES, DamagedTarError, Member, reading, walk_tar
 
 Format = Literal[0, 1]
 NAMES = st.text("abc./_0é", min_size=1, max_size=60).map(lambda text: f"x{text}")
@@ -29,7 +29,7 @@ def make_header(name: str, kind: bytes, num_bytes: int, form: Format) -> bytes:
 def walk(content: bytes, path: Path) -> list[Member]:
     path.write_bytes(content)
     with path.open("rb") as file:
-        return list(walk_tar(file.fileno(), 0, len(content)))
+        return list(walk_tar(reading(file.fileno()), 0, len(content)))
 
 
 @given(NAMES, TYPES, st.integers(0, 3000), FORMATS, st.sampled_from(["", "long/" * 20]))

@@ -316,3 +316,17 @@ def test_what_is_an_image(
     locators = [sample.locator for sample in open_folder(root).splits["train"]]
     assert (f"train/cat/{name}" in locators) == is_taken
     assert (name in caplog.text) == (not is_taken)
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("TRAINING", "Validation"), ("Training", "Testing")]
+)
+def test_splits_may_be_called_by_other_words(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat/1.jpg").write_bytes(b"")
+    source = open_folder(tmp_path)
+    assert [len(source.splits[split]) for split in ("train", "val")] == [1, 1]
+    (tmp_path / "train/cat").mkdir(parents=True)
+    with pytest.raises(SourceError, match="are both the split 'train'"):
+        open_folder(tmp_path)

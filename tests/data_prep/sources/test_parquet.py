@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.shard_set.manifest import read_manifest
+from data_prep.sources import parquet
 from data_prep.sources.parquet import open_parquet
 from data_prep.sources.source import Source, SourceError
 from tests.data_prep.raw_data import jpeg, run_cli
@@ -76,6 +77,17 @@ def test_bytes_come_out_as_they_are_with_any_compression(tmp_path: Path, compres
     root = write_hub(tmp_path / "in", compression=compression, row_group_size=1)
     source = open_parquet(root, tmp_path / "unpacked")
     assert [content for content, _ in contents_of(source, "train")] == CONTENTS[:4]
+
+
+def test_a_file_that_would_fill_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_MOST_UNPACKED_BYTES", 1 << 16)
+    contents = [bytes(1 << 16), bytes(range(256)) * 300]
+    path = tmp_path / "train.parquet"
+    write_parquet(path, contents, [0, 1], compression="zstd", use_dictionary=False)
+    with pytest.raises(SourceError, match=r"unpacks from .* to 1\d\d,\d+ bytes in column 'im"):
+        open_parquet(tmp_path, tmp_path / "unpacked")
 
 
 @pytest.mark.slow

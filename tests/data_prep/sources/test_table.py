@@ -72,6 +72,13 @@ def test_semicolons_as_excel_writes_them(root: Path) -> None:
     assert rows_of(source) == {"train": [("a.jpg", "cat, small"), ("b,c.jpg", "dog")]}
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_unicode_text_as_excel_writes_it(root: Path, encoding: str) -> None:
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    content = f"{mark}path\tlabel\r\na.jpg\tkočka\r\n".encode(encoding)
+    assert rows_of(opened(root, content, "t.txt")) == {"train": [("a.jpg", "kočka")]}
+
+
 def test_labels_of_thousands_of_digits_are_texts(root: Path) -> None:
     assert opened(root, f"path,label\na.jpg,{'9' * 5000}\n").class_names == ("9" * 5000,)
 
