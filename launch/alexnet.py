@@ -37,6 +37,7 @@ DOORS: Mapping[str, Door] = {
     "beton": Door("data_prep", "write a shard set into one file of ffcv's format", ("beton",)),
     "benchmark": Door("pipeline.data.benchmark", "measure the readers, and choose one"),
     "train": Door("pipeline.train", "train in this process, or as a rank of torchrun"),
+    "export": Door("pipeline.export", "write a trained network in formats of other programs"),
     "evaluate": Door("pipeline.evaluate", "evaluate a checkpoint on every image of a split"),
     "report": Door("pipeline.report", "write a run's report as one HTML page"),
     "launch": Door("launch", "start jobs: local, slurm; look at them: outcome"),
@@ -55,7 +56,7 @@ def help_text() -> str:
     commands = (f"  {name:{width}}  {door.help}" for name, door in DOORS.items())
     return "\n".join(
         (
-            *("usage: alexnet COMMAND …", "", "commands:", *commands, ""),
+            *("usage: alexnet COMMAND …", *commands),
             "'alexnet COMMAND --help' lists the options of one. Train on all GPUs of this machine "
             "with\n'alexnet launch local RECIPE …', where 'alexnet train RECIPE …' is one rank.\n",
         )

@@ -77,6 +77,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.train.evaluation", _DOOR),
         *("pipeline.ranks", "pipeline.run", "pipeline.model", *_BASE),
     ),
+    "pipeline.export": ("pipeline.trained", "pipeline.run", "pipeline.model", *_BASE),
     "pipeline.doctor": (
         *("pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run", *_BASE),
     ),

@@ -40,9 +40,9 @@ class Dropout(nn.Module):
         self.probability = probability
         match form:
             case "inverted":
-                self._in_training, self._in_evaluation = 1 / (1 - probability), 1.0
+                self._in_training, self.factor_in_evaluation = 1 / (1 - probability), 1.0
             case "original":
-                self._in_training, self._in_evaluation = 1.0, 1 - probability
+                self._in_training, self.factor_in_evaluation = 1.0, 1 - probability
             case unknown:
                 assert_never(unknown)
         self._first = layer * _UNITS_PER_LAYER + first_unit
@@ -52,7 +52,8 @@ class Dropout(nn.Module):
         if self.probability == 0:
             return units
         if not self.training:
-            return units if self._in_evaluation == 1 else units * self._in_evaluation
+            factor = self.factor_in_evaluation
+            return units if factor == 1 else units * factor
         assert keys is not None, "training needs the samples' keys"
         kept = units * self._mask(keys, units.shape[1])
         return kept if self._in_training == 1 else kept.mul_(self._in_training)

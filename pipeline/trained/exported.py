@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import saved
+from pipeline.config.schema import Config
 from pipeline.run import dataset
+from pipeline.run.dataset import Dataset
 from pipeline.run.event_rows import event_of, row_of
 from pipeline.run.events import EvalEvent
 from pipeline.run.format_version import check_format_version
@@ -28,12 +30,11 @@ def is_export(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file()
 
 
-def config_of(stored: StoredNetwork, folder: Path) -> dict[str, Any]:
+def to_json(config: Config, data: Dataset, origin: Origin, folder: Path) -> dict[str, Any]:
     """The part of an export's `config.json` that is read back; a mean image goes into `folder`.
 
     Raises `OSError`.
     """
-    origin = stored.origin
     return {
         "format_version": EXPORT_VERSION,
         "recipe": origin.recipe,
@@ -41,8 +42,8 @@ def config_of(stored: StoredNetwork, folder: Path) -> dict[str, Any]:
         "step": origin.step,
         "began": origin.began,
         "weights_sha256": origin.weights_sha256,
-        "config": saved.to_json(stored.config),
-        "dataset": dataset.to_json(stored.dataset, folder),
+        "config": saved.to_json(config),
+        "dataset": dataset.to_json(data, folder),
         "evaluations": [row_of(event) for event in origin.evaluations],
     }
 

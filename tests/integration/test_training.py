@@ -80,7 +80,8 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
     assert (other_console, *job.errors) == ("", "", "")
 
     names = {path.name for path in run.iterdir()}
-    assert names == {".lock", "config.json", "events.jsonl", "checkpoints", "predictions"}
+    kept = {"config.json", "data.json", "events.jsonl", "checkpoints", "predictions"}
+    assert names == {".lock", *kept}
     kept = {path.name for path in (run / "checkpoints").iterdir()}
     best = (run / "checkpoints/best").resolve().name
     assert kept == {"best", best, "step-00000020", "step-00000024"}

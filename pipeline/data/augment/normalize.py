@@ -25,8 +25,8 @@ class Normalizer:
         self, mean: npt.NDArray[np.floating], std: npt.NDArray[np.floating], device: torch.device
     ) -> None:
         """`mean` is 3, or H×W×3 for inputs of H×W; `std` is 3."""
-        self._shift = torch.from_numpy(-mean / std).float().to(device)
-        self._scale = torch.from_numpy(1 / std).float().to(device)
+        self.shift = torch.from_numpy(-mean / std).float().to(device)
+        self.scale = torch.from_numpy(1 / std).float().to(device)
 
     def __call__(
         self, images: torch.Tensor, *, color_shifts: torch.Tensor | None = None, divisor: float = 1
@@ -38,10 +38,10 @@ class Normalizer:
         count, height, width, channels = images.shape
         # Rows of whole lines: the CPU's inner loop is then long enough for vectors.
         lines = images.reshape(count, height, width * channels).float()
-        shift = self._shift.expand(height, width, channels).reshape(height, width * channels)
-        lines = torch.addcmul(shift / divisor, lines, self._scale.repeat(width) / divisor)
+        shift = self.shift.expand(height, width, channels).reshape(height, width * channels)
+        lines = torch.addcmul(shift / divisor, lines, self.scale.repeat(width) / divisor)
         if color_shifts is not None:
-            shifts = color_shifts * (self._scale / divisor)
+            shifts = color_shifts * (self.scale / divisor)
             lines += shifts.repeat(1, width)[:, None, :]
         return lines.view(images.shape).permute(0, 3, 1, 2)
 
@@ -67,8 +67,8 @@ class Normalizer:
             images.contiguous(),
             crop_windows or whole_images(images),
             flips,
-            shift=self._shift,
-            scale=self._scale,
+            shift=self.shift,
+            scale=self.scale,
             color_shifts=color_shifts,
             divisor=divisor,
         )
