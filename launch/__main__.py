@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.options import Command, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from launch import demo, doctor, local, outcome, prometheus, runs, submit
+from launch import demo, doctor, local, manifests, outcome, prometheus, runs, submit
 from pipeline.run.ending import ExitCode
 
 _COMMANDS: Mapping[str, Command] = {
@@ -31,6 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = add_commands(parser, "COMMAND", _COMMANDS)
     text = "Render jobs for SLURM, have it check them, and submit them"
     submit.add_arguments(commands.add_parser("slurm", help=text, description=f"{text}."))
+    text = "Render the objects of jobs for Kubernetes"
+    manifests.add_arguments(commands.add_parser("kubernetes", help=text, description=f"{text}."))
     return parser
 
 

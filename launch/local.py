@@ -1,36 +1,44 @@
-"""`python -m launch local RECIPE …`: torchrun on this machine, one rank a device."""
+"""`python -m launch local RECIPE …`: torchrun on this machine, one rank a device.
+
+Started on each of several machines, it is a job on all of them.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Annotated
 
-from data_prep.shard_set.fields import at_least
-from data_prep.shard_set.options import Rest
+from data_prep.shard_set.fields import Limit, at_least, wrong
+from data_prep.shard_set.options import Named, Rest
+from launch.meeting import Meeting, has_lost_nodes
 from launch.options import refuse_misplaced
 from launch.outcome import outcome_of
 from pipeline.config.model import ranks_per_replica
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import (
     LAUNCHER_VARIABLE,
+    ExitCode,
     StopSource,
     exit_code_of,
     handled_signals,
     signals_to_handle,
 )
-from pipeline.run.event_log import read_events
+from pipeline.run.event_log import of_training, read_events
 from pipeline.run.events import EndEvent, RunEvent
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
+
+_PLACE = Limit("HOST:PORT", re.compile(r"[^\s:]+:[1-9][0-9]{0,4}").fullmatch)
 
 SHUTDOWN_SECONDS = 270
 """How long ranks may take to save after a signal, before torchrun kills them."""
@@ -42,11 +50,30 @@ class Options:
 
     nproc: Annotated[int | None, at_least(1)] = None
     """Number of ranks; if not given, one a GPU, on CPUs one a column."""
+    nodes: Annotated[int, at_least(1)] = 1
+    """Number of machines on which this command is started."""
+    node_rank: Annotated[int, at_least(0)] = 0
+    """Which one of them this is."""
+    rendezvous: Annotated[str | None, Named("--rendezvous", "HOST:PORT"), _PLACE] = None
+    """Where all of them reach the machine of rank 0, and a free port there."""
     max_restarts: Annotated[int, at_least(0)] = 0
     """How often the ranks are started again when one fails."""
     command: Annotated[tuple[str, ...], Rest("RECIPE …")]
     """The recipe, then --data.shards SHARDS --run-dir RUN and other options of training;
     'python -m pipeline.train --help' lists the recipes and explains the options."""
+
+    def meeting(self) -> Meeting | None:
+        """None on one machine; raises `ValueError` if the options contradict each other."""
+        if self.node_rank >= self.nodes:
+            raise wrong("--node-rank", str(self.node_rank), f"0 to {self.nodes - 1}, below --nodes")
+        if (self.nodes > 1) != (self.rendezvous is not None):
+            raise ValueError(
+                f"--nodes is {self.nodes}, and --rendezvous is "
+                f"{self.rendezvous or 'missing'}: give both for several machines, or neither"
+            )
+        if self.rendezvous is None:
+            return None
+        return Meeting(place=self.rendezvous, num_nodes=self.nodes, node_rank=self.node_rank)
 
 
 def run(options: Options) -> int:
@@ -60,21 +87,31 @@ def run(options: Options) -> int:
         return 0
     refuse_misplaced("python -m launch local", (Options,), options.command)
     command = parse_command(options.command)
+    meeting = options.meeting()
     num_ranks = options.nproc
     if num_ranks is None:
         num_ranks = choose_num_ranks(command, num_gpus())
     begin = time.time()
-    log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    node = "" if meeting is None else f"-node{options.node_rank}"  # ids are alike in containers
+    log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}{node}.log"
     with command.run.being_made():
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
     console.line(f"{counted(num_ranks, 'rank')}; log: {log}")
-    words = torchrun_command(num_ranks, options.max_restarts, "pipeline.train", options.command)
+
+    def torchrun() -> list[str]:
+        there = () if meeting is None else meeting.torchrun_options()
+        words = (num_ranks, options.max_restarts, "pipeline.train", options.command)
+        return torchrun_command(*words, *there)
+
     events = command.run.events
-    code, asked = _run_torchrun(words, log, events)
+    code, asked = _run_torchrun(torchrun, log, events, meeting)
     history = read_events(events)
     outcome = outcome_of(history, begin, code, asked)
-    own = {type(row) for row in history if row.time >= begin}
+    rows = [row for row in history if row.time >= begin]
+    if meeting is not None and outcome == "failed" and has_lost_nodes(of_training(rows), code):
+        outcome = "interrupted"
+    own = {type(row) for row in rows}
     if own.isdisjoint({RunEvent, EndEvent}):
         os.utime(log, (0, 0))  # `launch logs` shows the newest
     if code and EndEvent not in own and (asked or RunEvent in own):
@@ -105,21 +142,29 @@ def num_gpus() -> int:
 
 
 def torchrun_command(
-    num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str]
+    num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str], *meeting: str
 ) -> list[str]:
-    """On this machine alone, at a free port, by loopback: its name need not resolve."""
+    """The options of a `meeting` come first; without any the ranks meet on this machine alone.
+
+    Then at a free port, by loopback: its name need not resolve.
+    """
     return [
-        *(sys.executable, "-m", "pipeline.start_ranks", "--standalone", "--local-addr=127.0.0.1"),
+        *(sys.executable, "-m", "pipeline.start_ranks"),
+        *(meeting or ("--standalone", "--local-addr=127.0.0.1")),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
         f"--signals-to-handle={signals_to_handle(handled_signals())}",
         *("-m", module, *arguments),
     ]
 
 
-def local_environment() -> dict[str, str]:
-    """The environment of a `torchrun_command`; what the user has set stays."""
+def local_environment(*, is_alone: bool = True) -> dict[str, str]:
+    """The environment of a `torchrun_command`; what the user has set stays.
+
+    `is_alone` says that all ranks are on this machine.
+    """
     return {
-        "GLOO_SOCKET_IFNAME": "lo",  # else gloo asks for the address of the host's name
+        # Else gloo asks for the address of the host's name.
+        **({"GLOO_SOCKET_IFNAME": "lo"} if is_alone else {}),
         LAUNCHER_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": "1",  # as torchrun has it; ranks set their own number of threads
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
@@ -128,15 +173,18 @@ def local_environment() -> dict[str, str]:
     }
 
 
-def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, StopSource | None]:
+def _run_torchrun(
+    command: Callable[[], list[str]], log: Path, events: Path, meeting: Meeting | None = None
+) -> tuple[int, StopSource | None]:
     """Its exit code, and the last signal that came; its output is shown, and written to `log`.
 
-    Signals are passed on: in a process group of its own torchrun gets none from the terminal.
-    Until there are new `events` ranks only start, and Ctrl-C would end each with a traceback.
+    It is started when node 0 of a `meeting` answers. Signals are passed on: in a process group of
+    its own torchrun gets none from the terminal. Until there are new `events` ranks only start, and
+    Ctrl-C would end each with a traceback.
     """
     before = _change_of(events)
     asked: StopSource | None = None
-    environment = local_environment() | {LOG_VARIABLE: str(log.absolute())}
+    environment = local_environment(is_alone=meeting is None) | {LOG_VARIABLE: str(log.absolute())}
     started: list[subprocess.Popen[bytes]] = []
 
     def forward_signal(number: int, _: FrameType | None) -> None:
@@ -148,10 +196,12 @@ def _run_torchrun(command: list[str], log: Path, events: Path) -> tuple[int, Sto
 
     for number in handled_signals():
         signal.signal(number, forward_signal)
+    if meeting is not None and not meeting.wait(lambda: asked is not None):
+        return ExitCode.FAILED, asked
     with (
         log.open("wb", buffering=0) as file,
         subprocess.Popen(
-            command,
+            command(),
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,11 +1,52 @@
-"""Where the options of a launcher stand, and the paths in a command that it passes on."""
+"""Where the options of a launcher stand, the command behind them, and the file that it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from data_prep.shard_set.files import expanded
-from data_prep.shard_set.options import option_fields, option_of
+from data_prep.shard_set.files import expanded, write_atomically
+from data_prep.shard_set.options import add_options, option_fields, option_of
+from pipeline.train.command import Command
+
+
+def add_kind(
+    kinds: argparse._SubParsersAction[Any],
+    name: str,
+    command: str,
+    text: str,
+    specs: Sequence[type],
+    **defaults: Callable[..., Any],
+) -> None:
+    """Add the kind of jobs that `text`, with the options of `specs` before a `command`.
+
+    The parsed namespace has these two, the `program` that was called, and the `defaults`.
+    """
+    kind = kinds.add_parser(name, help=text)
+    kind.usage = f"{kind.prog} [OPTIONS] {command}"
+    kind.description = (
+        f"Jobs that {text}. Options come before the command, whose own options follow it."
+    )
+    add_options(kind, *specs)
+    kind.add_argument("command", nargs=argparse.REMAINDER, metavar=command)
+    kind.set_defaults(program=kind.prog, specs=specs, **defaults)
+
+
+def write_own(path: Path, text: str, option: str) -> None:
+    """Write the file that an option names, or replace one that begins with the same line.
+
+    Raises `OSError` if somebody else wrote it, or its folder is missing.
+    """
+    first_line = text.splitlines()[0]
+    if path.exists() and not path.read_text(errors="replace").startswith(first_line):
+        raise FileExistsError(
+            f"{path} was not written by this command: move it or give another {option}"
+        )
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent} is not a directory: give another {option}")
+    write_atomically(path, text.encode())
 
 
 def refuse_misplaced(program: str, kinds: Sequence[type], command: Sequence[str]) -> None:
@@ -18,6 +59,27 @@ def refuse_misplaced(program: str, kinds: Sequence[type], command: Sequence[str]
                 f"{name} is an option of the launcher, and comes before {command[0]}: "
                 f"{program} {name} … {command[0]} …"
             )
+
+
+def refuse_script_options(conversion: Sequence[str]) -> None:
+    """Raise `ValueError` if a part of a conversion is named, which differs from job to job."""
+    for word in conversion:
+        if word.partition("=")[0] in ("--num-tasks", "--task", "--workers"):
+            raise ValueError(
+                f"{word} is for the script to give, to each job of the array: leave it out"
+            )
+
+
+def paths_of(command: Command) -> dict[str, Path]:
+    """The files and folders of a training that all its nodes must see, by their options."""
+    paths = {"--run-dir": command.run.path}
+    if command.fork_from is not None:
+        paths["--fork-from"] = command.fork_from.run.path
+    if command.config.init.weights:
+        paths["--init"] = Path(command.config.init.weights)
+    if not command.config.data.is_remote:
+        paths["--data.shards"] = Path(command.config.data.shards)
+    return paths
 
 
 def without_tilde(arguments: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -33,7 +32,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from data_prep.shard_set.fields import Limit, within
-from data_prep.shard_set.files import write_atomically
+from launch.options import write_own
+from launch.templates import as_yaml
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
 from pipeline.run.directory import RunDirectory
@@ -84,7 +84,8 @@ def run(options: Options) -> None:
             server = open_server.enter_context(bind_outcomes(root, port, or_any=options.start))
             port = server.server_port
         page = page_of(root)
-        _write_config(output, render_config(targets, page, port, options.scrape_interval))
+        config = render_config(targets, page, port, options.scrape_interval)
+        write_own(output, config, "--output")
         targets.mkdir(exist_ok=True)
         for line in drop_unanswered(targets):
             sys.stdout.write(f"{line}\n")
@@ -120,21 +121,8 @@ def render_config(
         scrape_interval=scrape_interval,
         outcomes_page=outcomes_page,
         outcomes_address=f"{_ADDRESS}:{outcomes_port}",
-        # A JSON string is one of YAML too, if it escapes no character as two surrogates.
-        targets=json.dumps(f"{targets}/*.json", ensure_ascii=False),
+        targets=as_yaml(f"{targets}/*.json"),
     )
-
-
-def _write_config(output: Path, config: str) -> None:
-    """Replace the file, unless somebody else wrote it."""
-    first_line = config.splitlines()[0]
-    if output.exists() and not output.read_text(errors="replace").startswith(first_line):
-        raise FileExistsError(
-            f"{output} was not written by this command: move it or give another --output"
-        )
-    if not output.parent.is_dir():
-        raise NotADirectoryError(f"{output.parent} is not a directory: give another --output")
-    write_atomically(output, config.encode())
 
 
 def server_command(config: Path, storage: Path, port: int) -> list[str]:

@@ -7,12 +7,11 @@ the default specs are `slurm/train.sbatch` and `slurm/prepare.sbatch`.
 from __future__ import annotations
 
 import shlex
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from launch.templates import fill
 from pipeline.run.ending import STOP_SIGNALS, ExitCode, signals_to_handle
 
 
@@ -29,12 +28,6 @@ class TrainingCommand:
 
 
 _RANKS_BY_GPUS = "${SLURM_GPUS_ON_NODE:?the job has no GPUs: give sbatch --gpus-per-node}"
-
-
-class _Template(string.Template):
-    """Leaves `$` to the shell."""
-
-    delimiter = "@@"
 
 
 def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str:
@@ -66,7 +59,7 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
                 f'[ "$code" -eq 0 ] || [ -n "$asked$is_cancelled" ] || exit {ExitCode.FAILED}\n'
             )
     ranks = spec.ranks_per_node
-    return _fill(
+    return fill(
         "train.sbatch.in",
         directives=_directives(spec),
         by_hand=by_hand,
@@ -99,7 +92,7 @@ def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) ->
     else:
         by_hand = "."
         conversion = f"conversion=({shlex.join(arguments)})"
-    return _fill(
+    return fill(
         "prepare.sbatch.in",
         directives=_directives(spec),
         by_hand=by_hand,
@@ -110,7 +103,7 @@ def render_prepare(spec: PrepareSpec, arguments: Sequence[str] | None = None) ->
 
 def render_merge(spec: JobSpec, shards: str) -> str:
     """The job that publishes the shard set at `shards` once all parts are there."""
-    return _fill(
+    return fill(
         "merge.sbatch.in",
         directives=_directives(spec),
         shards=shlex.quote(shards),
@@ -149,8 +142,3 @@ def _environment(spec: JobSpec, *, is_by_hand: bool) -> str:
         "export SLURM_EXPORT_ENV=ALL # else tasks get only what an --export of sbatch says\n"
         f"python=({python}) container=({container}) aside=({aside})"
     )
-
-
-def _fill(name: str, **values: str) -> str:
-    template = resources.files("launch").joinpath(name).read_text()
-    return _Template(template).substitute(values)

@@ -1,4 +1,4 @@
-"""What a SLURM job asks for, checked before anything is submitted."""
+"""What a job asks for, checked before anything is submitted: everywhere, and of SLURM."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WORD = re.compile(r"\S+")
 _TIME = re.compile(r"(?:(\d{1,5})-)?(\d{1,7}(?::\d{1,2}){0,2})", re.ASCII)
 _SHUTDOWN_MARGIN_SECONDS = 30
+_SHORTEST_LEAD_SECONDS = 2 * _SHUTDOWN_MARGIN_SECONDS
 
 
 def seconds_of(time_limit: str) -> int:
@@ -52,14 +53,75 @@ _Count = Annotated[int, within(1, 100_000)]
 _CountOrNone = Annotated[int, within(0, 100_000)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobSpec:
-    """What the jobs of every kind ask for. Raises `ValueError` for what SLURM could not mean."""
+@dataclass(frozen=True, kw_only=True)
+class AnyJob:
+    """What the jobs of every kind ask for, wherever they run.
+
+    This class and the next two have no slots, so that a spec may inherit from two of them.
+    """
 
     job_name: Annotated[str, _JOB_NAME] = "alexnet"
-    """What SLURM calls the job."""
+    """The job's name."""
     cpus_per_task: _Count = 16
     """Cores of a node's one task: of all its ranks together."""
+    python: Annotated[PathText | None, Limit("an interpreter", bool)] = None
+    """The interpreter that has the project, on every node; if not given, python3 of the container,
+    or else of .venv."""
+    container: Annotated[PathText | None, _ONE_WORD] = None
+    """An image that has it instead; in SLURM apptainer runs a .sif, pyxis (srun) any other."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, lambda name: option_of(fields_of(type(self))[name]))
+
+    @property
+    def interpreter(self) -> str:
+        return self.python or ("python3" if self.container else ".venv/bin/python")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training asks for, wherever it runs: one torchrun a node."""
+
+    nodes: _Count = 1
+    """Number of nodes."""
+    gpus_per_node: _CountOrNone = 8
+    """GPUs of a node; 0: train on CPUs."""
+    ranks_per_node: _Count | None = None
+    """Ranks of a node; if not given, one a GPU."""
+    signal_lead_seconds: Annotated[int, Named("--signal-lead")] = 300
+    """How long before its end (in SLURM its time limit) a job is asked to save and leave, in
+    seconds."""
+    max_restarts: _CountOrNone = 3
+    """How often torchrun starts the ranks again when one fails."""
+
+    def check_training(self) -> None:
+        """Raise `ValueError` for what no training could be."""
+        if self.gpus_per_node == 0 and self.ranks_per_node is None:
+            raise ValueError(
+                "--gpus-per-node is 0, and --ranks-per-node is missing: give the number of ranks"
+            )
+        if self.signal_lead_seconds < _SHORTEST_LEAD_SECONDS:
+            expected = f"at least {_SHORTEST_LEAD_SECONDS} seconds"
+            raise wrong("--signal-lead", str(self.signal_lead_seconds), expected)
+
+    @property
+    def shutdown_seconds(self) -> int:
+        """What torchrun gives its ranks, which save, before it kills them."""
+        return self.signal_lead_seconds - _SHUTDOWN_MARGIN_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion asks for, wherever it runs."""
+
+    array_size: _Count = 16
+    """Number of jobs that convert."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec(AnyJob):
+    """What SLURM's jobs of every kind ask for. Raises `ValueError` for what it could not mean."""
+
     time_limit: Annotated[str, Named("--time"), _TIME_LIMIT] = "24:00:00"
     """Its time limit: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS,
     DAYS-HOURS:MINUTES or DAYS-HOURS:MINUTES:SECONDS."""
@@ -67,11 +129,6 @@ class JobSpec:
     """SLURM's partition."""
     account: _Word | None = None
     """SLURM's account."""
-    python: Annotated[PathText | None, Limit("an interpreter", bool)] = None
-    """The interpreter that has the project, on every node; if not given, python3 of the container,
-    or else of .venv."""
-    container: Annotated[PathText | None, _ONE_WORD] = None
-    """An image that has it instead: apptainer runs a .sif, pyxis (srun) any other."""
     container_mounts: Annotated[PathText | None, _ONE_WORD] = None
     """Folders that it sees beside the one you submit from, with commas between them."""
     output: Annotated[_Word, NotAnOption] = "%x-%j.log"
@@ -80,7 +137,7 @@ class JobSpec:
     """A further option of sbatch; may be given again."""
 
     def __post_init__(self) -> None:
-        check_fields(self, lambda name: option_of(fields_of(type(self))[name]))
+        AnyJob.__post_init__(self)
         if self.container_mounts is not None and self.container is None:
             raise wrong(
                 "--container-mounts", f"'{self.container_mounts}'", "a --container beside it"
@@ -88,10 +145,6 @@ class JobSpec:
         for option in self.sbatch_options:
             if not (option.startswith("--") and _WORD.fullmatch(option)):
                 raise wrong("--sbatch-option", f"'{option}'", "an option such as --qos=high")
-
-    @property
-    def interpreter(self) -> str:
-        return self.python or ("python3" if self.container else ".venv/bin/python")
 
     @property
     def is_in_pyxis(self) -> bool:
@@ -118,43 +171,23 @@ class JobSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSpec(JobSpec):
-    """A training job: one torchrun a node."""
+class TrainSpec(JobSpec, Training):
+    """A training in SLURM."""
 
-    nodes: _Count = 1
-    """Number of nodes."""
-    gpus_per_node: _CountOrNone = 8
-    """GPUs of a node; 0: train on CPUs."""
-    ranks_per_node: _Count | None = None
-    """Ranks of a node; if not given, one a GPU."""
-    signal_lead_seconds: Annotated[int, Named("--signal-lead")] = 300
-    """How long before its time limit a job is asked to save and leave, in seconds."""
     requeue: bool = True
     """Whether a job that ran out of time, or lost its node, is queued again."""
     max_requeues: _CountOrNone = 50
     """How often it is queued again at most."""
-    max_restarts: _CountOrNone = 3
-    """How often torchrun starts the ranks again when one fails."""
     doctor: bool = False
     """Check the nodes first."""
 
     def __post_init__(self) -> None:
         JobSpec.__post_init__(self)
-        if self.gpus_per_node == 0 and self.ranks_per_node is None:
-            raise ValueError(
-                "--gpus-per-node is 0, and --ranks-per-node is missing: give the number of ranks"
-            )
-        lowest, limit = 2 * _SHUTDOWN_MARGIN_SECONDS, seconds_of(self.time_limit)
-        if not lowest <= self.signal_lead_seconds < limit:
-            raise ValueError(
-                f"--signal-lead is {self.signal_lead_seconds}; expected at least {lowest} seconds, "
-                f"and less than the time limit, which is {limit}"
-            )
-
-    @property
-    def shutdown_seconds(self) -> int:
-        """What torchrun gives its ranks, which save, before it kills them."""
-        return self.signal_lead_seconds - _SHUTDOWN_MARGIN_SECONDS
+        self.check_training()
+        limit = seconds_of(self.time_limit)
+        if self.signal_lead_seconds >= limit:
+            expected = f"less than the time limit, which is {limit}"
+            raise wrong("--signal-lead", str(self.signal_lead_seconds), expected)
 
     def _own_directives(self) -> list[str]:
         return [
@@ -166,15 +199,13 @@ class TrainSpec(JobSpec):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareSpec(JobSpec):
+class PrepareSpec(JobSpec, Conversion):
     """An array of jobs that convert a data set together."""
 
     job_name: Annotated[str, _JOB_NAME] = "alexnet-prepare"
-    """What SLURM calls the jobs."""
+    """The jobs' name."""
     output: Annotated[_Word, NotAnOption] = "%x-%A_%a.log"
     """Where a job's output goes, in sbatch's notation."""
-    array_size: _Count = 16
-    """Number of jobs that convert."""
 
     def _own_directives(self) -> list[str]:
         return [f"--array=0-{self.array_size - 1}", *JobSpec._own_directives(self)]

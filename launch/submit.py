@@ -12,8 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.__main__ import parse as parse_sharding
-from data_prep.shard_set.options import add_options, made, words_of
-from launch.options import refuse_misplaced, without_tilde
+from data_prep.shard_set.options import made, words_of
+from launch.options import (
+    add_kind,
+    paths_of,
+    refuse_misplaced,
+    refuse_script_options,
+    without_tilde,
+)
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, Preparation, PrepareSpec, Submission, TrainSpec
 from pipeline.doctor.options import DoctorOptions
@@ -46,17 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             *("SOURCE … -- RECIPE …", "prepare, then train on the result"),
         ),
     ):
-        kind = kinds.add_parser(
-            name,
-            help=text,
-            usage=f"python -m launch slurm {name} [OPTIONS] {command}",
-            description=f"Submit jobs that {text}. Options come before the command, whose own "
-            "options follow it.",
-        )
-        specs = (*specs, Submission)
-        add_options(kind, *specs)
-        kind.add_argument("command", nargs=argparse.REMAINDER, metavar=command)
-        kind.set_defaults(run=run, plan=plan, program=kind.prog, specs=specs)
+        add_kind(kinds, name, command, text, (*specs, Submission), run=run, plan=plan)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -126,11 +122,8 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
     metrics = command.config.metrics
     if metrics.enabled and metrics.exporter:
         check_reachable(metrics.exporter_address, spec.nodes)
-    _check_is_mounted(spec, "--run-dir", command.run.path)
-    if command.fork_from is not None:
-        _check_is_mounted(spec, "--fork-from", command.fork_from.run.path)
-    if not command.config.data.is_remote:
-        _check_is_mounted(spec, "--data.shards", Path(command.config.data.shards))
+    for option, path in paths_of(command).items():
+        _check_is_mounted(spec, option, path)
     doctor = DoctorOptions(
         shards=command.config.data.shards,
         run_dir=command.run.path,
@@ -175,11 +168,7 @@ def _as_pattern(option: str, folder: Path) -> str:
 def _plan_conversion(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     shards: Path = parse_sharding(["shard", *arguments]).shards
     arguments = without_tilde(arguments)
-    for word in arguments:
-        if word.partition("=")[0] in ("--num-tasks", "--task", "--workers"):
-            raise ValueError(
-                f"{word} is for the script to give, to each job of the array: leave it out"
-            )
+    refuse_script_options(arguments)
     if shards.name in ("", ".."):
         raise ValueError(
             f"--output is {shards}, which has no name: name the folder, since the logs go beside it"

@@ -2,7 +2,9 @@
 
 Each rank says in a sentence how it ended. torchrun adds pages of tracebacks for every rank that
 leaves with a code other than 0, even if it was asked to stop, and then leaves with 1. This command
-leaves with the code of the first such rank, and reports only those that were killed.
+leaves with the code of the first such rank, and reports only those that were killed: then its code
+is 128 and the signal's number, as shells have it. It leaves with 75 if its node has not met the
+others, or has lost them.
 """
 
 from __future__ import annotations
@@ -45,23 +47,28 @@ def _end_with_launcher() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     # Here: what takes seconds to import can be interrupted.
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     try:
         run.run(run.parse_args(list(arguments)))
     except ChildFailedError as error:
-        for rank, failure in error.failures.items():
-            if failure.exitcode < 0:
-                _report_killed(rank, -failure.exitcode)
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        killed = {rank: -code for rank, code in codes.items() if code < 0}
+        for rank, number in killed.items():
+            _report_killed(rank, number)
+        if killed:
+            return 128 + min(killed.values())
         return max(error.get_first_failure()[1].exitcode, ExitCode.FAILED)
     except SignalException as stop:
         return 128 + stop.sigval
-    except Exception as error:  # of the rendezvous, in whatever form
+    except Exception as error:  # mostly of the rendezvous, in whatever form
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: the ranks cannot be started: {type(error).__name__}: {reason}\n")
-        return ExitCode.FAILED
+        is_of_others = isinstance(error, RendezvousError | DistError)
+        return ExitCode.STOPPED if is_of_others else ExitCode.FAILED
     return ExitCode.DONE
 
 

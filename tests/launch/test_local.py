@@ -237,7 +237,7 @@ def test_a_full_disk_costs_lines_of_the_log_alone(
     try:
         lines = "print('a line\\n' * 20_000, end='error: x\\nerror: x\\n')"
         command = [sys.executable, "-c", lines]
-        assert _run_torchrun(command, Path("/dev/full"), Path("/no/events")) == (0, None)
+        assert _run_torchrun(lambda: command, Path("/dev/full"), Path("/no/events")) == (0, None)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -284,7 +284,7 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     ("statement", "code", "said"),
     [
         ("import os; os._exit(75)", 75, ""),
-        ("import os; os.kill(os.getpid(), 9)", 1, "error: rank 0 was killed by SIGKILL; was "),
+        ("import os; os.kill(os.getpid(), 9)", 137, "error: rank 0 was killed by SIGKILL; was "),
     ],
 )
 def test_torchrun_adds_nothing(statement: str, code: int, said: str) -> None:

@@ -64,6 +64,7 @@ def test_no_path_of_training_keeps_a_tilde(
     monkeypatch.setenv("HOME", str(tmp_path))
     local = [name for name, field in FIELDS.items() if LOCATION in field.marks]
     local.remove("data.cache_dir")
+    local.remove("init.weights")
     assert len(local) > 4
     for names, values in (
         (local, ("--data.reader=beton",)),
@@ -77,6 +78,11 @@ def test_no_path_of_training_keeps_a_tilde(
             assert "~" not in text
             assert f"--fork-from {tmp_path}{source[1:]} --run-dir={tmp_path}/run" in text
             assert all(f"--{name}={tmp_path}/{name} " in text for name in names)
+    begin = ("cifar10", "--init=~/old@best", "--run-dir", "~/run", "--data.shards", "~/shards")
+    assert slurm("train", "--dry-run", *CPU, *begin) == 0
+    assert (
+        f"(cifar10 --init={tmp_path}/old@best --run-dir {tmp_path}/run " in capsys.readouterr().out
+    )
 
 
 RUN = ("cifar10", "--run-dir", "r", "--data.shards", "s")
@@ -164,6 +170,10 @@ def test_what_a_container_would_lose_is_refused(
         (
             ("train", *PYXIS, "cifar10", "--data.shards=s", "--run-dir=r", f"--fork-from={disk}@7"),
             f"--fork-from is {disk}, which the container does not see",
+        ),
+        (
+            ("train", *PYXIS, *RUN, f"--init={disk}/old@best"),
+            f"--init is {disk}/old@best, which the",
         ),
     ):
         assert slurm(*words) == 1

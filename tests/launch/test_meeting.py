@@ -1,0 +1,114 @@
+"""A job on several nodes that nothing starts at once: which node leaves how, and who goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.meeting import Meeting, has_lost_nodes
+from pipeline.run.events import Event
+from tests.integration.training import make_shards, rows, training, wait_for_step
+from tests.launch.test_local import kill_tree
+from tests.launch.test_outcome import begin, end, save
+from tests.pipeline.monitoring import REPOSITORY, free_port
+
+
+@contextlib.contextmanager
+def node(rank: int, port: int, shards: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
+    """One of two, with one rank; no process of it outlives the block."""
+    spec = ("--nproc", 1, "--nodes", 2, "--node-rank", rank, "--rendezvous", f"127.0.0.1:{port}")
+    words = (*spec, *training(shards, run, "--epochs", 1000))
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch", "local", *map(str, words)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as job:
+        try:
+            yield job
+        finally:
+            if job.poll() is None:
+                kill_tree(job.pid)
+
+
+def first_line(job: subprocess.Popen[str], text: str) -> str:
+    assert job.stdout is not None
+    return next(line for line in job.stdout if text in line)
+
+
+@pytest.mark.slow
+def test_a_node_whose_others_are_gone_can_go_on(tmp_path: Path) -> None:
+    """It waits for node 0, trains with it, and loses it: what started it starts it again."""
+    shards, run = make_shards(tmp_path / "shards"), tmp_path / "run"
+    with node(1, port := free_port(), shards, run) as one:
+        assert "waiting for node 0" in first_line(one, "node 0")
+        with node(0, port, shards, run) as zero:
+            wait_for_step(run, 3)
+            assert rows(run, "run")[-1]["world_size"] == 2
+            assert len(list((run / "logs").glob("local-*-node[01].log"))) == 2
+            kill_tree(zero.pid)  # as when its host is gone
+        one.communicate(timeout=180)
+    assert one.returncode == 75
+
+
+@pytest.mark.parametrize(
+    ("expected", "events", "code"),
+    [
+        (True, [], 75),
+        (False, [], 1),
+        (True, [begin(4), end("failed", 5, "lost_rank")], 1),
+        (True, [begin(4), save(5)], 1),
+        (False, [begin(4), end("failed", 5)], 1),
+        (False, [end("failed", 0)], 1),
+        (False, [begin(4), end("failed", 5, "lost_rank")], 137),
+        (False, [begin(4), save(5)], 139),
+    ],
+)
+def test_only_a_node_that_lacked_another_one_can_go_on(
+    expected: bool, events: list[Event], code: int
+) -> None:
+    assert has_lost_nodes(events, code) is expected
+
+
+def test_a_node_waits_for_node_0_until_it_is_asked_to_leave(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = f"localhost:{free_port()}"
+    asked = iter([False, True, True])
+    assert not Meeting(place=place, num_nodes=2, node_rank=1).wait(lambda: next(asked))
+    assert capsys.readouterr().out.startswith(f"waiting for node 0 at {place}: ")
+    assert Meeting(place=place, num_nodes=2, node_rank=0).wait(lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--nodes", 2), "--nodes is 2, and --rendezvous is missing: give both for several"),
+        (("--rendezvous", "a:1"), "--nodes is 1, and --rendezvous is a:1: give both"),
+        (
+            ("--nodes", 2, "--node-rank", 2, "--rendezvous", "a:1"),
+            "--node-rank is 2; expected 0 to",
+        ),
+    ],
+)
+def test_options_of_nodes_that_contradict_each_other_are_refused(
+    words: tuple[object, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("cifar10", "--data.shards", "s", "--run-dir", tmp_path / "run")
+    assert main(["local", *map(str, words), *map(str, command)]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_has_a_host_and_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["local", "--rendezvous", "node", "cifar10"])
+    assert "--rendezvous is 'node'; expected HOST:PORT" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""The recipes of images: linted, pinned, and in agreement with each other and with the project.
+
+No image is built here: that needs a registry of images, and rights that tests lack.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.schema import MetricsConfig
+from tests.pipeline.monitoring import REPOSITORY, require_tool
+
+CONTAINERFILE = (REPOSITORY / "Containerfile").read_text()
+DEFINITION = (REPOSITORY / "alexnet.def").read_text()
+BOTH = pytest.mark.parametrize("recipe", [CONTAINERFILE, DEFINITION], ids=["oci", "apptainer"])
+BASE = re.compile(r"^From:? (docker\.io/\S+)", re.IGNORECASE | re.MULTILINE)
+PACKAGES = re.compile(r"apt-get install -y --no-install-recommends (.*)")
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+def copied() -> set[str]:
+    """What the image is built of."""
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", CONTAINERFILE, re.MULTILINE)
+    return {word for line in lines for word in line.split()}
+
+
+def test_the_linter_finds_nothing() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    if not linter.exists():
+        require_tool("hadolint")
+    done = subprocess.run(
+        [linter, REPOSITORY / "Containerfile"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@BOTH
+def test_the_base_has_a_version_and_a_python_that_is_tested(recipe: str) -> None:
+    bases = set(BASE.findall(recipe))
+    assert len(bases) == 1
+    assert bases == set(BASE.findall(CONTAINERFILE)), "both build on the same"
+    match = re.fullmatch(r"docker\.io/library/python:(\d+\.\d+)\.\d+-slim-\w+", bases.pop())
+    assert match is not None
+    assert f"Programming Language :: Python :: {match[1]}" in PROJECT["classifiers"]
+
+
+@BOTH
+def test_packages_are_those_of_the_constraints_and_extras_are_there(recipe: str) -> None:
+    (extras,) = re.findall(r"'\.\[(.*)\]'", recipe)
+    assert set(extras.split(",")) == set(PROJECT["optional-dependencies"]) - {"dev", "docs", "ffcv"}
+    assert "--constraint constraints.txt" in recipe
+    assert f"org.opencontainers.image.version {PROJECT['version']}" in re.sub('[="]+', " ", recipe)
+
+
+def test_the_last_stage_is_slim_and_both_have_the_same_in_it() -> None:
+    of_image = PACKAGES.findall(CONTAINERFILE)[0].split(" \\")[0].split()
+    of_apptainer = PACKAGES.findall(DEFINITION)[-1].split()
+    assert set(of_image) - set(of_apptainer) == {"tini"}, "apptainer's process 1 is its own"
+    assert not any("jpeg" in name and name.endswith("-dev") for name in of_image + of_apptainer)
+    assert CONTAINERFILE.count("FROM") == 3
+    assert CONTAINERFILE.rindex("USER 1000:1000") > CONTAINERFILE.rindex("RUN ")
+    port = MetricsConfig().exporter_port
+    assert f"http://127.0.0.1:{port}/healthz" in CONTAINERFILE
+
+
+def test_both_copy_the_same_and_no_more_is_sent_to_the_builder() -> None:
+    assert set(re.findall(r"^ +(\S+) /src/\1$", DEFINITION, re.MULTILINE)) == copied()
+    sent = re.findall(r"^!(.*)$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE)
+    assert set(sent) == copied()
+
+
+@pytest.mark.slow
+def test_what_is_copied_is_enough_to_build_of(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for name in copied():
+        path = REPOSITORY / name
+        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=ignored)
+        else:
+            shutil.copy(path, source / name)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(command, cwd=source, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("data_prep", "launch", "pipeline"):
+        for path in (REPOSITORY / package).rglob("*"):
+            is_needed = path.suffix in (".py", ".in", ".yml", ".j2")
+            assert not is_needed or str(path.relative_to(REPOSITORY)) in names
