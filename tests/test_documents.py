@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -90,6 +95,30 @@ def test_a_room_s_page_is_short_leads_to_the_map_and_names_files_that_are_there(
     assert "docs/architecture.md" in text
     for name in re.findall(r"`([\w/]+\.py)`", text):
         assert (document.parent / name).exists(), name
+
+
+@pytest.mark.slow
+def test_the_programs_on_the_page_of_the_python_interface_work(tmp_path: Path) -> None:
+    """On a shard set and a run of the fixtures."""
+    fixtures = ROOT / "tests" / "formats" / "v1"
+    (tmp_path / "shards").symlink_to(fixtures / "shards" / "jpeg")
+    shutil.copytree(fixtures / "run", tmp_path / "runs" / "first")
+    blocks = re.findall(
+        r"(?:^(?: {4}.*)?\n)+", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE
+    )
+    programs = [textwrap.dedent(block) for block in blocks if "import" in block]
+    assert len(programs) == 2
+    for program in programs:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
 
 
 def test_every_decision_is_listed() -> None:

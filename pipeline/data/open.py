@@ -193,7 +193,11 @@ class Data:
 
 
 def open_data(config: Config, device: torch.device, resources: contextlib.ExitStack) -> Data:
-    """Open the shard set that `data.shards` names; raises what `ShardSet.opened` raises."""
+    """Open the shard set that `data.shards` names, a folder or a URL.
+
+    What its methods open is closed by `resources`. Raises `ShardSetError` if that is no shard set,
+    and for a URL `FetchError` if the manifest cannot be fetched.
+    """
     shards = ShardSet.opened(config.data)
     return Data(config, shards, manifest_sha256(shards.folder), device, resources)
 

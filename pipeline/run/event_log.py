@@ -88,7 +88,12 @@ def write_failure(path: Path, error: str, cause: FailureCause | None = None) -> 
 
 
 def read_events(path: Path) -> list[Event]:
-    """The rows of the run's one history, oldest first: see `history_of` and `read_rows`."""
+    """The rows of the run's one history, oldest first; `path` is that of `events.jsonl`.
+
+    Rows that a later attempt has made void are left out, see `history_of`; so are lines that are
+    no rows, and there are none without a file. Raises `ValueError` if rows are of a newer format
+    version than this program reads.
+    """
     return history_of(read_rows(path))
 
 
@@ -108,6 +113,7 @@ def history_of(rows: Iterable[Event]) -> list[Event]:
 
 
 def of_type(events: Iterable[Event], wanted: type[E]) -> list[E]:
+    """Those of one type, such as `EvalEvent`."""
     return [row for row in events if isinstance(row, wanted)]
 
 
