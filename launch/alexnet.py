@@ -39,6 +39,7 @@ DOORS: Mapping[str, Door] = {
     "train": Door("pipeline.train", "train in this process, or as a rank of torchrun"),
     "export": Door("pipeline.export", "write a trained network in formats of other programs"),
     "evaluate": Door("pipeline.evaluate", "evaluate a checkpoint on every image of a split"),
+    "predict": Door("pipeline.predict", "classify images with a trained network"),
     "report": Door("pipeline.report", "write a run's report as one HTML page"),
     "launch": Door("launch", "start jobs: local, slurm, kubernetes; look at them: outcome"),
     "doctor": Door("launch", "check this machine for training", ("doctor",)),

@@ -73,6 +73,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *(_DOOR, "pipeline.trained", "pipeline.optim", "pipeline.ranks", "pipeline.metrics"),
         *("pipeline.run", "pipeline.model", *_BASE),
     ),
+    "pipeline.predict": ("pipeline.trained", "pipeline.ranks", SHARD_SET),
     "pipeline.evaluate": (
         *("pipeline.train.evaluation", _DOOR),
         *("pipeline.ranks", "pipeline.run", "pipeline.model", *_BASE),
@@ -101,6 +102,9 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
 """Each room, and the rooms below it that it may import; a room comes after those. Of `train`, the
 tools and launchers may import what is named here. The modules at the end are doors: they keep the
 name of a command whose code lives in a room."""
+
+OF_PACKAGES = {"pipeline": ("pipeline.trained",)}
+"""What the `__init__` of a package that only holds rooms may import."""
 
 NO_TORCH = (
     *(SHARD_SET, "data_prep.sources", "data_prep.convert", "data_prep.verify", "data_prep.beton"),
@@ -194,11 +198,9 @@ def importable(package: str) -> list[str]:
 
 
 def test_every_module_is_in_a_room() -> None:
-    """But the `__init__` of what only holds rooms, which says so and imports nothing of ours."""
+    """But the `__init__` of what only holds rooms, which says so."""
     outside = {name for name in MODULES if room_of(name) is None}
     assert outside == {"data_prep", "pipeline", "pipeline.data"}
-    for name in outside:
-        assert not imported(MODULES[name])
 
 
 def test_every_room_is_there_and_says_what_lives_in_it() -> None:
@@ -226,7 +228,7 @@ def test_imports_go_to_rooms_below() -> None:
         for name in imported(source):
             is_ours = name.split(".")[0] in OURS
             if is_ours and (room is None or room_of(name) != room):
-                below = ROOMS[room] if room else ()
+                below = ROOMS[room] if room else OF_PACKAGES.get(module, ())
                 if not any(is_in(name, allowed) for allowed in below):
                     upwards.append(f"{module} imports {name}")
     assert not upwards

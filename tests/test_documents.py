@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.ranks.failure
+from tests.pipeline.trained_run import unpack_usable_run
 from tests.test_architecture import MODULES, ROOMS, ROOT, parse
 
 MAP = ROOT / "docs" / "architecture.md"
@@ -99,15 +100,17 @@ def test_a_room_s_page_is_short_leads_to_the_map_and_names_files_that_are_there(
 
 @pytest.mark.slow
 def test_the_programs_on_the_page_of_the_python_interface_work(tmp_path: Path) -> None:
-    """On a shard set and a run of the fixtures."""
+    """On a shard set, a run and an image of the fixtures."""
     fixtures = ROOT / "tests" / "formats" / "v1"
     (tmp_path / "shards").symlink_to(fixtures / "shards" / "jpeg")
-    shutil.copytree(fixtures / "run", tmp_path / "runs" / "first")
+    (tmp_path / "runs").mkdir()
+    unpack_usable_run(tmp_path).rename(tmp_path / "runs" / "first")
+    shutil.copy(fixtures / "images" / "train" / "cat" / "0000.jpg", tmp_path / "cat.jpg")
     blocks = re.findall(
         r"(?:^(?: {4}.*)?\n)+", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE
     )
     programs = [textwrap.dedent(block) for block in blocks if "import" in block]
-    assert len(programs) == 2
+    assert len(programs) == 3
     for program in programs:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],

@@ -8,7 +8,6 @@ same integers, and a sample that was seen twice or not at all is an error, not a
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.events import EvalEvent, EvaluatedBy
 from pipeline.run.format_version import PREDICTIONS_VERSION
 from pipeline.run.phase import Phase
+from pipeline.trained.scores import ranked, scores_of_views
 
 TOP_K = 5
 """With this many classes or fewer, top-5 says nothing and is left out."""
@@ -148,11 +148,8 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _answer(logits: list[torch.Tensor], labels: torch.Tensor) -> Arrays:
     """What is kept of a block: the logits of each view, N×C, and labels N."""
-    # Logarithms in float64: as probabilities, or rounded, what is unlikely would lose its order.
-    views = torch.stack([view.double().log_softmax(1) for view in logits])
-    scores = views.logsumexp(0) - math.log(len(logits))
-    # A stable sort, because topk leaves open which of equal scores comes first.
-    classes = scores.sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
+    scores = scores_of_views(logits)
+    classes = ranked(scores)[:, :TOP_K]
     return {
         "labels": labels.cpu().numpy(),
         "topk_classes": classes.cpu().numpy(),
