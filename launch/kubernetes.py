@@ -21,7 +21,7 @@ _HOME = "/tmp"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pods:
+class _Pods:
     """What the pods of one job do."""
 
     name: str
@@ -46,17 +46,21 @@ def render_training(
     `port` is that of its exporters; None if it has none.
     """
     name = spec.job_name
+    is_alone = spec.nodes == 1
     match spec.kind:
         case "job":
-            host = f"{name}-0.{name}"
+            host, files = f"{name}-0.{name}", ["job.yaml.in"]
+            files[:0] = [] if is_alone else ["service.yaml.in"]
         case "trainjob":
-            host = f"{name}-node-0-0.{name}"
+            host, files = f"{name}-node-0-0.{name}", ["train-job.yaml.in"]
         case unknown:
             assert_never(unknown)
+    if port is not None and spec.pod_monitor:
+        files.append("pod-monitor.yaml.in")
     launcher = [spec.interpreter, "-m", "launch", "local", f"--nproc={spec.num_ranks}"]
     launcher += [f"--max-restarts={spec.max_restarts}", f"--nodes={spec.nodes}"]
-    meeting = [f"--node-rank={_INDEX}", f"--rendezvous={host}:{_PORT}"] if spec.nodes > 1 else []
-    pods = Pods(
+    meeting = [] if is_alone else [f"--node-rank={_INDEX}", f"--rendezvous={host}:{_PORT}"]
+    pods = _Pods(
         name=name,
         component="train",
         command=[*_literal(launcher), *meeting, *_literal(arguments)],
@@ -66,15 +70,10 @@ def render_training(
         grace_seconds=spec.signal_lead_seconds,
         port=port,
     )
-    monitors = [] if port is None or not spec.pod_monitor else [_pod_monitor(spec, pods, run)]
-    match spec.kind:
-        case "job":
-            services = [_service(spec, pods)] if spec.nodes > 1 else []
-            return [*services, _job(spec, pods), *monitors]
-        case "trainjob":
-            return [_train_job(spec, pods), *monitors]
-        case unknown:
-            assert_never(unknown)
+    folder = os.path.normpath(run.path)  # not of this host: no link in it can be followed
+    labels = map(as_yaml, _literal([folder.rpartition("/")[2], folder]))
+    values = _values(spec, pods) | dict(zip(("run", "run_dir"), labels, strict=True))
+    return [_filled(file, values) for file in files]
 
 
 def render_conversion(spec: PreparePods, arguments: Sequence[str], shards: str) -> list[str]:
@@ -84,20 +83,20 @@ def render_conversion(spec: PreparePods, arguments: Sequence[str], shards: str) 
     """
     module = [spec.interpreter, "-m", "data_prep"]
     part = [f"--num-tasks={spec.array_size}", f"--task={_INDEX}", f"--workers={spec.cpus_per_task}"]
-    converting = Pods(
+    converting = _Pods(
         name=spec.job_name,
         component="prepare",
         command=[*_literal([*module, "shard", *arguments]), *part],
         number=spec.array_size,
     )
-    merging = Pods(
+    merging = _Pods(
         name=f"{spec.job_name}-merge",
         component="merge",
         command=_literal([*module, "merge", shards]),
         number=1,
         is_suspended=True,
     )
-    return [_job(spec, converting), _job(spec, merging)]
+    return [_filled("job.yaml.in", _values(spec, pods)) for pods in (converting, merging)]
 
 
 def _literal(words: Sequence[str]) -> list[str]:
@@ -105,21 +104,18 @@ def _literal(words: Sequence[str]) -> list[str]:
     return [word.replace("$", "$$") for word in words]
 
 
-def _selector(pods: Pods) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "alexnet", "app.kubernetes.io/instance": pods.name}
+def _filled(file: str, values: dict[str, str]) -> str:
+    """The template; what a Job is, in a template of its own, stands in it deeper or less deep."""
+    job = fill("indexed-job.yaml.in", **values)
+    depth = 14 if file == "train-job.yaml.in" else 2
+    return fill(file, **values, job=textwrap.indent(job, " " * depth).rstrip())
 
 
-def _labels(spec: KubernetesSpec, pods: Pods) -> dict[str, str]:
-    return {**_selector(pods), "app.kubernetes.io/component": pods.component, **spec.given_labels}
-
-
-def _metadata(spec: KubernetesSpec, pods: Pods) -> str:
+def _values(spec: KubernetesSpec, pods: _Pods) -> dict[str, str]:
+    """What the templates of all objects have in common."""
+    selector = {"app.kubernetes.io/name": "alexnet", "app.kubernetes.io/instance": pods.name}
+    labels = {**selector, "app.kubernetes.io/component": pods.component, **spec.given_labels}
     place = {} if spec.namespace is None else {"namespace": spec.namespace}
-    return as_yaml({"name": pods.name, **place, "labels": _labels(spec, pods)})
-
-
-def _indexed_job(spec: KubernetesSpec, pods: Pods) -> str:
-    """The content of a Job."""
     # A user whose number the image does not know has no home, and no name for torch's caches.
     environment = {"HOME": _HOME, "USER": "alexnet"}
     if pods.shutdown_seconds is not None:
@@ -129,7 +125,6 @@ def _indexed_job(spec: KubernetesSpec, pods: Pods) -> str:
         limits["memory"] = spec.memory
     if pods.gpus:
         limits["nvidia.com/gpu"] = str(pods.gpus)
-    ports = [] if pods.port is None else [{"name": "metrics", "containerPort": pods.port}]
     claims = {f"claim-{number}": folder for number, folder in enumerate(spec.folders)}
     mounts = {"shm": "/dev/shm", "tmp": _HOME, **claims}
     volumes = [
@@ -140,54 +135,23 @@ def _indexed_job(spec: KubernetesSpec, pods: Pods) -> str:
             for name, folder in claims.items()
         ),
     ]
-    return fill(
-        "indexed-job.yaml.in",
-        number=str(pods.number),
-        suspend=as_yaml(pods.is_suspended),
-        again=str(int(ExitCode.STOPPED)),
-        labels=as_yaml(_labels(spec, pods)),
-        grace_seconds=str(pods.grace_seconds),
-        subdomain=as_yaml(pods.name),
-        user=str(spec.user_id),
-        image=as_yaml(spec.container),
-        command=as_yaml(pods.command),
-        environment=as_yaml(
-            [{"name": name, "value": value} for name, value in environment.items()]
-        ),
-        ports=as_yaml(ports),
-        limits=as_yaml(limits),
-        mounts=as_yaml([{"name": name, "mountPath": folder} for name, folder in mounts.items()]),
-        volumes=as_yaml(volumes),
-    )
-
-
-def _job(spec: KubernetesSpec, pods: Pods) -> str:
-    content = textwrap.indent(_indexed_job(spec, pods), " " * 2)
-    return fill("job.yaml.in", metadata=_metadata(spec, pods), job=content.rstrip())
-
-
-def _train_job(spec: TrainPods, pods: Pods) -> str:
-    return fill(
-        "train-job.yaml.in",
-        metadata=_metadata(spec, pods),
-        name=as_yaml(pods.name),
-        number=str(pods.number),
-        job=textwrap.indent(_indexed_job(spec, pods), " " * 14).rstrip(),
-    )
-
-
-def _service(spec: KubernetesSpec, pods: Pods) -> str:
-    metadata, selector = _metadata(spec, pods), as_yaml(_selector(pods))
-    return fill("service.yaml.in", metadata=metadata, selector=selector, port=str(_PORT))
-
-
-def _pod_monitor(spec: KubernetesSpec, pods: Pods, run: RunDirectory) -> str:
-    folder = os.path.normpath(run.path)  # not of this host: no link in it can be followed
-    name, path = map(as_yaml, _literal([folder.rpartition("/")[2], folder]))
-    return fill(
-        "pod-monitor.yaml.in",
-        metadata=_metadata(spec, pods),
-        selector=as_yaml(_selector(pods)),
-        run=name,
-        run_dir=path,
-    )
+    values = {
+        "again": int(ExitCode.STOPPED),
+        "command": pods.command,
+        "environment": [{"name": name, "value": value} for name, value in environment.items()],
+        "grace_seconds": pods.grace_seconds,
+        "image": spec.container,
+        "labels": labels,
+        "limits": limits,
+        "metadata": {"name": pods.name, **place, "labels": labels},
+        "mounts": [{"name": name, "mountPath": folder} for name, folder in mounts.items()],
+        "name": pods.name,
+        "number": pods.number,
+        "port": _PORT,
+        "ports": [{"name": "metrics", "containerPort": pods.port}] if pods.port else [],
+        "selector": selector,
+        "suspend": pods.is_suspended,
+        "user": spec.user_id,
+        "volumes": volumes,
+    }
+    return {name: as_yaml(value) for name, value in values.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,40 @@ def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) ->
     assert set(served(outcomes, "alexnet_rank_outcome").values()) == {"completed"}
     nodes = sorted(node for _, node, *_ in served(outcomes, "alexnet_rank_outcome"))
     assert nodes == sorted([*cluster.nodes, *cluster.nodes])
+
+
+APPTAINER = """#!/bin/bash
+printf '%s\\n' "$*" >> "$0.log"
+[ "$1 $2 $3" = "exec --nv --bind" ] || exit 1
+shift 5 # those, the folders and the image; like apptainer, it becomes the command
+exec "$@"
+"""
+
+
+def test_a_container_has_all_that_runs_python(cluster: Cluster, tmp_path: Path) -> None:
+    """By a stand-in for apptainer: a container cannot be run in these namespaces."""
+    (tmp_path / "bin").mkdir()
+    apptainer = tmp_path / "bin/apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    image = ("--container", "my.sif", "--container-mounts", f"/opt,{tmp_path}")
+    words = (
+        *("slurm", "chain", "--nodes", 2, "--array-size", 1, *SPEC, *image, "--doctor"),
+        *("synthetic", "--output", shards, "--num-train", 100, "--num-val", 20),
+        *("--", "cifar10", "--run-dir", run, "--global_batch_size", 24, "--epochs", 1),
+    )
+    path = f"{apptainer.parent}:{os.environ['PATH']}"
+    output = cluster.run(sys.executable, "-m", "launch", *words, PATH=path)
+    *_, last = jobs_of(output)
+    assert cluster.wait_for_state(last, *ENDED) == "COMPLETED", log_of(run, last)
+    begin = f"exec --nv --bind /opt,{tmp_path} my.sif {sys.executable} -m "
+    calls = apptainer.with_suffix(".log").read_text().splitlines()
+    assert all(call.startswith(begin) for call in calls)
+    modules = [" ".join(call.removeprefix(begin).split()[:2]) for call in calls]
+    assert modules[:2] == ["data_prep shard", "data_prep merge"]
+    # On each node for the doctor and for the training, and once to say how the job ended.
+    assert modules[2:] == ["pipeline.start_ranks --nnodes=2"] * 4 + ["launch outcome"]
 
 
 def make_folder(path: Path) -> None:
