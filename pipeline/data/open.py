@@ -7,6 +7,7 @@
     with data.open_batches(plan, world, mesh)(start_step, end_step) as batches: ...
 
 The rooms above need nothing else of data: the types that they name are here too.
+Longer than 250 lines: all ways of opening a shard set are here.
 """
 
 from __future__ import annotations

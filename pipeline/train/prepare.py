@@ -15,13 +15,14 @@ from pipeline.config.augment import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES
 from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
 from pipeline.config.schema import FIELDS, Config, values_of
-from pipeline.data.open import BatchPlan, Data, open_data
+from pipeline.data.open import BatchPlan, Data, ImageSize, open_data
 from pipeline.model.build import build_model
+from pipeline.model.network import Network
 from pipeline.optim.precision import arithmetic_of, emulation, resolve
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.mesh import build_mesh, check_layout
+from pipeline.ranks.mesh import Mesh, build_mesh, check_layout
 from pipeline.ranks.stop import remove_old_request
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
@@ -133,11 +134,7 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
 
 
 def _build(
-    command: Command,
-    settings: Settings,
-    data: Data,
-    world: World,
-    resources: contextlib.ExitStack,
+    command: Command, settings: Settings, data: Data, world: World, resources: contextlib.ExitStack
 ) -> Components | int:
     config, run, manifest = settings.config, command.run, data.manifest
     mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
@@ -150,14 +147,12 @@ def _build(
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
         return finish(run, start.path, world, plan, target_steps)
-    begun = start.initialized_from
     with world.fail_together():
         size, normalizer = data.input_size(), data.normalizer()
         val = data.open_evaluation("val", config.evaluation.views, normalizer)
-        torch.manual_seed(config.seed)
-        model = build_model(config.model, manifest.num_classes, size, mesh.columns)
-        model.freeze(config.init.freeze)
+        model = _fresh_model(data, size, mesh)
         check_micro_batches(plan, target_steps, least_values(model, size))
+    begun = start.initialized_from
     if start.is_fresh and config.init.weights:
         begun = load_given(model, config, manifest.class_names, world, mesh)
     settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
@@ -174,6 +169,8 @@ def _build(
     with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
+    journal = Journal.of_rank(world.rank, run, registry, plan, Eta(config, plan, target_steps))
+    watched = world, mesh, run, config.distributed
     return Components(
         start=start,
         settings=settings,
@@ -189,13 +186,20 @@ def _build(
         open_batches=batches,
         val=val,
         progress=progress,
-        journal=Journal.of_rank(world.rank, run, registry, plan, Eta(config, plan, target_steps)),
+        journal=journal,
         metrics=metrics,
         clock=StepClock(world.device),
-        watchdog=Watchdog(
-            world, mesh, run, config.distributed, is_resident=config.data.is_resident
-        ),
+        watchdog=Watchdog(*watched, is_resident=config.data.is_resident),
     )
+
+
+def _fresh_model(data: Data, size: ImageSize, mesh: Mesh) -> Network:
+    """The network of the run before it has learned anything."""
+    config = data.config
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, data.manifest.num_classes, size, mesh.columns)
+    model.freeze(config.init.freeze)
+    return model
 
 
 def _dataset_of(data: Data) -> Dataset:
