@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -152,6 +153,14 @@ def test_the_tree_of_exceptions_is_whole() -> None:
             case [name, *_] if line.startswith("    "):
                 base = name
     assert tree == exceptions()
+
+
+def test_the_first_page_says_what_each_extra_brings() -> None:
+    rows = re.findall(r"^\| (`.*`) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {*project["optional-dependencies"]}
+    assert extras <= {*named}
 
 
 def test_a_commit_is_checked_by_what_lints() -> None:
