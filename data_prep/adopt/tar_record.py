@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
+from data_prep.convert.records import DAMAGES, load_record, save_record
 from data_prep.shard_set.codec import plain_jpeg_size
 from data_prep.shard_set.decoding import size_in_header
-from data_prep.shard_set.files import atomic_writer
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
 from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.sources.labels import RawLabel
@@ -53,15 +49,7 @@ class TarRecord:
     def save(self, path: Path) -> None:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arrays = {name: fields.pop(name) for name in _ARRAYS}
-        with atomic_writer(path, durable=False) as file:
-            np.savez(file, allow_pickle=False, facts=np.array(json.dumps(fields)), **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        with path.open("rb") as file, np.load(file) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            return cls(**facts, **{name: arrays[name] for name in _ARRAYS})
+        save_record(path, fields, arrays, durable=False)
 
 
 class _HashedReads:
@@ -110,8 +98,9 @@ def record_name(path: Path, fields: FieldNames) -> str:
 def find_record(path: Path, record_path: Path) -> TarRecord | None:
     """The record of a tar, if there is a whole one, and the tar was not replaced since."""
     try:
-        record = TarRecord.load(record_path)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+        facts, arrays = load_record(record_path)
+        record = TarRecord(**{**facts, **arrays})
+    except DAMAGES:
         return None
     return record if record.stamp == file_stamp(path) else None
 

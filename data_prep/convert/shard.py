@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from data_prep.convert.assignment import ShardName
 from data_prep.convert.images import StoredImage, store
 from data_prep.convert.output import ConversionError, record_path
+from data_prep.convert.records import DAMAGES, load_record, save_record
 from data_prep.convert.statistics import PixelSums
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.decoding import RejectedImage
@@ -92,7 +91,6 @@ class ShardRecord:
             "pixels": [pixels.num_images, pixels.num_pixels],
         }
         arrays = {
-            "facts": np.array(json.dumps(facts)),
             "index": self.index,
             "checksums": self.checksums,
             "stamps": self.stamps,
@@ -101,31 +99,29 @@ class ShardRecord:
         }
         if pixels.image_sum is not None:  # no shard has the 16 million images that need more
             arrays["image_sum"] = pixels.image_sum.astype(np.uint32)
-        with atomic_writer(record_path(shards, name)) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        save_record(record_path(shards, name), facts, arrays)
 
     @classmethod
     def load(cls, shards: Path, name: ShardName) -> Self:
         """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
-        with record_path(shards, name).open("rb") as file, np.load(file) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            num_images, num_pixels = facts["pixels"]
-            pixels = PixelSums(num_images, num_pixels, arrays["sums"], arrays["products"])
-            if num_images:
-                pixels.image_sum = arrays["image_sum"]
-            return cls(
-                num_bytes=facts["num_bytes"],
-                sha256=facts["sha256"],
-                index=arrays["index"],
-                checksums=arrays["checksums"],
-                stamps=arrays["stamps"],
-                contents=ShardContents(
-                    set(map(tuple, facts["sizes"])),
-                    Counter(facts["rewritten"]),
-                    list(map(tuple, facts["rejected"])),
-                    pixels,
-                ),
-            )
+        facts, arrays = load_record(record_path(shards, name))
+        num_images, num_pixels = facts["pixels"]
+        pixels = PixelSums(num_images, num_pixels, arrays["sums"], arrays["products"])
+        if num_images:
+            pixels.image_sum = arrays["image_sum"]
+        return cls(
+            num_bytes=facts["num_bytes"],
+            sha256=facts["sha256"],
+            index=arrays["index"],
+            checksums=arrays["checksums"],
+            stamps=arrays["stamps"],
+            contents=ShardContents(
+                set(map(tuple, facts["sizes"])),
+                Counter(facts["rewritten"]),
+                list(map(tuple, facts["rejected"])),
+                pixels,
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +197,7 @@ def find_record(shards: Path, name: ShardName) -> ShardRecord | None:
     try:
         record = ShardRecord.load(shards, name)
         is_whole = (shards / name.filename).stat().st_size == record.num_bytes
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except DAMAGES:
         return None
     return record if is_whole else None
 

@@ -17,13 +17,18 @@ RawLabel = int | str
 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """The lines of a file, in label order; raises `SourceError` if one is empty or there twice."""
+    names = tuple(line.strip() for line in read_lines(path, "--class-names"))
+    return check_class_names(names, f"--class-names {path}")
+
+
+def read_lines(path: Path, option: str) -> list[str]:
+    """The lines of a text file that `option` names; raises `SourceError` if it cannot be read."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"--class-names {path} cannot be read ({error}); expected a text file in UTF-8"
+            f"{option} {path} cannot be read ({error}); expected a text file in UTF-8"
         ) from None
-    return check_class_names(tuple(line.strip() for line in lines), f"--class-names {path}")
 
 
 def check_class_names(names: tuple[str, ...], where: str) -> tuple[str, ...]:

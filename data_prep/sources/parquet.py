@@ -9,6 +9,7 @@ Longer than 250 lines: what a file must be, and how it is unpacked, is read toge
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -100,7 +101,6 @@ def open_parquet(
     Raises `SourceError` if a file is damaged, lacks a column, has images or labels that are null,
     or if labels are not those of the classes.
     """
-    pq = _import_parquet()
     folder = root if root.is_dir() else root.parent
     columns: dict[str, _Columns] = {}
     labels: dict[str, list[RawLabel]] = {}
@@ -110,9 +110,8 @@ def open_parquet(
         labels[split], lengths[split] = [], {}
         for name in names:
             path = folder / name
-            with _opened(pq, path) as file:
+            with _opened(path) as file:
                 columns[name] = _choose(file.schema_arrow, path, image_column, label_column)
-                _check_unpacked(file, path)
                 found = _read_labels(file, path, columns[name].label)
             labels[split] += found
             lengths[split][name] = len(found)
@@ -136,23 +135,23 @@ def open_parquet(
     )
 
 
-def _import_parquet() -> Any:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file; what fails in the block is damage to it, and a `SourceError`."""
     try:
+        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise SourceError(
             "the source parquet needs pyarrow: pip install 'alexnet-2012[parquet]'"
         ) from None
-    return pyarrow.parquet
-
-
-def _opened(pq: Any, path: Path) -> Any:
-    import pyarrow
-
     try:
-        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            _check_unpacked(file, path)
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(f"{path} cannot be read as Parquet ({reason}): copy it again") from None
 
 
 def _check_unpacked(file: Any, path: Path) -> None:
@@ -168,11 +167,6 @@ def _check_unpacked(file: Any, path: Path) -> None:
                     f"in column '{column.path_in_schema}'; expected images, which do not: check "
                     "where the file is from"
                 )
-
-
-def _damaged(path: Path, error: Exception) -> SourceError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return SourceError(f"{path} cannot be read as Parquet ({reason}): copy it again")
 
 
 def _choose(schema: Any, path: Path, image: str | None, label: str | None) -> _Columns:
@@ -216,18 +210,13 @@ def _features(schema: Any) -> dict[str, Any]:
 
 
 def _read_labels(file: Any, path: Path, column: str) -> list[RawLabel]:
-    import pyarrow
-
-    try:
-        found = file.read(columns=[column]).column(0)
-        if found.null_count:
-            raise SourceError(
-                f"column '{column}' of {path} has {found.null_count} nulls among "
-                f"{len(found)} labels; expected a label for each image: remove those rows"
-            )
-        labels: list[RawLabel] = found.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+    found = file.read(columns=[column]).column(0)
+    if found.null_count:
+        raise SourceError(
+            f"column '{column}' of {path} has {found.null_count} nulls among {len(found)} labels; "
+            "expected a label for each image: remove those rows"
+        )
+    labels: list[RawLabel] = found.to_pylist()
     return labels
 
 
@@ -293,16 +282,12 @@ def _copy(path: Path, columns: _Columns, stamp: int, offsets_path: Path, images_
 
 def _batches(path: Path, columns: _Columns) -> Iterator[Any]:
     """The contents of all images, some rows at a time, as arrays of bytes."""
-    import pyarrow
-    import pyarrow.compute
+    with _opened(path) as file:
+        import pyarrow.compute
 
-    try:
-        with _opened(_import_parquet(), path) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[columns.image]):
-                column = batch.column(0)
-                yield pyarrow.compute.struct_field(column, "bytes") if columns.is_struct else column
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[columns.image]):
+            column = batch.column(0)
+            yield pyarrow.compute.struct_field(column, "bytes") if columns.is_struct else column
 
 
 def read_columns(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -310,15 +295,8 @@ def read_columns(path: Path) -> tuple[list[str], list[list[str]]]:
 
     Nulls are empty texts. Raises `SourceError` if the file is damaged.
     """
-    import pyarrow
-
-    pq = _import_parquet()
-    try:
-        with _opened(pq, path) as file:
-            _check_unpacked(file, path)
-            table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+    with _opened(path) as file:
+        table = file.read()
     columns = [
         ["" if value is None else str(value) for value in column.to_pylist()]
         for column in table.columns

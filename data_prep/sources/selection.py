@@ -12,7 +12,7 @@ from typing import Annotated
 
 from data_prep.shard_set.fields import SEED, between, within
 from data_prep.shard_set.options import Named
-from data_prep.sources.labels import check_class_names
+from data_prep.sources.labels import check_class_names, read_lines
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import Source, SourceError, name_some
 
@@ -114,11 +114,7 @@ def _named(names: tuple[str, ...], classes: str) -> tuple[str, ...]:
 
 
 def _lines(path: Path, option: str) -> list[str]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{option} {path} cannot be read ({error})") from None
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in read_lines(path, option) if line.strip()]
 
 
 def _read_remap(path: Path, names: Sequence[str]) -> dict[str, str]:
