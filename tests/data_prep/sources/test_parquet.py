@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,13 @@ def test_damaged_files_are_refused_or_read(tmp_path: Path, seed: int) -> None:
         complaint = str(error)
     assert "train.parquet" in complaint
     assert "\n" not in complaint
+
+
+def test_tasks_that_unpack_at_once_unpack_each_file_once(tmp_path: Path) -> None:
+    root, unpacked = write_hub(tmp_path / "in"), tmp_path / "unpacked"
+    with ThreadPoolExecutor(3) as tasks:
+        sources = [open_parquet(root, unpacked) for _ in range(3)]
+        found = list(tasks.map(lambda source: contents_of(source, "train"), sources))
+    assert found == [list(zip(CONTENTS[:4], [0, 1, 1, 0], strict=True))] * 3
+    assert len(list(unpacked.glob("*.images"))) == 3
+    assert not list(unpacked.glob(".tmp-*"))
