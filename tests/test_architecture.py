@@ -75,7 +75,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "pipeline.predict": ("pipeline.trained", "pipeline.ranks", SHARD_SET),
     "pipeline.evaluate": (
-        *("pipeline.train.evaluation", _DOOR),
+        *("pipeline.train.evaluation", "pipeline.trained", _DOOR),
         *("pipeline.ranks", "pipeline.run", "pipeline.model", *_BASE),
     ),
     "pipeline.export": ("pipeline.trained", "pipeline.run", "pipeline.model", *_BASE),

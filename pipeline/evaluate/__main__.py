@@ -45,6 +45,7 @@ from pipeline.train.evaluation import (
     evaluation_table,
     save_predictions,
 )
+from pipeline.trained.exported import is_export, read_export
 
 _REPORT_SECONDS = 3
 
@@ -54,7 +55,7 @@ class Options:
     """Evaluate a run's checkpoint exactly, on any number of ranks."""
 
     run_dir: Path
-    """The run's directory."""
+    """The run's directory, or the folder of an export with model.safetensors."""
     split: str = "val"
     """The split to evaluate."""
     checkpoint: Annotated[str, Reads(expanded)] = "newest"
@@ -102,11 +103,30 @@ def _evaluate_run(
         _report(run, chosen[0], result, as_json=options.json)
 
 
+def _settings_of(run: RunDirectory, checkpoint_name: str) -> Settings:
+    """What the run, or the export, says of itself; raises `ValueError`."""
+    if not is_export(run.path):
+        return read_settings(run)
+    if checkpoint_name != "newest":
+        raise ValueError(f"--checkpoint has no effect on the export {run.path}: leave it out")
+    stored = read_export(run.path)
+    return Settings(
+        recipe=stored.origin.recipe,
+        config=stored.config,
+        manifest_sha256=stored.dataset.manifest_sha256,
+    )
+
+
 def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) -> tuple[Path, int]:
     """Put the weights of the checkpoint `name` into `model`; returns its path and step.
 
-    Raises `ValueError` if it is not there, damaged or of another run.
+    Of an export they are its only ones. Raises `ValueError` if it is not there, damaged or of
+    another run.
     """
+    if is_export(run.path):
+        stored = read_export(run.path)
+        load_weights(model, stored.weights, column=None)
+        return run.path, stored.origin.step
     while True:
         path = checkpoint.named(run.checkpoints, name)
         other = RunDirectory(path.parent.parent)
@@ -133,6 +153,8 @@ def _report(run: RunDirectory, path: Path, result: Evaluation, *, as_json: bool)
     else:
         console.line(f"{path}, step {event.step:,}")
         console.table(evaluation_table(event))
+    if is_export(run.path):
+        return  # it stays as it was made
     try:
         if path.resolve().parent != run.checkpoints.resolve():
             raise ValueError(f"{path} is not in {run.checkpoints}")
@@ -156,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         environment = LaunchEnvironment.read()
         try:
-            settings = read_settings(run)
+            settings = _settings_of(run, options.checkpoint)
         except ValueError as error:
             raise failure_of_all(environment, error) from None
         with (

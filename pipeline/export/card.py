@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -13,12 +11,11 @@ from data_prep.shard_set.files import write_atomically
 from pipeline.config.marks import show
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import is_operational, values_of
+from pipeline.export.curve import draw_curve
 from pipeline.export.formats import Format, file_name
 from pipeline.export.onnx_model import GraphOptions
 from pipeline.run.dataset import MEAN_IMAGE
-from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import of_type, own_evaluations, read_events
-from pipeline.run.events import EvalEvent, TrainEvent
+from pipeline.run.events import EvalEvent
 from pipeline.trained.exported import CONFIG, to_json
 from pipeline.trained.network import TrainedNetwork
 
@@ -35,11 +32,11 @@ def write_card(
     content["preprocessing"] = preprocessing_of(network)
     text = json.dumps(content, indent=1, ensure_ascii=False)
     write_atomically(folder / CONFIG, text.encode() + b"\n")
-    curve = _curve(network)
+    curve = draw_curve(network)
     if curve is not None:
         write_atomically(folder / CURVE, curve)
     sections = (
-        *(_front_matter(network), _summary(network), _accuracy(network)),
+        *(_front_matter(network), _summary(network), _accuracy(network, formats)),
         *("" if curve is None else f"![Accuracy over epochs]({CURVE})\n",),
         *(_use(network, formats, graph), _training(network), _data(network)),
     )
@@ -104,11 +101,18 @@ def _summary(network: TrainedNetwork) -> str:
     )
 
 
-def _named(began: Any) -> str:
-    return f"`{Path(str(began.get('checkpoint') or began)).name}` of another run"
+def _named(began: Mapping[str, Any]) -> str:
+    """What `Settings` keeps of the weights that a run began with, without places of its host."""
+    place = began.get("checkpoint") or began.get("path")
+    name = f"`{Path(str(place)).name}`"
+    if (sha256 := began.get("weights_sha256")) is not None:
+        name += f", whose hash is `{sha256}`"
+    if (layer := began.get("new_layer")) is not None:
+        name += f", and a new last layer `{layer}`"
+    return name
 
 
-def _accuracy(network: TrainedNetwork) -> str:
+def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
     rows = list(_evaluations(network))
     lines = ["## Accuracy", ""]
     for row in rows:
@@ -119,9 +123,12 @@ def _accuracy(network: TrainedNetwork) -> str:
         )
     views = rows[-1].views if rows else network.config.evaluation.views
     split = rows[-1].split if rows else "val"
+    source, what = f"RUN --checkpoint {network.origin.step}", "RUN is the directory of the run"
+    if "safetensors" in formats:
+        source, what = "EXPORT", "EXPORT is the folder of this file"
     command = (
-        "    python -m pipeline.evaluate --run-dir RUN "
-        f"--checkpoint {network.origin.step} --split {split} --views {views or 1} --shards SHARDS"
+        f"    python -m pipeline.evaluate --run-dir {source} --split {split} --views {views or 1} "
+        "--shards SHARDS"
     )
     if not rows:
         return "\n".join(
@@ -135,8 +142,7 @@ def _accuracy(network: TrainedNetwork) -> str:
             "the first one of equals. This repeats the count, with the same integers on any number "
             "of ranks:",
             *("", command, ""),
-            f"RUN is the run directory `{network.origin.run}`, and SHARDS the shard set that is "
-            "described below.",
+            f"{what}, and SHARDS the shard set that is described below.",
             "",
         )
     )
@@ -221,26 +227,3 @@ def _data(network: TrainedNetwork) -> str:
     if dataset.num_classes <= _MOST_CLASSES:
         lines += [f"Classes: {', '.join(dataset.class_names)}.", ""]
     return "\n".join(lines)
-
-
-def _curve(network: TrainedNetwork) -> bytes | None:
-    """Accuracy over epochs up to these weights, as PNG; None where there is nothing to draw."""
-    run = RunDirectory(network.path.parent.parent)
-    events = [row for row in read_events(run.events) if row.step <= network.origin.step]
-    trained, evaluated = of_type(events, TrainEvent), own_evaluations(events)
-    if importlib.util.find_spec("matplotlib") is None or len(trained) + len(evaluated) < 2:
-        return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([row.epoch for row in trained], [row.top1 for row in trained], label="train top-1")
-    axes.plot(
-        [row.epoch for row in evaluated], [row.top1 for row in evaluated], "o-", label="val top-1"
-    )
-    axes.set(xlabel="epoch", ylabel="share of right answers", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()

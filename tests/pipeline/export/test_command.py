@@ -118,13 +118,16 @@ def test_the_card_says_the_integers_and_the_command_that_repeats_them(
     for name in re.findall(r"`(model\.\w+)`|\]\((\S+)\)", rest):
         assert (exported / "".join(name)).stat().st_size > 0
     (command,) = re.findall(r"^    python (-m pipeline\.evaluate .*)$", rest, re.MULTILINE)
-    places = {"RUN": str(run), "SHARDS": str(SHARDS)}
+    places = {"EXPORT": str(exported), "SHARDS": str(SHARDS)}
     words = [places.get(word, word) for word in shlex.split(command)]
     done = subprocess.run(
         [sys.executable, *words, "--json"], cwd=REPOSITORY, capture_output=True, check=True
     )
     found = json.loads(done.stdout)
     assert (found["correct1"], found["correct5"]) == (event["correct1"], event["correct5"])
+    plain = run.parent / "plain"
+    assert main([f"{run}@{STEP}", "--to", str(plain), "--format", "torch"]) == 0
+    assert f"--run-dir RUN --checkpoint {STEP} --split val" in (plain / "README.md").read_text()
 
 
 def test_preprocessing_is_said_in_numbers(exported: Path) -> None:
