@@ -19,6 +19,7 @@ from data_prep.convert.output import ConversionError
 from data_prep.convert.publish import publish_split
 from data_prep.convert.statistics import summarize
 from data_prep.shard_set.decoding import quiet
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.files import as_text, remove_leftovers
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
 from data_prep.shard_set.index import check_shard_sizes
@@ -35,7 +36,7 @@ from data_prep.shard_set.manifest import (
 )
 from data_prep.shard_set.progress import Progress
 from data_prep.sources.labels import RawLabel, number_labels
-from data_prep.sources.source import SourceError, name_some
+from data_prep.sources.source import SourceError
 from data_prep.sources.splits import by_split, find_files
 
 _WORK_FOLDER = ".adoption"

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from data_prep.convert.assignment import ShardName
 from data_prep.convert.output import ConversionError
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.files import atomic_writer, describe
-from data_prep.sources.source import Source, name_some
+from data_prep.sources.source import Source
 
 _log = logging.getLogger(__name__)
 

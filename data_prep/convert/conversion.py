@@ -26,7 +26,7 @@ from data_prep.convert.pool import write_shards
 from data_prep.convert.publish import ConversionTotals, publish
 from data_prep.convert.shard import ShardJob, find_record
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.fields import SEED, Reads, within
+from data_prep.shard_set.fields import SEED, Reads, name_some, within
 from data_prep.shard_set.manifest import (
     Encoding,
     Manifest,
@@ -37,7 +37,7 @@ from data_prep.shard_set.manifest import (
 )
 from data_prep.shard_set.options import Named, NotAnOption
 from data_prep.shard_set.progress import Progress
-from data_prep.sources.source import Source, name_some
+from data_prep.sources.source import Source
 
 _log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from data_prep.convert.changes import save_stamps
 from data_prep.convert.output import OWN_FIELDS, ConversionError, ConversionPlan, clean_up
 from data_prep.convert.shard import ShardContents, ShardRecord, check_sizes
 from data_prep.convert.statistics import mean_image, summarize
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.manifest import (
     FORMAT_VERSION,
@@ -29,7 +30,6 @@ from data_prep.shard_set.manifest import (
     serialize,
     write_manifest,
 )
-from data_prep.sources.source import name_some
 
 _log = logging.getLogger(__name__)
 

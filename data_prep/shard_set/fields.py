@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,6 +21,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from data_prep.shard_set.files import path_option
 
 T = TypeVar("T")
+
+_MAX_NAMED = 5
+"""Names that an error shows."""
 
 _BOOLEANS = {"true": True, "false": False}
 
@@ -159,6 +162,14 @@ def did_you_mean(word: str, known: Collection[str], before: str = "", after: str
     """'did you mean …?' of the known word nearest to `word`; empty if none is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"{before}did you mean {near[0]}?{after}" if near else ""
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first of the names, and how many more there are."""
+    names = sorted(names)
+    num_more = len(names) - _MAX_NAMED
+    more = f" and {num_more} more" if num_more > 0 else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def fields_of(kind: type) -> dict[str, Field]:

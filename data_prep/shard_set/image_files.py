@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from data_prep.shard_set.fields import name_some
 
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".avif"),
@@ -68,3 +70,11 @@ def is_image_file(path: Path) -> bool:
             return file.read(BEGIN_BYTES)
 
     return is_image(path.name, read_begin)
+
+
+def left_out(folder: Path, paths: Collection[str]) -> str:
+    """A sentence about the files in `folder` that are no images."""
+    return (
+        f"left out below {folder}, as neither name nor first bytes are those of an image: "
+        f"{name_some(paths)}"
+    )

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.shard_set import image_files
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.image_files import Folder, is_image_file, scan, walk
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.samples import Sample, SampleTable
-from data_prep.sources.source import FileReader, Source, SourceError, check_same, name_some
+from data_prep.sources.source import FileReader, Source, SourceError, check_same
 from data_prep.sources.splits import SPLIT_OF
 
 _log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ def open_folder(root: Path, *, nested: bool = False) -> Source:
         }
         for split, folder in _find_splits(root).items()
     }
-    _warn_of_left_out(root, left_out)
+    if left_out:
+        _log.warning("%s", image_files.left_out(root, left_out))
     if "val" in splits:
         check_same(
             f"the classes of train and {_find_splits(root)['val'].name} below {root}",
@@ -177,17 +180,6 @@ def _files(found: Folder) -> list[Path]:
             f"({name_some(map(str, found.others))}): remove them"
         )
     return found.files
-
-
-def _warn_of_left_out(root: Path, left_out: list[str]) -> None:
-    if left_out:
-        _log.warning(
-            "%d files below %s are left out, as neither their names nor their first bytes are "
-            "those of images: %s",
-            len(left_out),
-            root,
-            name_some(left_out),
-        )
 
 
 def _table(root: Path, classes: Mapping[str, _Class]) -> SampleTable:

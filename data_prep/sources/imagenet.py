@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.keys import KEY_PATTERN, MAX_KEY_LENGTH
 from data_prep.shard_set.tar_walk import DamagedTarError, Member, reading, walk_tar
 from data_prep.sources.imagenet_labels import (
@@ -31,7 +32,6 @@ from data_prep.sources.source import (
     check_same,
     choose,
     list_files,
-    name_some,
 )
 
 NUM_CLASSES = 1000

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.shard_set.fields import name_some
 from data_prep.sources.samples import SampleTable
-from data_prep.sources.source import SourceError, check_same, name_some, read_files
+from data_prep.sources.source import SourceError, check_same, read_files
 
 DEVKIT_NAME = "ILSVRC2012_devkit_t12"
 SOLUTION_NAME = "LOC_val_solution.csv"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.sources.source import SourceError, name_some
+from data_prep.shard_set.fields import name_some
+from data_prep.sources.source import SourceError
 
 RawLabel = int | str
 """A number, or the name of a class."""

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.shard_set.fields import SEED, between, within
+from data_prep.shard_set.fields import SEED, between, name_some, within
 from data_prep.shard_set.options import Named
 from data_prep.sources.labels import check_class_names, read_lines
 from data_prep.sources.samples import Sample, SampleTable
-from data_prep.sources.source import Source, SourceError, name_some
+from data_prep.sources.source import Source, SourceError
 
 _log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import Pixels
 from data_prep.sources.samples import Sample, SampleTable
@@ -31,9 +32,6 @@ _log = logging.getLogger(__name__)
 
 RawImage = bytes | Pixels
 """The content of an image file of any format, or pixels."""
-
-_MAX_NAMED = 5
-"""Names that an error shows."""
 
 
 class SourceError(ValueError):
@@ -179,11 +177,3 @@ def check_same(what: str, names: Iterable[str], others: Iterable[str]) -> None:
         raise SourceError(
             f"{what} differ: {name_some(different)} in only one of them; give both the same"
         )
-
-
-def name_some(names: Iterable[str]) -> str:
-    """The first of the names, and how many more there are."""
-    names = sorted(names)
-    num_more = len(names) - _MAX_NAMED
-    more = f" and {num_more} more" if num_more > 0 else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-from data_prep.sources.source import SourceError, name_some
+from data_prep.shard_set.fields import name_some
+from data_prep.sources.source import SourceError
 
 SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.foreign_tar import parse_label
 from data_prep.shard_set.keys import make_keys
 from data_prep.sources.labels import RawLabel, find_column, number_labels
 from data_prep.sources.parquet import read_columns
 from data_prep.sources.samples import Sample, SampleTable
-from data_prep.sources.source import FileReader, Source, SourceError, name_some
+from data_prep.sources.source import FileReader, Source, SourceError
 from data_prep.sources.splits import SPLIT_OF
 
 _PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")

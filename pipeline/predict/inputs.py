@@ -11,13 +11,12 @@ from pathlib import Path
 
 from data_prep.shard_set.files import describe, path_option
 from data_prep.shard_set.foreign_tar import ForeignTarError
-from data_prep.shard_set.image_files import is_image_file, walk
+from data_prep.shard_set.image_files import is_image_file, left_out, walk
 from data_prep.shard_set.tar_images import walk_images
 from data_prep.shard_set.tar_walk import Member
 
 STANDARD_INPUT = "-"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def _read_standard_input() -> bytes:
 
 def _inputs_in_folder(folder: Path) -> Iterator[Input]:
     folders = list(walk(folder))
-    left_out = [path for inside in folders for path in inside.others if not path.is_symlink()]
+    others = [path for inside in folders for path in inside.others if not path.is_symlink()]
     for path in sorted(
         path
         for inside in folders
@@ -86,14 +85,9 @@ def _inputs_in_folder(folder: Path) -> Iterator[Input]:
         if _may_be_image(path):
             yield Input(str(path), path.read_bytes)
         else:
-            left_out.append(path)
-    if left_out:
-        some = ", ".join(map(str, left_out[:_MOST_NAMED]))
-        more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
-        sys.stderr.write(
-            f"warning: left out, as neither their names nor their first bytes are those of images: "
-            f"{some}{more}\n"
-        )
+            others.append(path)
+    if others:
+        sys.stderr.write(f"warning: {left_out(folder, [str(path) for path in others])}\n")
 
 
 def _may_be_image(path: Path) -> bool:

@@ -209,7 +209,7 @@ def test_tiny_imagenet_in_its_own_layout(tmp_path: Path, caplog: pytest.LogCaptu
         (1, "val/images/val_0.JPEG"),
     ]
     assert [s.label for s in source.splits["train"]] == [0, 0, 1, 1]
-    assert "2 files below" in caplog.text
+    assert f"left out below {tmp_path}" in caplog.text
     assert "n01443537_boxes.txt" in caplog.text
 
 

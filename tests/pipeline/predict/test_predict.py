@@ -61,7 +61,7 @@ def test_a_bad_image_is_one_line_and_stops_nothing(
         assert row.split()[-2:] == [f"{share:.2%}", class_name]
     assert rows[7:] == ["3 images classified, 3 not"]
     assert errors.splitlines() == [
-        "warning: left out, as neither their names nor their first bytes are those of images: "
+        f"warning: left out below {images}, as neither name nor first bytes are those of an image: "
         f"{images}/notes.txt",
         f"error: {images}/cut.jpg: truncated: Corrupt JPEG data: premature end of data segment; "
         "copy it again from its source",
