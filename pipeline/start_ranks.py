@@ -10,6 +10,7 @@ others, or has lost them.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -20,6 +21,10 @@ from collections.abc import Sequence
 from pipeline.run.ending import AGENT_VARIABLE, LAUNCHER_VARIABLE, ExitCode
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+_OTHERS_SECONDS = 20
+"""How long a node whose ranks are done waits for the others: ranks end together, but a node that
+got a signal says nothing, and torchrun would wait for it for 300 seconds."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,7 +56,10 @@ def _run(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.launcher import api
 
+    agent = vars(api)["LocalElasticAgent"]  # torchrun has no option for its argument
+    vars(api)["LocalElasticAgent"] = functools.partial(agent, exit_barrier_timeout=_OTHERS_SECONDS)
     try:
         run.run(run.parse_args(list(arguments)))
     except ChildFailedError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
+from launch.local import local_environment, torchrun_command
 from launch.meeting import Meeting, has_lost_nodes
 from pipeline.run.events import Event
 from tests.integration.training import make_shards, rows, training, wait_for_step
-from tests.launch.test_local import kill_tree
+from tests.launch.test_local import children_of, kill_tree
 from tests.launch.test_outcome import begin, end, save
-from tests.pipeline.monitoring import REPOSITORY, free_port
+from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
 
 
 @contextlib.contextmanager
@@ -57,6 +59,27 @@ def test_a_node_whose_others_are_gone_can_go_on(tmp_path: Path) -> None:
             kill_tree(zero.pid)  # as when its host is gone
         one.communicate(timeout=180)
     assert one.returncode == 75
+
+
+@pytest.mark.slow
+def test_a_node_does_not_wait_for_one_that_was_asked_to_leave() -> None:
+    """Whose torchrun says nothing: by itself torchrun waits for it for 300 seconds."""
+    place = f"127.0.0.1:{free_port()}"
+    with contextlib.ExitStack() as ended:
+        nodes = []
+        for rank, statement in enumerate(("pass", "import time; time.sleep(600)")):
+            meeting = Meeting(place=place, num_nodes=2, node_rank=rank)
+            meeting.wait(lambda: False)
+            words = ("-n1", "-r1", statement)
+            command = torchrun_command(1, 3, "timeit", words, *meeting.torchrun_options())
+            environment = local_environment(is_alone=False)
+            nodes.append(ended.enter_context(subprocess.Popen(command, env=environment)))
+            ended.callback(kill_tree, nodes[-1].pid)
+        zero, one = nodes
+        wait_for(lambda: bool(children_of(one.pid)), "the other rank", 120)
+        one.terminate()
+        assert one.wait(120) == 128 + signal.SIGTERM
+        assert zero.wait(150) == 0
 
 
 @pytest.mark.parametrize(
