@@ -41,7 +41,8 @@ def _check_zip(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise ValueError(
-            f"{path} is damaged, or no file that torch.save wrote ({error}): copy it again"
+            f"{path} is damaged, or no file that torch.save wrote ({error}): copy it "
+            "again, or save it anew if a torch before 1.6 wrote it"
         ) from None
     is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:

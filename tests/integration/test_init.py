@@ -13,6 +13,7 @@ import torch
 
 from pipeline.ranks.failure import RankFailure
 from pipeline.run.directory import RunDirectory
+from pipeline.trained.network import open_trained
 from pipeline.trained.stored import sha256_of_weights
 from tests.integration.test_columns import finish as finish_columns
 from tests.integration.test_columns import train as train_columns
@@ -77,6 +78,7 @@ def test_a_run_begins_with_a_run_s_weights_and_a_new_last_layer(
         "why_new": "for 2 classes instead of 10",
     }
     assert content["forked_from"] is None
+    assert open_trained(str(run)).origin.began == content["initialized_from"]
     # It goes on when the source is gone, and remembers it
     shutil.rmtree(source)
     job = finish(2, two, run, *options, "--checkpoint.every_epochs", 0.5)
