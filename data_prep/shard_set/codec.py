@@ -158,8 +158,9 @@ def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     Only its header is read.
     """
     try:
-        header = read_jpeg_header(content)
-        has_exif = any(marker == APP1 for marker, _, _ in jpeg_segments(content))
+        segments = list(jpeg_segments(content))
+        header = read_jpeg_header(content, segments)
+        has_exif = any(marker == APP1 for marker, _, _ in segments)
         is_upright = not has_exif or find_orientation(partial(read_exif, content)) == 1
     except DamagedJpegError:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 JPEG_START = b"\xff\xd8"
@@ -92,9 +92,11 @@ def jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
             place = stop
 
 
-def read_jpeg_header(content: bytes) -> JpegHeader:
-    """Find the frame header; raises `DamagedJpegError` if there is none."""
-    for marker, start, stop in jpeg_segments(content):
+def read_jpeg_header(
+    content: bytes, segments: Iterable[tuple[int, int, int]] | None = None
+) -> JpegHeader:
+    """Find the frame header among `jpeg_segments`; raises `DamagedJpegError` if there is none."""
+    for marker, start, stop in jpeg_segments(content) if segments is None else segments:
         if marker in _FRAMES:
             frame = content[start:stop]
             if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
