@@ -215,7 +215,8 @@ def _training(network: TrainedNetwork) -> str:
 def _data(network: TrainedNetwork) -> str:
     dataset = network.dataset
     splits = ", ".join(f"{count:,} of `{name}`" for name, count in dataset.num_samples.items())
-    options = ", ".join(f"{name} {value}" for name, value in sorted(dataset.options.items()))
+    given = ((name, value) for name, value in sorted(dataset.options.items()) if value is not None)
+    options = ", ".join(f"{name} {value}" for name, value in given)
     lines = [
         *("## Data", ""),
         f"{dataset.title}, source `{dataset.source}`, encoding `{dataset.encoding}`; images: "

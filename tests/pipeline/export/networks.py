@@ -36,8 +36,8 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, object]]] = {
 _IMAGE_SIZES = {"alexnet_single": 227, "cifar10": 32}
 
 
-def network(name: str) -> TrainedNetwork:
-    """With a mean image if the recipe subtracts one."""
+def network(name: str, units: int = _UNITS) -> TrainedNetwork:
+    """With a mean image if the recipe subtracts one, and as many units in a dense layer."""
     recipe, changes = NETWORKS[name]
     config = RECIPES[recipe]()
     fields = dataclasses.asdict(config.model) | dict(changes)
@@ -51,7 +51,7 @@ def network(name: str) -> TrainedNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = build_model(config.model, dataset.num_classes, (crop, crop))
-        _randomize(model)
+        _randomize(model, units)
     found = TrainedNetwork(
         path=Path("checkpoint"),
         model=model.eval().requires_grad_(False),
@@ -65,19 +65,19 @@ def network(name: str) -> TrainedNetwork:
     return found
 
 
-def _randomize(model: nn.Module) -> None:
+def _randomize(model: nn.Module, units: int) -> None:
     """Weights that keep images apart in every layer; moments of BatchNorm that are not its first.
 
-    Dense layers become narrow: real ones have 200 MB.
+    Dense layers become as narrow as `units`: real ones have 200 MB.
     """
     dense = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     *_, last = dense
     inputs = next(iter(dense.values())).in_features
     for name, layer in dense.items():
         above, _, own_name = name.rpartition(".")
-        units = layer.out_features if name == last else _UNITS
-        setattr(model.get_submodule(above), own_name, nn.Linear(inputs, units))
-        inputs = units
+        outputs = layer.out_features if name == last else units
+        setattr(model.get_submodule(above), own_name, nn.Linear(inputs, outputs))
+        inputs = outputs
     for part in model.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(part.weight)
