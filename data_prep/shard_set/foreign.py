@@ -75,7 +75,9 @@ def describe_path(path: Path) -> str | None:
 
 def describe_input(path: Path, source: str) -> str | None:
     """A sentence on what `source` was given; None also if `source` itself reads such input."""
-    found = describe_path(path) if path.exists() else None
+    found: str | None = None
+    with contextlib.suppress(OSError):  # of what is not there, or cannot be looked into
+        found = describe_path(path) if path.exists() else None
     if found is not None and path.is_file():
         found = f"it seems to be {found}"
     reads_tars = source in ("webdataset", "imagenet")
