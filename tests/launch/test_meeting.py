@@ -62,12 +62,13 @@ def test_a_node_whose_others_are_gone_can_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_does_not_wait_for_one_that_was_asked_to_leave() -> None:
+def test_a_node_does_not_wait_for_one_that_was_asked_to_leave(tmp_path: Path) -> None:
     """Whose torchrun says nothing: by itself torchrun waits for it for 300 seconds."""
-    place = f"127.0.0.1:{free_port()}"
+    place, begun = f"127.0.0.1:{free_port()}", tmp_path / "begun"
+    waits = f"import time; open({str(begun)!r}, 'w').close(); time.sleep(600)"
     with contextlib.ExitStack() as ended:
         nodes = []
-        for rank, statement in enumerate(("pass", "import time; time.sleep(600)")):
+        for rank, statement in enumerate(("pass", waits)):
             meeting = Meeting(place=place, num_nodes=2, node_rank=rank)
             meeting.wait(lambda: False)
             words = ("-n1", "-r1", statement)
@@ -76,10 +77,12 @@ def test_a_node_does_not_wait_for_one_that_was_asked_to_leave() -> None:
             nodes.append(ended.enter_context(subprocess.Popen(command, env=environment)))
             ended.callback(kill_tree, nodes[-1].pid)
         zero, one = nodes
-        wait_for(lambda: bool(children_of(one.pid)), "the other rank", 120)
+        wait_for(begun.exists, "the other rank", 120)
+        (rank_of_one,) = children_of(one.pid)
         one.terminate()
         assert one.wait(120) == 128 + signal.SIGTERM
         assert zero.wait(150) == 0
+        assert not Path(f"/proc/{rank_of_one}").exists()
 
 
 @pytest.mark.parametrize(
