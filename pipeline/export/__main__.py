@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options("pipeline.export", Options, arguments)
     try:
         formats = options.check()
-        graph = GraphOptions(opset=options.opset or OPSET, preprocessing=options.preprocessing)
+        opset = OPSET if options.opset is None else options.opset
+        graph = GraphOptions(opset=opset, preprocessing=options.preprocessing)
         export(open_trained(options.source), options.to, formats, graph)
     except ImportError as error:
         sys.stderr.write(f"error: {error}: pip install 'alexnet-2012[export]'\n")

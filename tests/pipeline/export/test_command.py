@@ -144,6 +144,7 @@ def test_preprocessing_is_said_in_numbers(exported: Path) -> None:
         (["--opset", "17"], "--opset has an effect only with --format onnx: leave it out"),
         (["--preprocessing"], "--preprocessing has an effect only with --format onnx"),
         (["--format", "onnx", "--opset", "9"], "--opset is 9; expected 13 (older ones lack"),
+        (["--format", "onnx", "--opset", "0"], "--opset is 0; expected 13 (older ones lack"),
         (["--format", "safetensors,onnx", "--opset", "99"], "--opset is 99; expected 13"),
     ],
 )
