@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.export.__main__ import main as export_main
 from pipeline.ranks.failure import RankFailure
 from pipeline.run.directory import RunDirectory
 from pipeline.trained.network import open_trained
 from pipeline.trained.stored import sha256_of_weights
+from pipeline.trained.weights import read_weights
 from tests.integration.test_columns import finish as finish_columns
 from tests.integration.test_columns import train as train_columns
 from tests.integration.test_fork import shards_of_two_classes
@@ -94,6 +96,19 @@ def test_a_run_begins_with_a_run_s_weights_and_a_new_last_layer(
     assert_same_state(run, straight)
 
 
+def test_a_run_and_its_export_give_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    """As files of weights alone, too; only those do not say of which classes they are."""
+    export = tmp_path / "export"
+    words = [str(trained), "--to", str(export), "--format", "safetensors,torch"]
+    assert export_main(words) == 0
+    sources = (trained, f"{trained}@16", export, export / "model.safetensors", export / "model.pt")
+    found = [read_weights(str(source)) for source in sources]
+    assert {given.sha256 for given in found} == {found[0].sha256}
+    classes = found[0].class_names
+    assert classes is not None
+    assert [given.class_names for given in found] == [classes] * 3 + [None] * 2
+
+
 def test_a_rate_of_nearly_nothing_leaves_what_was_given(
     trained: Path, shards: Path, tmp_path: Path
 ) -> None:
@@ -114,22 +129,20 @@ def test_a_rate_of_nearly_nothing_leaves_what_was_given(
 
 
 def test_one_column_a_rank_begins_with_its_part(scratch: Path) -> None:
-    """Frozen or not, what is computed is that of one rank with both."""
+    """What is computed is that of one rank with both, and frozen layers stay on each."""
     shards = make_large_shards(scratch / "large", 24, 7)
     source = scratch / "source"
     finish_columns(train_columns(1, shards, source, "--max-steps", 1))
     given = weights_of(source)
-    convolutions = {name for name in given if name.startswith("conv")}
-    for frozen, num_split in (("none", 2), ("conv", 4)):
-        runs = {}
-        for num_ranks, columns in ((1, "fused"), (num_split, "split")):
-            run = runs[num_ranks] = scratch / f"{frozen}-{num_ranks}"
-            options = ("--init", source, "--freeze", frozen, "--model.columns", columns)
-            finish_columns(train_columns(num_ranks, shards, run, *options))
-            moved = unequal(given, weights_of(run))
-            assert convolutions.isdisjoint(moved) is (frozen == "conv")
-            assert {"fc6.weight", "fc7.weight", "fc8.weight"} <= moved
-        assert losses(runs[num_split]) == pytest.approx(losses(runs[1]), rel=1e-5)
+    convolutions, runs = {name for name in given if name.startswith("conv")}, {}
+    for num_ranks, columns in ((1, "fused"), (4, "split")):
+        run = runs[num_ranks] = scratch / f"{num_ranks}"
+        options = ("--init", source, "--freeze", "conv", "--model.columns", columns)
+        finish_columns(train_columns(num_ranks, shards, run, *options))
+        moved = unequal(given, weights_of(run))
+        assert convolutions.isdisjoint(moved)
+        assert {"fc6.weight", "fc7.weight", "fc8.weight"} <= moved
+    assert losses(runs[4]) == pytest.approx(losses(runs[1]), rel=1e-5)
 
 
 def test_what_cannot_be_is_said_in_a_sentence(trained: Path, two: Path, tmp_path: Path) -> None:
