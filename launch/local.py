@@ -38,7 +38,13 @@ from pipeline.run.events import EndEvent, RunEvent
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
-_PLACE = Limit("HOST:PORT", re.compile(r"[^\s:]+:[1-9][0-9]{0,4}").fullmatch)
+
+def _is_place(text: str) -> bool:
+    match = re.fullmatch(r"[^\s:]+:([1-9][0-9]{0,4})", text)
+    return match is not None and int(match[1]) < 1 << 16
+
+
+_PLACE = Limit("HOST:PORT", _is_place)
 
 SHUTDOWN_SECONDS = 270
 """How long ranks may take to save after a signal, before torchrun kills them."""

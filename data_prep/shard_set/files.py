@@ -59,6 +59,12 @@ def as_text(name: str) -> str:
     return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", name)
 
 
+def printable(name: str) -> str:
+    """`name` as text that stays on its line."""
+    text = as_text(name)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 @contextlib.contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BufferedRandom]:
     """Open a binary file that takes the name `path` only when the block ends without an error.

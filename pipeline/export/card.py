@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.files import as_text, printable, write_atomically
 from pipeline.config.marks import show
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import is_operational, values_of
@@ -30,7 +30,7 @@ def write_card(
     """Write `config.json`, `README.md` and, with matplotlib, the curve. Raises `OSError`."""
     content = to_json(network.config, network.dataset, network.origin, folder)
     content["preprocessing"] = preprocessing_of(network)
-    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = as_text(json.dumps(content, indent=1, ensure_ascii=False))
     write_atomically(folder / CONFIG, text.encode() + b"\n")
     curve = draw_curve(network)
     if curve is not None:
@@ -70,12 +70,12 @@ def _front_matter(network: TrainedNetwork) -> str:
     ]
     results = list(_evaluations(network))
     if results:
-        lines += ["model-index:", f"- name: {json.dumps(origin.run)}", "  results:"]
+        lines += ["model-index:", f"- name: {_quoted(origin.run)}", "  results:"]
     for event in results:
-        title = json.dumps(event.shard_set or network.dataset.title)
+        title = _quoted(event.shard_set or network.dataset.title)
         lines += [
             "  - task: {type: image-classification}",
-            f"    dataset: {{type: {title}, name: {title}, split: {json.dumps(event.split)}}}",
+            f"    dataset: {{type: {title}, name: {title}, split: {_quoted(event.split)}}}",
             *("    metrics:", f"    - {{type: accuracy, name: top-1, value: {event.top1:.6f}}}"),
         ]
         if event.top5 is not None:
@@ -83,10 +83,14 @@ def _front_matter(network: TrainedNetwork) -> str:
     return "\n".join([*lines, "---", ""])
 
 
+def _quoted(text: str) -> str:
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
 def _evaluations(network: TrainedNetwork) -> Iterator[EvalEvent]:
-    """Of these weights, the last of each kind."""
+    """Of these weights, the last of each kind; those on other shard sets come last."""
     found = {(row.split, row.views, row.manifest_sha256): row for row in network.origin.evaluations}
-    yield from found.values()
+    yield from sorted(found.values(), key=lambda row: not row.own_shards)
 
 
 def _summary(network: TrainedNetwork) -> str:
@@ -94,9 +98,10 @@ def _summary(network: TrainedNetwork) -> str:
     count = sum(parameter.numel() for parameter in network.model.parameters())
     began = "" if origin.began is None else f" It began with the weights of {_named(origin.began)}."
     return (
-        f"# {name}, trained on {dataset.title}\n\n"
+        f"# {name}, trained on {printable(dataset.title)}\n\n"
         f"`{name}`, {count:,} parameters, {dataset.num_classes:,} classes: the weights after step "
-        f"{origin.step:,} of the run `{origin.run}`, of the recipe `{origin.recipe}`.{began}\n"
+        f"{origin.step:,} of the run `{printable(origin.run)}`, of the recipe "
+        f"`{printable(origin.recipe)}`.{began}\n"
         f"The hash of the weights is `{origin.weights_sha256}`.\n"
     )
 
@@ -104,7 +109,7 @@ def _summary(network: TrainedNetwork) -> str:
 def _named(began: Mapping[str, Any]) -> str:
     """What `Settings` keeps of the weights that a run began with, without places of its host."""
     place = began.get("checkpoint") or began.get("path")
-    name = f"`{Path(str(place)).name}`"
+    name = f"`{printable(Path(str(place)).name)}`"
     if (sha256 := began.get("weights_sha256")) is not None:
         name += f", whose hash is `{sha256}`"
     if (layer := began.get("new_layer")) is not None:
@@ -117,12 +122,15 @@ def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
     lines = ["## Accuracy", ""]
     for row in rows:
         top5 = "" if row.correct5 is None else f", top-5 {_share(row.correct5, row.seen)}"
+        title = printable(row.shard_set or network.dataset.title)
+        if not row.own_shards:
+            title += f" (another shard set, with the hash `{row.manifest_sha256}`)"
         lines.append(
-            f"- `{row.split}` of {row.shard_set or network.dataset.title}, views of an image: "
-            f"{row.views or 1}. Top-1 **{_share(row.correct1, row.seen)}**{top5}."
+            f"- `{row.split}` of {title}, views of an image: {row.views or 1}. "
+            f"Top-1 **{_share(row.correct1, row.seen)}**{top5}."
         )
-    views = rows[-1].views if rows else network.config.evaluation.views
-    split = rows[-1].split if rows else "val"
+    views = rows[0].views if rows else network.config.evaluation.views
+    split = rows[0].split if rows else "val"
     source, what = f"RUN --checkpoint {network.origin.step}", "RUN is the directory of the run"
     if "safetensors" in formats:
         source, what = "EXPORT", "EXPORT is the folder of this file"
@@ -226,5 +234,5 @@ def _data(network: TrainedNetwork) -> str:
         "",
     ]
     if dataset.num_classes <= _MOST_CLASSES:
-        lines += [f"Classes: {', '.join(dataset.class_names)}.", ""]
+        lines += [f"Classes: {', '.join(map(printable, dataset.class_names))}.", ""]
     return "\n".join(lines)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.util
 import io
 
-from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import of_type, own_evaluations, read_events
 from pipeline.run.events import TrainEvent
-from pipeline.trained.network import TrainedNetwork
+from pipeline.trained.network import TrainedNetwork, run_around
 
 
 def draw_curve(network: TrainedNetwork) -> bytes | None:
     """Accuracy over epochs up to these weights, as PNG; None where there is nothing to draw."""
-    run = RunDirectory(network.path.parent.parent)
-    events = [row for row in read_events(run.events) if row.step <= network.origin.step]
+    run = run_around(network.path)
+    history = [] if run is None else read_events(run.events)
+    events = [row for row in history if row.step <= network.origin.step]
     trained, evaluated = of_type(events, TrainEvent), own_evaluations(events)
     if importlib.util.find_spec("matplotlib") is None or len(trained) + len(evaluated) < 2:
         return None

@@ -17,12 +17,12 @@ from typing import Annotated
 
 from data_prep.shard_set.decoding import quiet
 from data_prep.shard_set.fields import at_least, choice_of
-from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.files import printable, write_atomically
 from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.progress import Progress
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.predict import figure
-from pipeline.predict.answers import Answer, Printer, Style, Tally, label_of, printable
+from pipeline.predict.answers import Answer, Printer, Style, Tally, label_of
 from pipeline.predict.inputs import Input, find_inputs
 from pipeline.ranks.failure import exit_code_of
 from pipeline.trained.classify import Classifier, Prediction, decoded, load_model
@@ -125,7 +125,7 @@ def _draw(
     with quiet():
         pictures = [(answer, decoded(one.read())) for answer, one in shown]
     origin = model.network.origin
-    title = f"Predictions of {origin.run}, step {origin.step:,}"
+    title = f"Predictions of {printable(origin.run)}, step {origin.step:,}"
     write_atomically(path, figure.draw(path, pictures, top, title))
     if len(shown) < num_classified:
         sys.stderr.write(

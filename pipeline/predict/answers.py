@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TextIO, assert_never
 
-from data_prep.shard_set.files import as_text
+from data_prep.shard_set.files import as_text, printable
 from pipeline.predict.inputs import Input
 from pipeline.trained.classify import Prediction
 
@@ -35,12 +35,6 @@ class Answer:
     def labels(self, top: int) -> list[int]:
         """The most probable ones."""
         return [int(label) for label in self.prediction.ranking[:top]]
-
-
-def printable(name: str) -> str:
-    """A name that stays on its line."""
-    text = as_text(name)
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def label_of(label: int | str | None, class_names: Sequence[str]) -> int | None:

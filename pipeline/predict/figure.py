@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from data_prep.shard_set.files import printable
 from data_prep.shard_set.pixels import Pixels
-from pipeline.predict.answers import Answer, printable
+from pipeline.predict.answers import Answer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

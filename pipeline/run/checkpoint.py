@@ -174,7 +174,7 @@ def verify(path: Path) -> None:
         raise CheckpointError(
             f"{path} is not a checkpoint: {FACTS} cannot be read ({error.strerror})"
         ) from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         raise CheckpointError(f"checkpoint {path} is damaged: {FACTS} is not as written") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -196,15 +196,17 @@ def verify(path: Path) -> None:
 def load(path: Path, device: torch.device | None = None) -> dict[str, Any]:
     """The state saved at `path`, after it is verified; raises `CheckpointError`."""
     verify(path)
-    return _load_state(path / _STATE, device)
+    state = _load_state(path / _STATE, device)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / _STATE} holds no state, but a {type(state).__name__}")
+    return state
 
 
-def _load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
+def _load_state(path: Path, device: torch.device | None = None) -> Any:
     try:
-        state: dict[str, Any] = load_tensors(path, device)
+        return load_tensors(path, device)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    return state
 
 
 def set_aside_later(directory: Path, step: int) -> None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from data_prep.shard_set.manifest import (
     read_manifest,
 )
 from pipeline.run.directory import RunDirectory
-from pipeline.run.format_version import DATASET_VERSION, check_format_version
+from pipeline.run.format_version import DATASET_VERSION, read_versioned
 from pipeline.run.settings import Settings
 
 NAME = "data.json"
@@ -118,14 +118,7 @@ def read_dataset(folder: Path) -> Dataset:
     Raises `FileNotFoundError` if it is not there, and `ValueError` if it is damaged or newer.
     """
     path = folder / NAME
-    content = path.read_bytes()
-    try:
-        found = json.loads(content)
-        version = found.get("format_version")
-    except (AttributeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it from a copy") from None
-    check_format_version(version, DATASET_VERSION, path)
-    return from_json(found, path)
+    return from_json(read_versioned(path, DATASET_VERSION), path)
 
 
 def from_json(found: Mapping[str, Any], path: Path) -> Dataset:
@@ -147,7 +140,7 @@ def from_json(found: Mapping[str, Any], path: Path) -> Dataset:
 def _check(dataset: Dataset) -> None:
     """Raise `ValueError` if a field cannot be what it should be."""
     statistics, size = dataset.statistics, dataset.image_size
-    colors = (*statistics.mean, *statistics.std)
+    colors = statistics.mean, statistics.std
     names = dataset.class_names
     checks: dict[str, bool] = {
         "encoding": dataset.encoding in ENCODINGS,
@@ -156,8 +149,9 @@ def _check(dataset: Dataset) -> None:
         "title, source or manifest_sha256": _are(
             str, dataset.title, dataset.source, dataset.manifest_sha256
         ),
-        "num_samples or options": _are(dict, dataset.num_samples, dataset.options),
-        "statistics": len(colors) == 6 and all(map(math.isfinite, colors)),
+        "num_samples": _are(int, *dataset.num_samples.values()),
+        "options": _are(dict, dataset.options),
+        "statistics": all(len(each) == 3 and all(map(_is_finite, each)) for each in colors),
         "mean_image_filename": statistics.mean_image_filename in (None, MEAN_IMAGE),
     }
     for name, holds in checks.items():
@@ -167,6 +161,10 @@ def _check(dataset: Dataset) -> None:
 
 def _are(kind: type, *values: Any) -> bool:
     return all(isinstance(value, kind) for value in values)
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast(float, value))
 
 
 def dataset_of_run(run: RunDirectory, settings: Settings) -> Dataset:

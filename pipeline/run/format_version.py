@@ -7,6 +7,10 @@ this program goes on reading all versions before it.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 CONFIG_VERSION = 1
 """`config.json`."""
 EVENTS_VERSION = 1
@@ -29,3 +33,18 @@ def check_format_version(found: object, known: int, where: object) -> None:
             f"{where} has format version {found}; this program reads up to version {known}: use "
             "the version of it that wrote the file"
         )
+
+
+def read_versioned(path: Path, known: int) -> dict[str, Any]:
+    """The object in a file of JSON, of a version that is read here.
+
+    Raises `OSError` if it cannot be read, and `ValueError` if it is damaged or newer.
+    """
+    content = path.read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(content)
+        version = found.get("format_version", 1)
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it from a copy") from None
+    check_format_version(version, known, path)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from data_prep.shard_set.manifest import MANIFEST_NAME
 from pipeline.config.saved import differences, from_json, to_json
 from pipeline.config.schema import Config
 from pipeline.run.directory import RunDirectory
-from pipeline.run.format_version import CONFIG_VERSION, check_format_version
+from pipeline.run.format_version import CONFIG_VERSION, read_versioned
 
 _FIELDS = {"recipe": str, "config": dict, "manifest_sha256": str}
 """What `config.json` has at least."""
@@ -88,20 +87,15 @@ def settings_of(saved: Mapping[str, Any]) -> Settings:
 def read_saved(run: RunDirectory) -> dict[str, Any]:
     """What `config.json` holds; raises `ValueError` if it is not there, damaged or too new."""
     try:
-        saved = json.loads(run.config.read_bytes())
+        saved = read_versioned(run.config, CONFIG_VERSION)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{run.path} is not a run directory: it has no {run.config.name}; "
             "give the --run-dir of a training run"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{run.config} is damaged ({error}): restore it from a copy") from None
-    if not isinstance(saved, dict) or not all(
-        isinstance(saved.get(name), kind) for name, kind in _FIELDS.items()
-    ):
+    if not all(isinstance(saved.get(name), kind) for name, kind in _FIELDS.items()):
         raise ValueError(
             f"{run.config} is damaged (of {', '.join(_FIELDS)} one is missing or not of its type): "
             "restore it from a copy"
         )
-    check_format_version(saved.get("format_version", 1), CONFIG_VERSION, run.config)
     return saved

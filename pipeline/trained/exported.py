@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline.run import dataset
 from pipeline.run.dataset import Dataset
 from pipeline.run.event_rows import event_of, row_of
 from pipeline.run.events import EvalEvent
-from pipeline.run.format_version import check_format_version
+from pipeline.run.format_version import read_versioned
 from pipeline.trained.stored import (
     Origin,
     StoredNetwork,
@@ -23,6 +23,9 @@ from pipeline.trained.stored import (
 
 EXPORT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+_ORIGIN = {"recipe": str, "run": str, "step": int, "weights_sha256": str, "began": Mapping | None}
+"""What of an `Origin` is kept as it is."""
 
 
 def is_export(folder: Path) -> bool:
@@ -37,11 +40,7 @@ def to_json(config: Config, data: Dataset, origin: Origin, folder: Path) -> dict
     """
     return {
         "format_version": EXPORT_VERSION,
-        "recipe": origin.recipe,
-        "run": origin.run,
-        "step": origin.step,
-        "began": origin.began,
-        "weights_sha256": origin.weights_sha256,
+        **{name: getattr(origin, name) for name in _ORIGIN},
         "config": saved.to_json(config),
         "dataset": dataset.to_json(data, folder),
         "evaluations": [row_of(event) for event in origin.evaluations],
@@ -52,25 +51,24 @@ def read_export(folder: Path) -> StoredNetwork:
     """Read an export; raises `ValueError` if it is not whole, or of a newer version."""
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_bytes())
-        check_format_version(found.get("format_version"), EXPORT_VERSION, path)
-        events = [event_of(row) for row in found["evaluations"]]
-        origin = Origin(
-            recipe=str(found["recipe"]),
-            run=str(found["run"]),
-            step=int(found["step"]),
-            weights_sha256=str(found["weights_sha256"]),
-            evaluations=tuple(event for event in events if isinstance(event, EvalEvent)),
-            began=found["began"],
-        )
-        config = saved.from_json(found["config"])
-        data = dataset.from_json(found["dataset"], path)
+        found = read_versioned(path, EXPORT_VERSION)
     except FileNotFoundError:
         raise ValueError(
             f"{folder} is not an export: it has no {CONFIG} beside {WEIGHTS}; export again"
         ) from None
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    try:
+        for name, kind in _ORIGIN.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {found[name]!r:.40}")
+        events = [event_of(row) for row in found["evaluations"]]
+        origin = Origin(
+            **{name: found[name] for name in _ORIGIN},
+            evaluations=tuple(event for event in events if isinstance(event, EvalEvent)),
+        )
+        config, data = saved.from_json(found["config"]), found["dataset"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not as an export wrote it ({error}): export again") from None
+    data = dataset.from_json(data, path)
     weights = read_safetensors(folder / WEIGHTS)
     if sha256_of_weights(weights) != origin.weights_sha256:
         raise ValueError(

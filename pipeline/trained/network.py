@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.shard_set.files import path_option
+from data_prep.shard_set.files import as_text, path_option
 from pipeline.config.schema import Config
 from pipeline.data.augment.crop_policy import ImageSize, input_size
 from pipeline.data.augment.normalize import Normalizer, build_normalizer
@@ -115,26 +115,35 @@ def _read_checkpoint(path: Path) -> StoredNetwork:
     state = checkpoint.load(path)
     try:
         settings = settings_of(json.loads(state["settings"]))
-        step, found = int(state["progress"]["step"]), state["model"]
+        step, found = state["progress"]["step"], state["model"]
+        began = settings.forked_from or settings.initialized_from
+        for each, kind in (step, int), (settings.recipe, str), (began, dict | None):
+            if not isinstance(each, kind):
+                raise TypeError(f"it has {each!r:.40} where {kind} is")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the checkpoint of a run, or another version's ({error}): give one that "
             "pipeline.train saved"
         ) from None
-    weights, run = checked_weights(found, path), RunDirectory(path.parent.parent)
-    is_in_run = run.config.is_file() and path.parent == run.checkpoints
-    evaluations = of_type(read_events(run.events), EvalEvent) if is_in_run else []
+    weights, run = checked_weights(found, path), run_around(path)
+    evaluations = [] if run is None else of_type(read_events(run.events), EvalEvent)
     return StoredNetwork(
         path=path,
         weights=weights,
         config=settings.config,
-        dataset=dataset_of_run(run, settings) if is_in_run else dataset_of_settings(settings),
+        dataset=dataset_of_settings(settings) if run is None else dataset_of_run(run, settings),
         origin=Origin(
             recipe=settings.recipe,
-            run=run.name if is_in_run else path.name,
+            run=as_text(path.name if run is None else run.name),
             step=step,
             weights_sha256=sha256_of_weights(weights),
             evaluations=tuple(row for row in evaluations if row.step == step),
-            began=settings.forked_from or settings.initialized_from,
+            began=began,
         ),
     )
+
+
+def run_around(path: Path) -> RunDirectory | None:
+    """The run whose checkpoint is at `path`; None if it is a copy elsewhere, or an export."""
+    run = RunDirectory(path.parent.parent)
+    return run if path.parent == run.checkpoints and run.config.is_file() else None

@@ -14,6 +14,9 @@ from pipeline.config.schema import Config
 from pipeline.run.dataset import Dataset
 from pipeline.run.events import EvalEvent
 
+_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
+"""Of weights and of what is counted beside them; torch does not compute with all others."""
+
 Weights = dict[str, torch.Tensor]
 """A state dict, by the network's own names."""
 
@@ -60,8 +63,7 @@ def checked_weights(found: object, where: object) -> Weights:
                 f"{where} is not a state dict: {name!r} is of type {type(tensor).__name__}; "
                 "expected tensors by name"
             )
-        is_real = tensor.is_floating_point() or tensor.dtype == torch.int64
-        if tensor.layout != torch.strided or tensor.is_quantized or not is_real:
+        if tensor.layout != torch.strided or tensor.dtype not in _TYPES:
             raise ValueError(
                 f"{where}: {name} is a {tensor.dtype} tensor of layout {tensor.layout}; expected "
                 "dense floats"

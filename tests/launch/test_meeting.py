@@ -134,7 +134,8 @@ def test_options_of_nodes_that_contradict_each_other_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_place_has_a_host_and_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", ["node", "node:0", "node:65536"])
+def test_a_place_has_a_host_and_a_port(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["local", "--rendezvous", "node", "cifar10"])
-    assert "--rendezvous is 'node'; expected HOST:PORT" in capsys.readouterr().err
+        main(["local", "--rendezvous", place, "cifar10"])
+    assert f"--rendezvous is '{place}'; expected HOST:PORT" in capsys.readouterr().err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from data_prep.shard_set.index import read_index
@@ -112,6 +115,8 @@ def test_the_card_says_the_integers_and_the_command_that_repeats_them(
     assert header.startswith("pipeline_tag: image-classification\n")
     assert f"value: {event['top1']:.6f}" in header
     assert f"Top-1 **{event['correct1']} of {event['seen']} (" in rest
+    (_, other) = re.findall("^- `val` of generated shapes(.*), views", rest, re.MULTILINE)
+    assert "another shard set" in other, "each is said once, that of another shard set last"
     assert manifest_sha256(SHARDS) in rest
     assert "python -m pipeline.train cifar10 " in rest
     assert "--optim.learning_rate 0.0625" in rest
@@ -128,6 +133,36 @@ def test_the_card_says_the_integers_and_the_command_that_repeats_them(
     plain = run.parent / "plain"
     assert main([f"{run}@{STEP}", "--to", str(plain), "--format", "torch"]) == 0
     assert f"--run-dir RUN --checkpoint {STEP} --split val" in (plain / "README.md").read_text()
+
+
+def test_the_card_names_where_the_weights_began(run: Path, tmp_path: Path) -> None:
+    folder, card = tmp_path / "export", tmp_path / "again" / "README.md"
+    assert main([str(run), "--to", str(folder)]) == 0
+    began = {"source": "/home/me/alexnet.pth", "path": "/home/me/alexnet.pth", "new_layer": None}
+    with_config(began=began)(folder)
+    assert main([str(folder), "--to", str(card.parent)]) == 0
+    assert " It began with the weights of `alexnet.pth`.\n" in card.read_text()
+
+
+def test_names_stay_names(run: Path, tmp_path: Path) -> None:
+    odd, folder = tmp_path / "\U0001f600: \"a'\n- b \udcff", tmp_path / "export"
+    shutil.copytree(run, odd, symlinks=True)
+    assert main([str(odd), "--to", str(folder)]) == 0
+    name = odd.name.replace("\udcff", "\ufffd")
+    assert open_trained(str(folder)).origin.run == name
+    _, header, rest = (folder / "README.md").read_text().split("---\n", 2)
+    (model,) = yaml.safe_load(header)["model-index"]
+    assert model["name"] == ascii(name)[1:-1]
+    assert f"of the run `{model['name']}`" in rest
+
+
+def test_an_export_in_a_run_has_not_its_curve(run: Path, tmp_path: Path) -> None:
+    inside = run / "exports" / "first"
+    inside.parent.mkdir()
+    assert main([str(run), "--to", str(inside)]) == 0
+    assert (inside / "curve.png").is_file()
+    assert main([str(inside), "--to", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again" / "curve.png").exists()
 
 
 def test_preprocessing_is_said_in_numbers(exported: Path) -> None:
@@ -199,6 +234,14 @@ def with_config(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def with_statistics(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        data = json.loads((folder / "config.json").read_bytes())["dataset"]
+        with_config(dataset=data | {"statistics": data["statistics"] | changes})(folder)
+
+    return change
+
+
 def with_weights(content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -225,7 +268,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
     "no evaluations": (with_config(evaluations=3), "is not as an export wrote it"),
     "no dataset": (with_config(dataset=None), "is damaged"),
-    "text": (lambda folder: (folder / "config.json").write_text("{"), "is not as an export"),
+    "text": (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
+    "an infinite step": (with_config(step=math.inf), "is not as an export wrote it (step is inf)"),
+    "a text as its beginning": (with_config(began="x"), "is not as an export wrote it (began is"),
+    "two colours": (with_statistics(mean=[1, 1], std=[1, 1, 1, 1]), "statistics is not as"),
+    "colours that are no numbers": (with_statistics(std=[True] * 3), "statistics is not as"),
     "cut": (with_weights(lambda content: content[: len(content) // 2]), "is damaged"),
     "empty": (with_weights(lambda _: b""), "is damaged"),
     "a header too long": (with_weights(lambda _: struct.pack("<Q", 1 << 60)), "is damaged"),
@@ -242,7 +289,9 @@ def test_a_damaged_export_is_refused_in_one_sentence(
     folder = tmp_path / "export"
     assert main([str(run), "--to", str(folder)]) == 0
     damage(folder)
-    assert sentence in failure(capsys, folder, "--to", tmp_path / "new")
+    said = failure(capsys, folder, "--to", tmp_path / "new")
+    assert sentence in said
+    assert not said.endswith(("file): export again", "copy): export again")), "one piece of advice"
     assert not (tmp_path / "new").exists()
 
 

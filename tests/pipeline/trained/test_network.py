@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -161,11 +162,27 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda state: state["model"].update({"classifier.0.bias": torch.zeros(512).to_sparse()}),
         "expected dense floats",
     ),
+    "a float of 8 bits": (
+        lambda state: state["model"].update(
+            {"classifier.0.bias": torch.zeros(512).to(torch.float8_e4m3fn)}
+        ),
+        "expected dense floats",
+    ),
     "no weights": (lambda state: state.update(model={}), "holds no weights"),
     "no settings": (lambda state: state.pop("settings"), "is not the checkpoint of a run"),
     "settings that are no JSON": (
         lambda state: state.update(settings="{"),
         "is not the checkpoint",
+    ),
+    "a recipe that is no text": (
+        lambda state: state.update(
+            settings=json.dumps(json.loads(state["settings"]) | {"recipe": 5})
+        ),
+        "is not the checkpoint of a run",
+    ),
+    "an infinite step": (
+        lambda state: state["progress"].update(step=math.inf),
+        "is not the checkpoint of a run",
     ),
     "no progress": (lambda state: state.update(progress=None), "is not the checkpoint of a run"),
 }
@@ -178,6 +195,14 @@ def test_a_checkpoint_that_cannot_be_one_is_refused(run: Path, name: str) -> Non
     said = sentence(run)
     assert expected in said
     assert str(newest(run)) in said
+
+
+def test_what_holds_no_state_is_refused(run: Path) -> None:
+    path = newest(run)
+    checkpoint.save(path.parent, checkpoint.step_of(path), torch.zeros(3))  # type: ignore[arg-type]
+    assert "state.pt holds no state, but a Tensor" in sentence(path)
+    (path / "checkpoint.json").write_text("[" * 100_000)
+    assert "is damaged: checkpoint.json is not as written" in sentence(path)
 
 
 def test_what_is_no_network_is_refused(run: Path, tmp_path: Path) -> None:
