@@ -79,20 +79,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises `ValueError` if there is something at `path`, and `OSError` if it cannot be made.
     """
     path = path.resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        what = "is not empty" if path.is_dir() else "is a file"
-        raise ValueError(f"--to {path} {what}: give a new or an empty folder")
+    _check_is_free(path)
     if not path.parent.is_dir():
         raise ValueError(f"--to {path}: {path.parent} is no folder; make it first")
     aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
     aside.mkdir()
     try:
         yield aside
+        _check_is_free(path)  # still
         aside.rename(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_directory(path.parent)
+
+
+def _check_is_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "is not empty" if path.is_dir() else "is a file"
+        raise ValueError(f"--to {path} {what}: give a new or an empty folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

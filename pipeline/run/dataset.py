@@ -141,7 +141,7 @@ def _check(dataset: Dataset) -> None:
     """Raise `ValueError` if a field cannot be what it should be."""
     statistics, size = dataset.statistics, dataset.image_size
     colors = statistics.mean, statistics.std
-    names = dataset.class_names
+    names, counts = dataset.class_names, dataset.num_samples
     checks: dict[str, bool] = {
         "encoding": dataset.encoding in ENCODINGS,
         "image_size": size is None or (len(size) == 2 and all(type(n) is int for n in size)),
@@ -149,7 +149,7 @@ def _check(dataset: Dataset) -> None:
         "title, source or manifest_sha256": _are(
             str, dataset.title, dataset.source, dataset.manifest_sha256
         ),
-        "num_samples": _are(int, *dataset.num_samples.values()),
+        "num_samples": _are(dict, counts) and _are(int, *counts.values()),
         "options": _are(dict, dataset.options),
         "statistics": all(len(each) == 3 and all(map(_is_finite, each)) for each in colors),
         "mean_image_filename": statistics.mean_image_filename in (None, MEAN_IMAGE),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import manifest_sha256, read_manifest
-from pipeline.export.__main__ import main
+from pipeline.export.__main__ import main, whole_folder
 from pipeline.export.onnx_model import GraphOptions, build
 from pipeline.run.dataset import Dataset, write_dataset
 from pipeline.trained.network import open_trained
@@ -210,6 +210,9 @@ def test_a_folder_in_use_is_left_as_it_is(
     assert "is no folder; make it first" in failure(capsys, run, "--to", used / "no" / "new")
     assert [path.name for path in used.iterdir()] == ["mine"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "used"]
+    with pytest.raises(ValueError, match="is not empty"), whole_folder(tmp_path / "both"):
+        (tmp_path / "both" / "theirs").mkdir(parents=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "file", "used"]
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main([str(run), "--to", str(empty)]) == 0
