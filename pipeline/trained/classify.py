@@ -230,7 +230,8 @@ def load_model(
     `source` is a run directory, RUN@best, RUN@STEP, the folder of a checkpoint, or that of an
     export. `device` is as torch names it; None: the first GPU if there is one, else the CPU.
     `views` is 1 or 10; None: as in the evaluations of its training. Raises `ValueError` if the
-    source is none of these, or cannot be used; nothing in its files is executed.
+    source is none of these, or cannot be used, and `OSError` if a file cannot be read; nothing in
+    its files is executed.
     """
     if views not in (None, 1, 10):
         raise ValueError(f"views is {views}; expected 1 or 10")

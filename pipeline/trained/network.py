@@ -70,7 +70,8 @@ def open_trained(source: str, device: torch.device | None = None) -> TrainedNetw
 
     `source` is a run directory, RUN@newest, RUN@best or RUN@STEP, the folder of a checkpoint, or
     that of an export. Raises `ValueError` with one sentence if there is none, it is damaged or
-    another version's, or its weights do not fit; nothing in its files is executed.
+    another version's, or its weights do not fit, and `OSError` if a file cannot be read; nothing in
+    its files is executed.
     """
     stored, device = read_stored(source), device or torch.device("cpu")
     dataset, config = stored.dataset, stored.config

@@ -51,7 +51,8 @@ class Beginning:
 def read_weights(source: str) -> GivenWeights:
     """The weights that `--init` names; nothing in a file is executed.
 
-    Raises `ValueError` with one sentence if there are none, or they are damaged or not finite.
+    Raises `ValueError` with one sentence if there are none, or they are damaged or not finite, and
+    `OSError` if a file cannot be read.
     """
     path = path_option(source)
     if not path.is_file():
