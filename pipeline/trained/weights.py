@@ -21,6 +21,9 @@ _DECIDES_WHAT_WEIGHTS_DO = frozenset(
 )
 """Fields that a network must have as it had them when its weights were learned."""
 
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
+"""Of files, where there is nothing of that name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GivenWeights:
@@ -55,7 +58,7 @@ def read_weights(source: str) -> GivenWeights:
     `OSError` if a file cannot be read.
     """
     path = path_option(source)
-    if not path.is_file():
+    if path.is_dir() or not (path.is_file() or path.suffix in _FILE_SUFFIXES):
         stored = read_stored(source)
         return GivenWeights(
             path=stored.path,

@@ -205,6 +205,9 @@ def test_a_file_that_is_larger_inside_than_outside_is_refused(tmp_path: Path) ->
 def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
     assert "is no trained network: expected a run directory" in refused(tmp_path)
     assert "is no trained network" in refused(tmp_path / "missing")
+    for name in ("alexnet.pth", "model.pt", "model.safetensors"):
+        with pytest.raises(FileNotFoundError, match=name):
+            read_weights(str(tmp_path / name))
     torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "nested.pt")
     assert "is not a state dict: 'model' is of type dict" in refused(tmp_path / "nested.pt")
     (tmp_path / "text.pth").write_text("hello")
