@@ -218,6 +218,20 @@ def add_slurm_option(scratch: Scratch) -> None:
     )
 
 
+def add_kubernetes_option(scratch: Scratch) -> None:
+    scratch.insert(
+        "launch/kubernetes_spec.py",
+        '"""Memory of a pod, with what is in its /dev/shm;',
+        '    priority: str = ""\n    """The pods\' priority class."""\n',
+    )
+    scratch.insert("launch/kubernetes.py", '"port": _PORT,', '        "priority": spec.priority,\n')
+    scratch.insert(
+        "launch/indexed-job.yaml.in",
+        "subdomain: @@{name}",
+        "    priorityClassName: @@{priority}\n",
+    )
+
+
 def add_checkpoint_field(scratch: Scratch) -> None:
     scratch.insert(
         "pipeline/train/progress.py", "skipped_in_a_row: int = 0", "    num_samples: int = 0\n"
@@ -276,6 +290,7 @@ ADDITIONS: Mapping[str, Callable[[Scratch], None]] = {
     "a rank metric": add_rank_metric,
     "a job metric": add_job_metric,
     "a SLURM option": add_slurm_option,
+    "a Kubernetes option": add_kubernetes_option,
     "a field in the checkpoint": add_checkpoint_field,
     "an exit code": add_exit_code,
     "a statistic": add_statistic,

@@ -182,6 +182,16 @@ def test_a_slurm_option_is_in_the_help_and_in_the_script(scratch: Scratch) -> No
 
 
 @pytest.mark.slow
+def test_a_kubernetes_option_is_in_the_help_and_in_the_job(scratch: Scratch) -> None:
+    command = ("-m", "launch", "kubernetes", "train")
+    assert "The pods' priority class." in scratch.python(*command, "--help")
+    options = ("--container", "alexnet:1", "--claim", "data:/data", "--priority", "low")
+    training = ("cifar10", "--data.shards", "/data/shards", "--run-dir", "/data/run")
+    job = scratch.python(*command, *options, *training)
+    assert '\n      priorityClassName: "low"\n' in job
+
+
+@pytest.mark.slow
 def test_an_exit_code_is_that_of_its_outcome(scratch: Scratch) -> None:
     code = 'from pipeline.run.ending import exit_code_of as code; exit(code("stuck"))'
     scratch.fail("-c", code, code=76)
