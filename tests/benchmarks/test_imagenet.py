@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.imagenet import (
-    FLOORS,
-    LIMITS,
-    NUM_VAL,
-    Count,
-    Outcome,
-    check_shards,
-    page,
-)
+from benchmarks.imagenet import NUM_VAL, check_shards
+from benchmarks.imagenet_result import FLOORS, LIMITS, Count, Outcome, page
 from benchmarks.measurement import environment, shard_synthetic
 from data_prep.shard_set.manifest import ShardSetError, read_manifest
 from pipeline.config.recipes import RECIPES

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,29 +15,17 @@ from launch.local import local_environment, torchrun_command
 from launch.meeting import Meeting, has_lost_nodes
 from pipeline.run.events import Event
 from tests.integration.training import make_shards, rows, training, wait_for_step
-from tests.launch.test_local import children_of, kill_tree
+from tests.launch.test_local import children_of, kill_tree, start
 from tests.launch.test_outcome import begin, end, save
-from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
+from tests.pipeline.monitoring import free_port, wait_for
 
 
-@contextlib.contextmanager
-def node(rank: int, port: int, shards: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
+def node(
+    rank: int, port: int, shards: Path, run: Path
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """One of two, with one rank; no process of it outlives the block."""
     spec = ("--nproc", 1, "--nodes", 2, "--node-rank", rank, "--rendezvous", f"127.0.0.1:{port}")
-    words = (*spec, *training(shards, run, "--epochs", 1000))
-    with subprocess.Popen(
-        [sys.executable, "-m", "launch", "local", *map(str, words)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as job:
-        try:
-            yield job
-        finally:
-            if job.poll() is None:
-                kill_tree(job.pid)
+    return start(*spec, *training(shards, run, "--epochs", 1000))
 
 
 def first_line(job: subprocess.Popen[str], text: str) -> str:
