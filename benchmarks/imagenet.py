@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.imagenet_result import LIMITS, Count, Outcome, page
+from benchmarks.imagenet_result import BANDS, LIMITS, Count, Outcome, page
 from benchmarks.measurement import environment, parser, report, torchrun
 from data_prep.shard_set.manifest import Manifest, ShardSetError, manifest_sha256, read_manifest
 from pipeline.config.recipes import recipe_config
@@ -35,7 +35,6 @@ from pipeline.train.provenance import git_revision
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 """Of ILSVRC-2012."""
 
-VIEWS = (1, 10)
 DRY_OPTIONS = (
     *("--max-steps", 2, "--global_batch_size", 16, "--log_every_steps", 1),
     *("--evaluation.block_size", 8),
@@ -69,7 +68,7 @@ def train_and_count(
     _run(launcher)
     events = read_events(run.events)
     counts = []
-    for views in VIEWS:
+    for views in BANDS:
         options = ["--run-dir", run.path, "--views", views, "--json"]
         answer = json.loads(_run(torchrun(num_ranks, "pipeline.evaluate", *options)))
         last = of_type(events, TrainEvent)[-1].step

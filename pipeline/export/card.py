@@ -132,6 +132,7 @@ def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
     views = rows[0].views if rows else network.config.evaluation.views
     split = rows[0].split if rows else "val"
     source, what = f"RUN --checkpoint {network.origin.step}", "RUN is the directory of the run"
+    place = "that is described below" if not rows or rows[0].own_shards else "with the hash above"
     if "safetensors" in formats:
         source, what = "EXPORT", "EXPORT is the folder of this file"
     command = (
@@ -150,7 +151,7 @@ def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
             "the first one of equals. This repeats the count, with the same integers on any number "
             "of ranks:",
             *("", command, ""),
-            f"{what}, and SHARDS the shard set that is described below.",
+            f"{what}, and SHARDS the shard set {place}.",
             "",
         )
     )

@@ -11,12 +11,12 @@ from typing import Literal, TextIO, assert_never
 from data_prep.shard_set.files import as_text, printable
 from pipeline.predict.inputs import Input
 from pipeline.trained.classify import Prediction
+from pipeline.trained.scores import TOP_K
 
 Style = Literal["table", "json", "csv"]
 
 _MOST_COLUMNS = 60
 """Of the table, for an image's name; a longer one pushes its row to the right."""
-_TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Tally:
             return
         self.num_labelled += 1
         self.correct1 += answer.label in answer.labels(1)
-        self.correct5 += answer.label in answer.labels(_TOP_K)
+        self.correct5 += answer.label in answer.labels(TOP_K)
 
     def lines(self) -> list[str]:
         """Of a summary; top-5 is left out where it says nothing, as in evaluations."""
@@ -134,7 +134,7 @@ class Tally:
         if self.num_failed:
             found[0] += f", {self.num_failed:,} not"
         hits = {"top-1": self.correct1}
-        if self.num_classes > _TOP_K:
+        if self.num_classes > TOP_K:
             hits["top-5"] = self.correct5
         if self.num_labelled:
             found += [

@@ -27,10 +27,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.events import EvalEvent, EvaluatedBy
 from pipeline.run.format_version import PREDICTIONS_VERSION
 from pipeline.run.phase import Phase
-from pipeline.trained.scores import ranked, scores_of_views
-
-TOP_K = 5
-"""With this many classes or fewer, top-5 says nothing and is left out."""
+from pipeline.trained.scores import TOP_K, ranked, scores_of_views
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+TOP_K = 5
+"""With this many classes or fewer, top-5 says nothing and is left out."""
+
 
 def scores_of_views(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     """Logarithms of each image's mean probabilities, float64 N×C, of the logits N×C of each view.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import manifest_sha256, read_manifest
 from pipeline.export.__main__ import main, whole_folder
+from pipeline.export.card import write_card
 from pipeline.export.onnx_model import GraphOptions, build
 from pipeline.run.dataset import Dataset, write_dataset
 from pipeline.trained.network import open_trained
@@ -107,6 +109,19 @@ def test_an_export_is_opened_as_the_run_is(run: Path, exported: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_count_on_another_shard_set_alone_is_repeated_on_that_one(
+    exported: Path, tmp_path: Path
+) -> None:
+    network = open_trained(str(exported))
+    others = tuple(row for row in network.origin.evaluations if not row.own_shards)
+    assert others
+    origin = dataclasses.replace(network.origin, evaluations=others)
+    network = dataclasses.replace(network, origin=origin)
+    write_card(network, tmp_path, ("safetensors",), GraphOptions())
+    assert "SHARDS the shard set with the hash above." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
 def test_the_card_says_the_integers_and_the_command_that_repeats_them(
     run: Path, exported: Path
 ) -> None:
@@ -118,6 +133,7 @@ def test_the_card_says_the_integers_and_the_command_that_repeats_them(
     (_, other) = re.findall("^- `val` of generated shapes(.*), views", rest, re.MULTILINE)
     assert "another shard set" in other, "each is said once, that of another shard set last"
     assert manifest_sha256(SHARDS) in rest
+    assert "SHARDS the shard set that is described below." in rest
     assert "python -m pipeline.train cifar10 " in rest
     assert "--optim.learning_rate 0.0625" in rest
     for name in re.findall(r"`(model\.\w+)`|\]\((\S+)\)", rest):
