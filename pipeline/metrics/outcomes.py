@@ -92,8 +92,9 @@ def _outcome_and_end(
     if is_alive or (has_lock is None and not ranks):
         return "running", None
     signs = [rank.heartbeat + rank.max_silence_seconds for rank in ranks]
-    with contextlib.suppress(FileNotFoundError):
-        signs.append(run.events.stat().st_mtime)
+    if last is not None:  # a job that was only submitted has not begun
+        with contextlib.suppress(FileNotFoundError):
+            signs.append(run.events.stat().st_mtime)
     return ("killed", max(signs)) if signs else (None, None)
 
 

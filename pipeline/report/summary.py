@@ -20,7 +20,15 @@ from pipeline.run.event_log import (
     of_type,
     own_evaluations,
 )
-from pipeline.run.events import EndEvent, EvalEvent, Event, RunEvent, SignalEvent, TrainEvent
+from pipeline.run.events import (
+    EndEvent,
+    EvalEvent,
+    Event,
+    RunEvent,
+    SignalEvent,
+    StartEvent,
+    TrainEvent,
+)
 from pipeline.run.phase import PHASE_LABELS, Label
 
 _MAX_INTERVALS = 400
@@ -32,7 +40,7 @@ class Attempt:
     """One process group; what it did may be void, because the next one went on from before."""
 
     rows: Sequence[Event]
-    """One at least; the first is no `RunEvent` if it failed before it began."""
+    """One at least; none is a `RunEvent` if it failed before it began."""
     is_last: bool
 
     @property
@@ -50,17 +58,19 @@ class Attempt:
     @property
     def detail(self) -> str:
         """Why it failed, or its ranks."""
-        first, last = self.rows[0], self.rows[-1]
+        last = self.rows[-1]
         if isinstance(last, EndEvent) and last.error:
             return last.error
-        return describe_ranks(first) if isinstance(first, RunEvent) else ""
+        return "".join(describe_ranks(start) for start in of_type(self.rows, RunEvent))
 
 
 def find_attempts(rows: Sequence[Event]) -> list[Attempt]:
     """The attempts of a run in their order; `rows` are all of it."""
     groups: list[list[Event]] = []
     for row in of_training(rows):
-        if not groups or isinstance(row, RunEvent) or isinstance(groups[-1][-1], EndEvent):
+        last = groups[-1][-1] if groups else None
+        is_begun = isinstance(row, RunEvent) and not isinstance(last, StartEvent)
+        if isinstance(row, StartEvent) or is_begun or last is None or isinstance(last, EndEvent):
             groups.append([])
         groups[-1].append(row)
     return [Attempt(group, is_last=group is groups[-1]) for group in groups]

@@ -16,10 +16,15 @@ from pipeline.run.events import (
     EvalEvent,
     Event,
     NotLearning,
+    ReplicasDiffer,
     RunEvent,
     SignalEvent,
+    StartEvent,
+    Straggler,
+    SubmitEvent,
     TrainEvent,
 )
+from pipeline.run.phase import PHASE_LABELS
 
 _MAX_ALIKE = 3
 """Damaged images in a row that are shown; more are only counted."""
@@ -64,6 +69,10 @@ def _rows_of(events: Sequence[Event]) -> Iterator[TimelineRow]:
 def _describe(event: Event) -> tuple[str, str]:
     """What to call the event, and a detail."""
     match event:
+        case SubmitEvent():
+            return "submitted", event.to if event.job is None else f"{event.to}: job {event.job}"
+        case StartEvent():
+            return "starting", ""
         case RunEvent():
             group = f"ranks: {event.world_size}, {event.device}, {event.precision}"
             if event.forked_from is not None:
@@ -77,6 +86,10 @@ def _describe(event: Event) -> tuple[str, str]:
         case DamagedImage():
             sample = "" if event.sample is None else f", sample {event.sample:,} of train"
             return "damaged image", f"rank {event.rank}{sample}: {event.what}"
+        case Straggler():
+            return "straggler", _describe_straggler(event)
+        case ReplicasDiffer():
+            return "replicas differ", f"{event.tensor}: {event.what}"
         case SignalEvent():
             return "stop requested", f"by {event.source}"
         case CheckpointEvent():
@@ -88,6 +101,20 @@ def _describe(event: Event) -> tuple[str, str]:
         case TrainEvent():
             return "log interval", ""
     assert_never(event)
+
+
+def _describe_straggler(event: Straggler) -> str:
+    where = "" if event.phase is None else f" in {PHASE_LABELS[event.phase]}"
+    match event.slow:
+        case "rank":
+            who = f"rank {event.rank} on {event.host}"
+        case "loader":
+            who = "the loader: the delay wanders from rank to rank"
+        case "unattributed":
+            who = "unattributed"
+        case unknown:
+            assert_never(unknown)
+    return f"{who}{where}, {event.lag_seconds:.3g} s a step"
 
 
 def _describe_evaluation(event: EvalEvent) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from data_prep.shard_set.locks import try_lock, unlock
 from pipeline.run.ending import EndOutcome, FailureCause
 from pipeline.run.event_rows import event_of, row_of
-from pipeline.run.events import EndEvent, EvalEvent, Event, Row, RunEvent
+from pipeline.run.events import EndEvent, EvalEvent, Event, Row, RunEvent, SubmitEvent
 from pipeline.run.format_version import EVENTS_VERSION, check_format_version
 
 E = TypeVar("E", bound=Row)
@@ -118,8 +118,16 @@ def of_type(events: Iterable[Event], wanted: type[E]) -> list[E]:
 
 
 def of_training(events: Sequence[Event]) -> list[Event]:
-    """All but the evaluations by `pipeline.evaluate`, which may come at any time."""
-    return [row for row in events if not isinstance(row, EvalEvent) or row.by == "train"]
+    """What process groups wrote.
+
+    So no submissions, and no evaluations by `pipeline.evaluate`: both may come at any time.
+    """
+    return [
+        row
+        for row in events
+        if not isinstance(row, SubmitEvent)
+        and not (isinstance(row, EvalEvent) and row.by == "evaluate")
+    ]
 
 
 def own_evaluations(events: Sequence[Event]) -> list[EvalEvent]:
@@ -157,7 +165,7 @@ def read_rows(path: Path, faults: list[str] | None = None) -> Iterator[Event]:
 
 
 def last_of_training(path: Path) -> Event | None:
-    """The last row that is no evaluation; None if there is none.
+    """The last row that is no evaluation and no submission; None if there is none.
 
     After an `end` row the run has not begun again. Only the last MiB is read, as an exporter asks
     often. Rows of a newer format version are not refused: it shows what it can.
@@ -170,7 +178,7 @@ def last_of_training(path: Path) -> Event | None:
     for _, row in _objects(reversed(lines)):
         with contextlib.suppress(ValueError):
             event = event_of(row)
-            if event is not None and not isinstance(event, EvalEvent):
+            if event is not None and not isinstance(event, EvalEvent | SubmitEvent):
                 return event
     return None
 

@@ -17,7 +17,12 @@ from pipeline.run.ending import EndOutcome, FailureCause
 from pipeline.run.format_version import EVENTS_VERSION
 from pipeline.run.phase import Label
 
-AlarmReason = Literal["not_learning", "damaged_image"]
+AlarmReason = Literal["not_learning", "damaged_image", "straggler", "replicas_differ"]
+SlowPart = Literal["rank", "loader", "unattributed"]
+"""Who holds up the others: one rank; the loader, as the delay wanders from rank to rank; or it is
+not known."""
+
+SubmittedTo = Literal["local", "slurm", "kubernetes"]
 CheckpointReason = Literal["periodic", "best", "preempt"]
 EvaluatedBy = Literal["train", "evaluate"]
 """The command that made an evaluation: `pipeline.train` at a step of its own, or
@@ -47,6 +52,26 @@ class Row:
     time: Annotated[float, "when it was written, Unix seconds"] = dataclasses.field(
         default_factory=time.time
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubmitEvent(Row):
+    """`launch` has started a job, or submitted one that may wait. No part of the training."""
+
+    kind: ClassVar[str] = "submit"
+    to: Annotated[SubmittedTo, "`local`, `slurm` or `kubernetes`"]
+    job: Annotated[str | None, "its number or name there, or null"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartEvent(Row):
+    """The ranks of a process group are there, and there is something to do."""
+
+    kind: ClassVar[str] = "start"
+    began: Annotated[float, "when the process of rank 0 began, Unix seconds"]
+    heard: Annotated[
+        float | None, "when a rank of the process group before was last heard of, or null"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +175,29 @@ class DamagedImage(Alarm):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Straggler(Alarm):
+    """Ranks wait for a slower one."""
+
+    reason: ClassVar[AlarmReason] = "straggler"
+    slow: Annotated[SlowPart, "`rank`, `loader` (the delay wanders) or `unattributed`"]
+    rank: Annotated[int | None, "which rank, or null"]
+    host: Annotated[str | None, "its host, or null"]
+    phase: Annotated[Label | None, "the phase in which the time is lost, or null"]
+    lag_seconds: Annotated[float, "how much longer a step takes because of it"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicasDiffer(Alarm):
+    """The weights of the replicas are not the same any more. The process group ends."""
+
+    reason: ClassVar[AlarmReason] = "replicas_differ"
+    rank: Annotated[int | None, "the rank that differs from the majority; null: undecided"]
+    host: Annotated[str | None, "its host, or null"]
+    tensor: Annotated[str, "the first one that differs"]
+    what: Annotated[str, "which ranks differ, in a sentence"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SignalEvent(Row):
     """The ranks have agreed to stop."""
 
@@ -171,12 +219,16 @@ class EndEvent(Row):
 
 
 Event = (
-    RunEvent
+    SubmitEvent
+    | StartEvent
+    | RunEvent
     | TrainEvent
     | EvalEvent
     | CheckpointEvent
     | NotLearning
     | DamagedImage
+    | Straggler
+    | ReplicasDiffer
     | SignalEvent
     | EndEvent
 )

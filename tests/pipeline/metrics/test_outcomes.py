@@ -29,8 +29,10 @@ from pipeline.metrics.rank_file import (
     read_rank_file,
     render_rank_file,
 )
+from pipeline.run import event_log
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RunOutcome
+from pipeline.run.events import EndEvent, SubmitEvent
 from pipeline.run.lock import lock_run
 from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields
 from tests.pipeline.monitoring import finish, rank_process, served, wait_for
@@ -142,6 +144,14 @@ def test_however_many_evaluations_follow_the_end_stands(run: RunDirectory) -> No
     history.write("eval", 10, **evaluation)
     history.close()
     assert run_status(run).outcome == "killed"
+
+
+def test_a_run_that_was_only_submitted_has_not_begun(run: RunDirectory) -> None:
+    event_log.append(run.events, SubmitEvent(step=0, epoch=0, to="slurm", job="17"))
+    assert run_status(run).outcome is None
+    event_log.append(run.events, EndEvent(step=0, epoch=0, outcome="failed", error="no room"))
+    event_log.append(run.events, SubmitEvent(step=0, epoch=0, to="slurm", job="18"))
+    assert run_status(run).outcome == "failed"
 
 
 def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:

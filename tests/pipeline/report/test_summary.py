@@ -70,11 +70,46 @@ def test_an_alarm_is_in_the_timeline() -> None:
 def test_every_alarm_that_is_declared_is_in_the_timeline() -> None:
     """With any values that a row can have."""
     known = {"loss": 2.3, "rank": 1, "sample": 7, "shard": "train-000000.tar", "what": "cut off"}
-    nulls = dict.fromkeys(("loss", "sample", "shard"))
+    known |= {"slow": "rank", "host": "n1", "phase": "data_wait", "lag_seconds": 0.25}
+    known |= {"tensor": "conv1.weight"}
+    nulls = dict.fromkeys(("loss", "sample", "shard", "host", "phase"))
     for reason in get_args(AlarmReason):
         for fields in (known, known | nulls):
             (shown,) = timeline([event("alarm", 10, 1.0, reason=reason, **fields)])
             assert shown.what == reason.replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    ("slow", "expected"),
+    [
+        ("rank", "rank 1 on n1 in waiting for data, 0.25 s a step"),
+        ("loader", "the loader: the delay wanders from rank to rank in waiting for data, 0.25 s"),
+        ("unattributed", "unattributed in waiting for data, 0.25 s a step"),
+    ],
+)
+def test_a_straggler_is_named_with_its_phase(slow: str, expected: str) -> None:
+    fields = {"rank": 1, "host": "n1", "phase": "data_wait", "lag_seconds": 0.25}
+    (row,) = timeline([event("alarm", 10, 1.0, reason="straggler", slow=slow, **fields)])
+    assert row.what == "straggler"
+    assert row.detail.startswith(expected)
+
+
+def test_a_start_and_its_run_are_one_attempt() -> None:
+    starting = {"began": 1.0, "heard": None}
+    events = [
+        event("submit", 0, 0.0, to="slurm", job="17"),
+        event("start", 0, 2.0, **starting),
+        event("start", 0, 4.0, **starting),
+        event("run", 0, 5.0, **start_fields()),
+        event("train", 10, 9.0, **train_fields(10)),
+        event("start", 0, 20.0, **starting),
+        event("end", 0, 21.0, outcome="failed", error="no room"),
+        event("run", 0, 30.0, **start_fields()),  # as older versions began
+    ]
+    attempts = find_attempts(events)
+    assert [len(attempt.rows) for attempt in attempts] == [1, 3, 2, 1]
+    assert [attempt.outcome for attempt in attempts] == ["killed", "killed", "failed", "unfinished"]
+    assert attempts[1].detail == "2 × 64 images"
 
 
 def test_damaged_images_are_reported_and_many_are_counted() -> None:
