@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 import matplotlib
 import numpy as np
@@ -12,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from pipeline.report.marks import MarkKind, describe_marks
 from pipeline.report.summary import evaluations, interval_edges, intervals
-from pipeline.run.event_log import of_type
-from pipeline.run.events import EvalEvent, Event, RunEvent, SignalEvent, TrainEvent
+from pipeline.run.events import EvalEvent, Event, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 
 _SIZE_INCHES = (400 / 72, 250 / 72)
@@ -29,6 +30,8 @@ _COLORS = {
     "#0a0002": "--right-soft",
     "#0a0003": "--train",
     "#0a0004": "--stop",
+    "#0a0005": "--drop",
+    "#0a0006": "--alarm",
     **{f"#0b000{number}": f"--phase-{label}" for number, label in enumerate(PHASE_LABELS)},
 }
 """Colours that matplotlib draws with, and the CSS variables that replace them, so that a drawing
@@ -37,21 +40,25 @@ suits light and dark pages."""
 _STAND_IN = {variable: color for color, variable in _COLORS.items()}
 
 
-def draw_charts(events: Sequence[Event]) -> dict[str, str]:
+Marks = Mapping[MarkKind, Sequence[float]]
+"""Epochs by kind: see `pipeline.report.marks`."""
+
+
+def draw_charts(events: Sequence[Event], marks: Marks) -> dict[str, str]:
     """The charts that there is something to draw in, over epochs, as SVG elements."""
     steps, evals = intervals(events), evaluations(events)
     charts = {}
     if steps or evals:
-        charts["accuracy"] = _accuracy(steps, evals)
-        charts["loss"] = _loss(steps, evals)
+        charts["accuracy"] = _accuracy(steps, evals, marks)
+        charts["loss"] = _loss(steps, evals, marks)
     if steps:
         edges = interval_edges(events, steps)
-        charts["throughput"] = _throughput(steps, edges, events)
+        charts["throughput"] = _throughput(steps, edges, marks)
         charts["phases"] = _phases(steps, edges)
     return charts
 
 
-def _accuracy(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent]) -> str:
+def _accuracy(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent], marks: Marks) -> str:
     """Train top-1 of each log interval, top-1 and top-5 of each evaluation."""
     figure, axes = _chart()
     _plot(axes, steps, [row.top1 for row in steps], "--train")
@@ -59,10 +66,10 @@ def _accuracy(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent]) -> str:
     _plot(axes, evals, [row.top1 for row in evals], "--right", width=1.8, max_dots=30)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return _svg(figure, "Accuracy over epochs")
+    return _marked(figure, axes, marks, "Accuracy over epochs")
 
 
-def _loss(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent]) -> str:
+def _loss(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent], marks: Marks) -> str:
     """Train loss of each log interval and loss of each evaluation; below, the learning rate."""
     figure, axes = _chart(bottom=0.395 if steps else _BOTTOM)
     if steps:
@@ -72,11 +79,11 @@ def _loss(steps: Sequence[TrainEvent], evals: Sequence[EvalEvent]) -> str:
         axes.tick_params(labelbottom=False)
         _plot(below, steps, [row.learning_rate for row in steps], "--ink-soft")
         below.set_ylim(bottom=0)
-        below.yaxis.set_major_locator(MaxNLocator(nbins=2))
+        below.yaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 5, 10]))
         below.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _plot(axes, steps, [row.loss for row in steps], "--train")
     _plot(axes, evals, [row.loss for row in evals], "--right", width=1.8, max_dots=30)
-    return _svg(figure, "Loss and learning rate over epochs")
+    return _marked(figure, axes, marks, "Loss and learning rate over epochs")
 
 
 def _plot(
@@ -99,22 +106,39 @@ def _plot(
     )
 
 
-def _throughput(
-    steps: Sequence[TrainEvent], edges: Sequence[float], events: Sequence[Event]
-) -> str:
-    """Images a second; resumes and stop requests are vertical lines."""
+def _throughput(steps: Sequence[TrainEvent], edges: Sequence[float], marks: Marks) -> str:
+    """Images a second."""
     figure, axes = _chart()
     speeds = [row.images_per_second for row in steps]
     axes.stairs(speeds, edges, baseline=None, color=_STAND_IN["--right"], linewidth=1.4)
-    for start in of_type(events, RunEvent):
-        if start.resumed_from is not None:
-            axes.axvline(start.epoch, color=_STAND_IN["--ink-soft"], dashes=(4, 3), linewidth=1)
-    for request in of_type(events, SignalEvent):
-        axes.axvline(request.epoch, color=_STAND_IN["--stop"], dashes=(1.5, 2), linewidth=1.4)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    return _svg(figure, "Images a second over epochs")
+    return _marked(figure, axes, marks, "Images a second over epochs")
+
+
+def _marked(figure: Figure, axes: Axes, marks: Marks, label: str) -> str:
+    """The figure with its marks: lines of different dashes, and alarms as triangles at the foot."""
+    foot = axes.get_xaxis_transform()
+    dashes: tuple[float, ...]
+    for kind, epochs in marks.items():
+        match kind:
+            case "resumed":
+                variable, dashes = "--ink-soft", (4, 3)
+            case "stop requested":
+                variable, dashes = "--stop", (1.5, 2)
+            case "learning rate lowered":
+                variable, dashes = "--drop", (6, 2, 1.5, 2)
+            case "alarm":
+                color, places = _STAND_IN["--alarm"], [0.022] * len(epochs)
+                axes.plot(epochs, places, "^", color=color, markersize=7, transform=foot)
+                continue
+            case unknown:
+                assert_never(unknown)
+        for epoch in epochs:
+            axes.axvline(epoch, color=_STAND_IN[variable], dashes=dashes, linewidth=1, zorder=1)
+    words = describe_marks(marks)
+    return _svg(figure, f"{label}. Marked: {words}" if words else label)
 
 
 def _phases(steps: Sequence[TrainEvent], edges: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from pipeline.report.inputs import (
     read_predictions,
     read_shard_set,
 )
+from pipeline.report.marks import find_marks
 from pipeline.report.predictions import (
     choose_examples,
     class_rows,
@@ -53,6 +54,7 @@ def render(run: RunDirectory) -> str:
     faults: list[str] = []
     rows = list(read_rows(run.events, faults))
     events, summary = history_of(rows), Summary(rows)
+    marks = find_marks(events)
     shard_set, start = read_shard_set(settings), summary.latest_start
     if isinstance(shard_set, Missing):
         title = start.shard_set if start else None
@@ -79,7 +81,8 @@ def render(run: RunDirectory) -> str:
         summary=summary,
         faults=faults,
         timeline=timeline(rows),
-        charts={name: markupsafe.Markup(svg) for name, svg in draw_charts(events).items()},
+        marks=marks,
+        charts={name: markupsafe.Markup(svg) for name, svg in draw_charts(events, marks).items()},
         phase_names=PHASE_LABELS,
         kernels=read_kernels(run, network),
         predictions=predictions,

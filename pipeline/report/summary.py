@@ -6,6 +6,7 @@ They take all rows of the events, or the one history: `pipeline.run.event_log.hi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,21 +15,12 @@ from typing import Any, Literal
 
 from pipeline.run.ending import EndOutcome
 from pipeline.run.event_log import (
-    count_resumes,
     history_of,
     of_training,
     of_type,
     own_evaluations,
 )
-from pipeline.run.events import (
-    EndEvent,
-    EvalEvent,
-    Event,
-    RunEvent,
-    SignalEvent,
-    StartEvent,
-    TrainEvent,
-)
+from pipeline.run.events import EndEvent, EvalEvent, Event, RunEvent, StartEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
 
 _MAX_INTERVALS = 400
@@ -42,10 +34,29 @@ class Attempt:
     rows: Sequence[Event]
     """One at least; none is a `RunEvent` if it failed before it began."""
     is_last: bool
+    heard: float | None = None
+    """When the next one found that this one was last heard of; None: it did not say."""
+
+    @property
+    def began(self) -> float:
+        """When its first process did, in Unix seconds, or it was first heard of."""
+        first = self.rows[0]
+        return first.began if isinstance(first, StartEvent) else first.time
+
+    @property
+    def ended(self) -> float:
+        """When it was last heard of, in Unix seconds."""
+        return max(self.rows[-1].time, self.heard or 0.0)
 
     @property
     def seconds(self) -> float:
-        return self.rows[-1].time - self.rows[0].time
+        return self.ended - self.began
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Its seconds on each of its GPUs; those of ranks on CPUs are not counted."""
+        starts = of_type(self.rows, RunEvent)
+        return sum(self.seconds * start.world_size for start in starts if start.device == "cuda")
 
     @property
     def outcome(self) -> Literal[EndOutcome, "killed", "unfinished"]:
@@ -73,7 +84,11 @@ def find_attempts(rows: Sequence[Event]) -> list[Attempt]:
         if isinstance(row, StartEvent) or is_begun or last is None or isinstance(last, EndEvent):
             groups.append([])
         groups[-1].append(row)
-    return [Attempt(group, is_last=group is groups[-1]) for group in groups]
+    heard = [*(getattr(group[0], "heard", None) for group in groups[1:]), None]
+    return [
+        Attempt(group, is_last=group is groups[-1], heard=last)
+        for group, last in zip(groups, heard, strict=False)
+    ]
 
 
 def describe_ranks(start: RunEvent) -> str:
@@ -103,13 +118,12 @@ class Summary:
         self.latest_start = starts[-1] if starts else None
         self.step = training[-1].step if training else 0
         self.epoch = training[-1].epoch if training else 0.0
-        self.num_resumes = count_resumes(starts)
-        self.num_stop_requests = len(of_type(events, SignalEvent))
         self.attempts = find_attempts(rows)
         self.training_seconds = sum(attempt.seconds for attempt in self.attempts)
         """Time of all attempts, without the pauses between them."""
-        times = [row.time for attempt in self.attempts for row in attempt.rows]
-        self.pause_seconds = times[-1] - times[0] - self.training_seconds if times else 0.0
+        self.gpu_seconds = sum(attempt.gpu_seconds for attempt in self.attempts)
+        pairs = itertools.pairwise(self.attempts)
+        self.pause_seconds = sum(later.began - earlier.ended for earlier, later in pairs)
         self.final = own[-1] if own else None
         """The newest evaluation, whatever command made it."""
         alike = [event for event in own if event.views == own[-1].views]

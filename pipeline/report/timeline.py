@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, assert_never
 
+from pipeline.report.marks import rate_drops
 from pipeline.run.event_log import of_type
 from pipeline.run.events import (
     CheckpointEvent,
@@ -39,14 +40,16 @@ class TimelineRow(NamedTuple):
 
 
 def timeline(rows: Sequence[Event]) -> list[TimelineRow]:
-    """All but log intervals and the evaluations of training, also in void attempts.
+    """All but the evaluations of training, also in void attempts.
 
-    Several checkpoints in a row with one reason share a row.
+    Of log intervals only those in which the learning rate dropped. Several checkpoints in a row
+    with one reason share a row.
     """
+    drops = {row.step for row in rate_drops(rows)}
     noted = [
         row
         for row in rows
-        if not isinstance(row, TrainEvent)
+        if (not isinstance(row, TrainEvent) or row.step in drops)
         and not (isinstance(row, EvalEvent) and row.by == "train")
     ]
     groups = itertools.groupby(noted, key=lambda row: (type(row), getattr(row, "reason", None)))
@@ -99,7 +102,7 @@ def _describe(event: Event) -> tuple[str, str]:
         case EndEvent():
             return event.outcome, event.error or ""
         case TrainEvent():
-            return "log interval", ""
+            return "learning rate lowered", f"to {event.learning_rate:.4g}"
     assert_never(event)
 
 

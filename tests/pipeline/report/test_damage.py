@@ -122,7 +122,8 @@ def legends(page: Element) -> list[str]:
 
 
 def test_keys_are_of_what_is_drawn(run: RunDirectory) -> None:
-    assert legends(page_of(run))[-3:] == ["all ranks", "resumed", "stop requested"]
+    marks = page_of(run).with_id("curves").all("ul", "marks")
+    assert [key.text for key in marks[0].all("li")] == ["resumed", "stop requested"]
     remove_events(run)
     history = RunHistory(run)
     history.write("end", 0, outcome="failed", error="no room")  # an attempt, and no resume
@@ -131,6 +132,7 @@ def test_keys_are_of_what_is_drawn(run: RunDirectory) -> None:
     history.close()
     page = page_of(run)
     assert "in 2 attempts" in page.with_id("headline").text
+    assert page.all("ul", "marks") == []
     assert legends(page)[-1] == "all ranks"
 
 

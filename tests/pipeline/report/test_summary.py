@@ -47,7 +47,27 @@ def test_pauses_between_attempts_are_no_training_time() -> None:
     assert summary.training_seconds == 112.0
     assert summary.pause_seconds == 838.0
     assert summary.outcome == "unfinished"
-    assert summary.num_stop_requests == 1
+
+
+def test_attempts_last_from_the_first_process_to_when_they_were_last_heard_of() -> None:
+    """As the start rows say; and each holds its GPUs for so long."""
+    cuda = {"device": "cuda"}
+    summary = Summary(
+        [
+            event("start", 0, 105.0, began=100.0, heard=None),
+            event("run", 0, 110.0, **start_fields() | cuda | {"world_size": 4}),
+            event("train", 10, 160.0, **train_fields(10)),
+            event("start", 10, 305.0, began=300.0, heard=180.0),
+            event("run", 10, 310.0, **start_fields(resumed_from=10) | cuda),
+            event("end", 20, 400.0, outcome="stopped"),
+            event("start", 20, 505.0, began=500.0, heard=400.0),
+            event("run", 20, 510.0, **start_fields(resumed_from=20)),
+            event("end", 30, 600.0, outcome="completed"),
+        ]
+    )
+    assert [attempt.seconds for attempt in summary.attempts] == [80.0, 100.0, 100.0]
+    assert summary.pause_seconds == 220.0
+    assert summary.gpu_seconds == 4 * 80.0 + 2 * 100.0
 
 
 @pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
