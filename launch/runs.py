@@ -15,7 +15,7 @@ from typing import Annotated, assert_never
 
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import Named
-from pipeline.metrics.job import GLOBAL_STEP
+from pipeline.metrics.declared import GLOBAL_STEP
 from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
@@ -126,7 +126,7 @@ def _lost_ranks(error: str, run_status: RunStatus, now: float) -> str:
 def _published_step(run_status: RunStatus) -> int:
     """The step that rank 0 was at seconds ago; the events have only those of log intervals."""
     families = (family for rank in run_status.ranks for family in rank.families)
-    steps = [family.samples[0].value for family in families if family.name == GLOBAL_STEP]
+    steps = [family.samples[0].value for family in families if family.name == GLOBAL_STEP.name]
     return int(max(steps, default=0))
 
 

@@ -4,5 +4,5 @@ Every process fills a registry of its own, and a `Publisher` writes it to the ru
 `pipeline.exporter` serves it. Names, units and labels follow Prometheus' conventions: base units,
 counters that end in `_total`, ratios in [0, 1], labels from closed sets only. Counters are there at
 0 from the start; a gauge of something measured appears with its first value, because a loss of 0
-would be a lie. `docs/metrics.md` lists them all.
+would be a lie. `declared.py` has them all.
 """

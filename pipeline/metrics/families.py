@@ -3,77 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
 from data_prep.shard_set.files import as_text
+from data_prep.shard_set.metric import Metric
 
 T = TypeVar("T", Counter, Gauge)
-
-_PREFIX = "alexnet"
 
 ABSENT = math.nan
 """The first value of a gauge that is not published before it has another one."""
 
 
 class Families:
-    """Makes metrics that all carry the same `labels`, bound once so that recording is cheap."""
+    """Makes families of declared metrics that carry the same `labels`, those that each one has.
+
+    Labels are bound once, so that recording is cheap.
+    """
 
     def __init__(self, registry: CollectorRegistry, **labels: str) -> None:
         self._registry = registry
         self._labels = labels
 
-    def counter(self, name: str, documentation: str) -> Counter:
-        return self._bound(Counter, name, documentation)
+    def counter(self, metric: Metric) -> Counter:
+        return self._bound(Counter, metric)
 
-    def counters(
-        self, name: str, documentation: str, label: str, values: Iterable[str]
-    ) -> dict[str, Counter]:
-        """One counter for each of the `values` of one more label, all at 0."""
-        return self._bound_each(Counter, name, documentation, label, values)
+    def counters(self, metric: Metric) -> dict[str, Counter]:
+        """One counter for each value of the label that is not bound, all at 0."""
+        return self._bound_each(Counter, metric)
 
-    def gauge(self, name: str, documentation: str, first: float = 0.0) -> Measurement:
-        return Measurement(self._bound(Gauge, name, documentation), first)
+    def gauge(self, metric: Metric, first: float = 0.0) -> Measurement:
+        return Measurement(self._bound(Gauge, metric), first)
 
-    def gauges(
-        self,
-        name: str,
-        documentation: str,
-        label: str,
-        values: Iterable[str],
-        first: float = 0.0,
-    ) -> dict[str, Measurement]:
-        """One gauge for each of the `values` of one more label."""
-        bound = self._bound_each(Gauge, name, documentation, label, values)
+    def gauges(self, metric: Metric, first: float = 0.0) -> dict[str, Measurement]:
+        """One gauge for each value of the label that is not bound."""
+        bound = self._bound_each(Gauge, metric)
         return {value: Measurement(gauge, first) for value, gauge in bound.items()}
 
-    def info(self, name: str, documentation: str, labels: Mapping[str, str]) -> None:
+    def info(self, metric: Metric, labels: Mapping[str, str]) -> None:
         """A gauge that is 1, for what its labels say."""
         texts = {label: as_text(value) for label, value in labels.items()}
-        self._family(Gauge, name, documentation, *labels).labels(**self._labels, **texts).set(1)
+        self._family(Gauge, metric).labels(**self._bound_labels(metric), **texts).set(1)
 
-    def histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
-        """A histogram without labels, whatever the others carry: each label costs all buckets."""
-        return Histogram(
-            name, documentation, namespace=_PREFIX, registry=self._registry, buckets=buckets
+    def histogram(self, metric: Metric) -> Histogram:
+        """A histogram without labels: each would cost all buckets."""
+        return Histogram(metric.name, metric.help, registry=self._registry, buckets=metric.buckets)
+
+    def _bound(self, kind: type[T], metric: Metric) -> T:
+        family, labels = self._family(kind, metric), self._bound_labels(metric)
+        return family.labels(**labels) if labels else family
+
+    def _bound_each(self, kind: type[T], metric: Metric) -> dict[str, T]:
+        family, labels = self._family(kind, metric), self._bound_labels(metric)
+        ((label, values),) = (
+            (name, of) for name, of in metric.labels.items() if name not in labels
         )
+        return {value: family.labels(**labels, **{label: value}) for value in values or ()}
 
-    def _bound(self, kind: type[T], name: str, documentation: str) -> T:
-        family = self._family(kind, name, documentation)
-        return family.labels(**self._labels) if self._labels else family
+    def _family(self, kind: type[T], metric: Metric) -> T:
+        return kind(metric.name, metric.help, tuple(metric.labels), registry=self._registry)
 
-    def _bound_each(
-        self, kind: type[T], name: str, documentation: str, label: str, values: Iterable[str]
-    ) -> dict[str, T]:
-        family = self._family(kind, name, documentation, label)
-        return {value: family.labels(**self._labels, **{label: value}) for value in values}
-
-    def _family(self, kind: type[T], name: str, documentation: str, *labels: str) -> T:
-        names = [*self._labels, *labels]
-        return kind(name, documentation, names, namespace=_PREFIX, registry=self._registry)
+    def _bound_labels(self, metric: Metric) -> dict[str, str]:
+        return {label: of for label, of in self._labels.items() if label in metric.labels}
 
 
 class Measurement:
@@ -95,6 +90,13 @@ class Measurement:
             self.set(value)
 
 
+def collected(metric: Metric) -> prometheus_client.Metric:
+    """An empty family, for a collector that adds samples when it is asked."""
+    return prometheus_client.Metric(
+        metric.name.removesuffix("_total"), metric.help, metric.prometheus_kind
+    )
+
+
 def exposition(registry: CollectorRegistry) -> bytes:
     """The registry in Prometheus' text format."""
     return generate_latest(_Published(registry))
@@ -110,7 +112,7 @@ class _Published(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[prometheus_client.Metric]:
         for family in self._registry.collect():
             family.samples = [
                 sample

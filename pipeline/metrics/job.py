@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
+from pipeline.metrics import declared
 from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.event_log import of_type, own_evaluations
 from pipeline.run.events import (
@@ -18,13 +18,6 @@ from pipeline.run.events import (
     RunEvent,
     TrainEvent,
 )
-
-CHECKPOINT_KINDS = get_args(CheckpointReason)
-"""Why a checkpoint is written."""
-
-GLOBAL_STEP = "alexnet_global_step"
-
-_CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class JobMetrics:
@@ -39,62 +32,44 @@ class JobMetrics:
         self._add_checkpoints(families)
 
     def _add_run(self, families: Families) -> None:
-        self._run_start = families.gauge("run_start_timestamp_seconds", "When this attempt began")
-        self._run_end = families.gauge("run_end_timestamp_seconds", "When it ended; 0 before")
-        self._run_duration = families.gauge("run_duration_seconds", "How long it took; 0 before")
-        self._resumes = families.counter("resumes_total", "Times the run was resumed")
-        self._preempt_signals = families.counter("preempt_signals_total", "Stop requests heeded")
-        self._steps_per_epoch = families.gauge("steps_per_epoch", "Steps of one epoch")
-        self._target_epochs = families.gauge("target_epochs", "Epochs of the whole run")
-        self._global_batch = families.gauge("global_batch_samples", "Samples of one step")
-        self._world_size = families.gauge("world_size_ranks", "Ranks of the job")
+        self._run_start = families.gauge(declared.RUN_START)
+        self._run_end = families.gauge(declared.RUN_END)
+        self._run_duration = families.gauge(declared.RUN_DURATION)
+        self._resumes = families.counter(declared.RESUMES)
+        self._preempt_signals = families.counter(declared.PREEMPT_SIGNALS)
+        self._steps_per_epoch = families.gauge(declared.STEPS_PER_EPOCH)
+        self._target_epochs = families.gauge(declared.TARGET_EPOCHS)
+        self._global_batch = families.gauge(declared.GLOBAL_BATCH)
+        self._world_size = families.gauge(declared.WORLD_SIZE)
 
     def _add_training(self, families: Families) -> None:
-        self._step = families.gauge("global_step", "Steps done in the life of the run")
-        self._epoch = families.gauge("epoch", "Epochs done in the life of the run, a fraction too")
-        self._loss = families.gauge("train_loss", "Mean loss of the log interval", ABSENT)
-        self._accuracy = families.gauge(
-            "train_accuracy_ratio", "Top-1 accuracy of the log interval", ABSENT
-        )
-        self._learning_rate = families.gauge("learning_rate", "Learning rate", ABSENT)
-        self._grad_norm = families.gauge("train_grad_norm", "Norm of the gradients", ABSENT)
-        self._grad_scale = families.gauge("grad_scale", "Loss scale of fp16 training", ABSENT)
-        self._not_learning = families.gauge(
-            "not_learning", "1 while the loss is that of guessing long after the start, else 0"
-        )
+        self._step = families.gauge(declared.GLOBAL_STEP)
+        self._epoch = families.gauge(declared.EPOCH)
+        self._loss = families.gauge(declared.TRAIN_LOSS, ABSENT)
+        self._accuracy = families.gauge(declared.TRAIN_ACCURACY, ABSENT)
+        self._learning_rate = families.gauge(declared.LEARNING_RATE, ABSENT)
+        self._grad_norm = families.gauge(declared.GRAD_NORM, ABSENT)
+        self._grad_scale = families.gauge(declared.GRAD_SCALE, ABSENT)
+        self._not_learning = families.gauge(declared.NOT_LEARNING)
+        self._delay_wanders = families.gauge(declared.DELAY_WANDERS)
+        self._delay_unattributed = families.gauge(declared.DELAY_UNATTRIBUTED)
+        self._fingerprints = families.counter(declared.FINGERPRINTS)
 
     def _add_evaluation(self, families: Families) -> None:
-        self._eval_loss = families.gauge("eval_loss", "Mean loss of the last evaluation", ABSENT)
-        top_k = ("k", ("1", "5"), ABSENT)
-        self._eval_accuracy = families.gauges(
-            "eval_accuracy_ratio", "Top-k accuracy of the last evaluation", *top_k
-        )
-        self._best_accuracy = families.gauges(
-            "best_eval_accuracy_ratio", "Highest top-k accuracy of an evaluation so far", *top_k
-        )
-        self._eval_samples = families.gauge(
-            "eval_samples", "Samples that the last evaluation counted"
-        )
-        self._eval_expected = families.gauge("eval_expected_samples", "Samples of the split")
-        self._eval_success = families.gauge(
-            "eval_last_success_timestamp_seconds", "When one last ended; 0 before"
-        )
+        self._eval_loss = families.gauge(declared.EVAL_LOSS, ABSENT)
+        self._eval_accuracy = families.gauges(declared.EVAL_ACCURACY, ABSENT)
+        self._best_accuracy = families.gauges(declared.BEST_ACCURACY, ABSENT)
+        self._eval_samples = families.gauge(declared.EVAL_SAMPLES)
+        self._eval_expected = families.gauge(declared.EVAL_EXPECTED)
+        self._eval_success = families.gauge(declared.EVAL_SUCCESS)
 
     def _add_checkpoints(self, families: Families) -> None:
-        self._checkpoints = families.counters(
-            "checkpoints_total", "Checkpoints tried", "kind", CHECKPOINT_KINDS
-        )
-        self._checkpoint_failures = families.counters(
-            "checkpoint_failures_total", "Checkpoints not written", "kind", CHECKPOINT_KINDS
-        )
-        self._checkpoint_duration = families.histogram(
-            "checkpoint_duration_seconds", "Time to write a checkpoint", _CHECKPOINT_BUCKETS
-        )
-        self._checkpoint_success = families.gauge(
-            "checkpoint_last_success_timestamp_seconds", "When one last was written; 0 before"
-        )
-        self._checkpoint_step = families.gauge("checkpoint_last_step", "Step of the last one")
-        self._checkpoint_bytes = families.gauge("checkpoint_bytes", "Size of the last one")
+        self._checkpoints = families.counters(declared.CHECKPOINTS)
+        self._checkpoint_failures = families.counters(declared.CHECKPOINT_FAILURES)
+        self._checkpoint_duration = families.histogram(declared.CHECKPOINT_DURATION)
+        self._checkpoint_success = families.gauge(declared.CHECKPOINT_SUCCESS)
+        self._checkpoint_step = families.gauge(declared.CHECKPOINT_STEP)
+        self._checkpoint_bytes = families.gauge(declared.CHECKPOINT_BYTES)
 
     def started(
         self, event: RunEvent, epochs: float, build: Mapping[str, str], run: Mapping[str, str]
@@ -107,8 +82,8 @@ class JobMetrics:
         self._target_epochs.set(epochs)
         self._global_batch.set(event.global_batch_size)
         self._world_size.set(event.world_size)
-        self._families.info("build_info", "Versions of the software", build)
-        self._families.info("run_info", "What is trained, on what", run)
+        self._families.info(declared.BUILD_INFO, build)
+        self._families.info(declared.RUN_INFO, run)
 
     def resumed(
         self,

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from pipeline.metrics.declared import DAMAGED_FILES, RANK_UP
+from pipeline.metrics.families import collected
 from pipeline.metrics.outcomes import OutcomeFamilies, read_run_status
 from pipeline.metrics.rank_file import PATTERN, Writer, read_writer
 from pipeline.run.directory import RunDirectory
@@ -31,25 +32,17 @@ class NodeCollector(Collector):
 
     def collect(self) -> list[Metric]:
         now, outcomes = time.time(), OutcomeFamilies()
-        is_up = GaugeMetricFamily(
-            "alexnet_rank_up",
-            "1 while the rank's process runs and publishes",
-            labels=("rank", "local_rank"),
-        )
+        is_up, damaged = collected(RANK_UP), collected(DAMAGED_FILES)
         run_status = read_run_status(self._run, self._host, now)
         own = [rank for rank in run_status.ranks if rank.writer.host == self._host]
         for rank in own:
-            is_up.add_metric([*rank.labels.values()], float(rank.is_up(now)))
+            is_up.add_sample(RANK_UP.name, rank.labels, float(rank.is_up(now)))
             outcomes.add_rank(rank, rank.outcome(self._host, now))
             if rank.writer.rank == 0:
                 outcomes.add_run(run_status.outcome)
         with self._lock:  # scrapes come in threads
             self._num_damaged += run_status.num_damaged
-            damaged = CounterMetricFamily(
-                "alexnet_exporter_damaged_files",
-                "Times a damaged rank file was left out of a scrape",
-                value=self._num_damaged,
-            )
+            damaged.add_sample(DAMAGED_FILES.name, {}, self._num_damaged)
         return [*merge(rank.families for rank in own), is_up, damaged, *outcomes.all]
 
     def has_running_ranks(self) -> bool:

@@ -22,14 +22,14 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from data_prep.shard_set.files import as_text
-from pipeline.metrics.rank_file import PATTERN, RANK_OUTCOME, RankFile, read_rank_file
+from pipeline.metrics.declared import RANK_OUTCOME, RUN_OUTCOME
+from pipeline.metrics.families import collected
+from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
 from pipeline.run.event_log import last_of_training
 from pipeline.run.events import EndEvent
 from pipeline.run.lock import is_locked
-
-RUN_OUTCOME = "alexnet_run_outcome"
 
 KEPT_SECONDS = 180.0
 """How long the outcome of a run that has ended is served: several scrapes, and time for alerts."""
@@ -136,8 +136,8 @@ class OutcomeFamilies:
     """The two metrics, with a sample of each for every outcome."""
 
     def __init__(self) -> None:
-        self._runs = Metric(RUN_OUTCOME, "1 for how the run stands, else 0", "gauge")
-        self._ranks = Metric(RANK_OUTCOME, "1 for how the rank stands, else 0", "gauge")
+        self._runs = collected(RUN_OUTCOME)
+        self._ranks = collected(RANK_OUTCOME)
         self.all = [self._runs, self._ranks]
 
     def add_run(self, outcome: RunOutcome | None, **labels: str) -> None:

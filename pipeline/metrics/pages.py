@@ -18,10 +18,11 @@ from wsgiref.simple_server import WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
-from prometheus_client.core import InfoMetricFamily
 
 from data_prep.shard_set.files import as_text
 from pipeline.config.schema import MetricsConfig
+from pipeline.metrics.declared import EXPORTER_INFO
+from pipeline.metrics.families import collected
 
 _NEIGHBOUR_PORTS = 10
 _PLAIN = "text/plain; charset=utf-8"
@@ -59,7 +60,9 @@ class Identity:
     def collect(self) -> list[Metric]:
         """The same in the metrics, under names that no label of a target has."""
         served = {f"served_{name}": value for name, value in self.labels.items()}
-        return [InfoMetricFamily("alexnet_exporter", "Whose metrics these are", served)]
+        family = collected(EXPORTER_INFO)
+        family.add_sample(EXPORTER_INFO.name, served, 1)
+        return [family]
 
 
 def application(registry: CollectorRegistry, identity: Identity) -> WSGIApplication:

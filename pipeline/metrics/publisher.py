@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.files import remove_leftovers, write_atomically
+from pipeline.metrics.declared import HEARTBEAT, PUBLISH_FAILURES
 from pipeline.metrics.families import Families, exposition
 from pipeline.metrics.rank_file import Writer, rank_file_name, render_rank_file
 
@@ -43,12 +44,8 @@ class Publisher:
             rank=rank, local_rank=local_rank, interval_seconds=interval_seconds
         )
         families = Families(registry, rank=str(rank), local_rank=str(local_rank))
-        self._heartbeat = families.gauge(
-            "heartbeat_timestamp_seconds", "When the rank last published its metrics"
-        )
-        self._failures = families.counter(
-            "metrics_publish_failures_total", "Times the metrics could not be written"
-        )
+        self._heartbeat = families.gauge(HEARTBEAT)
+        self._failures = families.counter(PUBLISH_FAILURES)
         self._has_logged = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics-publisher", daemon=True)

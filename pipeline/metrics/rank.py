@@ -7,19 +7,10 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.config.data import READERS
+from pipeline.metrics import declared
 from pipeline.metrics.families import ABSENT, Families
-from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
-from pipeline.run.phase import PHASE_LABELS, Label
-
-LOADER_PHASES = ("read", "decode")
-
-_STEP_BUCKETS = tuple(round(0.002 * 2 ** (quarter / 4), 5) for quarter in range(57))
-"""Four for each doubling from 2 ms to 33 s, so that a quantile is right to 19 % at worst.
-
-Half as many would double that error. Twice as many would be more series than all others of the job
-together, and most of them empty.
-"""
+from pipeline.run.ending import RunOutcome
+from pipeline.run.phase import Label
 
 
 class RankMetrics:
@@ -35,47 +26,29 @@ class RankMetrics:
         self._add_loading(families)
         self._step_duration = None
         if rank == 0:
-            self._step_duration = families.histogram(
-                "step_duration_seconds", "Wall time of a step, seen by rank 0", _STEP_BUCKETS
-            )
+            self._step_duration = families.histogram(declared.STEP_DURATION)
 
     def _add_training(self, families: Families) -> None:
-        self._samples = families.counter("train_samples_total", "Samples of all steps")
-        self._steps = families.counter("train_steps_total", "Steps, applied or skipped")
-        self._skipped = families.counter(
-            "train_steps_skipped_total", "Steps not applied: their gradients were not finite"
-        )
-        self._phase_seconds = families.counters(
-            "step_seconds_total", "Wall time of the steps by phase", "phase", PHASE_LABELS
-        )
-        self._outcomes = families.gauges(
-            "rank_outcome", "1 for how the rank stands, else 0", "outcome", RUN_OUTCOMES
-        )
+        self._samples = families.counter(declared.TRAIN_SAMPLES)
+        self._steps = families.counter(declared.TRAIN_STEPS)
+        self._skipped = families.counter(declared.STEPS_SKIPPED)
+        self._phase_seconds = families.counters(declared.STEP_SECONDS)
+        self._outcomes = families.gauges(declared.RANK_OUTCOME)
         self.record_outcome("running")
-        self._last_step = families.gauge(
-            "last_step_timestamp_seconds", "When the last step ended", ABSENT
-        )
-        self._gpu_allocated = families.gauge(
-            "gpu_memory_allocated_bytes", "GPU memory that tensors hold"
-        )
-        self._gpu_reserved_peak = families.gauge(
-            "gpu_memory_reserved_peak_bytes", "Most GPU memory the allocator has held"
-        )
+        self._last_step = families.gauge(declared.LAST_STEP, ABSENT)
+        self._phases = families.gauges(declared.RANK_PHASE)
+        self._straggler = families.gauges(declared.STRAGGLER)
+        self._loss_not_finite = families.counter(declared.LOSS_NOT_FINITE)
+        self._differs = families.gauge(declared.REPLICA_DIFFERS)
+        self._gpu_allocated = families.gauge(declared.GPU_MEMORY_ALLOCATED)
+        self._gpu_reserved_peak = families.gauge(declared.GPU_MEMORY_PEAK)
 
     def _add_loading(self, families: Families) -> None:
-        self._loader_samples = families.counters(
-            "loader_samples_total", "Samples read and decoded", "source", READERS
-        )
-        self._loader_bytes = families.counters(
-            "loader_bytes_read_total", "Encoded bytes read", "source", READERS
-        )
-        self._loader_seconds = families.counters(
-            "loader_seconds_total", "Reader time, summed over its threads", "phase", LOADER_PHASES
-        )
-        self._loader_replaced = families.counter(
-            "loader_sample_failures_total", "Damaged samples that another one stood in for"
-        )
-        self._loader_queue = families.gauge("loader_queue_batches", "Batches ready ahead of need")
+        self._loader_samples = families.counters(declared.LOADER_SAMPLES)
+        self._loader_bytes = families.counters(declared.LOADER_BYTES)
+        self._loader_seconds = families.counters(declared.LOADER_SECONDS)
+        self._loader_replaced = families.counter(declared.SAMPLE_FAILURES)
+        self._loader_queue = families.gauge(declared.LOADER_QUEUE)
 
     def record_step(self, num_samples: float, phase_seconds: Mapping[Label, float]) -> None:
         """Count one step of this rank and where its time went.

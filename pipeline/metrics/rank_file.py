@@ -23,11 +23,9 @@ from typing import Self, get_type_hints
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
 from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
-
-HEARTBEAT = "alexnet_heartbeat_timestamp_seconds"
-RANK_OUTCOME = "alexnet_rank_outcome"
 
 PATTERN = "rank-*.prom"
 
@@ -145,14 +143,14 @@ def read_rank_file(path: Path) -> RankFile:
         for family in families
         for sample in family.samples
     }
-    heartbeat = values.get((HEARTBEAT, None))
+    heartbeat = values.get((HEARTBEAT.name, None))
     if heartbeat is None:
-        raise ValueError(f"{path}: has no {HEARTBEAT}")
+        raise ValueError(f"{path}: has no {HEARTBEAT.name}")
     return RankFile(
         writer=writer,
         heartbeat=heartbeat,
         said=next(
-            (state for state in RUN_OUTCOMES if values.get((RANK_OUTCOME, state))), "running"
+            (state for state in RUN_OUTCOMES if values.get((RANK_OUTCOME.name, state))), "running"
         ),
-        families=tuple(family for family in families if family.name != RANK_OUTCOME),
+        families=tuple(family for family in families if family.name != RANK_OUTCOME.name),
     )

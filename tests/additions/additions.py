@@ -160,12 +160,17 @@ def add_reader(scratch: Scratch) -> None:
 
 def add_rank_metric(scratch: Scratch) -> None:
     metrics = "pipeline/metrics/rank.py"
+    scratch.replace(
+        "pipeline/metrics/declared.py",
+        "\n\n# Of the job.",
+        "\nMICRO_BATCHES = _count(\n"
+        '    "train_micro_batches_total", "Micro-batches of all steps", "accumulation as it is"\n'
+        ")\n\n# Of the job.",
+    )
     scratch.insert(
         metrics,
-        '"Batches ready ahead of need")',
-        "        self._micro_batches = families.counter(\n"
-        '            "train_micro_batches_total", "Micro-batches of all steps"\n'
-        "        )\n",
+        "(declared.LOADER_QUEUE)",
+        "        self._micro_batches = families.counter(declared.MICRO_BATCHES)\n",
     )
     scratch.insert(
         metrics,
@@ -182,10 +187,16 @@ def add_rank_metric(scratch: Scratch) -> None:
 
 def add_job_metric(scratch: Scratch) -> None:
     metrics = "pipeline/metrics/job.py"
+    scratch.replace(
+        "pipeline/metrics/declared.py",
+        "\n\n# Of the exporter.",
+        '\nSECONDS_LEFT = _job("gauge", "left_seconds", "Time to the end", "when it is done")\n'
+        "\n# Of the exporter.",
+    )
     scratch.insert(
         metrics,
         "self._add_checkpoints(families)",
-        '        self._seconds_left = families.gauge("left_seconds", "Time to the end", ABSENT)\n',
+        "        self._seconds_left = families.gauge(declared.SECONDS_LEFT, ABSENT)\n",
     )
     scratch.insert(
         metrics,
@@ -198,12 +209,6 @@ def add_job_metric(scratch: Scratch) -> None:
         "self._eta.seconds_after(event.step)",
         "        self._metrics.record_seconds_left(left)\n",
     )
-
-
-DOCUMENTED = """
-| `alexnet_train_micro_batches_total` | counter | `rank`, `local_rank` | their number |
-| `alexnet_left_seconds` | gauge | | time to the end |
-"""
 
 
 def add_slurm_option(scratch: Scratch) -> None:

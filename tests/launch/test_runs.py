@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from pipeline.metrics.rank_file import HEARTBEAT, Writer, render_rank_file
+from pipeline.metrics.declared import HEARTBEAT
+from pipeline.metrics.rank_file import Writer, render_rank_file
 from pipeline.run.directory import RunDirectory
 from tests.pipeline.fake_run import RunHistory, checkpoint_fields, start_fields, train_fields
 from tests.pipeline.monitoring import finish, rank_process, wait_for
@@ -65,7 +66,7 @@ def test_status_is_of_this_copy_of_the_run_and_names_what_is_wrong(
     writer = dataclasses.replace(
         Writer.this_process(rank=1, local_rank=1, interval_seconds=1), start_ticks=1
     )
-    page = f"# TYPE {HEARTBEAT} gauge\n{HEARTBEAT} 1e12\n".encode()
+    page = f"# TYPE {HEARTBEAT.name} gauge\n{HEARTBEAT.name} 1e12\n".encode()
     (run.metrics / "rank-00001.prom").write_bytes(render_rank_file(writer, page))
     assert "state        failed: rank 1 was killed\n" in status()
 

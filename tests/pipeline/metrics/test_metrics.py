@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from pipeline.metrics import publisher as publisher_module
+from pipeline.metrics.declared import CHECKPOINTS, JOB_METRICS, METRICS
 from pipeline.metrics.families import exposition
-from pipeline.metrics.job import CHECKPOINT_KINDS, JobMetrics
+from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import read_rank_file
+from pipeline.metrics.tables import with_tables
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import CheckpointEvent, CheckpointReason, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
@@ -119,7 +121,8 @@ def test_counters_begin_at_0_and_measurements_are_absent() -> None:
     JobMetrics(registry)
     value = registry.get_sample_value
     assert {value("alexnet_step_seconds_total", {**RANK, "phase": p}) for p in PHASE_LABELS} == {0}
-    assert {value("alexnet_checkpoints_total", {"kind": kind}) for kind in CHECKPOINT_KINDS} == {0}
+    kinds = CHECKPOINTS.labels["kind"] or ()
+    assert {value("alexnet_checkpoints_total", {"kind": kind}) for kind in kinds} == {0}
     names = {name for name, _ in parse(exposition(registry))}
     assert "alexnet_resumes_total" in names
     assert not names & {"alexnet_train_loss", "alexnet_eval_loss", "alexnet_eval_accuracy_ratio"}
@@ -208,7 +211,9 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
         job.trained(trained(loss=1 / (step + 1)))
         job.checkpointed(saved("periodic", step=step))
     assert parse(exposition(registry)).keys() == before
-    assert len(before) < 150
+    of_job = {name for metric in JOB_METRICS for name in metric.series_names}
+    assert len([name for name, _ in before if name in of_job]) < 75
+    assert len([name for name, _ in before if name not in of_job]) < 150
 
 
 def test_promtool_finds_nothing(tmp_path: Path) -> None:
@@ -220,29 +225,53 @@ def test_promtool_finds_nothing(tmp_path: Path) -> None:
     assert b"_created" not in content
 
 
-def test_the_page_lists_every_metric(tmp_path: Path) -> None:
-    """docs/metrics.md has exactly the names, types and labels that are published."""
+def test_what_is_published_is_what_is_declared(tmp_path: Path) -> None:
+    """Names, types, labels, and no value of a label but those that are declared."""
     registry = CollectorRegistry()
     fill(registry)
     run, host = RunDirectory(tmp_path), os.uname().nodename
     Publisher(run.metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
     identity = Identity(run="run", run_dir=str(tmp_path), node="node")
-    suffixes = {"counter": "_total", "info": "_info"}
-    published = {
-        (
-            family.name + suffixes.get(family.type, ""),
-            "gauge" if family.type == "info" else family.type,  # as Prometheus' format has it
-            frozenset(label for sample in family.samples for label in sample.labels) - {"le"},
-        )
-        for source in (registry, NodeCollector(run, host), identity)
-        for family in source.collect()
+    published: dict[str, tuple[str, str]] = {}
+    values: dict[tuple[str, str], set[str]] = {}
+    for source in (registry, NodeCollector(run, host), identity):
+        for family in source.collect():
+            name = family.name + ("_total" if family.type == "counter" else "")
+            published[name] = (family.type, family.documentation)
+            for sample in family.samples:
+                for label, value in sample.labels.items():
+                    values.setdefault((name, label), set()).add(value)
+    assert published == {each.name: (each.prometheus_kind, each.help) for each in METRICS}
+    known = {
+        (metric.name, label): None if of is None else {*of}
+        for metric in METRICS
+        for label, of in metric.labels.items()
     }
+    found = {key: of for key, of in values.items() if key[1] != "le"}
+    assert found.keys() == known.keys()
+    assert all(known[key] in (None, of) for key, of in found.items())
+
+
+def test_names_follow_the_conventions() -> None:
+    for metric in METRICS:
+        assert metric.name.startswith("alexnet_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert metric.name.endswith("_info") == (metric.kind == "info")
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+        assert metric.help
+        assert metric.use
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    units = {metric.name: metric.unit for metric in METRICS}
+    assert units["alexnet_loader_bytes_read_total"] == "bytes"
+    assert units["alexnet_last_step_timestamp_seconds"] == "seconds"
+    assert units["alexnet_train_loss"] == ""
+
+
+def test_the_page_lists_every_metric() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    rows = re.findall(r"^\| `(alexnet_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
-    documented = {
-        (name, kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows
-    }
-    assert documented == published
+    assert page == with_tables(page), "call: python -m pipeline.metrics.tables docs/metrics.md"
+    listed = re.findall(r"^\| `(alexnet_\w+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(metric.name for metric in METRICS)
 
 
 def published_steps(path: Path) -> float:

@@ -15,6 +15,7 @@ from typing import NoReturn
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from pipeline.metrics.declared import HEARTBEAT
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import (
     KEPT_SECONDS,
@@ -23,7 +24,6 @@ from pipeline.metrics.outcomes import (
     read_run_status,
 )
 from pipeline.metrics.rank_file import (
-    HEARTBEAT,
     Writer,
     rank_file_name,
     read_rank_file,
@@ -169,7 +169,7 @@ def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:
     odd.metrics.mkdir()
     own = Writer.this_process(rank=0, local_rank=0, interval_seconds=1)
     writer = dataclasses.replace(own, host=os.fsdecode(b"n\xff"), since=0.0)
-    rank = render_rank_file(writer, f"{HEARTBEAT} {time.time()}\n".encode())
+    rank = render_rank_file(writer, f"{HEARTBEAT.name} {time.time()}\n".encode())
     (odd.metrics / rank_file_name(0)).write_bytes(rank)
     registry = CollectorRegistry()
     registry.register(RootOutcomes(root, HERE))
