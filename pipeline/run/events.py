@@ -68,7 +68,7 @@ class StartEvent(Row):
     """The ranks of a process group are there, and there is something to do."""
 
     kind: ClassVar[str] = "start"
-    began: Annotated[float, "when the process of rank 0 began, Unix seconds"]
+    began: Annotated[float, "when the job, or torchrun's restart of its ranks, began, Unix seconds"]
     heard: Annotated[
         float | None, "when a rank of the process group before was last heard of, or null"
     ]
@@ -94,6 +94,12 @@ class RunEvent(Row):
     num_train_samples: Annotated[int, "images of the train split"]
     num_val_samples: Annotated[int, "images of the val split"]
     shard_set: Annotated[str | None, "title of the shard set", Before(None)]
+    loading_seconds: Annotated[
+        float | None, "how long rank 0 read checkpoint, index and cache", Before(None)
+    ] = None
+    compiling_seconds: Annotated[
+        float | None, "how long its first passes took, which may compile", Before(None)
+    ] = None
     format_version: Annotated[int, "of the rows from here on: 1", Before(1)] = EVENTS_VERSION
 
 
@@ -215,6 +221,11 @@ class EndEvent(Row):
     cause: Annotated[
         FailureCause | None,
         "`lost_rank` if it failed only because another rank was gone; else left out",
+    ] = None
+    began: Annotated[
+        float | None,
+        "as in `start`, if it failed before its `start` row; else left out",
+        Before(None),
     ] = None
 
 
