@@ -179,6 +179,21 @@ GPU_MEMORY_PEAK = _rank(
     "how near the run came to the end of memory",
     "max over ranks",
 )
+GPU_INFO = _rank(
+    "info",
+    "gpu_info",
+    "The GPU that the rank computes on, by its UUID and number on the host; always 1; absent on a "
+    "CPU",
+    "joined with the series of DCGM",
+    "not at all",
+    gpu_uuid=None,
+    gpu_index=None,
+)
+GPU_ENERGY = _count(
+    "gpu_energy_joules_total",
+    "Energy of the whole GPU since the rank began, by NVML; absent where that has no counter",
+    "what a run costs",
+)
 LOADER_SAMPLES = _count(
     "loader_samples_total", "Samples read and decoded, by reader", "reading speed", source=READERS
 )
@@ -374,6 +389,20 @@ EXPORTER_INFO = _exporter(
     "one a node",
     **dict.fromkeys(("served_run", "served_run_dir", "served_node")),
 )
+DISK_FREE = _exporter(
+    "gauge",
+    "disk_free_bytes",
+    "Space that is left for the run's checkpoints; from the exporter of rank 0's node",
+    "a disk that is nearly full",
+    "max over servers",
+)
+DISK_SIZE = _exporter(
+    "gauge",
+    "disk_size_bytes",
+    "Size of the file system of the run's checkpoints; from the exporter of rank 0's node",
+    "the share that is left",
+    "max over servers",
+)
 DAMAGED_FILES = _exporter(
     "counter",
     "exporter_damaged_files_total",
@@ -389,6 +418,6 @@ RANK_METRICS = tuple(metric for metric in METRICS if metric.origin == "rank")
 JOB_METRICS = tuple(metric for metric in METRICS if metric.origin == "job")
 EXPORTER_METRICS = tuple(metric for metric in METRICS if metric.origin == "exporter")
 
-ROOT_METRICS = (RUN_OUTCOME, RANK_OUTCOME)
+ROOT_METRICS = (RUN_OUTCOME, RANK_OUTCOME, DISK_FREE, DISK_SIZE)
 """What `launch prometheus` serves for all runs of a root, with the label `run` and, for ranks,
 `node`."""

@@ -39,7 +39,7 @@ class NodeCollector(Collector):
             is_up.add_sample(RANK_UP.name, rank.labels, float(rank.is_up(now)))
             outcomes.add_rank(rank, rank.outcome(self._host, now))
             if rank.writer.rank == 0:
-                outcomes.add_run(run_status.outcome)
+                outcomes.add_run(self._run, run_status.outcome)
         with self._lock:  # scrapes come in threads
             self._num_damaged += run_status.num_damaged
             damaged.add_sample(DAMAGED_FILES.name, {}, self._num_damaged)

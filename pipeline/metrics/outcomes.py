@@ -13,6 +13,7 @@ who see the run directory: the node's exporter, and `python -m launch prometheus
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from data_prep.shard_set.files import as_text
-from pipeline.metrics.declared import RANK_OUTCOME, RUN_OUTCOME
+from pipeline.metrics.declared import DISK_FREE, DISK_SIZE, RANK_OUTCOME, RUN_OUTCOME
 from pipeline.metrics.families import collected
 from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
@@ -116,7 +117,7 @@ class RootOutcomes(Collector):
                 continue
             if now - (run_status.ended or now) > KEPT_SECONDS:
                 continue
-            families.add_run(run_status.outcome, run=run.name)
+            families.add_run(run, run_status.outcome, run=run.name)
             for rank in run_status.ranks:
                 outcome = rank.outcome(self._host, now)
                 families.add_rank(rank, outcome, run=run.name, node=rank.writer.host)
@@ -133,15 +134,22 @@ def _may_be_shown(run: RunDirectory, now: float) -> bool:
 
 
 class OutcomeFamilies:
-    """The two metrics, with a sample of each for every outcome."""
+    """How runs and ranks stand, with a sample for every outcome, and where runs are saved."""
 
     def __init__(self) -> None:
         self._runs = collected(RUN_OUTCOME)
         self._ranks = collected(RANK_OUTCOME)
-        self.all = [self._runs, self._ranks]
+        self._free, self._size = collected(DISK_FREE), collected(DISK_SIZE)
+        self.all = [self._runs, self._ranks, self._free, self._size]
 
-    def add_run(self, outcome: RunOutcome | None, **labels: str) -> None:
+    def add_run(self, run: RunDirectory, outcome: RunOutcome | None, /, **labels: str) -> None:
         _add(self._runs, outcome, labels)
+        texts = {name: as_text(value) for name, value in labels.items()}
+        folder = run.checkpoints if run.checkpoints.exists() else run.path
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(folder)
+            self._free.add_sample(DISK_FREE.name, texts, disk.f_bavail * disk.f_frsize)
+            self._size.add_sample(DISK_SIZE.name, texts, disk.f_blocks * disk.f_frsize)
 
     def add_rank(self, rank: RankFile, outcome: RunOutcome, **labels: str) -> None:
         _add(self._ranks, outcome, labels | rank.labels)

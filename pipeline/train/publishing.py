@@ -6,11 +6,13 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.addresses import LOOPBACK, Node, choose_address, exposure, is_loopback
 from pipeline.metrics.exporter import start_exporter
+from pipeline.metrics.gpu import GpuCollector
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.ranks.world import World
@@ -36,6 +38,10 @@ def publishing(
             start_exporter(run, config, address)
     with contextlib.ExitStack() as resources:
         if config.enabled:
+            if world.device.type == "cuda":
+                uuid = f"GPU-{torch.cuda.get_device_properties(world.device).uuid}"
+                local_rank = environment.local_rank
+                registry.register(GpuCollector(uuid, rank=world.rank, local_rank=local_rank))
             publisher = Publisher(
                 run.metrics,
                 registry,

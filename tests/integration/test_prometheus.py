@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,14 +11,19 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from data_prep.shard_set.files import write_atomically
 from launch.__main__ import main
 from launch.prometheus import server_command
+from pipeline.metrics.gpu import GpuCollector
+from pipeline.metrics.publisher import Publisher
 from tests.integration.training import make_shards, ranks_of, rows, torchrun, training
+from tests.pipeline.metrics.test_gpu import UUID, nvml
 from tests.pipeline.monitoring import (
     REPOSITORY,
     exporter_process,
@@ -151,6 +157,58 @@ def test_prometheus_answers_for_two_ranks(tmp_path: Path) -> None:
         assert api.query(stalled_soon) == [], "a run that is done is not stalled"
 
 
+@contextlib.contextmanager
+def dcgm_exporter() -> Iterator[str]:
+    """A stand-in for that of NVIDIA, with its names; yields its address."""
+    registry = CollectorRegistry()
+    labels = ("gpu", "UUID", "device", "modelName", "Hostname")
+    gauge = Gauge("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", labels, registry=registry)
+    gauge.labels("0", "GPU-of-another-job", "nvidia0", "NVIDIA H200", "node17").set(3)
+    gauge.labels("1", UUID, "nvidia1", "NVIDIA H200", "node17").set(87)
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_the_series_of_dcgm_are_joined_by_uuid(tmp_path: Path) -> None:
+    """Those of a GPU that two ranks of one run share, and that another run had before."""
+    prometheus, library = require_tool("prometheus"), nvml(tmp_path)
+    root, port = tmp_path / "runs", free_port()
+    for name, ranks in (("run", (0, 1)), ("before", (0,))):
+        for rank in ranks:
+            registry = CollectorRegistry()
+            registry.register(GpuCollector(UUID, rank=rank, local_rank=rank, library=library))
+            where = root / name / "metrics"
+            Publisher(where, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
+    assert main(["prometheus", "--run-root", str(root), "--scrape-interval", "1s"]) == 0
+    config = root / "own.yml"
+    command = server_command(config, tmp_path / "data", port)
+    api, question = Api(port), documented("what DCGM says of each rank's GPU")
+    with (
+        dcgm_exporter() as address,
+        exporter_process(root / "run", "--port", 0),
+        exporter_process(root / "before", "--port", 0),
+    ):
+        job = f'  - job_name: dcgm\n    static_configs: [{{targets: ["{address}"]}}]\n'
+        config.write_text((root / "prometheus.yml").read_text() + job)
+        with subprocess.Popen([prometheus, *command[1:]]) as server:
+            try:
+                wait_for(lambda: len(api.query(question)) == 3, "the joined series", 60)
+                found = api.query(question)
+            finally:
+                server.terminate()
+    assert sorted((row["run"], row["rank"], value) for row, value in found) == [
+        ("before", "0", 87),
+        ("run", "0", 87),
+        ("run", "1", 87),
+    ]
+    assert {row["gpu_index"] for row, _ in found} == {"1"}
+
+
 def test_prometheus_shows_its_certificate_as_documented(tmp_path: Path) -> None:
     prometheus = require_tool("prometheus")
     run, port = tmp_path / "run", free_port()
@@ -262,7 +320,7 @@ def exporter_pid(run: Path) -> int:
 def test_every_documented_question_is_put_to_a_prometheus_here() -> None:
     """Those of the README are among them."""
     asked = Path(__file__).read_text()
-    assert len(questions()) == 8
+    assert len(questions()) == 9
     assert [name for name, _ in questions() if f'"{name}"' not in asked] == []
     readme = (REPOSITORY / "README.md").read_text()
     block = readme.partition("\n    # images a second")[2].partition("\n\n")[0]

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.metrics import publisher as publisher_module
 from pipeline.metrics.declared import CHECKPOINTS, JOB_METRICS, METRICS
 from pipeline.metrics.families import exposition
+from pipeline.metrics.gpu import GpuCollector
 from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.pages import Identity
@@ -32,6 +33,7 @@ from pipeline.run.events import CheckpointEvent, CheckpointReason, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
 from tests.machine import small_disk
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
+from tests.pipeline.metrics.test_gpu import UUID, nvml
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
 from tests.pipeline.rank_process import BUILD, RUN, STARTED
 
@@ -229,6 +231,7 @@ def test_what_is_published_is_what_is_declared(tmp_path: Path) -> None:
     """Names, types, labels, and no value of a label but those that are declared."""
     registry = CollectorRegistry()
     fill(registry)
+    registry.register(GpuCollector(UUID, rank=0, local_rank=0, library=nvml(tmp_path)))
     run, host = RunDirectory(tmp_path), os.uname().nodename
     Publisher(run.metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
     identity = Identity(run="run", run_dir=str(tmp_path), node="node")

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.registry import Collector
 
 from pipeline.metrics.declared import HEARTBEAT
 from pipeline.metrics.node import NodeCollector
@@ -34,6 +35,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RunOutcome
 from pipeline.run.events import EndEvent, SubmitEvent
 from pipeline.run.lock import lock_run
+from tests.machine import small_disk
 from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields
 from tests.pipeline.monitoring import finish, rank_process, served, wait_for
 
@@ -79,6 +81,28 @@ def test_ranks_that_run_die_and_complete(run: RunDirectory) -> None:
         finish(leader)
     assert served(root, "alexnet_run_outcome") == {("run",): "completed"}
     assert served(root, "alexnet_rank_outcome") == {("run", HERE, "0", "0"): "completed"}
+
+
+def disk_of(collector: Collector, **labels: str) -> list[float]:
+    """Size of the file system of a run's checkpoints, and what is left."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    names = ("alexnet_disk_size_bytes", "alexnet_disk_free_bytes")
+    return [registry.get_sample_value(name, labels) or -1 for name in names]
+
+
+def test_the_disk_of_the_checkpoints_is_watched(run: RunDirectory) -> None:
+    node, root = NodeCollector(run, HERE), RootOutcomes(run.path.parent, HERE)
+    with (
+        rank_process(run.path, 0),
+        rank_process(run.path, 1),
+        small_disk(run.checkpoints, "1m"),
+    ):
+        assert disk_of(node) == disk_of(root, run="run") == [1 << 20, 1 << 20]
+        (run.checkpoints / "step").write_bytes(bytes(300_000))
+        assert disk_of(node) == disk_of(root, run="run") == [1 << 20, (1 << 20) - 74 * 4096]
+    shutil.rmtree(run.checkpoints)
+    assert disk_of(node)[0] > 1 << 20, "that of the run, before it saves"
 
 
 def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
