@@ -25,9 +25,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from benchmarks.measurement import parser, report, shard_synthetic, spread, train
+from data_prep.shard_set.families import exposition
 from data_prep.shard_set.files import write_atomically
 from pipeline.config.schema import MetricsConfig
-from pipeline.metrics.families import exposition
 from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import Writer, render_rank_file

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import prometheus_client
 from prometheus_client.registry import Collector
 
+from data_prep.shard_set.families import collected
 from pipeline.metrics.declared import GPU_ENERGY, GPU_INFO
-from pipeline.metrics.families import collected
 
 _NVML = "libnvidia-ml.so.1"
 """The management library of NVIDIA's driver, which brings it: nothing needs to be installed."""

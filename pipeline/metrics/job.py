@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
+from data_prep.shard_set.families import ABSENT, Families
 from pipeline.metrics import declared
-from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.event_log import of_type, own_evaluations
 from pipeline.run.events import (
     CheckpointEvent,

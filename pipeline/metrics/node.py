@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from data_prep.shard_set.families import collected
 from pipeline.metrics.declared import DAMAGED_FILES, RANK_UP
-from pipeline.metrics.families import collected
 from pipeline.metrics.outcomes import OutcomeFamilies, read_run_status
 from pipeline.metrics.rank_file import PATTERN, Writer, read_writer
 from pipeline.run.directory import RunDirectory

@@ -22,9 +22,9 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from data_prep.shard_set.families import collected
 from data_prep.shard_set.files import as_text
 from pipeline.metrics.declared import DISK_FREE, DISK_SIZE, RANK_OUTCOME, RUN_OUTCOME
-from pipeline.metrics.families import collected
 from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome

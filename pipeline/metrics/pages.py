@@ -19,10 +19,10 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
 
+from data_prep.shard_set.families import collected
 from data_prep.shard_set.files import as_text
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.declared import EXPORTER_INFO
-from pipeline.metrics.families import collected
 
 _NEIGHBOUR_PORTS = 10
 _PLAIN = "text/plain; charset=utf-8"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from data_prep.shard_set.families import Families, exposition
 from data_prep.shard_set.files import remove_leftovers, write_atomically
 from pipeline.metrics.declared import HEARTBEAT, PUBLISH_FAILURES
-from pipeline.metrics.families import Families, exposition
 from pipeline.metrics.rank_file import Writer, rank_file_name, render_rank_file
 
 CLOSE_SECONDS = 5.0

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
 
+from data_prep.shard_set.families import ABSENT, Families
 from pipeline.metrics import declared
-from pipeline.metrics.families import ABSENT, Families
 from pipeline.run.ending import RunOutcome
 from pipeline.run.phase import Label
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from pipeline.metrics.families import exposition
+from data_prep.shard_set.families import exposition
 from pipeline.metrics.gpu import GpuCollector
 from pipeline.metrics.publisher import Publisher
 from tests.pipeline.monitoring import parse, require_tool

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from data_prep.shard_set.families import exposition
 from pipeline.metrics import publisher as publisher_module
 from pipeline.metrics.declared import CHECKPOINTS, JOB_METRICS, METRICS
-from pipeline.metrics.families import exposition
 from pipeline.metrics.gpu import GpuCollector
 from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.node import NodeCollector

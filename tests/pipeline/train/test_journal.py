@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from data_prep.shard_set.families import exposition
 from pipeline.config.schema import Config
 from pipeline.data.order.partition import BatchPlan
-from pipeline.metrics.families import exposition
 from pipeline.metrics.job import JobMetrics
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory

@@ -1,4 +1,4 @@
-"""Metrics that share their labels, and the text a registry is published as."""
+"""Families of declared metrics that share their labels, and the text a registry is published as."""
 
 from __future__ import annotations
 
