@@ -11,12 +11,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, assert_never
+from typing import Annotated
 
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import Named
 from pipeline.metrics.declared import GLOBAL_STEP
-from pipeline.metrics.outcomes import RunStatus, read_run_status
+from pipeline.metrics.outcomes import AT_WORK, RunStatus, read_run_status, state_of
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import (
@@ -29,8 +29,6 @@ from pipeline.run.event_log import (
 )
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, TrainEvent
 from pipeline.run.lock import log_at_work
-
-_AT_WORK = ("starting", "training")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +76,7 @@ def describe(
     run: RunDirectory, events: list[Event], run_status: RunStatus, now: float
 ) -> dict[str, str]:
     """What is known of a run, a line each; `now` is in Unix seconds."""
-    state = _state(run_status, events)
+    state: str = state_of(run_status, of_type(events, RunEvent))
     rows = of_training(events)
     if not rows:
         return {"state": state}
@@ -137,29 +135,14 @@ def stop(options: StopOptions) -> None:
     job = slurm_job(run)
     in_slurm = None if job is None else _look_into_slurm(job)
     state_in_slurm = "" if in_slurm is None else in_slurm[0]
-    found = _state(read_run_status(run, socket.gethostname(), time.time()), events)
-    if found not in _AT_WORK and state_in_slurm == "PENDING":
+    run_status = read_run_status(run, socket.gethostname(), time.time())
+    found = state_of(run_status, of_type(events, RunEvent))
+    if found not in AT_WORK and state_in_slurm == "PENDING":
         raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
-    if found not in _AT_WORK and state_in_slurm != "RUNNING":
+    if found not in AT_WORK and state_in_slurm != "RUNNING":
         raise ValueError(f"{run.path} is not being trained: it {found}")
     run.stop_request.touch()
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
-
-
-def _state(run_status: RunStatus, events: list[Event]) -> str:
-    match run_status.outcome:
-        case None:
-            return "has not started"
-        case "running":
-            begins = [start.time for start in of_type(events, RunEvent)]
-            since = max((rank.writer.since for rank in run_status.ranks), default=0.0)
-            return _AT_WORK[bool(begins) and begins[-1] > since]
-        case "killed":
-            return "was killed"
-        case "completed" | "stopped" | "failed":
-            return run_status.outcome
-        case _:
-            assert_never(run_status.outcome)
 
 
 def logs(options: LogOptions) -> None:
@@ -168,7 +151,7 @@ def logs(options: LogOptions) -> None:
     A newer one than the first may be that of a start that was refused.
     """
     run = existing(options.run_dir)
-    found = log_at_work(run) or newest_log(run)
+    found = log_at_work(run) or run.newest_log
     if found is None:
         raise ValueError(
             f"{run.path} has no logs: jobs that 'python -m launch' starts leave them there"
@@ -177,11 +160,6 @@ def logs(options: LogOptions) -> None:
     sys.stdout.flush()
     follow = ["-F"] if options.follow else []
     os.execvp("tail", ["tail", f"--lines={options.lines}", *follow, "--", str(found)])
-
-
-def newest_log(run: RunDirectory) -> Path | None:
-    """Logs of commands that were refused, or had nothing to do, have a time before all others."""
-    return max(run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def slurm_job(run: RunDirectory) -> str | None:
@@ -214,6 +192,6 @@ def _describe_job(job: str, run_status: RunStatus) -> str:
 
 def existing(path: Path) -> RunDirectory:
     run = RunDirectory(path)
-    if not (run.config.is_file() or run.events.is_file() or run.logs.is_dir()):
+    if not run.has_begun:
         raise ValueError(f"{path} is not a run directory: give the --run-dir of a training")
     return run

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, assert_never
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
@@ -27,10 +28,15 @@ from data_prep.shard_set.files import as_text
 from pipeline.metrics.declared import DISK_FREE, DISK_SIZE, RANK_OUTCOME, RUN_OUTCOME
 from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ending import RUN_OUTCOMES, RunOutcome
+from pipeline.run.ending import RUN_OUTCOMES, EndOutcome, RunOutcome
 from pipeline.run.event_log import last_of_training
-from pipeline.run.events import EndEvent
+from pipeline.run.events import EndEvent, RunEvent
 from pipeline.run.lock import is_locked
+
+RunState = Literal["has not started", "starting", "training", EndOutcome, "was killed"]
+"""The same in words, such that they follow 'it', with two for a run that is running."""
+
+AT_WORK: tuple[RunState, RunState] = ("starting", "training")
 
 KEPT_SECONDS = 180.0
 """How long the outcome of a run that has ended is served: several scrapes, and time for alerts."""
@@ -71,6 +77,22 @@ def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus:
     )
     outcome, ended = _outcome_and_end(run, ranks, host, now)
     return RunStatus(outcome=outcome, ended=ended, ranks=ranks, num_damaged=num_damaged)
+
+
+def state_of(run_status: RunStatus, starts: Sequence[RunEvent]) -> RunState:
+    """The state in words; `starts` are the beginnings of process groups, the last one last."""
+    match run_status.outcome:
+        case None:
+            return "has not started"
+        case "running":
+            since = max((rank.writer.since for rank in run_status.ranks), default=0.0)
+            return AT_WORK[bool(starts) and starts[-1].time > since]
+        case "killed":
+            return "was killed"
+        case "completed" | "stopped" | "failed":
+            return run_status.outcome
+        case unknown:
+            assert_never(unknown)
 
 
 def _outcome_and_end(

@@ -59,6 +59,16 @@ class RunDirectory:
         return self.path.resolve().name
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is anything that only a run leaves."""
+        return self.config.is_file() or self.events.is_file() or self.logs.is_dir()
+
+    @property
+    def newest_log(self) -> Path | None:
+        """Logs of commands that were refused, or had nothing to do, have a time before others."""
+        return max(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
+
+    @property
     def targets(self) -> Path:
         """Prometheus `file_sd` targets of all runs beside this one."""
         return self.path.resolve().parent / "prometheus-targets"

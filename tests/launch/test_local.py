@@ -21,7 +21,6 @@ from launch.local import (
     num_gpus,
     torchrun_command,
 )
-from launch.runs import newest_log
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import STOP_SIGNALS, JobOutcome, exit_code_of
@@ -390,7 +389,7 @@ def test_a_log_of_what_was_not_started_hides_no_other(
     os.utime(tmp_path / "logs" / "local-1.log", (1, 1))
     assert launch("local", "cifar10", "--data.shards", "s", "--run-dir", tmp_path) == 1
     assert capsys.readouterr().out.count("\n") == 1, "no word on a run that it left alone"
-    newest = newest_log(RunDirectory(tmp_path))
+    newest = RunDirectory(tmp_path).newest_log
     assert newest is not None
     assert newest.name == "local-1.log"
 
