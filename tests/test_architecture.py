@@ -83,7 +83,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run", *_BASE),
     ),
     "pipeline.benchmark": (*(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.model", *_BASE),),
-    "pipeline.report": ("pipeline.run", SHARD_SET),
+    "pipeline.report": ("pipeline.metrics", "pipeline.run", SHARD_SET),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),

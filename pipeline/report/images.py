@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from pipeline.run.directory import RunDirectory
 
 _MAX_PIXELS = 192
 """Longer side of an embedded image; the page shows no more."""
+
+_MAX_EXACT_PIXELS = 64
+"""Up to this longer side an image is embedded without loss."""
 
 _MAX_HEAT_PIXELS = 250
 _RIGHT_RGB = (42, 134, 204)
@@ -48,7 +52,7 @@ def sample_uris(
         except (OSError, ShardSetError) as error:
             return uris, f"Images are left out: {error}."
         image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
-        uris[sample] = png_uri(image)
+        uris[sample] = photo_uri(image)
     return uris, None
 
 
@@ -92,9 +96,20 @@ def _pool(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def png_uri(image: Image.Image) -> str:
     """The image as a PNG inside a data URI."""
+    return _uri(image, "png", optimize=True)
+
+
+def photo_uri(image: Image.Image) -> str:
+    """As a PNG if it is tiny, else as a JPEG of a quarter of the bytes."""
+    if max(image.size) <= _MAX_EXACT_PIXELS:
+        return png_uri(image)
+    return _uri(image, "jpeg", quality=85)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import re
+import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from pipeline.metrics.outcomes import read_run_status
 from pipeline.report.curves import draw_charts
 from pipeline.report.images import heat_image_uri, read_kernels, sample_uris
 from pipeline.report.inputs import (
@@ -29,10 +32,12 @@ from pipeline.report.predictions import (
     confusion_matrix,
     row_shares,
 )
+from pipeline.report.ranks import compare_ranks
 from pipeline.report.summary import Summary, describe_ranks
 from pipeline.report.timeline import timeline
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import history_of, read_rows
+from pipeline.run.ledger import SECOND_CLASSES, ledger_of
 from pipeline.run.phase import PHASE_LABELS
 from pipeline.run.settings import read_saved
 
@@ -42,6 +47,9 @@ _MAX_TABLE_CLASSES = 20
 """With more classes the confusion matrix is an image beside the most confused pairs."""
 
 _MAX_CONFUSED_PAIRS = 20
+
+_NUM_SHOWN_PAIRS = 8
+"""Those of them that are shown as pictures."""
 
 _MAX_HEAD_LETTERS = 100
 """In all column heads, if each were as long as the longest; with more they stand upright."""
@@ -54,7 +62,8 @@ def render(run: RunDirectory) -> str:
     faults: list[str] = []
     rows = list(read_rows(run.events, faults))
     events, summary = history_of(rows), Summary(rows)
-    marks = find_marks(events)
+    marks, now = find_marks(events), time.time()
+    status = read_run_status(run, socket.gethostname(), now)
     shard_set, start = read_shard_set(settings), summary.latest_start
     if isinstance(shard_set, Missing):
         title = start.shard_set if start else None
@@ -81,6 +90,9 @@ def render(run: RunDirectory) -> str:
         summary=summary,
         faults=faults,
         timeline=timeline(rows),
+        ledger=ledger_of(rows, now if status.outcome == "running" else None),
+        second_classes=SECOND_CLASSES,
+        ranks=compare_ranks(status),
         marks=marks,
         charts={name: markupsafe.Markup(svg) for name, svg in draw_charts(events, marks).items()},
         phase_names=PHASE_LABELS,
@@ -100,8 +112,11 @@ def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[st
     matrix = confusion_matrix(predictions, len(names))
     cards = class_rows(predictions, matrix, names)
     examples = choose_examples(predictions, names)
-    samples = sorted({card.sample for card in (*cards, *examples)})
-    images, image_fault = sample_uris(shard_set, samples)
+    pairs = confused_pairs(predictions, matrix, names, _MAX_CONFUSED_PAIRS)
+    shown = pairs[:_NUM_SHOWN_PAIRS]
+    pictures = {pair.mistaken for pair in shown} | {card.sample for card in (*cards, *examples)}
+    pictures |= {pair.typical for pair in shown if pair.typical is not None}
+    images, image_fault = sample_uris(shard_set, sorted(pictures))
     small = len(names) <= _MAX_TABLE_CLASSES
     return {
         "class_names": names,
@@ -109,7 +124,8 @@ def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[st
         "is_upright": len(names) * max(map(len, names)) > _MAX_HEAD_LETTERS,
         "matrix_shares": row_shares(matrix).tolist() if small else None,
         "heat_image": None if small else heat_image_uri(matrix),
-        "pairs": confused_pairs(matrix, names, _MAX_CONFUSED_PAIRS),
+        "pairs": pairs,
+        "shown_pairs": shown,
         "class_rows": cards,
         "examples": examples,
         "images": images,

@@ -94,21 +94,49 @@ def _class_bars(counts: Counts, label: int, class_names: Sequence[str]) -> tuple
     )
 
 
-def confused_pairs(
-    matrix: Counts, class_names: Sequence[str], limit: int
-) -> list[tuple[str, str, int, int]]:
-    """The most frequent mistakes, most frequent first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfusedPair:
+    """A frequent mistake."""
 
-    Each is the right class, the one it was taken for, how often, and of how many images.
-    """
+    right: str
+    taken_for: str
+    count: int
+    """Images of the class `right` that were taken for `taken_for`."""
+    num_images: int
+    """Of the class `right`."""
+    mistaken: int
+    """The image that was most surely taken for the other class: its number in the split."""
+    typical: int | None
+    """That of the other class that was most surely right; None: there is none."""
+
+
+def confused_pairs(
+    predictions: Predictions, matrix: Counts, class_names: Sequence[str], limit: int
+) -> list[ConfusedPair]:
+    """The most frequent mistakes, most frequent first."""
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
     pairs = (divmod(int(position), len(matrix)) for position in order)
     return [
-        (class_names[right], class_names[taken_for], int(count), int(matrix[right].sum()))
+        ConfusedPair(
+            right=class_names[right],
+            taken_for=class_names[taken_for],
+            count=int(mistakes[right, taken_for]),
+            num_images=int(matrix[right].sum()),
+            mistaken=_surest(predictions, right, taken_for),
+            typical=_surest(predictions, taken_for, taken_for)
+            if matrix[taken_for, taken_for]
+            else None,
+        )
         for right, taken_for in pairs
-        if (count := mistakes[right, taken_for]) > 0
+        if mistakes[right, taken_for] > 0
     ]
+
+
+def _surest(predictions: Predictions, label: int, taken_for: int) -> int:
+    """Of the images of a class that were taken for another one, that with most probability."""
+    is_one = (predictions.labels == label) & (predictions.topk_classes[:, 0] == taken_for)
+    return int(np.argmax(np.where(is_one, predictions.topk_probabilities[:, 0], -1.0)))
 
 
 def choose_examples(predictions: Predictions, class_names: Sequence[str]) -> list[Card]:

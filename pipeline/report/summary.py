@@ -40,8 +40,8 @@ class Attempt:
     @property
     def began(self) -> float:
         """When its first process did, in Unix seconds, or it was first heard of."""
-        first = self.rows[0]
-        return first.began if isinstance(first, StartEvent) else first.time
+        began: float | None = getattr(self.rows[0], "began", None)
+        return self.rows[0].time if began is None else began
 
     @property
     def ended(self) -> float:

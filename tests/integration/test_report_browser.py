@@ -86,4 +86,4 @@ def test_report_is_drawn(tmp_path: Path, width: int, dark: bool) -> None:
     assert len(bars) == 10 * 10 + 8 * 5
     for share, drawn in bars:
         assert drawn == pytest.approx(share, abs=0.01)
-    assert photos == [16] * 18
+    assert photos == [16] * (18 + 2 * 8)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data_prep.shard_set.manifest import Encoding
+from pipeline.report.images import png_uri
 from pipeline.report.page import render
 from pipeline.run.directory import RunDirectory
 from tests.pipeline.fake_run import encode, make_images, write_run
@@ -223,6 +224,32 @@ def test_many_classes_show_the_worst(tmp_path: Path) -> None:
             names[label]: 0,
             **{names[other]: count for other, count in Counter(taken_for).items()},
         }
+
+
+def test_the_most_confused_pairs_are_pictures(run: RunDirectory) -> None:
+    saved = saved_predictions(run)
+    labels, answers = saved["labels"], saved["topk_classes"][:, 0]
+    confidence, images = saved["topk_probabilities"][:, 0], make_images(labels)
+    mistakes = Counter(
+        (int(label), int(answer))
+        for label, answer in zip(labels, answers, strict=True)
+        if label != answer
+    )
+    cards = page_of(run).with_id("confusion").all("li", "pair")
+    assert len(cards) == min(8, len(mistakes))
+    counts = sorted(mistakes.values(), reverse=True)
+    for card, count in zip(cards, counts, strict=False):
+        right, taken_for = (NAMES.index(strong.text) for strong in card.all("strong"))
+        assert card.one("p").text.endswith(f": {count} of 12")
+        assert mistakes[right, taken_for] == count
+        pictures = card.all("img", "photo")
+        for picture, wanted in zip(pictures, (right, taken_for), strict=True):
+            sample = int(picture.attributes["alt"].split()[-1])
+            assert labels[sample] == wanted
+            assert answers[sample] == taken_for
+            alike = (labels == wanted) & (answers == taken_for)
+            assert confidence[sample] == confidence[alike].max()
+            assert picture.attributes["src"] == png_uri(Image.fromarray(images[sample]))
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
