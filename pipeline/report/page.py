@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from pipeline.report.predictions import (
 from pipeline.report.ranks import compare_ranks
 from pipeline.report.summary import Summary, describe_ranks
 from pipeline.report.timeline import timeline
+from pipeline.report.words import duration, flatten, percent, utc
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import history_of, read_rows
 from pipeline.run.ledger import SECOND_CLASSES, ledger_of
@@ -141,16 +141,7 @@ def _setting_groups(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "Versions": settings.get("versions") or {},
         "Origin": rest,
     }
-    return {title: dict(_flatten(group)) for title, group in groups.items()}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings under dotted names, as on the command line."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", "–" if value in (None, "") else str(value)
+    return {title: dict(flatten(group)) for title, group in groups.items()}
 
 
 def label_width(names: Iterable[str]) -> float:
@@ -162,24 +153,3 @@ def breakable(name: str) -> markupsafe.Markup:
     """A class name that may be broken after its punctuation marks, but not within a word."""
     parts = re.split(r"(?<=[_/.,;:-])(?=[^\s_/.,;:-])", name)
     return markupsafe.Markup("<wbr>").join(parts)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share in [0, 1] as per cent."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them, such as '3 h 05 min'."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def utc(timestamp: float) -> str:
-    """Unix seconds as date and time, UTC."""
-    moment = datetime.datetime.fromtimestamp(timestamp, datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S")

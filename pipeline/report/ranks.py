@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.metrics.declared import STEP_SECONDS, TRAIN_SAMPLES
+from pipeline.metrics.declared import GPU_ENERGY, STEP_SECONDS, TRAIN_SAMPLES
 from pipeline.metrics.outcomes import RunStatus
 from pipeline.metrics.rank_file import RankFile
 from pipeline.report.inputs import Missing
 from pipeline.run.phase import PHASE_LABELS, Label
-
-_ENERGY = "alexnet_gpu_energy_joules_total"
 
 _MAX_SHOWN = 16
 
@@ -83,5 +81,5 @@ def _read(file: RankFile) -> Rank:
         phase_seconds={
             label: values.get((STEP_SECONDS.name, label), 0.0) for label in PHASE_LABELS
         },
-        energy_joules=values.get((_ENERGY, None), math.nan),
+        energy_joules=values.get((GPU_ENERGY.name, None), math.nan),
     )

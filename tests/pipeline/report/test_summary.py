@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.report.inputs import Predictions
-from pipeline.report.page import duration
 from pipeline.report.predictions import choose_examples, confusion_matrix
 from pipeline.report.summary import (
     Summary,
@@ -22,6 +21,7 @@ from pipeline.report.summary import (
     intervals,
 )
 from pipeline.report.timeline import timeline
+from pipeline.report.words import duration
 from pipeline.run.events import AlarmReason, EvalEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 from tests.pipeline.fake_run import (

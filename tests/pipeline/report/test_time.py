@@ -13,8 +13,8 @@ from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import rank_file_name
 from pipeline.report.inputs import Missing
-from pipeline.report.page import duration, percent
 from pipeline.report.ranks import Ranks, compare_ranks
+from pipeline.report.words import duration, percent
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_rows
 from pipeline.run.ledger import SECOND_CLASSES, ledger_of
