@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.options import Command, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from launch import demo, doctor, local, manifests, outcome, prometheus, runs, submit
+from launch import demo, doctor, explain, local, manifests, outcome, prometheus, runs, submit
 from pipeline.run.ending import ExitCode
 
 _COMMANDS: Mapping[str, Command] = {
@@ -17,6 +17,7 @@ _COMMANDS: Mapping[str, Command] = {
     "local": (local.Options, local.run),
     "doctor": (doctor.Options, doctor.run),
     "status": (runs.StatusOptions, runs.status),
+    "explain": (explain.Options, explain.run),
     "stop": (runs.StopOptions, runs.stop),
     "logs": (runs.LogOptions, runs.logs),
     "outcome": (outcome.Options, outcome.run),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,8 +13,11 @@ from typing import Annotated
 
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import Named
+from pipeline.explain import slurm
+from pipeline.explain.explain import explain
+from pipeline.explain.explanation import Explanation
 from pipeline.metrics.declared import GLOBAL_STEP
-from pipeline.metrics.outcomes import AT_WORK, RunStatus, read_run_status, state_of
+from pipeline.metrics.outcomes import AT_WORK, RunStatus, read_run_status
 from pipeline.run.console import counted
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import (
@@ -24,7 +25,6 @@ from pipeline.run.event_log import (
     of_training,
     of_type,
     own_evaluations,
-    read_events,
     read_rows,
 )
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, TrainEvent
@@ -58,32 +58,35 @@ def status(options: StatusOptions) -> None:
     """Print how far the run is. Raises `ValueError` if there is none."""
     run = existing(options.run_dir)
     faults: list[str] = []
-    events = history_of(read_rows(run.events, faults))
+    rows = list(read_rows(run.events, faults))
     now = time.time()
     run_status = read_run_status(run, socket.gethostname(), now)
-    found = describe(run, events, run_status, now)
-    if job := slurm_job(run):
+    told = explain(run, now, events=rows)
+    found = describe(run, history_of(rows), run_status, told)
+    if job := slurm.last_job(run, rows):
         found["SLURM"] = f"job {job}: {_describe_job(job, run_status)}"
     if faults:
         found["faults"] = f"{run.events}, {faults[0]}; {len(faults)} in all"
     if run.hangs.is_dir():
         found["hangs"] = f"stacks of one that hung are in {run.hangs}"
+    if told.state in ("failed", "was killed"):
+        found["explain"] = f"'python -m launch explain {run.path}' says why, and what to do"
     for name, value in found.items():
         sys.stdout.write(f"{name:12} {value}\n")
 
 
 def describe(
-    run: RunDirectory, events: list[Event], run_status: RunStatus, now: float
+    run: RunDirectory, events: list[Event], run_status: RunStatus, told: Explanation
 ) -> dict[str, str]:
-    """What is known of a run, a line each; `now` is in Unix seconds."""
-    state: str = state_of(run_status, of_type(events, RunEvent))
+    """What is known of a run, a line each."""
+    state, now = str(told.state), told.now
     rows = of_training(events)
     if not rows:
         return {"state": state}
     for end in of_type(rows, EndEvent)[-1:]:
         if state == "failed" and end.error is not None:
-            is_lost = end.cause == "lost_rank"
-            state += f": {_lost_ranks(end.error, run_status, now) if is_lost else end.error}"
+            is_lost = end.cause == "lost_rank" and told.cause is not None
+            state += f": {told.cause.text if is_lost and told.cause else end.error}"
     found = {"state": state, "last event": f"{now - rows[-1].time:.0f} s ago"}
     step = max(row.step for row in rows)
     for start in of_type(rows, RunEvent)[-1:]:
@@ -112,15 +115,6 @@ def describe(
     return found
 
 
-def _lost_ranks(error: str, run_status: RunStatus, now: float) -> str:
-    """The ranks that are gone, of a run that failed with this `error` because of them."""
-    host = socket.gethostname()
-    ranks = [rank for rank in run_status.ranks if rank.outcome(host, now) == "killed"]
-    killed = [str(rank.writer.rank) for rank in ranks]
-    are = "rank {} was" if len(killed) == 1 else "ranks {} were"
-    return f"{are.format(', '.join(killed))} killed" if killed else error.partition(" (")[0]
-
-
 def _published_step(run_status: RunStatus) -> int:
     """The step that rank 0 was at seconds ago; the events have only those of log intervals."""
     families = (family for rank in run_status.ranks for family in rank.families)
@@ -131,16 +125,13 @@ def _published_step(run_status: RunStatus) -> int:
 def stop(options: StopOptions) -> None:
     """Raises `ValueError` if the run's last job has ended, or has not begun."""
     run = existing(options.run_dir)
-    events = read_events(run.events)
-    job = slurm_job(run)
-    in_slurm = None if job is None else _look_into_slurm(job)
-    state_in_slurm = "" if in_slurm is None else in_slurm[0]
-    run_status = read_run_status(run, socket.gethostname(), time.time())
-    found = state_of(run_status, of_type(events, RunEvent))
-    if found not in AT_WORK and state_in_slurm == "PENDING":
+    rows = list(read_rows(run.events))
+    state = explain(run, events=rows).state
+    if state == "queued":
+        job = slurm.last_job(run, rows)
         raise ValueError(f"job {job} of {run.path} has not begun: end it with 'scancel {job}'")
-    if found not in AT_WORK and state_in_slurm != "RUNNING":
-        raise ValueError(f"{run.path} is not being trained: it {found}")
+    if state not in AT_WORK:
+        raise ValueError(f"{run.path} is not being trained: it {state}")
     run.stop_request.touch()
     sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
 
@@ -162,32 +153,15 @@ def logs(options: LogOptions) -> None:
     os.execvp("tail", ["tail", f"--lines={options.lines}", *follow, "--", str(found)])
 
 
-def slurm_job(run: RunDirectory) -> str | None:
-    """The number of the last job that was submitted for the run."""
-    numbers = [path.stem.removeprefix("slurm-") for path in run.logs.glob("slurm-*.log")]
-    return max((number for number in numbers if number.isdecimal()), key=int, default=None)
-
-
-def _look_into_slurm(job: str) -> tuple[str, str, str] | None:
-    """A job's state, its reason and nodes, empty if squeue has none; None without SLURM here."""
-    if shutil.which("squeue") is None:
-        return None
-    command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r|%N"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    state, reason, nodes = done.stdout.strip().split("|") if done.stdout.strip() else ("", "", "")
-    return state, reason, nodes
-
-
 def _describe_job(job: str, run_status: RunStatus) -> str:
-    found = _look_into_slurm(job)
+    found = slurm.ask(job)
     if found is None:
-        return "SLURM is not on this host"
-    state, reason, nodes = found
-    if state == "PENDING":
-        return f"PENDING ({reason})"
-    if state == "FAILED" and run_status.outcome == "stopped":
+        return "SLURM does not know it, or is not on this host"
+    if found.state == "PENDING":
+        return f"PENDING: {found.wait}"
+    if found.state == "FAILED" and run_status.outcome == "stopped":
         return "ended, as the run was stopped"  # its exit code is a failure to SLURM
-    return " on ".join(filter(None, (state, nodes))) or "not in the queue"
+    return " on ".join(filter(None, (found.state, found.nodes)))
 
 
 def existing(path: Path) -> RunDirectory:

@@ -52,6 +52,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.model": ("pipeline.config",),
     "pipeline.run": _BASE,
     "pipeline.metrics": ("pipeline.run", *_BASE),
+    "pipeline.explain": ("pipeline.metrics", "pipeline.run", *_BASE),
     "pipeline.ranks": ("pipeline.run", "pipeline.model", *_BASE),
     "pipeline.optim": ("pipeline.ranks", "pipeline.model", "pipeline.config"),
     "pipeline.data.order": (SHARD_SET,),
@@ -91,6 +92,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *(
             "data_prep.__main__",
             "pipeline.doctor.options",
+            "pipeline.explain",
             "pipeline.report.__main__",
             "pipeline.train.command",
             "pipeline.metrics",
@@ -114,6 +116,7 @@ NO_TORCH = (
         "pipeline.config",
         "pipeline.run",
         "pipeline.metrics",
+        "pipeline.explain",
     ),
     *("pipeline.data.order", "pipeline.data.cache", "pipeline.exporter", "pipeline.start_ranks"),
     "launch",

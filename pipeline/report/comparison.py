@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from data_prep.shard_set.files import as_text, describe
 from pipeline.report.summary import Summary, describe_ranks
-from pipeline.report.words import duration, flatten, percent
+from pipeline.report.words import flatten, percent
+from pipeline.run.console import duration
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import history_of, read_rows
 from pipeline.run.events import Event

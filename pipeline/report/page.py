@@ -34,7 +34,8 @@ from pipeline.report.predictions import (
 from pipeline.report.ranks import compare_ranks
 from pipeline.report.summary import Summary, describe_ranks
 from pipeline.report.timeline import timeline
-from pipeline.report.words import duration, flatten, percent, utc
+from pipeline.report.words import flatten, percent
+from pipeline.run.console import duration, utc
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import history_of, read_rows
 from pipeline.run.ledger import SECOND_CLASSES, ledger_of

@@ -1,7 +1,8 @@
-"""The lines of rank 0 that people read, at a terminal or in the log of a batch job."""
+"""The lines of rank 0 that people read, at a terminal or in a log; and how numbers are said."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -30,3 +31,19 @@ class Console:
 def counted(number: int, noun: str) -> str:
     """Such as '1 rank' and '1,000 ranks'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them, such as '3 h 05 min'."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def utc(timestamp: float) -> str:
+    """Unix seconds as date and time, UTC."""
+    moment = datetime.datetime.fromtimestamp(timestamp, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S")

@@ -54,10 +54,9 @@ def event_of(row: object) -> Event | None:
     name_of_row = f"an alarm of {row['reason']}" if is_alarm else f"a '{row['kind']}' row"
     values: dict[str, Any] = {}
     for name, field in fields_of(found).items():
-        before = field.mark(Before)
         if name in row:
             values[name] = _read(row[name], field, f"{name} of {name_of_row}")
-        elif before is not None:
+        elif (before := field.mark(Before)) is not None:
             values[name] = before.value
         elif field.default is dataclasses.MISSING:
             lacking.add(name)
@@ -92,12 +91,12 @@ def _read(value: Any, field: Field, label: str) -> Any:
 
 
 def _is_of(value: object, kind: Any) -> bool:
+    if kind in (int, float):  # Python also reads NaN and infinities, which are not JSON
+        return isinstance(value, int | float) and -math.inf < value < math.inf
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is Mapping:
         return isinstance(value, dict) and all(
             part is None or _is_of(part, float) for part in value.values()
         )
-    if kind in (int, float):  # Python also reads NaN and infinities, which are not JSON
-        return isinstance(value, int | float) and -math.inf < value < math.inf
     return isinstance(value, kind)

@@ -19,6 +19,7 @@ from data_prep.shard_set.manifest import manifest_sha256, read_manifest
 from launch.outcome import outcome_of
 from launch.runs import describe
 from pipeline.evaluate import __main__ as evaluate_module
+from pipeline.explain.explain import explain
 from pipeline.metrics.outcomes import read_run_status
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
@@ -83,7 +84,8 @@ def test_an_evaluation_is_recorded_and_reported_in_prose(trained: Path, tmp_path
     assert f"{row['top5']:.2%} ({row['correct5']} of 53)" in text
     run_status = read_run_status(RunDirectory(run), socket.gethostname(), time.time())
     events = read_events(run / "events.jsonl")
-    described = describe(RunDirectory(run), events, run_status, time.time())
+    told = explain(RunDirectory(run))
+    described = describe(RunDirectory(run), events, run_status, told)
     assert described["evaluation"].endswith(", after step 12")
     assert described["step"].startswith("16 of 16")
     assert described["state"] == "completed"

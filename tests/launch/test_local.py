@@ -419,8 +419,8 @@ def test_a_run_is_stopped_while_its_next_job_waits(
     run.logs.mkdir(parents=True)
     for job in (9, 10):
         (run.logs / f"slurm-{job}.log").touch()
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'PENDING|Dependency|'")
-    (tmp_path / "squeue").chmod(0o755)
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobState=PENDING Reason=Dependency")
+    (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert launch("stop", run.path) == 1
     assert "has not begun: end it with 'scancel 10'" in capsys.readouterr().err

@@ -61,25 +61,29 @@ def test_status_is_of_this_copy_of_the_run_and_names_what_is_wrong(
     assert f"checkpoint   {run.checkpoints}/step-00000015, " in text
     assert "waiting for data, at step 10\n" in text
     assert f"faults       {run.events}, line 5 is not an event: it has no epoch, " in text
-    assert "hangs or its host is gone\n" in text
+    assert "state        failed: a rank was lost, and it is not known which, or why\n" in text
+    assert f"explain      'python -m launch explain {run.path}' says why, " in text
     run.metrics.mkdir()
     writer = dataclasses.replace(
         Writer.this_process(rank=1, local_rank=1, interval_seconds=1), start_ticks=1
     )
     page = f"# TYPE {HEARTBEAT.name} gauge\n{HEARTBEAT.name} 1e12\n".encode()
     (run.metrics / "rank-00001.prom").write_bytes(render_rank_file(writer, page))
-    assert "state        failed: rank 1 was killed\n" in status()
+    assert f"state        failed: rank 1 on {writer.host} was killed\n" in status()
 
 
 @pytest.mark.parametrize(
     ("answer", "outcome", "expected"),
     [
-        ("RUNNING|None|n[1-2]", None, "RUNNING on n[1-2]"),
-        ("PENDING|Resources|", "stopped", "PENDING (Resources)"),
-        ("FAILED|NonZeroExitCode|n1", "stopped", "ended, as the run was stopped"),
-        ("FAILED|NonZeroExitCode|n1", "failed", "FAILED on n1"),
-        ("COMPLETED|None|n1", "completed", "COMPLETED on n1"),
-        ("", "completed", "not in the queue"),
+        ("JobState=RUNNING Reason=None NodeList=n[1-2]", None, "RUNNING on n[1-2]"),
+        (
+            "JobState=PENDING Reason=Resources NodeList=(null)",
+            *("stopped", "PENDING: no free nodes (Resources)"),
+        ),
+        ("JobState=FAILED NodeList=n1", "stopped", "ended, as the run was stopped"),
+        ("JobState=FAILED NodeList=n1", "failed", "FAILED on n1"),
+        ("JobState=COMPLETED NodeList=n1", "completed", "COMPLETED on n1"),
+        ("", "completed", "SLURM does not know it, or is not on this host"),
     ],
 )
 def test_what_slurm_says_is_reported_in_words(
@@ -97,8 +101,9 @@ def test_what_slurm_says_is_reported_in_words(
         history.write("end", 5, outcome=outcome)
     history.close()
     (run.logs / "slurm-12.log").touch()
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{answer}'\n")
-    (tmp_path / "squeue").chmod(0o755)
+    for name, text in (("scontrol", answer), ("sacct", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert main(["status", str(run.path)]) == 0
     assert f"SLURM        job 12: {expected}\n" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from pipeline.report.summary import (
     intervals,
 )
 from pipeline.report.timeline import timeline
-from pipeline.report.words import duration
+from pipeline.run.console import duration
 from pipeline.run.events import AlarmReason, EvalEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS
 from tests.pipeline.fake_run import (

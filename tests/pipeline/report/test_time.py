@@ -14,7 +14,8 @@ from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import rank_file_name
 from pipeline.report.inputs import Missing
 from pipeline.report.ranks import Ranks, compare_ranks
-from pipeline.report.words import duration, percent
+from pipeline.report.words import percent
+from pipeline.run.console import duration
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_rows
 from pipeline.run.ledger import SECOND_CLASSES, ledger_of

@@ -1,0 +1,30 @@
+"""`python -m launch explain RUN`: what happened, in one sentence and some lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from data_prep.shard_set.options import Named
+from launch.runs import existing
+from pipeline.explain.explain import explain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Say what happened to a run, why, what was lost and what to do."""
+
+    run_dir: Annotated[Path, Named("RUN")]
+    """The run's directory."""
+    json: bool = False
+    """Print it as JSON, for programs."""
+
+
+def run(options: Options) -> None:
+    """Raises `ValueError` if there is no run."""
+    found = explain(existing(options.run_dir))
+    text = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(found.lines())
+    sys.stdout.write(f"{text}\n")

@@ -1,0 +1,173 @@
+"""All that a run has left to be read, read once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from data_prep.shard_set.metric import Metric
+from pipeline.config.schema import Config
+from pipeline.explain import slurm
+from pipeline.metrics.declared import GLOBAL_STEP, LAST_STEP
+from pipeline.metrics.outcomes import RunStatus, read_run_status
+from pipeline.metrics.rank_file import RankFile
+from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import of_training
+from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, StartEvent
+from pipeline.run.settings import read_settings
+
+_TAIL_BYTES = 1 << 18
+
+DISK_FULL = r"No space left on device|Disk quota exceeded"
+"""What errors say of a full disk."""
+
+_SHARD = re.compile(r"([^\s/]+\.(?:tar|beton))\b")
+
+_REPORTED = re.compile(r"error: (?!rank \d+ was killed by )(.+)")
+
+_BEGIN = re.compile(r"job \d+, start \d+, on |[\w-]+ → ")
+"""How the lines of a log begin that a start of a job writes first, or a process group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """What is there of a run, and of its last attempt."""
+
+    run: RunDirectory
+    now: float
+    host: str
+    rows: Sequence[Event]
+    """All events of training, also those that a resume has made void."""
+    attempt: Sequence[Event]
+    """Those of the last attempt."""
+    status: RunStatus
+    config: Config | None
+    """None if it cannot be read."""
+    log: Sequence[str]
+    """Lines of the last attempt's logs."""
+    job: slurm.SlurmJob | None
+    asks: bool
+    """Whether programs and servers may be asked, too."""
+
+    @classmethod
+    def read(cls, run: RunDirectory, events: Sequence[Event], now: float, *, asks: bool) -> Self:
+        host, rows = socket.gethostname(), of_training(events)
+        attempt, job = last_attempt(rows), slurm.last_job(run, events) if asks else None
+        return cls(
+            run=run,
+            now=now,
+            host=host,
+            rows=rows,
+            attempt=attempt,
+            status=read_run_status(run, host, now),
+            config=_config(run),
+            log=_lines(run, attempt[0].time if attempt else 0.0),
+            job=None if job is None else slurm.ask(job),
+            asks=asks,
+        )
+
+    @property
+    def end(self) -> EndEvent | None:
+        """The last word of the last attempt."""
+        last = self.attempt[-1] if self.attempt else None
+        return last if isinstance(last, EndEvent) else None
+
+    @property
+    def error(self) -> str:
+        """Why it failed, as it said itself; empty if it did not."""
+        return (self.end and self.end.error) or ""
+
+    @property
+    def killed(self) -> list[RankFile]:
+        """Ranks of the last attempt that are gone without a last word."""
+        return [file for file in self.status.ranks if self.outcome_of(file) == "killed"]
+
+    def outcome_of(self, file: RankFile) -> str:
+        return file.outcome(self.host, self.now)
+
+    @property
+    def reported(self) -> list[str]:
+        """Errors in the log, but not those of whoever started the ranks."""
+        return [match[1] for line in self.log if (match := _REPORTED.match(line))]
+
+    def host_of(self, rank: int) -> str | None:
+        hosts = {file.writer.rank: file.writer.host for file in self.status.ranks}
+        return hosts.get(rank)
+
+    @property
+    def step(self) -> int:
+        """The last that is known to be done."""
+        published = [value(file, GLOBAL_STEP) or 0 for file in self.status.ranks]
+        return int(max([*published, *(row.step for row in self.attempt)], default=0))
+
+    @property
+    def lost(self) -> tuple[int, float]:
+        """Steps of the last attempt that are not saved, and the seconds since the last save."""
+        saves = [row for row in self.rows if isinstance(row, CheckpointEvent | RunEvent)]
+        if not saves:
+            return 0, 0.0
+        times = [value(file, LAST_STEP) or 0.0 for file in self.status.ranks]
+        times += [row.time for row in self.rows if not isinstance(row, EndEvent)]
+        num_steps = max(0, self.step - saves[-1].step)
+        return num_steps, max(times) - saves[-1].time if num_steps else 0.0
+
+
+def value(file: RankFile, metric: Metric, **labels: str) -> float | None:
+    """That of a sample in a rank's file; None if it is not there."""
+    samples = (sample for family in file.families for sample in family.samples)
+    return next(
+        (s.value for s in samples if s.name == metric.name and labels.items() <= s.labels.items()),
+        None,
+    )
+
+
+def shard_in(text: str) -> str | None:
+    """The name of the first shard in a text."""
+    match = _SHARD.search(text)
+    return match[1] if match else None
+
+
+def unfetched_shard(log: Sequence[str]) -> str | None:
+    """The shard that a fetch last failed for, and that is being fetched again."""
+    failed = (line for line in reversed(log) if "; trying again in " in line)
+    return shard_in(next(failed, ""))
+
+
+def last_attempt(rows: Sequence[Event]) -> Sequence[Event]:
+    """The rows of the last process group."""
+    begin = 0
+    for place, row in enumerate(rows):
+        before = rows[place - 1] if place else None
+        is_start = isinstance(row, StartEvent)
+        is_run = isinstance(row, RunEvent) and not isinstance(before, StartEvent)
+        if is_start or is_run or isinstance(before, EndEvent):
+            begin = place
+    return rows[begin:]
+
+
+def _config(run: RunDirectory) -> Config | None:
+    with contextlib.suppress(OSError, ValueError):
+        return read_settings(run).config
+    return None
+
+
+def _lines(run: RunDirectory, begin: float) -> list[str]:
+    """Of the logs that were written to since `begin`, one a node, or else of the newest."""
+    newest = run.newest_log
+    logs = [path for path in run.logs.glob("*.log") if path.stat().st_mtime >= begin]
+    lines = []
+    for path in sorted(logs) or ([newest] if newest else []):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines += list(_of_last_start(file.read().decode(errors="replace").splitlines()))
+    return lines
+
+
+def _of_last_start(lines: Sequence[str]) -> Iterable[str]:
+    begins = [number for number, line in enumerate(lines) if _BEGIN.match(line)]
+    return lines[begins[-1] if begins else 0 :]

@@ -1,0 +1,171 @@
+"""What is wrong with a run that goes on, the worst first; and that it did not learn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import assert_never
+
+from pipeline.config.model import ranks_per_replica
+from pipeline.explain.evidence import DISK_FULL, Evidence, unfetched_shard, value
+from pipeline.explain.explanation import Cause, CauseKind
+from pipeline.metrics.declared import LAST_STEP, RANK_PHASE
+from pipeline.metrics.discovery import Target
+from pipeline.metrics.rank_file import RankFile
+from pipeline.run.console import counted, duration
+from pipeline.run.event_log import of_type
+from pipeline.run.events import DamagedImage, NotLearning, Straggler, TrainEvent
+from pipeline.run.phase import PHASE_LABELS, Phase
+
+_STALL_SECONDS = 60.0
+
+_RECENT_SECONDS = 180.0
+"""A straggler is reported once a minute for as long as it is one."""
+
+_ALIKE = 0.01
+"""Two losses of guessing differ by less."""
+
+_NO_SAVE = re.compile(r"warning: no checkpoint saved: (.*)")
+
+
+def troubles(seen: Evidence) -> list[Cause]:
+    """Of a run that trains."""
+    return [cause for read in _READERS for cause in read(seen)]
+
+
+def _silent(seen: Evidence) -> Iterator[Cause]:
+    """Processes that are there and publish nothing, or that are gone while others are there."""
+    for file in seen.status.ranks:
+        writer, silence = file.writer, seen.now - file.heartbeat
+        who = f"rank {writer.rank} on {writer.host}"
+        if file in seen.killed:
+            yield Cause(
+                kind="killed_rank",
+                text=f"{who} is gone, and the others have not noticed yet",
+                rank=writer.rank,
+                host=writer.host,
+            )
+        elif silence > file.max_silence_seconds and seen.outcome_of(file) == "running":
+            yield Cause(
+                kind="silent_rank",
+                text=f"{who} has given no sign of life for {duration(silence)}",
+                rank=writer.rank,
+                host=writer.host,
+            )
+
+
+def _stall(seen: Evidence) -> Iterator[Cause]:
+    """No step for long: of the rank that does not wait for others, if there is just one."""
+    steps = [value(file, LAST_STEP) or 0.0 for file in seen.status.ranks]
+    silence = seen.now - max(steps) if any(steps) else 0.0
+    trains = of_type(seen.attempt, TrainEvent)
+    usual = max((new.time - old.time for old, new in itertools.pairwise(trains)), default=0.0)
+    phases = {file.writer.rank: _phase(file) for file in seen.status.ranks}
+    is_otherwise = any(phase is not None and phase.label is None for phase in phases.values())
+    if silence <= max(_STALL_SECONDS, usual) or is_otherwise:  # evaluating and saving take long
+        return
+    text, busy = f"no step has ended for {duration(silence)}", _busy(seen, phases)
+    if busy is None:
+        yield Cause(kind="stall", text=f"{text}; which rank holds up the others is not known")
+        return
+    rank, phase = busy
+    host, shard = seen.host_of(rank), None
+    text += f": rank {rank} on {host} is {phase.text}, and others wait for it"
+    if phase is Phase.READING and (shard := unfetched_shard(seen.log)) is not None:
+        text += f"; {shard} could not be fetched so far"
+    name = phase.name.lower()
+    yield Cause(kind="stall", text=text, rank=rank, host=host, phase=name, shard=shard)
+
+
+def _phase(file: RankFile) -> Phase | None:
+    """Where the rank was when it last published; None if it does not say."""
+    is_at = {phase: value(file, RANK_PHASE, phase=phase.name.lower()) for phase in Phase}
+    return next((phase for phase in Phase if is_at[phase]), None)
+
+
+def _busy(seen: Evidence, phases: Mapping[int, Phase | None]) -> tuple[int, Phase] | None:
+    """The only rank that is at work, and does not wait for another one."""
+    config = seen.config
+    if config is None:
+        return None
+    is_split, is_resident = ranks_per_replica(config.model.columns) > 1, config.data.is_resident
+    busy = [
+        (rank, phase)
+        for rank, phase in phases.items()
+        if phase is not None
+        and not phase.may_wait(is_main=rank == 0, is_split=is_split, is_resident=is_resident)
+    ]
+    return busy[0] if len(busy) == 1 and None not in phases.values() else None
+
+
+def _failed_save(seen: Evidence) -> Iterator[Cause]:
+    """The last save failed."""
+    for line in reversed(seen.log):
+        if line.startswith("saved "):
+            return
+        if match := _NO_SAVE.match(line):
+            is_full = re.search(DISK_FULL, match[1])
+            kind: CauseKind = "disk_full" if is_full else "saves_fail"
+            yield Cause(kind=kind, text=f"the last checkpoint could not be saved: {match[1]}")
+            return
+
+
+def _straggler(seen: Evidence) -> Iterator[Cause]:
+    for row in of_type(seen.attempt, Straggler)[-1:]:
+        if seen.now - row.time > _RECENT_SECONDS:
+            return
+        match row.slow:
+            case "rank":
+                who = f"rank {row.rank} on {row.host} makes the others wait"
+            case "loader":
+                who = "now one rank makes the others wait and now another: it is the reading"
+            case "unattributed":
+                who = "steps are slower than the ranks' own work explains"
+            case _:
+                assert_never(row.slow)
+        where = "" if row.phase is None else f" ({PHASE_LABELS[row.phase]})"
+        text = f"{who}{where}, for {row.lag_seconds:.3g} s a step"
+        yield Cause(kind="straggler", text=text, rank=row.rank, host=row.host, phase=row.phase)
+
+
+def not_learning(seen: Evidence) -> Iterator[Cause]:
+    """The last loss is still that with which the alarm rang."""
+    alarms, trains = of_type(seen.attempt, NotLearning), of_type(seen.attempt, TrainEvent)
+    if alarms and trains and math.isclose(trains[-1].loss, alarms[-1].loss, rel_tol=_ALIKE):
+        text = f"it is not learning: the loss is {trains[-1].loss:.4f}, that of guessing"
+        yield Cause(kind="not_learning", text=f"{text}, since step {alarms[-1].step:,} at least")
+
+
+def damages(seen: Evidence) -> Iterator[Cause]:
+    """Images that others stand in for."""
+    found = of_type(seen.attempt, DamagedImage)
+    if found:
+        shards, ranks = {row.shard for row in found}, {row.rank for row in found}
+        names = ", ".join(sorted(filter(None, shards))[:3])
+        images = counted(len(found), "damaged image")
+        yield Cause(
+            kind="corrupt_samples",
+            text=f"others stand in for {images}" + (f" in {names}" if names else ""),
+            rank=found[0].rank if len(ranks) == 1 else None,
+            shard=found[0].shard if len(shards) == 1 else None,
+        )
+
+
+def _exporters(seen: Evidence) -> Iterator[Cause]:
+    """Exporters that have not withdrawn their targets, and do not answer."""
+    run = seen.run
+    targets = filter(None, map(Target.read, sorted(run.targets.glob("*.json"))))
+    for target in targets if seen.asks else ():
+        node = target.labels.get("node")
+        is_far = node != seen.host and target.address.startswith(("127.", "localhost", "[::1]"))
+        is_its = target.labels.get("run_dir") == str(run.path.resolve())
+        if is_its and not is_far and not target.is_answered():
+            text = f"the exporter on {node} does not answer at {target.address}"
+            yield Cause(kind="dead_exporter", text=text, host=node)
+
+
+_READERS: Sequence[Callable[[Evidence], Iterator[Cause]]] = (
+    *(_silent, _stall, _failed_save, _straggler, not_learning, damages, _exporters),
+)
