@@ -1,7 +1,8 @@
 """`python -m launch prometheus`: a Prometheus that finds every run under one directory.
 
-The command also serves to it how these runs stand. It reads their run directories, so it knows runs
-whose processes or hosts are gone. Its page has another name for each directory: a Prometheus that
+The command also serves to it how these runs stand, and conversions that write their metrics to
+RUN_ROOT/conversions. It reads their run directories, so it knows runs whose processes or hosts are
+gone. Its page has another name for each directory: a Prometheus that
 watches another directory gets no answer.
 """
 
@@ -34,6 +35,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from data_prep.shard_set.fields import Limit, within
 from launch.options import write_own
 from launch.templates import as_yaml
+from pipeline.metrics.conversions import RootConversions
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
 from pipeline.run.directory import RunDirectory
@@ -178,6 +180,7 @@ def bind_outcomes(root: Path, port: int, *, or_any: bool) -> WSGIServer:
     """
     registry = CollectorRegistry()
     registry.register(RootOutcomes(root, socket.gethostname()))
+    registry.register(RootConversions(root))
     page = page_of(root)
     metrics: WSGIApplication = make_wsgi_app(registry)
 

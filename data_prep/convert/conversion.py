@@ -14,6 +14,7 @@ from typing import Annotated, TextIO
 
 from data_prep.convert.assignment import ShardName, Task, assign
 from data_prep.convert.changes import Rows, Stamps, check_unchanged, load_stamps
+from data_prep.convert.metrics import Done, publishing
 from data_prep.convert.output import (
     ConversionError,
     ConversionPlan,
@@ -76,6 +77,9 @@ class Options:
     """Write an N-th of the shards only; 'merge' publishes them when all are there."""
     task: Annotated[int | None, within(0, 9_999), Named("--task", "I")] = None
     """Which of the N tasks this is: from 0 to N-1."""
+    metrics_dir: Path | None = None
+    """Folder for a file of metrics, which is rewritten every 2 seconds: RUN_ROOT/conversions, for
+    'launch prometheus --run-root RUN_ROOT', or that of node_exporter's textfile collector."""
     ignore_changes: Annotated[bool, NotAnOption] = True
     """Not an option of generated images; all other sources make it one, which is off."""
 
@@ -117,7 +121,8 @@ def convert(source: Source, options: Options, stream: TextIO) -> tuple[Manifest 
             stamps = load_stamps(shards, manifest_sha256(shards), rows)
             check_unchanged(shards, source, rows, stamps)
         return finished, len(own), 0
-    with locked_output(shards, plan, task):
+    published = publishing(options.metrics_dir, shards, task)
+    with locked_output(shards, plan, task), published as metrics:
         totals = ConversionTotals(plan, max_reject_ratio=options.max_reject_ratio)
         stamps = _add_finished(totals, shards, rows, set(own))
         if not options.ignore_changes:
@@ -128,21 +133,30 @@ def convert(source: Source, options: Options, stream: TextIO) -> tuple[Manifest 
         missing = [name for name in own if name not in totals.records]
         num_missing = sum(len(rows[name]) for name in missing)
         num_before = num_samples - num_missing
+        metrics.begin(num_missing)
         if missing and source.prepare is not None:
-            with contextlib.closing(Progress("unpacking", "files", stream)) as unpacking:
+            unpacking = Progress("unpacking", "files", stream)
+            with metrics.stage("unpack"), contextlib.closing(unpacking):
                 source.prepare(options.workers, unpacking.show)
         progress = Progress("sharding", "samples", stream, num_before=num_before)
+
+        def show(done: Done) -> None:
+            progress.show(num_before + done.total(), num_samples)
+            metrics.show(done)
+
         writing = write_shards(
             missing,
             lambda name: source.pick(name.split, rows[name]),
             job,
             options.workers,
-            lambda num_done: progress.show(num_before + num_done, num_samples),
+            show,
         )
         with contextlib.closing(progress), contextlib.closing(writing):
-            for name, record in writing:
+            for name, record, seconds in writing:
+                metrics.add_shard(record.num_bytes, seconds)
                 totals.add(name, record)
-        manifest = publish(shards, plan, totals) if task is None else None
+        with metrics.stage("publish"):
+            manifest = publish(shards, plan, totals) if task is None else None
     return manifest, len(own), num_missing
 
 

@@ -9,18 +9,25 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 
 from data_prep.convert.assignment import ShardName
+from data_prep.convert.metrics import Done
 from data_prep.convert.output import ConversionError
 from data_prep.convert.shard import ShardJob, ShardRecord, write_shard
+from data_prep.shard_set.conversion_metrics import REJECT_REASONS, Stage
+from data_prep.shard_set.decoding import RejectReason
 from data_prep.sources.samples import Sample
 
 _POLL_SECONDS = 0.2
 _MAX_READ_BYTES = 1 << 20
+_REASONS: tuple[RejectReason | None, ...] = (None, *REJECT_REASONS)
+"""What became of a sample, by the byte that a worker sends."""
+
 _SHARDS_PER_WORKER = 2
 """Handed over ahead. All at once would need an object for every sample."""
 
@@ -30,11 +37,11 @@ def write_shards(
     pick: Callable[[ShardName], Sequence[Sample]],
     job: ShardJob,
     num_workers: int,
-    show: Callable[[int], None],
-) -> Generator[tuple[ShardName, ShardRecord], None, None]:
-    """Write all shards; yields each, with its record, when both are on disk.
+    show: Callable[[Done], None],
+) -> Generator[tuple[ShardName, ShardRecord, Mapping[Stage, float]], None, None]:
+    """Write all shards; yields each, with record and seconds of each stage, when it is on disk.
 
-    `show` gets the number of samples done, several times a second. Close the generator to stop.
+    `show` gets the samples done, several times a second. Close the generator to stop.
     Raises `ConversionError` if a worker dies or runs out of memory, and what workers raise.
     """
     if not names:
@@ -50,9 +57,9 @@ def write_shards(
         initializer=_start_worker,
         initargs=(job, stop_reader, counter_writer),
     )
-    num_done = 0
+    num_done: Done = Counter()
     waiting = iter(names)
-    pending: dict[Future[None], ShardName] = {}
+    pending: dict[Future[Mapping[Stage, float]], ShardName] = {}
     try:
         while True:
             room = _SHARDS_PER_WORKER * num_workers - len(pending)
@@ -63,12 +70,13 @@ def write_shards(
                 break
             done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             with contextlib.suppress(BlockingIOError):  # none was done
-                num_done += len(os.read(counter.fileno(), _MAX_READ_BYTES))
+                codes = os.read(counter.fileno(), _MAX_READ_BYTES)
+                num_done.update(map(_REASONS.__getitem__, codes))
             show(num_done)
             for future in done:
                 name = pending.pop(future)
-                future.result()
-                yield name, ShardRecord.load(job.shards, name)
+                seconds = future.result()
+                yield name, ShardRecord.load(job.shards, name), seconds
         executor.shutdown()
     except (BrokenProcessPool, MemoryError):
         raise ConversionError(
@@ -95,15 +103,18 @@ def _stops_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_write: Callable[[ShardName, Sequence[Sample]], None]
+_write: Callable[[ShardName, Sequence[Sample]], Mapping[Stage, float]]
 """Set in worker processes only."""
 
 
 def _start_worker(job: ShardJob, stop: Connection, counter: Connection) -> None:
     global _write
     threading.Thread(target=_exit_with_parent, args=(stop,), daemon=True).start()
+
     # A byte in a pipe needs no lock, which a worker that is killed could leave locked.
-    count_sample = functools.partial(os.write, counter.fileno(), b".")
+    def count_sample(reason: RejectReason | None) -> None:
+        os.write(counter.fileno(), bytes((_REASONS.index(reason),)))
+
     _write = functools.partial(write_shard, job=job, count_sample=count_sample)
 
 
@@ -113,5 +124,5 @@ def _exit_with_parent(stop: Connection) -> None:
     os._exit(1)
 
 
-def _run(name: ShardName, samples: Sequence[Sample]) -> None:
-    _write(name, samples)
+def _run(name: ShardName, samples: Sequence[Sample]) -> Mapping[Stage, float]:
+    return _write(name, samples)

@@ -6,7 +6,7 @@ import hashlib
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -20,7 +20,8 @@ from data_prep.convert.output import ConversionError, record_path
 from data_prep.convert.records import DAMAGES, load_record, save_record
 from data_prep.convert.statistics import PixelSums
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.decoding import RejectedImage
+from data_prep.shard_set.conversion_metrics import Stage, StageClock
+from data_prep.shard_set.decoding import RejectedImage, RejectReason
 from data_prep.shard_set.files import atomic_writer
 from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.shard_set.manifest import LABEL_SUFFIX, Encoding
@@ -136,26 +137,36 @@ class ShardJob:
 
 
 def write_shard(
-    name: ShardName, samples: Sequence[Sample], job: ShardJob, count_sample: Callable[[], object]
-) -> None:
+    name: ShardName,
+    samples: Sequence[Sample],
+    job: ShardJob,
+    count_sample: Callable[[RejectReason | None], object],
+) -> Mapping[Stage, float]:
     """Write a shard, then its record, which says that the shard is finished; both atomically.
 
-    The shard is hashed while it is written, and read back before it gets its name.
+    `count_sample` is told of each sample why it was rejected, or None. Returns the seconds of each
+    stage. The shard is hashed while it is written, and read back before it gets its name.
     Raises `OSError` if a sample cannot be read or the shard cannot be written, and
     `ConversionError` if its images do not suit the encoding.
     """
     path, suffix = job.shards / name.filename, codec_of(job.encoding).suffix
-    contents = ShardContents()
+    contents, clock = ShardContents(), StageClock()
     rows, checksums, stamps = [], [], []
     digest = hashlib.sha256()
     with atomic_writer(path) as file:
         for sample in samples:
+            reason: RejectReason | None = None
+            clock.enter("read")
             stamps.append(job.reader.stamp(sample))  # first, to notice what is replaced meanwhile
             try:
-                image = store(job.reader.read(sample), job.encoding, job.size, job.jpeg_quality)
+                raw = job.reader.read(sample)
+                clock.enter("convert")
+                image = store(raw, job.encoding, job.size, job.jpeg_quality)
             except RejectedImage as rejection:
+                reason = rejection.reason
                 contents.rejected.append((sample.locator, rejection.reason, str(rejection)))
             else:
+                clock.enter("write")
                 content = image.content
                 rows.append((name.number, file.tell() + BLOCK_BYTES, len(content), sample.label))
                 checksums.append(zlib.crc32(content))
@@ -165,7 +176,8 @@ def write_shard(
                 digest.update(members)
                 contents.add(image, is_train=name.split == "train")
                 check_sizes(contents.sizes, job.encoding)
-            count_sample()
+            count_sample(reason)
+        clock.enter("write")
         file.write(_END_OF_ARCHIVE)
         digest.update(_END_OF_ARCHIVE)
         num_bytes = file.tell()
@@ -181,6 +193,8 @@ def write_shard(
         contents=contents,
     )
     record.save(job.shards, name)
+    clock.enter(None)
+    return clock.seconds
 
 
 def _member(name: str, content: bytes) -> bytes:

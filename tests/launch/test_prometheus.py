@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.convert.metrics import publishing
 from launch import prometheus as prometheus_command
 from launch.__main__ import main
 from launch.prometheus import page_of, render_config
@@ -163,6 +164,8 @@ def test_outcomes_are_served_to_who_watches_these_runs(tmp_path: Path) -> None:
     for root in roots:
         history = write_killed_run(root / "first")
         history.close()
+    with publishing(roots[0] / "conversions", tmp_path / "shards", None) as metrics:
+        metrics.begin(7)
     command = ["launch", "prometheus", "--run-root", roots[0], "--serve-outcomes"]
     with process(*command, "--outcomes-port", port) as server:
         assert server.stdout is not None
@@ -177,6 +180,8 @@ def test_outcomes_are_served_to_who_watches_these_runs(tmp_path: Path) -> None:
         assert_clean_exposition(text)
         labels = frozenset({("run", "first"), ("outcome", "killed")})
         assert parse(text)["alexnet_run_outcome", labels] == 1
+        labels = frozenset({("conversion", "shards"), ("task", "")})
+        assert parse(text)["alexnet_convert_expected_samples", labels] == 7
         with pytest.raises(urllib.error.HTTPError, match="404"):
             fetch_url(f"http://127.0.0.1:{port}{page_of(roots[1])}")
         others = ["launch", "prometheus", "--run-root", roots[1], "--serve-outcomes"]
