@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.options import Command, Parser, add_commands
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
-from launch import demo, doctor, explain, local, manifests, outcome, prometheus, runs, submit
+from launch import (
+    compare,
+    demo,
+    doctor,
+    explain,
+    local,
+    manifests,
+    outcome,
+    prometheus,
+    runs,
+    submit,
+)
 from pipeline.run.ending import ExitCode
 
 _COMMANDS: Mapping[str, Command] = {
@@ -18,6 +29,7 @@ _COMMANDS: Mapping[str, Command] = {
     "doctor": (doctor.Options, doctor.run),
     "status": (runs.StatusOptions, runs.status),
     "explain": (explain.Options, explain.run),
+    "compare": (compare.Options, compare.run),
     "stop": (runs.StopOptions, runs.stop),
     "logs": (runs.LogOptions, runs.logs),
     "outcome": (outcome.Options, outcome.run),

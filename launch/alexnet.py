@@ -45,6 +45,7 @@ DOORS: Mapping[str, Door] = {
     "doctor": Door("launch", "check this machine for training", ("doctor",)),
     "status": Door("launch", "say how far a run is", ("status",)),
     "explain": Door("launch", "say what happened to a run, and what to do", ("explain",)),
+    "compare": Door("launch", "compare runs: results and settings", ("compare",)),
     "stop": Door("launch", "ask a run to save and leave", ("stop",)),
     "logs": Door("launch", "show what a run's job writes", ("logs",)),
     "prometheus": Door("launch", "configure a Prometheus that watches all runs", ("prometheus",)),

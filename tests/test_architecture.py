@@ -94,6 +94,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
             "pipeline.doctor.options",
             "pipeline.explain",
             "pipeline.report.__main__",
+            "pipeline.report.comparison",
             "pipeline.train.command",
             "pipeline.metrics",
             "pipeline.run",
