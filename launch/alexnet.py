@@ -40,7 +40,7 @@ DOORS: Mapping[str, Door] = {
     "export": Door("pipeline.export", "write a trained network in formats of other programs"),
     "evaluate": Door("pipeline.evaluate", "evaluate a checkpoint on every image of a split"),
     "predict": Door("pipeline.predict", "classify images with a trained network"),
-    "report": Door("pipeline.report", "write a run's report as one HTML page"),
+    "report": Door("pipeline.report", "write a run's report, or compare several, as one HTML page"),
     "launch": Door("launch", "start jobs: local, slurm, kubernetes; look at them: outcome"),
     "doctor": Door("launch", "check this machine for training", ("doctor",)),
     "status": Door("launch", "say how far a run is", ("status",)),

@@ -1,4 +1,7 @@
-"""Command line: `python -m pipeline.report RUN` writes `RUN/report.html` and says where it is."""
+"""Command line: `python -m pipeline.report RUN` writes `RUN/report.html` and says where it is.
+
+Of several runs it writes one page that compares them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.shard_set.files import as_text, describe, write_atomically
+from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
 from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.run.directory import RunDirectory
@@ -26,16 +29,16 @@ def require_extra() -> None:
         )
 
 
-def write_report(run: RunDirectory, output: Path) -> None:
-    """Write the report of `run` to the file `output`, whole or not at all.
+def write_report(runs: Sequence[RunDirectory], output: Path) -> None:
+    """Write the report of a run, or the comparison of several, to `output`, whole or not at all.
 
-    Raises `ValueError` if `run` is not a run directory or its files are damaged, `OSError` if the
-    page cannot be written, `ModuleNotFoundError` if the extra `report` is not installed.
+    Raises `ValueError` if what is given is no run directory or its files are damaged, `OSError` if
+    the page cannot be written, `ModuleNotFoundError` if the extra `report` is not installed.
     """
     require_extra()
-    from pipeline.report import page  # here, because it needs the extra
+    from pipeline.report import comparison_page, page  # here, because they need the extra
 
-    text = page.render(run)
+    text = page.render(*runs) if len(runs) == 1 else comparison_page.render_comparison(runs)
     if not output.parent.is_dir():
         raise NotADirectoryError(f"{output.parent} is not a directory: give another --output")
     if output.exists() and not output.is_file():  # a rename would replace even a device
@@ -45,20 +48,24 @@ def write_report(run: RunDirectory, output: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Write a run's report as one HTML page."""
+    """Write a run's report as one HTML page, or a page that compares several runs."""
 
-    run: Annotated[Path, Named("RUN")]
-    """The run directory."""
+    runs: Annotated[tuple[str, ...], Named("RUN")]
+    """Run directories; of several, at most 8, one page compares them."""
     output: Annotated[Path | None, Named("--output", "FILE")] = None
-    """The page to write; if not given, RUN/report.html."""
+    """The page to write; if not given, RUN/report.html, or comparison.html beside the first of
+    several runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options("pipeline.report", Options, arguments)
-    run = RunDirectory(options.run)
-    output = options.output or run.report
+    output = options.output
     try:
-        write_report(run, output)
+        runs = [RunDirectory(path_option(run)) for run in options.runs]
+        if output is None:
+            beside = runs[0].path.absolute().parent / "comparison.html"
+            output = runs[0].report if len(runs) == 1 else beside
+        write_report(runs, output)
     except (ImportError, OSError, ValueError) as error:
         other = ""
         if isinstance(error, OSError) and error.filename == str(output):

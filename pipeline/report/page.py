@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import markupsafe
 
 from pipeline.metrics.outcomes import read_run_status
@@ -32,10 +29,10 @@ from pipeline.report.predictions import (
     row_shares,
 )
 from pipeline.report.ranks import compare_ranks
-from pipeline.report.summary import Summary, describe_ranks
+from pipeline.report.summary import Summary
+from pipeline.report.templates import environment
 from pipeline.report.timeline import timeline
-from pipeline.report.words import flatten, percent
-from pipeline.run.console import duration, utc
+from pipeline.report.words import flatten
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import history_of, read_rows
 from pipeline.run.ledger import SECOND_CLASSES, ledger_of
@@ -71,35 +68,31 @@ def render(run: RunDirectory) -> str:
     else:
         title = shard_set.manifest.title
     predictions = read_predictions(run.predictions(SPLIT), shard_set, events)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (percent, duration, utc, label_width, breakable, describe_ranks)
-    environment.filters |= {function.__name__: function for function in filters}
-    environment.tests["missing"] = lambda part: isinstance(part, Missing)
-    return environment.get_template(_TEMPLATE).render(
-        run_name=run.name,
-        recipe=settings["recipe"],
-        network=network,
-        hardware=settings.get("hardware"),
-        setting_groups=_setting_groups(settings),
-        title=title,
-        summary=summary,
-        faults=faults,
-        timeline=timeline(rows),
-        ledger=ledger_of(rows, now if status.outcome == "running" else None),
-        second_classes=SECOND_CLASSES,
-        ranks=compare_ranks(status),
-        marks=marks,
-        charts={name: markupsafe.Markup(svg) for name, svg in draw_charts(events, marks).items()},
-        phase_names=PHASE_LABELS,
-        kernels=read_kernels(run, network),
-        predictions=predictions,
-        **({} if isinstance(predictions, Missing) else _figures(predictions, shard_set)),
+    return (
+        environment()
+        .get_template(_TEMPLATE)
+        .render(
+            run_name=run.name,
+            recipe=settings["recipe"],
+            network=network,
+            hardware=settings.get("hardware"),
+            setting_groups=_setting_groups(settings),
+            title=title,
+            summary=summary,
+            faults=faults,
+            timeline=timeline(rows),
+            ledger=ledger_of(rows, now if status.outcome == "running" else None),
+            second_classes=SECOND_CLASSES,
+            ranks=compare_ranks(status),
+            marks=marks,
+            charts={
+                name: markupsafe.Markup(svg) for name, svg in draw_charts(events, marks).items()
+            },
+            phase_names=PHASE_LABELS,
+            kernels=read_kernels(run, network),
+            predictions=predictions,
+            **({} if isinstance(predictions, Missing) else _figures(predictions, shard_set)),
+        )
     )
 
 
@@ -143,14 +136,3 @@ def _setting_groups(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "Origin": rest,
     }
     return {title: dict(flatten(group)) for title, group in groups.items()}
-
-
-def label_width(names: Iterable[str]) -> float:
-    """Width of the longest of the names beside its bar or row, in em; longer ones are cut off."""
-    return round(2.4 + 0.6 * min(max(map(len, names)), 20), 2)
-
-
-def breakable(name: str) -> markupsafe.Markup:
-    """A class name that may be broken after its punctuation marks, but not within a word."""
-    parts = re.split(r"(?<=[_/.,;:-])(?=[^\s_/.,;:-])", name)
-    return markupsafe.Markup("<wbr>").join(parts)

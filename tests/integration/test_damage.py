@@ -83,7 +83,7 @@ def test_a_few_damaged_images_of_train_are_reported_and_replaced(
     assert [(alarm["reason"], alarm["rank"], alarm["sample"]) for alarm in alarms] == [
         ("damaged_image", rank, sample) for rank, sample in enumerate(samples)
     ]
-    write_report(run, run.report)
+    write_report([run], run.report)
     timeline = parse(run.report.read_text()).with_id("time").text
     for alarm, sample, name in zip(alarms, samples, names, strict=True):
         shard = split.filenames[int(read_index(shards, split)[sample]["shard"])]

@@ -87,3 +87,19 @@ def test_report_is_drawn(tmp_path: Path, width: int, dark: bool) -> None:
     for share, drawn in bars:
         assert drawn == pytest.approx(share, abs=0.01)
     assert photos == [16] * (18 + 2 * 8)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_comparison_is_drawn(tmp_path: Path, width: int) -> None:
+    runs = [write_run(tmp_path / name, NAMES) for name in ("one", "two")]
+    page_path = tmp_path / "page.html"
+    assert main([*(str(run.path) for run in runs), "--output", str(page_path)]) == 0
+    with browser_page(tmp_path / "profile") as page:
+        page.open(page_path, width=width, height=900)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        screen, charts = page.screenshot(), page.evaluate(BOXES % ".chart svg")
+        assert page.requests == [page_path.resolve().as_uri()]
+    assert len(charts) == 4
+    for left, top, box_width, box_height in charts:
+        area = screen[int(top) : int(top + box_height), int(left) : int(left + box_width)]
+        assert num_pixels(area, (0xC2, 0x41, 0x0C)) > 10, "the second run's curve is not drawn"
