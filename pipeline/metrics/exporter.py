@@ -131,7 +131,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
                 raise
             return
         with explained(address, metrics):
-            server = listen(address, metrics, application(registry, identity))
+            server = listen(address, metrics, application(registry, identity, run))
         held.callback(server.server_close)  # for a successor at this port
         held.callback(server.shutdown)
         socket.setdefaulttimeout(_CLIENT_SECONDS)

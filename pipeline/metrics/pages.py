@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import html
 import secrets
 import ssl
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
@@ -20,12 +20,17 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
 
 from data_prep.shard_set.families import collected
-from data_prep.shard_set.files import as_text
+from data_prep.shard_set.files import as_text, describe
 from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.declared import EXPORTER_INFO
+from pipeline.metrics.front_page import render_page
+from pipeline.metrics.outcomes import read_run_status
+from pipeline.run.directory import RunDirectory
 
 _NEIGHBOUR_PORTS = 10
 _PLAIN = "text/plain; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
+_POLICY = "default-src 'none'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +70,13 @@ class Identity:
         return [family]
 
 
-def application(registry: CollectorRegistry, identity: Identity) -> WSGIApplication:
-    """`/metrics`, to those who ask for this exporter or for none; `/healthz`; and a page at `/`."""
+def application(
+    registry: CollectorRegistry, identity: Identity, run: RunDirectory
+) -> WSGIApplication:
+    """`/metrics`, to those who ask for this exporter or for none; `/healthz`; and a page at `/`.
+
+    The latter two answer 503 with a sentence while the metrics of `run` cannot be read.
+    """
     metrics: WSGIApplication = make_wsgi_app(registry)
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -78,25 +88,25 @@ def application(registry: CollectorRegistry, identity: Identity) -> WSGIApplicat
                 return metrics(environ, start_response)
             status, kind = "421 Misdirected Request", _PLAIN
             text = f"here is {identity}, not {', '.join(differences)}: the target is out of date\n"
-        elif path == "/healthz":
+        elif path in ("/", "/healthz"):
             status, kind, text = "200 OK", _PLAIN, "ok\n"
-        elif path == "/":
-            status, kind, text = "200 OK", "text/html; charset=utf-8", _page(identity)
+            try:
+                run.path.stat()
+                next(run.metrics.iterdir(), None)
+                if path == "/":
+                    now = time.time()
+                    found = read_run_status(run, identity.node, now)
+                    kind, text = _HTML, render_page(str(identity), found, identity.node, now)
+            except OSError as error:
+                status = "503 Service Unavailable"
+                text = f"the metrics of {identity} cannot be read: {describe(error)}\n"
         else:
             status, kind = "404 Not Found", _PLAIN
             text = f"there is no {path}: expected /, /metrics or /healthz\n"
-        start_response(status, [("Content-Type", kind)])
+        start_response(status, [("Content-Type", kind), ("Content-Security-Policy", _POLICY)])
         return [text.encode()]
 
     return answer
-
-
-def _page(identity: Identity) -> str:
-    title = html.escape(f"Metrics of {identity}")
-    return (
-        f"<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n"
-        f'<h1>{title}</h1>\n<p><a href="/metrics">/metrics</a>\n'
-    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -216,6 +217,37 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
     of_job = {name for metric in JOB_METRICS for name in metric.series_names}
     assert len([name for name, _ in before if name in of_job]) < 75
     assert len([name for name, _ in before if name not in of_job]) < 150
+
+
+def test_64_ranks_of_a_node_have_fewer_than_150_series_each(tmp_path: Path) -> None:
+    """With everything that a rank may publish, a GPU's too; rank 0 has the job's beside its own."""
+    run, library = RunDirectory(tmp_path), nvml(tmp_path)
+    registries = [CollectorRegistry() for _ in range(64)]
+    fill(registries[0])
+    ranks = [RankMetrics(number, number, registries[number]) for number in range(1, 64)]
+    for number, registry in enumerate(registries):
+        registry.register(GpuCollector(UUID, rank=number, local_rank=number, library=library))
+    publishers = [
+        Publisher(run.metrics, registry, rank=number, local_rank=number, interval_seconds=3600)
+        for number, registry in enumerate(registries)
+    ]
+    node = CollectorRegistry()
+    node.register(NodeCollector(run, os.uname().nodename))
+    wait_for(lambda: len(list(run.metrics.glob("rank-*.prom"))) == 64, "all ranks")
+    for metrics in ranks:  # a gauge of something measured appears with its first value
+        metrics.record_step(64, dict.fromkeys(PHASE_LABELS, 0.01))
+    for publisher in publishers:
+        publisher.close()
+    text = exposition(node)
+    assert_clean_exposition(text)
+    series = [(name, dict(labels).get("rank")) for name, labels in parse(text)]
+    histogram = [name for name, _ in series if name.startswith("alexnet_step_duration")]
+    by_rank = Counter(rank for _, rank in series)
+    of_node = by_rank.pop(None) - len(histogram)
+    assert len(by_rank) == 64
+    assert len({*by_rank.values()}) == 1, "all have the same"
+    assert max(by_rank.values()) + len(histogram) < 150
+    assert of_node < 80, "those of the job and of the exporter"
 
 
 def test_promtool_finds_nothing(tmp_path: Path) -> None:

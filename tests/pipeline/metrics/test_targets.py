@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
 import threading
+import time
 import urllib.request
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,10 +54,53 @@ def test_only_metrics_are_metrics(tmp_path: Path) -> None:
         assert '<a href="/metrics">' in page
         assert fetch(address, "/healthz") == b"ok\n"
         assert b"# TYPE alexnet_exporter_info gauge" in fetch(address)
+        with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+            assert answer.headers["Content-Security-Policy"] == "default-src 'none'"
         for path in ("/favicon.ico", "/metrics/", "/x"):
             status, text = refusal(address, path)
             assert (status, text.count("\n")) == (404, 1)
             assert "alexnet" not in text
+
+
+@pytest.mark.slow
+def test_the_page_says_how_ranks_stand_and_health_whether_they_can_be_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run")
+    with exporter_process(run, "--port", 0):
+        address = address_of(run)
+        assert "The run has not begun." in fetch(address, "/").decode()
+        with rank_process(run, 0), rank_process(run, 1) as victim:
+            assert fetch(address, "/healthz") == b"ok\n"
+            assert rows_of(fetch(address, "/")) == {"0": "running", "1": "running"}
+            victim.kill()
+            victim.wait()
+            page = fetch(address, "/")
+            assert rows_of(page) == {"0": "running", "1": "killed"}
+            assert b"The run is <b>running</b>; this attempt began at 20" in page
+            (run / "metrics" / "rank-00001.prom").write_bytes(b"cut")
+            page = fetch(address, "/")
+            assert rows_of(page) == {"0": "running"}
+            assert b"Files of ranks that cannot be read: 1" in page
+        assert b"The run is <b>killed</b>" in fetch(address, "/")
+        run.rename(tmp_path / "moved")
+        for path in ("/healthz", "/"):
+            status, text = refusal(address, path)
+            assert status == 503
+            assert text == (
+                f"the metrics of run run ({run}) on node {HOST} cannot be read: "
+                f"{run}: No such file or directory\n"
+            )
+        (tmp_path / "moved").rename(run)
+        assert fetch(address, "/healthz") == b"ok\n"
+
+
+def rows_of(page: bytes) -> dict[str, str]:
+    """How each rank stands, by its number, in the page's table."""
+    rows = re.findall(r"<tr><td>(\d+)<td>(.*?)<td>(\w+)<td>(.*?)<td>\d+ s ago", page.decode())
+    assert all(node == HOST for _, node, _, _ in rows)
+    for *_, since in rows:
+        begun = calendar.timegm(time.strptime(since, "%Y-%m-%d %H:%M:%S"))
+        assert 0 <= time.time() - begun < 120
+    return {rank: outcome for rank, _, outcome, _ in rows}
 
 
 def test_who_asks_for_another_run_node_or_exporter_is_refused(tmp_path: Path) -> None:
