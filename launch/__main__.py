@@ -22,6 +22,7 @@ from launch import (
     submit,
 )
 from pipeline.run.ending import ExitCode
+from pipeline.watch import server as watch
 
 _COMMANDS: Mapping[str, Command] = {
     "demo": (demo.Options, demo.run),
@@ -32,6 +33,7 @@ _COMMANDS: Mapping[str, Command] = {
     "compare": (compare.Options, compare.run),
     "stop": (runs.StopOptions, runs.stop),
     "logs": (runs.LogOptions, runs.logs),
+    "watch": (watch.Options, watch.run),
     "outcome": (outcome.Options, outcome.run),
     "prometheus": (prometheus.Options, prometheus.run),
 }

@@ -85,6 +85,10 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "pipeline.benchmark": (*(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.model", *_BASE),),
     "pipeline.report": ("pipeline.metrics", "pipeline.run", SHARD_SET),
+    "pipeline.watch": (
+        *("pipeline.explain", "pipeline.report.marks", "pipeline.report.timeline"),
+        *("pipeline.metrics", "pipeline.run", SHARD_SET),
+    ),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
@@ -95,6 +99,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
             "pipeline.explain",
             "pipeline.report.__main__",
             "pipeline.report.comparison",
+            "pipeline.watch.server",
             "pipeline.train.command",
             "pipeline.metrics",
             "pipeline.run",
@@ -120,6 +125,7 @@ NO_TORCH = (
         "pipeline.explain",
     ),
     *("pipeline.data.order", "pipeline.data.cache", "pipeline.exporter", "pipeline.start_ranks"),
+    "pipeline.watch",
     "launch",
 )
 """Rooms that work without torch: nothing that their import brings with it may import torch."""

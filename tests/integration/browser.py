@@ -35,6 +35,27 @@ _FLAGS = (
 )
 _ANSWER_SECONDS = 60
 
+_LOW_CONTRASTS = """(() => {
+    const parts = color => color.match(/[0-9.]+/g).map(Number);
+    const light = color => parts(color).slice(0, 3).map(part => part / 255).map(
+        part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4
+    ).reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+    const under = element => {
+        const color = element ? getComputedStyle(element).backgroundColor : 'rgb(255, 255, 255)';
+        return parts(color)[3] === 0 ? under(element.parentElement) : color;
+    };
+    const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const text = walker.currentNode.data.trim(), element = walker.currentNode.parentElement;
+        if (!text || !element.checkVisibility() || element.closest('noscript')) continue;
+        const style = getComputedStyle(element);
+        const ink = element instanceof SVGElement ? style.fill : style.color;
+        const [low, high] = [light(ink), light(under(element))].sort((a, b) => a - b);
+        const contrast = (high + 0.05) / (low + 0.05);
+        if (contrast < 4.5) found.push([text, ink, under(element), contrast]);
+    }
+    return found})()"""
+
 
 class Page:
     """One page of a running browser."""
@@ -52,8 +73,8 @@ class Page:
         self._call("Page.enable")
         self._call("Network.enable")
 
-    def open(self, path: Path, *, width: int, height: int, dark: bool = False) -> None:
-        """Load a local page in a window of `width` × `height` CSS pixels."""
+    def open(self, page: Path | str, *, width: int, height: int, dark: bool = False) -> None:
+        """Load a file, or an address, in a window of `width` × `height` CSS pixels."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -63,7 +84,8 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call("Page.navigate", url=url)
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
@@ -72,6 +94,14 @@ class Page:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def low_contrasts(self) -> list[Any]:
+        """Texts whose contrast is below the 4.5 of WCAG AA, each with what it is.
+
+        The background is that of the innermost element that has one, all of one colour.
+        """
+        found: list[Any] = self.evaluate(_LOW_CONTRASTS)
+        return found
 
     def screenshot(self) -> npt.NDArray[np.uint8]:
         """The whole page, uint8 H×W×3."""

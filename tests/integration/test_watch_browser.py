@@ -1,0 +1,130 @@
+"""The live page in a real Chromium, of a run that is killed, resumed and deleted meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.browser import Page, browser_page
+from tests.integration.test_report_browser import PAGE_RGB, num_pixels
+from tests.integration.training import LONG, train, wait_for_step
+from tests.pipeline.fake_run import write_run
+from tests.pipeline.monitoring import free_port, process, wait_for
+
+EVIL = "<img src=x onerror=alert(1)>"
+SAVING = [*LONG, "--checkpoint.every_epochs", 0.5, "--evaluation.every_epochs", 1]
+SAVING += ["--metrics.publish_seconds", 0.5]
+
+WORD = "document.querySelector('#state .state')?.innerText"
+LINK = "document.querySelector('#link').innerText"
+FOUND = "document.querySelector('main').innerText"
+CURVES = "[...document.querySelectorAll('#charts path')].map(path => path.getAttribute('d'))"
+UNNAMED = """[...document.querySelectorAll('svg:not([aria-hidden]), [role=img], [tabindex="0"]')]
+    .filter(image => image.checkVisibility() && !image.getAttribute('aria-label')).length"""
+NARROW = "[document.documentElement.scrollWidth, innerWidth]"
+CURSOR = """(() => { const chart = document.querySelector('#charts svg'); chart.focus();
+    const before = chart.getAttribute('aria-valuetext');
+    chart.dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}));
+    return [before, chart.getAttribute('aria-valuetext'), document.activeElement === chart] })()"""
+FOLLOWED = """(() => { const link = [...document.querySelectorAll('#runs a')].find(
+    a => a.querySelector('strong').innerText === %r); link.focus(); link.click() })()"""
+
+
+@contextlib.contextmanager
+def server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    with process("launch", "watch", root, "--port", port) as child:
+        assert child.stdout is not None
+        assert b"http://127.0.0.1:" in child.stdout.readline()
+        yield child
+
+
+def shows(page: Page, expression: str, wanted: str) -> None:
+    wait_for(lambda: wanted in (page.evaluate(expression) or ""), f"{expression}: {wanted}", 60)
+
+
+def assert_is_readable(page: Page) -> None:
+    scroll_width, width = page.evaluate(NARROW)
+    assert scroll_width <= width
+    assert page.evaluate(UNNAMED) == 0
+    assert page.low_contrasts() == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_run_is_killed_resumed_and_deleted_while_the_page_is_open(
+    shards: Path, tmp_path: Path, width: int
+) -> None:
+    root, port = tmp_path / "root", free_port()
+    run, address = root / "run", f"http://localhost:{port}/"
+    root.mkdir()
+    with browser_page(tmp_path / "profile") as page, server(root, port) as first:
+        page.open(address, width=width, height=900, dark=width == 390)
+        shows(page, FOUND, "no run in the folder yet")
+        with train(2, shards, run, *SAVING) as job:
+            shows(page, WORD, "training")
+            wait_for_step(run, 10)
+            shows(page, FOUND, "val top-1")
+            shows(page, FOUND, "checkpoint")
+            assert_is_readable(page)
+            assert page.evaluate("document.querySelectorAll('#ranks li').length") == 2
+            for rank in job.processes:
+                rank.kill()
+        shows(page, WORD, "killed")
+        first.kill()
+        first.wait()
+        shows(page, LINK, "no answer since")
+        shown = page.evaluate(CURVES)
+        assert all("L" in curve for curve in shown), "what was there stays"
+        with server(root, port):
+            shows(page, LINK, "live")
+            with train(2, shards, run, *SAVING):
+                shows(page, WORD, "training")
+                wait_for_step(run, 16, attempt=2)
+                shows(page, FOUND, "resumed from step")
+                shows(page, "document.querySelector('#goodput').innerText", "2 attempts")
+                assert page.evaluate("document.querySelectorAll('line.mark').length") > 0
+                wait_for(lambda: page.evaluate(CURVES) != shown, "longer curves")
+            shows(page, WORD, "killed")
+            before, after, has_focus = page.evaluate(CURSOR)
+            assert before != after
+            assert after.startswith("epoch 0.1")
+            assert has_focus
+            shutil.rmtree(run)
+            shows(page, FOUND, "no such run" if page.evaluate("location.search") else "no run in")
+        assert {request.split("?")[0].removeprefix(address) for request in page.requests} <= {
+            *("", "page.css", "page.js", "icon.svg", "state.json")
+        }
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_run_is_chosen_and_readable_and_its_names_are_text(tmp_path: Path, dark: bool) -> None:
+    root, port = tmp_path / "root", free_port()
+    write_run(root, ["ant", "bee"])
+    (root / "run").rename(root / EVIL)
+    (root / EVIL / "logs").mkdir()
+    (root / EVIL / "logs" / "a.log").write_text("\x1b[31m<script>alert(2)</script>\n")
+    (root / "broken").mkdir()
+    (root / "broken" / "events.jsonl").write_bytes(b'{"kind": "run", "format_version": 99}\n')
+    (root / "linked").symlink_to("/etc")
+    with server(root, port), browser_page(tmp_path / "profile") as page:
+        page.open(f"http://127.0.0.1:{port}/", width=390, height=900, dark=dark)
+        page.evaluate("window.alert = () => { window.alerted = true }")
+        for name in ("broken", EVIL):
+            shows(page, "document.querySelector('#runs').innerText", name)
+            page.evaluate(FOLLOWED % name)
+            shows(page, "document.querySelector('#name').innerText", name)
+            assert page.evaluate("document.activeElement.innerText").startswith(name)
+            assert_is_readable(page)
+        shows(page, FOUND, "<script>alert(2)</script>")
+        assert page.evaluate("document.querySelectorAll('img, main script').length") == 0
+        assert page.evaluate("window.alerted") is None
+        page.evaluate("history.back()")
+        shows(page, FOUND, "cannot be read")
+        page.evaluate("document.querySelector('#rest').open = true")
+        shows(page, "document.querySelector('#others').innerText", "a link to /etc")
+        screen = page.screenshot()
+    assert num_pixels(screen, PAGE_RGB[dark]) > screen[..., 0].size * 0.1
