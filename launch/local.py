@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,8 +34,8 @@ from pipeline.run.ending import (
     handled_signals,
     signals_to_handle,
 )
-from pipeline.run.event_log import of_training, read_events
-from pipeline.run.events import EndEvent, RunEvent
+from pipeline.run.event_log import of_training, read_events, write_submission
+from pipeline.run.events import EndEvent, RunEvent, SubmittedTo
 from pipeline.run.lock import LOG_VARIABLE
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
@@ -103,6 +104,11 @@ def run(options: Options) -> int:
     with command.run.being_made():
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
+    events = command.run.events
+    if options.node_rank == 0:
+        is_in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+        to: SubmittedTo = "kubernetes" if is_in_pod else "local"
+        write_submission(events, to, socket.gethostname() if is_in_pod else None, begin)
     console.line(f"{counted(num_ranks, 'rank')}; log: {log}")
 
     def torchrun() -> list[str]:
@@ -110,7 +116,6 @@ def run(options: Options) -> int:
         words = (num_ranks, options.max_restarts, "pipeline.train", options.command)
         return torchrun_command(*words, *there)
 
-    events = command.run.events
     code, asked = _run_torchrun(torchrun, log, events, meeting)
     history = read_events(events)
     outcome = outcome_of(history, begin, code, asked)

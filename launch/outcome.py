@@ -56,7 +56,8 @@ def outcome_of(
     that was `asked` to leave by a signal, and left no last word, was still starting, or was not
     given the time to save: its ranks were killed, and one may have reported that it lost another.
     """
-    rows = [row for row in of_training(history) if row.time >= since]
+    history = of_training(history)
+    rows = [row for row in history if row.time >= since]
     begins = [place for place, row in enumerate(rows) if isinstance(row, RunEvent)]
     end = rows[-1] if rows and isinstance(rows[-1], EndEvent) else None
     # Without a `run` row an earlier start of the job has stopped, to make room for this one.

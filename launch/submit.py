@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from launch.slurm import TrainingCommand, render_merge, render_prepare, render_t
 from launch.spec import JobSpec, Preparation, PrepareSpec, Submission, TrainSpec
 from pipeline.doctor.options import DoctorOptions
 from pipeline.metrics.addresses import check_reachable
+from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import write_submission
 from pipeline.train.command import asks_for_help, help_text, parse_command
 
 _TRAIN_LOG = "slurm-%j.log"
@@ -39,7 +43,8 @@ class Job:
     """The folder for its output, which SLURM does not make."""
     is_next: bool = False
     """Whether it waits for the one before it."""
-    is_training: bool = False
+    run: RunDirectory | None = None
+    """That of a training."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,11 +85,15 @@ def submit(jobs: Sequence[Job]) -> None:
     """Submit jobs in order and say their numbers; one that waits does so for the one before it."""
     last = ""
     for job in jobs:
-        job.logs.mkdir(parents=True, exist_ok=True)  # SLURM makes no folders
+        with job.run.being_made() if job.run else contextlib.nullcontext():
+            job.logs.mkdir(parents=True, exist_ok=True)  # SLURM makes no folders
+    for job in jobs:
+        begin = time.time()
         waits = [f"--dependency=afterok:{last}", "--kill-on-invalid-dep=yes"] if job.is_next else []
         last = _sbatch(job, "--parsable", *waits).strip().partition(";")[0]
-        if job.is_training:
+        if job.run:
             (job.logs / _TRAIN_LOG.replace("%j", last)).touch()
+            write_submission(job.run.events, "slurm", last, begin)
         sys.stdout.write(f"{job.title}: job {last}, log in {job.logs}\n")
 
 
@@ -136,7 +145,7 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
         doctor_arguments=words_of(doctor, DoctorOptions),
     )
     script = render_train(spec, training)
-    return [Job(f"train {command.recipe}", script, logs, is_training=True)]
+    return [Job(f"train {command.recipe}", script, logs, run=command.run)]
 
 
 def _check_is_mounted(spec: JobSpec, option: str, path: Path) -> None:

@@ -12,6 +12,7 @@ missing. Both are comments to Prometheus, so node_exporter's textfile collector 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -126,6 +127,19 @@ def read_writer(path: Path) -> Writer:
     if path.name != rank_file_name(writer.rank):
         raise ValueError(f"{path}: was written for rank {writer.rank}")
     return writer
+
+
+def last_heartbeat(directory: Path) -> float | None:
+    """When a rank whose file is in `directory` last published; None if none did, as far as known.
+
+    Only that line is read of each file: there may be hundreds.
+    """
+    found = []
+    for path in directory.glob(PATTERN):
+        with contextlib.suppress(OSError, ValueError):
+            _, _, rest = path.read_bytes().partition(f"\n{HEARTBEAT.name}{{".encode())
+            found.append(float(rest.partition(b"\n")[0].rpartition(b" ")[2]))
+    return max(found, default=None)
 
 
 def read_rank_file(path: Path) -> RankFile:

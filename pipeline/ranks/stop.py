@@ -70,7 +70,7 @@ def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> boo
         if environment.start is not None and environment.start.number > 0:
             is_old = run.stop_request.read_text() == MAKE_ROOM
         else:
-            is_old = run.stop_request.stat().st_mtime < _begin_of_job(environment)
+            is_old = run.stop_request.stat().st_mtime < begin_of_job(environment)
     except FileNotFoundError:
         return False
     if is_old:
@@ -78,12 +78,25 @@ def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> boo
     return is_old
 
 
-def _begin_of_job(environment: LaunchEnvironment) -> float:
+def begin_of_job(environment: LaunchEnvironment) -> float:
     """In Unix seconds: as the job's script says it, else when torchrun or this process started."""
     if JOB_BEGIN in os.environ:
         return float(os.environ[JOB_BEGIN])
-    ticks = process_start_ticks(environment.agent or os.getpid())
-    start_seconds = (ticks or 0) / os.sysconf("SC_CLK_TCK")
+    return _start_of(environment.agent or os.getpid())
+
+
+def begin_of_attempt(environment: LaunchEnvironment) -> float:
+    """In Unix seconds: that of the job, or of this process if torchrun has restarted the ranks."""
+    own = _start_of(os.getpid())
+    return own if environment.attempt else min(begin_of_job(environment) or own, own)
+
+
+def _start_of(pid: int) -> float:
+    """In Unix seconds; 0 if there is no such process."""
+    ticks = process_start_ticks(pid)
+    if ticks is None:
+        return 0.0
+    start_seconds = ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds)
 
 

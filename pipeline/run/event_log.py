@@ -18,7 +18,16 @@ from typing import Any, TypeVar
 from data_prep.shard_set.locks import try_lock, unlock
 from pipeline.run.ending import EndOutcome, FailureCause
 from pipeline.run.event_rows import event_of, row_of
-from pipeline.run.events import EndEvent, EvalEvent, Event, Row, RunEvent, SubmitEvent
+from pipeline.run.events import (
+    EndEvent,
+    EvalEvent,
+    Event,
+    Row,
+    RunEvent,
+    StartEvent,
+    SubmitEvent,
+    SubmittedTo,
+)
 from pipeline.run.format_version import EVENTS_VERSION, check_format_version
 
 E = TypeVar("E", bound=Row)
@@ -80,11 +89,29 @@ def write_last_word(path: Path, step: int, epoch: float, outcome: EndOutcome) ->
     append(path, EndEvent(step=step, epoch=epoch, time=heard, outcome=outcome))
 
 
-def write_failure(path: Path, error: str, cause: FailureCause | None = None) -> None:
-    """Append the `end` row of an attempt that failed before its `run` row. Raises `OSError`."""
+def write_failure(
+    path: Path, error: str, cause: FailureCause | None = None, began: float | None = None
+) -> None:
+    """Append the `end` row of an attempt that has no journal. Raises `OSError`.
+
+    `began` is when it did, if it may have failed before its `start` row.
+    """
     history = of_training(read_events(path))
     step, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0.0)
-    append(path, EndEvent(step=step, epoch=epoch, outcome="failed", error=error, cause=cause))
+    if history and isinstance(history[-1], StartEvent):
+        began = None
+    append(
+        path,
+        EndEvent(step=step, epoch=epoch, outcome="failed", error=error, cause=cause, began=began),
+    )
+
+
+def write_submission(path: Path, to: SubmittedTo, job: str | None, submitted: float) -> None:
+    """Append the `submit` row of a job that `launch` has submitted. A full disk costs the row."""
+    last = last_of_training(path)
+    step, epoch = (0, 0.0) if last is None else (last.step, last.epoch)
+    with contextlib.suppress(OSError):
+        append(path, SubmitEvent(step=step, epoch=epoch, time=submitted, to=to, job=job))
 
 
 def read_events(path: Path) -> list[Event]:

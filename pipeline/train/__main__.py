@@ -90,6 +90,8 @@ def _announce(components: Components) -> None:
         num_train_samples=plan.num_samples,
         num_val_samples=components.val.num_samples,
         shard_set=components.manifest.title,
+        loading_seconds=components.start_clock.seconds["loading"],
+        compiling_seconds=components.start_clock.seconds["compiling"],
     )
     console = components.journal.console
     console.line(f"{components.settings.recipe} → {components.run.path}")

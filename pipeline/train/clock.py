@@ -1,4 +1,4 @@
-"""Where the time of each step goes, without making the device wait."""
+"""Where the time of each step goes, without making the device wait; and that of starting."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from pipeline.run.phase import PHASE_LABELS, Label, Phase
 
 _Stamp = float | torch.cuda.Event
+
+
+class StartClock:
+    """Adds up what this rank does before its first step, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = {"starting": 0.0, "loading": 0.0, "compiling": 0.0}
+        self._begin = time.perf_counter()
+
+    def lap(self, name: Literal["starting", "loading", "compiling"]) -> None:
+        """All since the call before was for this."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._begin
+        self._begin = now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

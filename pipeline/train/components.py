@@ -15,7 +15,7 @@ from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.phase import Phase
 from pipeline.run.settings import Settings
-from pipeline.train.clock import StepClock
+from pipeline.train.clock import StartClock, StepClock
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
 from pipeline.train.start import Start
@@ -26,6 +26,7 @@ class Components:
     """Made by `pipeline.train.prepare`, for one command on one rank."""
 
     start: Start
+    start_clock: StartClock
     settings: Settings
     manifest: Manifest
     plan: BatchPlan

@@ -23,7 +23,7 @@ from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import Mesh, build_mesh, check_layout
-from pipeline.ranks.stop import remove_old_request
+from pipeline.ranks.stop import begin_of_attempt, remove_old_request
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
@@ -34,17 +34,16 @@ from pipeline.run.event_log import read_events, write_failure
 from pipeline.run.lock import lock_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
-from pipeline.train.clock import StepClock
+from pipeline.train.clock import StartClock, StepClock
 from pipeline.train.command import Command
 from pipeline.train.components import Components
 from pipeline.train.due import Eta
 from pipeline.train.initial import load_given
 from pipeline.train.journal import Journal
-from pipeline.train.progress import Progress
 from pipeline.train.provenance import write_settings
 from pipeline.train.publishing import publishing
 from pipeline.train.same_run import check_same_run, kept_precision, num_steps
-from pipeline.train.start import find_start, finish, fork, resume
+from pipeline.train.start import begin, find_start, finish, record_start
 
 
 def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> Components | int:
@@ -111,7 +110,8 @@ def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
         failure = error if isinstance(error, RankFailure) else world.report_failure(error)
         if world.is_main:
             with contextlib.suppress(OSError):
-                write_failure(run.events, str(failure), failure.cause)
+                began = begin_of_attempt(world.environment)
+                write_failure(run.events, str(failure), failure.cause, began)
         if failure is error:
             raise
         raise failure from error
@@ -136,7 +136,7 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
 def _build(
     command: Command, settings: Settings, data: Data, world: World, resources: contextlib.ExitStack
 ) -> Components | int:
-    config, run, manifest = settings.config, command.run, data.manifest
+    config, run, manifest, start_clock = settings.config, command.run, data.manifest, StartClock()
     mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
     with world.fail_together():
         plan = data.plan(mesh.num_replicas)
@@ -147,6 +147,7 @@ def _build(
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
         return finish(run, start.path, world, plan, target_steps)
+    record_start(run, start, plan, world)
     with world.fail_together():
         size, normalizer = data.input_size(), data.normalizer()
         val = data.open_evaluation("val", config.evaluation.views, normalizer)
@@ -157,15 +158,15 @@ def _build(
         begun = load_given(model, config, manifest.class_names, world, mesh)
     settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
     batches = data.open_batches(plan, world, mesh)
+    start_clock.lap("loading")
     registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
     replica = Replica(model, config, world, mesh)
+    start_clock.lap("starting")
     _warm_up(replica, plan, size, world)
-    progress = Progress()
-    if start.path is not None:
-        progress = resume(replica, settings, run, world, start.path)
-    elif start.fork is not None:
-        new = settings, manifest.num_classes, plan, target_steps
-        progress = fork(replica, *new, world, start.fork)
+    start_clock.lap("compiling")
+    new = settings, manifest.num_classes, plan, target_steps
+    progress = begin(start, replica, *new, run, world)
+    start_clock.lap("loading")
     with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
@@ -173,6 +174,7 @@ def _build(
     watched = world, mesh, run, config.distributed
     return Components(
         start=start,
+        start_clock=start_clock,
         settings=settings,
         manifest=manifest,
         plan=plan,

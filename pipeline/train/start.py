@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from pipeline.data.open import BatchPlan
+from pipeline.metrics.rank_file import last_heartbeat
 from pipeline.optim.replica import Replica
+from pipeline.ranks.stop import begin_of_attempt
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.directory import ForkSource, RunDirectory
 from pipeline.run.ending import EndOutcome
-from pipeline.run.event_log import of_type, read_rows, write_last_word
-from pipeline.run.events import RunEvent
+from pipeline.run.event_log import append, of_type, read_rows, write_last_word
+from pipeline.run.events import RunEvent, StartEvent
 from pipeline.run.settings import Settings, read_saved
 from pipeline.train.progress import Progress
 
@@ -77,6 +79,21 @@ def _found(source: ForkSource, run: RunDirectory) -> Path:
     return checkpoint.named(directory, source.checkpoint)
 
 
+def record_start(run: RunDirectory, start: Start, plan: BatchPlan, world: World) -> None:
+    """Write the `start` row on rank 0, before any rank publishes; a full disk costs the row."""
+    if not world.is_main:
+        return
+    step = 0 if start.path is None else checkpoint.step_of(start.path)
+    event = StartEvent(
+        step=step,
+        epoch=step / plan.steps_per_epoch,
+        began=begin_of_attempt(world.environment),
+        heard=last_heartbeat(run.metrics),
+    )
+    with contextlib.suppress(OSError):
+        append(run.events, event)
+
+
 def finish(run: RunDirectory, path: Path, world: World, plan: BatchPlan, target_steps: int) -> int:
     """Do what a kill may have left undone after the last step; returns the steps done."""
     step = checkpoint.step_of(path)
@@ -89,6 +106,24 @@ def finish(run: RunDirectory, path: Path, world: World, plan: BatchPlan, target_
             with contextlib.suppress(OSError):  # a full disk costs the row
                 write_last_word(run.events, step, step / plan.steps_per_epoch, outcome)
     return step
+
+
+def begin(
+    start: Start,
+    replica: Replica,
+    settings: Settings,
+    num_classes: int,
+    plan: BatchPlan,
+    target_steps: int,
+    run: RunDirectory,
+    world: World,
+) -> Progress:
+    """Bring the fresh `replica` to the `start`; see `resume` and `fork`."""
+    if start.path is not None:
+        return resume(replica, settings, run, world, start.path)
+    if start.fork is not None:
+        return fork(replica, settings, num_classes, plan, target_steps, world, start.fork)
+    return Progress()
 
 
 def resume(
