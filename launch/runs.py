@@ -14,11 +14,11 @@ from typing import Annotated
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import Named
 from pipeline.explain import slurm
-from pipeline.explain.explain import explain
+from pipeline.explain.explain import explain, ledger_until
 from pipeline.explain.explanation import Explanation
 from pipeline.metrics.declared import GLOBAL_STEP
 from pipeline.metrics.outcomes import AT_WORK, RunStatus, read_run_status
-from pipeline.run.console import counted
+from pipeline.run.console import counted, duration
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import (
     history_of,
@@ -28,7 +28,11 @@ from pipeline.run.event_log import (
     read_rows,
 )
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, TrainEvent
+from pipeline.run.ledger import SECOND_CLASSES, Ledger
 from pipeline.run.lock import log_at_work
+
+_LEAST_SHARE = 0.0005
+"""Of all time; less would be told as 0.0 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +67,8 @@ def status(options: StatusOptions) -> None:
     run_status = read_run_status(run, socket.gethostname(), now)
     told = explain(run, now, events=rows)
     found = describe(run, history_of(rows), run_status, told)
+    if ledger := ledger_until(now, run_status, told.state, rows):
+        found["time"] = describe_ledger(ledger)
     if job := slurm.last_job(run, rows):
         found["SLURM"] = f"job {job}: {_describe_job(job, run_status)}"
     if faults:
@@ -113,6 +119,17 @@ def describe(
         path = run.checkpoints / Path(saved.path).name  # the run may have been moved or copied
         found["checkpoint"] = f"{path}, {now - saved.time:.0f} s old"
     return found
+
+
+def describe_ledger(ledger: Ledger) -> str:
+    """The share of the time that was steps, and what the rest was."""
+    total = ledger.total_seconds or 1.0
+    shares = {name: seconds / total for name, seconds in ledger.seconds.items()}
+    rest = sorted(shares.keys() - {"steps"}, key=lambda name: -shares[name])
+    attempts = counted(ledger.num_attempts, "attempt")
+    parts = [f"goodput {ledger.goodput:.1%} of {duration(ledger.total_seconds)} in {attempts}"]
+    parts += [f"{SECOND_CLASSES[n]} {shares[n]:.1%}" for n in rest if shares[n] >= _LEAST_SHARE]
+    return ", ".join(parts) + ("" if ledger.is_queue_known else "; time in a queue is not known")
 
 
 def _published_step(run_status: RunStatus) -> int:

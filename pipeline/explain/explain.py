@@ -10,12 +10,12 @@ from pipeline.explain.causes import cause_of, first_cause, why_stopped
 from pipeline.explain.evidence import Evidence
 from pipeline.explain.explanation import ADVICE, Cause, Explanation, State
 from pipeline.explain.troubles import damages, not_learning, troubles
-from pipeline.metrics.outcomes import state_of
+from pipeline.metrics.outcomes import RunStatus, state_of
 from pipeline.run.console import counted, duration
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import of_type, read_rows
+from pipeline.run.event_log import of_type, read_rows, waiting_job
 from pipeline.run.events import Event, RunEvent, SubmitEvent
-from pipeline.run.ledger import ledger_of
+from pipeline.run.ledger import Ledger, ledger_of
 
 
 def explain(
@@ -47,7 +47,7 @@ def explain(
         lost_steps=num_steps,
         lost_seconds=seconds,
         next=_next(seen, state, cause, seen.step - num_steps),
-        details=_details(seen, events, found[1:]) | ({"faults": faults[0]} if faults else {}),
+        details=_details(seen, state, events, found[1:]) | ({"faults": faults[0]} if faults else {}),
         now=now,
     )
 
@@ -61,6 +61,9 @@ def _state(seen: Evidence, events: Sequence[Event]) -> tuple[State, float | None
         heard = seen.rows[-1].time if seen.rows else 0.0
         if job.state in ("CONFIGURING", "RUNNING") and (job.started or 0.0) > heard:
             return "starting", job.started
+    waiting = waiting_job(events) if job is None and status.outcome != "running" else None
+    if waiting is not None:
+        return "queued", waiting.time
     starts = of_type(seen.rows, RunEvent)
     state = state_of(status, starts)
     match state:
@@ -85,8 +88,10 @@ def _causes(seen: Evidence, state: State) -> list[Cause]:
     """What explains the state, the first cause first."""
     match state:
         case "queued":
-            assert seen.job is not None, "SLURM has said so"
-            return [Cause(kind="queue", text=f"job {seen.job.number}: {seen.job.wait}")]
+            wait = "its job was submitted, and SLURM cannot be asked here"
+            if seen.job is not None:
+                wait = f"job {seen.job.number}: {seen.job.wait}"
+            return [Cause(kind="queue", text=wait)]
         case "starting" | "training":
             return troubles(seen)
         case "completed":
@@ -120,7 +125,16 @@ def _next(seen: Evidence, state: State, cause: Cause | None, saved: int) -> str:
             assert_never(state)
 
 
-def _details(seen: Evidence, events: Sequence[Event], others: Sequence[Cause]) -> dict[str, str]:
+def ledger_until(now: float, status: RunStatus, state: State, events: Sequence[Event]) -> Ledger | None:
+    """The ledger, up to now if the run is at work or queued; `events` are all rows."""
+    is_at_work = status.outcome == "running"
+    until = now if is_at_work or state == "queued" else None
+    return ledger_of(events, until, is_at_work=is_at_work)
+
+
+def _details(
+    seen: Evidence, state: State, events: Sequence[Event], others: Sequence[Cause]
+) -> dict[str, str]:
     """What else may be of interest, by its name."""
     found = {}
     if others:
@@ -129,7 +143,7 @@ def _details(seen: Evidence, events: Sequence[Event], others: Sequence[Cause]) -
     if starts:
         target = starts[-1].target_steps
         found["step"] = f"{seen.step:,} of {target:,}, in attempt {len(starts)}"
-    ledger = ledger_of(events, seen.now)
+    ledger = ledger_until(seen.now, seen.status, state, events)
     if ledger is not None:
         found["so far"] = (
             f"{duration(ledger.total_seconds)}, {ledger.goodput:.0%} of it in steps; work lost: "

@@ -13,6 +13,7 @@ from data_prep.shard_set.metric import Kind, Metric, Origin, Summed
 from pipeline.config.data import READERS
 from pipeline.run.ending import RUN_OUTCOMES
 from pipeline.run.events import CheckpointReason
+from pipeline.run.ledger import SECOND_CLASSES
 from pipeline.run.phase import PHASE_LABELS, Phase
 
 _CHECKPOINTS = get_args(CheckpointReason)
@@ -381,6 +382,36 @@ RUN_OUTCOME = _exporter(
     "max over servers",
     outcome=RUN_OUTCOMES,
 )
+RUN_SECONDS = _exporter(
+    "counter",
+    "run_seconds_total",
+    "Each second since the run was submitted, in one class; all attempts count. A resume takes "
+    "seconds away from others and gives them to `lost`: use totals, not rates",
+    "where the hours went",
+    "max over servers",
+    **{"class": tuple(SECOND_CLASSES)},
+)
+GOODPUT = _exporter(
+    "gauge",
+    "goodput_ratio",
+    "The share of these seconds that went to steps which stay done",
+    "what waiting, restarts and lost work cost",
+    "max over servers",
+)
+RUN_ATTEMPTS = _exporter(
+    "counter",
+    "run_attempts_total",
+    "Process groups that the run has had",
+    "restarts that come too often",
+    "max over servers",
+)
+RUN_PREEMPTIONS = _exporter(
+    "counter",
+    "run_preemptions_total",
+    "Times the run was asked to stop, and not by a person",
+    "a queue that preempts too often",
+    "max over servers",
+)
 EXPORTER_INFO = _exporter(
     "info",
     "exporter_info",
@@ -418,6 +449,8 @@ RANK_METRICS = tuple(metric for metric in METRICS if metric.origin == "rank")
 JOB_METRICS = tuple(metric for metric in METRICS if metric.origin == "job")
 EXPORTER_METRICS = tuple(metric for metric in METRICS if metric.origin == "exporter")
 
-ROOT_METRICS = (RUN_OUTCOME, RANK_OUTCOME, DISK_FREE, DISK_SIZE)
+LEDGER_METRICS = (RUN_SECONDS, GOODPUT, RUN_ATTEMPTS, RUN_PREEMPTIONS)
+
+ROOT_METRICS = (RUN_OUTCOME, RANK_OUTCOME, DISK_FREE, DISK_SIZE, *LEDGER_METRICS)
 """What `launch prometheus` serves for all runs of a root, with the label `run` and, for ranks,
 `node`."""

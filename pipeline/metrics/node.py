@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from data_prep.shard_set.families import collected
 from pipeline.metrics.declared import DAMAGED_FILES, RANK_UP
+from pipeline.metrics.ledgers import LedgerFamilies, RunLedger
 from pipeline.metrics.outcomes import OutcomeFamilies, read_run_status
 from pipeline.metrics.rank_file import PATTERN, Writer, read_writer
 from pipeline.run.directory import RunDirectory
@@ -27,11 +28,12 @@ class NodeCollector(Collector):
     def __init__(self, run: RunDirectory, host: str) -> None:
         self._run = run
         self._host = host
+        self._ledger = RunLedger(run)
         self._num_damaged = 0
         self._lock = threading.Lock()
 
     def collect(self) -> list[Metric]:
-        now, outcomes = time.time(), OutcomeFamilies()
+        now, outcomes, ledgers = time.time(), OutcomeFamilies(), LedgerFamilies()
         is_up, damaged = collected(RANK_UP), collected(DAMAGED_FILES)
         run_status = read_run_status(self._run, self._host, now)
         own = [rank for rank in run_status.ranks if rank.writer.host == self._host]
@@ -40,10 +42,12 @@ class NodeCollector(Collector):
             outcomes.add_rank(rank, rank.outcome(self._host, now))
             if rank.writer.rank == 0:
                 outcomes.add_run(self._run, run_status.outcome)
+                ledgers.add(self._ledger.at(now, run_status.outcome))
         with self._lock:  # scrapes come in threads
             self._num_damaged += run_status.num_damaged
             damaged.add_sample(DAMAGED_FILES.name, {}, self._num_damaged)
-        return [*merge(rank.families for rank in own), is_up, damaged, *outcomes.all]
+        ranks = merge(rank.families for rank in own)
+        return [*ranks, is_up, damaged, *outcomes.all, *ledgers.all]
 
     def has_running_ranks(self) -> bool:
         """Whether a rank on this host is alive."""

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from data_prep.shard_set.families import collected
 from data_prep.shard_set.files import as_text
 from pipeline.metrics.declared import DISK_FREE, DISK_SIZE, RANK_OUTCOME, RUN_OUTCOME
+from pipeline.metrics.ledgers import LedgerFamilies, RunLedger
 from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RUN_OUTCOMES, EndOutcome, RunOutcome
@@ -33,7 +34,7 @@ from pipeline.run.event_log import last_of_training
 from pipeline.run.events import EndEvent, RunEvent
 from pipeline.run.lock import is_locked
 
-RunState = Literal["has not started", "starting", "training", EndOutcome, "was killed"]
+RunState = Literal["has not started", "is queued", "starting", "training", EndOutcome, "was killed"]
 """The same in words, such that they follow 'it', with two for a run that is running."""
 
 AT_WORK: tuple[RunState, RunState] = ("starting", "training")
@@ -127,9 +128,11 @@ class RootOutcomes(Collector):
     def __init__(self, root: Path, host: str) -> None:
         self._root = root
         self._host = host
+        self._ledgers: dict[Path, RunLedger] = {}
 
     def collect(self) -> list[Metric]:
-        now, families = time.time(), OutcomeFamilies()
+        now, families, ledgers = time.time(), OutcomeFamilies(), LedgerFamilies()
+        shown = {}
         for run in map(RunDirectory, sorted(self._root.iterdir())):
             run_status = None
             with contextlib.suppress(OSError):  # else it would hide the others
@@ -140,10 +143,13 @@ class RootOutcomes(Collector):
             if now - (run_status.ended or now) > KEPT_SECONDS:
                 continue
             families.add_run(run, run_status.outcome, run=run.name)
+            shown[run.path] = ledger = self._ledgers.get(run.path) or RunLedger(run)
+            ledgers.add(ledger.at(now, run_status.outcome), run=run.name)
             for rank in run_status.ranks:
                 outcome = rank.outcome(self._host, now)
                 families.add_rank(rank, outcome, run=run.name, node=rank.writer.host)
-        return families.all
+        self._ledgers = shown  # others are read anew, should they be shown again
+        return [*families.all, *ledgers.all]
 
 
 def _may_be_shown(run: RunDirectory, now: float) -> bool:

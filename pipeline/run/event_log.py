@@ -157,6 +157,12 @@ def of_training(events: Sequence[Event]) -> list[Event]:
     ]
 
 
+def waiting_job(events: Sequence[Event]) -> SubmitEvent | None:
+    """What was submitted to a queue last, unless a process group has written a row since."""
+    *_, last = (None, *(row for row in events if not isinstance(row, EvalEvent)))
+    return last if isinstance(last, SubmitEvent) and last.to == "slurm" else None
+
+
 def own_evaluations(events: Sequence[Event]) -> list[EvalEvent]:
     """Evaluations of `val` of the shard set that the run trains on, oldest first.
 

@@ -35,16 +35,16 @@ SecondClass = Literal[
 ]  # fmt: skip
 
 SECOND_CLASSES: Mapping[SecondClass, str] = {
-    "queued": "waiting in the queue of a cluster",
+    "queued": "waiting in a queue",
     "starting": "starting processes",
-    "loading": "reading checkpoint, index and cache",
+    "loading": "loading checkpoint and data",
     "compiling": "compiling",
     "steps": "steps of training",
     "data_wait": "waiting for data",
     "rank_wait": "waiting for other ranks",
     "evaluation": "evaluation",
     "saving": "saving checkpoints",
-    "lost": "lost work, done again after a kill",
+    "lost": "lost work",
     "down": "down between attempts",
     "stopping": "stopping",
 }
@@ -106,11 +106,6 @@ class LedgerBuilder:
         self._is_queue_known = False
         self._num_attempts = self._num_preemptions = self._num_lost_steps = 0
 
-    @property
-    def is_queued(self) -> bool:
-        """Whether a job was submitted to a queue, and no process group is there, or came since."""
-        return self._state is None and any(row.to == "slurm" for row in self._submits)
-
     def add(self, row: Event) -> None:
         """Take the next row."""
         if isinstance(row, EvalEvent) and row.by == "evaluate":
@@ -145,16 +140,16 @@ class LedgerBuilder:
             case _:
                 assert_never(row)
 
-    def ledger(self, now: float | None = None) -> Ledger | None:
+    def ledger(self, now: float | None = None, *, is_at_work: bool = True) -> Ledger | None:
         """The ledger up to the newest row; None without rows.
 
-        It goes on to `now`, in Unix seconds, which is to be given if the run is at work or
-        `is_queued`: nobody knows from rows alone that a process group was killed.
+        It goes on to `now`, in Unix seconds, if the run is at work, or is waiting in a queue: rows
+        alone do not say that a process group was killed.
         """
         if math.isnan(self._begin):
             return None
         seconds, end = dict(self._seconds), self._cursor
-        for until, name in () if now is None else self._tail(now):
+        for until, name in () if now is None else self._tail(now, is_at_work):
             seconds[name] += max(0.0, until - end)
             end = max(end, until)
         return Ledger(
@@ -168,11 +163,12 @@ class LedgerBuilder:
             num_lost_steps=self._num_lost_steps,
         )
 
-    def _tail(self, now: float) -> list[tuple[float, SecondClass]]:
+    def _tail(self, now: float, is_at_work: bool) -> list[tuple[float, SecondClass]]:
         """What is since the newest row."""
-        if self._state is not None:
+        if is_at_work and self._state is not None:
             return [(now, self._state)]
-        return self._waiting(now) if self._submits else []
+        may_begin = any(is_at_work or row.to == "slurm" for row in self._submits)
+        return self._waiting(now) if may_begin else []
 
     def _settle(self, until: float, name: SecondClass) -> None:
         """The seconds up to `until` that have no class yet are of this one."""
@@ -266,12 +262,14 @@ class LedgerBuilder:
         self._state = None
 
 
-def ledger_of(rows: Iterable[Event], now: float | None = None) -> Ledger | None:
+def ledger_of(
+    rows: Iterable[Event], now: float | None = None, *, is_at_work: bool = True
+) -> Ledger | None:
     """Of all rows of a run, void attempts included; see `LedgerBuilder.ledger`."""
     builder = LedgerBuilder()
     for row in rows:
         builder.add(row)
-    return builder.ledger(now)
+    return builder.ledger(now, is_at_work=is_at_work)
 
 
 def _wasted(state: _State) -> SecondClass:

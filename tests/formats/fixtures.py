@@ -250,7 +250,8 @@ def words_of(run: Path, num_rows: int, folder: Path) -> dict[str, Any]:
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "events.jsonl").write_bytes(b"".join(lines[:num_rows]))
     text = _launch("status", folder).replace(str(folder), "/tmp/alexnet-2012-formats/run")
-    lines_then = (line for line in text.splitlines() if not line.startswith("explain "))
+    newer = ("explain ", "time ")
+    lines_then = (line for line in text.splitlines() if not line.startswith(newer))
     status = [re.sub("on 1 rank$", "on 1 ranks", _ageless(line)) for line in lines_then]
     return {"status": status, "outcome": _launch("outcome", folder).strip()}
 

@@ -30,7 +30,8 @@ from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.metrics.tables import ALL_METRICS, with_tables
 from pipeline.run.directory import RunDirectory
-from pipeline.run.events import CheckpointEvent, CheckpointReason, TrainEvent
+from pipeline.run.event_log import append
+from pipeline.run.events import CheckpointEvent, CheckpointReason, SubmitEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
 from tests.machine import small_disk
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
@@ -266,6 +267,7 @@ def test_what_is_published_is_what_is_declared(tmp_path: Path) -> None:
     registry.register(GpuCollector(UUID, rank=0, local_rank=0, library=nvml(tmp_path)))
     run, host = RunDirectory(tmp_path), os.uname().nodename
     Publisher(run.metrics, registry, rank=0, local_rank=0, interval_seconds=2).close()
+    append(run.events, SubmitEvent(step=0, epoch=0, to="local", job=None))
     identity = Identity(run="run", run_dir=str(tmp_path), node="node")
     published: dict[str, tuple[str, str]] = {}
     values: dict[tuple[str, str], set[str]] = {}

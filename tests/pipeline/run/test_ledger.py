@@ -260,9 +260,9 @@ def any_rows(draw: st.DrawFn) -> list[Event]:
     return rows
 
 
-@given(any_rows(), st.none() | st.floats(-300, 3000))
+@given(any_rows(), st.none() | st.floats(-300, 3000), st.booleans())
 def test_whatever_the_rows_are_the_classes_sum_to_wall_clock(
-    rows: list[Event], later: float | None
+    rows: list[Event], later: float | None, is_at_work: bool
 ) -> None:
     now = None if later is None else BEGIN + later
     builder = LedgerBuilder()
@@ -270,7 +270,7 @@ def test_whatever_the_rows_are_the_classes_sum_to_wall_clock(
     for row in rows:
         builder.add(row)
         for until in (None, now):
-            found = builder.ledger(until)
+            found = builder.ledger(until, is_at_work=is_at_work)
             if found is None:
                 continue
             assert min(found.seconds.values()) >= 0
@@ -342,10 +342,8 @@ def test_what_is_not_over_grows_with_the_time() -> None:
         return spent(found)
 
     builder.add(SUBMITTED)
-    assert builder.is_queued
     assert until(50) == {"queued": 50}
     builder.add(STARTED)
-    assert not builder.is_queued
     assert until(120) == {"queued": 100, "starting": 20}
     builder.add(RAN)
     begin = {"queued": 100, "starting": 13, "loading": 15, "compiling": 2}
@@ -361,6 +359,26 @@ def test_what_is_not_over_grows_with_the_time() -> None:
     assert (found.end, spent(found)) == (BEGIN + 160, begin | {"steps": 6, "stopping": 20})
     assert (found.num_attempts, found.num_preemptions) == (1, 1)
     assert found.goodput == 6 / 160
+
+
+def test_nobody_starts_or_trains_until_now_if_nobody_is_at_work() -> None:
+    """But a job may wait in a queue, whether or not the one before was killed."""
+    local = at(0, "submit", to="local", job=None)
+    assert spent(ledger([local], BEGIN + 50.0)) == {"starting": 50}
+    trained_once = [STARTED, RAN, trained(140, 5, h2d=10)]
+    queued_again = at(150, "submit", 5, to="slurm", job="8")
+    for rows, expected in (
+        ([local], {}),
+        ([SUBMITTED], {"queued": 900}),
+        ([SUBMITTED, *trained_once], {"queued": 100}),
+        ([*trained_once, queued_again], {"down": 10, "queued": 750}),
+        ([*trained_once, at(140, "end", outcome="stopped"), local], {}),
+    ):
+        found = ledger_of(rows, BEGIN + 900.0, is_at_work=False)
+        assert found is not None
+        waits = {name: s for name, s in spent(found).items() if name in ("queued", "down")}
+        assert waits == expected
+        assert sum(found.seconds.values()) == pytest.approx(found.total_seconds)
 
 
 def test_a_job_that_was_refused_starts_nothing() -> None:
