@@ -125,7 +125,7 @@ def describe_ledger(ledger: Ledger) -> str:
     """The share of the time that was steps, and what the rest was."""
     total = ledger.total_seconds or 1.0
     shares = {name: seconds / total for name, seconds in ledger.seconds.items()}
-    rest = sorted(shares.keys() - {"steps"}, key=lambda name: -shares[name])
+    rest = sorted((n for n in SECOND_CLASSES if n != "steps"), key=lambda name: -shares[name])
     attempts = counted(ledger.num_attempts, "attempt")
     parts = [f"goodput {ledger.goodput:.1%} of {duration(ledger.total_seconds)} in {attempts}"]
     parts += [f"{SECOND_CLASSES[n]} {shares[n]:.1%}" for n in rest if shares[n] >= _LEAST_SHARE]

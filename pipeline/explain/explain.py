@@ -47,7 +47,8 @@ def explain(
         lost_steps=num_steps,
         lost_seconds=seconds,
         next=_next(seen, state, cause, seen.step - num_steps),
-        details=_details(seen, state, events, found[1:]) | ({"faults": faults[0]} if faults else {}),
+        details=_details(seen, state, events, found[1:])
+        | ({"faults": faults[0]} if faults else {}),
         now=now,
     )
 
@@ -125,7 +126,9 @@ def _next(seen: Evidence, state: State, cause: Cause | None, saved: int) -> str:
             assert_never(state)
 
 
-def ledger_until(now: float, status: RunStatus, state: State, events: Sequence[Event]) -> Ledger | None:
+def ledger_until(
+    now: float, status: RunStatus, state: State, events: Sequence[Event]
+) -> Ledger | None:
     """The ledger, up to now if the run is at work or queued; `events` are all rows."""
     is_at_work = status.outcome == "running"
     until = now if is_at_work or state == "queued" else None

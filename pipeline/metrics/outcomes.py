@@ -34,7 +34,7 @@ from pipeline.run.event_log import last_of_training
 from pipeline.run.events import EndEvent, RunEvent
 from pipeline.run.lock import is_locked
 
-RunState = Literal["has not started", "is queued", "starting", "training", EndOutcome, "was killed"]
+RunState = Literal["has not started", "starting", "training", EndOutcome, "was killed"]
 """The same in words, such that they follow 'it', with two for a run that is running."""
 
 AT_WORK: tuple[RunState, RunState] = ("starting", "training")

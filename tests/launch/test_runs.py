@@ -12,7 +12,15 @@ from launch.__main__ import main
 from pipeline.metrics.declared import HEARTBEAT
 from pipeline.metrics.rank_file import Writer, render_rank_file
 from pipeline.run.directory import RunDirectory
-from tests.pipeline.fake_run import RunHistory, checkpoint_fields, start_fields, train_fields
+from pipeline.run.event_log import append
+from pipeline.run.events import Event
+from tests.pipeline.fake_run import (
+    RunHistory,
+    checkpoint_fields,
+    event,
+    start_fields,
+    train_fields,
+)
 from tests.pipeline.monitoring import finish, rank_process, wait_for
 
 
@@ -70,6 +78,28 @@ def test_status_is_of_this_copy_of_the_run_and_names_what_is_wrong(
     page = f"# TYPE {HEARTBEAT.name} gauge\n{HEARTBEAT.name} 1e12\n".encode()
     (run.metrics / "rank-00001.prom").write_bytes(render_rank_file(writer, page))
     assert f"state        failed: rank 1 on {writer.host} was killed\n" in status()
+
+
+def test_status_tells_where_the_time_went(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = {"forward_backward": 40.0, "data_wait": 10.0}
+    interval = train_fields(10) | {"phase_seconds": phases}
+    stopped = event("end", 10, 1_160, outcome="stopped")
+    rows: list[Event] = [
+        event("run", 0, 1_000, **start_fields()),
+        event("train", 10, 1_050, **interval),
+        event("run", 0, 1_100, **start_fields()),
+        event("train", 10, 1_150, **interval),
+    ]
+    for row in (*rows, stopped):
+        append(run.events, row)
+    assert main(["status", str(run.path)]) == 0
+    assert re.findall(r"^time +(.*)$", capsys.readouterr().out, re.MULTILINE) == [
+        "goodput 25.0% of 2 min 40 s in 2 attempts, lost work 31.2%, "
+        "down between attempts 31.2%, waiting for data 6.2%, stopping 6.2%; "
+        "time in a queue is not known"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from launch.__main__ import main
 from pipeline.config.data import LOCATION
 from pipeline.config.schema import FIELDS
+from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import append, read_rows, write_submission
+from pipeline.run.events import SubmitEvent
+from tests.pipeline.fake_run import event, start_fields
 
 CPU = ("--gpus-per-node", 0, "--ranks-per-node", 2)
 
@@ -211,3 +216,52 @@ def test_a_job_that_submits_another_does_not_pass_its_own_restarts_on(
     command = ("cifar10", "--run-dir", tmp_path / "run", "--data.shards", "s")
     assert slurm("train", *CPU, *command) == 0
     assert (tmp_path / "counts").read_text().split() == ["none", "none"]
+
+
+def test_a_training_that_waits_is_said_to_be_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its events alone; also after an attempt, until the next one begins."""
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    run = RunDirectory(tmp_path / "run")
+    begin = time.time()
+    assert slurm("train", *CPU, "cifar10", "--run-dir", run.path, "--data.shards", "s") == 0
+    (row,) = read_rows(run.events)
+    assert isinstance(row, SubmitEvent)
+    assert (row.to, row.job, row.step) == ("slurm", "7", 0)
+    assert begin <= row.time <= time.time()
+
+    def status() -> dict[str, str]:
+        capsys.readouterr()
+        assert main(["status", str(run.path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return {line[:12].strip(): line[13:] for line in lines}
+
+    assert status()["state"] == "queued"
+    assert status()["time"].endswith(" in 0 attempts, waiting in a queue 100.0%")
+    append(run.events, event("run", 0, time.time(), **start_fields()))
+    assert status()["state"] != "queued"
+    append(run.events, event("end", 5, time.time(), outcome="stopped"))
+    assert status()["state"] == "stopped"
+    write_submission(run.events, "slurm", "8", time.time())
+    assert status()["state"] == "queued"
+    assert list(read_rows(run.events))[-1].step == 5
+
+
+def test_nothing_is_submitted_for_a_folder_of_other_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its events would make it look like a run's."""
+    script = '#!/bin/bash\n[ "$1" = --test-only ] || touch "$0.called"; echo 7\n'
+    (tmp_path / "sbatch").write_text(script)
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter-1.txt").touch()
+    command = ("cifar10", "--run-dir", tmp_path / "thesis", "--data.shards", "s")
+    assert slurm("train", *CPU, *command) == 1
+    assert "is no run directory, and holds chapter-1.txt" in capsys.readouterr().err
+    assert not (tmp_path / "sbatch.called").exists()
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter-1.txt"]

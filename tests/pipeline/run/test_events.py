@@ -399,8 +399,17 @@ def test_an_early_failure_is_where_training_was(path: Path) -> None:
     log = EventLog(path)
     log.write(event("eval", 10, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"}))
     log.close()
-    write_failure(path, "no room")
+    write_failure(path, "no room", began=5.0)
     assert history(path)[-2:] == [("eval", 10), ("end", 20)]
+    assert of_type(read_rows(path), EndEvent)[-1].began == 5
+
+
+def test_a_failure_after_the_start_row_began_with_it(path: Path) -> None:
+    log = EventLog(path)
+    log.write(event("start", 0, 10.0, began=5.0, heard=None))
+    log.close()
+    write_failure(path, "no room", began=5.0)
+    assert of_type(read_rows(path), EndEvent)[-1].began is None
 
 
 def texts_of(of: type[Row]) -> dict[str, str]:
