@@ -108,8 +108,7 @@ class RunView:
         """All that the page shows of the run."""
         with self._lock:
             history, status = self._history, self._status
-            goes_on = status.outcome == "running" or history.ledger.is_queued
-            ledger = history.ledger.ledger(now if goes_on else None)
+            ledger = history.ledger.ledger(now, is_at_work=status.outcome == "running")
             log, explanation = self._log(), self._explanation(now)
             return {
                 **self.summary,

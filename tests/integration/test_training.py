@@ -51,8 +51,9 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
     for row in events:
         assert row["epoch"] == pytest.approx(row["step"] / STEPS_PER_EPOCH, abs=1e-6)
     assert [row["kind"] for row in events if row["kind"] not in ("train", "checkpoint")] == [
-        *("run", "eval", "eval", "eval", "end")
+        *("start", "run", "eval", "eval", "eval", "end")
     ]
+    (begun,) = rows(run, "run")
     target = 3 * STEPS_PER_EPOCH
     assert [row["step"] for row in rows(run, "train")] == list(range(1, target + 1))
     assert all(set(row["phase_seconds"]) == set(PHASE_LABELS) for row in rows(run, "train"))
@@ -66,10 +67,10 @@ def test_a_whole_run_says_what_it_does(shards: Path, tmp_path: Path) -> None:
             1,
             True,
         )
-        assert row["shard_set"] == events[0]["shard_set"] == "generated shapes"
+        assert row["shard_set"] == begun["shard_set"] == "generated shapes"
         assert row["manifest_sha256"] == manifest_sha256(shards)
     assert events[-1]["outcome"] == "completed"
-    assert events[0]["target_steps"] == target
+    assert begun["target_steps"] == target
 
     console, other_console = job.outputs
     assert "\r" not in console
