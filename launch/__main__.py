@@ -21,6 +21,7 @@ from launch import (
     runs,
     submit,
 )
+from pipeline.follow import command as follow
 from pipeline.run.ending import ExitCode
 from pipeline.watch import server as watch
 
@@ -34,6 +35,7 @@ _COMMANDS: Mapping[str, Command] = {
     "stop": (runs.StopOptions, runs.stop),
     "logs": (runs.LogOptions, runs.logs),
     "watch": (watch.Options, watch.run),
+    "follow": (follow.Options, follow.run),
     "outcome": (outcome.Options, outcome.run),
     "prometheus": (prometheus.Options, prometheus.run),
 }

@@ -89,6 +89,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.explain", "pipeline.report.marks", "pipeline.report.timeline"),
         *("pipeline.metrics", "pipeline.run", SHARD_SET),
     ),
+    "pipeline.follow": ("pipeline.run", SHARD_SET),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
@@ -97,6 +98,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
             "data_prep.__main__",
             "pipeline.doctor.options",
             "pipeline.explain",
+            "pipeline.follow",
             "pipeline.report.__main__",
             "pipeline.report.comparison",
             "pipeline.watch.server",
@@ -126,6 +128,7 @@ NO_TORCH = (
     ),
     *("pipeline.data.order", "pipeline.data.cache", "pipeline.exporter", "pipeline.start_ranks"),
     "pipeline.watch",
+    "pipeline.follow",
     "launch",
 )
 """Rooms that work without torch: nothing that their import brings with it may import torch."""
@@ -195,7 +198,16 @@ def run_python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-_OF_EXTRAS = ("ffcv", "jinja2", "llvmlite", "matplotlib", "numba", "triton")
+_OF_EXTRAS = (
+    "ffcv",
+    "jinja2",
+    "llvmlite",
+    "matplotlib",
+    "mlflow",
+    "numba",
+    "tensorboard",
+    "triton",
+)
 
 
 def importable(package: str) -> list[str]:

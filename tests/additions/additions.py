@@ -285,6 +285,19 @@ def add_statistic(scratch: Scratch) -> None:
     )
 
 
+def add_follower(scratch: Scratch) -> None:
+    """`csv`: the numbers as a table, RUN/numbers.csv."""
+    scratch.add_name("pipeline/follow/destination.py", "DestinationName", "csv")
+    scratch.insert(
+        "pipeline/follow/command.py",
+        "return functools.partial(MlflowRun,",
+        '        case "csv":\n'
+        "            from pipeline.follow.csv_table import CsvTable\n\n"
+        '            return functools.partial(CsvTable, run.path / "numbers.csv")\n',
+    )
+    scratch.add_module("pipeline/follow/csv_table.py")
+
+
 ADDITIONS: Mapping[str, Callable[[Scratch], None]] = {
     "a network": add_network,
     "a recipe": add_recipe,
@@ -297,6 +310,7 @@ ADDITIONS: Mapping[str, Callable[[Scratch], None]] = {
     "a SLURM option": add_slurm_option,
     "a Kubernetes option": add_kubernetes_option,
     "a field in the checkpoint": add_checkpoint_field,
+    "a follower": add_follower,
     "an exit code": add_exit_code,
     "a statistic": add_statistic,
 }

@@ -36,6 +36,7 @@ NAMES = {
     "an optimizer": ("pipeline/config/optim.py", "OptimizerName"),
     "a reader": ("pipeline/config/data.py", "ReaderName"),
     "an encoding": ("data_prep/shard_set/manifest.py", "Encoding"),
+    "a follower": ("pipeline/follow/destination.py", "DestinationName"),
     "an exit code": ("pipeline/run/ending.py", "JobOutcome"),
 }
 """What is added by a name, and where the names are declared."""
@@ -190,6 +191,13 @@ def test_a_kubernetes_option_is_in_the_help_and_in_the_job(scratch: Scratch) -> 
     training = ("cifar10", "--data.shards", "/data/shards", "--run-dir", "/data/run")
     job = scratch.python(*command, *options, *training)
     assert '\n      priorityClassName: "low"\n' in job
+
+
+@pytest.mark.slow
+def test_a_follower_shows_a_run(scratch: Scratch, tmp_path: Path) -> None:
+    run = unpack_run(OLD, tmp_path)
+    scratch.python("-m", "launch", "follow", run, "--to", "csv", "--once")
+    assert "\ntrain/loss,4," in (run / "numbers.csv").read_text()
 
 
 @pytest.mark.slow

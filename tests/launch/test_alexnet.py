@@ -80,7 +80,9 @@ def test_every_package_is_pinned_by_name_and_version_alone() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if not line.startswith("#")
     ]
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+(post[0-9]+)?( ; [^/]+)?", line) for line in lines)
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+==[0-9.]+(b[0-9]+|post[0-9]+)?( ; [^/]+)?", line) for line in lines
+    )
     extras = set(
         tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     )

@@ -1,0 +1,1 @@
+"""Shows a run in other programs: TensorBoard and MLflow. Only reads the run's files."""
