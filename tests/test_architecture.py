@@ -84,7 +84,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.optim", "pipeline.ranks", "pipeline.metrics", "pipeline.run", *_BASE),
     ),
     "pipeline.benchmark": (*(_DOOR, "pipeline.optim", "pipeline.ranks", "pipeline.model", *_BASE),),
-    "pipeline.report": ("pipeline.metrics", "pipeline.run", SHARD_SET),
+    "pipeline.report": ("pipeline.trained", "pipeline.metrics", "pipeline.run", SHARD_SET),
     "pipeline.watch": (
         *("pipeline.explain", "pipeline.report.marks", "pipeline.report.timeline"),
         *("pipeline.metrics", "pipeline.run", SHARD_SET),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from data_prep.shard_set.fields import within
 from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
 from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
@@ -29,8 +30,10 @@ def require_extra() -> None:
         )
 
 
-def write_report(runs: Sequence[RunDirectory], output: Path) -> None:
+def write_report(runs: Sequence[RunDirectory], output: Path, num_neighbours: int = 0) -> None:
     """Write the report of a run, or the comparison of several, to `output`, whole or not at all.
+
+    That of a run searches for the nearest of `num_neighbours` training images.
 
     Raises `ValueError` if what is given is no run directory or its files are damaged, `OSError` if
     the page cannot be written, `ModuleNotFoundError` if the extra `report` is not installed.
@@ -38,7 +41,10 @@ def write_report(runs: Sequence[RunDirectory], output: Path) -> None:
     require_extra()
     from pipeline.report import comparison_page, page  # here, because they need the extra
 
-    text = page.render(*runs) if len(runs) == 1 else comparison_page.render_comparison(runs)
+    if len(runs) == 1:
+        text = page.render(runs[0], num_neighbours)
+    else:
+        text = comparison_page.render_comparison(runs)
     if not output.parent.is_dir():
         raise NotADirectoryError(f"{output.parent} is not a directory: give another --output")
     if output.exists() and not output.is_file():  # a rename would replace even a device
@@ -55,6 +61,10 @@ class Options:
     output: Annotated[Path | None, Named("--output", "FILE")] = None
     """The page to write; if not given, RUN/report.html, or comparison.html beside the first of
     several runs."""
+    neighbours: Annotated[int, within(0, 50_000)] = 0
+    """Training images among which the report of one run looks for those that are nearest to some
+    validation images in the last hidden layer's space, at most 50,000; it takes minutes, and RUN
+    keeps what is found. 0: show what it has kept."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if output is None:
             beside = runs[0].path.absolute().parent / "comparison.html"
             output = runs[0].report if len(runs) == 1 else beside
-        write_report(runs, output)
+        write_report(runs, output, options.neighbours)
     except (ImportError, OSError, ValueError) as error:
         other = ""
         if isinstance(error, OSError) and error.filename == str(output):

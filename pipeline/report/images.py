@@ -14,12 +14,14 @@ from PIL import Image
 
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.manifest import ShardSetError
-from pipeline.report.inputs import SPLIT, Missing, ShardSet
+from pipeline.report.inputs import Missing, ShardSet
 from pipeline.report.predictions import Counts, row_shares
 from pipeline.run.directory import RunDirectory
 
-_MAX_PIXELS = 192
+MAX_PIXELS = 192
 """Longer side of an embedded image; the page shows no more."""
+MAX_NEAR_PIXELS = 128
+"""Of one of those that are nearest to another one."""
 
 _MAX_EXACT_PIXELS = 64
 """Up to this longer side an image is embedded without loss."""
@@ -37,9 +39,9 @@ _ZOOM, _GAP = 4, 4
 
 
 def sample_uris(
-    shard_set: ShardSet | Missing, samples: Iterable[int]
+    shard_set: ShardSet | Missing, samples: Iterable[int], max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[int, str], str | None]:
-    """The images of samples of the shown split, and why some are missing, or None.
+    """The images of samples of the split, and why some are missing, or None.
 
     After a fault nothing more is read: a file system that is gone may be slow to say so.
     """
@@ -51,7 +53,7 @@ def sample_uris(
             image = Image.fromarray(read_image(shard_set, shard_set.index[sample]))
         except (OSError, ShardSetError) as error:
             return uris, f"Images are left out: {error}."
-        image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
+        image.thumbnail((max_pixels, max_pixels))
         uris[sample] = photo_uri(image)
     return uris, None
 
@@ -62,7 +64,7 @@ def read_image(shard_set: ShardSet, entry: np.void) -> npt.NDArray[np.uint8]:
     Raises `OSError` if its shard cannot be read and `ShardSetError` if the image is damaged.
     """
     manifest = shard_set.manifest
-    path = manifest.split(SPLIT).shard_paths(shard_set.path)[entry["shard"]]
+    path = manifest.split(shard_set.split).shard_paths(shard_set.path)[entry["shard"]]
     with path.open("rb") as shard:
         shard.seek(int(entry["offset"]))
         content = shard.read(int(entry["num_bytes"]))

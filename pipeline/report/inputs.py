@@ -46,16 +46,17 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSet:
-    """The shard set a run was trained on."""
+    """A split of the shard set that a run was trained on."""
 
     path: Path
     manifest: Manifest
+    split: str
     index: npt.NDArray[np.void]
-    """Of the shown split, `INDEX_DTYPE[num_samples]`."""
+    """Of the split, `INDEX_DTYPE[num_samples]`."""
 
 
-def read_shard_set(settings: Mapping[str, Any]) -> ShardSet | Missing:
-    """The shard set that `settings`, a run's `config.json`, names."""
+def read_shard_set(settings: Mapping[str, Any], split: str = SPLIT) -> ShardSet | Missing:
+    """Of the shard set that `settings`, a run's `config.json`, names."""
     path = Path(settings["config"]["data"]["shards"])
     try:
         manifest = read_manifest(path)
@@ -64,10 +65,10 @@ def read_shard_set(settings: Mapping[str, Any]) -> ShardSet | Missing:
                 f"The shard set {path} has changed since this run (the hash of its {MANIFEST_NAME} "
                 "differs), so its images and class names are left out."
             )
-        index = read_index(path, manifest.split(SPLIT))
+        index = read_index(path, manifest.split(split))
     except (OSError, ValueError) as error:
         return Missing(f"Images and class names are left out: {error}.")
-    return ShardSet(path=path, manifest=manifest, index=index)
+    return ShardSet(path=path, manifest=manifest, split=split, index=index)
 
 
 def read_predictions(

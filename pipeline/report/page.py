@@ -11,7 +11,7 @@ import markupsafe
 
 from pipeline.metrics.outcomes import read_run_status
 from pipeline.report.curves import draw_charts
-from pipeline.report.images import heat_image_uri, read_kernels, sample_uris
+from pipeline.report.images import MAX_NEAR_PIXELS, heat_image_uri, read_kernels, sample_uris
 from pipeline.report.inputs import (
     SPLIT,
     Missing,
@@ -21,6 +21,7 @@ from pipeline.report.inputs import (
     read_shard_set,
 )
 from pipeline.report.marks import find_marks
+from pipeline.report.neighbours import nearest_images
 from pipeline.report.predictions import (
     choose_examples,
     class_rows,
@@ -53,8 +54,11 @@ _MAX_HEAD_LETTERS = 100
 """In all column heads, if each were as long as the longest; with more they stand upright."""
 
 
-def render(run: RunDirectory) -> str:
-    """The page. Raises `ValueError` if `run` is not a run directory or its files are damaged."""
+def render(run: RunDirectory, num_neighbours: int = 0) -> str:
+    """The page; for its nearest images, it searches among `num_neighbours` training images.
+
+    Raises `ValueError` if `run` is not a run directory or its files are damaged.
+    """
     settings = read_saved(run)
     network = settings["config"]["model"]["name"]
     faults: list[str] = []
@@ -68,6 +72,10 @@ def render(run: RunDirectory) -> str:
     else:
         title = shard_set.manifest.title
     predictions = read_predictions(run.predictions(SPLIT), shard_set, events)
+    figures: dict[str, Any] = {}
+    if not isinstance(predictions, Missing):
+        train = read_shard_set(settings, "train")
+        figures = _figures(run, predictions, shard_set, train, num_neighbours)
     return (
         environment()
         .get_template(_TEMPLATE)
@@ -91,12 +99,18 @@ def render(run: RunDirectory) -> str:
             phase_names=PHASE_LABELS,
             kernels=read_kernels(run, network),
             predictions=predictions,
-            **({} if isinstance(predictions, Missing) else _figures(predictions, shard_set)),
+            **figures,
         )
     )
 
 
-def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[str, Any]:
+def _figures(
+    run: RunDirectory,
+    predictions: Predictions,
+    shard_set: ShardSet | Missing,
+    train: ShardSet | Missing,
+    num_neighbours: int,
+) -> dict[str, Any]:
     """What is drawn of the predictions."""
     if isinstance(shard_set, Missing):  # then the classes have only numbers
         num_classes = 1 + int(max(predictions.labels.max(), predictions.topk_classes.max()))
@@ -110,7 +124,13 @@ def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[st
     shown = pairs[:_NUM_SHOWN_PAIRS]
     pictures = {pair.mistaken for pair in shown} | {card.sample for card in (*cards, *examples)}
     pictures |= {pair.typical for pair in shown if pair.typical is not None}
-    images, image_fault = sample_uris(shard_set, sorted(pictures))
+    neighbours = nearest_images(
+        run, shard_set, train, [example.sample for example in examples], num_neighbours
+    )
+    rows = {} if isinstance(neighbours, Missing) else neighbours.rows
+    near = {image.sample for row in rows.values() for image in row}
+    images, image_fault = sample_uris(shard_set, sorted(pictures | {sample for sample, _ in rows}))
+    train_images, train_fault = sample_uris(train, sorted(near), MAX_NEAR_PIXELS)
     small = len(names) <= _MAX_TABLE_CLASSES
     return {
         "class_names": names,
@@ -124,6 +144,9 @@ def _figures(predictions: Predictions, shard_set: ShardSet | Missing) -> dict[st
         "examples": examples,
         "images": images,
         "image_fault": image_fault,
+        "neighbours": neighbours,
+        "train_images": train_images,
+        "train_fault": train_fault,
     }
 
 

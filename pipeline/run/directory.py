@@ -7,7 +7,7 @@ RUN/
   checkpoints/step-…    see `pipeline.run.checkpoint`
   predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
   metrics/rank-*.prom   see `pipeline.metrics`
-  report.html           see `pipeline.report`
+  report.html           see `pipeline.report`, and neighbours.json beside it
   logs/*.log            what jobs started by `launch` wrote, one file each
   hangs/rank-*.txt      the stacks of a job that hung: see `pipeline.ranks.watchdog`
   STOP                  make this file to stop the run soon; it is then removed
@@ -47,6 +47,7 @@ class RunDirectory:
     checkpoints = _Entry("checkpoints")
     metrics = _Entry("metrics")
     report = _Entry("report.html")
+    neighbours = _Entry("neighbours.json")
     logs = _Entry("logs")
     hangs = _Entry("hangs")
     stop_request = _Entry("STOP")

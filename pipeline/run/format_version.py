@@ -19,6 +19,8 @@ DATASET_VERSION = 1
 """`data.json`, with `mean_image.npy` beside it."""
 PREDICTIONS_VERSION = 1
 """`predictions/*.npz`."""
+NEIGHBOURS_VERSION = 1
+"""`neighbours.json`."""
 RANK_FILE_VERSION = 1
 """`metrics/rank-*.prom`."""
 

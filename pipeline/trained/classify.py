@@ -121,7 +121,7 @@ class Classifier:
         num_threads = min(len(os.sched_getaffinity(0)), max(len(blocks), 1))
         with (
             quiet(),
-            _exact_arithmetic(),
+            exact_arithmetic(),
             ThreadPoolExecutor(num_threads, "classify", torch.set_num_threads, (1,)) as pool,
         ):
             for answers in pool.map(self._answer, blocks):
@@ -170,7 +170,7 @@ def _itself(image: AnyImage) -> AnyImage:
 
 
 @contextlib.contextmanager
-def _exact_arithmetic() -> Iterator[None]:
+def exact_arithmetic() -> Iterator[None]:
     """fp32 is fp32, as in training; afterwards torch's settings are as they were before."""
     num_threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     allowed, cudnn.allow_tf32 = cudnn.allow_tf32, False
