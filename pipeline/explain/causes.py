@@ -18,9 +18,10 @@ from pipeline.explain.evidence import DISK_FULL, Evidence, shard_in, unfetched_s
 from pipeline.explain.explanation import Cause, CauseKind
 from pipeline.metrics.declared import LOSS_NOT_FINITE
 from pipeline.metrics.rank_file import RankFile
+from pipeline.run.console import counted
 from pipeline.run.ending import StopSource
 from pipeline.run.event_log import of_type
-from pipeline.run.events import ReplicasDiffer, SignalEvent
+from pipeline.run.events import ReplicasDiffer, RunEvent, SignalEvent
 from pipeline.run.phase import Phase
 
 _LOST = "lost another rank"
@@ -121,7 +122,8 @@ def _own_error(seen: Evidence) -> Cause | None:
 def cause_of(seen: Evidence, text: str) -> Cause:
     """An error's sentence as a cause."""
     kinds: list[CauseKind] = [kind for kind, words in _KINDS if re.search(words, text)]
-    kind = kinds[0] if kinds else "error"
+    has_begun = any(isinstance(row, RunEvent) for row in seen.attempt)
+    kind = kinds[0] if kinds else "error" if has_begun else "refused"
     match, rank, host = _OF_RANK.match(text), None, None
     if match is not None:
         rank, host, text = int(match[1]), match[2], match[3]
@@ -231,8 +233,8 @@ _READERS: Sequence[Callable[[Evidence], Cause | None]] = (
 )
 
 
-def why_stopped(seen: Evidence) -> Cause:
-    """Why a run has left as it was asked to."""
+def why_stopped(seen: Evidence, times: int) -> Cause:
+    """Why a run has left as it was asked to; not by a person it was so often, in all."""
     signals = of_type(seen.attempt, SignalEvent)
     if not signals:
         return Cause(kind="max_steps", text="it did the steps that --max-steps asked for")
@@ -247,6 +249,18 @@ def why_stopped(seen: Evidence) -> Cause:
     if source is StopSource.SIGINT:
         return Cause(kind="stop_asked", text="a person asked for it (Ctrl-C)", signal=name)
     cause = by_slurm(seen)
-    if cause is not None:
-        return Cause(kind=cause.kind, text=f"{cause.text} ({name})", signal=name)
-    return Cause(kind="signal", text=f"it was asked to by {name}", signal=name)
+    kind: CauseKind = "signal" if cause is None else cause.kind
+    text = "it was asked to" if cause is None else cause.text
+    if cause is None and seen.job is not None and seen.job.state == "PENDING":
+        kind, text = "requeued", "SLURM took its nodes, for another job or because a person said so"
+    often = f", after {counted(times - 1, 'such stop')} before" if times > 1 else ""
+    return Cause(kind=kind, text=f"{text} ({name}){often}", signal=name)
+
+
+def never_began(seen: Evidence) -> list[Cause]:
+    """What became of the job of a run that has left nothing."""
+    job = seen.job
+    if job is None:
+        return []
+    kind: CauseKind = "cancelled" if job.state == "CANCELLED" else "error"
+    return [Cause(kind=kind, text=f"job {job.number} is {job.state}, and no rank has begun")]

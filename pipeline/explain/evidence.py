@@ -6,8 +6,9 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from data_prep.shard_set.metric import Metric
@@ -30,8 +31,8 @@ _SHARD = re.compile(r"([^\s/]+\.(?:tar|beton))\b")
 
 _REPORTED = re.compile(r"error: (?!rank \d+ was killed by )(.+)")
 
-_BEGIN = re.compile(r"job \d+, start \d+, on |[\w-]+ → ")
-"""How the lines of a log begin that a start of a job writes first, or a process group."""
+_BEGIN = re.compile(r"^(?:job \d+, start \d+, on |[\w-]+ → )", re.MULTILINE)
+"""What the start of a job writes first, and a process group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +107,12 @@ class Evidence:
         return int(max([*published, *(row.step for row in self.attempt)], default=0))
 
     @property
+    def heard(self) -> float:
+        """When the run was last heard of; 0 if never."""
+        times = [file.heartbeat for file in self.status.ranks]
+        return max([*times, *(row.time for row in self.rows[-1:])], default=0.0)
+
+    @property
     def lost(self) -> tuple[int, float]:
         """Steps of the last attempt that are not saved, and the seconds since the last save."""
         saves = [row for row in self.rows if isinstance(row, CheckpointEvent | RunEvent)]
@@ -158,16 +165,19 @@ def _config(run: RunDirectory) -> Config | None:
 
 def _lines(run: RunDirectory, begin: float) -> list[str]:
     """Of the logs that were written to since `begin`, one a node, or else of the newest."""
-    newest = run.newest_log
+    newest, lines = run.newest_log, []
     logs = [path for path in run.logs.glob("*.log") if path.stat().st_mtime >= begin]
-    lines = []
-    for path in sorted(logs) or ([newest] if newest else []):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines += list(_of_last_start(file.read().decode(errors="replace").splitlines()))
+    texts = [_tail(path) for path in sorted(logs) or ([newest] if newest else [])]
+    # A later job may have been refused.
+    trained = [text for text in texts if _BEGIN.search(text)] or texts
+    for text in trained:
+        begins = [match.start() for match in _BEGIN.finditer(text)]
+        lines += text[begins[-1] if begins else 0 :].splitlines()
     return lines
 
 
-def _of_last_start(lines: Sequence[str]) -> Iterable[str]:
-    begins = [number for number, line in enumerate(lines) if _BEGIN.match(line)]
-    return lines[begins[-1] if begins else 0 :]
+def _tail(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return file.read().decode(errors="replace")
+    return ""

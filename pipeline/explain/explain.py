@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import assert_never
 
-from pipeline.explain.causes import cause_of, first_cause, why_stopped
+from pipeline.explain.causes import cause_of, first_cause, never_began, why_stopped
 from pipeline.explain.evidence import Evidence
 from pipeline.explain.explanation import ADVICE, Cause, Explanation, State
 from pipeline.explain.troubles import damages, not_learning, troubles
@@ -37,7 +37,8 @@ def explain(
         events = list(read_rows(run.events, faults))
     seen = Evidence.read(run, events, now, asks=asks)
     state, since = _state(seen, events)
-    found = _causes(seen, state)
+    ledger = ledger_until(now, seen.status, state, events)
+    found = _causes(seen, state, ledger)
     cause = found[0] if found else None
     num_steps, seconds = seen.lost if state in ("failed", "was killed") else (0, 0.0)
     return Explanation(
@@ -47,8 +48,7 @@ def explain(
         lost_steps=num_steps,
         lost_seconds=seconds,
         next=_next(seen, state, cause, seen.step - num_steps),
-        details=_details(seen, state, events, found[1:])
-        | ({"faults": faults[0]} if faults else {}),
+        details=_details(seen, ledger, found[1:]) | ({"faults": faults[0]} if faults else {}),
         now=now,
     )
 
@@ -56,11 +56,11 @@ def explain(
 def _state(seen: Evidence, events: Sequence[Event]) -> tuple[State, float | None]:
     """How it stands, and since when; of one that was killed, when it was last heard of."""
     status, job = seen.status, seen.job
-    if job is not None and status.outcome != "running":
-        if job.state == "PENDING":
+    if job is not None:
+        is_after = status.outcome != "running" or seen.heard < (job.submitted or 0.0)
+        if job.state == "PENDING" and is_after:  # SLURM knows of a lost node before others can
             return "queued", job.submitted
-        heard = seen.rows[-1].time if seen.rows else 0.0
-        if job.state in ("CONFIGURING", "RUNNING") and (job.started or 0.0) > heard:
+        if job.state in ("CONFIGURING", "RUNNING") and seen.heard < (job.started or 0.0):
             return "starting", job.started
     waiting = waiting_job(events) if job is None and status.outcome != "running" else None
     if waiting is not None:
@@ -76,35 +76,35 @@ def _state(seen: Evidence, events: Sequence[Event]) -> tuple[State, float | None
         case "training":
             return state, starts[-1].time
         case "was killed":
-            signs = [file.heartbeat for file in status.ranks]
-            signs += [row.time for row in seen.rows[-1:]]
-            return state, max(signs) if signs else status.ended
+            return state, seen.heard or status.ended
         case "completed" | "stopped" | "failed":
             return state, status.ended
         case _:
             assert_never(state)
 
 
-def _causes(seen: Evidence, state: State) -> list[Cause]:
+def _causes(seen: Evidence, state: State, ledger: Ledger | None) -> list[Cause]:
     """What explains the state, the first cause first."""
     match state:
         case "queued":
             wait = "its job was submitted, and SLURM cannot be asked here"
             if seen.job is not None:
                 wait = f"job {seen.job.number}: {seen.job.wait}"
-            return [Cause(kind="queue", text=wait)]
+            before = seen.end.outcome if seen.end else "was killed"
+            causes = _causes(seen, before, ledger) if seen.attempt else ()
+            return [Cause(kind="queue", text=wait), *causes]
         case "starting" | "training":
-            return troubles(seen)
+            return troubles(seen, ledger)
         case "completed":
             return [*not_learning(seen), *damages(seen)]
         case "stopped":
-            return [why_stopped(seen)]
+            return [why_stopped(seen, ledger.num_preemptions if ledger else 0)]
         case "failed" | "was killed":
             refused = seen.reported if seen.status.outcome is None else []
             found = cause_of(seen, refused[0]) if refused else first_cause(seen)
             return [] if found is None else [found]
         case "has not started":
-            return []
+            return never_began(seen)
         case _:
             assert_never(state)
 
@@ -135,9 +135,7 @@ def ledger_until(
     return ledger_of(events, until, is_at_work=is_at_work)
 
 
-def _details(
-    seen: Evidence, state: State, events: Sequence[Event], others: Sequence[Cause]
-) -> dict[str, str]:
+def _details(seen: Evidence, ledger: Ledger | None, others: Sequence[Cause]) -> dict[str, str]:
     """What else may be of interest, by its name."""
     found = {}
     if others:
@@ -146,7 +144,6 @@ def _details(
     if starts:
         target = starts[-1].target_steps
         found["step"] = f"{seen.step:,} of {target:,}, in attempt {len(starts)}"
-    ledger = ledger_until(seen.now, seen.status, state, events)
     if ledger is not None:
         found["so far"] = (
             f"{duration(ledger.total_seconds)}, {ledger.goodput:.0%} of it in steps; work lost: "

@@ -17,6 +17,7 @@ from pipeline.metrics.rank_file import RankFile
 from pipeline.run.console import counted, duration
 from pipeline.run.event_log import of_type
 from pipeline.run.events import DamagedImage, NotLearning, Straggler, TrainEvent
+from pipeline.run.ledger import Ledger
 from pipeline.run.phase import PHASE_LABELS, Phase
 
 _STALL_SECONDS = 60.0
@@ -27,12 +28,15 @@ _RECENT_SECONDS = 180.0
 _ALIKE = 0.01
 """Two losses of guessing differ by less."""
 
+_OFTEN = 3
+
 _NO_SAVE = re.compile(r"warning: no checkpoint saved: (.*)")
 
 
-def troubles(seen: Evidence) -> list[Cause]:
+def troubles(seen: Evidence, ledger: Ledger | None) -> list[Cause]:
     """Of a run that trains."""
-    return [cause for read in _READERS for cause in read(seen)]
+    found = [cause for read in _READERS for cause in read(seen)]
+    return found + (preemptions(ledger) if ledger else [])
 
 
 def _silent(seen: Evidence) -> Iterator[Cause]:
@@ -151,6 +155,16 @@ def damages(seen: Evidence) -> Iterator[Cause]:
             rank=found[0].rank if len(ranks) == 1 else None,
             shard=found[0].shard if len(shards) == 1 else None,
         )
+
+
+def preemptions(ledger: Ledger) -> list[Cause]:
+    """So many that they may cost more than they should."""
+    if ledger.num_preemptions < _OFTEN or not ledger.total_seconds:
+        return []
+    away = sum(ledger.seconds[name] for name in ("queued", "starting", "lost", "down"))
+    share = away / ledger.total_seconds
+    text = f"it was preempted {ledger.num_preemptions} times: {share:.0%} of its time is gone"
+    return [Cause(kind="preempted", text=text)]
 
 
 def _exporters(seen: Evidence) -> Iterator[Cause]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import read_manifest
 from pipeline.data.order.partition import epoch_order
+from pipeline.explain.explain import explain
 from pipeline.report.__main__ import write_report
 from pipeline.run.directory import RunDirectory
 from tests.integration.training import (
@@ -23,6 +25,7 @@ from tests.integration.training import (
 from tests.pipeline.rank_jobs import Job
 from tests.pipeline.report.html_tree import parse
 
+TAR = r"train-\d+\.tar"
 TWO_OF_TRAIN = ("--data.max_corrupt_ratio", 2.4 / NUM_TRAIN)
 
 
@@ -106,6 +109,10 @@ def test_too_many_damaged_images_of_train_end_the_run(
     assert f"that makes {total} may be (data.max_corrupt_ratio)" in job.errors[0]
     (end,) = rows(tmp_path / "run", "end")
     assert end["outcome"] == "failed"
+    cause = explain(RunDirectory(tmp_path / "run")).cause
+    assert cause is not None
+    assert (cause.kind, cause.shard) == ("corrupt_samples", re.findall(TAR, end["error"])[0])
+    assert cause.rank == int(end["error"].split()[1]), "the one that found them"
 
 
 def test_a_rank_that_failed_is_waited_for_by_none_that_still_starts(

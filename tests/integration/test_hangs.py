@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.explain.explain import explain
 from pipeline.run.directory import RunDirectory
 from tests.integration.training import (
     STEPS_PER_EPOCH,
@@ -72,6 +73,7 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
         assert "most recent call first" in text
         assert (" in sleepy\n" in text) == (other == rank)
     assert end["outcome"] == "completed"
+    assert explain(RunDirectory(run)).sentence.startswith("Completed at "), "what hung is past"
     assert_same_state(run, undisturbed)
 
 
@@ -124,3 +126,6 @@ def test_a_rank_that_is_stopped_is_named(
         child.communicate(timeout=DEADLINE_SECONDS)
     *_, last_line = rank_log(logs, other, "stderr").splitlines()
     assert re.match(rf"error: rank {rank} (on {HOST} )?gives no sign of life", last_line), last_line
+    told = explain(RunDirectory(run))
+    assert told.cause is not None
+    assert (told.cause.kind, told.cause.rank) == ("hang", rank)

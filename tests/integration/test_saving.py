@@ -9,7 +9,9 @@ from unittest import mock
 
 import pytest
 
+from pipeline.explain.explain import explain
 from pipeline.run import checkpoint
+from pipeline.run.directory import RunDirectory
 from pipeline.train import log_interval, loop
 from pipeline.train.evaluation import Evaluation, evaluate
 from tests.integration.training import (
@@ -55,6 +57,10 @@ def test_a_disk_that_takes_no_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert rows(run, "end")[0]["outcome"] == "failed"
     published = (run / "metrics/rank-00000.prom").read_text()
     assert 'alexnet_checkpoint_failures_total{kind="periodic"} 5.0' in published
+    told = explain(RunDirectory(run))
+    assert told.cause is not None
+    assert (told.state, told.cause.kind, told.cause.rank) == ("failed", "disk_full", 0)
+    assert (told.lost_steps, told.next[:16]) == (16, "free space there")
     finish(2, shards, run, "--epochs", 2)
 
 
@@ -141,6 +147,10 @@ def test_training_that_diverges_ends_with_a_sentence(shards: Path, tmp_path: Pat
     assert "diverged" in sentence
     assert "lower optim.learning_rate" in sentence
     assert newest_step(run) == 0
+    told = explain(RunDirectory(run))
+    assert told.cause is not None
+    assert (told.state, told.cause.kind) == ("failed", "diverged")
+    assert told.cause.rank is None, "all ranks had the same weights"
     finish(2, shards, run, "--max-steps", 2)
 
 

@@ -347,6 +347,43 @@ def test_a_run_out_of_time_goes_on_by_itself(
     assert cluster.num_starts(job) == 2
 
 
+def test_explain_says_what_slurm_has_done(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """A job that waits, one that was cancelled before it began, preempted, and out of time."""
+    waiting, run = tmp_path / "waiting", tmp_path / "run"
+    words = (*SPEC, "--sbatch-option=--begin=now+1hour", *training(shards, waiting))
+    (job,) = jobs_of(cluster.launch("slurm", "train", *words))
+    told = cluster.launch("explain", waiting)
+    assert told.startswith("Queued since 20")
+    assert f"job {job}: its time to begin has not come (BeginTime)." in told
+    cluster.run("scancel", job)
+    cluster.wait_for_state(job, "CANCELLED")
+    assert cluster.launch("explain", waiting).startswith(
+        f"Has not started: job {job} is CANCELLED, and no rank has begun."
+    )
+    job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
+    wait_for(lambda: has_trained(run, 1), "training", 120)
+    assert cluster.launch("explain", run).startswith("Training since 20")
+    preempt(cluster, nodes=2)
+    wait_for(lambda: bool(rows(run, "end")), "the end", 60)
+    cluster.wait_for_state(job, "PENDING")
+    told = cluster.launch("explain", run)
+    assert told.startswith("Queued since 20")
+    assert "also         SLURM preempted the job (SIGTERM)" in told
+    cluster.run("scancel", job)
+    cluster.wait_for_state(job, *ENDED)
+    words = ("--nodes", 1, *SPEC, "--no-requeue", *training(shards, run, *LONG, "--epochs", 10**5))
+    (job,) = jobs_of(cluster.launch("slurm", "train", *words))
+    wait_for(lambda: has_trained(run, 2), "training", 120)
+    cluster.run("scancel", "--signal=USR1", "--batch", job)  # as --signal=B:USR1@60 does
+    cluster.wait_for_state(job, *ENDED)
+    told = json.loads(cluster.launch("explain", run, "--json"))
+    assert (told["state"], told["cause"]["kind"]) == ("stopped", "time_limit")
+    assert told["cause"]["signal"] == "SIGUSR1"
+    assert told["next"].endswith(
+        f"the same command goes on from step {rows(run, 'end')[-1]['step']}"
+    )
+
+
 def test_what_slurm_cannot_give_is_refused_before_anything_is_submitted(
     cluster: Cluster, tmp_path: Path
 ) -> None:

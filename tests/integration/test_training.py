@@ -13,6 +13,7 @@ import pytest
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import manifest_sha256, read_manifest
 from pipeline.data.order.partition import epoch_order
+from pipeline.explain.explain import explain
 from pipeline.run.directory import RunDirectory
 from pipeline.run.phase import PHASE_LABELS
 from tests.integration.training import (
@@ -130,6 +131,9 @@ def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], ki
             codes = job.wait()
             assert codes[victim] == -signal.SIGKILL
             assert set(codes) == {-signal.SIGKILL, 1}, "the others notice, and do not hang"
+            cause = explain(RunDirectory(run)).cause
+            assert cause is not None
+            assert (cause.kind, cause.rank) == ("killed_rank", victim)
             if victim != 0:
                 assert "lost another rank" in job.errors[0].splitlines()[-1]
                 assert rows(run, "end")[-1]["cause"] == "lost_rank"

@@ -387,7 +387,7 @@ def test_a_start_that_was_refused_is_told_by_its_log(tmp_path: Path) -> None:
     scene.log("error: /data is not a shard set: it has no _info.json", time=0)
     told = scene.explain()
     assert told.cause is not None
-    assert (told.state, told.cause.kind) == ("failed", "error")
+    assert (told.state, told.cause.kind) == ("failed", "refused")
     assert "/data is not a shard set" in told.sentence
 
 
