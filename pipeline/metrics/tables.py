@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from data_prep.shard_set.conversion_metrics import CONVERSION_METRICS
-from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.files import describe, write_atomically
 from data_prep.shard_set.metric import table_rows
+from data_prep.shard_set.options import Named, read_options
 from pipeline.metrics.declared import METRICS
 
 ALL_METRICS = (*METRICS, *CONVERSION_METRICS)
@@ -31,10 +35,23 @@ def with_tables(page: str) -> str:
     return _TABLE.sub(table, page)
 
 
-def main() -> None:
-    path = Path(sys.argv[1])
-    write_atomically(path, with_tables(path.read_text()).encode())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TablesOptions:
+    """Write the tables of a page from the declarations of the metrics."""
+
+    page: Annotated[Path, Named("PAGE")]
+    """The page, such as docs/metrics.md; it is rewritten."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    path = read_options("pipeline.metrics.tables", TablesOptions, arguments).page
+    try:
+        write_atomically(path, with_tables(path.read_text()).encode())
+    except (OSError, UnicodeError) as error:
+        sys.stderr.write(f"error: {path} cannot be rewritten: {describe(error)}\n")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

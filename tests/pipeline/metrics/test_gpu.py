@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 
 from data_prep.shard_set.families import exposition
+from pipeline.config.schema import MetricsConfig
 from pipeline.metrics.gpu import GpuCollector
 from pipeline.metrics.publisher import Publisher
+from pipeline.run.directory import RunDirectory
+from pipeline.train.publishing import publishing
 from tests.pipeline.monitoring import parse, require_tool
+from tests.pipeline.worlds import SINGLE
 
 UUID = "GPU-0a1b2c3d-0123-4567-89ab-0123456789ab"
 RANK = {"rank": "5", "local_rank": "1"}
@@ -64,3 +71,30 @@ def test_a_rank_publishes_it(tmp_path: Path) -> None:
     assert f'alexnet_gpu_info{{gpu_index="1",gpu_uuid="{UUID}",local_rank="1",rank="5"}} 1.0' in (
         published
     )
+
+
+def test_training_on_a_gpu_publishes_its_uuid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch gives the digits alone; the driver and DCGM say `GPU-` before them."""
+    properties = SimpleNamespace(uuid=UUID.removeprefix("GPU-"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    world = dataclasses.replace(SINGLE, device=torch.device("cuda", 0))
+    run = RunDirectory(tmp_path)
+    with publishing(MetricsConfig(exporter=False), run, world):
+        pass
+    assert f'gpu_uuid="{UUID}"' in (run.metrics / "rank-00000.prom").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_driver_knows_the_gpu_of_torch() -> None:
+    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    listed = subprocess.run(["nvidia-smi", "-L"], check=True, capture_output=True, text=True)
+    assert uuid in listed.stdout
+    registry = CollectorRegistry()
+    registry.register(GpuCollector(uuid, rank=0, local_rank=0))
+    samples = parse(exposition(registry))
+    ((_, labels),) = (key for key in samples if key[0] == "alexnet_gpu_info")
+    assert dict(labels)["gpu_index"].isdecimal()
+    assert all(value >= 0 for value in samples.values())

@@ -29,6 +29,7 @@ from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.metrics.tables import ALL_METRICS, with_tables
+from pipeline.metrics.tables import main as write_tables
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import append
 from pipeline.run.events import CheckpointEvent, CheckpointReason, SubmitEvent, TrainEvent
@@ -309,6 +310,21 @@ def test_the_page_lists_every_metric() -> None:
     assert page == with_tables(page), "call: python -m pipeline.metrics.tables docs/metrics.md"
     listed = re.findall(r"^\| `(alexnet_\w+)` \|", page, re.MULTILINE)
     assert sorted(listed) == sorted(metric.name for metric in ALL_METRICS)
+
+
+def test_the_command_that_writes_the_tables_says_what_it_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "metrics.md"
+    assert write_tables([str(page)]) == 1
+    error = f"error: {page} cannot be rewritten: {page}: No such file or directory\n"
+    assert capsys.readouterr().err == error
+    page.write_text("before\n<!-- metrics: exporter -->\nold\n<!-- end -->\nafter\n")
+    assert write_tables([str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- metrics: exporter -->\n\n| name |")
+    assert text.endswith("\n\n<!-- end -->\nafter\n")
+    assert "old" not in text
 
 
 def published_steps(path: Path) -> float:
