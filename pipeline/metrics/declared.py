@@ -408,7 +408,8 @@ RUN_ATTEMPTS = _exporter(
 RUN_PREEMPTIONS = _exporter(
     "counter",
     "run_preemptions_total",
-    "Times the run was asked to stop, and not by a person",
+    "Times the run was asked to stop as clusters do: by SIGTERM, SIGUSR1, SIGUSR2, or the end of "
+    "torchrun",
     "a queue that preempts too often",
     "max over servers",
 )

@@ -73,7 +73,7 @@ class Ledger:
     """Whether the time in a queue before the first attempt would be in the rows."""
     num_attempts: int
     num_preemptions: int
-    """How often it was asked to stop, and not by a person."""
+    """How often it was asked to stop as clusters do it: a person may, too, by `scancel`."""
     num_lost_steps: int
     """Logged steps that were done again."""
 

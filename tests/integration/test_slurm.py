@@ -14,6 +14,8 @@ from PIL import Image
 
 from pipeline.metrics.outcomes import RootOutcomes
 from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import read_rows
+from pipeline.run.ledger import ledger_of
 from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
 from tests.integration.training import all_rows, assert_same_state, rows, training
 from tests.pipeline.monitoring import entry_of, require_tool, served, wait_for
@@ -100,6 +102,13 @@ def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) ->
     assert rows(run, "run")[0]["world_size"] == 4
     assert f"{run}: completed" in log_of(run, last)
     assert "completed" in cluster.launch("status", run)
+    submitted, started, *_ = all_rows(run)
+    assert (submitted["kind"], submitted["to"], submitted["job"]) == ("submit", "slurm", last)
+    ledger = ledger_of(read_rows(RunDirectory(run).events))
+    assert ledger is not None
+    assert ledger.is_queue_known
+    assert ledger.seconds["queued"] == started["began"] - submitted["time"] > 0
+    assert ledger.seconds["starting"] >= started["time"] - started["began"]
     wait_for(
         lambda: not any(cluster.pids(node, "pipeline.exporter") for node in cluster.nodes),
         "the end of the exporters, which linger elsewhere",

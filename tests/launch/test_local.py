@@ -24,9 +24,11 @@ from launch.local import (
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import STOP_SIGNALS, JobOutcome, exit_code_of
+from pipeline.run.event_log import read_rows
+from pipeline.run.ledger import ledger_of
 from pipeline.run.lock import lock_run
 from pipeline.train.command import parse_command
-from tests.integration.training import make_shards, rows, training, wait_for_step
+from tests.integration.training import all_rows, make_shards, rows, training, wait_for_step
 from tests.pipeline.monitoring import REPOSITORY, wait_for
 
 LONG = ("--epochs", 1000)
@@ -119,6 +121,13 @@ def test_a_run_is_trained_watched_stopped_and_finished(
         check=True,
     )
     assert f"resumed from {run}" in shown.stdout, "the newest log"
+    assert [row["to"] for row in all_rows(run) if row["kind"] == "submit"] == ["local"] * 3
+    ledger = ledger_of(read_rows(RunDirectory(run).events))
+    assert ledger is not None
+    assert (ledger.num_attempts, ledger.num_preemptions) == (2, 0)
+    assert ledger.is_queue_known
+    assert ledger.seconds["queued"] == 0
+    assert ledger.begin == all_rows(run)[0]["time"]
 
 
 @pytest.mark.slow

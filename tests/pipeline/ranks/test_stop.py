@@ -17,7 +17,13 @@ from unittest import mock
 import pytest
 
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.stop import JOB_BEGIN, StopRequests, StopSignals, remove_old_request
+from pipeline.ranks.stop import (
+    JOB_BEGIN,
+    StopRequests,
+    StopSignals,
+    begin_of_attempt,
+    remove_old_request,
+)
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import AGENT_VARIABLE, STOP_SIGNALS
@@ -309,3 +315,17 @@ def test_ignored_signals_do_not_end_a_process_that_is_leaving() -> None:
             child.send_signal(number)
         time.sleep(0.1)
         assert child.wait(60) == 75
+
+
+def test_an_attempt_begins_with_its_job_or_with_the_restart_of_its_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever a job did before is part of its start; a torchrun that is gone says nothing."""
+    monkeypatch.delenv(JOB_BEGIN, raising=False)
+    own = begin_of_attempt(LaunchEnvironment())
+    assert 0 <= time.time() - own < 24 * 3600
+    assert begin_of_attempt(LaunchEnvironment(agent=1)) < own, "init began before"
+    assert begin_of_attempt(LaunchEnvironment(agent=1, attempt=1)) == pytest.approx(own, abs=0.1)
+    assert begin_of_attempt(LaunchEnvironment(agent=1 << 30)) == pytest.approx(own, abs=0.1)
+    monkeypatch.setenv(JOB_BEGIN, str(own - 60))
+    assert begin_of_attempt(LaunchEnvironment(agent=os.getpid())) == own - 60
