@@ -205,7 +205,8 @@ def many_nodes(root: Path, text: bytes) -> dict[str, Any]:
         config = root / "prometheus.yml"
         own = f"  - job_name: itself\n    static_configs: [{{targets: ['127.0.0.1:{port}']}}]\n"
         config.write_text(
-            render_config(targets, "/none", port, f"{SCRAPE_SECONDS}s") + own  # no outcomes
+            render_config(targets, root / "none.yml", "/none", port, f"{SCRAPE_SECONDS}s")
+            + own  # no rules, no outcomes
         )
         command = server_command(config, root / "data", port)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as prometheus:

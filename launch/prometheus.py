@@ -32,7 +32,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from data_prep.shard_set.fields import Limit, within
+from data_prep.shard_set.fields import Limit, at_least, within
+from launch.monitoring.rules import render_rules
 from launch.options import write_own
 from launch.templates import as_yaml
 from pipeline.metrics.conversions import RootConversions
@@ -50,7 +51,8 @@ _Port = Annotated[int, within(1, 65535, "a port from ")]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Write a Prometheus configuration that finds every run under RUN_ROOT, and start it."""
+    """Write a Prometheus configuration that finds every run under RUN_ROOT, with alerts, and start
+    it."""
 
     run_root: Path
     """The directory that holds the run directories."""
@@ -62,6 +64,8 @@ class Options:
     """Then run Prometheus and serve outcomes, on loopback, until Ctrl-C."""
     serve_outcomes: bool = False
     """Then serve outcomes to a Prometheus that is started otherwise, until Ctrl-C."""
+    divide_rule_times: Annotated[float, at_least(1)] = 1.0
+    """Divide all times in the rules by this, to see alerts within seconds; scrape as often."""
     outcomes_port: _Port = 9752
     """The port of the outcomes; with --start another one if it is taken."""
     port: _Port = 9090
@@ -86,13 +90,15 @@ def run(options: Options) -> None:
             server = open_server.enter_context(bind_outcomes(root, port, or_any=options.start))
             port = server.server_port
         page = page_of(root)
-        config = render_config(targets, page, port, options.scrape_interval)
+        rules = output.with_name("prometheus-rules.yml")
+        config = render_config(targets, rules, page, port, options.scrape_interval)
         write_own(output, config, "--output")
+        write_own(rules, render_rules(options.divide_rule_times), "--output")
         targets.mkdir(exist_ok=True)
         for line in drop_unanswered(targets):
             sys.stdout.write(f"{line}\n")
         command = server_command(output, root / "prometheus-data", options.port)
-        sys.stdout.write(f"wrote {output}\n")
+        sys.stdout.write(f"wrote {output}\nwrote {rules}\n")
         if server is None:
             sys.stdout.write(
                 f"start Prometheus with: {shlex.join(command)}\n"
@@ -107,23 +113,25 @@ def run(options: Options) -> None:
 
 
 def render_config(
-    targets: Path, outcomes_page: str, outcomes_port: int, scrape_interval: str
+    targets: Path, rules: Path, outcomes_page: str, outcomes_port: int, scrape_interval: str
 ) -> str:
     """The configuration that watches the `file_sd` directory `targets` and the page of outcomes.
 
-    Raises `ValueError` if Prometheus would not take the path.
+    It loads the `rules`. Raises `ValueError` if Prometheus would not take a path.
     """
-    if set("*?[\\") & set(str(targets)):
-        raise ValueError(
-            f"Prometheus would take {targets} as a pattern: "
-            "use a --run-root without the characters * ? [ and \\"
-        )
+    for path, option in ((targets, "--run-root"), (rules, "--output")):
+        if set("*?[\\") & set(str(path)):
+            raise ValueError(
+                f"Prometheus would take {path} as a pattern: "
+                f"use a {option} without the characters * ? [ and \\"
+            )
     template = resources.files("launch").joinpath("prometheus.yml").read_text()
     return string.Template(template).substitute(
         scrape_interval=scrape_interval,
         outcomes_page=outcomes_page,
         outcomes_address=f"{_ADDRESS}:{outcomes_port}",
         targets=as_yaml(f"{targets}/*.json"),
+        rules=as_yaml(str(rules)),
     )
 
 

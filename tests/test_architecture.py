@@ -93,8 +93,10 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
+    "launch.monitoring": ("pipeline.run",),
     "launch": (
         *(
+            "launch.monitoring",
             "data_prep.__main__",
             "pipeline.doctor.options",
             "pipeline.explain",
@@ -129,7 +131,7 @@ NO_TORCH = (
     *("pipeline.data.order", "pipeline.data.cache", "pipeline.exporter", "pipeline.start_ranks"),
     "pipeline.watch",
     "pipeline.follow",
-    "launch",
+    *("launch.monitoring", "launch"),
 )
 """Rooms that work without torch: nothing that their import brings with it may import torch."""
 

@@ -36,6 +36,8 @@ CONFIG = """\
 # Written by `python -m launch prometheus`, again at each call; copy it to keep changes.
 global:
   scrape_interval: 15s
+  evaluation_interval: 15s
+rule_files: ["/data/my runs/prometheus-rules.yml"]
 scrape_configs:
   - job_name: alexnet_train
     file_sd_configs:
@@ -57,7 +59,8 @@ def prometheus(root: Path, *options: object) -> int:
 
 def test_the_configuration() -> None:
     targets = Path("/data/my runs/prometheus-targets")
-    assert render_config(targets, "/outcomes/0123", 9752, "15s") == CONFIG
+    rules = Path("/data/my runs/prometheus-rules.yml")
+    assert render_config(targets, rules, "/outcomes/0123", 9752, "15s") == CONFIG
 
 
 def test_promtool_takes_what_the_command_writes(

@@ -1,0 +1,1 @@
+"""What watches the metrics: rules, alerts and dashboards, generated from declarations."""
