@@ -76,6 +76,8 @@ def _exporter(
     return _metric(kind, "exporter", name, meaning, use, summed, labels)
 
 
+# fmt: off  (as a table: two lines or three for each)
+
 # Of each rank.
 
 TRAIN_SAMPLES = _count(
@@ -104,8 +106,8 @@ STEP_SECONDS = _count(
 STEP_DURATION = Metric(
     name="alexnet_step_duration_seconds",
     kind="histogram",
-    help="Wall time of a step; rank 0 stands for all, because they step together; four buckets for "
-    "each doubling from 2 ms to 33 s, so that a quantile is right to 19 %",
+    help="Wall time of a step; rank 0 stands for all, because they step together; four buckets "
+    "for each doubling from 2 ms to 33 s, so that a quantile is right to 19 %",
     use="mean and quantiles of a step",
     origin="rank",
     summed="one a job",
@@ -442,6 +444,8 @@ DAMAGED_FILES = _exporter(
     "a full disk, or a writer of another version",
     "one a node",
 )
+
+# fmt: on
 
 METRICS = tuple(each for each in tuple(globals().values()) if isinstance(each, Metric))
 """All of them."""
