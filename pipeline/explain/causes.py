@@ -8,20 +8,16 @@ be meant.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from pipeline.explain import slurm
 from pipeline.explain.evidence import DISK_FULL, Evidence, shard_in, unfetched_shard, value
 from pipeline.explain.explanation import Cause, CauseKind
+from pipeline.explain.stops import by_slurm
+from pipeline.explain.system import booted, kernel_says
 from pipeline.metrics.declared import LOSS_NOT_FINITE
-from pipeline.metrics.rank_file import RankFile
-from pipeline.run.console import counted
-from pipeline.run.ending import StopSource
 from pipeline.run.event_log import of_type
-from pipeline.run.events import ReplicasDiffer, RunEvent, SignalEvent
+from pipeline.run.events import ReplicasDiffer, RunEvent
 from pipeline.run.phase import Phase
 
 _LOST = "lost another rank"
@@ -44,25 +40,6 @@ _KINDS: Sequence[tuple[CauseKind, str]] = (
 )
 """What errors say, and the kind of cause that it is."""
 
-_SLURM_SAYS: Sequence[tuple[CauseKind, str, str]] = (
-    ("out_of_memory", "OUT_OF_MEMORY", r"oom_kill event|OOM Killed"),
-    ("time_limit", "TIMEOUT", r"DUE TO TIME LIMIT"),
-    ("preempted", "PREEMPTED", r"DUE TO PREEMPTION"),
-    ("lost_node", "NODE_FAIL", r"DUE TO NODE FAILURE"),
-    ("requeued", "REQUEUED", r"DUE TO JOB REQUEUE"),
-    ("cancelled", "CANCELLED", r"JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*"),
-)
-"""A job's state, and what stands in its log, for each way in which SLURM ends it."""
-
-_SLURM_TEXTS: Mapping[CauseKind, str] = {
-    "out_of_memory": "its memory ran out: SLURM reports that the kernel killed a process",
-    "time_limit": "SLURM ended the job at its time limit",
-    "preempted": "SLURM preempted the job",
-    "lost_node": "SLURM lost a node of the job",
-    "requeued": "the job was put back into SLURM's queue",
-    "cancelled": "the job was cancelled",
-}
-
 
 def first_cause(seen: Evidence) -> Cause | None:
     """Why the run has failed or was killed; None if nothing says it."""
@@ -72,8 +49,7 @@ def first_cause(seen: Evidence) -> Cause | None:
 
 def _replicas(seen: Evidence) -> Cause | None:
     for row in of_type(seen.attempt, ReplicasDiffer)[-1:]:
-        who = "it is not decided which rank is wrong" if row.rank is None else row.what
-        text = f"the replicas differ, first in {row.tensor}: {who}"
+        text = f"the replicas differ, first in {row.tensor}: {row.what}"
         return Cause(kind="replicas_differ", text=text, rank=row.rank, host=row.host)
     return None
 
@@ -110,13 +86,15 @@ def _hang(seen: Evidence, text: str, found: Sequence[re.Match[str]]) -> Cause:
 
 
 def _own_error(seen: Evidence) -> Cause | None:
-    """An error that a rank has given, and that is not the loss of another one."""
-    is_lost = seen.end is not None and seen.end.cause == "lost_rank"
-    errors = [] if is_lost or not seen.error else [seen.error]
-    for text in [*errors, *seen.reported]:
-        if _LOST not in text and not _HANGS.search(text):
-            return cause_of(seen, text)
-    return None
+    """What a rank said at the end, if it was not the loss of another one."""
+    is_lost = seen.end is None or seen.end.cause == "lost_rank"
+    return None if is_lost or not seen.error else cause_of(seen, seen.error)
+
+
+def _logged_error(seen: Evidence) -> Cause | None:
+    """The first one in the log that does not follow from another one's."""
+    errors = (text for text in seen.reported if _LOST not in text)
+    return next((cause_of(seen, text) for text in errors), None)
 
 
 def cause_of(seen: Evidence, text: str) -> Cause:
@@ -139,19 +117,8 @@ def cause_of(seen: Evidence, text: str) -> Cause:
 
 def _not_finite(seen: Evidence) -> tuple[int | None, str | None]:
     """The only rank whose own loss was not finite, if just one was."""
-    files = [file.writer for file in seen.status.ranks if value(file, LOSS_NOT_FINITE)]
+    files = [file.writer for file in seen.ranks if value(file, LOSS_NOT_FINITE)]
     return (files[0].rank, files[0].host) if len(files) == 1 else (None, None)
-
-
-def by_slurm(seen: Evidence) -> Cause | None:
-    """What SLURM did to the job, by its own word or by what it wrote into the log."""
-    begin = seen.attempt[0].time if seen.attempt else 0.0
-    job, log = seen.job, "\n".join(seen.log)
-    is_its = job is not None and job.started is not None and job.started <= begin + 1
-    for kind, state, pattern in _SLURM_SAYS:
-        if (is_its and job is not None and job.state == state) or re.search(pattern, log):
-            return Cause(kind=kind, text=_SLURM_TEXTS[kind])
-    return None
 
 
 def _killed(seen: Evidence) -> Cause | None:
@@ -165,10 +132,10 @@ def _killed(seen: Evidence) -> Cause | None:
 def _gone(seen: Evidence) -> Cause | None:
     """Ranks whose processes are gone, while others had a last word."""
     hosts = [file.writer.host for file in seen.killed]
-    left = {file.writer.host for file in seen.status.ranks} - {*hosts}
+    left = {file.writer.host for file in seen.ranks} - {*hosts}
     if len(hosts) > 1 and len({*hosts}) == 1 and left:
         return Cause(kind="lost_node", text=f"all ranks on {hosts[0]} are gone", host=hosts[0])
-    has_last_word = seen.end is not None or len(seen.killed) < len(seen.status.ranks)
+    has_last_word = seen.end is not None or len(seen.killed) < len(seen.ranks)
     return _killed_by(seen, {file.writer.rank: "" for file in seen.killed if has_last_word})
 
 
@@ -181,45 +148,27 @@ def _killed_by(seen: Evidence, signals: Mapping[int, str]) -> Cause | None:
         text = f"ranks {names} were killed; which one was first is not known"
         return Cause(kind="killed_rank", text=text)
     ((rank, signal),) = signals.items()
-    file = next((file for file in seen.status.ranks if file.writer.rank == rank), None)
+    file = next((file for file in seen.ranks if file.writer.rank == rank), None)
     host = file.writer.host if file else None
     who = f"rank {rank} on {host}" if host else f"rank {rank}"
-    kernel = _kernel(seen, file) if file and signal in ("", "SIGKILL") else None
-    if kernel is not None:
-        text, signal = f"{who} was killed for want of memory: {kernel}", "SIGKILL"
-        return Cause(kind="out_of_memory", text=text, rank=rank, host=host, signal=signal)
+    if file and host == seen.host and seen.asks and signal in ("", "SIGKILL"):
+        words = kernel_says(file.writer)
+        if words is not None:
+            text, signal = f"{who} was killed for want of memory: {words}", "SIGKILL"
+            return Cause(kind="out_of_memory", text=text, rank=rank, host=host, signal=signal)
     text = f"{who} was killed" + (f" by {signal}" if signal else "")
     return Cause(kind="killed_rank", text=text, rank=rank, host=host, signal=signal or None)
 
 
-def _kernel(seen: Evidence, file: RankFile) -> str | None:
-    """What the kernel of this host says of the death of that process, if it ran here."""
-    writer = file.writer
-    if not seen.asks or writer.host != seen.host:
-        return None
-    began = writer.start_ticks / os.sysconf("SC_CLK_TCK")
-    pattern = rf"\[ *(\d+\.\d+)\].*?((?:Out of memory|[\w ]*out of memory): .*\b{writer.pid}\b.*)"
-    for match in re.finditer(pattern, slurm.said("dmesg") or ""):
-        if float(match[1]) >= began:  # else it was another process of that number
-            return match[2]
-    return None
-
-
 def _all_gone(seen: Evidence) -> Cause | None:
     """All ranks are gone without a word: of this host it is known whether it was started anew."""
-    ranks = seen.status.ranks
+    ranks = seen.ranks
     if not ranks or len(seen.killed) < len(ranks) or seen.end is not None:
         return None
     is_here = {file.writer.host for file in ranks} == {seen.host}
-    if is_here and _booted() > max(file.heartbeat for file in ranks):
+    if is_here and booted() > max(file.heartbeat for file in ranks):
         return Cause(kind="lost_node", text=f"{seen.host} was started anew", host=seen.host)
     return Cause(kind="lost_rank", text="all its processes are gone without a word, as if killed")
-
-
-def _booted() -> float:
-    """When this host was started, in Unix seconds."""
-    lines = Path("/proc/stat").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("btime "))
 
 
 def _lost(seen: Evidence) -> Cause | None:
@@ -229,38 +178,5 @@ def _lost(seen: Evidence) -> Cause | None:
 
 
 _READERS: Sequence[Callable[[Evidence], Cause | None]] = (
-    *(_replicas, _verdict, _own_error, by_slurm, _killed, _gone, _all_gone, _lost),
+    *(_replicas, _verdict, _own_error, by_slurm, _killed, _logged_error, _gone, _all_gone, _lost),
 )
-
-
-def why_stopped(seen: Evidence, times: int) -> Cause:
-    """Why a run has left as it was asked to; not by a person it was so often, in all."""
-    signals = of_type(seen.attempt, SignalEvent)
-    if not signals:
-        return Cause(kind="max_steps", text="it did the steps that --max-steps asked for")
-    name = signals[-1].source
-    source = {known.value: known for known in StopSource}.get(name)
-    if source is StopSource.STOP_FILE:
-        return Cause(kind="stop_asked", text="a person asked for it, with 'launch stop' or STOP")
-    if source is StopSource.END_OF_LAUNCHER:
-        return Cause(kind="lost_launcher", text="torchrun or its launcher was gone")
-    if source is StopSource.SIGUSR1:
-        return Cause(kind="time_limit", text="its time ran out (SIGUSR1)", signal=name)
-    if source is StopSource.SIGINT:
-        return Cause(kind="stop_asked", text="a person asked for it (Ctrl-C)", signal=name)
-    cause = by_slurm(seen)
-    kind: CauseKind = "signal" if cause is None else cause.kind
-    text = "it was asked to" if cause is None else cause.text
-    if cause is None and seen.job is not None and seen.job.state == "PENDING":
-        kind, text = "requeued", "SLURM took its nodes, for another job or because a person said so"
-    often = f", after {counted(times - 1, 'such stop')} before" if times > 1 else ""
-    return Cause(kind=kind, text=f"{text} ({name}){often}", signal=name)
-
-
-def never_began(seen: Evidence) -> list[Cause]:
-    """What became of the job of a run that has left nothing."""
-    job = seen.job
-    if job is None:
-        return []
-    kind: CauseKind = "cancelled" if job.state == "CANCELLED" else "error"
-    return [Cause(kind=kind, text=f"job {job.number} is {job.state}, and no rank has begun")]

@@ -24,6 +24,9 @@ from pipeline.run.settings import read_settings
 
 _TAIL_BYTES = 1 << 18
 
+_CLOCKS_SECONDS = 2.0
+"""By so much the clocks of hosts may differ."""
+
 DISK_FULL = r"No space left on device|Disk quota exceeded"
 """What errors say of a full disk."""
 
@@ -47,6 +50,8 @@ class Evidence:
     attempt: Sequence[Event]
     """Those of the last attempt."""
     status: RunStatus
+    ranks: Sequence[RankFile]
+    """The files that ranks of the last attempt have published."""
     config: Config | None
     """None if it cannot be read."""
     log: Sequence[str]
@@ -59,13 +64,15 @@ class Evidence:
     def read(cls, run: RunDirectory, events: Sequence[Event], now: float, *, asks: bool) -> Self:
         host, rows = socket.gethostname(), of_training(events)
         attempt, job = last_attempt(rows), slurm.last_job(run, events) if asks else None
+        status = read_run_status(run, host, now)
         return cls(
             run=run,
             now=now,
             host=host,
             rows=rows,
             attempt=attempt,
-            status=read_run_status(run, host, now),
+            status=status,
+            ranks=[file for file in status.ranks if file.writer.since >= _began(attempt)],
             config=_config(run),
             log=_lines(run, attempt[0].time if attempt else 0.0),
             job=None if job is None else slurm.ask(job),
@@ -86,7 +93,7 @@ class Evidence:
     @property
     def killed(self) -> list[RankFile]:
         """Ranks of the last attempt that are gone without a last word."""
-        return [file for file in self.status.ranks if self.outcome_of(file) == "killed"]
+        return [file for file in self.ranks if self.outcome_of(file) == "killed"]
 
     def outcome_of(self, file: RankFile) -> str:
         return file.outcome(self.host, self.now)
@@ -97,19 +104,19 @@ class Evidence:
         return [match[1] for line in self.log if (match := _REPORTED.match(line))]
 
     def host_of(self, rank: int) -> str | None:
-        hosts = {file.writer.rank: file.writer.host for file in self.status.ranks}
+        hosts = {file.writer.rank: file.writer.host for file in self.ranks}
         return hosts.get(rank)
 
     @property
     def step(self) -> int:
         """The last that is known to be done."""
-        published = [value(file, GLOBAL_STEP) or 0 for file in self.status.ranks]
+        published = [value(file, GLOBAL_STEP) or 0 for file in self.ranks]
         return int(max([*published, *(row.step for row in self.attempt)], default=0))
 
     @property
     def heard(self) -> float:
         """When the run was last heard of; 0 if never."""
-        times = [file.heartbeat for file in self.status.ranks]
+        times = [file.heartbeat for file in self.ranks]
         return max([*times, *(row.time for row in self.rows[-1:])], default=0.0)
 
     @property
@@ -118,7 +125,7 @@ class Evidence:
         saves = [row for row in self.rows if isinstance(row, CheckpointEvent | RunEvent)]
         if not saves:
             return 0, 0.0
-        times = [value(file, LAST_STEP) or 0.0 for file in self.status.ranks]
+        times = [value(file, LAST_STEP) or 0.0 for file in self.ranks]
         times += [row.time for row in self.rows if not isinstance(row, EndEvent)]
         num_steps = max(0, self.step - saves[-1].step)
         return num_steps, max(times) - saves[-1].time if num_steps else 0.0
@@ -155,6 +162,12 @@ def last_attempt(rows: Sequence[Event]) -> Sequence[Event]:
         if is_start or is_run or isinstance(before, EndEvent):
             begin = place
     return rows[begin:]
+
+
+def _began(attempt: Sequence[Event]) -> float:
+    """When its first process began, or a little before; 0 if it does not say."""
+    begins = [row.began for row in attempt if isinstance(row, StartEvent | EndEvent)]
+    return min(filter(None, begins), default=0.0) - _CLOCKS_SECONDS
 
 
 def _config(run: RunDirectory) -> Config | None:

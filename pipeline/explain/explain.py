@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import assert_never
 
-from pipeline.explain.causes import cause_of, first_cause, never_began, why_stopped
+from pipeline.explain.causes import cause_of, first_cause
 from pipeline.explain.evidence import Evidence
 from pipeline.explain.explanation import ADVICE, Cause, Explanation, State
+from pipeline.explain.stops import never_began, why_stopped
 from pipeline.explain.troubles import damages, not_learning, troubles
 from pipeline.metrics.outcomes import RunStatus, state_of
 from pipeline.run.console import counted, duration
@@ -72,7 +73,7 @@ def _state(seen: Evidence, events: Sequence[Event]) -> tuple[State, float | None
             submitted = max((row.time for row in of_type(events, SubmitEvent)), default=None)
             return ("failed" if seen.reported else state), submitted
         case "starting":
-            return state, max((file.writer.since for file in status.ranks), default=None)
+            return state, max((file.writer.since for file in seen.ranks), default=None)
         case "training":
             return state, starts[-1].time
         case "was killed":

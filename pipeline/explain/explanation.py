@@ -20,6 +20,8 @@ CauseKind = Literal[
     "not_learning", "dead_exporter",
 ]  # fmt: skip
 
+_WELL = "nothing is wrong with the run"
+
 ADVICE: Mapping[CauseKind, str] = {
     "killed_rank": "find out who killed it: a person, a limit of the job, or the kernel ('dmesg')",
     "out_of_memory": "give the job more memory, or it needs less with fewer ranks a host or a "
@@ -36,12 +38,12 @@ ADVICE: Mapping[CauseKind, str] = {
     "diverged": "lower optim.learning_rate, or raise schedule.warmup_ratio",
     "replicas_differ": "test the memory and the GPU of that host, or leave it out",
     "error": "mend what the error names",
-    "preempted": "nothing is wrong with the run",
-    "requeued": "nothing is wrong with the run",
-    "time_limit": "nothing is wrong with the run, but each start should have time to save a step",
+    "preempted": _WELL,
+    "requeued": _WELL,
+    "time_limit": f"{_WELL}, if each start has the time to save a step",
     "cancelled": "submit it again if that was not meant",
-    "stop_asked": "nothing is wrong with the run",
-    "signal": "nothing is wrong with the run",
+    "stop_asked": _WELL,
+    "signal": _WELL,
     "max_steps": "leave out --max-steps to do all steps",
     "lost_launcher": "find out what ended torchrun or the launcher on that host",
     "queue": "wait, or ask for less",

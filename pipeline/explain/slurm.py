@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pipeline.explain.system import said
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import of_type
 from pipeline.run.events import Event, SubmitEvent
-
-_ANSWER_SECONDS = 10.0
 
 _ACCOUNT = ("JobID", "State", "Reason", "Submit", "Start", "End", "NodeList")
 
@@ -92,21 +89,4 @@ def _unless_none(text: str) -> str:
 def _seconds(text: str) -> float | None:
     with contextlib.suppress(ValueError):  # such as Unknown; the time is local
         return datetime.datetime.fromisoformat(text).timestamp()
-    return None
-
-
-def said(*command: str) -> str | None:
-    """What a program of the system prints; None if it is not there, fails or does not answer."""
-    if shutil.which(command[0]) is None:
-        return None
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ANSWER_SECONDS,
-            check=False,
-        )
-        return done.stdout if done.returncode == 0 else None
     return None

@@ -41,7 +41,7 @@ def troubles(seen: Evidence, ledger: Ledger | None) -> list[Cause]:
 
 def _silent(seen: Evidence) -> Iterator[Cause]:
     """Processes that are there and publish nothing, or that are gone while others are there."""
-    for file in seen.status.ranks:
+    for file in seen.ranks:
         writer, silence = file.writer, seen.now - file.heartbeat
         who = f"rank {writer.rank} on {writer.host}"
         if file in seen.killed:
@@ -62,11 +62,11 @@ def _silent(seen: Evidence) -> Iterator[Cause]:
 
 def _stall(seen: Evidence) -> Iterator[Cause]:
     """No step for long: of the rank that does not wait for others, if there is just one."""
-    steps = [value(file, LAST_STEP) or 0.0 for file in seen.status.ranks]
+    steps = [value(file, LAST_STEP) or 0.0 for file in seen.ranks]
     silence = seen.now - max(steps) if any(steps) else 0.0
     trains = of_type(seen.attempt, TrainEvent)
     usual = max((new.time - old.time for old, new in itertools.pairwise(trains)), default=0.0)
-    phases = {file.writer.rank: _phase(file) for file in seen.status.ranks}
+    phases = {file.writer.rank: _phase(file) for file in seen.ranks}
     is_otherwise = any(phase is not None and phase.label is None for phase in phases.values())
     if silence <= max(_STALL_SECONDS, usual) or is_otherwise:  # evaluating and saving take long
         return

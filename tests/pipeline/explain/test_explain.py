@@ -94,6 +94,32 @@ def test_a_rank_that_torchrun_ended_after_the_first_is_not_blamed(scene: Scene) 
     assert (told.cause.rank, told.cause.signal) == (1, "SIGSEGV")
 
 
+def test_a_launcher_that_lost_the_others_is_no_cause(scene: Scene) -> None:
+    """As on the other nodes of one on which a rank was killed."""
+    lost_rank(scene)
+    scene.log(
+        "error: the ranks cannot be started: RendezvousConnectionError: the store is gone",
+        "error: rank 1 was killed by SIGKILL",
+    )
+    told = scene.explain()
+    assert told.cause is not None
+    assert (told.cause.kind, told.cause.rank) == ("killed_rank", 1)
+
+
+def test_files_of_an_earlier_attempt_blame_nobody(scene: Scene) -> None:
+    """The last one lost a rank before any had published."""
+    scene.rank(0, "failed")
+    scene.rank(1)
+    lost_rank(scene)
+    scene.row("start", 15, BEGIN + 30, began=BEGIN + 20, heard=None)
+    error = f"rank 0 on {HERE}: {LOST}"
+    scene.row("end", 15, BEGIN + 31, outcome="failed", error=error, cause="lost_rank")
+    told = scene.explain(40)
+    assert told.cause is not None
+    assert (told.cause.kind, told.cause.rank, told.since) == ("lost_rank", None, BEGIN + 31)
+    assert told.lost_steps == 5
+
+
 def test_a_loss_of_which_nothing_is_known_names_nobody(scene: Scene) -> None:
     lost_rank(scene)
     told = scene.explain()
@@ -289,22 +315,30 @@ def test_a_loss_that_is_nan_on_all_ranks_or_is_not_counted_names_none(
 
 def test_replicas_that_differ_are_told_by_the_alarm(scene: Scene) -> None:
     row: dict[str, Any] = {"rank": 2, "host": "far", "tensor": "conv1.weight"}
-    scene.row("alarm", 15, reason="replicas_differ", what="rank 2 differs from 0 and 1", **row)
+    scene.row(
+        "alarm", 15, reason="replicas_differ", what="rank 2 on far differs from the others", **row
+    )
     scene.row("end", 15, outcome="failed", error="rank 0 on here: the replicas differ")
     told = scene.explain()
     assert told.cause is not None
     assert (told.cause.kind, told.cause.rank, told.cause.host) == ("replicas_differ", 2, "far")
-    assert "first in conv1.weight: rank 2 differs from 0 and 1" in told.sentence
+    assert "first in conv1.weight: rank 2 on far differs from the others" in told.sentence
 
 
 def test_undecided_replicas_name_no_rank(scene: Scene) -> None:
     row: dict[str, Any] = {"rank": None, "host": None, "tensor": "conv1.weight"}
-    scene.row("alarm", 15, reason="replicas_differ", what="ranks 0 and 1 differ", **row)
+    scene.row(
+        "alarm",
+        15,
+        reason="replicas_differ",
+        what="rank 0 and rank 1 differ, and it is undecided which is right",
+        **row,
+    )
     scene.row("end", 15, outcome="failed", error="the replicas differ")
     told = scene.explain()
     assert told.cause is not None
     assert (told.cause.kind, told.cause.rank) == ("replicas_differ", None)
-    assert "not decided" in told.sentence
+    assert "undecided" in told.sentence
 
 
 def test_a_run_whose_processes_are_all_gone(scene: Scene) -> None:
@@ -335,6 +369,7 @@ def test_a_host_all_ranks_of_which_are_gone(scene: Scene) -> None:
         ("SIGUSR1", "time_limit", "SIGUSR1"),
         ("SIGTERM", "signal", "SIGTERM"),
         ("end of torchrun", "lost_launcher", None),
+        ("something of a newer version", "signal", None),
     ],
 )
 def test_a_run_that_was_asked_to_stop(
