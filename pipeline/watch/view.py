@@ -40,7 +40,8 @@ class RunView:
         self._times = RankTimes()
         self._status = RunStatus(outcome=None, ended=None, ranks=(), num_damaged=0)
         self._seen: object = None
-        self._explained: tuple[object, Explanation | None] = (None, None)
+        self._explained: Explanation | None = None
+        self._explained_for: object = None
         self.summary: Mapping[str, Any] = {"state": "being read"}
         """For the list of all runs."""
 
@@ -131,18 +132,22 @@ class RunView:
             }
 
     def _explanation(self, now: float) -> Explanation | None:
-        """What `launch explain` says; of a run at work others than its files are not asked."""
+        """What `launch explain` said last; it is asked again, in a thread, where that may differ.
+
+        Of a run at work others than its files are not asked.
+        """
         is_at_work = self.summary.get("is_at_work", False)
         key: object = self._seen
         if is_at_work:
             key = self.summary["state"], self.summary["alarms"], now // _EXPLAIN_SECONDS
-        if key != self._explained[0]:
-            found = None
-            with contextlib.suppress(OSError, ValueError):
-                found = explain(self._run, now, asks=not is_at_work)
-            self._explained = key, found
-        found = self._explained[1]
-        return found and dataclasses.replace(found, now=now)
+        if key != self._explained_for:
+            self._explained_for = key
+            threading.Thread(target=self._explain, args=(now, not is_at_work), daemon=True).start()
+        return self._explained and dataclasses.replace(self._explained, now=now)
+
+    def _explain(self, now: float, asks: bool) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._explained = explain(self._run, now, asks=asks)
 
     def _log(self) -> Path | None:
         """The log at work, or the newest; a launcher may have its log anywhere."""

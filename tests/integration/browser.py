@@ -75,6 +75,14 @@ class Page:
 
     def open(self, page: Path | str, *, width: int, height: int, dark: bool = False) -> None:
         """Load a file, or an address, in a window of `width` × `height` CSS pixels."""
+        self.resize(width=width, height=height, dark=dark)
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call("Page.navigate", url=url)
+        while self._receive().get("method") != "Page.loadEventFired":
+            pass
+
+    def resize(self, *, width: int, height: int, dark: bool = False) -> None:
+        """Give the window of the page that is open another size and scheme."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -84,10 +92,6 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        url = page if isinstance(page, str) else page.resolve().as_uri()
-        self._call("Page.navigate", url=url)
-        while self._receive().get("method") != "Page.loadEventFired":
-            pass
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
