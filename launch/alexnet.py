@@ -49,7 +49,7 @@ DOORS: Mapping[str, Door] = {
     "stop": Door("launch", "ask a run to save and leave", ("stop",)),
     "logs": Door("launch", "show what a run's job writes", ("logs",)),
     "watch": Door("launch", "serve a live page of all runs of a folder", ("watch",)),
-    "follow": Door("launch", "show a run in TensorBoard or MLflow", ("follow",)),
+    "follow": Door("launch", "show a run in TensorBoard, MLflow, W&B or trackio", ("follow",)),
     "prometheus": Door("launch", "configure a Prometheus that watches all runs", ("prometheus",)),
     "exporter": Door("pipeline.exporter", "serve the metrics of a node's ranks"),
 }

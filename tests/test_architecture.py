@@ -208,7 +208,9 @@ _OF_EXTRAS = (
     "mlflow",
     "numba",
     "tensorboard",
+    "trackio",
     "triton",
+    "wandb",
 )
 
 

@@ -1,1 +1,1 @@
-"""Shows a run in other programs: TensorBoard and MLflow. Only reads the run's files."""
+"""Shows a run in other programs: TensorBoard, MLflow, W&B, trackio. Only reads the run's files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -16,7 +17,7 @@ from typing import Annotated, assert_never
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.options import Named
-from pipeline.follow.destination import Destination, DestinationName, require
+from pipeline.follow.destination import EXPORTS, Destination, DestinationName, require
 from pipeline.follow.story import Story
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_tail import EventTail
@@ -26,14 +27,14 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Show a run in TensorBoard or MLflow while it trains, or afterwards."""
+    """Show a run in TensorBoard or MLflow while it trains, or export it to W&B or trackio."""
 
     run_dir: Annotated[Path, Named("RUN")]
     """The run directory; the run may begin later."""
     to: DestinationName
     """Where to."""
     output: Path | None = None
-    """With --to tensorboard, the folder of the log; if not given, RUN/tensorboard."""
+    """The folder of the log or export; if not given, RUN/tensorboard and so on. None for mlflow."""
     tracking_uri: Annotated[str | None, Named("--tracking-uri", "URI")] = None
     """With --to mlflow, a server or store; if not given, the SQLite file RUN/mlflow.db."""
     once: bool = False
@@ -50,11 +51,14 @@ def run(options: Options) -> None:
     """
     found = RunDirectory(options.run_dir)
     open_destination = _opener(options, found)
+    if options.to in EXPORTS:
+        _refuse(options, "--once", options.once or None)
+        options = dataclasses.replace(options, once=True)
     if not found.events.is_file():
         if options.once:
             raise FileNotFoundError(
                 f"{found.path} has no {found.events.name}: give the directory of a run that has "
-                "begun, or leave --once out to wait for it"
+                "begun"
             )
         _say(f"waiting for {found.events}")
         while not found.events.is_file():
@@ -118,6 +122,19 @@ def _opener(options: Options, run: RunDirectory) -> Callable[[], Destination]:
 
             own = f"{SQLITE}{run.path.resolve()}/mlflow.db"
             return functools.partial(MlflowRun, options.tracking_uri or own)
+        case "wandb":
+            _refuse(options, "--tracking-uri", options.tracking_uri)
+            require("wandb", "wandb")
+            os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would be sent to the internet
+            from pipeline.follow.wandb_export import WandbExport
+
+            return functools.partial(WandbExport, options.output or run.path / "wandb")
+        case "trackio":
+            _refuse(options, "--tracking-uri", options.tracking_uri)
+            require("trackio", "trackio")
+            from pipeline.follow.trackio_export import TrackioExport
+
+            return functools.partial(TrackioExport, options.output or run.path / "trackio")
         case unknown:
             assert_never(unknown)
 

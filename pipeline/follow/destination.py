@@ -7,8 +7,11 @@ from typing import Literal, Protocol
 
 from pipeline.follow.story import Story
 
-DestinationName = Literal["tensorboard", "mlflow"]
+DestinationName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 """The name of each, which is that of the extra that it needs, too."""
+
+EXPORTS: tuple[DestinationName, ...] = ("wandb", "trackio")
+"""These are not followed: the whole run is written once, in the place of what was there."""
 
 
 class Destination(Protocol):

@@ -7,7 +7,6 @@ change, a new run takes the place of the old one, which is deleted once the new 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -88,7 +87,7 @@ class MlflowRun:
 
     def _find(self, story: Story) -> list[_Logged]:
         """All that are of the story's run: two if a follower was killed as it replaced one."""
-        filter_string = f"tags.`{_IDENTITY}` = '{_identity(story)}'"
+        filter_string = f"tags.`{_IDENTITY}` = '{story.identity()}'"
         return [
             self._read(run) for run in self._client.search_runs([self._experiment], filter_string)
         ]
@@ -102,7 +101,7 @@ class MlflowRun:
         return _Logged(run.info.run_id, metrics, run.data.params, run.data.tags, run.info.status)
 
     def _create(self, story: Story) -> _Logged:
-        tags = {_IDENTITY: _identity(story), "alexnet.run_dir": str(story.run.path.resolve())}
+        tags = {_IDENTITY: story.identity(), "alexnet.run_dir": str(story.run.path.resolve())}
         made = self._client.create_run(
             self._experiment, round(story.began * 1000), tags, run_name=story.run.name
         )
@@ -139,10 +138,6 @@ class MlflowRun:
 
 def _missing(wanted: Mapping[str, str], present: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(key, value) for key, value in wanted.items() if present.get(key) != value]
-
-
-def _identity(story: Story) -> str:
-    return hashlib.sha256(f"{story.run.path.resolve()} {story.began!r}".encode()).hexdigest()
 
 
 def _parameters(story: Story) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -83,6 +84,19 @@ class Story:
     def numbers(self) -> dict[tuple[str, int], Point]:
         """Those of the points that are no texts."""
         return {key: point for key, point in self.points.items() if _is_number(point)}
+
+    def by_step(self) -> list[tuple[int, float, dict[str, float]]]:
+        """The numbers of each step, by tag, with the step and the time of the oldest."""
+        steps: dict[int, tuple[float, dict[str, float]]] = {}
+        for point in self.numbers().values():
+            time, values = steps.get(point.step, (point.time, {}))
+            values[point.tag] = float(point.value)
+            steps[point.step] = min(time, point.time), values
+        return [(step, *steps[step]) for step in sorted(steps)]
+
+    def identity(self) -> str:
+        """What no other run has, in letters and digits."""
+        return hashlib.sha256(f"{self.run.path.resolve()} {self.began!r}".encode()).hexdigest()
 
     def texts(self) -> dict[str, str]:
         """The newest text of each tag."""
