@@ -19,7 +19,14 @@ from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.directory import ForkSource, RunDirectory
 from pipeline.run.ending import EndOutcome
-from pipeline.run.event_log import append, of_type, read_rows, write_last_word
+from pipeline.run.event_log import (
+    append,
+    last_of_training,
+    of_type,
+    read_rows,
+    write_last_word,
+    write_submission,
+)
 from pipeline.run.events import RunEvent, StartEvent
 from pipeline.run.settings import Settings, read_saved
 from pipeline.train.progress import Progress
@@ -80,15 +87,22 @@ def _found(source: ForkSource, run: RunDirectory) -> Path:
 
 
 def record_start(run: RunDirectory, start: Start, plan: BatchPlan, world: World) -> None:
-    """Write the `start` row on rank 0, before any rank publishes; a full disk costs the row."""
+    """Write the `start` row on rank 0, before any rank publishes; a full disk costs the row.
+
+    A job that SLURM has requeued has waited in its queue since it was last heard of.
+    """
     if not world.is_main:
         return
+    heard, environment = last_heartbeat(run.metrics), world.environment
+    last, job = last_of_training(run.events), environment.start
+    if last is not None and job is not None and job.number > 0 and environment.attempt == 0:
+        write_submission(run.events, "slurm", job.job, max(last.time, heard or 0.0))
     step = 0 if start.path is None else checkpoint.step_of(start.path)
     event = StartEvent(
         step=step,
         epoch=step / plan.steps_per_epoch,
-        began=begin_of_attempt(world.environment),
-        heard=last_heartbeat(run.metrics),
+        began=begin_of_attempt(environment),
+        heard=heard,
     )
     with contextlib.suppress(OSError):
         append(run.events, event)

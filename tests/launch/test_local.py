@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from launch.local import (
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import STOP_SIGNALS, JobOutcome, exit_code_of
-from pipeline.run.event_log import read_rows
+from pipeline.run.event_log import of_type, read_rows
+from pipeline.run.events import SubmitEvent
 from pipeline.run.ledger import ledger_of
 from pipeline.run.lock import lock_run
 from pipeline.train.command import parse_command
@@ -439,3 +441,35 @@ def test_a_run_is_stopped_while_its_next_job_waits(
     finally:
         os.close(lock)
     assert run.stop_request.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "pod", "expected"),
+    [
+        ((), False, [("local", None)]),
+        (("--nodes", 2, "--node-rank", 0, "--rendezvous", "n0:29500"), False, [("local", None)]),
+        (("--nodes", 2, "--node-rank", 1, "--rendezvous", "n0:29500"), False, []),
+        ((), True, [("kubernetes", socket.gethostname())]),
+    ],
+)
+def test_the_first_node_says_that_a_job_was_started(
+    words: tuple[object, ...],
+    pod: bool,
+    expected: list[tuple[str, str | None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a pod nobody knows how long it had to wait; a job that leaves nothing has failed."""
+    monkeypatch.setattr("launch.local._run_torchrun", lambda *_: (0, None))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    run = tmp_path / "run"
+    assert launch("local", "--nproc", 1, *words, *training(tmp_path / "shards", run)) == 1
+    rows = list(read_rows(RunDirectory(run).events))
+    assert [(row.to, row.job) for row in of_type(rows, SubmitEvent)] == expected
+    assert len(rows) == len(expected)
+    if pod:
+        ledger = ledger_of(rows)
+        assert ledger is not None
+        assert not ledger.is_queue_known
