@@ -129,6 +129,9 @@ class DistributedConfig:
     """The same for what rank 0 does alone while the others wait, such as saving."""
     bucket_bytes: Annotated[int, above(0)] = 8 << 20
     """Gradients are averaged in buckets of this size (it decides the order of additions)."""
+    compare_replicas: Annotated[bool, Operational] = True
+    """Compare the weights of all replicas, bit for bit, at every log and before every save; the run
+    fails where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from pipeline.run.events import (
     EvalEvent,
     Event,
     RunEvent,
+    SlowPart,
     TrainEvent,
 )
 
@@ -128,6 +129,15 @@ class JobMetrics:
     def record_learning(self, *, is_stuck: bool) -> None:
         """Whether the network only guesses, though it has seen many samples."""
         self._not_learning.set(is_stuck)
+
+    def record_delay(self, slow: SlowPart | None) -> None:
+        """What holds up the ranks, if anything does; one that is slow says so itself."""
+        self._delay_wanders.set(slow == "loader")
+        self._delay_unattributed.set(slow == "unattributed")
+
+    def compared_replicas(self) -> None:
+        """The weights of the replicas were compared."""
+        self._fingerprints.inc()
 
     def evaluated(self, event: EvalEvent) -> None:
         """An evaluation of `val` ended; no `top5` is shown if None."""

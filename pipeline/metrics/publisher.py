@@ -37,9 +37,12 @@ class Publisher:
         rank: int,
         local_rank: int,
         interval_seconds: float,
+        refresh: Callable[[], None] = lambda: None,
     ) -> None:
+        """`refresh` is called before each publication, in the thread."""
         self._path = directory / rank_file_name(rank)
         self._registry = registry
+        self._refresh = refresh
         self._writer = Writer.this_process(
             rank=rank, local_rank=local_rank, interval_seconds=interval_seconds
         )
@@ -85,6 +88,7 @@ class Publisher:
 
     def _publish(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._refresh()
         self._heartbeat.set(time.time())
         content = render_rank_file(self._writer, exposition(self._registry))
         write_atomically(self._path, content, durable=False)

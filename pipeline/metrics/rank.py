@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from data_prep.shard_set.families import ABSENT, Families
 from pipeline.metrics import declared
 from pipeline.run.ending import RunOutcome
-from pipeline.run.phase import Label
+from pipeline.run.phase import Label, Phase
 
 
 class RankMetrics:
@@ -37,6 +38,7 @@ class RankMetrics:
         self.record_outcome("running")
         self._last_step = families.gauge(declared.LAST_STEP, ABSENT)
         self._phases = families.gauges(declared.RANK_PHASE)
+        self._phase: Phase | None = None
         self._straggler = families.gauges(declared.STRAGGLER)
         self._loss_not_finite = families.counter(declared.LOSS_NOT_FINITE)
         self._differs = families.gauge(declared.REPLICA_DIFFERS)
@@ -68,6 +70,29 @@ class RankMetrics:
         """How the rank stands, or has left."""
         for state, gauge in self._outcomes.items():
             gauge.set(state == outcome)
+
+    def enter(self, phase: Phase) -> None:
+        """The rank is at `phase` from now on; what is published is where it is at that time."""
+        self._phase = phase
+
+    def show_phase(self) -> None:
+        """Called before each publication, in the publisher's thread."""
+        now = self._phase
+        for name, gauge in self._phases.items():
+            gauge.set(now is not None and name == now.name.lower())
+
+    def record_straggler(self, phase: Label | None) -> None:
+        """The others wait for this rank in `phase`; None: they do not."""
+        for label, gauge in self._straggler.items():
+            gauge.set(label == phase)
+
+    def record_loss(self, loss: float) -> None:
+        """This rank's own loss of a log interval."""
+        self._loss_not_finite.inc(not math.isfinite(loss))
+
+    def record_difference(self) -> None:
+        """The weights of this rank are not those of the others."""
+        self._differs.set(1)
 
     def record_skip(self) -> None:
         """One of the steps was not applied."""

@@ -60,3 +60,4 @@ class Components:
         """This rank is at `phase` from now on: so say its watchdog, clock and metrics."""
         self.clock.enter(phase)
         self.watchdog.enter(phase, self.progress.step)
+        self.metrics.enter(phase)

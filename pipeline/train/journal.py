@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -29,13 +31,19 @@ from pipeline.run.events import (
     EvalEvent,
     Event,
     NotLearning,
+    ReplicasDiffer,
     RunEvent,
     SignalEvent,
+    Straggler,
     TrainEvent,
 )
 from pipeline.train.due import Eta
 from pipeline.train.evaluation import evaluation_line
 from pipeline.train.progress import Progress
+from pipeline.train.stragglers import Delay, sentence_of_delay
+
+_SILENCE_SECONDS = 60.0
+"""Between two lines about slow ranks."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +65,7 @@ class Journal:
         self._last_step = 0
         self._has_warned = False
         self._is_stuck = False
+        self._silent_until = -math.inf
 
     @classmethod
     def of_rank(
@@ -126,6 +135,33 @@ class Journal:
                 what=damage.what,
             )
             self._write(event)
+
+    def record_delay(self, step: int, delay: Delay | None, hosts: Sequence[str]) -> None:
+        """What holds up the ranks, whose `hosts` are in order; said once a minute at most."""
+        self._metrics.record_delay(None if delay is None else delay.slow)
+        now = time.monotonic()
+        if delay is None or now < self._silent_until:
+            return
+        self._silent_until = now + _SILENCE_SECONDS
+        host = None if delay.rank is None else hosts[delay.rank]
+        self.console.line(f"warning: {sentence_of_delay(delay, host)}")
+        event = Straggler(
+            step=step,
+            epoch=self._epoch(step),
+            slow=delay.slow,
+            rank=delay.rank,
+            host=host,
+            phase=delay.phase,
+            lag_seconds=delay.lag_seconds,
+        )
+        self._write(event)
+
+    def compared_replicas(self) -> None:
+        self._metrics.compared_replicas()
+
+    def replicas_differ(self, event: ReplicasDiffer) -> None:
+        self.console.line(f"warning: the replicas differ in {event.tensor}: {event.what}")
+        self._write(event)
 
     def evaluated(self, event: EvalEvent) -> None:
         self._eta.evaluation.add(event.seconds)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from pipeline.data.open import Batches, Damage
+from pipeline.optim.fingerprint import halves_of
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.events import TrainEvent
-from pipeline.run.phase import PHASE_LABELS
 from pipeline.train.clock import StepTime
 from pipeline.train.components import Components
+from pipeline.train.rank_sums import RankSums, RankTimes, waiting_label
+from pipeline.train.replicas import ReplicaCheck
+from pipeline.train.stragglers import Stragglers
 
 _GUESSING_TOLERANCE = 0.005
 
@@ -27,8 +31,8 @@ class LogInterval:
         self._mesh = mesh
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         """Loss and right answers."""
-        self._num_samples = 0
-        self._phase_seconds = dict.fromkeys(PHASE_LABELS, 0.0)
+        waits_in = waiting_label(world.size, mesh.ranks_per_replica)
+        self._mine = RankSums(times=RankTimes(waits_in=waits_in))
         self.norm: torch.Tensor | None = None
         """Of the gradients of the last step."""
         self.damages: list[Damage] = []
@@ -36,7 +40,7 @@ class LogInterval:
 
     @property
     def is_begun(self) -> bool:
-        return self._num_samples > 0
+        return self._mine.num_samples > 0
 
     def note_predictions(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
@@ -44,11 +48,10 @@ class LogInterval:
         """Add a micro-batch: its summed loss, logits N×C and labels N."""
         self._sums[0] += loss
         self._sums[1] += (logits.argmax(1) == labels).sum()
-        self._num_samples += len(labels)
+        self._mine.num_samples += len(labels)
 
     def note_time(self, step: StepTime) -> None:
-        for label, seconds in step.phase_seconds.items():
-            self._phase_seconds[label] += seconds
+        self._mine.times.add(step.phase_seconds)
 
     def take_damages(self) -> list[list[Damage]]:
         """What each rank has found damaged since the last call; all ranks call it together."""
@@ -62,28 +65,39 @@ class LogInterval:
         """Let the device finish the interval's steps, so that their times can be read."""
         self._sums.tolist()
 
-    def reduce(
-        self, *, step: int, epoch: float, learning_rate: float, skipped_steps: int
+    def reduce(self, fingerprint: torch.Tensor) -> list[RankSums]:
+        """The sums of each rank on every rank; `fingerprint`, an int64, is of this rank's weights.
+
+        The ranks call it together.
+        """
+        return self._mine.gather(self._world, torch.cat([self._sums, halves_of(fingerprint)]))
+
+    def event(
+        self,
+        ranks: Sequence[RankSums],
+        *,
+        step: int,
+        epoch: float,
+        learning_rate: float,
+        skipped_steps: int,
     ) -> TrainEvent:
-        """The interval's `train` event, over all ranks; `phase_seconds` is this rank's.
+        """The interval's `train` event, over all `ranks`; `phase_seconds` is this rank's.
 
         Speed is from end to end: samples by the whole time of the steps, waiting included.
         """
-        seconds = sum(self._phase_seconds.values())
-        local = [float(self._num_samples), self._phase_seconds["data_wait"], seconds]
-        ours = torch.tensor(local, dtype=torch.float64, device=self._world.device)
-        sums = torch.cat([self._sums, ours])
-        loss, correct, num_samples, wait, all_seconds = self._world.all_reduce(sums).tolist()
+        num_samples = sum(rank.num_samples for rank in ranks)
+        all_seconds = sum(rank.times.seconds for rank in ranks)
+        data_wait = sum(rank.times.phase_seconds["data_wait"] for rank in ranks)
         # All ranks of a replica count its samples, which leaves loss and top-1 as they are.
         all_samples = num_samples / self._mesh.ranks_per_replica
         return TrainEvent(
             step=step,
             epoch=epoch,
-            loss=loss / num_samples,
-            top1=correct / num_samples,
+            loss=sum(rank.loss for rank in ranks) / num_samples,
+            top1=sum(rank.correct for rank in ranks) / num_samples,
             images_per_second=all_samples * self._world.size / all_seconds,
-            data_wait_ratio=wait / all_seconds,
-            phase_seconds=self._phase_seconds,
+            data_wait_ratio=data_wait / all_seconds,
+            phase_seconds=self._mine.times.phase_seconds,
             grad_norm=None if self.norm is None else float(self.norm),
             learning_rate=learning_rate,
             skipped_steps=skipped_steps,
@@ -96,6 +110,9 @@ class StepLog:
     def __init__(self, components: Components) -> None:
         self._components = components
         self.interval = LogInterval(components.world, components.mesh)
+        self.replicas = ReplicaCheck(components)
+        self._stragglers = Stragglers(components.mesh.ranks_per_replica)
+        self._hosts = components.world.all_gather_object(socket.gethostname())
 
     def count_step(self, batches: Batches, num_samples: int, norm: torch.Tensor | None) -> None:
         """The step of `progress` is done, with `num_samples` of this rank's replica."""
@@ -130,15 +147,18 @@ class StepLog:
     def end_interval(self, learning_rate: float) -> None:
         """Add up the interval over all ranks and report it; this waits for the device.
 
-        Raises `ValueError` if the loss is not a number.
+        Raises `ValueError` if the replicas differ or the loss is not a number.
         """
         components, progress = self._components, self._components.progress
         step, interval = progress.step, self.interval
+        fingerprint = self.replicas.fingerprint()
         interval.wait()
         self._collect_times()
         for rank, damages in enumerate(interval.take_damages()):
             components.journal.record_damages(step, rank, damages)
-        event = interval.reduce(
+        ranks = interval.reduce(fingerprint)
+        event = interval.event(
+            ranks,
             step=step,
             epoch=components.epoch,
             learning_rate=learning_rate,
@@ -149,6 +169,8 @@ class StepLog:
             components.metrics.record_gpu_memory(
                 torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
             )
+        components.metrics.record_loss(ranks[components.world.rank].loss)
+        self.replicas.check([rank.fingerprint for rank in ranks])
         loss, scale = event.loss, components.replica.loss_scale
         if not math.isfinite(loss) and scale is None:
             raise ValueError(
@@ -156,9 +178,17 @@ class StepLog:
                 "optim.learning_rate or raise schedule.warmup_ratio"
             )
         components.journal.trained(event, scale)
+        self._look_for_stragglers(ranks)
         if step * components.plan.global_batch_size >= components.config.not_learning_after_samples:
             is_stuck = is_guessing(loss, components.manifest.num_classes)
             components.journal.record_learning(step, loss, is_stuck=is_stuck)
+
+    def _look_for_stragglers(self, ranks: Sequence[RankSums]) -> None:
+        components = self._components
+        delay = self._stragglers.look([rank.times for rank in ranks])
+        is_me = delay is not None and delay.rank == components.world.rank
+        components.metrics.record_straggler(delay.phase if delay and is_me else None)
+        components.journal.record_delay(components.progress.step, delay, self._hosts)
 
     @contextlib.contextmanager
     def recording_own_damages(self, batches: Batches) -> Iterator[None]:

@@ -145,12 +145,15 @@ class TrainingLoop:
         """Save the run as it is, as the best checkpoint if `best_top1` is given.
 
         Returns what was wrong with the disk, on all ranks; None: it is saved. Raises `ValueError`
-        if a weight is not a number.
+        if a weight is not a number or the replicas differ.
         """
         components, progress = self._components, self._components.progress
         world, replica = components.world, components.replica
         components.enter(Phase.AGREEING)
-        if not all(world.all_gather_object(replica.is_finite())):
+        mine = int(self._log.replicas.fingerprint()), replica.is_finite()
+        fingerprints, are_finite = zip(*world.all_gather_object(mine), strict=True)
+        self._log.replicas.check(fingerprints)
+        if not all(are_finite):
             raise ValueError(
                 f"a weight is not a number at step {progress.step}: training has diverged, "
                 "nothing is saved; lower optim.learning_rate"

@@ -48,6 +48,7 @@ def publishing(
                 rank=world.rank,
                 local_rank=environment.local_rank,
                 interval_seconds=config.publish_seconds,
+                refresh=metrics.show_phase,
             )
             resources.callback(publisher.close)
         try:

@@ -3,12 +3,14 @@
     torchrun … -m tests.integration.sleepy_train RANK:PLACE:TIMES:SECONDS[:MARK] … -- ARGUMENTS…
 
 The rank sleeps at a `_PLACES` when it comes there after TIMES other times; with a MARK only if that
-file is not there, which is made then. At `blind` its watchdog neither judges nor finds a verdict
-for so long, from when it would have judged.
+file is not there, which is made then. With `SECONDS+` it sleeps from then on each time, also behind
+the beginning of the phase PLACE, and so do all ranks in turn if the RANK is `each`. At `blind` its
+watchdog neither judges nor finds a verdict for so long, from when it would have judged.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -23,7 +25,9 @@ from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import FirstFailure, leave
 from pipeline.ranks.heartbeats import Board
 from pipeline.ranks.watchdog import Watchdog
+from pipeline.run.phase import Phase
 from pipeline.train import __main__ as train
+from pipeline.train.components import Components
 
 _PLACES: dict[str, tuple[type[Any], str]] = {
     "reading": (Loader, "__next__"),
@@ -48,6 +52,35 @@ def fall_asleep(place: str, num_times: int, seconds: float, mark: Path | None) -
     setattr(owner, name, sleepy)
 
 
+def be_slow(place: str, num_times: int, seconds: float, turn: int, every: int) -> None:
+    """Sleep at every `every`-th time after `num_times`, the first one after `turn` more."""
+    times = itertools.count(-num_times - turn)
+
+    def doze() -> None:
+        now = next(times)
+        if now >= 0 and now % every == 0:
+            time.sleep(seconds)
+
+    if place in _PLACES:
+        owner, name = _PLACES[place]
+        plain = getattr(owner, name)
+
+        def slow(*arguments: Any, **options: Any) -> Any:
+            doze()
+            return plain(*arguments, **options)
+
+        setattr(owner, name, slow)
+        return
+    wanted, enter = Phase[place.upper()], Components.enter
+
+    def slow_enter(components: Components, phase: Phase) -> None:
+        enter(components, phase)
+        if phase is wanted:
+            doze()
+
+    mock.patch.object(Components, "enter", slow_enter).start()
+
+
 def be_blind(seconds: float) -> None:
     begin: list[float] = []
     plain = Board.verdict
@@ -67,11 +100,16 @@ def be_blind(seconds: float) -> None:
 
 def main(words: Sequence[str]) -> int:
     divide = words.index("--")
+    own, size = os.environ["RANK"], int(os.environ["WORLD_SIZE"])
     for word in words[:divide]:
         rank, place, num_times, seconds, *mark = word.split(":")
-        if os.environ["RANK"] == rank and place == "blind":
+        if seconds.endswith("+"):
+            turn, every = (int(own), size) if rank == "each" else (0, 1)
+            if rank in (own, "each"):
+                be_slow(place, int(num_times), float(seconds[:-1]), turn, every)
+        elif own == rank and place == "blind":
             be_blind(float(seconds))
-        elif os.environ["RANK"] == rank:
+        elif own == rank:
             fall_asleep(place, int(num_times), float(seconds), Path(mark[0]) if mark else None)
     return train.main(words[divide + 1 :])
 

@@ -32,8 +32,14 @@ from pipeline.metrics.tables import ALL_METRICS, with_tables
 from pipeline.metrics.tables import main as write_tables
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import append
-from pipeline.run.events import CheckpointEvent, CheckpointReason, SubmitEvent, TrainEvent
-from pipeline.run.phase import PHASE_LABELS, Label
+from pipeline.run.events import (
+    CheckpointEvent,
+    CheckpointReason,
+    SlowPart,
+    SubmitEvent,
+    TrainEvent,
+)
+from pipeline.run.phase import PHASE_LABELS, Label, Phase
 from tests.machine import small_disk
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
 from tests.pipeline.metrics.test_gpu import UUID, nvml
@@ -112,6 +118,74 @@ def test_phases_sum_to_the_duration_of_the_steps(steps: list[dict[Label, float]]
     phases = sum(v for (name, _), v in samples.items() if name == "alexnet_step_seconds_total")
     assert phases == pytest.approx(samples["alexnet_step_duration_seconds_sum", frozenset()])
     assert samples["alexnet_step_duration_seconds_count", frozenset()] == len(steps)
+
+
+def test_a_rank_says_what_it_is_doing_when_it_publishes() -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(3, 1, registry)
+
+    def shown() -> set[str]:
+        metrics.show_phase()
+        values = {
+            phase.name: registry.get_sample_value(
+                "alexnet_rank_phase", RANK | {"phase": phase.name.lower()}
+            )
+            for phase in Phase
+        }
+        assert set(values.values()) <= {0.0, 1.0}
+        return {name for name, value in values.items() if value}
+
+    assert shown() == set()
+    for phase in (Phase.READING, Phase.SAVING):
+        metrics.enter(phase)
+        assert shown() == {phase.name}
+
+
+def test_the_publisher_asks_before_each_publication(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(3, 1, registry)
+    publisher = Publisher(
+        tmp_path,
+        registry,
+        rank=3,
+        local_rank=1,
+        interval_seconds=3600,
+        refresh=metrics.show_phase,
+    )
+    metrics.enter(Phase.EVALUATING)
+    publisher.close()
+    line = 'alexnet_rank_phase{local_rank="1",phase="evaluating",rank="3"} 1.0'
+    assert line in (tmp_path / "rank-00003.prom").read_text()
+
+
+def test_a_straggler_is_one_in_one_phase_until_it_is_none() -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(3, 1, registry)
+    phases: list[Label | None] = ["data_wait", "h2d", None]
+    for now in phases:
+        metrics.record_straggler(now)
+        for phase in PHASE_LABELS:
+            value = registry.get_sample_value("alexnet_straggler", RANK | {"phase": phase})
+            assert value == (phase == now)
+
+
+def test_losses_that_are_not_finite_are_counted() -> None:
+    registry = CollectorRegistry()
+    metrics = RankMetrics(3, 1, registry)
+    for loss in (1.0, math.nan, math.inf, -math.inf, 2.0):
+        metrics.record_loss(loss)
+    assert registry.get_sample_value("alexnet_loss_not_finite_total", RANK) == 3
+
+
+def test_what_holds_up_the_job_is_one_thing() -> None:
+    registry = CollectorRegistry()
+    job = JobMetrics(registry)
+    slow: list[SlowPart | None] = ["loader", "unattributed", "rank", None]
+    for now in slow:
+        job.record_delay(now)
+        assert registry.get_sample_value("alexnet_delay_wanders") == (now == "loader")
+        value = registry.get_sample_value("alexnet_delay_unattributed")
+        assert value == (now == "unattributed")
 
 
 def test_only_rank_0_has_the_histogram_without_a_rank() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.run.events import NotLearning
 from pipeline.train.due import Eta
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
+from pipeline.train.stragglers import Delay, sentence_of_delay
 from tests.pipeline.fake_run import (
     RunHistory,
     checkpoint_fields,
@@ -117,3 +119,31 @@ def test_a_network_that_only_guesses_is_reported_once_until_it_learns(tmp_path: 
     lines = output.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("warning: not learning: after 20 steps the loss of 2.3000 is still")
+
+
+def test_a_delay_is_told_once_a_minute_while_it_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, registry = io.StringIO(), CollectorRegistry()
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path, Console(output), JobMetrics(registry), PLAN, ETA)
+    slow = Delay(slow="rank", rank=1, phase="h2d", lag_seconds=0.5)
+    wandering = Delay(slow="loader", phase="data_wait", lag_seconds=0.25)
+    told = [(0, slow), (59, slow), (59.5, None), (61, wandering), (120, wandering), (122, slow)]
+    for seconds, delay in told:
+        monkeypatch.setattr(time, "monotonic", lambda now=seconds: 1000.0 + now)
+        journal.record_delay(int(seconds), delay, ["node1", "node2"])
+        wanders = registry.get_sample_value("alexnet_delay_wanders")
+        assert wanders == (delay is wandering), "at once, whatever has been told"
+    events: list[Any] = read_events(path)
+    assert [(found.step, found.slow, found.rank, found.host, found.phase) for found in events] == [
+        (0, "rank", 1, "node2", "h2d"),
+        (61, "loader", None, None, "data_wait"),
+        (122, "rank", 1, "node2", "h2d"),
+    ]
+    assert [found.lag_seconds for found in events] == [0.5, 0.25, 0.5]
+    assert [line.partition(" holds")[0] for line in output.getvalue().splitlines()] == [
+        "warning: rank 1 on node2",
+        f"warning: {sentence_of_delay(wandering, None)}",
+        "warning: rank 1 on node2",
+    ]

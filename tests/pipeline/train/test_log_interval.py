@@ -41,7 +41,8 @@ def filled(interval: LogInterval) -> LogInterval:
 
 
 def reduced(interval: LogInterval) -> TrainEvent:
-    event = interval.reduce(step=7, epoch=0.7, learning_rate=0.1, skipped_steps=2)
+    ranks = interval.reduce(torch.zeros((), dtype=torch.int64))
+    event = interval.event(ranks, step=7, epoch=0.7, learning_rate=0.1, skipped_steps=2)
     return dataclasses.replace(event, time=0.0)
 
 

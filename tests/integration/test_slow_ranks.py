@@ -1,0 +1,72 @@
+"""Delays in one rank, or in each in turn: who is named, where, and in what metrics."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline.metrics.rank_file import rank_file_name
+from pipeline.run.directory import RunDirectory
+from pipeline.train import stragglers
+from tests.integration.training import rows, training
+from tests.pipeline.rank_jobs import Job
+
+HOST = socket.gethostname()
+STEPS = 40
+SECONDS = 0.15
+"""That a rank sleeps in each step, which takes a fraction of it else."""
+
+
+def be_quick() -> None:
+    """Take a delay for one that lasts as soon as it has the steps."""
+    stragglers.LEAST_SECONDS = 0.0
+
+
+def delayed(shards: Path, run: Path, where: str) -> Job:
+    options = ("--log_every_steps", 10, "--epochs", 100, "--max-steps", STEPS)
+    never = ("--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0)
+    words = training(shards, run, *options, *never)
+    sleep = f"{where}:0:{SECONDS}+"
+    return Job(2, "tests.integration.sleepy_train", [sleep, "--", *words], before=be_quick)
+
+
+def series(run: Path, rank: int, name: str) -> dict[str, float]:
+    """The values of a metric in a rank's file, by what is in its braces."""
+    lines = (RunDirectory(run).metrics / rank_file_name(rank)).read_text().splitlines()
+    found = (line.rsplit(" ", 1) for line in lines if line.startswith(name))
+    return {labels.removeprefix(name).strip("{}"): float(value) for labels, value in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "slow", "rank", "phase"),
+    [
+        ("1:reading", "rank", 1, "data_wait"),
+        ("0:computing", "rank", 0, "forward_backward"),
+        ("1:averaging", "unattributed", None, "sync_wait"),
+        ("each:reading", "loader", None, "data_wait"),
+    ],
+)
+def test_a_delay_is_named(
+    where: str, slow: str, rank: int | None, phase: str, shards: Path, tmp_path: Path
+) -> None:
+    with delayed(shards, tmp_path, where) as job:
+        assert job.wait() == [0, 0], job.errors
+    (alarm,) = rows(tmp_path, "alarm")
+    expected = ("straggler", slow, rank, None if rank is None else HOST, phase)
+    fields = ("reason", "slow", "rank", "host", "phase")
+    assert tuple(alarm[field] for field in fields) == expected
+    assert SECONDS / 2 < alarm["lag_seconds"] < 3 * SECONDS
+    lines = [line for line in job.outputs[0].splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert ("rank" if rank is None else f"rank {rank} on {HOST}") in lines[0]
+    for number in (0, 1):
+        held = [
+            labels for labels, on in series(tmp_path, number, "alexnet_straggler").items() if on
+        ]
+        assert len(held) == (number == rank)
+        assert all(f'phase="{phase}",rank="{rank}"' in labels for labels in held)
+    assert series(tmp_path, 0, "alexnet_delay_wanders") == {"": slow == "loader"}
+    assert series(tmp_path, 0, "alexnet_delay_unattributed") == {"": slow == "unattributed"}
