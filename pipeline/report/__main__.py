@@ -39,12 +39,14 @@ def write_report(runs: Sequence[RunDirectory], output: Path, num_neighbours: int
     the page cannot be written, `ModuleNotFoundError` if the extra `report` is not installed.
     """
     require_extra()
-    from pipeline.report import comparison_page, page  # here, because they need the extra
+    if len(runs) == 1:  # imported here, because they need the extra
+        from pipeline.report.page import render
 
-    if len(runs) == 1:
-        text = page.render(runs[0], num_neighbours)
+        text = render(runs[0], num_neighbours)
     else:
-        text = comparison_page.render_comparison(runs)
+        from pipeline.report.comparison_page import render_comparison
+
+        text = render_comparison(runs)
     if not output.parent.is_dir():
         raise NotADirectoryError(f"{output.parent} is not a directory: give another --output")
     if output.exists() and not output.is_file():  # a rename would replace even a device

@@ -128,12 +128,15 @@ def read_kernels(run: RunDirectory, network: str | None) -> Kernels | Missing | 
     """Those of the newest good checkpoint; None if the network's kernels are too small."""
     if network not in _NUM_COLUMNS:
         return None
+    none = Missing("No checkpoint has been saved yet.")
+    if not any(run.checkpoints.glob("step-*")):
+        return none
     try:
         from pipeline.run import checkpoint  # here, because all else of a report needs no torch
 
         path = checkpoint.newest_good(run.checkpoints)
         if path is None:
-            return Missing("No checkpoint has been saved yet.")
+            return none
         weights = checkpoint.load(path)["model"]
     except (ImportError, OSError, ValueError) as error:
         return Missing(f"The first layer is left out: {error}.")

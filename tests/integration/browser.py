@@ -36,7 +36,8 @@ _FLAGS = (
 _ANSWER_SECONDS = 60
 
 _LOW_CONTRASTS = """(() => {
-    const parts = color => color.match(/[0-9.]+/g).map(Number);
+    const parts = color => color.match(/[0-9.]+/g).map(
+        (part, place) => Number(part) * (place < 3 && color.startsWith('color(srgb') ? 255 : 1));
     const light = color => parts(color).slice(0, 3).map(part => part / 255).map(
         part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4
     ).reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
@@ -112,6 +113,16 @@ class Page:
         answer = self._call("Page.captureScreenshot", captureBeyondViewport=True)
         with Image.open(io.BytesIO(base64.b64decode(answer["data"]))) as image:
             return np.asarray(image.convert("RGB"))
+
+    def printed(self) -> bytes:
+        """The page as a PDF, on paper as its style says."""
+        answer = self._call("Page.printToPDF", preferCSSPageSize=True)
+        return base64.b64decode(answer["data"])
+
+    def emulate_print(self) -> None:
+        """Lay the page out as for a printer, on a screen as wide as before, and light."""
+        scheme = {"name": "prefers-color-scheme", "value": "light"}
+        self._call("Emulation.setEmulatedMedia", media="print", features=[scheme])
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_report_is_drawn(tmp_path: Path, width: int, dark: bool) -> None:
         assert len(page.evaluate(BOXES % ".stacked td.soft")) > 5
         assert page.evaluate(CUT) == []
         assert page.evaluate(BROKEN_WORDS) == []
+        assert page.low_contrasts() == []
         assert page.requests == [run.report.resolve().as_uri()]
 
     assert screen.shape[0] > 2000
@@ -97,9 +99,40 @@ def test_comparison_is_drawn(tmp_path: Path, width: int) -> None:
     with browser_page(tmp_path / "profile") as page:
         page.open(page_path, width=width, height=900)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.low_contrasts() == []
         screen, charts = page.screenshot(), page.evaluate(BOXES % ".chart svg")
         assert page.requests == [page_path.resolve().as_uri()]
     assert len(charts) == 4
     for left, top, box_width, box_height in charts:
         area = screen[int(top) : int(top + box_height), int(left) : int(left + box_width)]
         assert num_pixels(area, (0xC2, 0x41, 0x0C)) > 10, "the second run's curve is not drawn"
+
+
+A4_POINTS = (595, 842)
+PAPER_PIXELS = 695
+"""Width of what is printed on A4 between its margins, in CSS pixels."""
+
+
+def test_report_prints_on_a4_in_full_and_in_colour(tmp_path: Path) -> None:
+    """Also where the system is set to dark colours, which no paper has."""
+    run = write_run(tmp_path, NAMES)
+    assert main([str(run.path)]) == 0
+    with browser_page(tmp_path / "profile") as page:
+        page.open(run.report, width=PAPER_PIXELS, height=900, dark=True)
+        printed = page.printed()
+        page.emulate_print()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PAPER_PIXELS
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(255, 255, 255)"
+        )
+        bar = "getComputedStyle(document.querySelector('.ledger .stack span'))"
+        assert page.evaluate(f"{bar}.printColorAdjust") == "exact"
+        assert page.evaluate("document.querySelector('#configuration').open") is False
+        ((_, _, width, height),) = page.evaluate(BOXES % "#configuration table:last-of-type")
+        assert width > 400
+        assert height > 40
+        assert page.low_contrasts() == []
+    sizes = re.findall(rb"/MediaBox \[0 0 ([0-9.]+) ([0-9.]+)\]", printed)
+    assert 3 <= len(sizes) <= 12
+    for size in sizes:
+        assert [float(side) for side in size] == pytest.approx(A4_POINTS, abs=1)
