@@ -66,6 +66,7 @@ def render(run: RunDirectory, num_neighbours: int = 0) -> str:
     events, summary = history_of(rows), Summary(rows)
     marks, now = find_marks(events), time.time()
     status = read_run_status(run, socket.gethostname(), now)
+    is_running = status.outcome == "running"
     shard_set, start = read_shard_set(settings), summary.latest_start
     if isinstance(shard_set, Missing):
         title = start.shard_set if start else None
@@ -87,9 +88,10 @@ def render(run: RunDirectory, num_neighbours: int = 0) -> str:
             setting_groups=_setting_groups(settings),
             title=title,
             summary=summary,
+            is_running=is_running,
             faults=faults,
             timeline=timeline(rows),
-            ledger=ledger_of(rows, now if status.outcome == "running" else None),
+            ledger=ledger_of(rows, now if is_running else None),
             second_classes=SECOND_CLASSES,
             ranks=compare_ranks(status),
             marks=marks,

@@ -311,11 +311,12 @@ def write_run(
     samples_per_class: int = 12,
     encoding: Encoding = "rgb",
     skill: float = 3.0,
+    size: int = 16,
 ) -> RunDirectory:
     """A whole run with its shard set under `root`."""
     labels = np.tile(np.arange(len(class_names)), samples_per_class)
     shards = root / "shards"
-    write_shard_set(shards, make_images(labels), labels, class_names, encoding)
+    write_shard_set(shards, make_images(labels, size), labels, class_names, encoding)
     run = RunDirectory(root / "run")
     write_config(run, shards)
     write_predictions(run, labels, make_probabilities(labels, len(class_names), skill))

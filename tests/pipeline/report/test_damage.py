@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.report.__main__ import main
 from pipeline.run.directory import RunDirectory
+from pipeline.run.lock import lock_run
 from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields, train_fields, write_run
 from tests.pipeline.report.html_tree import Element
 from tests.pipeline.report.report_page import NAMES, SECTIONS, bars_of, page_of, saved_predictions
@@ -110,9 +111,19 @@ def test_run_without_evaluation(run: RunDirectory) -> None:
     history.close()
     page = page_of(run)
     assert legends(page) == ["training, top-1", "training", "learning rate, below", "all ranks"]
-    assert "has not ended" in page.with_id("headline").text
+    assert "has not ended : it was killed, or its machine is gone" in page.with_id("headline").text
     assert "There is no evaluation yet" in page.with_id("headline").text
     assert len(page.with_id("time").all("svg")) == 2
+
+
+def test_a_run_at_work_is_said_to_be(run: RunDirectory) -> None:
+    remove_events(run)
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    history.close()
+    lock = lock_run(run, None, wait_seconds=1)
+    assert "has not ended : it is still going" in page_of(run).with_id("headline").text
+    os.close(lock)
 
 
 def legends(page: Element) -> list[str]:

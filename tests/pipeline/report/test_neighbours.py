@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.report import hidden_layer
+from data_prep.shard_set.manifest import manifest_sha256
+from pipeline.report import hidden_layer, page
 from pipeline.report.__main__ import main
 from pipeline.report.hidden_layer import HiddenLayer, find_neighbours, nearest
 from pipeline.report.images import read_image
@@ -23,6 +24,7 @@ from pipeline.report.inputs import Missing, ShardSet, read_shard_set
 from pipeline.report.neighbours import (
     NearestImages,
     Neighbours,
+    Search,
     nearest_images,
     read_neighbours,
     write_neighbours,
@@ -30,6 +32,8 @@ from pipeline.report.neighbours import (
 from pipeline.run.directory import RunDirectory
 from pipeline.run.settings import read_saved
 from pipeline.trained.network import open_trained
+from tests.pipeline.fake_run import write_run
+from tests.pipeline.report.html_tree import parse
 from tests.pipeline.report.report_page import page_of
 from tests.pipeline.trained_run import SHARDS, unpack_usable_run
 
@@ -214,3 +218,37 @@ def test_more_images_than_are_stated_are_refused(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["run", "--neighbours", "50001"])
     assert "50000" in capsys.readouterr().err.replace(",", "")
+
+
+@pytest.mark.slow
+def test_a_page_of_large_images_and_many_classes_is_below_5_mb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that a page can show, of images that are noise: of a picture is less to store."""
+    names = [f"kind-{label}" for label in range(60)]
+    run = write_run(tmp_path, names, samples_per_class=2, encoding="jpeg", skill=2.0, size=224)
+    (val, num_rows, num_near) = read_shard_set(read_saved(run)), 8, hidden_layer.NUM_NEAREST
+    assert isinstance(val, ShardSet)
+    rows = tuple(tuple(range(row, row + num_near)) for row in range(0, 100, 12))[:num_rows]
+    found = Neighbours(
+        search=Search(
+            step=1,
+            state_sha256="",
+            manifest_sha256=manifest_sha256(val.path),
+            samples=tuple(range(100, 100 + num_rows)),
+            num_searched=50_000,
+        ),
+        num_train=50_000,
+        num_damaged=0,
+        num_units=4096,
+        nearest=rows,
+        distances=((1.0,) * num_near,) * num_rows,
+    )
+    write_neighbours(run.neighbours, found)
+    # The run has no split `train`: that of validation stands in for it.
+    monkeypatch.setattr(
+        page, "read_shard_set", lambda settings, _split=None: read_shard_set(settings)
+    )
+    text = page.render(run)
+    assert len(parse(text).with_id("neighbours").all("img")) == num_rows * (1 + num_near)
+    assert len(text.encode()) < 5e6
