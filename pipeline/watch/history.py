@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline.report.marks import MarkKind, find_marks
 from pipeline.report.timeline import timeline
 from pipeline.run.event_log import history_of, of_training, own_evaluations
-from pipeline.run.events import Alarm, EvalEvent, Event, RunEvent, TrainEvent
+from pipeline.run.events import Alarm, CheckpointEvent, EvalEvent, Event, RunEvent, TrainEvent
 from pipeline.run.ledger import LedgerBuilder
 
 _MAX_POINTS = 240
@@ -70,25 +70,33 @@ class History:
         self.trains = Curve()
         """Loss, top-1 and images a second of the log intervals."""
         self.evaluations: list[EvalEvent] = []
+        self.saved: CheckpointEvent | None = None
+        """The newest."""
         self.step = 0
         self.num_alarms = 0
         self._alarms: deque[Event] = deque(maxlen=_MAX_NOTED)
+        self._valid_alarms: list[Event] = []
+        """Those that no later attempt has made void."""
         self._noted: deque[Event] = deque(maxlen=_MAX_NOTED)
+        """What is neither of these, nor above."""
 
     def add(self, row: Event) -> None:
         self.ledger.add(row)
-        if isinstance(row, RunEvent):
-            self._go_on(row)
-        elif isinstance(row, TrainEvent):
-            self.train = row
-            self.trains.add(row.step, row.epoch, row.loss, row.top1, row.images_per_second)
         if of_training([row]):
             self.step = row.step
         self.evaluations += own_evaluations([row])
-        if isinstance(row, Alarm):
+        if isinstance(row, RunEvent):
+            self._go_on(row)
+        if isinstance(row, TrainEvent):
+            self.train = row
+            self.trains.add(row.step, row.epoch, row.loss, row.top1, row.images_per_second)
+        elif isinstance(row, CheckpointEvent):
+            self.saved = row
+        elif isinstance(row, Alarm):
             self.num_alarms += 1
             self._alarms.append(row)
-        if not isinstance(row, TrainEvent):
+            self._valid_alarms = [*self._valid_alarms[-_MAX_NOTED:], row]
+        elif not isinstance(row, EvalEvent) or row.by == "evaluate":
             self._noted.append(row)
 
     def _go_on(self, start: RunEvent) -> None:
@@ -96,6 +104,7 @@ class History:
         self.start = start
         self.trains.drop_after(step)
         self.evaluations = [row for row in self.evaluations if row.step <= step]
+        self._valid_alarms = [row for row in self._valid_alarms if row.step <= step]
         if self.train is not None and self.train.step > step:
             self.train = None
 
@@ -112,12 +121,11 @@ class History:
     @property
     def marks(self) -> dict[MarkKind, list[float]]:
         """What is marked on the curves, at which epochs."""
-        return find_marks(history_of(self._noted))
+        return find_marks([*history_of(self._noted), *self._valid_alarms])
 
     def told(self, *, alarms: bool) -> list[dict[str, object]]:
         """The alarms, or what else happened, newest first."""
-        noted = [row for row in self._noted if not isinstance(row, Alarm)]
         return [
             {"time": row.event.time, "step": row.event.step, "what": row.what, "text": row.detail}
-            for row in reversed(timeline([*self._alarms] if alarms else noted))
+            for row in reversed(timeline([*(self._alarms if alarms else self._noted)]))
         ]

@@ -37,8 +37,11 @@ function number(value, digits = 0) {
 const percent = (share, digits = 1) =>
   (share ?? null) === null ? "–" : `${number(100 * share, digits)} %`;
 const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
-const TWO = "2-digit", CLOCK = { day: "numeric", month: "short", hour: TWO, minute: TWO, second: TWO };
-const clock = (seconds) => new Date(1000 * seconds).toLocaleString("en-GB", CLOCK);
+function clock(seconds) {
+  const time = new Date(1000 * seconds);
+  const day = time.toLocaleDateString("en-GB", { day: "numeric", month: "short" });
+  return `${day} ${time.toLocaleTimeString("en-GB")}`;
+}
 function duration(seconds) {
   const whole = Math.round(seconds), minutes = Math.floor(whole / 60);
   if (whole < 60) return `${number(seconds, seconds < 10 ? 1 : 0)} s`;
@@ -185,9 +188,11 @@ function tiles(run) {
   const left = run.is_at_work && run.speed ? ((run.target - run.step) * size) / run.speed : 0;
   const steps = `step ${number(run.step)} of ${number(run.target)}`;
   const time = left ? `; about ${duration(left)} of training to go` : "";
+  const [step, at] = run.saved ?? [];
+  const saved = run.saved && `checkpoint of step ${number(step)}, ${clock(at)}`;
   const top5 = run.top5 && `top-5 ${percent(run.top5, 2)}`;
   return [
-    tile("Epoch", epochs, track(run), soft(steps + time)),
+    tile("Epoch", epochs, track(run), soft(steps + time), soft(saved)),
     tile("Validation top-1", percent(run.top1, 2), soft(top5)),
     tile("Training loss", number(run.loss, 4), soft("mean of the last log interval")),
     tile("Images a second", number(run.speed), soft(`${percent(run.wait)} waiting for data`)),
@@ -250,7 +255,7 @@ function drawRun(run) {
   say("name", run.name);
   put("state", run.state, () => badge(run));
   say("sentence", run.sentence ?? "");
-  say("next", run.next ? `Next: ${run.next}.` : "");
+  say("next", run.next ? `Next: ${run.next}` : "");
   say("facts", start ? `${start.shard_set ?? "images"}: ${number(start.num_train_samples)} to ` +
     `train on; ${count(start.world_size, "rank")} on ${start.device}, ${start.precision}, ` +
     `${number(start.global_batch_size)} images a step` : "");
@@ -258,7 +263,8 @@ function drawRun(run) {
     texts.filter(Boolean).map((text) => make("p", { class: "note alarm" }, text)));
   for (const part of find("run").querySelectorAll("dl, .grid, section")) part.hidden = !run.train;
   if (!run.train) return;
-  put("tiles", [run.state, run.step, run.speed, run.loss, run.top1, run.target], () => tiles(run));
+  const { state, step, target, loss, speed, top1, saved } = run;
+  put("tiles", [state, step, target, loss, speed, top1, saved], () => tiles(run));
   drawCharts(run);
   drawRanks(run);
   drawLedger(run);

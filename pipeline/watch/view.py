@@ -24,6 +24,7 @@ from pipeline.watch.rank_times import RankTimes
 from pipeline.watch.text import last_lines
 
 _MAX_SPARKS = 40
+_MAX_BYTES = 1 << 30
 
 _EXPLAIN_SECONDS = 30.0
 """How long an explanation of a run at work is kept: for it all events are read."""
@@ -115,6 +116,7 @@ class RunView:
                 **self.summary,
                 "sentence": explanation and explanation.sentence,
                 "next": explanation and explanation.next,
+                "saved": history.saved and [history.saved.step, history.saved.time],
                 "start": history.start and dataclasses.asdict(history.start),
                 "train": history.trains.points,
                 "val": history.evaluation_points,
@@ -157,12 +159,17 @@ class RunView:
 
 
 def check_entries(run: RunDirectory, root: Path) -> None:
-    """Raise `ValueError` if what would be read is a link out of `root`, or no file or folder."""
+    """Raise `ValueError` if something there should not be read.
+
+    That is a link out of `root`, what is no file or folder, and what is larger than runs leave.
+    """
     for path in _entries(run):
         if not path.resolve().is_relative_to(root):
             raise ValueError(f"{path.name} is a link out of {root}, which is not followed")
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path.name} is neither a file nor a folder")
+        if path.is_file() and path.suffix != ".log" and path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"{path.name} has more than 1 GiB, which no run has written")
 
 
 def _entries(run: RunDirectory) -> Iterator[Path]:

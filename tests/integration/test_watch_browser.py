@@ -70,7 +70,7 @@ def test_a_run_is_killed_resumed_and_deleted_while_the_page_is_open(
             shows(page, WORD, "training")
             wait_for_step(run, 10)
             shows(page, FOUND, "val top-1")
-            shows(page, FOUND, "checkpoint")
+            shows(page, FOUND, "checkpoint of step")
             shows(page, SENTENCE, "Training since")
             assert page.evaluate("document.querySelectorAll('#ranks li').length") == 2
             assert_is_readable(page)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.run.event_log import history_of, of_type, own_evaluations
-from pipeline.run.events import Event, TrainEvent
+from pipeline.run.events import CheckpointEvent, Event, TrainEvent
 from pipeline.watch.history import Curve, History
 from tests.pipeline.fake_run import (
     checkpoint_fields,
@@ -102,6 +102,7 @@ def test_what_a_later_attempt_has_made_void_is_not_shown() -> None:
     assert [point[0] for point in history.evaluation_points] == [10, 20, 30, 40, 50, 60]
     assert history.train == of_type(kept, TrainEvent)[-1]
     assert history.step == 60
+    assert history.saved == of_type(kept, CheckpointEvent)[-1]
     assert history.marks == {"resumed": [3.0], "stop requested": [6.0]}
 
 
@@ -114,14 +115,19 @@ def test_what_happened_is_told_newest_first_also_of_void_attempts() -> None:
         "text": "rank 2, sample 1 of train: it ends"
     }
     assert [row["what"] for row in history.told(alarms=False)] == [
-        *("stopped", "checkpoint", "stop requested", "evaluated", "resumed from step 30"),
-        "started",
+        *("stopped", "stop requested", "evaluated", "resumed from step 30", "started"),
     ]
 
 
-def test_a_flood_of_alarms_is_counted_and_bounded() -> None:
+def test_a_flood_of_alarms_is_counted_and_hides_nothing_else() -> None:
     history = History()
+    history.add(event("run", 0, 1.0, **start_fields(resumed_from=0)))
     for number in range(5000):
         history.add(alarm(number, number))
+        history.add(event("checkpoint", number, 1.0, **checkpoint_fields("best")))
+        history.add(event("eval", number, 1.0, **eval_fields(1, 2, 3, 3)))
     assert history.num_alarms == 5000
     assert len(history.told(alarms=True)) < 10
+    assert [row["what"] for row in history.told(alarms=False)] == ["resumed from step 0"]
+    assert history.marks["resumed"] == [0]
+    assert len(history.marks["alarm"]) < 300

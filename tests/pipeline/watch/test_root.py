@@ -100,6 +100,9 @@ def test_each_entry_is_what_it_is_and_none_hides_another(root: Root) -> None:
     (root.path / "fifo" / "metrics").mkdir(parents=True)
     (root.path / "fifo" / "events.jsonl").touch()
     os.mkfifo(root.path / "fifo" / "metrics" / "rank-00000.prom")
+    (root.path / "huge").mkdir()
+    (root.path / "huge" / "events.jsonl").touch()
+    os.truncate(root.path / "huge" / "events.jsonl", 1 << 40)
     (root.path / "notes.txt").touch()
     found = states(root)
     assert states(root) == found, "also when it is read again"
@@ -114,6 +117,7 @@ def test_each_entry_is_what_it_is_and_none_hides_another(root: Root) -> None:
         "\ufffd": "has not started",
         "photos": "a folder without a run",
         "cifar": "a shard set",
+        "huge": "cannot be read: events.jsonl has more than 1 GiB, which no run has written",
         "fifo": "cannot be read: rank-00000.prom is neither a file nor a folder",
     }
     detail = state(root, "garbage")["run"]
