@@ -159,6 +159,7 @@ def test_damaged_training_images_are_left_out_and_counted(run: RunDirectory) -> 
     assert found.nearest[0][:5] == whole.nearest[0][1:]
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_is_kept(run: RunDirectory) -> None:
     assert "Not searched so far" in page_of(run).with_id("neighbours").text
     found = search(run)
@@ -185,6 +186,7 @@ def reason(run: RunDirectory) -> str:
     return found.reason
 
 
+@pytest.mark.slow
 def test_a_kept_file_that_does_not_fit_is_not_shown(run: RunDirectory) -> None:
     found = search(run)
     assert isinstance(nearest_images(run, *splits(run), SAMPLES, 0), NearestImages)

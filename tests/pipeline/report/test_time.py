@@ -130,6 +130,7 @@ def test_of_many_ranks_the_slowest_are_shown(run: RunDirectory) -> None:
     assert "Of 20 ranks the 16 that waited least for others" in page_of(run).with_id("time").text
 
 
+@pytest.mark.slow
 def test_energy_is_there_if_it_is_known_of_all_gpus(run: RunDirectory) -> None:
     publish(run, 2)
     add_energy(run, 0, 1.8e6)
@@ -138,6 +139,7 @@ def test_energy_is_there_if_it_is_known_of_all_gpus(run: RunDirectory) -> None:
     assert "1.000 kWh, newest attempt" in page_of(run).with_id("headline").text
 
 
+@pytest.mark.slow
 def test_without_files_of_ranks_the_page_says_so(run: RunDirectory) -> None:
     assert "no metrics of ranks that can be read." in page_of(run).with_id("time").text
     publish(run, 2)
