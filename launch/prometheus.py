@@ -33,6 +33,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from data_prep.shard_set.fields import Limit, at_least, within
+from launch.monitoring.dashboards import render_dashboards
+from launch.monitoring.panels import DASHBOARDS
 from launch.monitoring.rules import render_rules
 from launch.options import write_own
 from launch.templates import as_yaml
@@ -66,6 +68,8 @@ class Options:
     """Then serve outcomes to a Prometheus that is started otherwise, until Ctrl-C."""
     divide_rule_times: Annotated[float, at_least(1)] = 1.0
     """Divide all times in the rules by this, to see alerts within seconds; scrape as often."""
+    dashboards: Path | None = None
+    """Also write the dashboards there, as files that Grafana imports."""
     outcomes_port: _Port = 9752
     """The port of the outcomes; with --start another one if it is taken."""
     port: _Port = 9090
@@ -92,6 +96,7 @@ def run(options: Options) -> None:
         page = page_of(root)
         rules = output.with_name("prometheus-rules.yml")
         config = render_config(targets, rules, page, port, options.scrape_interval)
+        _write_dashboards(options.dashboards)
         write_own(output, config, "--output")
         write_own(rules, render_rules(options.divide_rule_times), "--output")
         targets.mkdir(exist_ok=True)
@@ -110,6 +115,14 @@ def run(options: Options) -> None:
             sys.stdout.write(f"outcomes: http://{_ADDRESS}:{port}{page}\n")
             sys.stdout.flush()
             _serve_outcomes(server, targets)
+
+
+def _write_dashboards(folder: Path | None) -> None:
+    if folder is None:
+        return
+    for name, text in render_dashboards().items():
+        write_own(folder / name, text, "--dashboards")
+    sys.stdout.write(f"wrote {len(DASHBOARDS)} dashboards to {folder}\n")
 
 
 def render_config(

@@ -93,7 +93,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
     "pipeline.start_ranks": ("pipeline.run",),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
-    "launch.monitoring": ("pipeline.run",),
+    "launch.monitoring": ("pipeline.metrics", "pipeline.run", SHARD_SET),
     "launch": (
         *(
             "launch.monitoring",

@@ -70,6 +70,9 @@ def test_what_is_not_declared_is_found() -> None:
 
 def test_the_questions_of_the_documents_agree_with_the_recording_rules() -> None:
     asked = dict(questions())
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(alexnet:[^`]+)` \| (.+) \|$", page, re.MULTILINE)
+    assert rows == [(record.name, record.meaning) for record in RECORDS]
     same = [record for record in RECORDS if record.meaning in asked]
     assert len(same) == 2
     for record in same:
