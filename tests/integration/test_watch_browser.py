@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.watch.root import Root
+from pipeline.watch.server import bind
 from tests.integration.browser import Page, browser_page
 from tests.integration.test_report_browser import PAGE_RGB, num_pixels
 from tests.integration.training import LONG, train, wait_for_step
@@ -131,3 +134,23 @@ def test_a_run_is_chosen_and_readable_and_its_names_are_text(tmp_path: Path) -> 
         page.evaluate("document.querySelector('#rest').open = true")
         shows(page, "document.querySelector('#others').innerText", "a link to /etc")
         assert_is_readable(page)
+
+
+def test_a_page_of_an_older_version_loads_itself_again(tmp_path: Path) -> None:
+    port = free_port()
+    root = Root(tmp_path)
+    with bind(root, port) as running, browser_page(tmp_path / "profile") as page:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        page.open(f"http://127.0.0.1:{port}/", width=390, height=900)
+        shows(page, LINK, "live")
+        page.evaluate("window.isOld = true")
+        running.version = "newer"
+        wait_for(lambda: page.evaluate("window.isOld") is None, "the page again")
+        shows(page, LINK, "live")
+        page.evaluate("window.isOld = true")
+        num_asked = len(page.requests)
+        wait_for(lambda: page.evaluate(WIDTH) and len(page.requests) > num_asked + 1, "answers")
+        assert page.evaluate("window.isOld"), "once is enough"
+        running.shutdown()
+        thread.join()
