@@ -88,7 +88,7 @@ class RunView:
         if state == "training":  # the events have only the ends of log intervals
             families = (family for rank in self._status.ranks for family in rank.families)
             values = [each.samples[0].value for each in families if each.name == GLOBAL_STEP.name]
-            step = max(step, *map(int, values))
+            step = max([step, *map(int, values)])
         return {
             "state": state,
             "is_at_work": state in AT_WORK,

@@ -147,6 +147,20 @@ def test_nothing_is_read_through_a_link_out_of_the_root(
     assert SECRET not in json.dumps(state(root, "linked"))
 
 
+def test_a_run_without_metrics_is_followed_by_its_events(root: Root) -> None:
+    run = RunDirectory(root.path / "quiet")
+    run.path.mkdir()
+    history, handle = RunHistory(run), lock_run(run, None, 0.0)
+    history.write("run", 0, **start_fields())
+    history.write("train", 7, **train_fields(7))
+    found = state(root, "quiet")["run"]
+    assert (found["state"], found["step"], found["ranks"]) == ("training", 7, [])
+    history.write("train", 9, **train_fields(9))
+    assert state(root, "quiet")["run"]["step"] == 9
+    os.close(handle)
+    assert state(root, "quiet")["run"]["state"] == "was killed"
+
+
 def test_a_log_that_the_lock_names_is_not_read_outside_of_the_root(
     root: Root, outside: Path
 ) -> None:
