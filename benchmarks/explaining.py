@@ -2,12 +2,14 @@
 
 The run is written as training would: a batch of 128 of 1,281,167 images, a row each 50 steps, an
 evaluation and a checkpoint each epoch, and attempts of which every other one is killed between two
-checkpoints, so that its last rows are void. Each time is that of a whole process.
+checkpoints, so that its last rows are void. Each time is that of a whole process, by the clock and
+by the processor: other programs of a shared machine count in the former alone.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -150,13 +152,16 @@ def write_run(run: RunDirectory) -> int:
 
 
 def measure(module: str, *arguments: object, n: int) -> tuple[dict[str, Any], str]:
-    """Seconds of whole processes, and what the last one printed."""
-    command, seconds = [sys.executable, "-m", module, *map(str, arguments)], []
-    for _ in range(n):
-        begin = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - begin)
-    return spread(seconds, 3), done.stdout
+    """Seconds of whole processes, of which one goes before, and what the last one printed."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    wall, cpu, text = [], [], ""
+    for _ in range(n + 1):
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.perf_counter() - begin)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return {"wall_seconds": spread(wall[1:], 3), "cpu_seconds": spread(cpu[1:], 3)}, text
 
 
 def main() -> None:
@@ -171,7 +176,7 @@ def main() -> None:
         status, _ = measure("launch", "status", run.path, n=given.repetitions)
         written, _ = measure("pipeline.report", run.path, n=given.repetitions)
         figures = {
-            "what": f"seconds of whole commands on a run of {NUM_EPOCHS} epochs in "
+            "what": f"whole commands on a run of {NUM_EPOCHS} epochs in "
             f"{NUM_ATTEMPTS} attempts, {num_rows:,} rows, {run.events.stat().st_size / 1e6:.1f} MB",
             "explain": explained,
             "explain_says": text.partition("\n")[0],

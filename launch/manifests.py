@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.__main__ import parse as parse_sharding
 from data_prep.shard_set.options import made
 from launch.kubernetes import render_conversion, render_training
 from launch.kubernetes_spec import KubernetesSpec, PreparePods, TrainPods
 from launch.options import (
     add_kind,
+    parse_sharding,
     paths_of,
     refuse_misplaced,
     refuse_script_options,

@@ -92,3 +92,10 @@ def without_tilde(arguments: Sequence[str]) -> list[str]:
         name, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(f"{name}{sign}{expanded(value)}")
     return words
+
+
+def parse_sharding(words: list[str]) -> argparse.Namespace:
+    """What a command of `data_prep` asks for; exits with its usage if it is not as that says."""
+    from data_prep.__main__ import parse  # here: all sources take longer than the rest of launch
+
+    return parse(words)

@@ -38,7 +38,6 @@ from launch.monitoring.panels import DASHBOARDS
 from launch.monitoring.rules import render_rules
 from launch.options import write_own
 from launch.templates import as_yaml
-from pipeline.metrics.conversions import RootConversions
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
 from pipeline.run.directory import RunDirectory
@@ -199,6 +198,8 @@ def bind_outcomes(root: Path, port: int, *, or_any: bool) -> WSGIServer:
 
     Raises `OSError` if it can listen on none of these.
     """
+    from pipeline.metrics.conversions import RootConversions  # here: it imports Pillow and numpy
+
     registry = CollectorRegistry()
     registry.register(RootOutcomes(root, socket.gethostname()))
     registry.register(RootConversions(root))

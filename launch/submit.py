@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.__main__ import parse as parse_sharding
 from data_prep.shard_set.options import made, words_of
 from launch.options import (
     add_kind,
+    parse_sharding,
     paths_of,
     refuse_misplaced,
     refuse_script_options,
