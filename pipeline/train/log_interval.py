@@ -173,8 +173,12 @@ class StepLog:
         self.replicas.check([rank.fingerprint for rank in ranks])
         loss, scale = event.loss, components.replica.loss_scale
         if not math.isfinite(loss) and scale is None:
+            spoiled = [number for number, rank in enumerate(ranks) if not math.isfinite(rank.loss)]
+            who = (
+                f", by images of rank {spoiled[0]} alone" if len(spoiled) == 1 < len(ranks) else ""
+            )
             raise ValueError(
-                f"the loss is {loss} at step {step}: training has diverged; lower "
+                f"the loss is {loss} at step {step}{who}: training has diverged; lower "
                 "optim.learning_rate or raise schedule.warmup_ratio"
             )
         components.journal.trained(event, scale)

@@ -6,6 +6,10 @@ The rank sleeps at a `_PLACES` when it comes there after TIMES other times; with
 file is not there, which is made then. With `SECONDS+` it sleeps from then on each time, also behind
 the beginning of the phase PLACE, and so do all ranks in turn if the RANK is `each`. At `blind` its
 watchdog neither judges nor finds a verdict for so long, from when it would have judged.
+
+    RANK:flipping:TIMES:TENSOR
+
+After TIMES updates and one more, a bit of the tensor flips on that rank.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import torch
 
 from pipeline.data.batches.loader import Loader
 from pipeline.optim.replica import Replica
@@ -81,6 +87,19 @@ def be_slow(place: str, num_times: int, seconds: float, turn: int, every: int) -
     mock.patch.object(Components, "enter", slow_enter).start()
 
 
+def flip(num_times: int, tensor: str) -> None:
+    plain, times = Replica.update, itertools.count(-num_times)
+
+    def update(replica: Replica, **options: Any) -> Any:
+        result = plain(replica, **options)
+        if next(times) == 0:
+            values = replica.model.state_dict()[tensor].view(torch.int32)
+            values[(0,) * values.ndim] ^= 1
+        return result
+
+    mock.patch.object(Replica, "update", update).start()
+
+
 def be_blind(seconds: float) -> None:
     begin: list[float] = []
     plain = Board.verdict
@@ -107,6 +126,8 @@ def main(words: Sequence[str]) -> int:
             turn, every = (int(own), size) if rank == "each" else (0, 1)
             if rank in (own, "each"):
                 be_slow(place, int(num_times), float(seconds[:-1]), turn, every)
+        elif own == rank and place == "flipping":
+            flip(int(num_times), seconds)
         elif own == rank and place == "blind":
             be_blind(float(seconds))
         elif own == rank:

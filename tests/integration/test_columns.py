@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from tests.integration.training import (
     losses,
     make_large_shards,
     newest_state,
+    newest_step,
     rows,
     wait_for_step,
 )
-from tests.pipeline.rank_jobs import Job
+from tests.pipeline.rank_jobs import Job, replaced
 
 NUM_TRAIN, NUM_VAL = 24, 7
 
@@ -37,12 +39,24 @@ def narrow() -> None:
     alexnet._KERNELS, alexnet._UNITS = (8, 12, 16, 16, 12), 128
 
 
-def train(num_ranks: int, shards: Path, run: Path, *options: object, is_whole: bool = False) -> Job:
+def train(
+    num_ranks: int,
+    shards: Path,
+    run: Path,
+    *options: object,
+    is_whole: bool = False,
+    flipping: str | None = None,
+) -> Job:
+    """`flipping` is for `sleepy_train`."""
     words: list[object] = ["alexnet_2012", "--data.shards", shards, "--run-dir", run]
     words += ["--metrics.enabled", "false", "--global_batch_size", 8, "--epochs", 1]
     words += ["--log_every_steps", 1, "--optim.learning_rate", 1e-4, "--evaluation.block_size", 4]
     words += ["--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0, *options]
-    return Job(num_ranks, "pipeline.train", words, before=None if is_whole else narrow)
+    before = None if is_whole else narrow
+    if flipping is not None:
+        words = [flipping, "--", *replaced(words)]
+        return Job(num_ranks, "tests.integration.sleepy_train", words, before=before)
+    return Job(num_ranks, "pipeline.train", words, before=before)
 
 
 def finish(job: Job, code: int = 0) -> Job:
@@ -64,6 +78,22 @@ def test_a_rank_knows_that_the_one_of_the_other_column_is_gone(
     assert "lost another rank" in last
     assert "Traceback" not in job.errors[0]
     assert rows(run, "end")[-1]["cause"] == "lost_rank"
+
+
+@pytest.mark.slow
+def test_weights_are_compared_with_those_of_the_same_column(shards: Path, tmp_path: Path) -> None:
+    """Those of the other column are others; of two that differ, nobody knows which is right."""
+    options = ("--model.columns", "split", "--log_every_steps", 2)
+    with train(4, shards, tmp_path, *options, flipping="3:flipping:0:conv4.weight") as job:
+        assert job.wait() == [1] * 4
+    (alarm,) = rows(tmp_path, "alarm")
+    found = [alarm[name] for name in ("reason", "step", "rank", "host", "tensor")]
+    assert found == ["replicas_differ", 2, None, None, "conv4.weight"]
+    host = socket.gethostname()
+    who = f"rank 1 on {host} and rank 3 on {host} differ, and it is undecided which is right"
+    assert alarm["what"] == who
+    assert who in job.errors[0]
+    assert newest_step(tmp_path) == 0
 
 
 def evaluation(run: Path) -> tuple[int, ...]:
