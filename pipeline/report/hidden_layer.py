@@ -6,6 +6,7 @@ best so far are kept, so memory does not grow with their number.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from data_prep.shard_set.manifest import ShardSetError, manifest_sha256
 from data_prep.shard_set.progress import Progress
 from pipeline.report.images import read_image
 from pipeline.report.inputs import ShardSet
-from pipeline.report.neighbours import Neighbours, Search, read_neighbours, write_neighbours
+from pipeline.report.neighbours import Neighbours, read_neighbours, write_neighbours
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.trained.classify import Classifier, exact_arithmetic
@@ -76,33 +77,33 @@ def find_neighbours(
     if path is None:
         raise ValueError(f"{run.checkpoints} has no checkpoint yet")
     num_searched = min(num_images, len(train.index))
-    search = Search(
-        step=checkpoint.step_of(path),
-        state_sha256=json.loads((path / checkpoint.FACTS).read_bytes())["sha256"],
-        manifest_sha256=manifest_sha256(train.path),
-        samples=tuple(samples),
-        num_searched=num_searched,
-    )
-    try:
+    wanted = {
+        "step": checkpoint.step_of(path),
+        "state_sha256": json.loads((path / checkpoint.FACTS).read_bytes())["sha256"],
+        "manifest_sha256": manifest_sha256(train.path),
+        "num_searched": num_searched,
+    }
+    with contextlib.suppress(OSError, ValueError):
         kept = read_neighbours(run.neighbours)
-    except (OSError, ValueError):
-        kept = None
-    if kept and kept.search == search:
-        return kept
+        is_same = all(getattr(kept, name) == value for name, value in wanted.items())
+        if is_same and [*kept.nearest] == [*samples]:
+            return kept
     hidden_of = HiddenLayer(str(path.absolute()))
     queries = hidden_of([read_image(shard_set, shard_set.index[sample]) for sample in samples])
     chosen = np.arange(num_searched) * len(train.index) // num_searched
-    found, num_damaged = nearest(hidden_of, queries, train, chosen.tolist())
-    neighbours = Neighbours(
-        search=search,
+    rows, num_damaged = nearest(hidden_of, queries, train, chosen.tolist())
+    found = Neighbours(
+        **wanted,
         num_train=len(train.index),
         num_damaged=num_damaged,
         num_units=queries.shape[1],
-        nearest=tuple(tuple(sample for _, sample in row) for row in found),
-        distances=tuple(tuple(distance for distance, _ in row) for row in found),
+        nearest={
+            sample: [(near, distance) for distance, near in row]
+            for sample, row in zip(samples, rows, strict=True)
+        },
     )
-    write_neighbours(run.neighbours, neighbours)
-    return neighbours
+    write_neighbours(run.neighbours, found)
+    return found
 
 
 def nearest(

@@ -129,10 +129,13 @@ def _figures(
     neighbours = nearest_images(
         run, shard_set, train, [example.sample for example in examples], num_neighbours
     )
-    rows = {} if isinstance(neighbours, Missing) else neighbours.rows
-    near = {image.sample for row in rows.values() for image in row}
-    images, image_fault = sample_uris(shard_set, sorted(pictures | {sample for sample, _ in rows}))
+    rows = {} if isinstance(neighbours, Missing) else neighbours.nearest
+    near = {sample for row in rows.values() for sample, _ in row}
+    images, image_fault = sample_uris(shard_set, sorted(pictures | rows.keys()))
     train_images, train_fault = sample_uris(train, sorted(near), MAX_NEAR_PIXELS)
+    near_names = dict[int, str]()
+    if not isinstance(train, Missing):
+        near_names = {sample: names[train.index[sample]["label"]] for sample in near}
     small = len(names) <= _MAX_TABLE_CLASSES
     return {
         "class_names": names,
@@ -147,6 +150,7 @@ def _figures(
         "images": images,
         "image_fault": image_fault,
         "neighbours": neighbours,
+        "near_names": near_names,
         "train_images": train_images,
         "train_fault": train_fault,
     }
