@@ -103,7 +103,11 @@ class Root:
         chosen = entries.get(key)
         detail = None
         if chosen is not None and chosen.view is not None:
-            detail = chosen.summary() | ({} if chosen.what else chosen.view.detail(now))
+            detail = chosen.summary()
+            try:
+                detail |= {} if chosen.what else chosen.view.detail(now)
+            except Exception as error:  # the list of the others is still of use
+                detail["what"] = f"cannot be read: {describe(error)}"
         return {
             "root": printable(str(self.path)),
             "fault": self._fault,

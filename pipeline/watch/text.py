@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.shard_set.files import describe
+
 _LOG_BYTES, _LOG_LINES = 1 << 16, 60
 
 _COMMANDS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -~])")
@@ -33,8 +35,14 @@ def shown(value: Any) -> Any:
 
 
 def last_lines(path: Path) -> list[str]:
-    """The end of a log, however long it is; of a line that was drawn over again, what was last."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
-        lines = file.read().decode(errors="replace").rstrip().split("\n")
+    """The end of a log, however long it is; of a line that was drawn over again, what was last.
+
+    Of one that cannot be read, why.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            lines = file.read().decode(errors="replace").rstrip().split("\n")
+    except OSError as error:
+        return [f"cannot be read: {describe(error)}"]
     return [line.rstrip("\r").rpartition("\r")[2] for line in lines[-_LOG_LINES:]]

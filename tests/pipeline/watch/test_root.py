@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from pipeline.run.directory import RunDirectory
 from pipeline.run.lock import lock_run
 from pipeline.watch.root import Root
+from pipeline.watch.view import RunView
 from tests.pipeline.fake_run import RunHistory, start_fields, train_fields, write_history
 from tests.pipeline.monitoring import finish, rank_process, wait_for
 
@@ -159,6 +161,16 @@ def test_a_run_without_metrics_is_followed_by_its_events(root: Root) -> None:
     assert state(root, "quiet")["run"]["step"] == 9
     os.close(handle)
     assert state(root, "quiet")["run"]["state"] == "was killed"
+
+
+def test_a_run_whose_details_fail_hides_nothing_else(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunView, "detail", mock.Mock(side_effect=ZeroDivisionError("by zero")))
+    good_run(root)
+    found = state(root, "good")
+    assert found["run"]["what"] == "cannot be read: by zero"
+    assert [each["state"] for each in found["runs"]] == ["completed"]
 
 
 def test_a_log_that_the_lock_names_is_not_read_outside_of_the_root(

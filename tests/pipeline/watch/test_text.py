@@ -54,6 +54,10 @@ def test_of_a_huge_log_the_end_is_read(tmp_path: Path) -> None:
     assert len(lines) == 60
 
 
+def test_of_a_log_that_cannot_be_read_it_says_why(tmp_path: Path) -> None:
+    assert last_lines(tmp_path) == [f"cannot be read: {tmp_path}: Is a directory"]
+
+
 def test_of_a_bar_that_is_drawn_over_again_the_last_state_is_shown(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_bytes(b"\xff\r\n 10 %\r 20 %\r100 %\r\nend")
