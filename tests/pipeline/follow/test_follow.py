@@ -54,9 +54,9 @@ def assert_shown(run: RunDirectory, to: str) -> None:
 
 @pytest.mark.slow
 @OF_MLFLOW
-@TO
+@pytest.mark.parametrize(("to", "num_kills"), [("tensorboard", 4), ("mlflow", 1)])
 def test_those_that_are_killed_at_random_moments_show_each_point_once(
-    run: RunDirectory, to: str
+    run: RunDirectory, to: str, num_kills: int
 ) -> None:
     """The first begins before the run, which is killed and resumed; the last ends by itself."""
     chance, are_dead = random.Random(7), threading.Event()
@@ -70,7 +70,7 @@ def test_those_that_are_killed_at_random_moments_show_each_point_once(
         write(run, [last])
 
     trainer = threading.Thread(target=train)
-    for kill in range(4):
+    for kill in range(num_kills):
         with follower(run, "--to", to) as process:
             assert process.stdout is not None
             assert process.stdout.readline().startswith(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +31,7 @@ from tests.pipeline.follow.histories import (
     row,
     story_of,
 )
+from tests.pipeline.monitoring import free_port, wait_for
 
 
 @pytest.fixture
@@ -69,6 +76,41 @@ def test_readers_find_the_numbers_that_are_not_void(run: RunDirectory, tmp_path:
         for tag in shown.PluginRunToTagToContent("scalars")["log"]
     }
     assert bits(values) == wanted
+
+
+@pytest.mark.slow
+def test_tensorboard_itself_shows_them_also_while_the_log_grows(
+    run: RunDirectory, log: Path
+) -> None:
+    """Its server with its default reader, which is another program, asked as its page asks it."""
+    rows, port = killed_and_resumed(), free_port()
+    show(log, run, rows[:40])  # killed, resumed at step 16
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log), "--load_fast=true"]
+    command += ["--port", str(port), "--reload_interval=1"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(tag: str) -> list[tuple[int, float]]:
+        words = urllib.parse.urlencode({"run": ".", "tag": tag})
+        address = f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?{words}"
+        try:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                return [(step, value) for _, step, value in json.load(answer)]
+        except OSError:  # not yet
+            return []
+
+    def is_shown(values: Numbers) -> bool:
+        return all(ask(tag) == wanted for tag, wanted in values.items())
+
+    tags = ("train/loss", "val/loss", "evaluate/val/views 1/loss")
+    try:
+        for shown in (rows[:40], rows):
+            show(log, run, shown)
+            wanted = as_float32(numbers_of(shown))
+            values = {tag: wanted[tag] for tag in tags}
+            wait_for(partial(is_shown, values), "these values", 60)
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_texts_parameters_and_outcome_are_shown(run: RunDirectory, log: Path) -> None:
