@@ -298,6 +298,35 @@ def add_follower(scratch: Scratch) -> None:
     scratch.add_module("pipeline/follow/csv_table.py")
 
 
+ALERT = """\
+    Alert(
+        name="LossHigh",
+        severity="warning",
+        condition="max by (run) (alexnet_train_loss) > 100",
+        hold="5m",
+        summary="run {{ $labels.run }} has a high loss",
+        description="The loss of {{ $labels.run }} is {{ $value }}.",
+        yields_to=("NotLearning",),
+    ),
+"""
+
+
+def add_alert(scratch: Scratch) -> None:
+    """`LossHigh`, which `NotLearning` explains."""
+    path = "launch/monitoring/alerts.py"
+    scratch.replace(
+        path,
+        '    Alert(\n        name="Straggler",',
+        f'{ALERT}    Alert(\n        name="Straggler",',
+    )
+
+
+def add_panel(scratch: Scratch) -> None:
+    """The epoch of a run."""
+    panel = '    _graph("Epoch", "none", _of_run("epoch")),\n'
+    scratch.insert("launch/monitoring/panels.py", "\n_RUN = (".strip(), panel)
+
+
 ADDITIONS: Mapping[str, Callable[[Scratch], None]] = {
     "a network": add_network,
     "a recipe": add_recipe,
@@ -307,6 +336,8 @@ ADDITIONS: Mapping[str, Callable[[Scratch], None]] = {
     "a reader": add_reader,
     "a rank metric": add_rank_metric,
     "a job metric": add_job_metric,
+    "an alert": add_alert,
+    "a panel": add_panel,
     "a SLURM option": add_slurm_option,
     "a Kubernetes option": add_kubernetes_option,
     "a field in the checkpoint": add_checkpoint_field,

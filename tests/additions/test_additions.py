@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.additions.conftest import Added
 from tests.additions.scratch import Scratch
 from tests.formats import states
 from tests.formats.fixtures import RUN, RUN_SHARDS, VERSIONS, unpack_run
+from tests.pipeline.monitoring import require_tool
 from tests.test_architecture import ROOT
 
 SECTION = (ROOT / "docs" / "architecture.md").read_text().partition("## Where do I add …")[2]
@@ -174,6 +176,18 @@ def test_a_metric_must_be_documented(scratch: Scratch) -> None:
     table = (scratch.folder / "docs" / "metrics.md").read_text()
     for name in ("alexnet_train_micro_batches_total", "alexnet_left_seconds"):
         assert f"\n| `{name}` |" in table
+
+
+@pytest.mark.slow
+def test_an_alert_is_in_the_rules_and_a_panel_on_its_dashboard(
+    scratch: Scratch, tmp_path: Path
+) -> None:
+    scratch.python("-m", "launch", "prometheus", "--run-root", tmp_path, "--dashboards", tmp_path)
+    rules = tmp_path / "prometheus-rules.yml"
+    assert "- alert: LossHigh\n" in rules.read_text()
+    dashboard = json.loads((tmp_path / "alexnet-run.json").read_text())
+    assert "Epoch" in [panel["title"] for panel in dashboard["panels"]]
+    subprocess.run([require_tool("promtool"), "check", "rules", rules], check=True)
 
 
 @pytest.mark.slow

@@ -258,10 +258,7 @@ def assert_that_dashboards_are_answered(api: Api) -> None:
     """By a run on CPUs in fp32 that nothing is wrong with; the rest is put to a stand-in."""
     dashboards = {name: json.loads(text) for name, text in render_dashboards().items()}
     open_questions = set(queries_of(dashboards))
-    needs_more = (
-        *("alexnet_gpu_", "alexnet_grad_scale", "alexnet_convert_", "ALERTS", "resumes"),
-        "alexnet_rank_phase",
-    )
+    needs_more = ("alexnet_gpu_", "alexnet_grad_scale", "alexnet_convert_", "ALERTS", "resumes")
     expected = {each for each in open_questions if any(word in each for word in needs_more)}
     assert len(open_questions) - len(expected) > 45
 

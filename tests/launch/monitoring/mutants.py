@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from launch.monitoring.rules import divided
@@ -39,6 +39,24 @@ def mutants(rule: Rule) -> Iterator[Mutant]:
         hold = str(rule["for"])
         for other in ("5m",) if hold == "0s" else ("0s", divided(hold, 2), divided(hold, 0.5)):
             yield Mutant(f"{name_of(rule)}: for {other}, not {hold}", rule | {"for": other})
+
+
+def with_change(mutant: Mutant, rules: Sequence[Rule], name: str) -> Iterator[Rule]:
+    """The alert that ends `rules` under another name, as it is with the mutant.
+
+    Recording rules in between get names of their own, too.
+    """
+    suffix = re.sub(r"\W", "_", name)
+    renamed: dict[str, str] = {}
+    for rule in rules:
+        changed = mutant.rule if name_of(rule) == name_of(mutant.rule) else rule
+        expression = str(changed["expr"])
+        for old, new in renamed.items():
+            expression = re.sub(rf"(?<![\w:]){old}(?![\w:])", new, expression)
+        if changed is mutant.rule or expression != changed["expr"]:
+            own = {"alert": name} if "alert" in rule else {"record": f"{name_of(rule)}_{suffix}"}
+            renamed[name_of(rule)] = next(iter(own.values()))
+            yield changed | own | {"expr": expression}
 
 
 def explained_by(rule: Rule, cause: str | None) -> Rule:

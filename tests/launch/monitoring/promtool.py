@@ -23,10 +23,15 @@ SEVERITY = {alert.name: alert.severity for alert in ALERTS}
 _NAME = re.compile(r"\b(?:alexnet[a-z0-9_:]+|up)\b")
 
 
-def load_rules() -> list[Rule]:
-    """Those of the rendered file; of the annotations only the summary, which cases have too."""
+def load_all() -> list[Rule]:
+    """Those of the rendered file."""
     (group,) = yaml.safe_load(render_rules())["groups"]
-    rules = list(group["rules"])
+    return list(group["rules"])
+
+
+def load_rules() -> list[Rule]:
+    """The same; of the annotations only the summary, which cases have too."""
+    rules = load_all()
     for rule in rules:
         if "alert" in rule:
             rule["annotations"] = {"summary": rule["annotations"]["summary"]}
@@ -64,8 +69,8 @@ def render_test(
 ) -> str:
     """A test of the cases, all of one step: that the alerts fire when they say, and only then.
 
-    It looks at each time at which anything changes, and just before. `metrics` are those that the
-    rules need; None: all.
+    It looks at each time at which anything changes, and just before. Behind the name of an alert
+    may stand the number of a mutant. `metrics` are those that the rules need; None: all.
     """
     (step,) = {case.step for case in cases}
     borders = {
@@ -83,7 +88,7 @@ def render_test(
         {
             "eval_time": f"{time:.0f}s",
             "alertname": alert,
-            "exp_alerts": _expected(cases, alert, time),
+            "exp_alerts": _expected(cases, alert.partition(" ")[0], time),
         }
         for alert in alerts
         for time in times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,16 @@ import pytest
 
 from launch.monitoring.alerts import ALERTS
 from tests.launch.monitoring.cases import CASES, Case, explained
-from tests.launch.monitoring.mutants import explained_by, mutants, mutants_of_explanation
+from tests.launch.monitoring.mutants import (
+    Mutant,
+    explained_by,
+    mutants,
+    mutants_of_explanation,
+    with_change,
+)
 from tests.launch.monitoring.promtool import (
     Rule,
+    load_all,
     load_rules,
     metrics_in,
     name_of,
@@ -24,6 +32,8 @@ from tests.launch.monitoring.promtool import (
 )
 
 pytestmark = pytest.mark.slow
+
+UNCHANGED = "as it is"
 
 
 def test_each_case_fires_its_alerts_at_their_time_and_no_other(tmp_path: Path) -> None:
@@ -58,34 +68,47 @@ class Trials:
         return found
 
 
-def render_tests(cases: Sequence[Case], alert: str, used: Sequence[Rule]) -> list[str]:
+def render_tests(cases: Sequence[Case], alerts: Sequence[str], used: Sequence[Rule]) -> list[str]:
     """One for each step of the cases."""
     by_step: dict[int, list[Case]] = defaultdict(list)
     for case in cases:
         by_step[case.step].append(case)
-    return [render_test(each, [alert], metrics_in(used)) for each in by_step.values()]
+    return [render_test(each, alerts, metrics_in(used)) for each in by_step.values()]
 
 
 def test_each_mutant_of_a_condition_is_caught(tmp_path: Path) -> None:
-    """By the cases of the alert itself, or of the first one that needs the recording rule."""
-    rules, trials, tried = load_rules(), Trials(tmp_path), set()
+    """By the cases of the alert itself, or of the first one that needs the recording rule.
+
+    All mutants that an alert finds are evaluated beside it, each under a name of its own.
+    """
+    rules, tried, paths = load_rules(), set[str](), list[Path]()
+    changes: dict[str, str] = {}
     for alert in ALERTS:
         (rule,) = (each for each in rules if each.get("alert") == alert.name)
-        rule = explained_by(rule, None)
-        used = needed_by(rule, rules)
-        tests = render_tests([case for case in CASES if alert.name in case.about], alert.name, used)
-        trials.add(f"{alert.name} as it is", used, tests)
-        for each in used:
-            if name_of(each) not in tried:
-                tried.add(name_of(each))
-                for change, mutant in mutants(each):
-                    trials.add(change, replace(used, mutant), tests)
-    complaints = trials.failed()
-    for alert in ALERTS:
-        assert not complaints.pop(f"{alert.name} as it is")
-    assert len(complaints) > 300
-    survivors = [what for what, complaint in complaints.items() if not complaint]
-    assert not survivors, "\n".join(survivors)
+        used = needed_by(explained_by(rule, None), rules)
+        new = [each for each in used if name_of(each) not in tried]
+        tried.update(map(name_of, new))
+        found = {
+            f"{alert.name} {number}": mutant
+            for number, mutant in enumerate(
+                mutant for each in new for mutant in (Mutant(UNCHANGED, each), *mutants(each))
+            )
+        }
+        changes |= {name: mutant.change for name, mutant in found.items()}
+        beside = [
+            each for name, mutant in found.items() for each in with_change(mutant, used, name)
+        ]
+        cases = [case for case in CASES if alert.name in case.about]
+        for test in render_tests(cases, [alert.name, *found], used):
+            paths.append(tmp_path / f"{len(paths)}.json")
+            write_test(paths[-1], [*used, *beside], test)
+    complaints = "".join(run_tests(paths).values())
+    caught = set(re.findall(r"alertname: ([^,]+), time", complaints))
+    assert len(changes) > 300
+    survivors = {change for name, change in changes.items() if name not in caught}
+    assert survivors == {UNCHANGED}
+    as_they_are = {name for name, change in changes.items() if change == UNCHANGED}
+    assert caught.isdisjoint(as_they_are)
 
 
 def test_an_alert_is_silent_while_another_one_explains_it(tmp_path: Path) -> None:
@@ -95,7 +118,7 @@ def test_an_alert_is_silent_while_another_one_explains_it(tmp_path: Path) -> Non
         (rule,) = (each for each in rules if each.get("alert") == alert)
         knows = explained_by(rule, cause)
         used = needed_by(knows, rules)
-        tests = render_tests([case], alert, used)
+        tests = render_tests([case], [alert], used)
         trials.add(f"{alert} knows of {cause}", used, tests)
         trials.add(f"{alert} explained by {cause}", replace(used, explained_by(rule, None)), tests)
     complaints = trials.failed()
@@ -110,7 +133,7 @@ def test_each_mutant_of_an_explanation_is_caught(tmp_path: Path) -> None:
     (rule,) = (each for each in rules if each.get("alert") == "CheckpointFailing")
     used = needed_by(rule, rules)
     cases = [case for case in CASES if case.run.startswith("no-checkpoint")]
-    tests = render_tests(cases, "CheckpointFailing", used)
+    tests = render_tests(cases, ["CheckpointFailing"], used)
     trials.add("as it is", used, tests)
     for change, mutant in mutants_of_explanation(rule):
         trials.add(change, replace(used, mutant), tests)
@@ -119,3 +142,25 @@ def test_each_mutant_of_an_explanation_is_caught(tmp_path: Path) -> None:
     survivors = [what for what, complaint in complaints.items() if not complaint]
     assert len(complaints) > 8
     assert not survivors, "\n".join(survivors)
+
+
+def test_the_description_says_who_and_why(tmp_path: Path) -> None:
+    """Cases know no descriptions, so promtool complains, and with that says what it has got."""
+    rules, trials = load_all(), Trials(tmp_path)
+    wanted = {}
+    for alert in ALERTS:
+        case, fires = next(
+            (case, each) for case in CASES for each in case.firing if each.alert == alert.name
+        )
+        (rule,) = (each for each in rules if each.get("alert") == alert.name)
+        used = needed_by(rule, rules)
+        trials.add(alert.name, used, render_tests([case], [alert.name], used))
+        wanted[alert.name] = [case.run, *fires.labels.values()]
+    complaints = trials.failed()
+    for alert in ALERTS:
+        _, _, got = complaints[alert.name].partition("got:[")
+        assert f'runbook_url="{alert.runbook}"' in got
+        assert not re.search(r"<error|<no value>|%!", got), got
+        _, _, annotations = got.partition("Annotations:")
+        missing = [word for word in wanted[alert.name] if word not in annotations]
+        assert missing in ([], ["rank"]), f"{alert.name}: {missing} not in {got}"
