@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.explain.evidence import DISK_FULL, Evidence, shard_in, unfetched_shard, value
+from pipeline.explain.evidence import Evidence, shard_in, unfetched_shard, value
 from pipeline.explain.explanation import Cause, CauseKind
 from pipeline.explain.stops import by_slurm
 from pipeline.explain.system import booted, kernel_says
@@ -31,7 +31,7 @@ _ADVICE = re.compile(r"; (?:lower|once that is mended|see that it is there) .*")
 _STACKS = re.compile(r"; the stacks of all ranks are in .*")
 
 _KINDS: Sequence[tuple[CauseKind, str]] = (
-    ("disk_full", DISK_FULL),
+    ("disk_full", r"No space left on device|Disk quota exceeded"),
     ("corrupt_samples", r"damaged image|image of the split is damaged|not the image that was"),
     ("fetch", r"could not be fetched in "),
     ("diverged", r"training has diverged|were not finite"),

@@ -27,9 +27,6 @@ _TAIL_BYTES = 1 << 18
 _CLOCKS_SECONDS = 2.0
 """By so much the clocks of hosts may differ."""
 
-DISK_FULL = r"No space left on device|Disk quota exceeded"
-"""What errors say of a full disk."""
-
 _SHARD = re.compile(r"([^\s/]+\.(?:tar|beton))\b")
 
 _REPORTED = re.compile(r"error: (?!rank \d+ was killed by )(.+)")

@@ -50,7 +50,7 @@ ADVICE: Mapping[CauseKind, str] = {
     "refused": "mend what the error names, and start it again",
     "silent_rank": "look at that process on its host; if it hangs, the watchdog ends the job",
     "stall": "look at what that rank waits for: its disk, its server or its host",
-    "saves_fail": "make room for checkpoints now: the last one must succeed",
+    "saves_fail": "let checkpoints be saved again: the last one of a run must be",
     "straggler": "compare that host with the others: other jobs, its clock rate, its disk",
     "not_learning": "try another learning rate, initialisation or seed",
     "dead_exporter": "training is not affected; start it again with 'python -m pipeline.exporter'",

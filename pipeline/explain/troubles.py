@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import assert_never
 
 from pipeline.config.model import ranks_per_replica
-from pipeline.explain.evidence import DISK_FULL, Evidence, unfetched_shard, value
-from pipeline.explain.explanation import Cause, CauseKind
+from pipeline.explain.evidence import Evidence, unfetched_shard, value
+from pipeline.explain.explanation import Cause
 from pipeline.metrics.declared import LAST_STEP, RANK_PHASE
 from pipeline.metrics.discovery import Target
 from pipeline.metrics.rank_file import RankFile
 from pipeline.run.console import counted, duration
 from pipeline.run.event_log import of_type
-from pipeline.run.events import DamagedImage, NotLearning, Straggler, TrainEvent
+from pipeline.run.events import CheckpointEvent, DamagedImage, NotLearning, Straggler, TrainEvent
 from pipeline.run.ledger import Ledger
 from pipeline.run.phase import PHASE_LABELS, Phase
 
-_STALL_SECONDS = 60.0
+_STALL_SECONDS = 10.0
 
 _RECENT_SECONDS = 180.0
 """A straggler is reported once a minute for as long as it is one."""
@@ -75,9 +77,10 @@ def _stall(seen: Evidence) -> Iterator[Cause]:
         yield Cause(kind="stall", text=f"{text}; which rank holds up the others is not known")
         return
     rank, phase = busy
-    host, shard = seen.host_of(rank), None
+    host = seen.host_of(rank)
     text += f": rank {rank} on {host} is {phase.text}, and others wait for it"
-    if phase is Phase.READING and (shard := unfetched_shard(seen.log)) is not None:
+    shard = unfetched_shard(seen.log) if phase is Phase.READING else None
+    if shard is not None:
         text += f"; {shard} could not be fetched so far"
     name = phase.name.lower()
     yield Cause(kind="stall", text=text, rank=rank, host=host, phase=name, shard=shard)
@@ -104,15 +107,21 @@ def _busy(seen: Evidence, phases: Mapping[int, Phase | None]) -> tuple[int, Phas
     return busy[0] if len(busy) == 1 and None not in phases.values() else None
 
 
-def _failed_save(seen: Evidence) -> Iterator[Cause]:
-    """The last save failed."""
+def _saving(seen: Evidence) -> Iterator[Cause]:
+    """There is no room for the next checkpoint, or the last save failed."""
+    sizes = [row.num_bytes for row in of_type(seen.rows, CheckpointEvent)]
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(seen.run.checkpoints).free
+        if sizes and free < sizes[-1]:
+            room = f"{free / 1e6:,.1f} MB free, and a checkpoint needs {sizes[-1] / 1e6:,.1f} MB"
+            yield Cause(kind="disk_full", text=f"{seen.run.checkpoints} has {room}")
+            return
     for line in reversed(seen.log):
         if line.startswith("saved "):
             return
         if match := _NO_SAVE.match(line):
-            is_full = re.search(DISK_FULL, match[1])
-            kind: CauseKind = "disk_full" if is_full else "saves_fail"
-            yield Cause(kind=kind, text=f"the last checkpoint could not be saved: {match[1]}")
+            text = f"the last checkpoint could not be saved: {match[1]}"
+            yield Cause(kind="saves_fail", text=text)
             return
 
 
@@ -181,5 +190,5 @@ def _exporters(seen: Evidence) -> Iterator[Cause]:
 
 
 _READERS: Sequence[Callable[[Evidence], Iterator[Cause]]] = (
-    *(_silent, _stall, _failed_save, _straggler, not_learning, damages, _exporters),
+    *(_silent, _stall, _saving, _straggler, not_learning, damages, _exporters),
 )

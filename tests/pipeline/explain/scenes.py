@@ -61,7 +61,7 @@ class Scene:
         host: str = HERE,
         is_alive: bool = False,
         heartbeat: float = BEGIN + 15,
-        last_step: float = BEGIN + 15,
+        last_step: float | None = None,
         phase: Phase | None = None,
         num_not_finite: int = 0,
         pid: int = 4711,
@@ -71,7 +71,7 @@ class Scene:
         families = Families(registry, rank=str(rank), local_rank=str(rank))
         families.gauges(RANK_OUTCOME)[said].set(1)
         families.gauge(HEARTBEAT).set(heartbeat)
-        families.gauge(LAST_STEP).set(last_step)
+        families.gauge(LAST_STEP).set(heartbeat if last_step is None else last_step)
         families.counter(LOSS_NOT_FINITE).inc(num_not_finite)
         phases = families.gauges(RANK_PHASE)
         if phase is not None:

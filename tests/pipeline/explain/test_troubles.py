@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_a_stall_names_the_rank_that_does_not_wait(
     scene: Scene, phases: tuple[Phase | None, ...], rank: int | None, phase: str | None
 ) -> None:
     for number, at in enumerate(phases):
-        scene.rank(number, is_alive=True, heartbeat=BEGIN + 99, phase=at)
+        scene.rank(number, is_alive=True, heartbeat=BEGIN + 99, last_step=BEGIN + 15, phase=at)
     told = scene.explain(100)
     assert told.cause is not None
     assert (told.cause.kind, told.cause.rank, told.cause.phase) == ("stall", rank, phase)
@@ -89,7 +90,7 @@ def test_a_stall_names_the_rank_that_does_not_wait(
 
 def test_a_shard_that_does_not_come_is_named(scene: Scene) -> None:
     for rank, at in enumerate((Phase.AVERAGING, Phase.READING)):
-        scene.rank(rank, is_alive=True, heartbeat=BEGIN + 99, phase=at)
+        scene.rank(rank, is_alive=True, heartbeat=BEGIN + 99, last_step=BEGIN + 15, phase=at)
     warning = "no byte came for 60 s; trying again in 0.4 s"
     scene.log("cifar10 → run", f"WARNING: https://host/set/train-000002.tar: {warning}")
     told = scene.explain(100)
@@ -101,7 +102,7 @@ def test_a_shard_that_does_not_come_is_named(scene: Scene) -> None:
 @pytest.mark.parametrize("phase", [Phase.EVALUATING, Phase.SAVING])
 def test_what_takes_long_is_no_stall(scene: Scene, phase: Phase) -> None:
     for rank in (0, 1):
-        scene.rank(rank, is_alive=True, heartbeat=BEGIN + 99, phase=phase)
+        scene.rank(rank, is_alive=True, heartbeat=BEGIN + 99, last_step=BEGIN + 15, phase=phase)
     assert kinds(scene.explain(100)) == [None, None]
 
 
@@ -129,16 +130,25 @@ def test_a_straggler_is_named_as_its_alarm_does(
 
 
 def test_a_save_that_failed_matters_until_the_next_one(scene: Scene) -> None:
-    failed = "warning: no checkpoint saved: No space left on device: it needs 9.0 MB"
+    failed = "warning: no checkpoint saved: Permission denied"
     scene.log("cifar10 → run", failed)
     told = scene.explain()
     assert told.cause is not None
-    assert told.cause.kind == "disk_full"
-    assert "could not be saved: No space left on device" in told.sentence
+    assert told.cause.kind == "saves_fail"
+    assert "could not be saved: Permission denied" in told.sentence
     scene.log("cifar10 → run", failed, "saved run/checkpoints/step-00000010 (9.0 MB in 0.1 s)")
     assert kinds(scene.explain()) == [None, None]
-    scene.log("cifar10 → run", "warning: no checkpoint saved: Permission denied")
-    assert kinds(scene.explain()) == ["saves_fail", None]
+
+
+def test_a_disk_without_room_for_the_next_checkpoint_is_told(scene: Scene) -> None:
+    scene.run.checkpoints.mkdir()
+    assert kinds(scene.explain()) == [None, None]
+    free = shutil.disk_usage(scene.run.checkpoints).free
+    scene.row("checkpoint", 16, **checkpoint_fields("periodic") | {"num_bytes": 2 * free})
+    told = scene.explain()
+    assert told.cause is not None
+    assert told.cause.kind == "disk_full"
+    assert f" MB free, and a checkpoint needs {2 * free / 1e6:,.1f} MB" in told.sentence
 
 
 def test_a_loss_of_guessing_is_told_until_it_is_another(scene: Scene) -> None:
