@@ -108,13 +108,19 @@ def _busy(seen: Evidence, phases: Mapping[int, Phase | None]) -> tuple[int, Phas
 
 
 def _saving(seen: Evidence) -> Iterator[Cause]:
-    """There is no room for the next checkpoint, or the last save failed."""
+    """There is no room for the next checkpoint, or the last save failed.
+
+    Before the first one it is not known how much room that needs: then a full disk is one that has
+    less than a hundredth left.
+    """
     sizes = [row.num_bytes for row in of_type(seen.rows, CheckpointEvent)]
     with contextlib.suppress(OSError):
-        free = shutil.disk_usage(seen.run.checkpoints).free
-        if sizes and free < sizes[-1]:
-            room = f"{free / 1e6:,.1f} MB free, and a checkpoint needs {sizes[-1] / 1e6:,.1f} MB"
-            yield Cause(kind="disk_full", text=f"{seen.run.checkpoints} has {room}")
+        disk = shutil.disk_usage(seen.run.checkpoints)
+        needed = sizes[-1] if sizes else disk.total // 100
+        if disk.free < needed:
+            room = f"{disk.free / 1e6:,.1f} MB free, and a checkpoint needs"
+            text = f"{seen.run.checkpoints} has {room} {needed / 1e6:,.1f} MB or so"
+            yield Cause(kind="disk_full", text=text)
             return
     for line in reversed(seen.log):
         if line.startswith("saved "):

@@ -71,10 +71,14 @@ def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus:
             files.append(read_rank_file(path))
         except (OSError, ValueError):
             num_damaged += 1
-    # A job restarted on fewer ranks does not overwrite the files of all its former ones.
+    # A job restarted on fewer ranks does not overwrite the files of all its former ones. But ranks
+    # do not begin at once, and one may be killed before it publishes again.
     begin = max((file.writer.since for file in files), default=0.0)
     ranks = tuple(
-        file for file in files if file.heartbeat >= begin or file.outcome(host, now) == "running"
+        file
+        for file in files
+        if file.heartbeat >= begin - file.writer.interval_seconds
+        or file.outcome(host, now) == "running"
     )
     outcome, ended = _outcome_and_end(run, ranks, host, now)
     return RunStatus(outcome=outcome, ended=ended, ranks=ranks, num_damaged=num_damaged)

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
+from pipeline.explain.explain import explain
 from pipeline.metrics.rank_file import rank_file_name
 from pipeline.optim.replica import Replica
 from pipeline.run.directory import RunDirectory
@@ -79,6 +80,10 @@ def test_of_three_ranks_the_one_is_named(
     assert "Traceback" not in "".join(job.errors)
     assert ranks_that_differ(tmp_path, 3) == [1]
     assert newest_step(tmp_path) == SAVE_EVERY, "before the bit flipped"
+    told = explain(RunDirectory(tmp_path))
+    assert told.cause is not None
+    assert (told.cause.kind, told.cause.rank, told.lost_steps) == ("replicas_differ", 1, 2)
+    assert f"first in {tensor}: {what}" in told.sentence
 
 
 @pytest.mark.slow
@@ -91,6 +96,9 @@ def test_of_two_ranks_both_are_named_and_the_same_command_goes_on(
     assert (alarm["step"], alarm["rank"], alarm["host"]) == (8, None, None), "before the save"
     what = f"rank 0 on {HOST} and rank 1 on {HOST} differ, and it is undecided which is right"
     assert alarm["what"] == what
+    cause = explain(RunDirectory(tmp_path)).cause
+    assert cause is not None
+    assert (cause.kind, cause.rank) == ("replicas_differ", None)
     assert ranks_that_differ(tmp_path, 2) == [0, 1]
     assert newest_step(tmp_path) == SAVE_EVERY
     finish(2, shards, tmp_path, *OPTIONS)
@@ -116,3 +124,6 @@ def test_the_rank_whose_loss_is_not_finite_is_named(shards: Path, tmp_path: Path
     sentence = "the loss is nan at step 4, by images of rank 1 alone: training has diverged"
     assert sentence in end["error"]
     assert ranks_with_one(tmp_path, 2, "alexnet_loss_not_finite_total") == [1]
+    cause = explain(RunDirectory(tmp_path)).cause
+    assert cause is not None
+    assert (cause.kind, cause.rank) == ("diverged", 1)

@@ -64,6 +64,7 @@ class Scene:
         last_step: float | None = None,
         phase: Phase | None = None,
         num_not_finite: int = 0,
+        since: float = BEGIN - 1,
         pid: int = 4711,
     ) -> None:
         """The file that the rank published last; a process that is alive is this one."""
@@ -77,7 +78,7 @@ class Scene:
         if phase is not None:
             phases[phase.name.lower()].set(1)
         writer = Writer.this_process(rank=rank, local_rank=rank, interval_seconds=2)
-        writer = dataclasses.replace(writer, host=host, since=BEGIN - 1)
+        writer = dataclasses.replace(writer, host=host, since=since)
         if not is_alive:
             writer = dataclasses.replace(writer, pid=pid, start_ticks=1)
         self.run.metrics.mkdir(exist_ok=True)

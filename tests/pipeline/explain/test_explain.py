@@ -69,6 +69,16 @@ def test_without_a_log_the_rank_without_a_last_word_is_named_and_no_signal(scene
     assert (told.cause.kind, told.cause.rank, told.cause.signal) == ("killed_rank", 1, None)
 
 
+def test_a_rank_that_is_killed_as_soon_as_it_published_is_named(scene: Scene) -> None:
+    """Before another one has begun to."""
+    lost_rank(scene)
+    scene.rank(0, "failed", since=BEGIN)
+    scene.rank(1, since=BEGIN - 1, heartbeat=BEGIN - 1)
+    told = scene.explain()
+    assert told.cause is not None
+    assert (told.cause.kind, told.cause.rank) == ("killed_rank", 1)
+
+
 @pytest.mark.parametrize("logs", [True, False])
 def test_of_several_ranks_none_is_named(scene: Scene, logs: bool) -> None:
     lost_rank(scene)

@@ -18,6 +18,7 @@ from pipeline.metrics.discovery import Target
 from pipeline.metrics.pages import Identity
 from pipeline.run.lock import lock_run
 from pipeline.run.phase import Phase
+from tests.machine import small_disk
 from tests.pipeline.explain.scenes import BEGIN, HERE, Scene, tools
 from tests.pipeline.fake_run import checkpoint_fields, start_fields, train_fields
 from tests.pipeline.monitoring import free_port
@@ -148,7 +149,19 @@ def test_a_disk_without_room_for_the_next_checkpoint_is_told(scene: Scene) -> No
     told = scene.explain()
     assert told.cause is not None
     assert told.cause.kind == "disk_full"
-    assert f" MB free, and a checkpoint needs {2 * free / 1e6:,.1f} MB" in told.sentence
+    assert f" MB free, and a checkpoint needs {2 * free / 1e6:,.1f} MB or so" in told.sentence
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_before_the_first_checkpoint(tmp_path: Path) -> None:
+    other = Scene(tmp_path / "other")
+    other.begin()
+    lock = lock_run(other.run, None, 0)
+    with small_disk(other.run.checkpoints, "1m"):
+        assert kinds(other.explain()) == [None, None]
+        (other.run.checkpoints / "other").write_bytes(bytes(1 << 20))
+        assert kinds(other.explain()) == ["disk_full", None]
+    os.close(lock)
 
 
 def test_a_loss_of_guessing_is_told_until_it_is_another(scene: Scene) -> None:
