@@ -23,6 +23,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.event_tail import EventTail
 
 _LOOK_SECONDS = 1.0
+_WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +35,13 @@ class Options:
     to: DestinationName
     """Where to."""
     output: Path | None = None
-    """The folder of the log or export; if not given, RUN/tensorboard and so on. None for mlflow."""
+    """The folder of the log or export, but of MLflow's; if not given, RUN/tensorboard and so on."""
     tracking_uri: Annotated[str | None, Named("--tracking-uri", "URI")] = None
     """With --to mlflow, a server or store; if not given, the SQLite file RUN/mlflow.db."""
     once: bool = False
     """Show what there is, and end."""
-    wait_seconds: Annotated[float, at_least(0)] = 600.0
-    """How long to wait for a run to go on that was stopped or has failed."""
+    wait_seconds: Annotated[float | None, at_least(0)] = None
+    """How long to wait for a run to go on that was stopped or has failed; if not given, 600."""
 
 
 def run(options: Options) -> None:
@@ -52,8 +53,10 @@ def run(options: Options) -> None:
     found = RunDirectory(options.run_dir)
     open_destination = _opener(options, found)
     if options.to in EXPORTS:
-        _refuse(options, "--once", options.once or None)
+        _refuse("--once", options.once or None, f"--to {options.to}")
         options = dataclasses.replace(options, once=True)
+    if options.once:
+        _refuse("--wait-seconds", options.wait_seconds, "what does not follow")
     if not found.events.is_file():
         if options.once:
             raise FileNotFoundError(
@@ -97,7 +100,8 @@ def _has_ended(story: Story, heard: float, options: Options) -> bool:
         case "completed":
             pass
         case "stopped" | "failed":
-            if time.time() < heard + options.wait_seconds:
+            seconds = _WAIT_SECONDS if options.wait_seconds is None else options.wait_seconds
+            if time.time() < heard + seconds:
                 return False
         case unknown:
             assert_never(unknown)
@@ -109,13 +113,13 @@ def _opener(options: Options, run: RunDirectory) -> Callable[[], Destination]:
     """What opens the destination. Raises `ModuleNotFoundError` and `ValueError`."""
     match options.to:
         case "tensorboard":
-            _refuse(options, "--tracking-uri", options.tracking_uri)
+            _refuse("--tracking-uri", options.tracking_uri, f"--to {options.to}")
             require("tensorboard", "tensorboard")
             from pipeline.follow.tensorboard_log import TensorBoardLog
 
             return functools.partial(TensorBoardLog, options.output or run.path / "tensorboard")
         case "mlflow":
-            _refuse(options, "--output", options.output)
+            _refuse("--output", options.output, f"--to {options.to}")
             require("mlflow", "mlflow", "sqlalchemy", "alembic")
             os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # else importing it asks the internet
             from pipeline.follow.mlflow_run import SQLITE, MlflowRun
@@ -123,14 +127,14 @@ def _opener(options: Options, run: RunDirectory) -> Callable[[], Destination]:
             own = f"{SQLITE}{run.path.resolve()}/mlflow.db"
             return functools.partial(MlflowRun, options.tracking_uri or own)
         case "wandb":
-            _refuse(options, "--tracking-uri", options.tracking_uri)
+            _refuse("--tracking-uri", options.tracking_uri, f"--to {options.to}")
             require("wandb", "wandb")
             os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would be sent to the internet
             from pipeline.follow.wandb_export import WandbExport
 
             return functools.partial(WandbExport, options.output or run.path / "wandb")
         case "trackio":
-            _refuse(options, "--tracking-uri", options.tracking_uri)
+            _refuse("--tracking-uri", options.tracking_uri, f"--to {options.to}")
             require("trackio", "trackio")
             from pipeline.follow.trackio_export import TrackioExport
 
@@ -139,9 +143,9 @@ def _opener(options: Options, run: RunDirectory) -> Callable[[], Destination]:
             assert_never(unknown)
 
 
-def _refuse(options: Options, name: str, value: object) -> None:
+def _refuse(name: str, value: object, beside: str) -> None:
     if value is not None:
-        raise ValueError(f"{name} has no effect with --to {options.to}: leave it out")
+        raise ValueError(f"{name} has no effect with {beside}: leave it out")
 
 
 @contextlib.contextmanager

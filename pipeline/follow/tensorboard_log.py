@@ -55,7 +55,7 @@ class TensorBoardLog:
         records = b"".join(map(_encode, story.edits[self._num_edits :]))
         self._num_edits = len(story.edits)
         if self._path is None:
-            self._path = self._open(story.began, records)
+            self._path = self._open(story, records)
         else:
             _append(self._path, records)
         parameters = self._folder / _NAME.format("0")  # before the log, where readers end
@@ -63,10 +63,14 @@ class TensorBoardLog:
         if not parameters.is_file() or parameters.read_bytes() != content:
             write_atomically(parameters, content)
 
-    def _open(self, began: float, records: bytes) -> Path:
-        """Make the log one that holds `records`; another run's is removed."""
+    def _open(self, story: Story, records: bytes) -> Path:
+        """Make the log one that holds `records`; that of a run that was here before is removed."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        began = story.began
         path = self._folder / _NAME.format(f"{began:017.6f}")
+        others = [old for old in self._folder.glob(_NAME.format("[1-9]*")) if old != path]
+        if others and self._folder.parent != story.run.path:
+            raise FileExistsError(f"{self._folder} has the log of another run: give another one")
         version = _record(Event(wall_time=began, file_version=_FILE_VERSION))
         content = version + _session_start(0) + records
         before = path.read_bytes() if path.is_file() else None
@@ -74,9 +78,8 @@ class TensorBoardLog:
             _append(path, content[len(before) :])
         else:  # also if this version of TensorBoard encodes otherwise
             write_atomically(path, content)
-        for old in self._folder.glob(_NAME.format("[1-9]*")):
-            if old != path:
-                old.unlink()
+        for old in others:
+            old.unlink()
         return path
 
 

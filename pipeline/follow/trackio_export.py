@@ -12,11 +12,9 @@ from pathlib import Path
 from data_prep.shard_set.files import write_atomically
 from pipeline.follow.story import Story
 
-_PROJECT = "alexnet"
-
 
 class TrackioExport:
-    """The project `alexnet` in `folder`, with this run alone."""
+    """A project of its own in `folder`, so that no export replaces that of another run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,9 +29,9 @@ class TrackioExport:
             os.environ["TRACKIO_DIR"] = temporary  # which it reads when it is imported
             from trackio.sqlite_storage import SQLiteStorage
 
-            steps = story.by_step()
+            steps, project = story.by_step(), f"alexnet-{story.identity()[:8]}"
             SQLiteStorage.bulk_log(
-                _PROJECT,
+                project,
                 story.run.name,
                 [values for _, _, values in steps],
                 [step for step, _, _ in steps],
@@ -41,7 +39,7 @@ class TrackioExport:
                 {**story.parameters, **story.texts(), "outcome": story.outcome},
                 run_id=story.identity(),
             )
-            written = Path(SQLiteStorage.get_project_db_path(_PROJECT))
+            written = Path(SQLiteStorage.get_project_db_path(project))
             whole = Path(temporary) / "whole"
             with (
                 contextlib.closing(sqlite3.connect(written)) as source,

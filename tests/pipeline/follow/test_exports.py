@@ -88,8 +88,9 @@ def test_the_file_of_wandb_has_each_number_once_and_can_be_synced(run: RunDirect
 READ = """
 import json, sys, trackio
 from trackio.sqlite_storage import SQLiteStorage
-(run,) = trackio.Api().runs("alexnet")
-logs = SQLiteStorage.get_logs("alexnet", run.name, run_id=run.id)
+project = sys.argv[1]
+(run,) = trackio.Api().runs(project)
+logs = SQLiteStorage.get_logs(project, run.name, run_id=run.id)
 print(json.dumps([run.name, run.config, logs]))
 """
 
@@ -98,12 +99,11 @@ print(json.dumps([run.name, run.config, logs]))
 def test_trackio_finds_each_number_once(run: RunDirectory) -> None:
     """It does not go with the pinned Pillow, so it is tested where it is installed."""
     pytest.importorskip("trackio")
-    (run.path / "trackio").mkdir()
-    (run.path / "trackio" / "alexnet.db").write_text("an export before")
     wanted = export(run, "trackio")
+    (project,) = (path.stem for path in (run.path / "trackio").iterdir())
     variables = os.environ | {"TRACKIO_DIR": str(run.path / "trackio")}
     done = subprocess.run(
-        [sys.executable, "-c", READ], capture_output=True, env=variables, check=True
+        [sys.executable, "-c", READ, project], capture_output=True, env=variables, check=True
     )
     name, config, logs = json.loads(done.stdout)
     found: Numbers = {}

@@ -147,6 +147,7 @@ def test_a_run_that_may_go_on_is_waited_for_as_long_as_was_asked(
     [
         (["--to", "tensorboard", "--tracking-uri", "http://localhost"], "has no effect with --to"),
         (["--to", "mlflow", "--output", "log"], "--output has no effect with --to mlflow"),
+        (["--to", "mlflow", "--once", "--wait-seconds", "3"], "--wait-seconds has no effect with"),
         (["--to", "tensorboard", "--once"], "has no events.jsonl: give the directory of a run"),
     ],
 )

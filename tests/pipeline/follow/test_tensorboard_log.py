@@ -163,9 +163,8 @@ def test_a_reader_that_has_half_a_record_gets_the_other_half(run: RunDirectory, 
     assert [event.step for event in events.Scalars("train/loss")] == [*range(1, 62)]
 
 
-def test_the_log_of_another_run_in_the_same_directory_is_replaced(
-    run: RunDirectory, log: Path
-) -> None:
+def test_the_log_of_another_run_in_the_same_directory_is_replaced(run: RunDirectory) -> None:
+    log = run.path / "tensorboard"
     show(log, run, killed_and_resumed())
     others = log / "events.out.tfevents.1600000000.host"
     others.write_bytes(b"of another program")
@@ -175,6 +174,13 @@ def test_the_log_of_another_run_in_the_same_directory_is_replaced(
     assert others.name in names
     others.unlink()
     assert bits(read(log)) == bits(as_float32(numbers_of(rows)))
+
+
+def test_two_runs_cannot_have_one_folder(run: RunDirectory, log: Path) -> None:
+    before = show(log, run, killed_and_resumed())
+    with pytest.raises(FileExistsError, match="has the log of another run"):
+        show(log, run, [row(10_000, "start", 0)])
+    assert {path.name: path.read_bytes() for path in log.iterdir()} == before
 
 
 def test_a_log_that_is_damaged_or_was_written_otherwise_is_written_anew(
