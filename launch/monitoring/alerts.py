@@ -77,8 +77,7 @@ or min by (run) (alexnet_disk_free_bytes / alexnet_disk_size_bytes) < 0.02""",
         hold="30s",
         summary=f"{_RUN}: the disk of its checkpoints is nearly full",
         description="{{ $labels.run }} has less room than three checkpoints need, or less than 2 % "
-        "of the file system of RUN/checkpoints. The next checkpoint may not be written, and a kill "
-        "then costs all work since the last one.",
+        "of the file system of RUN/checkpoints: the next checkpoint may not be written.",
     ),
     Alert(
         name="ReplicasDiffer",
@@ -86,9 +85,8 @@ or min by (run) (alexnet_disk_free_bytes / alexnet_disk_size_bytes) < 0.02""",
         condition="max by (run, node, rank) (alexnet_replica_differs) == 1",
         hold="0s",
         summary=f"{_WHO} has other weights than the rest",
-        description="The replica of rank {{ $labels.rank }} on {{ $labels.node }} is not equal to "
-        "those of other ranks: a flipped bit, or a broken device. The run stops before it saves, "
-        "and its last checkpoint is good. If two ranks are named, it is undecided which is wrong.",
+        description="A bit has flipped, or a device is broken. The run stops before it saves, and "
+        "its last checkpoint is good. If two ranks are named, it is undecided which is wrong.",
         is_of_running=False,
     ),
     Alert(
@@ -97,9 +95,8 @@ or min by (run) (alexnet_disk_free_bytes / alexnet_disk_size_bytes) < 0.02""",
         condition=_counted("alexnet_loss_not_finite_total", "run, node, rank", "15m"),
         hold="0s",
         summary=f"{_WHO} has a loss that is not a number",
-        description="The loss of rank {{ $labels.rank }} on {{ $labels.node }} was NaN or "
-        "infinite in a log interval: training has diverged (then all ranks are named), or its "
-        "images or its device are bad.",
+        description="Training has diverged (then all ranks are named), or the images or the device "
+        "of this rank are bad.",
         is_of_running=False,
     ),
     Alert(
@@ -108,8 +105,7 @@ or min by (run) (alexnet_disk_free_bytes / alexnet_disk_size_bytes) < 0.02""",
         condition=_counted("alexnet_loader_sample_failures_total", "run, node, rank", "30m"),
         hold="0s",
         summary=f"{_WHO} has read damaged images",
-        description="Rank {{ $labels.rank }} on {{ $labels.node }} has found images that are "
-        "damaged; others stand in for them, up to data.max_corrupt_ratio. The alarms "
+        description="Others stand in for them, up to data.max_corrupt_ratio. The alarms "
         "damaged_image in events.jsonl name image and shard.",
         is_of_running=False,
     ),
@@ -119,8 +115,8 @@ or min by (run) (alexnet_disk_free_bytes / alexnet_disk_size_bytes) < 0.02""",
         condition=_counted("alexnet_checkpoint_failures_total", "run, kind", "30m"),
         hold="45s",
         summary=f"{_RUN}: a checkpoint ({{{{ $labels.kind }}}}) could not be written",
-        description="A {{ $labels.kind }} checkpoint of {{ $labels.run }} was not written. A kill "
-        "costs all work since the last one that was. The log of rank 0 says what was wrong.",
+        description="A kill costs all work since the last one that was written. The log of rank 0 "
+        "says what was wrong.",
         yields_to=("DiskNearlyFull",),
         is_of_running=False,
     ),
@@ -132,12 +128,10 @@ max by (run, node, rank) (alexnet_rank_up) == 0
 and on (run, node, rank) alexnet_rank_outcome{outcome="running", run_dir!=""} == 1""",
         hold="1m",
         summary=f"{_WHO} is there, but publishes nothing",
-        description="The process of rank {{ $labels.rank }} on {{ $labels.node }} exists and has "
-        "been silent: it is stopped (SIGSTOP), hangs in the system, or cannot write to its run "
+        description="It is stopped (SIGSTOP), hangs in the system, or cannot write to its run "
         "directory."
         "{{ with printf `alexnet_rank_phase{run=%q,rank=%q} == 1` $labels.run $labels.rank "
-        "| query }} When it last spoke it was {{ . | first | label `phase` }}.{{ end }}"
-        " The watchdog ends the job if others wait for it for too long.",
+        "| query }} When it last spoke it was {{ . | first | label `phase` }}.{{ end }}",
         yields_to=("DiskNearlyFull",),
     ),
     Alert(
@@ -167,9 +161,8 @@ unless on (run, node, rank) alexnet_rank_outcome{outcome="running", run_dir!=""}
 unless on (run) alexnet:run_starting""",
         hold="0s",
         summary=f"{_WHO} was killed",
-        description="The process of rank {{ $labels.rank }} on {{ $labels.node }} is gone and has "
-        "said nothing: kill -9, the kernel's out-of-memory killer, or the end of its host. The "
-        "job ends with it; work since the last checkpoint is lost.",
+        description="kill -9, the kernel's out-of-memory killer, or the end of its host. The job "
+        "ends with it; work since the last checkpoint is lost.",
         yields_to=("HangSuspected", "RunStalled"),
         is_of_running=False,
     ),
@@ -191,8 +184,7 @@ unless on (run) alexnet:run_starting""",
         condition='max by (run, outcome) (alexnet_run_outcome{outcome=~"failed|killed"}) == 1',
         hold="1m",
         summary=f"{_RUN} has {{{{ $labels.outcome }}}}",
-        description="{{ $labels.run }} has left with an error (failed), or without a word "
-        "(killed), and no other alert says why. Its last event and the end of its log do.",
+        description="No other alert says why. Its last event and the end of its log do.",
         yields_to=(
             *("DiskNearlyFull", "ReplicasDiffer", "LossNotFinite", "CorruptSamples"),
             *("CheckpointFailing", "HangSuspected", "RunStalled", "RankDead", "StepsSkipped"),
@@ -219,9 +211,8 @@ and on (run) alexnet:last_step_age:seconds < 3m""",
         condition="max by (run) (alexnet_not_learning) == 1",
         hold="5m",
         summary=f"{_RUN} does not learn",
-        description="The loss of {{ $labels.run }} is still that of guessing, though it has seen "
-        "not_learning_after_samples images: an unlucky initialisation, a learning rate that does "
-        "not fit, or labels that do not belong to the images.",
+        description="Its loss is still that of guessing: an unlucky initialisation, a learning "
+        "rate that does not fit, or labels that do not belong to the images.",
         yields_to=("LossNotFinite", "StepsSkipped"),
     ),
     Alert(
@@ -267,9 +258,7 @@ and on (run, node) max_over_time(up[1d])
 unless on (run, node) up == 1""",
         hold="5m",
         summary=f"{_RUN}: its exporter on {{{{ $labels.node }}}} does not answer",
-        description="Ranks of {{ $labels.run }} run on {{ $labels.node }}, but Prometheus gets no "
-        "answer from the exporter there. Training goes on unseen: other alerts of this run on "
-        "this node are blind.",
+        description="Training goes on unseen: other alerts of this run on this node are blind.",
     ),
     Alert(
         name="PreemptedTooOften",
@@ -280,8 +269,7 @@ max by (run) (alexnet_run_preemptions_total)
 and on (run) alexnet_run_outcome{outcome=~"running|stopped"} == 1""",
         hold="0s",
         summary=f"{_RUN} was preempted {{{{ $value }}}} times in six hours",
-        description="{{ $labels.run }} was asked to stop {{ $value }} times in six hours. It goes "
-        "on each time, but starting, loading and queueing cost more and more of its time.",
+        description="It goes on each time, but starting, loading and queueing cost its time.",
         is_of_running=False,
     ),
     Alert(
@@ -294,8 +282,7 @@ and on (run) sum by (run) (alexnet:run_seconds:max{class!="queued"}) > 2h""",
         hold="15m",
         summary=f"{_RUN} spends less than half its time on steps; most goes to "
         "{{ $labels.class }}",
-        description="Less than half of the time of {{ $labels.run }} since it was started was "
-        "spent on steps that count, and no other alert says why. The largest part of the rest is "
+        description="No other alert says why. The largest part of the rest is "
         "{{ $labels.class }}: {{ $value | humanizeDuration }}.",
         yields_to=(
             *("CheckpointFailing", "HangSuspected", "RunStalled", "RankDead", "RunFailed"),
