@@ -63,7 +63,7 @@ def _silent(seen: Evidence) -> Iterator[Cause]:
 
 
 def _stall(seen: Evidence) -> Iterator[Cause]:
-    """No step for long: of the rank that does not wait for others, if there is just one."""
+    """No step for long: because of the ranks that do not wait for others, if they are at one."""
     steps = [value(file, LAST_STEP) or 0.0 for file in seen.ranks]
     silence = seen.now - max(steps) if any(steps) else 0.0
     trains = of_type(seen.attempt, TrainEvent)
@@ -72,13 +72,16 @@ def _stall(seen: Evidence) -> Iterator[Cause]:
     is_otherwise = any(phase is not None and phase.label is None for phase in phases.values())
     if silence <= max(_STALL_SECONDS, usual) or is_otherwise:  # evaluating and saving take long
         return
-    text, busy = f"no step has ended for {duration(silence)}", _busy(seen, phases)
-    if busy is None:
-        yield Cause(kind="stall", text=f"{text}; which rank holds up the others is not known")
+    busy = _busy(seen, phases)
+    if len({*busy.values()}) != 1:
+        text = f"no step has ended for {duration(silence)}; which rank holds up others is not known"
+        yield Cause(kind="stall", text=text)
         return
-    rank, phase = busy
-    host = seen.host_of(rank)
-    text += f": rank {rank} on {host} is {phase.text}, and others wait for it"
+    (phase,) = {*busy.values()}
+    rank = next(iter(busy)) if len(busy) == 1 else None
+    host = None if rank is None else seen.host_of(rank)
+    who = f"ranks {', '.join(map(str, busy))} are" if rank is None else f"rank {rank} on {host} is"
+    text = f"no step has ended for {duration(silence)}, as {who} {phase.text}"
     shard = unfetched_shard(seen.log) if phase is Phase.READING else None
     if shard is not None:
         text += f"; {shard} could not be fetched so far"
@@ -92,19 +95,17 @@ def _phase(file: RankFile) -> Phase | None:
     return next((phase for phase in Phase if is_at[phase]), None)
 
 
-def _busy(seen: Evidence, phases: Mapping[int, Phase | None]) -> tuple[int, Phase] | None:
-    """The only rank that is at work, and does not wait for another one."""
-    config = seen.config
-    if config is None:
-        return None
+def _busy(seen: Evidence, phases: Mapping[int, Phase | None]) -> dict[int, Phase]:
+    """The ranks that are at work and do not wait for another one; none if one does not say."""
+    config, known = seen.config, {rank: phase for rank, phase in phases.items() if phase}
+    if config is None or len(known) < len(phases):
+        return {}
     is_split, is_resident = ranks_per_replica(config.model.columns) > 1, config.data.is_resident
-    busy = [
-        (rank, phase)
-        for rank, phase in phases.items()
-        if phase is not None
-        and not phase.may_wait(is_main=rank == 0, is_split=is_split, is_resident=is_resident)
-    ]
-    return busy[0] if len(busy) == 1 and None not in phases.values() else None
+    return {
+        rank: phase
+        for rank, phase in known.items()
+        if not phase.may_wait(is_main=rank == 0, is_split=is_split, is_resident=is_resident)
+    }
 
 
 def _saving(seen: Evidence) -> Iterator[Cause]:

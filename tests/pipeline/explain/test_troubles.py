@@ -74,11 +74,12 @@ def test_a_process_that_is_gone_is_named_before_others_notice(scene: Scene) -> N
         ((Phase.AVERAGING, Phase.READING), 1, "reading"),
         ((Phase.COMPUTING, Phase.AVERAGING), 0, "computing"),
         ((Phase.AVERAGING, Phase.AVERAGING), None, None),
-        ((Phase.READING, Phase.READING), None, None),
+        ((Phase.READING, Phase.READING), None, "reading"),
+        ((Phase.COMPUTING, Phase.READING), None, None),
         ((None, Phase.READING), None, None),
     ],
 )
-def test_a_stall_names_the_rank_that_does_not_wait(
+def test_a_stall_names_the_rank_that_does_not_wait_and_what_it_is_at(
     scene: Scene, phases: tuple[Phase | None, ...], rank: int | None, phase: str | None
 ) -> None:
     for number, at in enumerate(phases):
@@ -86,7 +87,8 @@ def test_a_stall_names_the_rank_that_does_not_wait(
     told = scene.explain(100)
     assert told.cause is not None
     assert (told.cause.kind, told.cause.rank, told.cause.phase) == ("stall", rank, phase)
-    assert ("not known" in told.sentence) == (rank is None)
+    assert ("not known" in told.sentence) == (phase is None)
+    assert ("ranks 0, 1 are reading a batch" in told.sentence) == (phases == (Phase.READING,) * 2)
 
 
 def test_a_shard_that_does_not_come_is_named(scene: Scene) -> None:
