@@ -1,6 +1,6 @@
 """64 bits that tell whether replicas hold the same bits, and which rank and tensor do not.
 
-All values of a replica are numbered through its tensors, and value i has a 32-bit pattern x_i. The
+All values of a replica are numbered, tensor by tensor, and value i has a 32-bit pattern x_i. The
 fingerprint is the sum of x_i · (2i + 1) modulo 2⁶⁴. What is certain of it, for i below 2³¹:
 
 - One flipped bit changes it. The sum changes by ±2ᵇ (2i + 1) with b < 32; the second factor is odd,
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 _COLUMNS = 4096
-_SMALL_VALUES = 1 << 22
-"""Tensors are put together up to this number of values: on a GPU each piece costs ten launches."""
+_SMALL_VALUES = 1 << 18
+"""Tensors of so many values are put together: on a GPU each piece costs ten launches."""
 
 ALL_TENSORS = "all tensors together"
 
@@ -77,17 +77,10 @@ def _sum(rows: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The bits of all values in order, int32 N, in pieces; large tensors are not copied."""
-    small: list[torch.Tensor] = []
-    for tensor in tensors:
-        values = _bits(tensor)
-        if sum(map(len, small)) + len(values) > _SMALL_VALUES and small:
-            yield torch.cat(small)
-            small = []
-        if len(values) > _SMALL_VALUES:
-            yield values
-        else:
-            small.append(values)
+    """The bits of all values, int32 N: of each large tensor, without a copy, then of the others."""
+    bits = [_bits(tensor) for tensor in tensors]
+    yield from (values for values in bits if len(values) > _SMALL_VALUES)
+    small = [values for values in bits if len(values) <= _SMALL_VALUES]
     if small:
         yield torch.cat(small)
 

@@ -11,14 +11,17 @@ rank's own time is that of its steps without that waiting. What can be told of a
 Two ranks that share a replica wait for each other in the forward and backward passes, too: replicas
 are compared, and a rank of one is named by what it does outside of these passes.
 
-Looked at are the last log intervals: two or more, with 40 steps and 10 seconds together. A delay
-counts if it is a fifth of their steps, and a tenth of the steps of each: less happens to ranks that
-are well, where several programs share few cores. Once found it lasts down to a tenth of all.
+Looked at are the last log intervals: two or more, with 40 steps and 10 seconds together, where
+short ones in a row count as one. A delay counts if it is a fifth of their steps, and a tenth of the
+steps of each: less happens to ranks that are well, where several programs share few cores. Once
+found it lasts down to a tenth of all.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ from pipeline.train.rank_sums import RankTimes
 LEAST_SHARE = 0.2
 """Of a step; of the steps of one interval, and of a delay that has been found, half of it."""
 LEAST_INTERVALS, LEAST_STEPS, LEAST_SECONDS = 2, 40, 10.0
+_PARTS = 4
+"""An interval counts by itself if it has this part of these steps and seconds."""
 
 _USUAL_INTERVALS = 100
 _MOSTLY_WAITING = 0.5
@@ -165,42 +170,49 @@ class Stragglers:
         self._ranks_per_replica = ranks_per_replica
         self._waits: deque[float] = deque(maxlen=_USUAL_INTERVALS)
         """The least of the ranks' waits, in seconds a step, in intervals before the last ones."""
+        self._short: Sequence[RankTimes] | None = None
+        """Intervals that are too short as yet, together."""
         self._last: list[Sequence[RankTimes]] = []
         """Intervals: as many as are looked at."""
-        self._has_found = False
+        self._found: Delay | None = None
 
     def look(self, ranks: Sequence[RankTimes]) -> Delay | None:
         """The delay that lasts, after one more interval of all ranks, in order; None: there is
         none."""
         if len(ranks) < 2:
             return None
+        ranks = ranks if self._short is None else _together([self._short, ranks])
+        self._short = None if _are_enough([ranks], 1, _PARTS) else ranks
+        if self._short is not None:
+            return self._found
         self._last.append(ranks)
-        while _are_enough(self._last[1:]):
+        while _are_enough(self._last[1:], LEAST_INTERVALS):
             before = self._last.pop(0)
-            if not self._has_found:
+            if self._found is None:
                 self._waits.append(min(rank.mean("sync_wait") for rank in before))
-        delay = self._find() if _are_enough(self._last) else None
-        self._has_found = delay is not None
-        return delay
+        self._found = self._find() if _are_enough(self._last, LEAST_INTERVALS) else None
+        return self._found
 
     def _find(self) -> Delay | None:
         usual = median(self._waits) if self._waits else math.inf
-        together = list(self._last[0])
-        for ranks in self._last[1:]:
-            together = [old + new for old, new in zip(together, ranks, strict=True)]
-        share = LEAST_SHARE / 2 if self._has_found else LEAST_SHARE
-        delay = _Comparison(together, self._ranks_per_replica).find(usual, share)
+        share = LEAST_SHARE if self._found is None else LEAST_SHARE / 2
+        together = _Comparison(_together(self._last), self._ranks_per_replica)
+        delay = together.find(usual, share)
         if delay is None:
             return None
         each = (_Comparison(ranks, self._ranks_per_replica) for ranks in self._last)
         return delay if all(one.has(delay, usual, share / 2) for one in each) else None
 
 
-def _are_enough(intervals: Sequence[Sequence[RankTimes]]) -> bool:
+def _together(intervals: Sequence[Sequence[RankTimes]]) -> list[RankTimes]:
+    return [functools.reduce(operator.add, of_rank) for of_rank in zip(*intervals, strict=True)]
+
+
+def _are_enough(intervals: Sequence[Sequence[RankTimes]], least: int, parts: int = 1) -> bool:
     return (
-        len(intervals) >= LEAST_INTERVALS
-        and sum(ranks[0].num_steps for ranks in intervals) >= LEAST_STEPS
-        and sum(ranks[0].seconds for ranks in intervals) >= LEAST_SECONDS
+        len(intervals) >= least
+        and sum(ranks[0].num_steps for ranks in intervals) >= LEAST_STEPS / parts
+        and sum(ranks[0].seconds for ranks in intervals) >= LEAST_SECONDS / parts
     )
 
 

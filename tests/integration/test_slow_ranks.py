@@ -14,18 +14,18 @@ from tests.integration.training import rows, training
 from tests.pipeline.rank_jobs import Job
 
 HOST = socket.gethostname()
-STEPS = 40
-SECONDS = 0.15
-"""That a rank sleeps in each step, which takes a fraction of it else."""
+STEPS = 16
+SECONDS = 0.8
+"""That a rank sleeps in each step, which takes a fraction of it else, even on a busy machine."""
 
 
 def be_quick() -> None:
-    """Take a delay for one that lasts as soon as it has the steps."""
-    stragglers.LEAST_SECONDS = 0.0
+    """Take a delay of few steps for one that lasts."""
+    stragglers.LEAST_STEPS, stragglers.LEAST_SECONDS = 8, 0.0
 
 
 def delayed(shards: Path, run: Path, where: str) -> Job:
-    options = ("--log_every_steps", 10, "--epochs", 100, "--max-steps", STEPS)
+    options = ("--log_every_steps", 4, "--epochs", 100, "--max-steps", STEPS)
     never = ("--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0)
     words = training(shards, run, *options, *never)
     sleep = f"{where}:0:{SECONDS}+"

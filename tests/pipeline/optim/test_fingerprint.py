@@ -26,7 +26,8 @@ NUM_VALUES = 3 * 8192 + 5
 
 
 def by_definition(tensors: list[torch.Tensor]) -> int:
-    """In Python's integers."""
+    """In Python's integers; large tensors come first."""
+    tensors = sorted(tensors, key=lambda each: each.numel() <= fingerprint_module._SMALL_VALUES)
     bits = [int(bits) for tensor in tensors for bits in tensor.flatten().view(torch.int32).tolist()]
     total = sum(x * (2 * number + 1) for number, x in enumerate(bits)) % 2**64
     return total - 2**64 if total >= 2**63 else total
