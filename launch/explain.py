@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from data_prep.shard_set.files import printable
 from data_prep.shard_set.options import Named
 from launch.runs import existing
 from pipeline.explain.explain import explain
@@ -26,5 +27,6 @@ class Options:
 def run(options: Options) -> None:
     """Raises `ValueError` if there is no run."""
     found = explain(existing(options.run_dir))
-    text = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(found.lines())
-    sys.stdout.write(f"{text}\n")
+    lines = [json.dumps(found.to_json())] if options.json else map(printable, found.lines())
+    for line in lines:
+        sys.stdout.write(f"{line}\n")

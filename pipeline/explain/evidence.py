@@ -176,8 +176,9 @@ def _config(run: RunDirectory) -> Config | None:
 def _lines(run: RunDirectory, begin: float) -> list[str]:
     """Of the logs that were written to since `begin`, one a node, or else of the newest."""
     newest, lines = run.newest_log, []
-    logs = [path for path in run.logs.glob("*.log") if path.stat().st_mtime >= begin]
-    texts = [_tail(path) for path in sorted(logs) or ([newest] if newest else [])]
+    files = sorted(path for path in run.logs.glob("*.log") if path.is_file())
+    logs = [path for path in files if path.stat().st_mtime >= begin]
+    texts = [_tail(path) for path in logs or ([newest] if newest else [])]
     # A later job may have been refused.
     trained = [text for text in texts if _BEGIN.search(text)] or texts
     for text in trained:

@@ -67,7 +67,8 @@ class RunDirectory:
     @property
     def newest_log(self) -> Path | None:
         """Logs of commands that were refused, or had nothing to do, have a time before others."""
-        return max(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
+        found = (path for path in self.logs.glob("*.log") if path.is_file())
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
     @property
     def targets(self) -> Path:

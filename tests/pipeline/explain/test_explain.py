@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from launch.__main__ import main
 from pipeline.explain.explanation import ADVICE, CauseKind
 from pipeline.ranks.heartbeats import SILENT_STORE, Heartbeat, judge
 from pipeline.run.phase import Phase
@@ -418,6 +419,7 @@ def test_damaged_lines_and_a_log_that_is_no_text_cost_nothing(scene: Scene) -> N
     scene.log("error: ")
     (scene.run.logs / "other.log").write_bytes(b"\xff\xfe\0" * 1000)
     (scene.run.logs / "folder.log").mkdir()
+    (scene.run.logs / "link.log").symlink_to("nowhere")
     (scene.run.path / "config.json").write_text("{")
     scene.run.metrics.mkdir()
     (scene.run.metrics / "rank-00000.prom").write_bytes(b"\xff")
@@ -425,6 +427,21 @@ def test_damaged_lines_and_a_log_that_is_no_text_cost_nothing(scene: Scene) -> N
     assert told.state == "was killed"
     assert "line 6 is not an event" in told.details["faults"]
     assert json.loads(json.dumps(told.to_json()))["state"] == "was killed"
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "KeyError: \x1b[2J\ud800\n"
+    scene.row("end", 15, outcome="failed", error=error)
+    assert main(["explain", str(scene.run.path)]) == 0
+    text = capsys.readouterr().out
+    assert r"KeyError: \x1b[2J" in text
+    assert all(line.isprintable() for line in text.splitlines())
+    assert main(["explain", str(scene.run.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cause"]["text"].startswith(error.rstrip())
+    assert told["sentence"].startswith("Failed at 2001")
 
 
 def test_a_start_that_was_refused_is_told_by_its_log(tmp_path: Path) -> None:
