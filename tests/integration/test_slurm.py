@@ -223,6 +223,12 @@ def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
     cluster.boot(node)
     assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
     assert_same_state(run, undisturbed)
+    submitted = [row["job"] for row in all_rows(run) if row["kind"] == "submit"]
+    assert submitted.count(job) >= 4, "once by somebody, then by SLURM"
+    ledger = ledger_of(read_rows(RunDirectory(run).events))
+    assert ledger is not None
+    assert ledger.num_attempts >= 6
+    assert ledger.seconds["queued"] > ledger.seconds["down"] > 0
 
 
 def test_a_job_whose_former_ranks_are_still_at_work_takes_over_from_them(
