@@ -27,8 +27,9 @@ _EXPERIMENT = "alexnet"
 _IDENTITY = "alexnet.run"
 """The tag by which a follower finds what others have made of the same run."""
 
-_BATCH = 100
-"""What one call may log of each kind: 1,000 things in all, and 100 parameters."""
+_METRICS = 800
+_OTHERS = 100
+"""What one call may log: 100 parameters, 100 tags, and 1,000 things in all."""
 
 _MAX_TEXT = 5000
 """Characters of a parameter or tag."""
@@ -112,16 +113,18 @@ class MlflowRun:
         metrics = [point for key, point in story.numbers().items() if key not in run.metrics]
         parameters = _missing(_parameters(story), run.parameters)
         tags = _missing(story.texts(), run.tags)
-        for start in range(0, max(len(metrics), len(parameters), len(tags)), _BATCH):
-            batch = slice(start, start + _BATCH)
+        num_others = max(len(parameters), len(tags))
+        for number in range(max(-(-len(metrics) // _METRICS), -(-num_others // _OTHERS))):
+            some = slice(number * _METRICS, (number + 1) * _METRICS)
+            others = slice(number * _OTHERS, (number + 1) * _OTHERS)
             self._client.log_batch(
                 run.id,
                 [
                     Metric(p.tag, float(p.value), round(p.time * 1000), p.step)
-                    for p in metrics[batch]
+                    for p in metrics[some]
                 ],
-                [Param(*item) for item in parameters[batch]],
-                [RunTag(*item) for item in tags[batch]],
+                [Param(*item) for item in parameters[others]],
+                [RunTag(*item) for item in tags[others]],
                 synchronous=True,
             )
         run.metrics.update({(p.tag, p.step): float(p.value) for p in metrics})

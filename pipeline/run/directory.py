@@ -8,6 +8,7 @@ RUN/
   predictions/val.npz   the latest evaluation, sample by sample: see `pipeline.evaluate`
   metrics/rank-*.prom   see `pipeline.metrics`
   report.html           see `pipeline.report`, and neighbours.json beside it
+  tensorboard/          and mlflow.db, wandb/, trackio/: see `pipeline.follow`
   logs/*.log            what jobs started by `launch` wrote, one file each
   hangs/rank-*.txt      the stacks of a job that hung: see `pipeline.ranks.watchdog`
   STOP                  make this file to stop the run soon; it is then removed
