@@ -26,18 +26,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from pipeline.run.events import SlowPart
 from pipeline.run.phase import PHASE_LABELS, Label
 from pipeline.train.rank_sums import RankTimes
 
-LEAST_SHARE = 0.2
-"""Of a step; of the steps of one interval, and of a delay that has been found, half of it."""
+LEAST_SHARE = 0.2  # of a step; half of it in one interval, and of a delay that has been found
 LEAST_INTERVALS, LEAST_STEPS, LEAST_SECONDS = 2, 40, 10.0
-_PARTS = 4
-"""An interval counts by itself if it has this part of these steps and seconds."""
-
+_PARTS = 4  # an interval counts by itself if it has this part of these steps and seconds
 _USUAL_INTERVALS = 100
 _MOSTLY_WAITING = 0.5
 """Share of a step that all ranks wait, from which it is no matter of course."""
@@ -56,6 +53,15 @@ class Delay:
     phase: Label | None = None
     replica: int | None = None
     """The slow one, if nobody knows which of its ranks it is."""
+
+
+class _Usual(NamedTuple):
+    """How long all ranks wait for others while none is slow."""
+
+    wait: float = math.inf
+    """Seconds of a step."""
+    ratio: float = math.inf
+    """To their own time."""
 
 
 class _Comparison:
@@ -88,15 +94,20 @@ class _Comparison:
         sum_of_all = -sum(rank.covariance for rank in self.ranks)
         return math.sqrt(max(0.0, sum_of_all) / (1 - 1 / len(self.own)))
 
-    def waits_more_than(self, usual: float) -> float:
-        """How much longer every rank waits for others than usual, or at all if that is most of the
-        step; 0 if it does not."""
+    @property
+    def usual(self) -> _Usual:
+        """What it would be if there were no delay."""
+        wait = min(rank.mean("sync_wait") for rank in self.ranks)
+        return _Usual(wait, wait / fmean(rank.own for rank in self.ranks))
+
+    def waits_more_than(self, usual: _Usual) -> float:
+        """How much longer every rank waits than usual, or at all if it mostly does; or 0."""
         wait = min(self.waits)
         if self.unit_size == 1 and self.is_split:
             return 0.0  # it computes at the same time
         if wait >= _MOSTLY_WAITING * self.step_seconds:
             return wait
-        return max(0.0, wait - usual)
+        return max(0.0, wait - max(usual.wait, usual.ratio * fmean(self.own)))
 
     @property
     def stays(self) -> bool:
@@ -133,19 +144,19 @@ class _Comparison:
         replica = self.slowest if self.unit_size > 1 else None
         return Delay(slow="unattributed", replica=replica, lag_seconds=lag)
 
-    def find(self, usual_wait: float, least_share: float) -> Delay | None:
+    def find(self, usual: _Usual, least_share: float) -> Delay | None:
         """A delay of at least this share of a step."""
         least, lag = least_share * self.step_seconds, self.lag_of(self.slowest)
         if self.wandering >= max(least, lag):
             return Delay(slow="loader", phase="data_wait", lag_seconds=self.wandering)
         if lag >= least and self.stays:
             return self.culprit()
-        more = self.waits_more_than(usual_wait)
+        more = self.waits_more_than(usual)
         if more >= least:
             return Delay(slow="unattributed", phase="sync_wait", lag_seconds=more)
         return None
 
-    def has(self, delay: Delay, usual_wait: float, least_share: float) -> bool:
+    def has(self, delay: Delay, usual: _Usual, least_share: float) -> bool:
         """Whether the delay, which was found in several intervals, is in this one of them."""
         least, data_wait = (
             least_share * self.step_seconds,
@@ -156,7 +167,7 @@ class _Comparison:
         if delay.slow == "loader":
             data_wait = [rank.mean("data_wait") for rank in self.ranks]
             return max(self.wandering, max(data_wait) - min(data_wait)) >= least
-        return max(self.lag_of(self.slowest), self.waits_more_than(usual_wait)) >= least
+        return max(self.lag_of(self.slowest), self.waits_more_than(usual)) >= least
 
 
 def _others(values: Sequence[float], index: int) -> list[float]:
@@ -168,8 +179,8 @@ class Stragglers:
 
     def __init__(self, ranks_per_replica: int) -> None:
         self._ranks_per_replica = ranks_per_replica
-        self._waits: deque[float] = deque(maxlen=_USUAL_INTERVALS)
-        """The least of the ranks' waits, in seconds a step, in intervals before the last ones."""
+        self._usual: deque[_Usual] = deque(maxlen=_USUAL_INTERVALS)
+        """Of the intervals before the last ones that had no delay."""
         self._short: Sequence[RankTimes] | None = None
         """Intervals that are too short as yet, together."""
         self._last: list[Sequence[RankTimes]] = []
@@ -177,8 +188,7 @@ class Stragglers:
         self._found: Delay | None = None
 
     def look(self, ranks: Sequence[RankTimes]) -> Delay | None:
-        """The delay that lasts, after one more interval of all ranks, in order; None: there is
-        none."""
+        """The delay that lasts after one more interval of all ranks, in order, if there is one."""
         if len(ranks) < 2:
             return None
         ranks = ranks if self._short is None else _together([self._short, ranks])
@@ -189,12 +199,12 @@ class Stragglers:
         while _are_enough(self._last[1:], LEAST_INTERVALS):
             before = self._last.pop(0)
             if self._found is None:
-                self._waits.append(min(rank.mean("sync_wait") for rank in before))
+                self._usual.append(_Comparison(before, self._ranks_per_replica).usual)
         self._found = self._find() if _are_enough(self._last, LEAST_INTERVALS) else None
         return self._found
 
     def _find(self) -> Delay | None:
-        usual = median(self._waits) if self._waits else math.inf
+        usual = _Usual(*map(median, zip(*self._usual, strict=True))) if self._usual else _Usual()
         share = LEAST_SHARE if self._found is None else LEAST_SHARE / 2
         together = _Comparison(_together(self._last), self._ranks_per_replica)
         delay = together.find(usual, share)

@@ -77,8 +77,12 @@ def interval(
     noise: float = 0.1,
     averaging: float = AVERAGING,
     steps: int = STEPS,
+    slower: float = 1.0,
 ) -> list[RankTimes]:
-    """A log interval of ranks that step together; `noise` is relative, of each phase and step."""
+    """A log interval of ranks that step together; `noise` is relative, of each phase and step.
+
+    All takes `slower` times as long.
+    """
     shape = steps, num_ranks
     times = {name: base * (1 + noise * rng.exponential(size=shape)) for name, base in BASE.items()}
     for name, more in delays(np.zeros(shape)).items():
@@ -93,7 +97,7 @@ def interval(
     times["sync_wait"] = np.zeros(shape) if is_lone else averaged - ends
     ranks = [RankTimes(waits_in=waiting_label(num_ranks, 1 + split)) for _ in range(num_ranks)]
     for step, (number, rank) in itertools.product(range(steps), enumerate(ranks)):
-        rank.add({name: float(times[name][step, number]) for name in PHASE_LABELS})
+        rank.add({name: slower * float(times[name][step, number]) for name in PHASE_LABELS})
     return ranks
 
 
@@ -175,6 +179,16 @@ def test_a_delay_in_averaging_is_unattributed(num_ranks: int) -> None:
     found = last(slower, stragglers)
     assert who(found) == ("unattributed", None, "sync_wait")
     assert found.lag_seconds == pytest.approx(0.5 * STEP, rel=0.2)
+
+
+@pytest.mark.parametrize("slower", [0.3, 5.0])
+def test_a_machine_that_becomes_slower_or_faster_is_no_delay(slower: float) -> None:
+    """As when another program starts or ends: all takes longer, averaging too."""
+    rng, stragglers = np.random.default_rng(9), Stragglers(1)
+    averaging = 0.5 * STEP  # much of the step
+    assert last(repeated(2 * LASTING, rng, 4, averaging=averaging), stragglers) is None
+    changed = repeated(2 * LASTING, rng, 4, averaging=averaging, slower=slower)
+    assert {stragglers.look(ranks) for ranks in changed} == {None}
 
 
 def test_so_is_one_from_the_start_that_takes_most_of_the_step() -> None:
