@@ -17,6 +17,7 @@ from pipeline.run.directory import RunDirectory
 from tests.integration.training import (
     NUM_TRAIN,
     PLAN_OF_TWO,
+    flip_bit,
     make_shards,
     rows,
     training,
@@ -37,20 +38,6 @@ def whole(scratch: Path) -> Path:
 @pytest.fixture
 def shards(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "shards")
-
-
-def flip_bit(shards: Path, split_name: str, sample: int) -> str:
-    """In the middle of an image; returns the member's name."""
-    split = read_manifest(shards).split(split_name)
-    row = read_index(shards, split)[sample]
-    with (shards / split.filenames[row["shard"]]).open("r+b") as file:
-        file.seek(int(row["offset"]) - 512)
-        name: str = file.read(100).rstrip(b"\0").decode()
-        file.seek(int(row["offset"]) + int(row["num_bytes"]) // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 4]))
-    return name
 
 
 def train(shards: Path, run: Path, *options: object) -> tuple[list[int | None], Job]:

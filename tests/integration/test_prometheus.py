@@ -9,9 +9,6 @@ import re
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +26,8 @@ from tests.launch.monitoring.questions import answered, queries_of
 from tests.pipeline.metrics.test_gpu import UUID, nvml
 from tests.pipeline.monitoring import (
     REPOSITORY,
+    Api,
+    exporter_pid,
     exporter_process,
     finish,
     free_port,
@@ -58,32 +57,6 @@ def questions() -> list[tuple[str, str]]:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     _, _, table = page.partition("| question | PromQL |\n| --- | --- |\n")
     return re.findall(r"^\| (.+?) \| `(.+)` \|$", table.partition("\n\n")[0], re.MULTILINE)
-
-
-class Api:
-    """Instant queries to the server's HTTP API."""
-
-    def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}/api/v1/query?query="
-
-    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series of the answer; none while the server starts."""
-        try:
-            with urllib.request.urlopen(self._base + urllib.parse.quote(expression)) as response:
-                answer = json.load(response)
-        except (urllib.error.URLError, ConnectionError):
-            return []
-        return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
-
-    def labels(self, expression: str) -> list[dict[str, str]]:
-        """Those of each series of the answer."""
-        return [labels for labels, _ in self.query(expression)]
-
-    def value(self, expression: str) -> float:
-        """The one value of the answer; NaN until there is one."""
-        rows = self.query(expression)
-        assert len(rows) <= 1
-        return rows[0][1] if rows else float("nan")
 
 
 def assert_that_false_targets_are_down(api: Api, run: Path) -> None:
@@ -331,12 +304,6 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
             ),
             "that all were killed at once",
         )
-
-
-def exporter_pid(run: Path) -> int:
-    """Of the exporter that serves the run on this host."""
-    (lock,) = (run / "metrics").glob("exporter-*.lock")
-    return int(lock.read_text().rpartition(" ")[2])
 
 
 def test_every_documented_question_is_put_to_a_prometheus_here() -> None:

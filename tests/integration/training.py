@@ -16,7 +16,8 @@ from unittest import mock
 
 import torch
 
-from data_prep.shard_set.manifest import hash_class_names
+from data_prep.shard_set.index import read_index
+from data_prep.shard_set.manifest import hash_class_names, read_manifest
 from pipeline.data.order.partition import BatchPlan
 from pipeline.ranks.stop import StopSignals
 from pipeline.run import checkpoint
@@ -54,7 +55,7 @@ def make_shards(path: Path) -> Path:
     """Through the real conversion: 5 shards of `train`, 2 of `val`."""
     sizes = ("--num-train", NUM_TRAIN, "--num-val", NUM_VAL)
     options = ("--encoding", "jpeg", "--samples-per-shard", SAMPLES_PER_SHARD, "--workers", 1)
-    return _shard_synthetic(path, *sizes, *options)
+    return shard_synthetic(path, *sizes, *options)
 
 
 def make_large_shards(
@@ -62,14 +63,28 @@ def make_large_shards(
 ) -> Path:
     """Of images large enough for every network."""
     sizes = ("--num-train", num_train, "--num-val", num_val, "--size", 230)
-    return _shard_synthetic(path, *sizes, "--samples-per-shard", samples_per_shard)
+    return shard_synthetic(path, *sizes, "--samples-per-shard", samples_per_shard)
 
 
-def _shard_synthetic(path: Path, *options: object) -> Path:
+def shard_synthetic(path: Path, *options: object) -> Path:
     command = [sys.executable, "-m", "data_prep", "shard", "synthetic", "--output", str(path)]
     command += [str(option) for option in options]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     return path
+
+
+def flip_bit(shards: Path, split_name: str, sample: int) -> str:
+    """In the middle of an image; returns the member's name."""
+    split = read_manifest(shards).split(split_name)
+    row = read_index(shards, split)[sample]
+    with (shards / split.filenames[row["shard"]]).open("r+b") as file:
+        file.seek(int(row["offset"]) - 512)
+        name: str = file.read(100).rstrip(b"\0").decode()
+        file.seek(int(row["offset"]) + int(row["num_bytes"]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 4]))
+    return name
 
 
 def rewrite_manifest(shards: Path, path: Path, mean: float | None = None, **fields: object) -> Path:

@@ -110,6 +110,12 @@ def exporter_process(run: Path, *options: object) -> Iterator[subprocess.Popen[b
         yield child
 
 
+def exporter_pid(run: Path) -> int:
+    """Of the exporter that serves the run on this host."""
+    (lock,) = (run / "metrics").glob("exporter-*.lock")
+    return int(lock.read_text().rpartition(" ")[2])
+
+
 def target_file(run: Path) -> Path:
     return run.parent / "prometheus-targets" / f"{run.name}-{socket.gethostname()}.json"
 
@@ -202,3 +208,29 @@ def served(collector: Collector, name: str) -> dict[tuple[str, ...], str]:
         labels: next(outcome for outcome, value in values.items() if value)
         for labels, values in found.items()
     }
+
+
+class Api:
+    """Instant queries to the server's HTTP API."""
+
+    def __init__(self, port: int) -> None:
+        self._base = f"http://127.0.0.1:{port}/api/v1/query?query="
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series of the answer; none while the server starts."""
+        try:
+            with urllib.request.urlopen(self._base + urllib.parse.quote(expression)) as response:
+                answer = json.load(response)
+        except (urllib.error.URLError, ConnectionError):
+            return []
+        return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
+
+    def labels(self, expression: str) -> list[dict[str, str]]:
+        """Those of each series of the answer."""
+        return [labels for labels, _ in self.query(expression)]
+
+    def value(self, expression: str) -> float:
+        """The one value of the answer; NaN until there is one."""
+        rows = self.query(expression)
+        assert len(rows) <= 1
+        return rows[0][1] if rows else float("nan")

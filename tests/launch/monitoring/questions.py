@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.integration.test_prometheus import Api
+    from tests.pipeline.monitoring import Api
 
 
 def queries_of(dashboards: Mapping[str, Any]) -> list[str]:

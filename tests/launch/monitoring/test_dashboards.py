@@ -18,10 +18,9 @@ from data_prep.shard_set.metric import Metric
 from launch.__main__ import main
 from launch.monitoring.dashboards import render_dashboards
 from pipeline.metrics.tables import ALL_METRICS
-from tests.integration.test_prometheus import Api
 from tests.launch.monitoring.declared import wrong_names
 from tests.launch.monitoring.questions import answered, queries_of
-from tests.pipeline.monitoring import free_port, process, require_tool, wait_for
+from tests.pipeline.monitoring import Api, free_port, process, require_tool, wait_for
 
 DASHBOARDS = {name: json.loads(text) for name, text in render_dashboards().items()}
 PANELS = [
