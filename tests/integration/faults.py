@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pipeline.data.batches.loader import Loader
+from pipeline.explain.explanation import CauseKind
 from pipeline.optim.replica import Replica
 from pipeline.run.ending import ExitCode
 from tests.integration.training import (
@@ -126,6 +127,8 @@ class Fault:
     cause: Callable[[Scene], None]
     alerts: Mapping[str, Mapping[str, str]]
     """The alerts that fire, and labels that each has."""
+    kind: CauseKind | None = None
+    """What `launch explain` calls it."""
     num_ranks: int = 2
     options: Sequence[object] = ()
     disk: str | None = None
@@ -137,32 +140,45 @@ _AT_VICTIM = {"rank": str(VICTIM)}
 
 FAULTS: Mapping[str, Fault] = {
     "quiet": Fault(cause=_no_fault, alerts={}),
-    "kill -9": Fault(cause=_kill, alerts={"RankDead": _AT_VICTIM}),
-    "SIGSTOP": Fault(cause=_stop, alerts={"HangSuspected": _AT_VICTIM}),
+    "kill -9": Fault(cause=_kill, kind="killed_rank", alerts={"RankDead": _AT_VICTIM}),
+    "SIGSTOP": Fault(cause=_stop, kind="silent_rank", alerts={"HangSuspected": _AT_VICTIM}),
     "sleep in the reader": Fault(
-        cause=_trigger, alerts={"Straggler": _AT_VICTIM | {"phase": "data_wait"}}
+        cause=_trigger, kind="straggler", alerts={"Straggler": _AT_VICTIM | {"phase": "data_wait"}}
     ),
     "sleep in the step": Fault(
-        cause=_trigger, alerts={"Straggler": _AT_VICTIM | {"phase": "forward_backward"}}
+        cause=_trigger,
+        kind="straggler",
+        alerts={"Straggler": _AT_VICTIM | {"phase": "forward_backward"}},
     ),
-    "NaN": Fault(cause=_trigger, alerts={"LossNotFinite": _AT_VICTIM}),
-    "full disk": Fault(cause=_fill_disk, alerts={"DiskNearlyFull": {}}, disk="64m"),
+    "NaN": Fault(cause=_trigger, kind="diverged", alerts={"LossNotFinite": _AT_VICTIM}),
+    "full disk": Fault(
+        cause=_fill_disk, kind="disk_full", alerts={"DiskNearlyFull": {}}, disk="64m"
+    ),
     "corrupt samples": Fault(
         cause=_damage_images,
+        kind="corrupt_samples",
         alerts={"CorruptSamples": {}},
         options=("--data.max_corrupt_ratio", 1),
     ),
-    "flipped weight": Fault(cause=_trigger, alerts={"ReplicasDiffer": _AT_VICTIM}, num_ranks=3),
-    "dead exporter": Fault(cause=_kill_exporter, alerts={"ExporterDown": {}}),
+    "flipped weight": Fault(
+        cause=_trigger, kind="replicas_differ", alerts={"ReplicasDiffer": _AT_VICTIM}, num_ranks=3
+    ),
+    "dead exporter": Fault(cause=_kill_exporter, kind="dead_exporter", alerts={"ExporterDown": {}}),
     "stalled remote shard": Fault(
-        cause=_stall_server, alerts={"RunStalled": {"phase": "reading"}}, is_remote=True
+        cause=_stall_server,
+        kind="stall",
+        alerts={"RunStalled": {"phase": "reading"}},
+        is_remote=True,
     ),
     "no learning": Fault(
         cause=_no_fault,
+        kind="not_learning",
         alerts={"NotLearning": {}},
         options=("--not_learning_after_samples", 3 * GLOBAL_BATCH),
     ),
-    "repeated preemption": Fault(cause=_preempt, alerts={"PreemptedTooOften": {}}),
+    "repeated preemption": Fault(
+        cause=_preempt, kind="preempted", alerts={"PreemptedTooOften": {}}
+    ),
 }
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.explain.explain import explain
+from pipeline.run.directory import RunDirectory
 from tests.integration.faults import FAULTS, Scene, stage, wait_until_it_trains
 from tests.integration.watched import GROUPS, firing, has_fired, is_named, watching
 from tests.pipeline.monitoring import Api, wait_for
@@ -38,8 +40,16 @@ def test_each_fault_is_named_by_its_alert_and_no_other(
         time.sleep(QUIET_SECONDS)
         fired = {name: has_fired(api, scene) for name, scene in scenes.items()}
         labels = {name: firing(api, scenes[name]) for name in waiting}
+        kinds = {name: explained(scene) for name, scene in scenes.items()}
     assert labels == {}
     assert fired == {name: set(FAULTS[name].alerts) for name in names}
+    assert kinds == {name: FAULTS[name].kind for name in names}
+
+
+def explained(scene: Scene) -> str | None:
+    """The kind of cause that `launch explain` finds for how the run is."""
+    cause = explain(RunDirectory(scene.run)).cause
+    return None if cause is None else cause.kind
 
 
 def still_waiting(api: Api, scenes: Mapping[str, Scene], waiting: set[str]) -> set[str]:

@@ -176,7 +176,10 @@ def test_dead_ranks_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:
     publish(tmp_path, 0)
     rewrite(tmp_path / "metrics/rank-00000.prom", since=heartbeat - 1)
     assert collect(tmp_path, "alexnet_rank_up") == {0: 1, 1: 0}
-    rewrite(tmp_path / "metrics/rank-00000.prom", since=heartbeat + 1)
+    interval = read_rank_file(tmp_path / "metrics/rank-00000.prom").writer.interval_seconds
+    rewrite(tmp_path / "metrics/rank-00000.prom", since=heartbeat + interval / 2)
+    assert collect(tmp_path, "alexnet_rank_up") == {0: 1, 1: 0}, "of one start, a little later"
+    rewrite(tmp_path / "metrics/rank-00000.prom", since=heartbeat + 2 * interval)
     assert collect(tmp_path, "alexnet_rank_up") == {0: 1}
 
 
