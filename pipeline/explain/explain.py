@@ -116,7 +116,7 @@ def _next(seen: Evidence, state: State, cause: Cause | None, saved: int) -> str:
         case "has not started":
             return "start it, or look whether its job was submitted"
         case "queued" | "starting" | "training":
-            return advice or "nothing: it goes on by itself"
+            return advice or "wait: it goes on by itself"
         case "completed":
             report = f"python -m pipeline.report {seen.run.path}"
             return f"{advice}; {report}" if advice else report
@@ -147,8 +147,8 @@ def _details(seen: Evidence, ledger: Ledger | None, others: Sequence[Cause]) -> 
         found["step"] = f"{seen.step:,} of {target:,}, in attempt {len(starts)}"
     if ledger is not None:
         found["so far"] = (
-            f"{duration(ledger.total_seconds)}, {ledger.goodput:.0%} of it in steps; work lost: "
-            f"{counted(ledger.num_lost_steps, 'step')}, {duration(ledger.seconds['lost'])}"
+            f"{duration(ledger.total_seconds)}, {ledger.goodput:.0%} of it in steps; "
+            f"{counted(ledger.num_lost_steps, 'step')} done again"
         )
     if seen.job is not None:
         where = f" on {seen.job.nodes}" if seen.job.nodes else ""

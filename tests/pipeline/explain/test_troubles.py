@@ -49,7 +49,7 @@ def test_a_run_in_which_all_is_well(scene: Scene) -> None:
     told = scene.explain()
     assert (told.sentence, told.next) == (
         "Training since 2001-09-09 01:46:40 UTC (20.0 s).",
-        "nothing: it goes on by itself",
+        "wait: it goes on by itself",
     )
 
 
