@@ -177,9 +177,8 @@ class OutcomeFamilies:
     def add_run(self, run: RunDirectory, outcome: RunOutcome | None, /, **labels: str) -> None:
         _add(self._runs, outcome, labels)
         texts = {name: as_text(value) for name, value in labels.items()}
-        folder = run.checkpoints if run.checkpoints.exists() else run.path
         with contextlib.suppress(OSError):
-            disk = os.statvfs(folder)
+            disk = os.statvfs(run.checkpoints if run.checkpoints.exists() else run.path)
             self._free.add_sample(DISK_FREE.name, texts, disk.f_bavail * disk.f_frsize)
             self._size.add_sample(DISK_SIZE.name, texts, disk.f_blocks * disk.f_frsize)
 

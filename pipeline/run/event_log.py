@@ -1,6 +1,6 @@
 """`RUN/events.jsonl`: what happened in a run, one JSON object a line; see `pipeline.run.events`.
 
-Rank 0 of training appends, and so does `pipeline.evaluate`, perhaps at the same time: each row is
+Rank 0 of training, `pipeline.evaluate` and `launch` append, perhaps at the same time: each row is
 one write at the end of the file. Readers see whole rows in the order in which they were written.
 """
 
@@ -98,7 +98,8 @@ def write_failure(
     """
     history = of_training(read_events(path))
     step, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0.0)
-    if history and isinstance(history[-1], StartEvent):
+    last = history[-1] if history else None
+    if began is not None and isinstance(last, StartEvent) and last.time >= began:  # its own
         began = None
     append(
         path,
@@ -107,10 +108,10 @@ def write_failure(
 
 
 def write_submission(path: Path, to: SubmittedTo, job: str | None, submitted: float) -> None:
-    """Append the `submit` row of a job that `launch` has submitted. A full disk costs the row."""
-    last = last_of_training(path)
-    step, epoch = (0, 0.0) if last is None else (last.step, last.epoch)
+    """Append the `submit` row of a job that `launch` has submitted. A bad disk costs the row."""
     with contextlib.suppress(OSError):
+        last = last_of_training(path)
+        step, epoch = (0, 0.0) if last is None else (last.step, last.epoch)
         append(path, SubmitEvent(step=step, epoch=epoch, time=submitted, to=to, job=job))
 
 

@@ -105,6 +105,17 @@ def test_the_disk_of_the_checkpoints_is_watched(run: RunDirectory) -> None:
     assert disk_of(node)[0] > 1 << 20, "that of the run, before it saves"
 
 
+def test_a_run_whose_disk_cannot_be_asked_hides_no_other(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> NoReturn:
+        raise OSError(errno.ESTALE, "stale", str(path))
+
+    with rank_process(run.path, 0):
+        monkeypatch.setattr(Path, "exists", stale)
+        assert disk_of(RootOutcomes(run.path.parent, HERE), run="run") == [-1, -1]
+
+
 def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
     with rank_process(run.path, 0) as leader:
         leader.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import math
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from pipeline.run.event_log import (
     read_events,
     read_rows,
     write_failure,
+    write_submission,
 )
 from pipeline.run.event_rows import event_of, row_of
 from pipeline.run.events import (
@@ -33,6 +36,7 @@ from pipeline.run.events import (
     EndEvent,
     Row,
     SignalEvent,
+    SubmitEvent,
 )
 from tests.pipeline.fake_run import eval_fields, event, start_fields, train_fields
 
@@ -410,6 +414,21 @@ def test_a_failure_after_the_start_row_began_with_it(path: Path) -> None:
     log.close()
     write_failure(path, "no room", began=5.0)
     assert of_type(read_rows(path), EndEvent)[-1].began is None
+
+
+def test_the_start_row_of_an_attempt_that_was_killed_is_not_that_of_the_next(path: Path) -> None:
+    log = EventLog(path)
+    log.write(event("start", 0, 10.0, began=5.0, heard=None))
+    log.close()
+    write_failure(path, "no room", began=20.0)
+    assert of_type(read_rows(path), EndEvent)[-1].began == 20
+
+
+def test_a_submission_whose_row_cannot_be_written_is_one_all_the_same(path: Path) -> None:
+    write_steps(path, None, 1)
+    with mock.patch.object(Path, "open", side_effect=OSError(errno.EIO, "broken")):
+        write_submission(path, "slurm", "7", 5.0)
+    assert of_type(read_rows(path), SubmitEvent) == []
 
 
 def texts_of(of: type[Row]) -> dict[str, str]:
