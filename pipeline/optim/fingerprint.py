@@ -23,7 +23,7 @@ import torch
 
 _COLUMNS = 4096
 _SMALL_VALUES = 1 << 18
-"""Tensors of so many values are put together: on a GPU each piece costs ten launches."""
+"""Tensors of at most so many values are put together: on a GPU each piece costs ten launches."""
 
 ALL_TENSORS = "all tensors together"
 
@@ -98,10 +98,10 @@ def halves_of(fingerprint: torch.Tensor) -> torch.Tensor:
     return torch.stack([fingerprint >> 32, fingerprint & 0xFFFFFFFF]).double()
 
 
-def of_each(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """The fingerprint of each tensor, and of all; this waits for the device."""
+def of_each(tensors: Mapping[str, torch.Tensor], of_all: int) -> dict[str, int]:
+    """The fingerprint of each tensor, for which this waits, and the one that was found `of_all`."""
     found = {name: int(fingerprint([tensor])) for name, tensor in tensors.items()}
-    return found | {ALL_TENSORS: int(fingerprint(tensors.values()))}
+    return found | {ALL_TENSORS: of_all}
 
 
 def are_equal(fingerprints: Sequence[object], ranks_per_replica: int) -> bool:

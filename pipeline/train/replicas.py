@@ -48,7 +48,8 @@ class ReplicaCheck:
         per_replica = components.mesh.ranks_per_replica
         if are_equal(fingerprints, per_replica):
             return
-        mine = socket.gethostname(), of_each(held_by(components.replica.model))
+        held, own = held_by(components.replica.model), fingerprints[components.world.rank]
+        mine = socket.gethostname(), of_each(held, own)
         hosts, found = zip(*components.world.all_gather_object(mine), strict=True)
         difference = find_difference(found, per_replica)
         assert difference is not None, "of_each has the fingerprints that differ"
