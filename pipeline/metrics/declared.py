@@ -62,7 +62,7 @@ def _rank(
 
 
 def _count(name: str, meaning: str, use: str, /, **more: _Values) -> Metric:
-    """Of what each rank has a part."""
+    """A counter of which each rank counts its own part."""
     return _rank("counter", name, meaning, use, "sum over ranks", **more)
 
 

@@ -132,7 +132,7 @@ def read_writer(path: Path) -> Writer:
 def last_heartbeat(directory: Path) -> float | None:
     """When a rank whose file is in `directory` last published; None if none did, as far as known.
 
-    Only that line is read of each file: there may be hundreds.
+    Of each file only that line is parsed: there may be hundreds.
     """
     found = []
     for path in directory.glob(PATTERN):

@@ -37,7 +37,7 @@ LEAST_INTERVALS, LEAST_STEPS, LEAST_SECONDS = 2, 40, 10.0
 _PARTS = 4  # an interval counts by itself if it has this part of these steps and seconds
 _USUAL_INTERVALS = 100
 _MOSTLY_WAITING = 0.5
-"""Share of a step that all ranks wait, from which it is no matter of course."""
+"""If all ranks wait for this share of a step, that is a delay, even if it is usual."""
 _CERTAIN = 5.0
 """Standard errors by which a rank has to be slower."""
 
@@ -135,7 +135,7 @@ class _Comparison:
         for phase in PHASE_LABELS.keys() - {"sync_wait", *shared}:
             usual = median(rank.mean(phase) for rank in others)
             more = sorted((self.ranks[at].mean(phase) - usual, at) for at in members)
-            # In what ranks of a replica do together, both take longer.
+            # What the ranks of a replica do together takes longer on both.
             if len(more) == 1 or more[-2][0] <= more[-1][0] / 2:
                 found.append((*more[-1], phase))
         excess, rank, phase = max(found, default=(0.0, 0, "other"))
@@ -158,10 +158,7 @@ class _Comparison:
 
     def has(self, delay: Delay, usual: _Usual, least_share: float) -> bool:
         """Whether the delay, which was found in several intervals, is in this one of them."""
-        least, data_wait = (
-            least_share * self.step_seconds,
-            [r.mean("data_wait") for r in self.ranks],
-        )
+        least = least_share * self.step_seconds
         if delay.rank is not None:
             return self.lag_of(delay.rank // self.unit_size) >= least
         if delay.slow == "loader":
