@@ -1,9 +1,8 @@
 """`python -m launch prometheus`: a Prometheus that finds every run under one directory.
 
 The command also serves to it how these runs stand, and conversions that write their metrics to
-RUN_ROOT/conversions. It reads their run directories, so it knows runs whose processes or hosts are
-gone. Its page has another name for each directory: a Prometheus that
-watches another directory gets no answer.
+RUN_ROOT/conversions. It reads run directories, so it knows runs whose processes or hosts are gone.
+Its page has another name for each directory: a Prometheus that watches another one gets no answer.
 """
 
 from __future__ import annotations

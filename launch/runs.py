@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from typing import Annotated
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import Named
 from pipeline.explain import slurm
-from pipeline.explain.explain import explain, ledger_until
+from pipeline.explain.evidence import Evidence
+from pipeline.explain.explain import explain, explained, ledger_until
 from pipeline.explain.explanation import Explanation
-from pipeline.metrics.declared import GLOBAL_STEP
-from pipeline.metrics.outcomes import AT_WORK, RunStatus, read_run_status
+from pipeline.metrics.outcomes import AT_WORK, RunStatus
 from pipeline.run.console import counted, duration
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import (
@@ -63,14 +62,13 @@ def status(options: StatusOptions) -> None:
     run = existing(options.run_dir)
     faults: list[str] = []
     rows = list(read_rows(run.events, faults))
-    now = time.time()
-    run_status = read_run_status(run, socket.gethostname(), now)
-    told = explain(run, now, events=rows)
-    found = describe(run, history_of(rows), run_status, told)
-    if ledger := ledger_until(now, run_status, told.state, rows):
+    seen = Evidence.read(run, rows, time.time(), asks=True)
+    told = explained(seen)
+    found = describe(run, history_of(rows), seen.status, told)
+    if ledger := ledger_until(seen, told.state):
         found["time"] = describe_ledger(ledger)
-    if job := slurm.last_job(run, rows):
-        found["SLURM"] = f"job {job}: {_describe_job(job, run_status)}"
+    if seen.job_number is not None:
+        found["SLURM"] = f"job {seen.job_number}: {_describe_job(seen.job, seen.status)}"
     if faults:
         found["faults"] = f"{run.events}, {faults[0]}; {len(faults)} in all"
     if run.hangs.is_dir():
@@ -98,7 +96,7 @@ def describe(
     for start in of_type(rows, RunEvent)[-1:]:
         target = start.target_steps
         if state == "training":
-            step = max(step, _published_step(run_status))
+            step = max(step, run_status.step)
         found["step"] = (
             f"{step:,} of {target:,} ({step / target:.1%}), on {counted(start.world_size, 'rank')}"
         )
@@ -132,13 +130,6 @@ def describe_ledger(ledger: Ledger) -> str:
     return ", ".join(parts) + ("" if ledger.is_queue_known else "; time in a queue is not known")
 
 
-def _published_step(run_status: RunStatus) -> int:
-    """The step that rank 0 was at seconds ago; the events have only those of log intervals."""
-    families = (family for rank in run_status.ranks for family in rank.families)
-    steps = [family.samples[0].value for family in families if family.name == GLOBAL_STEP.name]
-    return int(max(steps, default=0))
-
-
 def stop(options: StopOptions) -> None:
     """Raises `ValueError` if the run's last job has ended, or has not begun."""
     run = existing(options.run_dir)
@@ -170,8 +161,7 @@ def logs(options: LogOptions) -> None:
     os.execvp("tail", ["tail", f"--lines={options.lines}", *follow, "--", str(found)])
 
 
-def _describe_job(job: str, run_status: RunStatus) -> str:
-    found = slurm.ask(job)
+def _describe_job(found: slurm.SlurmJob | None, run_status: RunStatus) -> str:
     if found is None:
         return "SLURM does not know it, or is not on this host"
     if found.state == "PENDING":

@@ -161,8 +161,8 @@ unless on (run, node, rank) alexnet_rank_outcome{outcome="running", run_dir!=""}
 unless on (run) alexnet:run_starting""",
         hold="0s",
         summary=f"{_WHO} was killed",
-        description="kill -9, the kernel's out-of-memory killer, or the end of its host. The job "
-        "ends with it; work since the last checkpoint is lost.",
+        description="kill -9, the kernel's out-of-memory killer, or the end of its host. The other "
+        "ranks end with it; work since the last checkpoint is lost.",
         yields_to=("HangSuspected", "RunStalled"),
         is_of_running=False,
     ),
@@ -183,7 +183,8 @@ unless on (run) alexnet:run_starting""",
         severity="critical",
         condition='max by (run, outcome) (alexnet_run_outcome{outcome=~"failed|killed"}) == 1',
         hold="1m",
-        summary=f"{_RUN} has {{{{ $labels.outcome }}}}",
+        summary=f"{_RUN} "
+        "{{ if eq $labels.outcome `killed` }}was{{ else }}has{{ end }} {{ $labels.outcome }}",
         description="No other alert says why. Its last event and the end of its log do.",
         yields_to=(
             *("DiskNearlyFull", "ReplicasDiffer", "LossNotFinite", "CorruptSamples"),

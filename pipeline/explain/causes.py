@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.explain.evidence import Evidence, shard_in, unfetched_shard, value
+from pipeline.explain.evidence import Evidence, shard_in, unfetched_shard
 from pipeline.explain.explanation import Cause, CauseKind
 from pipeline.explain.stops import by_slurm
 from pipeline.explain.system import booted, kernel_says
@@ -117,7 +117,7 @@ def cause_of(seen: Evidence, text: str) -> Cause:
 
 def _not_finite(seen: Evidence) -> tuple[int | None, str | None]:
     """The only rank whose own loss was not finite, if just one was."""
-    files = [file.writer for file in seen.ranks if value(file, LOSS_NOT_FINITE)]
+    files = [file.writer for file in seen.ranks if file.value(LOSS_NOT_FINITE)]
     return (files[0].rank, files[0].host) if len(files) == 1 else (None, None)
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from data_prep.shard_set.metric import Metric
 from pipeline.config.schema import Config
 from pipeline.explain import slurm
 from pipeline.metrics.declared import GLOBAL_STEP, LAST_STEP
 from pipeline.metrics.outcomes import RunStatus, read_run_status
 from pipeline.metrics.rank_file import RankFile
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import of_training
+from pipeline.run.event_log import attempts_of, of_training
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, StartEvent
 from pipeline.run.settings import read_settings
 
@@ -42,6 +41,8 @@ class Evidence:
     run: RunDirectory
     now: float
     host: str
+    events: Sequence[Event]
+    """All rows."""
     rows: Sequence[Event]
     """All events of training, also those that a resume has made void."""
     attempt: Sequence[Event]
@@ -53,26 +54,31 @@ class Evidence:
     """None if it cannot be read."""
     log: Sequence[str]
     """Lines of the last attempt's logs."""
+    job_number: str | None
+    """Of the last one that was submitted to SLURM."""
     job: slurm.SlurmJob | None
+    """None if SLURM is not asked, or does not know it."""
     asks: bool
     """Whether programs and servers may be asked, too."""
 
     @classmethod
     def read(cls, run: RunDirectory, events: Sequence[Event], now: float, *, asks: bool) -> Self:
         host, rows = socket.gethostname(), of_training(events)
-        attempt, job = last_attempt(rows), slurm.last_job(run, events) if asks else None
+        attempt, number = [[], *attempts_of(rows)][-1], slurm.last_job(run, events)
         status = read_run_status(run, host, now)
         return cls(
             run=run,
             now=now,
             host=host,
+            events=events,
             rows=rows,
             attempt=attempt,
             status=status,
             ranks=[file for file in status.ranks if file.writer.since >= _began(attempt)],
             config=_config(run),
             log=_lines(run, attempt[0].time if attempt else 0.0),
-            job=None if job is None else slurm.ask(job),
+            job_number=number,
+            job=slurm.ask(number) if number is not None and asks else None,
             asks=asks,
         )
 
@@ -107,7 +113,7 @@ class Evidence:
     @property
     def step(self) -> int:
         """The last that is known to be done."""
-        published = [value(file, GLOBAL_STEP) or 0 for file in self.ranks]
+        published = [file.value(GLOBAL_STEP) or 0 for file in self.ranks]
         return int(max([*published, *(row.step for row in self.attempt)], default=0))
 
     @property
@@ -122,19 +128,10 @@ class Evidence:
         saves = [row for row in self.rows if isinstance(row, CheckpointEvent | RunEvent)]
         if not saves:
             return 0, 0.0
-        times = [value(file, LAST_STEP) or 0.0 for file in self.ranks]
+        times = [file.value(LAST_STEP) or 0.0 for file in self.ranks]
         times += [row.time for row in self.rows if not isinstance(row, EndEvent)]
         num_steps = max(0, self.step - saves[-1].step)
         return num_steps, max(times) - saves[-1].time if num_steps else 0.0
-
-
-def value(file: RankFile, metric: Metric, **labels: str) -> float | None:
-    """That of a sample in a rank's file; None if it is not there."""
-    samples = (sample for family in file.families for sample in family.samples)
-    return next(
-        (s.value for s in samples if s.name == metric.name and labels.items() <= s.labels.items()),
-        None,
-    )
 
 
 def shard_in(text: str) -> str | None:
@@ -147,18 +144,6 @@ def unfetched_shard(log: Sequence[str]) -> str | None:
     """The shard that a fetch last failed for, and that is being fetched again."""
     failed = (line for line in reversed(log) if "; trying again in " in line)
     return shard_in(next(failed, ""))
-
-
-def last_attempt(rows: Sequence[Event]) -> Sequence[Event]:
-    """The rows of the last process group."""
-    begin = 0
-    for place, row in enumerate(rows):
-        before = rows[place - 1] if place else None
-        is_start = isinstance(row, StartEvent)
-        is_run = isinstance(row, RunEvent) and not isinstance(before, StartEvent)
-        if is_start or is_run or isinstance(before, EndEvent):
-            begin = place
-    return rows[begin:]
 
 
 def _began(attempt: Sequence[Event]) -> float:

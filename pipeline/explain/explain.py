@@ -11,7 +11,7 @@ from pipeline.explain.evidence import Evidence
 from pipeline.explain.explanation import ADVICE, Cause, Explanation, State
 from pipeline.explain.stops import never_began, why_stopped
 from pipeline.explain.troubles import damages, not_learning, troubles
-from pipeline.metrics.outcomes import RunStatus, state_of
+from pipeline.metrics.outcomes import state_of
 from pipeline.run.console import counted, duration
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import of_type, read_rows, waiting_job
@@ -36,9 +36,13 @@ def explain(
     now = time.time() if now is None else now
     if events is None:
         events = list(read_rows(run.events, faults))
-    seen = Evidence.read(run, events, now, asks=asks)
-    state, since = _state(seen, events)
-    ledger = ledger_until(now, seen.status, state, events)
+    return explained(Evidence.read(run, events, now, asks=asks), faults)
+
+
+def explained(seen: Evidence, faults: Sequence[str] = ()) -> Explanation:
+    """What the evidence says; `faults` are sentences about rows that cannot be read."""
+    state, since = _state(seen)
+    ledger = ledger_until(seen, state)
     found = _causes(seen, state, ledger)
     cause = found[0] if found else None
     num_steps, seconds = seen.lost if state in ("failed", "was killed") else (0, 0.0)
@@ -50,11 +54,11 @@ def explain(
         lost_seconds=seconds,
         next=_next(seen, state, cause, seen.step - num_steps),
         details=_details(seen, ledger, found[1:]) | ({"faults": faults[0]} if faults else {}),
-        now=now,
+        now=seen.now,
     )
 
 
-def _state(seen: Evidence, events: Sequence[Event]) -> tuple[State, float | None]:
+def _state(seen: Evidence) -> tuple[State, float | None]:
     """How it stands, and since when; of one that was killed, when it was last heard of."""
     status, job = seen.status, seen.job
     if job is not None:
@@ -63,14 +67,14 @@ def _state(seen: Evidence, events: Sequence[Event]) -> tuple[State, float | None
             return "queued", job.submitted
         if job.state in ("CONFIGURING", "RUNNING") and seen.heard < (job.started or 0.0):
             return "starting", job.started
-    waiting = waiting_job(events) if job is None and status.outcome != "running" else None
+    waiting = waiting_job(seen.events) if job is None and status.outcome != "running" else None
     if waiting is not None:
         return "queued", waiting.time
     starts = of_type(seen.rows, RunEvent)
     state = state_of(status, starts)
     match state:
         case "has not started":
-            submitted = max((row.time for row in of_type(events, SubmitEvent)), default=None)
+            submitted = max((row.time for row in of_type(seen.events, SubmitEvent)), default=None)
             return ("failed" if seen.reported else state), submitted
         case "starting":
             return state, max((file.writer.since for file in seen.ranks), default=None)
@@ -127,13 +131,11 @@ def _next(seen: Evidence, state: State, cause: Cause | None, saved: int) -> str:
             assert_never(state)
 
 
-def ledger_until(
-    now: float, status: RunStatus, state: State, events: Sequence[Event]
-) -> Ledger | None:
-    """The ledger, up to now if the run is at work or queued; `events` are all rows."""
-    is_at_work = status.outcome == "running"
-    until = now if is_at_work or state == "queued" else None
-    return ledger_of(events, until, is_at_work=is_at_work)
+def ledger_until(seen: Evidence, state: State) -> Ledger | None:
+    """The ledger, up to now if the run is at work or queued."""
+    is_at_work = seen.status.outcome == "running"
+    until = seen.now if is_at_work or state == "queued" else None
+    return ledger_of(seen.events, until, is_at_work=is_at_work)
 
 
 def _details(seen: Evidence, ledger: Ledger | None, others: Sequence[Cause]) -> dict[str, str]:

@@ -32,10 +32,10 @@ ADVICE: Mapping[CauseKind, str] = {
     "lost_rank": "look at the logs and the kernel's words ('dmesg') on each host",
     "lost_node": "see to that host, or leave it out",
     "disk_full": "free space there, or lower checkpoint.keep",
-    "corrupt_samples": "find all damage with 'python -m data_prep verify SHARDS', and restore it "
-    "from a copy",
+    "corrupt_samples": "find all damage with 'python -m data_prep verify SHARDS --full', and "
+    "restore it from a copy",
     "fetch": "see that the server is there and has the whole file",
-    "diverged": "lower optim.learning_rate, or raise schedule.warmup_ratio",
+    "diverged": "lower optim.learning_rate or raise schedule.warmup_ratio in a fork (--fork-from)",
     "replicas_differ": "test the memory and the GPU of that host, or leave it out",
     "error": "mend what the error names",
     "preempted": _WELL,
@@ -49,9 +49,9 @@ ADVICE: Mapping[CauseKind, str] = {
     "queue": "wait, or ask for less",
     "refused": "mend what the error names, and start it again",
     "silent_rank": "look at that process on its host; if it hangs, the watchdog ends the job",
-    "stall": "look at what that rank waits for: its disk, its server or its host",
-    "saves_fail": "let checkpoints be saved again: the last one of a run must be",
-    "straggler": "compare that host with the others: other jobs, its clock rate, its disk",
+    "stall": "look at what the ranks wait for: a disk, a server, a host or the network",
+    "saves_fail": "mend that: the run fails if its last checkpoint cannot be saved",
+    "straggler": "compare the hosts: other jobs, clock rates, disks, and the network between them",
     "not_learning": "try another learning rate, initialisation or seed",
     "dead_exporter": "training is not affected; start it again with 'python -m pipeline.exporter'",
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import assert_never
 
 from pipeline.config.model import ranks_per_replica
-from pipeline.explain.evidence import Evidence, unfetched_shard, value
+from pipeline.explain.evidence import Evidence, unfetched_shard
 from pipeline.explain.explanation import Cause
 from pipeline.metrics.declared import LAST_STEP, RANK_PHASE
 from pipeline.metrics.discovery import Target
@@ -64,7 +64,7 @@ def _silent(seen: Evidence) -> Iterator[Cause]:
 
 def _stall(seen: Evidence) -> Iterator[Cause]:
     """No step for long: because of the ranks that do not wait for others, if they are at one."""
-    steps = [value(file, LAST_STEP) or 0.0 for file in seen.ranks]
+    steps = [file.value(LAST_STEP) or 0.0 for file in seen.ranks]
     silence = seen.now - max(steps) if any(steps) else 0.0
     trains = of_type(seen.attempt, TrainEvent)
     usual = max((new.time - old.time for old, new in itertools.pairwise(trains)), default=0.0)
@@ -91,7 +91,7 @@ def _stall(seen: Evidence) -> Iterator[Cause]:
 
 def _phase(file: RankFile) -> Phase | None:
     """Where the rank was when it last published; None if it does not say."""
-    is_at = {phase: value(file, RANK_PHASE, phase=phase.name.lower()) for phase in Phase}
+    is_at = {phase: file.value(RANK_PHASE, phase=phase.name.lower()) for phase in Phase}
     return next((phase for phase in Phase if is_at[phase]), None)
 
 

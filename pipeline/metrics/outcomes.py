@@ -25,7 +25,13 @@ from prometheus_client.registry import Collector
 
 from data_prep.shard_set.families import collected
 from data_prep.shard_set.files import as_text
-from pipeline.metrics.declared import DISK_FREE, DISK_SIZE, RANK_OUTCOME, RUN_OUTCOME
+from pipeline.metrics.declared import (
+    DISK_FREE,
+    DISK_SIZE,
+    GLOBAL_STEP,
+    RANK_OUTCOME,
+    RUN_OUTCOME,
+)
 from pipeline.metrics.ledgers import LedgerFamilies, RunLedger
 from pipeline.metrics.rank_file import PATTERN, RankFile, read_rank_file
 from pipeline.run.directory import RunDirectory
@@ -61,6 +67,11 @@ class RunStatus:
     """Of the newest attempt, on all hosts."""
     num_damaged: int
     """Files of ranks that cannot be read."""
+
+    @property
+    def step(self) -> int:
+        """The newest that a rank has published: the events have only those of log intervals."""
+        return int(max((file.value(GLOBAL_STEP) or 0 for file in self.ranks), default=0))
 
 
 def read_run_status(run: RunDirectory, host: str, now: float) -> RunStatus:

@@ -17,14 +17,17 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self, get_type_hints
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
-from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME
+from data_prep.shard_set import metric
+from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME, STEP_SECONDS
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
 from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
 
@@ -87,6 +90,20 @@ class RankFile:
     def max_silence_seconds(self) -> float:
         """How long a rank may publish nothing."""
         return _MISSED_INTERVALS * self.writer.interval_seconds
+
+    def value(self, wanted: metric.Metric, **labels: str) -> float | None:
+        """That of a sample; None if it is not there."""
+        found = (s.value for s in self._samples(wanted) if labels.items() <= s.labels.items())
+        return next(found, None)
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """Of the steps, by the label of the phase, since the process began."""
+        return {sample.labels["phase"]: sample.value for sample in self._samples(STEP_SECONDS)}
+
+    def _samples(self, wanted: metric.Metric) -> Iterator[Sample]:
+        samples = (sample for family in self.families for sample in family.samples)
+        return (sample for sample in samples if sample.name == wanted.name)
 
     def is_up(self, now: float) -> bool:
         """Whether the rank runs and has published lately."""

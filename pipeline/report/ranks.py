@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.metrics.declared import GPU_ENERGY, STEP_SECONDS, TRAIN_SAMPLES
+from pipeline.metrics.declared import GPU_ENERGY, TRAIN_SAMPLES
 from pipeline.metrics.outcomes import RunStatus
 from pipeline.metrics.rank_file import RankFile
 from pipeline.report.inputs import Missing
@@ -69,17 +69,11 @@ def compare_ranks(status: RunStatus) -> Ranks | Missing:
 
 def _read(file: RankFile) -> Rank:
     """What a file does not have, one of an older version, counts as 0."""
-    values = {
-        (sample.name, sample.labels.get("phase")): sample.value
-        for family in file.families
-        for sample in family.samples
-    }
+    seconds, energy = file.phase_seconds, file.value(GPU_ENERGY)
     return Rank(
         rank=file.writer.rank,
         host=file.writer.host,
-        num_samples=round(values.get((TRAIN_SAMPLES.name, None), 0)),
-        phase_seconds={
-            label: values.get((STEP_SECONDS.name, label), 0.0) for label in PHASE_LABELS
-        },
-        energy_joules=values.get((GPU_ENERGY.name, None), math.nan),
+        num_samples=round(file.value(TRAIN_SAMPLES) or 0),
+        phase_seconds={label: seconds.get(label, 0.0) for label in PHASE_LABELS},
+        energy_joules=math.nan if energy is None else energy,
     )

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from pipeline.run.ending import EndOutcome
 from pipeline.run.event_log import (
+    attempts_of,
     history_of,
     of_training,
     of_type,
     own_evaluations,
 )
-from pipeline.run.events import EndEvent, EvalEvent, Event, RunEvent, StartEvent, TrainEvent
+from pipeline.run.events import EndEvent, EvalEvent, Event, RunEvent, TrainEvent
 from pipeline.run.phase import PHASE_LABELS, Label
 
 _MAX_INTERVALS = 400
@@ -77,13 +78,7 @@ class Attempt:
 
 def find_attempts(rows: Sequence[Event]) -> list[Attempt]:
     """The attempts of a run in their order; `rows` are all of it."""
-    groups: list[list[Event]] = []
-    for row in of_training(rows):
-        last = groups[-1][-1] if groups else None
-        is_begun = isinstance(row, RunEvent) and not isinstance(last, StartEvent)
-        if isinstance(row, StartEvent) or is_begun or last is None or isinstance(last, EndEvent):
-            groups.append([])
-        groups[-1].append(row)
+    groups = attempts_of(rows)
     heard = [*(getattr(group[0], "heard", None) for group in groups[1:]), None]
     return [
         Attempt(group, is_last=group is groups[-1], heard=last)

@@ -158,6 +158,18 @@ def of_training(events: Sequence[Event]) -> list[Event]:
     ]
 
 
+def attempts_of(events: Sequence[Event]) -> list[list[Event]]:
+    """The rows of training of each process group, one at least, in their order."""
+    groups: list[list[Event]] = []
+    for row in of_training(events):
+        last = groups[-1][-1] if groups else None
+        is_begun = isinstance(row, RunEvent) and not isinstance(last, StartEvent)
+        if isinstance(row, StartEvent) or is_begun or last is None or isinstance(last, EndEvent):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
 def waiting_job(events: Sequence[Event]) -> SubmitEvent | None:
     """What was submitted to a queue last, unless a process group has written a row since."""
     *_, last = (None, *(row for row in events if not isinstance(row, EvalEvent)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.metrics.declared import STEP_SECONDS
 from pipeline.metrics.rank_file import RankFile
 from pipeline.run.phase import PHASE_LABELS, Label
 
@@ -23,7 +22,7 @@ class RankTimes:
         self._readings: list[tuple[float, Mapping[_Key, Mapping[str, float]]]] = []
 
     def add(self, ranks: Sequence[RankFile], now: float) -> None:
-        self._readings.append((now, {_key(rank): _seconds(rank) for rank in ranks}))
+        self._readings.append((now, {_key(rank): rank.phase_seconds for rank in ranks}))
         while len(self._readings) > 1 and self._readings[1][0] < now - _RECENT_SECONDS:
             del self._readings[0]
 
@@ -45,7 +44,7 @@ class RankTimes:
         ]
 
     def _shares(self, rank: RankFile) -> dict[Label, float]:
-        after, before = _seconds(rank), self._readings[0][1].get(_key(rank), {})
+        after, before = rank.phase_seconds, self._readings[0][1].get(_key(rank), {})
         lately = {label: after.get(label, 0.0) - before.get(label, 0.0) for label in PHASE_LABELS}
         seconds = lately if sum(lately.values()) > 0 else after
         total = sum(seconds.values()) or 1.0
@@ -54,9 +53,3 @@ class RankTimes:
 
 def _key(rank: RankFile) -> _Key:
     return rank.writer.rank, rank.writer.since
-
-
-def _seconds(rank: RankFile) -> dict[str, float]:
-    """Of each phase, since the process began."""
-    samples = (sample for family in rank.families for sample in family.samples)
-    return {each.labels["phase"]: each.value for each in samples if each.name == STEP_SECONDS.name}

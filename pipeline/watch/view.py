@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.explain.explain import explain
 from pipeline.explain.explanation import Explanation
-from pipeline.metrics.declared import GLOBAL_STEP
 from pipeline.metrics.outcomes import AT_WORK, RunStatus, read_run_status, state_of
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_tail import EventTail
@@ -86,9 +85,7 @@ class RunView:
         points, evaluation = history.trains.points, history.evaluations[-1:]
         state, step = state_of(self._status, [start] if start else []), history.step
         if state == "training":  # the events have only the ends of log intervals
-            families = (family for rank in self._status.ranks for family in rank.families)
-            values = [each.samples[0].value for each in families if each.name == GLOBAL_STEP.name]
-            step = max([step, *map(int, values)])
+            step = max(step, self._status.step)
         return {
             "state": state,
             "is_at_work": state in AT_WORK,

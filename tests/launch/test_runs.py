@@ -132,8 +132,10 @@ def test_what_slurm_says_is_reported_in_words(
     history.close()
     (run.logs / "slurm-12.log").touch()
     for name, text in (("scontrol", answer), ("sacct", "")):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/asked\necho '{text}'\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert main(["status", str(run.path)]) == 0
     assert f"SLURM        job 12: {expected}\n" in capsys.readouterr().out
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked == (["scontrol"] if answer else ["scontrol", "sacct"]), "once"

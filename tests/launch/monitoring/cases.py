@@ -547,11 +547,11 @@ CASES = (
                     since=BEGIN + 60,
                     until=BEGIN + 180,
                     labels={"outcome": outcome},
-                    says=f"run ended-{outcome} has {outcome}",
+                    says=f"run ended-{outcome} {verb} {outcome}",
                 ),
             ),
         )
-        for outcome in ("failed", "killed")
+        for verb, outcome in (("has", "failed"), ("was", "killed"))
     ),
     *(
         Case(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch.monitoring.alerts import ALERTS
+from launch.monitoring.alerts import ALERTS, Alert
 from launch.monitoring.records import RECORDS
 from launch.monitoring.rules import render_query, render_rules
+from pipeline.config.schema import FIELDS, is_operational
 from tests.integration.test_prometheus import questions
 from tests.launch.monitoring.declared import wrong_names
 from tests.pipeline.monitoring import REPOSITORY, require_tool
@@ -44,6 +46,20 @@ def test_every_alert_has_its_paragraph_and_no_other_has_one() -> None:
         for word in ("Means", "Look at", "Do"):
             assert paragraph.count(f"**{word}:** ") == 1, alert.name
         assert alert.runbook == f"docs/alerts.md#{alert.name.lower()}"
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_what_a_paragraph_says_to_do_can_be_done(alert: Alert) -> None:
+    """A resumed run takes no other value of most options: then it has to be another run."""
+    paragraph = RUNBOOK.partition(f"## {alert.name}\n")[2].partition("\n## ")[0]
+    to_do = paragraph.partition("**Do:** ")[2]
+    fields = [name for name in re.findall(r"`--([\w.]+)", to_do) if name in FIELDS]
+    if not all(map(is_operational, fields)):
+        assert re.search("fork|begin again|next run", to_do)
+    for command in re.findall(r"`python -m (data_prep verify[^`]*)`", paragraph):
+        words = [sys.executable, "-m", *command.split()]
+        found = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+        assert "SHARDS is not a shard set" in found.stderr, "the command is understood"
 
 
 def test_an_alert_comes_after_those_that_explain_it() -> None:
