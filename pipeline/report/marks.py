@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from pipeline.run.event_log import of_type
 from pipeline.run.events import Alarm, Event, RunEvent, SignalEvent, TrainEvent
 
 MarkKind = Literal["resumed", "stop requested", "learning rate lowered", "alarm"]
-MARK_KINDS: tuple[MarkKind, ...] = get_args(MarkKind)
 
 _MAX_IN_WORDS = 5
 """Epochs of a kind that a description names; the timeline has all."""

@@ -163,8 +163,9 @@ def attempts_of(events: Sequence[Event]) -> list[list[Event]]:
     groups: list[list[Event]] = []
     for row in of_training(events):
         last = groups[-1][-1] if groups else None
-        is_begun = isinstance(row, RunEvent) and not isinstance(last, StartEvent)
-        if isinstance(row, StartEvent) or is_begun or last is None or isinstance(last, EndEvent):
+        is_first = isinstance(row, StartEvent) or last is None or isinstance(last, EndEvent)
+        is_first |= isinstance(row, RunEvent) and not isinstance(last, StartEvent)
+        if is_first or (isinstance(row, EndEvent) and row.began is not None):
             groups.append([])
         groups[-1].append(row)
     return groups

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.marks import MARK_KINDS, describe_marks, find_marks, rate_drops
+from pipeline.report.marks import MarkKind, describe_marks, find_marks, rate_drops
 from pipeline.report.timeline import timeline
 from pipeline.run.events import Event
 from tests.pipeline.fake_run import RunHistory, event, start_fields, train_fields, write_run
@@ -44,7 +45,7 @@ def test_what_happened_is_marked_where_it_did() -> None:
         "resumed at epoch 2; stop requested at epoch 1; learning rate lowered at epoch 0.3; "
         "alarm at epoch 1.5"
     )
-    assert tuple(marks) == MARK_KINDS
+    assert tuple(marks) == get_args(MarkKind)
 
 
 def test_of_many_marks_the_first_are_named_and_the_others_counted() -> None:
@@ -95,4 +96,4 @@ def test_every_chart_over_which_lines_go_shows_all_kinds_and_says_them(tmp_path:
         assert ". Marked: resumed at epoch 4; " in chart.attributes["aria-label"]
     for section in ("curves", "time"):
         (keys,) = page.with_id(section).all("ul", "marks")
-        assert [key.text for key in keys.all("li")] == list(MARK_KINDS)
+        assert [key.text for key in keys.all("li")] == list(get_args(MarkKind))

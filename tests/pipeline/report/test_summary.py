@@ -23,6 +23,7 @@ from pipeline.report.summary import (
 from pipeline.report.timeline import timeline
 from pipeline.run.console import duration
 from pipeline.run.events import AlarmReason, EvalEvent, TrainEvent
+from pipeline.run.ledger import ledger_of
 from pipeline.run.phase import PHASE_LABELS
 from tests.pipeline.fake_run import (
     checkpoint_fields,
@@ -130,6 +131,19 @@ def test_a_start_and_its_run_are_one_attempt() -> None:
     assert [len(attempt.rows) for attempt in attempts] == [1, 3, 2, 1]
     assert [attempt.outcome for attempt in attempts] == ["killed", "killed", "failed", "unfinished"]
     assert attempts[1].detail == "2 × 64 images"
+
+
+def test_an_attempt_that_failed_before_its_first_row_is_not_the_one_that_was_killed() -> None:
+    rows = [
+        event("run", 0, 5.0, **start_fields()),
+        event("train", 10, 9.0, **train_fields(10)),
+        event("end", 10, 31.0, outcome="failed", error="no room", began=30.0),
+    ]
+    killed, refused = find_attempts(rows)
+    assert (killed.outcome, refused.outcome, refused.seconds) == ("killed", "failed", 1)
+    ledger = ledger_of(rows)
+    assert ledger is not None
+    assert ledger.num_attempts == 2
 
 
 def test_damaged_images_are_reported_and_many_are_counted() -> None:
