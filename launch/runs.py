@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.shard_set.fields import at_least
+from data_prep.shard_set.files import printable
 from data_prep.shard_set.options import Named
 from pipeline.explain import slurm
 from pipeline.explain.evidence import Evidence
@@ -74,9 +76,10 @@ def status(options: StatusOptions) -> None:
     if run.hangs.is_dir():
         found["hangs"] = f"stacks of one that hung are in {run.hangs}"
     if told.state in ("failed", "was killed"):
-        found["explain"] = f"'python -m launch explain {run.path}' says why, and what to do"
+        command = f"python -m launch explain {shlex.quote(str(run.path))}"
+        found["explain"] = f"'{command}' says why, and what to do"
     for name, value in found.items():
-        sys.stdout.write(f"{name:12} {value}\n")
+        sys.stdout.write(f"{name:12} {printable(value)}\n")
 
 
 def describe(
@@ -91,7 +94,7 @@ def describe(
         if state == "failed" and end.error is not None:
             is_lost = end.cause == "lost_rank" and told.cause is not None
             state += f": {told.cause.text if is_lost and told.cause else end.error}"
-    found = {"state": state, "last event": f"{now - rows[-1].time:.0f} s ago"}
+    found = {"state": state, "last event": f"{max(0, now - rows[-1].time):.0f} s ago"}
     step = max(row.step for row in rows)
     for start in of_type(rows, RunEvent)[-1:]:
         target = start.target_steps
@@ -115,7 +118,7 @@ def describe(
         )
     for saved in of_type(rows, CheckpointEvent)[-1:]:
         path = run.checkpoints / Path(saved.path).name  # the run may have been moved or copied
-        found["checkpoint"] = f"{path}, {now - saved.time:.0f} s old"
+        found["checkpoint"] = f"{path}, {max(0, now - saved.time):.0f} s old"
     return found
 
 

@@ -231,8 +231,8 @@ def documentation(kind: type) -> dict[str, str]:
 
 
 def summary_of(thing: Callable[..., object]) -> str:
-    """The first line of a class's or function's docstring, from its source: -OO keeps none."""
-    return (ast.get_docstring(_definition(thing)) or "").partition("\n")[0]
+    """The first paragraph of a class's or function's docstring, from its source: -OO keeps none."""
+    return (ast.get_docstring(_definition(thing)) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _definition(thing: Callable[..., object]) -> ast.ClassDef | ast.FunctionDef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from typing import assert_never
@@ -122,7 +123,7 @@ def _next(seen: Evidence, state: State, cause: Cause | None, saved: int) -> str:
         case "queued" | "starting" | "training":
             return advice or "wait: it goes on by itself"
         case "completed":
-            report = f"python -m pipeline.report {seen.run.path}"
+            report = f"python -m pipeline.report {shlex.quote(str(seen.run.path))}"
             return f"{advice}; {report}" if advice else report
         case "stopped" | "failed" | "was killed":
             begins = f"goes on from step {saved:,}" if saved else "begins again"

@@ -96,7 +96,7 @@ class Explanation:
         if self.since is not None:
             is_over = self.state in ("completed", "stopped", "failed", "was killed")
             text += f" {'at' if is_over else 'since'} {utc(self.since)} UTC"
-            text += f" ({duration(self.now - self.since)}{' ago' if is_over else ''})"
+            text += f" ({duration(max(0.0, self.now - self.since))}{' ago' if is_over else ''})"
         if self.cause is not None:
             text += f": {self.cause.text}"
         elif self.state in ("failed", "was killed"):

@@ -104,7 +104,7 @@ class MlflowRun:
     def _create(self, story: Story) -> _Logged:
         tags = {_IDENTITY: story.identity(), "alexnet.run_dir": str(story.run.path.resolve())}
         made = self._client.create_run(
-            self._experiment, round(story.began * 1000), tags, run_name=story.run.name
+            self._experiment, round(story.began * 1000), tags, run_name=story.name
         )
         return self._read(made)
 

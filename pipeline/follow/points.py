@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, assert_never
 
+from data_prep.shard_set.files import as_text
 from pipeline.run.event_rows import row_of
 from pipeline.run.events import (
     Alarm,
@@ -92,4 +93,4 @@ def _word(text: str) -> str:
 def _describe(event: Event) -> str:
     row = {name: value for name, value in row_of(event).items() if name not in _OF_EVERY_ROW}
     fields = ", ".join(f"{name} {value}" for name, value in row.items() if value is not None)
-    return f"{event.kind}: {fields}"
+    return as_text(f"{event.kind}: {fields}")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from data_prep.shard_set.files import as_text
 from pipeline.follow.points import Point, points_of
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome
@@ -33,6 +34,7 @@ class Story:
 
     def __init__(self, run: RunDirectory, began: float) -> None:
         self.run = run
+        self.name = as_text(run.name)
         self.began = began
         """Time of the first row in Unix seconds: tells this run from others of the same path."""
         self.outcome: Outcome = "running"
@@ -137,7 +139,9 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, bool | int | float | s
         for key, part in value.items():
             inside = name.removeprefix("config")
             yield from _leaves(f"{inside}.{key}" if inside else key, part)
-    elif isinstance(value, bool | int | float | str):
+    elif isinstance(value, str):
+        yield name, as_text(value)
+    elif isinstance(value, bool | int | float):
         yield name, value
     else:
         yield name, json.dumps(value)

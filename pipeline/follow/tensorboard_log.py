@@ -70,7 +70,9 @@ class TensorBoardLog:
         path = self._folder / _NAME.format(f"{began:017.6f}")
         others = [old for old in self._folder.glob(_NAME.format("[1-9]*")) if old != path]
         if others and self._folder.parent != story.run.path:
-            raise FileExistsError(f"{self._folder} has the log of another run: give another one")
+            raise FileExistsError(
+                f"{self._folder} has the log of another run: give another --output"
+            )
         version = _record(Event(wall_time=began, file_version=_FILE_VERSION))
         content = version + _session_start(0) + records
         before = path.read_bytes() if path.is_file() else None
@@ -116,7 +118,7 @@ def _record(event: Event) -> bytes:
 
 def _encode_parameters(story: Story) -> bytes:
     """What TensorBoard's page of hyperparameters shows."""
-    start = SessionStartInfo(start_time_secs=story.began, group_name=story.run.name)
+    start = SessionStartInfo(start_time_secs=story.began, group_name=story.name)
     for name, value in story.parameters.items():
         if isinstance(value, bool):
             start.hparams[name].bool_value = value

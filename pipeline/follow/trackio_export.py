@@ -32,7 +32,7 @@ class TrackioExport:
             steps, project = story.by_step(), f"alexnet-{story.identity()[:8]}"
             SQLiteStorage.bulk_log(
                 project,
-                story.run.name,
+                story.name,
                 [values for _, _, values in steps],
                 [step for step, _, _ in steps],
                 [datetime.fromtimestamp(seconds, UTC).isoformat() for _, seconds, _ in steps],

@@ -44,7 +44,7 @@ def _log(story: Story, name: str, folder: str) -> None:
         root_dir=folder,
         project=_PROJECT,
         run_id=name,
-        run_name=story.run.name,
+        run_name=story.name,
         silent=True,
         console="off",
         save_code=False,

@@ -17,6 +17,7 @@ RUN/
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        return Path(os.path.realpath(self.path)).name  # which takes a link to itself, too
 
     @property
     def has_begun(self) -> bool:

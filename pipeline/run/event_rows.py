@@ -12,6 +12,9 @@ from pipeline.run.events import EVENT_TYPES, MAY_BE_NAN, Alarm, AlarmReason, Bef
 
 _OF_EVERY_ROW = {"kind", "step", "epoch", "time"}
 
+_TIME_END = 253_402_300_800
+"""The year 10000, which no date has."""
+
 _EXPECTED = {int: "a number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -62,6 +65,8 @@ def event_of(row: object) -> Event | None:
             lacking.add(name)
     if lacking:
         raise ValueError(f"{name_of_row} lacks {', '.join(sorted(lacking))}")
+    if not 0 <= values["time"] < _TIME_END:
+        raise ValueError(f"time of {name_of_row} is {row['time']!r:.40}, expected Unix seconds")
     return found(**values)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -124,7 +125,7 @@ def _conclude(components: Components, *, is_complete: bool) -> None:
     table = {"checkpoint": str(checkpoint.path_of(run.checkpoints, progress.step))}
     if components.config.metrics.enabled:
         table["metrics"] = str(run.metrics)
-    console.table(table | {"report": f"python -m pipeline.report {run.path}"})
+    console.table(table | {"report": f"python -m pipeline.report {shlex.quote(str(run.path))}"})
 
 
 def _labels(components: Components) -> tuple[dict[str, str], dict[str, str]]:

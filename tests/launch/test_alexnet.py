@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from data_prep.__main__ import parse
+from launch.__main__ import main
 from launch.alexnet import DOORS, answer, help_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,16 @@ def test_all_commands_are_on_one_screen() -> None:
     lines = help_text().splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("name", ["watch", "follow", "compare", "explain", "prometheus"])
+def test_a_command_is_explained_in_whole_sentences(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    description = capsys.readouterr().out.split("\n\n")[1]
+    assert description.endswith(".")
 
 
 def test_a_misspelt_command_gets_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:

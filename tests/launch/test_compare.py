@@ -64,8 +64,10 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     assert main(["compare", runs[0]]) == 1
     assert "give two or more" in capsys.readouterr().err
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
-    assert "is not a run directory" in capsys.readouterr().err
+    (tmp_path / "itself").symlink_to("itself")
+    for name in ("b", "itself"):
+        assert main(["compare", str(tmp_path / "a"), str(tmp_path / name)]) == 1
+        assert "is not a run directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [30, 60, 200])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,30 @@ def test_what_slurm_says_is_reported_in_words(
     assert f"SLURM        job 12: {expected}\n" in capsys.readouterr().out
     asked = (tmp_path / "asked").read_text().split()
     assert asked == (["scontrol"] if answer else ["scontrol", "sacct"]), "once"
+
+
+def test_a_name_or_word_of_any_kind_stays_text_on_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "a b\x1b[31m\n")
+    run.logs.mkdir(parents=True)
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields())
+    history.write("end", 15, outcome="failed", error="one\ntwo\x1b[31m\udcff")
+    history.close()
+    assert main(["status", str(run.path)]) == 0
+    text = capsys.readouterr().out
+    assert "state        failed: one\\ntwo\\x1b[31m\\ufffd\n" in text
+    assert f"launch explain '{tmp_path}/a b\\x1b[31m\\n'' says why" in text
+    assert "\x1b" not in text
+
+
+def test_what_happened_by_a_later_clock_is_not_said_to_be_long_ago(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append(run.events, event("run", 0, time.time() + 900, **start_fields()))
+    append(run.events, event("end", 1, time.time() + 1_000, outcome="completed"))
+    assert main(["explain", str(run.path)]) == main(["status", str(run.path)]) == 0
+    text = capsys.readouterr().out
+    assert " UTC (0.0 s ago)" in text
+    assert "last event   0 s ago\n" in text

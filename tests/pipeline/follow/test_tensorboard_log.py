@@ -21,7 +21,9 @@ from tensorboard.util import tensor_util
 from pipeline.follow.tensorboard_log import TensorBoardLog
 from pipeline.run.directory import RunDirectory
 from pipeline.run.events import Event
+from tests.pipeline import fake_run
 from tests.pipeline.follow.histories import (
+    BEGAN,
     Numbers,
     as_float32,
     bits,
@@ -191,3 +193,16 @@ def test_a_log_that_is_damaged_or_was_written_otherwise_is_written_anew(
     for damaged in (whole[name][:500] + b"?" + whole[name][501:], whole[name] + b"?"):
         (log / name).write_bytes(damaged)
         assert show(log, run, killed_and_resumed()) == whole
+
+
+def test_names_and_words_that_are_no_text_are_shown_as_well_as_they_can_be(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run = RunDirectory(run.path.rename(tmp_path / "name\udcff"))
+    saved = json.loads(run.config.read_text())
+    saved["config"]["data"] = {"shards": "shards\udcff"}
+    run.config.write_text(json.dumps(saved))
+    error = fake_run.event("end", 1, BEGAN, outcome="failed", error="shards\udcff is damaged")
+    show(tmp_path / "log", run, [row(0, "start", 0), error])
+    content = b"".join(path.read_bytes() for path in (tmp_path / "log").iterdir())
+    assert "name\ufffd".encode() in content
+    assert content.count("shards\ufffd".encode()) == 2

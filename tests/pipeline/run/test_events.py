@@ -309,6 +309,7 @@ def test_reasons_that_are_not_declared_are_no_rows() -> None:
         ("checkpoint", "seconds", {}, "a number"),
         ("checkpoint", "reason", "whim", "periodic, best, preempt"),
         ("eval", "own_shards", 1, "true or false"),
+        *(("end", "time", value, "Unix seconds") for value in (-1, 1e12, 1e300)),
     ],
 )
 def test_a_value_that_cannot_be_computed_with_makes_no_row(
