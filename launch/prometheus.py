@@ -1,47 +1,35 @@
 """`python -m launch prometheus`: a Prometheus that finds every run under one directory.
 
 The command also serves to it how these runs stand, and conversions that write their metrics to
-RUN_ROOT/conversions. It reads run directories, so it knows runs whose processes or hosts are gone.
-Its page has another name for each directory: a Prometheus that watches another one gets no answer.
+RUN_ROOT/conversions: see `launch.outcomes_server`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import string
 import sys
-import threading
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+from wsgiref.simple_server import WSGIServer
 
 from data_prep.shard_set.fields import Limit, at_least, within
 from launch.monitoring.dashboards import render_dashboards
 from launch.monitoring.panels import DASHBOARDS
 from launch.monitoring.rules import render_rules
 from launch.options import write_own
+from launch.outcomes_server import ADDRESS, bind_outcomes, page_of, serve, serve_beside
 from launch.templates import as_yaml
 from pipeline.metrics.discovery import drop_unanswered
-from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
 from pipeline.run.directory import RunDirectory
 
-_ADDRESS = "127.0.0.1"
 _DURATION = re.compile(r"[1-9][0-9]{0,5}(ms|s|m|h)")
 _Duration = Annotated[
     str, Limit("a number of up to 6 digits and ms, s, m or h, such as 15s", _DURATION.fullmatch)
@@ -110,9 +98,9 @@ def run(options: Options) -> None:
         elif options.start:
             _start(command, options.port, server, targets)
         else:
-            sys.stdout.write(f"outcomes: http://{_ADDRESS}:{port}{page}\n")
+            sys.stdout.write(f"outcomes: http://{ADDRESS}:{port}{page}\n")
             sys.stdout.flush()
-            _serve_outcomes(server, targets)
+            serve(server, targets)
 
 
 def _write_dashboards(folder: Path | None) -> None:
@@ -140,7 +128,7 @@ def render_config(
     return string.Template(template).substitute(
         scrape_interval=scrape_interval,
         outcomes_page=outcomes_page,
-        outcomes_address=f"{_ADDRESS}:{outcomes_port}",
+        outcomes_address=f"{ADDRESS}:{outcomes_port}",
         targets=as_yaml(f"{targets}/*.json"),
         rules=as_yaml(str(rules)),
     )
@@ -152,7 +140,7 @@ def server_command(config: Path, storage: Path, port: int) -> list[str]:
         "prometheus",
         f"--config.file={config}",
         f"--storage.tsdb.path={storage}",
-        f"--web.listen-address={_ADDRESS}:{port}",
+        f"--web.listen-address={ADDRESS}:{port}",
     ]
 
 
@@ -165,9 +153,9 @@ def _start(command: list[str], port: int, outcomes: WSGIServer, targets: Path) -
             "again, or call without --start"
         )
     _check_port(port)
-    sys.stdout.write(f"Prometheus: http://{_ADDRESS}:{port}\n")
+    sys.stdout.write(f"Prometheus: http://{ADDRESS}:{port}\n")
     sys.stdout.flush()
-    _serve_beside(outcomes, targets)
+    serve_beside(outcomes, targets)
     os.execv(binary, command)
 
 
@@ -175,79 +163,8 @@ def _check_port(port: int) -> None:
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((_ADDRESS, port))
+            probe.bind((ADDRESS, port))
     except OSError as error:
         raise ValueError(
-            f"Prometheus cannot listen on {_ADDRESS}:{port}: {error.strerror}; give another --port"
+            f"Prometheus cannot listen on {ADDRESS}:{port}: {error.strerror}; give another --port"
         ) from None
-
-
-class _Silent(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """A scrape is no news."""
-
-
-def page_of(root: Path) -> str:
-    """The path of the page for runs below `root`."""
-    return f"/outcomes/{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
-
-
-def bind_outcomes(root: Path, port: int, *, or_any: bool) -> WSGIServer:
-    """A server of outcomes, which does not serve yet, on `port` or, if it is taken, on any.
-
-    Raises `OSError` if it can listen on none of these.
-    """
-    from pipeline.metrics.conversions import RootConversions  # here: it imports Pillow and numpy
-
-    registry = CollectorRegistry()
-    registry.register(RootOutcomes(root, socket.gethostname()))
-    registry.register(RootConversions(root))
-    page = page_of(root)
-    metrics: WSGIApplication = make_wsgi_app(registry)
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == page:
-            return metrics(environ, start_response)
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"here are the outcomes of runs below {root}, at {page}\n".encode()]
-
-    try:
-        return make_server(_ADDRESS, port, answer, ThreadingWSGIServer, _Silent)
-    except OSError as error:
-        if not or_any or error.errno != errno.EADDRINUSE:
-            raise OSError(
-                f"cannot serve outcomes on {_ADDRESS}:{port}: {error.strerror}; "
-                "give another --outcomes-port"
-            ) from None
-        return make_server(_ADDRESS, 0, answer, ThreadingWSGIServer, _Silent)
-
-
-def _serve_outcomes(server: WSGIServer, targets: Path) -> None:
-    """Serve until the process ends."""
-    threading.Thread(target=keep_tidy, args=(targets,), daemon=True).start()
-    server.serve_forever()
-
-
-def keep_tidy(targets: Path) -> None:
-    """Remove targets that nobody answers for, now and then."""
-    while True:
-        time.sleep(KEPT_SECONDS)
-        drop_unanswered(targets)
-
-
-def _serve_beside(server: WSGIServer, targets: Path) -> None:
-    """Serve in a process of its own, until this one ends, or what it becomes by `exec`.
-
-    The new process waits for the end of a pipe that only this one keeps open, so it ends however
-    this one does. It ignores Ctrl-C, which a terminal sends to both.
-    """
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        os.close(writing)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_serve_outcomes, args=(server, targets), daemon=True).start()
-        os.read(reading, 1)
-        os._exit(0)
-    os.close(reading)
-    os.set_inheritable(writing, True)
-    server.server_close()

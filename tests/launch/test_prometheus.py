@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.convert.metrics import publishing
-from launch import prometheus as prometheus_command
+from launch import outcomes_server
 from launch.__main__ import main
-from launch.prometheus import page_of, render_config
+from launch.outcomes_server import page_of
+from launch.prometheus import render_config
 from pipeline.run.directory import RunDirectory
 from tests.pipeline.fake_run import RunHistory, start_fields
 from tests.pipeline.monitoring import (
@@ -210,11 +211,9 @@ def test_targets_that_nobody_answers_for_are_removed(
     assert prometheus(tmp_path) == 0
     assert not first.exists()
     assert f"removed {first}: no exporter of that run answers at 127.0" in capsys.readouterr().out
-    monkeypatch.setattr(prometheus_command, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(outcomes_server, "KEPT_SECONDS", 0.0)
     second = write_target(tmp_path, "second")
-    threading.Thread(
-        target=prometheus_command.keep_tidy, args=(second.parent,), daemon=True
-    ).start()
+    threading.Thread(target=outcomes_server.keep_tidy, args=(second.parent,), daemon=True).start()
     wait_for(lambda: not second.exists(), "the end of a target")
 
 
