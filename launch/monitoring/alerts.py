@@ -265,8 +265,11 @@ unless on (run, node) up == 1""",
         name="PreemptedTooOften",
         severity="warning",
         condition="""\
-max by (run) (alexnet_run_preemptions_total)
-- min by (run) (min_over_time(alexnet_run_preemptions_total[6h])) > 2
+max by (run) (alexnet_run_preemptions_total) - (
+min by (run) (min_over_time(alexnet_run_preemptions_total[6h]))
+and on (run) sum by (run) (alexnet:run_seconds:max) > 6h
+or max by (run) (alexnet_run_preemptions_total) * 0
+) > 2
 and on (run) alexnet_run_outcome{outcome=~"running|stopped"} == 1""",
         hold="0s",
         summary=f"{_RUN} was preempted {{{{ $value }}}} times in six hours",

@@ -701,6 +701,7 @@ CASES = (
             about=("PreemptedTooOften",),
             series={
                 **ends,
+                **ledger(steps=always(24 * _HOUR)),
                 root("run_preemptions_total"): switch(2, 3, 4, 5, at=(BEGIN, 600, 900)),
                 job("run_preemptions_total"): switch(None, 4, 5, at=(600, 900)),
             },
@@ -722,6 +723,7 @@ CASES = (
         about=("PreemptedTooOften",),
         step=600,
         series={
+            **ledger(steps=always(24 * _HOUR)),
             root("run_preemptions_total"): switch(2, 3, 4, 5, at=(_HOUR / 2, 3 * _HOUR, 5 * _HOUR)),
             job("run_preemptions_total"): gone(always(0), 0),
         },
@@ -731,6 +733,23 @@ CASES = (
                 since=5 * _HOUR,
                 until=6.5 * _HOUR,
                 says="run preempted-now-and-then was preempted 3 times in six hours",
+            ),
+        ),
+    ),
+    Case(
+        run="preempted-before-it-was-seen",  # it is younger than six hours, until it is not
+        about=("PreemptedTooOften",),
+        step=600,
+        series={
+            root("run_preemptions_total"): always(3),
+            job("run_preemptions_total"): gone(always(0), 0),
+        },
+        firing=(
+            Firing(
+                alert="PreemptedTooOften",
+                since=0,
+                until=6 * _HOUR + 600,
+                says="run preempted-before-it-was-seen was preempted 3 times in six hours",
             ),
         ),
     ),
