@@ -37,7 +37,7 @@ help:
 	@echo "make docs               the documentation as a site, in build/site"
 	@echo "make clean              remove what these made"
 
-$(INSTALLED): pyproject.toml constraints.txt data_prep/shard_set/_pixels.c
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard data_prep/shard_set/c/*)
 	@if [ "$(PYTHON)" = python3 ]; then $(call ensure,python3,python3 python3-venv); fi
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call ensure,python3-venv,python3-venv); }
 	@test -f /usr/include/jpeglib.h || { $(call ensure,jpeglib.h,gcc libc6-dev libjpeg62-turbo-dev); }

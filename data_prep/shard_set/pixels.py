@@ -1,6 +1,6 @@
 """Takes windows out of stored images, by compiled code where there is any.
 
-`_pixels.c` decodes no more of a JPEG than its window needs and copies out of mapped files, both
+The C code in `c` decodes no more of a JPEG than its window needs and copies out of mapped files, both
 without the interpreter lock. Where it could not be built, for lack of a compiler or of libjpeg,
 this module gives the same bytes, more slowly.
 """
@@ -38,7 +38,7 @@ class Window(NamedTuple):
 
 
 _INTERFACE = 3
-"""Of the `_pixels.c` that belongs to this module."""
+"""Of the C code that belongs to this module."""
 
 _MESSAGE_BYTES = 200
 """JMSG_LENGTH_MAX of libjpeg."""

@@ -1,0 +1,40 @@
+/* Windows of stored images, for `data_prep.shard_set.pixels`: it calls `cut_jpegs`, `judge_jpeg`,
+ * `scale_window` and `copy_windows`, answers for the sizes of their arrays, and does the same in
+ * Python, byte for byte.
+ */
+
+#ifndef PIXELS_H
+#define PIXELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "sse4.1", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+typedef struct {
+    int top, left, height, width;
+} Window;
+
+enum { BILINEAR, LANCZOS }; /* filters */
+
+#define BEYOND_IMAGE "the window reaches beyond the image"
+#define NO_MEMORY "out of memory"
+
+/* windows.c: whether the window lies in an image of that size. */
+int is_inside(const Window *window, int image_height, int image_width);
+
+/* libjpeg.c: decode a window, to height×width×3. Returns what is wrong, which may be `message`, or
+ * NULL. */
+const char *decode_window(const uint8_t *content, size_t num_bytes, const Window *window,
+                          uint8_t *out, char *message);
+
+/* scaling.c: scale a window of height×width pixels to out_height×out_width×3. It begins `inset`
+ * pixels into `lines`, whose rows are `row_bytes` apart. Returns 0 without memory. */
+int scale_window(const uint8_t *lines, int row_bytes, int inset, int height, int width,
+                 int filter_number, uint8_t *out, int out_height, int out_width);
+
+#endif
