@@ -148,13 +148,20 @@ static int lacks_scans(const struct jpeg_decompress_struct *decoder)
     return 0;
 }
 
+/* The header of a scan may name a table of any number from 0 to 15. */
+static int has_table(JHUFF_TBL *const *tables, int number)
+{
+    return number < NUM_HUFF_TBLS && tables[number] != NULL;
+}
+
 /* Whether libjpeg-turbo would put the standard's tables in the place of some of the file's. */
 static int lacks_tables(const struct jpeg_decompress_struct *decoder)
 {
     for (int i = 0; i < decoder->comps_in_scan; i++) {
         const jpeg_component_info *component = decoder->cur_comp_info[i];
-        if (!decoder->progressive_mode && (!decoder->dc_huff_tbl_ptrs[component->dc_tbl_no] ||
-                                           !decoder->ac_huff_tbl_ptrs[component->ac_tbl_no]))
+        if (!decoder->progressive_mode &&
+            (!has_table(decoder->dc_huff_tbl_ptrs, component->dc_tbl_no) ||
+             !has_table(decoder->ac_huff_tbl_ptrs, component->ac_tbl_no)))
             return 1;
     }
     return 0;

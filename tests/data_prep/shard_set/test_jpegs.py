@@ -188,6 +188,10 @@ LOST: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a restart that is another": (lambda: with_a_damaged_restart(RESTARTED), "undecodable"),
     "quantization without its mark": (lambda: without_table(PLAIN, 0xDB), "undecodable"),
+    "a scan by tables 13, behind stray bytes": (
+        lambda: with_stray_bytes(PLAIN, b"stray", 3).replace(b"\x01\0\x02", b"\x01\xdd\x02"),
+        "undecodable",
+    ),
     "no picture": (lambda: b"\xff\xd8" + END, "undecodable"),
     "12 bits a value": (
         lambda: PLAIN.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"),
