@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.jpeg_header import (
     APP0,
     APP1,
@@ -26,7 +27,7 @@ from data_prep.shard_set.jpeg_header import (
     JpegHeader,
     jpeg_segments,
 )
-from data_prep.shard_set.pixels import Pixels, is_compiled, judge_jpeg
+from data_prep.shard_set.pixels import Pixels, judge_jpeg
 
 _STRAY_BYTES_AT_END = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _LOST_PIXELS = re.compile(

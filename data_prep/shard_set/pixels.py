@@ -1,24 +1,24 @@
 """Takes windows out of stored images, by compiled code where there is any.
 
-The C code in `c` decodes no more of a JPEG than its window needs and copies out of mapped files, both
-without the interpreter lock. Where it could not be built, for lack of a compiler or of libjpeg,
-this module gives the same bytes, more slowly.
+The C code in `c` decodes no more of a JPEG than its window needs and copies out of mapped files,
+both without the interpreter lock. Where it could not be built, for lack of a compiler or of
+libjpeg, this module gives the same bytes, more slowly.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import mmap
 from collections.abc import Callable
-from ctypes import c_char_p, c_int, c_size_t, c_void_p
-from typing import Any, NamedTuple
+from ctypes import c_char_p, c_size_t
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from data_prep.shard_set.compiled import MESSAGE_BYTES, address, is_compiled, library
 from data_prep.shard_set.jpeg_header import DamagedJpegError, read_jpeg_header
 
 Pixels = npt.NDArray[np.uint8]
@@ -37,43 +37,8 @@ class Window(NamedTuple):
     width: int
 
 
-_INTERFACE = 3
-"""Of the C code that belongs to this module."""
-
-_MESSAGE_BYTES = 200
-"""JMSG_LENGTH_MAX of libjpeg."""
 _WHOLE, _TRUNCATED = 0, 1
 """Verdicts of `judge_jpeg` in C, of which there is a third."""
-
-
-def _load_compiled() -> ctypes.CDLL | None:
-    """The compiled code, unless it was built from another version of the source, or not at all."""
-    found = importlib.util.find_spec("data_prep.shard_set._pixels")
-    if found is None or found.origin is None:
-        return None
-    try:
-        library = ctypes.CDLL(found.origin)
-        if c_int.in_dll(library, "INTERFACE").value != _INTERFACE:
-            return None
-    except (OSError, ValueError):  # without its libjpeg, or older
-        return None
-    return library
-
-
-_pixels = _load_compiled()
-
-
-def _address(array: npt.NDArray[Any], dtype: type[np.generic], *shape: int) -> c_void_p:
-    """The array for C, which relies on this type and shape, and on rows without gaps."""
-    assert array.dtype == dtype, array.dtype
-    assert array.shape == shape, array.shape
-    assert array.flags.c_contiguous
-    return c_void_p(array.ctypes.data)
-
-
-def is_compiled() -> bool:
-    """Whether the fast code is there."""
-    return _pixels is not None
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
@@ -88,10 +53,9 @@ def judge_jpeg(content: bytes, out: Pixels) -> str | None:
     Returns libjpeg's first complaint, or None. Raises `DamagedJpegError` if pixels are lost or
     cannot be decoded. It needs the compiled code.
     """
-    assert _pixels is not None
-    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-    target = _address(out, np.uint8, *out.shape)
-    verdict = _pixels.judge_jpeg(content, c_size_t(len(content)), target, *out.shape, message)
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    target = address(out, np.uint8, *out.shape)
+    verdict = library().judge_jpeg(content, c_size_t(len(content)), target, *out.shape, message)
     complaint = message.value.decode(errors="replace")
     if verdict != _WHOLE:
         raise DamagedJpegError(complaint, is_truncated=verdict == _TRUNCATED)
@@ -117,17 +81,17 @@ def cut_jpegs(
     as wide as the scale), first to the height and then to the width. Returns None, or the number of
     the first one that is damaged, as far down as its window goes, and what is wrong with it.
     """
-    if _pixels is None:
+    if not is_compiled():
         return cut_decoded(simplejpeg.decode_jpeg, contents, windows, out)
     count, height, width, _ = out.shape
     windows = np.ascontiguousarray(windows, np.int32)
-    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-    failed = _pixels.cut_jpegs(
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    failed = library().cut_jpegs(
         (c_char_p * count)(*contents),
         (c_size_t * count)(*map(len, contents)),
-        _address(windows, np.int32, count, 4),
+        address(windows, np.int32, count, 4),
         count,
-        _address(out, np.uint8, count, height, width, 3),
+        address(out, np.uint8, count, height, width, 3),
         height,
         width,
         message,
@@ -161,15 +125,15 @@ def scale_window(
     taken = pixels[top : top + height, left : left + width]
     if taken.shape == out.shape:
         out[:] = taken
-    elif _pixels is not None:
-        has_memory = _pixels.scale_window(
-            _address(pixels[top:], np.uint8, pixels.shape[0] - top, *pixels.shape[1:]),
+    elif is_compiled():
+        has_memory = library().scale_window(
+            address(pixels[top:], np.uint8, pixels.shape[0] - top, *pixels.shape[1:]),
             3 * pixels.shape[1],
             left,
             height,
             width,
             (BILINEAR, LANCZOS).index(resampling),
-            _address(out, np.uint8, *out.shape[:2], 3),
+            address(out, np.uint8, *out.shape[:2], 3),
             *out.shape[:2],
         )
         if not has_memory:
@@ -225,15 +189,15 @@ def copy_windows(
         flips = np.zeros(count, np.bool_)
     row_bytes = 3 * size[1]
     starts = addresses + (tops * row_bytes + lefts * 3).astype(np.uint64)
-    if _pixels is not None:
-        failed = _pixels.copy_windows(
-            _address(starts, np.uint64, count),
-            _address(flips, np.bool_, count),
+    if is_compiled():
+        failed = library().copy_windows(
+            address(starts, np.uint64, count),
+            address(flips, np.bool_, count),
             count,
             row_bytes,
             height,
             width,
-            _address(out, np.uint8, count, height, width, 3),
+            address(out, np.uint8, count, height, width, 3),
         )
         return None if failed == count else failed
     for row, start in enumerate(starts.tolist()):

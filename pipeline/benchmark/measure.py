@@ -24,10 +24,10 @@ from typing import Annotated
 
 import torch
 
+from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.fields import Reads, above
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named, read_options
-from data_prep.shard_set.pixels import is_compiled
 from pipeline.benchmark.choice import Measurement, candidates, choose, table
 from pipeline.config.command_line import with_values
 from pipeline.config.data import is_url, location_option

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_manifest
-from data_prep.shard_set.pixels import is_compiled
 from pipeline.config.data import is_url
 from pipeline.doctor.deadlines import Answers
 from pipeline.doctor.options import DoctorOptions

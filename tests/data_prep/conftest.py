@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.shard_set import pixels
+from data_prep.shard_set import compiled
 from tests.data_prep.raw_data import REPOSITORY, hash_tree, run_cli
 
 CIFAR10_IMAGES = REPOSITORY.parent / "shared/data/cifar10-images.tar.xz"
@@ -18,8 +18,8 @@ CIFAR10_IMAGES = REPOSITORY.parent / "shared/data/cifar10-images.tar.xz"
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to the same pixels."""
     if request.param == "plain":
-        monkeypatch.setattr(pixels, "_pixels", None)
-    elif not pixels.is_compiled():
+        monkeypatch.setattr(compiled, "_library", None)
+    elif not compiled.is_compiled():
         pytest.skip("data_prep.shard_set._pixels was not built")
     return str(request.param)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.shard_set.pixels import is_compiled
+from data_prep.shard_set.compiled import is_compiled
 from launch.alexnet import help_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,8 @@ def test_a_wheel_is_the_whole_product(unpacked: Path, tmp_path: Path) -> None:
         program = site / "bin" / "alexnet"
         return run(tmp_path, sys.executable, program, *words, PYTHONPATH=str(site))
 
-    code = "import launch, data_prep.shard_set.pixels as p; print(p.is_compiled(), launch.__file__)"
+    module = "data_prep.shard_set.compiled"
+    code = f"import launch, {module} as it; print(it.is_compiled(), launch.__file__)"
     compiled, where = run(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(site)).split()
     assert Path(where).is_relative_to(site)
     assert compiled == str(is_compiled())
@@ -108,13 +109,13 @@ CUT = """
 import io, sys, zlib
 import numpy as np
 from PIL import Image
-from data_prep.shard_set import pixels
+from data_prep.shard_set import compiled, pixels
 noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
 jpeg = io.BytesIO()
 Image.fromarray(noise).save(jpeg, "jpeg")
 out = np.empty((1, 32, 32, 3), np.uint8)
 pixels.cut_jpegs([jpeg.getvalue()], np.array([[5, 7, 60, 50]]), out)
-print(pixels.is_compiled(), zlib.crc32(out))
+print(compiled.is_compiled(), zlib.crc32(out))
 """
 
 

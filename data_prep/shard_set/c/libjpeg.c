@@ -7,25 +7,13 @@
  * entropy-decoded only, rows below it not at all.
  */
 
-#include <setjmp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <jpeglib.h>
-#include <jerror.h>
-
+#include "libjpeg.h"
 #include "pixels.h"
 
 #define MARGIN_COLUMNS 8 /* two chroma samples at the coarsest usual subsampling, 4:1:1 */
-
-typedef struct {
-    struct jpeg_error_mgr base;
-    jmp_buf escape;
-    char *message;  /* of what ended it, else of the first complaint: JMSG_LENGTH_MAX */
-    int is_patient; /* goes on after complaints that cost no pixel */
-    int is_cut;     /* the data stop early: in the file, or in a scan */
-} Errors;
 
 static void on_error(j_common_ptr decoder)
 {
@@ -59,17 +47,15 @@ static void on_message(j_common_ptr decoder, int level)
         longjmp(errors->escape, 1);
 }
 
-/* The caller then sets where errors escape to, and destroys the decoder. */
-static void set_up_errors(struct jpeg_decompress_struct *decoder, Errors *errors, char *message,
-                          int is_patient)
+struct jpeg_error_mgr *set_up_errors(Errors *errors, char *message, int is_patient)
 {
-    memset(decoder, 0, sizeof(*decoder)); /* it may be destroyed before it is created */
-    decoder->err = jpeg_std_error(&errors->base);
+    jpeg_std_error(&errors->base);
     errors->base.error_exit = on_error;
     errors->base.emit_message = on_message;
     errors->message = message;
     errors->is_patient = is_patient;
     errors->is_cut = message[0] = 0;
+    return &errors->base;
 }
 
 /* Decode the next row into `line`. */
@@ -119,11 +105,10 @@ static const char *run_decoder(struct jpeg_decompress_struct *decoder, const Win
 const char *decode_window(const uint8_t *content, size_t num_bytes, const Window *window,
                           uint8_t *out, char *message)
 {
-    struct jpeg_decompress_struct decoder;
     Errors errors;
+    struct jpeg_decompress_struct decoder = {.err = set_up_errors(&errors, message, 0)};
     uint8_t *volatile line = NULL; /* volatile: they must outlive the jump */
     const char *volatile problem = message;
-    set_up_errors(&decoder, &errors, message, 0);
     if (setjmp(errors.escape) == 0) {
         jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
         jpeg_mem_src(&decoder, content, num_bytes);
@@ -134,9 +119,7 @@ const char *decode_window(const uint8_t *content, size_t num_bytes, const Window
     return problem;
 }
 
-/* Whether some component, or some bits of a progressive picture, are in no scan. Of scans that are
- * not there libjpeg says nothing. */
-static int lacks_scans(const struct jpeg_decompress_struct *decoder)
+int lacks_scans(const struct jpeg_decompress_struct *decoder)
 {
     for (int i = 0; i < decoder->num_components; i++) {
         if (decoder->comp_info[i].quant_table == NULL) /* it is noted with the first scan */
@@ -175,10 +158,9 @@ enum { WHOLE, TRUNCATED, DAMAGED };
 int judge_jpeg(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
                int channels, char *message)
 {
-    struct jpeg_decompress_struct decoder;
     Errors errors;
+    struct jpeg_decompress_struct decoder = {.err = set_up_errors(&errors, message, 1)};
     volatile int verdict = DAMAGED; /* volatile: it must outlive the jump */
-    set_up_errors(&decoder, &errors, message, 1);
     if (setjmp(errors.escape) == 0) {
         jpeg_create_decompress(&decoder); /* fails with a libjpeg of another version */
         jpeg_mem_src(&decoder, content, num_bytes);

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.convert.images import store
-from data_prep.shard_set import pixels as pixels_module
+from data_prep.shard_set import compiled
+from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.decoding import RejectedImage
-from data_prep.shard_set.pixels import Pixels, decode_jpeg, is_compiled
+from data_prep.shard_set.pixels import Pixels, decode_jpeg
 from tests.data_prep.odd_jpegs import (
     arithmetic,
     lossless,
@@ -103,7 +104,7 @@ def test_a_whole_jpeg_that_is_odd_is_stored_anew(
     assert error_of(stored.pixels, expected) < 2
     assert np.array_equal(store(content, "rgb", None).pixels, expected)
     assert np.array_equal(decode_jpeg(stored.content), stored.pixels)
-    monkeypatch.setattr(pixels_module, "_pixels", None)
+    monkeypatch.setattr(compiled, "_library", None)
     assert np.array_equal(decode_jpeg(stored.content), stored.pixels)
 
 

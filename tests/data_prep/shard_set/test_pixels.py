@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_prep.shard_set import compiled
 from data_prep.shard_set import pixels as pixels_module
+from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.pixels import (
     BILINEAR,
     LANCZOS,
@@ -27,7 +29,6 @@ from data_prep.shard_set.pixels import (
     copy_windows,
     cut_jpegs,
     decode_jpeg,
-    is_compiled,
     jpeg_size,
     scale_middle,
     scale_window,
@@ -124,9 +125,9 @@ def test_code_that_was_built_from_another_source_is_not_used(
 ) -> None:
     if not is_compiled():
         pytest.skip("data_prep.shard_set._pixels was not built")
-    assert pixels_module._load_compiled() is not None
-    monkeypatch.setattr(pixels_module, "_INTERFACE", 1)
-    assert pixels_module._load_compiled() is None
+    assert compiled._load() is not None
+    monkeypatch.setattr(compiled, "_INTERFACE", 1)
+    assert compiled._load() is None
 
 
 @given(cases())
