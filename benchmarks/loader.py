@@ -1,18 +1,18 @@
 """Images a second of the data path, on the same cores as what people use, and beside its limit.
 
     python -m benchmarks.loader --images DIR [--rounds 5] [--json PATH]
-        [--python dali=…/bin/python] [--python litdata=…] [--python streaming=…]
+        [--python dali=…/bin/python] [--python spdl=…] [--python litdata=…] [--python streaming=…]
 
 DIR has JPEGs, such as the 1,000 of the ImageNet sample. Three settings: `original`, the JPEGs as
 they are with random-resized-crop to 224 and flip; `jpeg256`, JPEGs of 256×256 with random crop to
 224 and flip; `raw256`, pixels of 256×256 likewise. Ours leaves the flip to the device, as training
 does, where it is a part of normalization; `ours, flip too` mirrors on the host, in a pass of its
-own. Everyone reads the same JPEGs from the page
-cache and delivers uint8 batches of 128 with labels, on 2 threads or worker processes unless it
-says otherwise. Each round has everyone read once, in turn; ratios are taken round by round.
+own. Everyone reads the same JPEGs from the page cache and delivers uint8 batches of 128 with
+labels, on 2 threads or worker processes unless it says otherwise. Each round has everyone read
+once, in turn; ratios are taken round by round.
 
-DALI, LitData and MosaicML Streaming are optional; each may live in an environment of its own, whose
-interpreter `--python` names.
+DALI, SPDL, LitData and MosaicML Streaming are optional; each may live in an environment of its own,
+whose interpreter `--python` names.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ NUM_WORKERS = 2
 RANKS_AND_THREADS = tuple((ranks, threads) for ranks in (1, 2) for threads in (1, 2, 4))
 """Of pixels, which are copied faster than two threads of others read."""
 
-OURS, LIMIT = "ours", "limit"
-OPTIONAL = ("dali", "litdata", "streaming")
+OURS, LIMIT, CROPPED = "ours", "limit", "limit, cropped"
+OPTIONAL = ("dali", "spdl", "litdata", "streaming")
 
-_NUM_IMAGES: Mapping[Setting, int] = {"original": 3_000, "jpeg256": 8_000, "raw256": 8_000}
+_NUM_IMAGES: Mapping[Setting, int] = {"original": 2_000, "jpeg256": 4_000, "raw256": 8_000}
 """In a round of most: a few seconds."""
 
-_NUM_COPIED = 96_000
-"""In a round of those that copy tens of thousands of images a second."""
+_NUM_QUICK: Mapping[Setting, int] = {"original": 4_000, "jpeg256": 8_000, "raw256": 96_000}
+"""In a round of ours and of the limits."""
 
 _NUM_BUFFERS = 5
 """As many batches as our loader has in turn."""
@@ -65,16 +65,19 @@ def make_contest(setting: Setting, originals: Path, pythons: Mapping[str, str]) 
         rows, measured_by = _copying()
         measured_by[_in_threads(OURS, 1, NUM_WORKERS)] += names
         return Contest(competitors=rows + rivals, measured_by=measured_by)
-    limit = Competitor(
-        name=LIMIT,
-        module="benchmarks.rivals.limit_decode",
-        num_images=_NUM_IMAGES[setting],
-        num_ranks=len(os.sched_getaffinity(0)),
-    )
+    limits = [
+        Competitor(
+            name=name,
+            module=f"benchmarks.rivals.{module}",
+            num_images=_NUM_QUICK[setting],
+            num_ranks=len(os.sched_getaffinity(0)),
+        )
+        for name, module in ((LIMIT, "limit_decode"), (CROPPED, "limit_crop"))
+    ]
     ours = _ours(setting, originals)
     return Contest(
-        competitors=[limit, *ours, *rivals],
-        measured_by={one.name: [LIMIT, *names] for one in ours},
+        competitors=[*limits, *ours, *rivals],
+        measured_by={one.name: [LIMIT, CROPPED, *names] for one in ours},
     )
 
 
@@ -82,7 +85,7 @@ def _ours(setting: Setting, originals: Path) -> list[Competitor]:
     ours = Competitor(
         name=OURS,
         module="benchmarks.ours_loader",
-        num_images=_NUM_IMAGES[setting],
+        num_images=_NUM_QUICK[setting],
         options=("--num-workers", NUM_WORKERS, "--no-flip"),
     )
     flipped = dataclasses.replace(
@@ -109,9 +112,11 @@ def _rivals(setting: Setting, pythons: Mapping[str, str]) -> list[Competitor]:
 
     return [
         rival("ffcv", "ffcv_loader"),
-        rival("ffcv, no flip", "ffcv_loader", "--no-flip")
-        if setting == "raw256"
-        else rival("DALI", "dali_loader"),
+        *(
+            [rival("ffcv, no flip", "ffcv_loader", "--no-flip")]
+            if setting == "raw256"
+            else [rival("DALI", "dali_loader"), rival("SPDL", "spdl_loader")]
+        ),
         rival("webdataset + Pillow", "webdataset_pil"),
         rival("folder + Pillow", "folder_pil"),
         rival("LitData + Pillow", "litdata_loader"),
@@ -131,7 +136,7 @@ def _copying() -> tuple[list[Competitor], dict[str, list[str]]]:
                 Competitor(
                     name=name,
                     module=f"benchmarks.{module}",
-                    num_images=_NUM_COPIED,
+                    num_images=_NUM_QUICK["raw256"],
                     options=("--num-workers", threads, *own),
                     num_ranks=ranks,
                 )

@@ -43,6 +43,14 @@ def draw_resized_box(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + columns, top + rows
 
 
+def draw_box(width: int, height: int, setting: Setting) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random crop, which `original` then scales."""
+    if setting == "original":
+        return draw_resized_box(width, height)
+    left, top = (random.randint(0, side - CROP_PIXELS) for side in (width, height))
+    return left, top, left + CROP_PIXELS, top + CROP_PIXELS
+
+
 def open_rgb(file: Path | IO[bytes]) -> Image.Image:
     """Decode an image file."""
     with Image.open(file) as image:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.rivals.crops import crop, draw_resized_box
+from benchmarks.rivals.crops import crop, draw_box, draw_resized_box
+from benchmarks.rivals.spdl_loader import describe
 from tests.data_prep.raw_data import make_pixels
 
 sides = st.integers(1, 3000)
@@ -51,6 +52,25 @@ def test_an_image_too_long_for_any_box_gives_its_middle() -> None:
     random.seed(0)
     assert draw_resized_box(3000, 30) == (1480, 0, 1520, 30)
     assert draw_resized_box(30, 3000) == (0, 1480, 30, 1520)
+
+
+def test_boxes_of_a_fixed_size_are_at_any_place() -> None:
+    random.seed(0)
+    boxes = {draw_box(226, 225, "jpeg256") for _ in range(100)}
+    assert boxes == {(left, top, left + 224, top + 224) for left in range(3) for top in range(2)}
+
+
+def test_filters_of_ffmpeg_take_the_box_and_flip_half_of_the_times() -> None:
+    flips = 0
+    for seed in range(200):
+        random.seed(seed)
+        left, top, right, bottom = draw_box(500, 375, "original")
+        random.seed(seed)
+        cropped, scaled, colour, *flipped = describe(500, 375, "original").split(",")
+        assert cropped == f"crop={right - left}:{bottom - top}:{left}:{top}:exact=1"
+        assert (scaled, colour) == ("scale=224:224:flags=bilinear", "format=rgb24")
+        flips += flipped == ["hflip"]
+    assert 70 < flips < 130
 
 
 def test_a_crop_is_a_part_of_the_image_and_flipped_half_of_the_times() -> None:

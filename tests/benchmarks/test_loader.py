@@ -12,6 +12,7 @@ from benchmarks.competition import Course, compete
 from benchmarks.image_folder import find_images, link_images, shrink_images
 from benchmarks.loader import Contest, main, make_contest
 from benchmarks.rivals.rounds import Setting
+from data_prep.shard_set.pixels import is_compiled
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,8 @@ def run(contest: Contest, names: list[str], setting: Setting, images: Path, scra
 def test_readers_of_the_originals(images: Path, tmp_path: Path) -> None:
     root = link_images(find_images(images), tmp_path / "linked", 24)
     contest = make_contest("original", root, {})
-    names = ["limit", "webdataset + Pillow", "folder + Pillow"]
+    limits = ["limit", *(["limit, cropped"] if is_compiled() else [])]
+    names = [*limits, "webdataset + Pillow", "folder + Pillow"]
     run(contest, names, "original", root, tmp_path)
 
 
