@@ -51,21 +51,27 @@ def with_transform(content: bytes, transform: int) -> bytes:
     return b"".join((start, segment(0xEE, ADOBE + bytes((transform,))), *rest))
 
 
-def sampled(pixels: Pixels, samplings: Sequence[tuple[int, int]]) -> bytes:
-    """YCbCr with any sampling factors: a scan for each component, as a grayscale JPEG has it."""
+def components(pixels: Pixels, samplings: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Grayscale JPEGs of Y, Cb and Cr with those horizontal and vertical sampling factors."""
     image = Image.fromarray(pixels)
     across, down = (max(factors) for factors in zip(*samplings, strict=True))
+    sizes = [(-(-image.width * h // across), -(-image.height * v // down)) for h, v in samplings]
+    return [
+        encode(plane.resize(size, Image.Resampling.BOX), "JPEG", quality=95)
+        for plane, size in zip(image.convert("YCbCr").split(), sizes, strict=True)
+    ]
+
+
+def sampled(pixels: Pixels, samplings: Sequence[tuple[int, int]]) -> bytes:
+    """YCbCr of those `components`, each in a scan of its own."""
     frame, scans = b"", b""
-    for number, (plane, (h, v)) in enumerate(
-        zip(image.convert("YCbCr").split(), samplings, strict=True), 1
-    ):
-        size = -(-image.width * h // across), -(-image.height * v // down)
-        small = plane.resize(size, Image.Resampling.BOX)
-        _, _, quantization, _, *tables, scan, data = parts(encode(small, "JPEG", quality=95))
+    planes = components(pixels, samplings)
+    for number, (plane, (h, v)) in enumerate(zip(planes, samplings, strict=True), 1):
+        _, _, quantization, _, *tables, scan, data = parts(plane)
         frame += bytes((number, 16 * h + v, 0))
         named = scan[:5] + bytes((number,)) + scan[6:]
         scans += b"".join((quantization, *tables, named, data.removesuffix(b"\xff\xd9")))
-    size_and_count = image.height.to_bytes(2) + image.width.to_bytes(2) + b"\x03"
+    size_and_count = pixels.shape[0].to_bytes(2) + pixels.shape[1].to_bytes(2) + b"\x03"
     return b"\xff\xd8" + segment(0xC0, b"\x08" + size_and_count + frame) + scans + b"\xff\xd9"
 
 
