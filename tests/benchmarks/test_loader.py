@@ -12,7 +12,7 @@ from benchmarks.competition import Course, compete
 from benchmarks.image_folder import find_images, link_images, shrink_images
 from benchmarks.loader import Contest, main, make_contest
 from benchmarks.rivals.rounds import Setting
-from data_prep.shard_set.pixels import is_compiled
+from data_prep.shard_set.compiled import is_compiled
 
 
 @pytest.fixture(scope="module")
