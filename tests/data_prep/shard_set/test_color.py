@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.shard_set import pixels as pixels_module
+from data_prep.shard_set.compiled import is_compiled, library
 from data_prep.shard_set.pixels import Pixels, Window
 from tests.data_prep.odd_jpegs import components, sampled
+
+pytestmark = pytest.mark.skipif(not is_compiled(), reason="the compiled code was not built")
 
 SAMPLINGS = (
     [(1, 1), (1, 1), (1, 1)],
@@ -40,12 +42,6 @@ class _Plane(ctypes.Structure):
         ("row_bytes", ctypes.c_size_t),
         *((name, ctypes.c_int) for name in ("top", "left", "height", "width", "down", "across")),
     )
-
-
-def library() -> ctypes.CDLL:
-    if pixels_module._pixels is None:
-        pytest.skip("data_prep.shard_set._pixels was not built")
-    return pixels_module._pixels
 
 
 def cut_plane(plane: Pixels, window: Window, across: int, down: int) -> tuple[_Plane, Pixels]:

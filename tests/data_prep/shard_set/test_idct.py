@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from data_prep.shard_set.compiled import is_compiled, library
 from data_prep.shard_set.pixels import Pixels
-from tests.data_prep.shard_set.test_color import library
+
+pytestmark = pytest.mark.skipif(not is_compiled(), reason="the compiled code was not built")
 
 Blocks = npt.NDArray[np.int16]
 """N×64, rows of 8."""
