@@ -13,9 +13,13 @@
 #include "jpeg.h"
 
 #define CONSTANT_BITS 13
+#define ROW 64           /* blocks */
 #define PASS_BITS 2 /* that the first pass keeps */
+#define FIRST_SHIFT (CONSTANT_BITS - PASS_BITS)
+#define SECOND_SHIFT (CONSTANT_BITS + PASS_BITS + 3)
 
 #define LIMIT 16384      /* of dequantized coefficients, and of what the first pass gives */
+#define SIZE_SCALE (65536 / LIMIT)
 #define SAMPLE_LIMIT 512 /* before 128 is added: 4 times what they are in a good image */
 
 #if defined(__x86_64__)
@@ -39,6 +43,7 @@ typedef long long Operand64 __attribute__((vector_size(32)));
     static inline Result name(Words a, Words b) { return (Result)builtin((Operand)a, (Operand)b); }
 
 AS_BUILTIN(add_products, __builtin_ia32_pmaddwd256, Operand16, Sums)
+AS_BUILTIN(high_products, __builtin_ia32_pmulhw256, Operand16, Words)
 AS_BUILTIN(narrow, __builtin_ia32_packssdw256, Operand32, Words)
 AS_BUILTIN(to_bytes, __builtin_ia32_packuswb256, Operand16, Words)
 AS_BUILTIN(low_bytes, __builtin_ia32_punpcklbw256, Operand8, Words)
@@ -49,6 +54,17 @@ AS_BUILTIN(low_pairs, __builtin_ia32_punpckldq256, Operand32, Words)
 AS_BUILTIN(high_pairs, __builtin_ia32_punpckhdq256, Operand32, Words)
 AS_BUILTIN(low_fours, __builtin_ia32_punpcklqdq256, Operand64, Words)
 AS_BUILTIN(high_fours, __builtin_ia32_punpckhqdq256, Operand64, Words)
+
+static inline Words load_row(const int16_t *const *blocks, int place)
+{
+    typedef long long Half __attribute__((vector_size(16)));
+    typedef int Low __attribute__((vector_size(16)));
+    Low low;
+    Half high;
+    memcpy(&low, blocks[0] + place, sizeof(low));
+    memcpy(&high, blocks[1] + place, sizeof(high));
+    return (Words)__builtin_ia32_insert128i256((Operand64)__builtin_ia32_si256_si(low), high, 1);
+}
 
 #else
 
@@ -67,6 +83,15 @@ static inline Sums add_products(Words a, Words b)
     for (int i = 0; i < 4; i++)
         sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
     return sums;
+}
+
+/* The upper 16 bits of products. */
+static inline Words high_products(Words a, Words b)
+{
+    Words high;
+    for (int i = 0; i < 8; i++)
+        high[i] = a[i] * b[i] >> 16;
+    return high;
 }
 
 /* Numbers that fit into 16 bits; others become the nearest that does. */
@@ -109,11 +134,21 @@ AS_SHUFFLE(high_pairs, Sums, 2, 6, 3, 7)
 AS_SHUFFLE(low_fours, Fours, 0, 2)
 AS_SHUFFLE(high_fours, Fours, 1, 3)
 
+static inline Words load_row(const int16_t *const *blocks, int place)
+{
+    Words row;
+    memcpy(&row, blocks[0] + place, sizeof(row));
+    return row;
+}
+
 #endif
 
-/* Pairs of factors for pairs of inputs. */
-#define PAIR(first, second)                                                                        \
-    ((Words)((Sums){0} + (int32_t)((uint32_t)(second) << 16 | (uint16_t)(first))))
+/* Pairs of inputs times a pair of factors. */
+static inline Bits multiply(Words pairs, int16_t first, int16_t second)
+{
+    uint32_t factors = (uint32_t)(uint16_t)second << 16 | (uint16_t)first;
+    return (Bits)add_products(pairs, (Words)((Bits){0} + factors));
+}
 
 /* What inputs 1, 3, 5 and 7 add to outputs 0 to 3; of outputs 7 to 4 it is subtracted. Sums of the
  * factors in jidctint.c. */
@@ -127,14 +162,14 @@ static const int16_t ODD[4][4] = {
 /* Half of the lanes of one pass: of inputs 0 and 4, 2 and 6, 1 and 3, 5 and 7 the outputs 0 to 7. */
 static inline void transform_half(const Words *pairs, int32_t bias, int shift, Words *out)
 {
-    Bits sum = (Bits)add_products(pairs[0], PAIR(8192, 8192)) + (uint32_t)bias;
-    Bits difference = (Bits)add_products(pairs[0], PAIR(8192, -8192)) + (uint32_t)bias;
-    Bits outer = (Bits)add_products(pairs[1], PAIR(10703, 4433));
-    Bits inner = (Bits)add_products(pairs[1], PAIR(4433, -10704));
+    Bits sum = multiply(pairs[0], 8192, 8192) + (uint32_t)bias;
+    Bits difference = multiply(pairs[0], 8192, -8192) + (uint32_t)bias;
+    Bits outer = multiply(pairs[1], 10703, 4433);
+    Bits inner = multiply(pairs[1], 4433, -10704);
     Bits even[4] = {sum + outer, difference + inner, difference - inner, sum - outer};
     for (int i = 0; i < 4; i++) {
-        Bits odd = (Bits)add_products(pairs[2], PAIR(ODD[i][0], ODD[i][1])) +
-                   (Bits)add_products(pairs[3], PAIR(ODD[i][2], ODD[i][3]));
+        Bits odd = multiply(pairs[2], ODD[i][0], ODD[i][1]) +
+                   multiply(pairs[3], ODD[i][2], ODD[i][3]);
         out[i] = (Words)((Sums)(even[i] + odd) >> shift);
         out[7 - i] = (Words)((Sums)(even[i] - odd) >> shift);
     }
@@ -143,11 +178,12 @@ static inline void transform_half(const Words *pairs, int32_t bias, int shift, W
 /* One pass, in place: each lane has its own inputs and outputs 0 to 7. */
 static inline void transform(Words *v, int32_t bias, int shift)
 {
-    Words low[4] = {low_words(v[0], v[4]), low_words(v[2], v[6]), low_words(v[1], v[3]),
-                    low_words(v[5], v[7])};
-    Words high[4] = {high_words(v[0], v[4]), high_words(v[2], v[6]), high_words(v[1], v[3]),
-                     high_words(v[5], v[7])};
-    Words low_out[8], high_out[8];
+    static const int FIRSTS[] = {0, 2, 1, 5}, SECONDS[] = {4, 6, 3, 7};
+    Words low[4], high[4], low_out[8], high_out[8];
+    for (int i = 0; i < 4; i++) {
+        low[i] = low_words(v[FIRSTS[i]], v[SECONDS[i]]);
+        high[i] = high_words(v[FIRSTS[i]], v[SECONDS[i]]);
+    }
     transform_half(low, bias, shift, low_out);
     transform_half(high, bias, shift, high_out);
     for (int i = 0; i < 8; i++)
@@ -187,39 +223,56 @@ static inline void gather_rows(const Words *v, Words *rows)
     rows[3] = high_pairs(a[1], a[3]);
 }
 
+static inline int has_bits(Unsigned words)
+{
+    uint64_t parts[sizeof(words) / 8], all = 0;
+    memcpy(parts, &words, sizeof(parts));
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
+        all |= parts[i];
+    return all != 0;
+}
+
 typedef struct {
-    Words quant[8], limits[8]; /* of coefficients */
-    Words odd;                 /* has a bit if a number went beyond its limits */
+    Words quant[8];
+    Words scaled[8]; /* so that the upper 16 bits of a coefficient's product tell its size */
+    Unsigned odd;    /* has a bit if a number went beyond its limits */
+    int is_odd;      /* the same of blocks of one value */
     size_t row_bytes;
 } Job;
 
-static inline Words load_row(const int16_t *const *blocks, int row)
+/* Returns 0 if a step is too large to tell sizes. */
+static inline int set_up(Job *job, const uint16_t *quant, size_t row_bytes)
 {
-    Words words;
-    for (int i = 0; i < AT_ONCE; i++)
-        memcpy((char *)&words + 16 * i, blocks[i] + 8 * row, 16);
-    return words;
+    const int16_t *twice[2] = {(const int16_t *)quant, (const int16_t *)quant};
+    Unsigned steps = {0};
+    *job = (Job){.row_bytes = row_bytes};
+    for (int i = 0; i < 8; i++) {
+        job->quant[i] = load_row(twice, 8 * i);
+        job->scaled[i] = job->quant[i] * SIZE_SCALE;
+        steps |= (Unsigned)job->quant[i];
+    }
+    return !has_bits(steps & ~(INT16_MAX / SIZE_SCALE));
 }
 
 static inline void transform_blocks(Job *job, const int16_t *const *blocks, uint8_t *const *outs)
 {
-    Words v[8], rows[4], first = {0}, second = {0};
+    Words v[8], rows[4];
+    Unsigned steps = {0}, firsts = {0}, samples = {0};
     for (int i = 0; i < 8; i++) {
-        Words coefficients = load_row(blocks, i);
-        job->odd |= (coefficients ^ coefficients >> 15) > job->limits[i];
+        Words coefficients = load_row(blocks, 8 * i);
+        steps |= (Unsigned)high_products(coefficients, job->scaled[i]) + 1; /* of -1 or 0 */
         v[i] = (Words)((Unsigned)coefficients * (Unsigned)job->quant[i]);
     }
-    transform(v, 1 << (CONSTANT_BITS - PASS_BITS - 1), CONSTANT_BITS - PASS_BITS);
+    transform(v, 1 << (FIRST_SHIFT - 1), FIRST_SHIFT);
     for (int i = 0; i < 8; i++)
-        first |= v[i] ^ v[i] >> 15;
+        firsts |= (Unsigned)v[i] + LIMIT;
     transpose(v);
-    int shift = CONSTANT_BITS + PASS_BITS + 3;
-    transform(v, (1 << (shift - 1)) + (SAMPLE_LIMIT << shift), shift);
+    transform(v, (1 << (SECOND_SHIFT - 1)) + (SAMPLE_LIMIT << SECOND_SHIFT), SECOND_SHIFT);
     for (int i = 0; i < 8; i++) {
-        second |= v[i];
+        samples |= (Unsigned)v[i];
         v[i] = (Words)((Unsigned)v[i] - (SAMPLE_LIMIT - 128));
     }
-    job->odd |= (first & LIMIT) | (second & ~(2 * SAMPLE_LIMIT - 1));
+    job->odd |= (steps & ~1) | (firsts & 2 * LIMIT) | (samples & ~(2 * SAMPLE_LIMIT - 1));
     gather_rows(v, rows);
     for (int i = 0; i < AT_ONCE; i++)
         for (int row = 0; row < 8; row++)
@@ -227,35 +280,52 @@ static inline void transform_blocks(Job *job, const int16_t *const *blocks, uint
                    8);
 }
 
-static int transform_all(Job *job, const int16_t *blocks, const uint8_t *lasts, int count,
-                         const uint16_t *quant, uint8_t *out)
+/* A block of one value. */
+static inline void fill_block(Job *job, int16_t coefficient, uint8_t *out)
 {
-    const int16_t *waiting[AT_ONCE];
-    uint8_t *outs[AT_ONCE];
-    int num_waiting = 0;
-    for (int i = 0; i < 64; i++) {
-        for (int half = 0; half < AT_ONCE; half++) {
-            job->quant[i / 8][8 * half + i % 8] = (int16_t)quant[i];
-            job->limits[i / 8][8 * half + i % 8] = quant[i] ? LIMIT / quant[i] - 1 : -1;
-        }
+    int32_t sample = (coefficient * job->quant[0][0] + 4) >> 3;
+    job->is_odd |= sample < -SAMPLE_LIMIT || sample >= SAMPLE_LIMIT;
+    sample += 128;
+    sample = sample < 0 ? 0 : sample > UINT8_MAX ? UINT8_MAX : sample;
+    for (int row = 0; row < 8; row++)
+        memset(out + row * job->row_bytes, sample, 8);
+}
+
+/* Of up to 64 blocks side by side. Which ones have one value no processor could predict, so they are
+ * sorted first. */
+static inline void transform_row(Job *job, const int16_t *blocks, const uint8_t *lasts, int count,
+                                 uint8_t *out)
+{
+    uint8_t sorted[2][ROW];
+    int counts[2] = {0};
+    for (int i = 0; i < count; i++) {
+        int is_flat = lasts[i] == 0;
+        sorted[is_flat][counts[is_flat]++] = (uint8_t)i;
     }
-    for (int i = 0; i < count; i++, blocks += BLOCK, out += 8) {
-        (void)lasts;
-        waiting[num_waiting] = blocks;
-        outs[num_waiting++] = out;
-        if (num_waiting == AT_ONCE || i == count - 1) {
-            for (int k = num_waiting; k < AT_ONCE; k++) {
-                waiting[k] = blocks;
-                outs[k] = out;
-            }
-            transform_blocks(job, waiting, outs);
-            num_waiting = 0;
+    for (int i = 0; i < counts[1]; i++)
+        fill_block(job, blocks[BLOCK * sorted[1][i]], out + 8 * sorted[1][i]);
+    for (int i = 0; i < counts[0]; i += AT_ONCE) {
+        const int16_t *some[AT_ONCE];
+        uint8_t *outs[AT_ONCE];
+        for (int k = 0; k < AT_ONCE; k++) {
+            int place = sorted[0][i + k < counts[0] ? i + k : i];
+            some[k] = blocks + BLOCK * place;
+            outs[k] = out + 8 * place;
         }
+        transform_blocks(job, some, outs);
     }
-    int is_odd = 0;
-    for (int i = 0; i < 8 * AT_ONCE; i++)
-        is_odd |= job->odd[i];
-    return !is_odd;
+}
+
+static int transform_all(const int16_t *blocks, const uint8_t *lasts, int count,
+                         const uint16_t *quant, uint8_t *out, size_t row_bytes)
+{
+    Job job;
+    if (!set_up(&job, quant, row_bytes))
+        return 0;
+    for (int i = 0; i < count; i += ROW)
+        transform_row(&job, blocks + (size_t)i * BLOCK, lasts + i, count - i < ROW ? count - i : ROW,
+                      out + 8 * (size_t)i);
+    return !job.is_odd && !has_bits(job.odd);
 }
 
 #if defined(__x86_64__)
@@ -267,6 +337,5 @@ int inverse_dct(const int16_t *blocks, const uint8_t *lasts, int count, const ui
 {
     if (!IS_FAST)
         return 0;
-    Job job = {.row_bytes = row_bytes};
-    return transform_all(&job, blocks, lasts, count, quant, out);
+    return transform_all(blocks, lasts, count, quant, out, row_bytes);
 }
