@@ -7,7 +7,96 @@
 
 #include "pixels.h"
 
-#define BLOCK 64 /* coefficients; 8×8 samples */
+#define BLOCK 64       /* coefficients; 8×8 samples */
+#define MAX_PLANES 3   /* Y, Cb, Cr */
+#define NUM_TABLES 4   /* of each kind (T.81, B.2.4) */
+#define LOOKUP_BITS 10 /* of a code and the bits behind it that one look-up decodes */
+
+typedef struct {
+    int across, down;              /* sampling factors */
+    int height, width;             /* in samples, as far as they belong to the image */
+    const uint16_t *quant;         /* row by row */
+    const uint8_t *dc_codes, *ac_codes; /* see HuffmanTable */
+} Component;
+
+/* What the markers before the scan say of an image that we decode: baseline, one scan. */
+typedef struct {
+    int height, width, num_components;
+    int across, down;   /* blocks of the first component in an MCU, which has the most */
+    int num_mcus_across, num_mcus_down;
+    int restart;        /* MCUs between two markers; all of them where there are none */
+    size_t scan;        /* where its data begin */
+    uint16_t quants[NUM_TABLES][BLOCK];
+    Component components[MAX_PLANES];
+} Frame;
+
+/* header.c: returns 0 if it declines. */
+int read_frame(const uint8_t *content, size_t num_bytes, Frame *frame);
+
+/* What the next LOOKUP_BITS bits begin with: one coefficient or two, see huffman.c. */
+typedef uint64_t Entry;
+
+#define END_OF_BLOCK 128 /* a skip */
+#define LONG 255         /* a skip: the code and what follows it are longer than LOOKUP_BITS */
+
+/* huffman.c: where a coefficient lies in its block, by its place in the file, counted from 1 (T.81,
+ * figure A.6). Behind them: what ends a block, or is not decoded by a look-up, is stored in the last
+ * one, which still gets its value then. */
+extern const uint8_t NATURAL[1 + BLOCK + LONG];
+
+typedef struct {
+    Entry entries[1 << LOOKUP_BITS];
+    uint32_t ends[17]; /* of the codes of each length, behind the last one, in the upper 16 bits */
+    int first[17];     /* of their symbols, minus the first code */
+    const uint8_t *codes; /* it was built from: 16 counts, and the symbols behind them */
+} HuffmanTable;
+
+/* huffman.c: returns 0 if it declines the 16 counts and the symbols behind them. */
+int build_table(HuffmanTable *table, const uint8_t *codes, int is_dc);
+
+/* The segments of a scan, read one by one. */
+typedef struct {
+    int number, last;                   /* of the one that was read, and of the last one */
+    const uint8_t *next, *content_end;  /* where the next one begins */
+    size_t num_bytes;                   /* that `bytes` must have room for */
+    uint8_t *bytes, *bytes_end;         /* of the one that was read, without stuffed bytes */
+} Segments;
+
+/* segments.c: before the first segment; `bytes` is to be set. */
+Segments segments_of(const uint8_t *content, size_t num_bytes, const Frame *frame);
+
+/* segments.c: read a later segment; returns 0 if the markers up to it are not what they should be. */
+int read_segment(Segments *segments, int number);
+
+/* segments.c: in the image. */
+int num_mcus(const Frame *frame);
+
+/* Bits of entropy-coded data, without stuffed bytes. */
+typedef struct {
+    const uint8_t *place; /* of the first byte that is not in `buffer` yet */
+    uint64_t buffer;      /* the next bits, the first one at the top */
+    int num_bits;         /* of them that count */
+    int dc[MAX_PLANES];   /* of the last block of each component */
+} BitReader;
+
+#define MAX_BLOCKS 10   /* in an MCU (T.81, B.2.3) */
+#define READ_AHEAD 2560 /* bytes behind `end` that are read of codes that lie: more than an MCU has */
+
+/* One of the blocks of which MCUs are made, and where its coefficients go. */
+typedef struct {
+    const HuffmanTable *dc, *ac;
+    int component;
+    int16_t *block; /* zeros, unless nobody looks at it */
+    uint8_t *last;  /* the place, in the order of the file, of its last coefficient */
+    int step;       /* blocks from one MCU to the next; 0: each overwrites the one before */
+} McuBlock;
+
+/* huffman.c: decode `num_mcus` MCUs of `num_blocks` blocks. Returns 0 if it declines. */
+int decode_mcus(BitReader *reader, const McuBlock *blocks, int num_blocks, int num_mcus,
+                const uint8_t *end);
+
+/* crop.c: decode a window, to height×width×3. Returns 0 if it declines. */
+int decode_crop(const uint8_t *content, size_t num_bytes, const Window *window, uint8_t *out);
 
 /* idct.c: the samples of `count` blocks that lie side by side, to 8 rows `row_bytes` apart. A block
  * has its coefficients row by row, as they are in the file; `lasts` has for each block the place, in

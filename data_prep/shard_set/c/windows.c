@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pixels.h"
+#include "jpeg.h"
 
 const int INTERFACE = 3; /* goes up with each change of what these functions take, give or do */
 
@@ -16,6 +16,15 @@ int is_inside(const Window *window, int image_height, int image_width)
            window->width <= image_width - window->left;
 }
 
+/* By our own decoder, or where that declines by libjpeg. Returns what is wrong, or NULL. */
+static const char *decode(const uint8_t *content, size_t num_bytes, const Window *window,
+                          uint8_t *out, char *message)
+{
+    if (decode_crop(content, num_bytes, window, out))
+        return NULL;
+    return decode_window(content, num_bytes, window, out, message);
+}
+
 /* Returns what is wrong, or NULL. */
 static const char *cut_jpeg(const uint8_t *content, size_t num_bytes, const Window *window,
                             uint8_t *out, int out_height, int out_width, char *message)
@@ -23,11 +32,11 @@ static const char *cut_jpeg(const uint8_t *content, size_t num_bytes, const Wind
     if (!is_inside(window, LONGEST_SIDE, LONGEST_SIDE))
         return BEYOND_IMAGE;
     if (window->height == out_height && window->width == out_width)
-        return decode_window(content, num_bytes, window, out, message);
+        return decode(content, num_bytes, window, out, message);
     uint8_t *pixels = malloc(3 * (size_t)window->height * window->width);
     if (pixels == NULL)
         return NO_MEMORY;
-    const char *problem = decode_window(content, num_bytes, window, pixels, message);
+    const char *problem = decode(content, num_bytes, window, pixels, message);
     if (problem == NULL && !scale_window(pixels, 3 * window->width, 0, window->height,
                                          window->width, BILINEAR, out, out_height, out_width))
         problem = NO_MEMORY;
