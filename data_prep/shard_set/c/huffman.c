@@ -28,8 +28,6 @@ const uint8_t NATURAL[1 + BLOCK + LONG] = {
     23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
     [BLOCK + 1 ... BLOCK + LONG] = BLOCK - 1};
 
-/* ------------------------------------------------------------------ tables */
-
 /* The number that `size` bits stand for (T.81, F.2.2.1, EXTEND). */
 INLINE int extended(int bits, int size)
 {
@@ -106,8 +104,6 @@ int build_table(HuffmanTable *table, const uint8_t *codes, int is_dc)
     return 1;
 }
 
-/* ------------------------------------------------------------------ bits */
-
 /* From then on there are at least 56 bits; those behind them are right, too, but do not count. */
 INLINE void fill(BitReader *reader)
 {
@@ -150,8 +146,6 @@ INLINE int take_symbol(BitReader *reader, const HuffmanTable *table, Entry entry
     drop(reader, length);
     return symbol;
 }
-
-/* ------------------------------------------------------------------ blocks */
 
 /* Behind it the buffer has bits for all look-ups but one. Returns 0 if there is no such code. */
 INLINE int decode_dc(BitReader *reader, const HuffmanTable *table, int *difference)
