@@ -106,7 +106,9 @@ def test_a_killed_conversion_leaves_a_whole_file_and_the_next_one_goes_on(tmp_pa
         conversion.communicate()
     assert [*published.iterdir()] == [path]
     samples = parse(path.read_bytes())
-    assert 0 < value(samples, "samples_total") < value(samples, "expected_samples") <= 1700
+    expected = value(samples, "expected_samples")
+    assert expected <= 1800, "two shards were finished; the third may have lacked its record"
+    assert 0 < value(samples, "samples_total") < expected
     assert value(samples, "bytes_written_total") > 0, "the last values are those at the end"
 
 
