@@ -23,7 +23,8 @@ from typing import Annotated
 
 from data_prep.adopt.adopt import Adoption, adopt, common_folder, expand
 from data_prep.beton.beton import write_beton
-from data_prep.convert.conversion import RejectRatio, merge, num_processors
+from data_prep.convert.conversion import merge
+from data_prep.convert.options import RejectRatio, num_processors
 from data_prep.convert.output import ConversionError
 from data_prep.look.compare import compare
 from data_prep.look.look import describe, look

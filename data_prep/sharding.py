@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.convert.conversion import Count, Options, convert
+from data_prep.convert.conversion import convert
+from data_prep.convert.options import Count, Options
 from data_prep.convert.output import WORK_FOLDER
 from data_prep.shard_set.fields import within
 from data_prep.shard_set.foreign import describe_input

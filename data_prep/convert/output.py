@@ -31,6 +31,8 @@ WORK_FOLDER = ".conversion"
 _PLAN_NAME = "settings.json"
 OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
 """Settings that have a field of their own in the manifest; the others are its options."""
+_UNWRITTEN = {"restart": 0}
+"""Settings that no file has where this is their value: older versions did not know them."""
 _TASK_LOCK = re.compile(r"task-(\d+)-of-(\d+)\.lock")
 
 
@@ -206,6 +208,7 @@ def _remove_leftovers(shards: Path, names: Collection[str] | None = None) -> Non
 
 
 def _check_same(path: Path, before: Settings, now: Settings) -> None:
+    before, now = {**_UNWRITTEN, **before}, {**_UNWRITTEN, **now}
     differences = [
         f"the {name.removesuffix('_sha256').replace('_', ' ')} are not the same"
         if name.endswith("_sha256")

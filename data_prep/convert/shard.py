@@ -134,6 +134,7 @@ class ShardJob:
     encoding: Encoding
     size: int | None
     jpeg_quality: int | None
+    restart: int
 
 
 def write_shard(
@@ -161,7 +162,7 @@ def write_shard(
             try:
                 raw = job.reader.read(sample)
                 clock.enter("convert")
-                image = store(raw, job.encoding, job.size, job.jpeg_quality)
+                image = store(raw, job.encoding, job.size, job.jpeg_quality, job.restart)
             except RejectedImage as rejection:
                 reason = rejection.reason
                 contents.rejected.append((sample.locator, rejection.reason, str(rejection)))

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from data_prep.look.look import Contents
+from data_prep.look.look import Contents, Place
+from data_prep.shard_set.compiled import HOW_TO_BUILD, is_compiled
+from data_prep.shard_set.manifest import ShardSetError
+from data_prep.shard_set.recoding import recode_jpeg
 
 
 def compare(first: Path, second: Path) -> list[str]:
-    """How two shard sets differ; empty if the same samples have the same labels and splits."""
+    """How two shard sets differ; empty if the same samples have the same labels and splits.
+
+    If one has other restart markers than the other, each image is read, and compared without them.
+    Raises `ShardSetError` if one is not whole, or if reading them needs what is not there.
+    """
     sets = [Contents.open(first), Contents.open(second)]
     one, other = (contents.manifest for contents in sets)
     lines = [
@@ -29,20 +40,13 @@ def compare(first: Path, second: Path) -> list[str]:
         lines += [f"classes only in {path}: {_some(names)}"] if names else []
     if not any(only) and one.class_names != other.class_names:
         lines.append("the classes have other labels")
-    samples = [
-        Counter(
-            (split, contents.manifest.class_names[label], num_bytes, checksum)
-            for split, index in contents.index.items()
-            for label, num_bytes, checksum in zip(
-                index["label"].tolist(),
-                index["num_bytes"].tolist(),
-                contents.checksums[split].tolist(),
-                strict=True,
-            )
+    is_as_stored = one.options.get("restart", 0) == other.options.get("restart", 0)
+    if not is_as_stored and not is_compiled():
+        raise ShardSetError(
+            f"{first} and {second} have other restart markers, and to compare them needs the "
+            f"compiled code of this program, which is not there: {HOW_TO_BUILD}"
         )
-        for contents in sets
-    ]
-    of_one, of_other = samples
+    of_one, of_other = (_samples(contents, is_as_stored=is_as_stored) for contents in sets)
     for path, more in ((first, of_one - of_other), (second, of_other - of_one)):
         for split in sorted({split for split, *_ in more}):
             of_split = Counter({key: n for key, n in more.items() if key[0] == split})
@@ -51,6 +55,29 @@ def compare(first: Path, second: Path) -> list[str]:
                 f"only in {path}: {of_split.total():,} samples of {split}, of {_some(classes)}"
             )
     return lines
+
+
+def _samples(contents: Contents, *, is_as_stored: bool) -> Counter[tuple[str, str, int, int]]:
+    """Split, class, length and CRC-32 of each sample: of what is stored, or without markers."""
+    found: Counter[tuple[str, str, int, int]] = Counter()
+    for split, index in contents.index.items():
+        names = (contents.manifest.class_names[label] for label in index["label"].tolist())
+        if is_as_stored:
+            checksums = contents.checksums[split].tolist()
+            marks = list(zip(index["num_bytes"].tolist(), checksums, strict=True))
+        else:
+            places = [Place(split, row) for row in range(len(index))]
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+                marks = list(threads.map(partial(_mark, contents), places))
+        found.update((split, name, *mark) for name, mark in zip(names, marks, strict=True))
+    return found
+
+
+def _mark(contents: Contents, place: Place) -> tuple[int, int]:
+    """Length and CRC-32 of a JPEG without restart markers."""
+    _, content = contents.read(place)
+    content = recode_jpeg(content, 0) or content
+    return len(content), zlib.crc32(content)
 
 
 def _some(names: Sequence[str]) -> str:

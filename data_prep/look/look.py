@@ -139,6 +139,8 @@ def describe(found: Findings) -> str:
     """The findings as text."""
     manifest = found.contents.manifest
     lines = [f"{manifest.title}: encoding {manifest.encoding}, source {manifest.source}"]
+    if restart := manifest.options.get("restart"):
+        lines[0] += f", restart markers every {restart} MCUs"
     for split, counts in found.counts.items():
         num_bytes = sum(manifest.split(split).shard_bytes)
         lines.append(

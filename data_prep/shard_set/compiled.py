@@ -13,6 +13,12 @@ import numpy.typing as npt
 _INTERFACE = 3
 """Of the C code that belongs to this version of Python's."""
 
+HOW_TO_BUILD = (
+    "install a C compiler and the headers of libjpeg-turbo (Debian: gcc libc6-dev "
+    "libjpeg62-turbo-dev), and then this program again"
+)
+"""What to do where it is needed and not there."""
+
 MESSAGE_BYTES = 200
 """JMSG_LENGTH_MAX of libjpeg."""
 

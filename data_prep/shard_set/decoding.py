@@ -30,6 +30,8 @@ RewriteReason = Literal[
     "not_jpeg",  # another format, or pixels, encoded as JPEG
     "repaired",  # a JPEG with all its pixels that not every reader takes
     "resized",  # to --size
+    "recoded",  # a JPEG got restart markers; its pixels are the same
+    "not_recoded",  # a JPEG that cannot have them without loss: stored as it came
 ]
 
 RejectReason = Literal[

@@ -62,6 +62,14 @@ def components(pixels: Pixels, samplings: Sequence[tuple[int, int]]) -> list[byt
     ]
 
 
+def with_wide_table(content: bytes) -> bytes:
+    """With a quantization table of 16 bits a number, the first of them above 255."""
+    start, jfif, table, *rest = parts(content)
+    wide = b"".join(bytes((k == 0, value)) for k, value in enumerate(table[5:69]))
+    changed = b"".join((start, jfif, segment(0xDB, b"\x10" + wide), table[69:], *rest))
+    return changed.replace(b"\xff\xc0\0\x11", b"\xff\xc1\0\x11")
+
+
 def sampled(pixels: Pixels, samplings: Sequence[tuple[int, int]]) -> bytes:
     """YCbCr of those `components`, each in a scan of its own."""
     frame, scans = b"", b""

@@ -14,7 +14,8 @@
 
 #define FIRST_BYTES 16384
 #define EXACT_QUALITY 96 /* from here on TurboJPEG takes the slower transform (turbojpeg.c) */
-#define JFIF_BYTES 14 /* of its marker, without a thumbnail */
+#define JFIF_BYTES 14 /* of its marker, without a thumbnail; shorter ones libjpeg does not know */
+#define ADOBE_BYTES 12
 
 typedef struct {
     struct jpeg_destination_mgr base;
@@ -75,20 +76,33 @@ static int starts_with(jpeg_saved_marker_ptr marker, const char *name, unsigned 
     return marker->data_length >= name_bytes && memcmp(marker->data, name, name_bytes) == 0;
 }
 
-/* JFIF without its thumbnail, Exif, ICC profile, Adobe and comments; others say nothing of the
- * picture, or of bytes that are not there any more. Of JFIF and Adobe, libjpeg reads no less. */
+static int is_kept(jpeg_saved_marker_ptr marker)
+{
+    switch (marker->marker) {
+    case JPEG_APP0:
+        return starts_with(marker, "JFIF", 5) && marker->data_length >= JFIF_BYTES;
+    case JPEG_APP0 + 1:
+        return starts_with(marker, "Exif", 5);
+    case JPEG_APP0 + 2:
+        return starts_with(marker, "ICC_PROFILE", 12);
+    case JPEG_APP0 + 14:
+        return starts_with(marker, "Adobe", 5) && marker->data_length >= ADOBE_BYTES;
+    default:
+        return marker->marker == JPEG_COM;
+    }
+}
+
+/* JFIF without its thumbnail, Exif, ICC profile, Adobe and comments. Others say nothing of the
+ * picture, or where bytes were that are elsewhere now. */
 static void write_markers(struct jpeg_compress_struct *encoder, jpeg_saved_marker_ptr marker)
 {
     for (; marker != NULL; marker = marker->next) {
-        if (marker->marker == JPEG_APP0 && starts_with(marker, "JFIF", 5) &&
-            marker->data_length >= JFIF_BYTES) {
+        if (!is_kept(marker))
+            continue;
+        if (marker->marker == JPEG_APP0) {
             marker->data[12] = marker->data[13] = 0; /* the thumbnail's width and height */
             marker->data_length = JFIF_BYTES;
-        } else if (!(marker->marker == JPEG_APP0 + 1 && starts_with(marker, "Exif", 5)) &&
-                   !(marker->marker == JPEG_APP0 + 2 && starts_with(marker, "ICC_PROFILE", 12)) &&
-                   !(marker->marker == JPEG_APP0 + 14 && starts_with(marker, "Adobe", 5)) &&
-                   marker->marker != JPEG_COM)
-            continue;
+        }
         jpeg_write_marker(encoder, marker->marker, marker->data, marker->data_length);
     }
 }

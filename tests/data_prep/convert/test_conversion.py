@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.convert.conversion import Options, convert
+from data_prep.convert.conversion import convert
+from data_prep.convert.options import Options
 from data_prep.convert.output import ConversionError
 from data_prep.shard_set.manifest import read_manifest
 from data_prep.sources.folder import open_folder

@@ -263,7 +263,8 @@ def test_a_rejection_says_what_is_wrong_and_what_to_do(
 
 
 def test_every_reason_is_tested() -> None:
-    assert {*CONVERTED, "resized"} == set(get_args(RewriteReason))
+    reasons = {*CONVERTED, "resized", "recoded", "not_recoded"}
+    assert reasons == set(get_args(RewriteReason))
     assert set(BAD) == set(get_args(RejectReason))
 
 

@@ -28,6 +28,7 @@ from tests.data_prep.odd_jpegs import (
     with_stray_bytes,
     with_transform,
     with_version,
+    with_wide_table,
     without_last_scans,
 )
 from tests.data_prep.raw_data import encode, make_pixels
@@ -181,6 +182,8 @@ def test_what_says_how_pixels_are_meant_is_kept_and_all_else_dropped() -> None:
         (0xE2, b"MPF\0II*\0"),
         (0xED, b"Photoshop 3.0\0"),
         (0xEF, b"of a camera"),
+        (0xEE, b"Adobe"),
+        (0xE0, b"JFIF\0\1"),
     ]
     with_thumbnail = [(0xE0, jfif + b"\x02\x01" + bytes(6))]
     start, _, *rest = parts(pillow_jpeg())  # without the JFIF marker of its own
@@ -209,14 +212,6 @@ def test_colours_mean_the_same(ids: bytes, marks: str) -> None:
     assert segments_of(found) == segments_of(content)
     for decode in (simplejpeg.decode_jpeg, by_pillow):
         assert np.array_equal(decode(found), decode(content))
-
-
-def with_wide_table(content: bytes) -> bytes:
-    """With a quantization table of 16 bits a number, the first of them above 255."""
-    start, jfif, table, *rest = parts(content)
-    wide = b"".join(bytes((k == 0, value)) for k, value in enumerate(table[5:69]))
-    changed = b"".join((start, jfif, segment(0xDB, b"\x10" + wide), table[69:], *rest))
-    return changed.replace(b"\xff\xc0\0\x11", b"\xff\xc1\0\x11")
 
 
 PLAIN = pillow_jpeg()

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.convert.conversion import Options, convert
+from data_prep.convert.conversion import convert
+from data_prep.convert.options import Options
 from data_prep.shard_set import beton_format
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import (
