@@ -32,9 +32,14 @@ int is_inside(const Window *window, int image_height, int image_width);
 const char *decode_window(const uint8_t *content, size_t num_bytes, const Window *window,
                           uint8_t *out, char *message);
 
-/* scaling.c: scale a window of height×width pixels to out_height×out_width×3. It begins `inset`
- * pixels into `lines`, whose rows are `row_bytes` apart. Returns 0 without memory. */
-int scale_window(const uint8_t *lines, int row_bytes, int inset, int height, int width,
-                 int filter_number, uint8_t *out, int out_height, int out_width);
+/* scaling.c: scale a window of height×width pixels, whose rows are `row_bytes` apart, to
+ * out_height×out_width×3. Returns 0 without memory. */
+int scale_window(const uint8_t *pixels, size_t row_bytes, int height, int width, int filter_number,
+                 uint8_t *out, int out_height, int out_width);
+
+/* bilinear.c: the same by BILINEAR, several times as fast, where the sizes allow it. */
+int can_scale_bilinear(int height, int width, int out_height, int out_width);
+int scale_bilinear(const uint8_t *pixels, size_t row_bytes, int height, int width, uint8_t *out,
+                   int out_height, int out_width);
 
 #endif

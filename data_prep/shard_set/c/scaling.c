@@ -1,5 +1,6 @@
-/* Scales windows of pixels: Pillow's BILINEAR or LANCZOS, first to the output's height and then to
- * its width; a filter as wide as the scale, in fixed point, rounded to 8 bits after each of the two.
+/* Scales windows of pixels with Pillow's bits: BILINEAR or LANCZOS, first to the output's height and
+ * then to its width; a filter as wide as the scale, in fixed point, rounded to 8 bits after each of
+ * the two. BILINEAR is mostly left to bilinear.c.
  */
 
 #include <math.h>
@@ -63,14 +64,14 @@ static inline int32_t rounded(int32_t sum)
     return value > 255 ? 255 : value;
 }
 
-/* Rows of `size` values, one behind the other, to one row. */
+/* Rows of `size` values, `row_bytes` apart, to one row. */
 FOR_EACH_PROCESSOR
-static void blend_rows(const uint8_t *rows, size_t size, const int32_t *weights, int count,
-                       int32_t *out)
+static void blend_rows(const uint8_t *rows, size_t row_bytes, size_t size, const int32_t *weights,
+                       int count, int32_t *out)
 {
     for (size_t x = 0; x < size; x++)
         out[x] = 1 << (FRACTION_BITS - 1);
-    for (int i = 0; i < count; i++, rows += size)
+    for (int i = 0; i < count; i++, rows += row_bytes)
         for (size_t x = 0; x < size; x++)
             out[x] += rows[x] * weights[i];
     for (size_t x = 0; x < size; x++)
@@ -97,25 +98,27 @@ static void scale_row(const int32_t *row, const int32_t *tap, int count, int out
         out[x] = rounded(wide[x]);
 }
 
-int scale_window(const uint8_t *lines, int row_bytes, int inset, int height, int width,
-                 int filter_number, uint8_t *out, int out_height, int out_width)
+int scale_window(const uint8_t *pixels, size_t row_bytes, int height, int width, int filter_number,
+                 uint8_t *out, int out_height, int out_width)
 {
+    if (filter_number == BILINEAR && can_scale_bilinear(height, width, out_height, out_width))
+        return scale_bilinear(pixels, row_bytes, height, width, out, out_height, out_width);
     const Filter *filter = &FILTERS[filter_number];
     int across = count_taps(filter, width, out_width);
     int down = count_taps(filter, height, out_height);
-    size_t num_flat = (size_t)row_bytes + 1, num_wide = 3 * (size_t)out_width + 1;
+    size_t size = 3 * (size_t)width, out_size = 3 * (size_t)out_width;
     size_t num_across = (across + 1) * (size_t)out_width;
     size_t num_down = (down + 1) * (size_t)out_height;
-    int32_t *flat = malloc(sizeof(int32_t) * (num_flat + num_wide + num_across + num_down));
+    int32_t *flat = malloc(sizeof(int32_t) * (size + 1 + out_size + 1 + num_across + num_down));
     if (flat == NULL)
         return 0;
-    int32_t *wide = flat + num_flat, *taps = wide + num_wide, *tap = taps + num_across;
+    int32_t *wide = flat + size + 1, *taps = wide + out_size + 1, *tap = taps + num_across;
     fill_taps(taps, across, filter, width, out_width);
     fill_taps(tap, down, filter, height, out_height);
-    flat[row_bytes] = 0; /* scale_row multiplies it, if only to drop it */
+    flat[size] = 0; /* scale_row multiplies it, if only to drop it */
     for (int y = 0; y < out_height; y++, tap += down + 1) {
-        blend_rows(lines + *tap * (size_t)row_bytes, row_bytes, tap + 1, down, flat);
-        scale_row(flat + 3 * inset, taps, across, out_width, wide, out + y * 3 * (size_t)out_width);
+        blend_rows(pixels + *tap * row_bytes, row_bytes, size, tap + 1, down, flat);
+        scale_row(flat, taps, across, out_width, wide, out + y * out_size);
     }
     free(flat);
     return 1;

@@ -33,6 +33,7 @@ from data_prep.shard_set.pixels import (
     scale_middle,
     scale_window,
 )
+from data_prep.shard_set.scaling import scale_pixels
 from tests.data_prep.odd_jpegs import sampled
 from tests.real_data import imagenet_jpegs
 
@@ -64,9 +65,9 @@ def jpeg(image: Pixels, **options: object) -> bytes:
 def scaled(
     image: Pixels, height: int, width: int, resampling: Image.Resampling = BILINEAR
 ) -> Pixels:
-    """By Pillow, first to the height and then to the width."""
-    taller = Image.fromarray(image).resize((image.shape[1], height), resampling)
-    return np.asarray(taller.resize((width, height), resampling))
+    out = np.empty((height, width, 3), np.uint8)
+    scale_pixels(image, out, resampling)  # in Python: see test_scaling
+    return out
 
 
 def cut(content: bytes, window: Window, height: int, width: int) -> Pixels:
@@ -131,7 +132,7 @@ def test_code_that_was_built_from_another_source_is_not_used(
 
 
 @given(cases())
-def test_a_scaled_window_is_what_pillow_makes_of_it(
+def test_a_scaled_window_is_that_of_the_whole_image(
     case: tuple[bytes, Window, tuple[int, int]],
 ) -> None:
     content, window, size = case
@@ -145,13 +146,13 @@ def test_a_scaled_window_is_what_pillow_makes_of_it(
 
 
 @pytest.mark.usefixtures("way")
-def test_both_ways_agree_with_pillow() -> None:
+def test_both_ways_agree() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        height, width = rng.randint(20, 200), rng.randint(20, 200)
+        height, width = rng.randint(60, 200), rng.randint(60, 200)
         content = jpeg(picture(height, width), quality=90)
         window = Window(
-            rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 11), rng.randint(1, 11)
+            rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 51), rng.randint(1, 51)
         )
         whole = np.asarray(Image.open(io.BytesIO(content)))
         found = cut(content, window, 224, 100)
