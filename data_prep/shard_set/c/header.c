@@ -7,6 +7,8 @@
 #include "jpeg.h"
 
 enum { SOF0 = 0xC0, SOF1, DHT = 0xC4, DAC = 0xCC, RST0 = 0xD0, SOS = 0xDA, DQT, DNL, DRI };
+#define LONGEST_SIDE 65500 /* JPEG_MAX_DIMENSION of libjpeg */
+
 enum { APP0 = 0xE0, APP14 = 0xEE, APP15, COM = 0xFE };
 
 /* What is collected until the scan begins. */
@@ -58,17 +60,18 @@ static int read_sof(Frame *frame, Header *header, const uint8_t *place, int leng
     frame->height = read_16(place + 1);
     frame->width = read_16(place + 3);
     frame->num_components = place[5];
-    if (frame->height == 0 || frame->width == 0 || (place[5] != 1 && place[5] != 3))
+    if (frame->height == 0 || frame->width == 0 || frame->height > LONGEST_SIDE ||
+        frame->width > LONGEST_SIDE || (place[5] != 1 && place[5] != 3))
         return 0;
     for (int i = 0; i < place[5]; i++) {
         const uint8_t *from = place + 6 + 3 * i;
         Component *component = &frame->components[i];
-        component->across = place[5] == 1 ? 1 : from[1] >> 4; /* an MCU then is one block */
-        component->down = place[5] == 1 ? 1 : from[1] & 15;
+        int across = from[1] >> 4, down = from[1] & 15;
+        component->across = place[5] == 1 ? 1 : across; /* an MCU then is one block */
+        component->down = place[5] == 1 ? 1 : down;
         header->ids[i] = from[0];
         header->quant_ids[i] = from[2];
-        if (component->across < 1 || component->across > 4 || component->down < 1 ||
-            component->down > 4 || (from[1] >> 4) * (from[1] & 15) == 0 || from[2] >= NUM_TABLES)
+        if (across < 1 || across > 4 || down < 1 || down > 4 || from[2] >= NUM_TABLES)
             return 0;
     }
     return 1;

@@ -91,7 +91,7 @@ int build_table(HuffmanTable *table, const uint8_t *codes, int is_dc)
         code <<= 1;
         table->first[length] = count - code;
         for (int i = 0; i < codes[length - 1]; i++, code++, count++) {
-            if (code >= 1 << length || !is_symbol(symbols[count], is_dc))
+            if (code >= (1 << length) - 1 || !is_symbol(symbols[count], is_dc))
                 return 0;
             if (length <= LOOKUP_BITS)
                 fill_entries(table->entries + (code << (LOOKUP_BITS - length)), symbols[count],
