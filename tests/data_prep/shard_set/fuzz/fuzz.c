@@ -1,0 +1,283 @@
+/* Fuzzes the C code of shard sets: with damaged JPEGs, our decoder against libjpeg, and whatever
+ * else takes bytes or sizes. To be built with sanitizers, which end it with the first wrong access.
+ *
+ *     fuzz CORPUS CURRENT DOUBTFUL SEED SECONDS ITERATIONS
+ *
+ * CORPUS is a file of inputs, each behind its size. The input at work is in the file CURRENT: its
+ * size, the window, which is four numbers of 4 bytes, and the JPEG. To the file DOUBTFUL go, in the
+ * same form, those for which our decoder gives pixels and libjpeg a complaint, which may be about
+ * data that the window does not need. Whether they are right is for others to say. It prints how
+ * many inputs there were, how many of them our decoder answered, libjpeg refused, and are doubtful.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../../../../data_prep/shard_set/c/jpeg.h"
+#include "fuzz.h"
+
+#define MAX_SEEDS 4096
+#define MAX_PIXELS (1 << 20)   /* of what libjpeg decodes */
+#define MESSAGE_BYTES 200      /* JMSG_LENGTH_MAX */
+#define MAX_DOUBTFUL 20000     /* are kept */
+#define DONE 1                 /* of `recode_jpeg` and `encode_jpeg` */
+#define FILLING 0x5A
+
+int cut_jpegs(const uint8_t *const *contents, const size_t *lengths, const Window *windows,
+              int count, uint8_t *out, int out_height, int out_width, char *message);
+int copy_windows(const uint64_t *starts, const uint8_t *flips, int count, int row_bytes, int height,
+                 int width, uint8_t *out);
+int judge_jpeg(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
+               int channels, char *message);
+
+int recode_jpeg(const uint8_t *content, size_t num_bytes, int restart, uint8_t **out,
+                size_t *out_bytes);
+int encode_jpeg(const uint8_t *pixels, int height, int width, int quality, int restart,
+                uint8_t **out, size_t *out_bytes);
+void free_jpeg(uint8_t *out);
+
+typedef struct {
+    uint32_t size; /* of the JPEG */
+    Window window;
+    uint8_t bytes[MAX_BYTES];
+} Case;
+
+typedef struct {
+    long inputs, answered, refused, doubtful;
+} Counts;
+
+static Input seeds[MAX_SEEDS];
+static int num_seeds;
+static Case *current;
+static FILE *doubtful;
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "%s\n", what);
+    abort();
+}
+
+static void *need(void *memory)
+{
+    if (memory == NULL)
+        fail("out of memory");
+    return memory;
+}
+
+static void read_corpus(const char *path)
+{
+    FILE *file = need(fopen(path, "rb"));
+    uint32_t size;
+    while (num_seeds < MAX_SEEDS && fread(&size, sizeof(size), 1, file) == 1) {
+        Input *seed = &seeds[num_seeds++];
+        if (size > MAX_BYTES || fread(seed->bytes, 1, size, file) != size)
+            fail("the corpus is damaged");
+        seed->size = size;
+    }
+    fclose(file);
+}
+
+static void map_current(const char *path)
+{
+    FILE *file = need(fopen(path, "w+b"));
+    if (ftruncate(fileno(file), sizeof(Case)) != 0)
+        fail("the file of the input at work cannot be written");
+    current = mmap(NULL, sizeof(Case), PROT_WRITE, MAP_SHARED, fileno(file), 0);
+    if (current == MAP_FAILED)
+        fail("the file of the input at work cannot be mapped");
+    fclose(file);
+}
+
+/* The size in the last frame header; libjpeg's own is not asked, so that ours is not spared. */
+static void find_size(const Input *input, int *height, int *width)
+{
+    *height = *width = 16;
+    for (size_t i = 0; i + 9 < input->size; i++) {
+        const uint8_t *byte = input->bytes + i;
+        if (byte[0] == 0xFF && byte[1] >= 0xC0 && byte[1] <= 0xCF && byte[1] != 0xC4) {
+            *height = byte[5] * 256 + byte[6];
+            *width = byte[7] * 256 + byte[8];
+        }
+    }
+}
+
+static int draw_side(int size) { return size > 1 ? 1 + (int)draw((uint32_t)size) : 1; }
+
+static Window draw_window(int height, int width)
+{
+    Window window = {0, 0, height, width};
+    switch (draw(8)) {
+    case 0: break; /* all of it */
+    case 1: /* anything */
+        window = (Window){(int)draw(80) - 8, (int)draw(80) - 8, (int)draw(80), (int)draw(80)};
+        break;
+    default:
+        window.height = draw_side(height);
+        window.width = draw_side(width);
+        window.top = draw_side(height - window.height + 1) - 1;
+        window.left = draw_side(width - window.width + 1) - 1;
+    }
+    return window;
+}
+
+static int is_large(int height, int width) { return (double)height * width > MAX_PIXELS; }
+
+/* Returns whether our decoder answered. */
+static int check_decoder(const uint8_t *content, size_t size, const Window *window, uint8_t *out,
+                         uint8_t *expected, Counts *counts)
+{
+    size_t num_bytes = 3 * (size_t)window->height * window->width;
+    char message[MESSAGE_BYTES];
+    int is_answered = decode_crop(content, size, window, out);
+    const char *problem = decode_window(content, size, window, expected, message);
+    counts->answered += is_answered;
+    counts->refused += problem != NULL;
+    if (is_answered && problem == NULL && memcmp(out, expected, num_bytes) != 0)
+        fail("other pixels than libjpeg's");
+    if (is_answered && problem != NULL && counts->doubtful++ < MAX_DOUBTFUL)
+        fwrite(current, 1, offsetof(Case, bytes) + size, doubtful);
+    memset(expected, FILLING, num_bytes);
+    int cut = cut_jpegs(&content, &size, window, 1, expected, window->height, window->width, message);
+    if (cut != (is_answered || problem == NULL))
+        fail("cut_jpegs disagrees with the decoders");
+    if (is_answered && memcmp(out, expected, num_bytes) != 0)
+        fail("cut_jpegs has other pixels than the decoder");
+    return is_answered;
+}
+
+static void check_scaling(const uint8_t *content, size_t size, const Window *window)
+{
+    char message[MESSAGE_BYTES];
+    int height = 1 + (int)draw(40), width = 1 + (int)draw(40);
+    uint8_t *out = need(malloc(3 * (size_t)height * width));
+    cut_jpegs(&content, &size, window, 1, out, height, width, message);
+    free(out);
+}
+
+/* Rows of a mapping of just the bytes of the image, against the plainest loop. */
+static void check_copying(const uint8_t *pixels, int height, int width)
+{
+    Window window = draw_window(height, width);
+    if (!is_inside(&window, height, width))
+        return;
+    size_t row_bytes = 3 * (size_t)width, out_bytes = 3 * (size_t)window.height * window.width;
+    uint8_t flip = (uint8_t)draw(2), *out = need(malloc(out_bytes)), *place = out;
+    uint64_t start = (uintptr_t)pixels + window.top * row_bytes + 3 * (size_t)window.left;
+    if (copy_windows(&start, &flip, 1, (int)row_bytes, window.height, window.width, out) != 1)
+        fail("pixels in memory cannot be read");
+    for (int y = 0; y < window.height; y++)
+        for (int x = 0; x < window.width; x++, place += 3) {
+            int column = window.left + (flip ? window.width - 1 - x : x);
+            if (memcmp(place, pixels + (window.top + y) * row_bytes + 3 * column, 3) != 0)
+                fail("a copied pixel is another");
+        }
+    free(out);
+}
+
+static void check_judge(const uint8_t *content, size_t size, int height, int width)
+{
+    char message[MESSAGE_BYTES];
+    int channels = draw(4) ? 3 : 4;
+    uint8_t *out = need(malloc((size_t)channels * height * width + 1));
+    judge_jpeg(content, size, out, height, width, channels, message);
+    free(out);
+}
+
+/* The same pixels, or the same complaint: that there is no RGB. */
+static void check_recoding(const uint8_t *content, size_t size, int height, int width)
+{
+    Window whole = {0, 0, height, width};
+    char message[MESSAGE_BYTES], complaint[MESSAGE_BYTES];
+    uint8_t *recoded = NULL;
+    size_t num_bytes, out_bytes = 3 * (size_t)height * width;
+    int restart = draw(2) ? 1 + (int)draw(9) : (int)draw(65536);
+    if (recode_jpeg(content, size, restart, &recoded, &num_bytes) == DONE) {
+        uint8_t *out = need(malloc(out_bytes)), *expected = need(malloc(out_bytes));
+        const char *first = decode_window(content, size, &whole, expected, message);
+        const char *second = decode_window(recoded, num_bytes, &whole, out, complaint);
+        if ((first == NULL) != (second == NULL) || (first && strcmp(first, second) != 0))
+            fail("a re-coded JPEG has another complaint than the original");
+        if (first == NULL && memcmp(out, expected, out_bytes) != 0)
+            fail("a re-coded JPEG has other pixels");
+        free(out);
+        free(expected);
+    }
+    free_jpeg(recoded);
+}
+
+static void check_encoding(const uint8_t *pixels, int height, int width)
+{
+    Window whole = {0, 0, height, width};
+    char message[MESSAGE_BYTES];
+    uint8_t *content = NULL, *out = need(malloc(3 * (size_t)height * width));
+    size_t size;
+    int quality = 1 + (int)draw(100), restart = (int)draw(20);
+    if (encode_jpeg(pixels, height, width, quality, restart, &content, &size) != DONE)
+        fail("pixels cannot be encoded");
+    if (!decode_crop(content, size, &whole, out))
+        fail("our decoder declines what we encoded");
+    if (decode_window(content, size, &whole, out, message) != NULL)
+        fail("libjpeg complains of what we encoded");
+    free(out);
+    free_jpeg(content);
+}
+
+static void run_input(const Input *input, Counts *counts)
+{
+    int height, width;
+    find_size(input, &height, &width);
+    Window window = draw_window(height, width);
+    current->size = (uint32_t)input->size;
+    current->window = window;
+    memcpy(current->bytes, input->bytes, input->size);
+    uint8_t *content = need(malloc(input->size)); /* of its size, so that none is read behind it */
+    memcpy(content, input->bytes, input->size);
+    counts->inputs++;
+    if (is_inside(&window, 65535, 65535) && !is_large(window.height, window.width)) {
+        size_t num_bytes = 3 * (size_t)window.height * window.width;
+        uint8_t *out = need(malloc(num_bytes)), *expected = need(malloc(num_bytes));
+        if (is_large(height, width))
+            decode_crop(content, input->size, &window, out);
+        else if (check_decoder(content, input->size, &window, out, expected, counts) &&
+                 draw(8) == 0) {
+            check_copying(out, window.height, window.width);
+            check_encoding(out, window.height, window.width);
+        }
+        free(out);
+        free(expected);
+    }
+    if (!is_large(height, width) && draw(4) == 0)
+        check_scaling(content, input->size, &window);
+    if (!is_large(height, width) && height > 0 && width > 0 && draw(4) == 0) {
+        check_judge(content, input->size, height, width);
+        check_recoding(content, input->size, height, width);
+    }
+    free(content);
+}
+
+int main(int count, char **words)
+{
+    static Input input;
+    Counts counts = {0};
+    if (count != 7)
+        fail("fuzz CORPUS CURRENT DOUBTFUL SEED SECONDS ITERATIONS");
+    read_corpus(words[1]);
+    map_current(words[2]);
+    doubtful = need(fopen(words[3], "wb"));
+    set_seed(strtoull(words[4], NULL, 10));
+    time_t end = time(NULL) + atol(words[5]);
+    long iterations = atol(words[6]);
+    while (counts.inputs < iterations && (counts.inputs % 64 != 0 || time(NULL) < end)) {
+        input = seeds[draw((uint32_t)num_seeds)];
+        for (uint32_t i = draw(5); i > 0; i--)
+            mutate(&input, &seeds[draw((uint32_t)num_seeds)]);
+        run_input(&input, &counts);
+    }
+    fclose(doubtful);
+    printf("%ld %ld %ld %ld\n", counts.inputs, counts.answered, counts.refused, counts.doubtful);
+    return 0;
+}
