@@ -57,7 +57,7 @@ class Codec:
     has_fixed_size: bool = False
     """Whether all images of a shard set have one size."""
     is_raw: bool = False
-    """Whether the pixels lie behind `header` as they are, row by row."""
+    """Whether pixels or planes lie behind `header` as they are, row by row."""
     is_planar: bool = False
     """Whether `cut` gives planes, which the device makes pixels of."""
     beton_mode: int | None = None
@@ -135,6 +135,7 @@ _YUV420 = Codec(
     cut=cut_yuv,
     is_lossy=True,
     has_fixed_size=True,
+    is_raw=True,
     is_planar=True,
     beton_mode=1,
     beton_rows=2,

@@ -1,14 +1,13 @@
 """Takes windows out of stored images, by compiled code where there is any.
 
-The C code in `c` decodes no more of a JPEG than its window needs and copies out of mapped files,
-both without the interpreter lock. Where it could not be built, for lack of a compiler or of
-libjpeg, this module gives the same bytes, more slowly.
+The C code in `c` decodes no more of a JPEG than its window needs, without the interpreter lock.
+Where it could not be built, for lack of a compiler or of libjpeg, this module gives the same bytes,
+more slowly.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable
 from ctypes import c_char_p, c_size_t, c_void_p
 from typing import NamedTuple
@@ -156,55 +155,3 @@ def scale_middle(pixels: Pixels, size: tuple[int, int], resampling: Image.Resamp
     scaled = np.empty((rows, columns, 3), np.uint8)
     scale_window(pixels, Window(top, left, height, width), scaled, resampling)
     return scaled
-
-
-class MappedFile:
-    """A whole file in memory, to copy windows from."""
-
-    def __init__(self, file: int) -> None:
-        """Map the open `file`; raises `OSError`, or `ValueError` if it is empty."""
-        self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-        self.num_bytes = len(self._map)
-        array = np.frombuffer(self._map, np.uint8)
-        self.address = int(array.__array_interface__["data"][0])
-
-
-def copy_windows(
-    addresses: npt.NDArray[np.uint64],
-    size: tuple[int, int],
-    tops: npt.NDArray[np.int64],
-    lefts: npt.NDArray[np.int64],
-    out: Pixels,
-    flips: npt.NDArray[np.bool_] | None = None,
-) -> int | None:
-    """Copy a window out of each of N images of `size`, whose first bytes are at `addresses`.
-
-    Those of `flips` are mirrored left to right. The windows have the size of `out`, uint8 N×H×W×3;
-    the caller ensures that they lie inside the images, and these inside their files. Returns
-    None, or the number of the first image that cannot be read any more because its file was cut or
-    its disk fails (uncompiled code dies of it).
-    """
-    count, height, width, _ = out.shape
-    if flips is None:
-        flips = np.zeros(count, np.bool_)
-    row_bytes = 3 * size[1]
-    starts = addresses + (tops * row_bytes + lefts * 3).astype(np.uint64)
-    if is_compiled():
-        failed = library().copy_windows(
-            address(starts, np.uint64, count),
-            address(flips, np.bool_, count),
-            count,
-            row_bytes,
-            height,
-            width,
-            address(out, np.uint8, count, height, width, 3),
-        )
-        return None if failed == count else failed
-    for row, start in enumerate(starts.tolist()):
-        memory = (ctypes.c_uint8 * ((height - 1) * row_bytes + 3 * width)).from_address(start)
-        strides = (row_bytes, 3, 1)
-        window = np.lib.stride_tricks.as_strided(
-            np.ctypeslib.as_array(memory), (height, width, 3), strides
-        )
-        out[row] = window[:, ::-1] if flips[row] else window
-    return None

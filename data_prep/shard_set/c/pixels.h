@@ -1,6 +1,6 @@
-/* Windows of stored images, for `data_prep.shard_set.pixels`: it calls `cut_jpegs`, `judge_jpeg`,
- * `scale_window` and `copy_windows`, answers for the sizes of their arrays, and does the same in
- * Python, byte for byte.
+/* Windows of stored images, for `data_prep.shard_set.pixels`, which calls `cut_jpegs`, `judge_jpeg`
+ * and `scale_window`, and for `data_prep.shard_set.copying`, which calls `copy_windows`: both answer
+ * for the sizes of their arrays, and do the same in Python, byte for byte.
  */
 
 #ifndef PIXELS_H
@@ -18,6 +18,11 @@
 typedef struct {
     int top, left, height, width;
 } Window;
+
+/* Of a window in memory, row by row: pixels, or one of its planes. */
+typedef struct {
+    int row_bytes, rows, columns; /* `columns` are bytes, too */
+} Piece;
 
 enum { BILINEAR, LANCZOS }; /* filters */
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_prep.shard_set.pixels import copy_windows
+from data_prep.shard_set.copying import copy_windows
 from pipeline.data.augment.crop_policy import ImageSize
 from pipeline.data.augment.planes import is_planar, size_of, to_rgb
 from pipeline.data.order.partition import Indices

@@ -95,6 +95,13 @@ def block_requests(blocks: Iterable[range]) -> Iterator[Request]:
         yield Request(np.arange(block.start, block.stop), epoch=0, position=block.start)
 
 
+def _make_buffer(shape: tuple[int, ...], pin_memory: bool) -> torch.Tensor:
+    """Memory for a batch; numpy asks for huge pages where it is large, which saves page faults."""
+    if pin_memory:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, np.uint8))
+
+
 class Loader:
     """Iterates over the `Batch`es of `requests`, up to `depth` of them read ahead.
 
@@ -131,8 +138,7 @@ class Loader:
         self._cost_lock = threading.Lock()
         shape = (batch_size, *reader.image_shape)
         for _ in range(depth + 1):  # one more: the batch the consumer is working on
-            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-            self._free.put((images, None))
+            self._free.put((_make_buffer(shape, pin_memory), None))
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 

@@ -11,6 +11,7 @@ Pseudorandom Number Generators, OOPSLA 2014), applied once for every coordinate.
 from __future__ import annotations
 
 from enum import IntEnum, unique
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +38,16 @@ def random_bits(
     seed: int, stream: Stream, epoch: int, samples: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.uint64]:
     """64 uniform random bits for each sample number, in the shape of `samples`."""
-    state = _mix(np.array(seed & _MASK, dtype=np.uint64))
-    for coordinate in (np.uint64(stream), np.uint64(epoch), samples.astype(np.uint64)):
-        state = _mix(state ^ np.asarray(coordinate))
-    return state
+    return _mix(_state_of(seed, stream, epoch) ^ samples.astype(np.uint64))
+
+
+@lru_cache(maxsize=64)
+def _state_of(seed: int, stream: Stream, epoch: int) -> npt.NDArray[np.uint64]:
+    """What all samples share: a small batch's numbers take less time than this."""
+    state = np.array(seed & _MASK, dtype=np.uint64)
+    for coordinate in (np.uint64(stream), np.uint64(epoch)):
+        state = _mix(state) ^ coordinate
+    return _mix(state)
 
 
 def random_below(

@@ -21,6 +21,9 @@ from pipeline.data.augment.planes import cut_size, cut_windows
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.sample_index import CorruptImage, Damage, ReadCost, SampleIndex
 
+_PARTS_OF_THREAD = 4
+"""With more parts than threads no thread waits long for one with larger images."""
+
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -34,9 +37,6 @@ class FileReader:
     the split is evaluated, and none may be damaged.
     """
 
-    _parts_of_thread = 4
-    """With more parts than threads no thread waits long for one with larger images."""
-
     def __init__(
         self, index: SampleIndex, crop_policy: CropPolicy, max_corrupt: int | None, num_threads: int
     ) -> None:
@@ -48,7 +48,7 @@ class FileReader:
         self._are_replaced = max_corrupt is not None
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
-        self._num_parts = num_threads * self._parts_of_thread
+        self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self.num_samples = len(index.rows)
         self.image_shape: tuple[int, ...] = (*crop_policy.output_size, 3)
@@ -93,8 +93,9 @@ class FileReader:
 
     def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
         """Fill the images, and put good samples in the places of damaged ones in `samples`."""
+        num_parts = self._num_threads * _PARTS_OF_THREAD
         return self._share_out(
-            len(samples), lambda part: self._cut(samples[part], epoch, images[part])
+            len(samples), num_parts, lambda part: self._cut(samples[part], epoch, images[part])
         )
 
     def _cut(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
@@ -124,13 +125,16 @@ class FileReader:
         except ValueError as error:
             raise CorruptImage(str(error)) from None
 
-    def _share_out(self, num_samples: int, work: Callable[[slice], ReadCost]) -> ReadCost:
+    def _share_out(
+        self, num_samples: int, num_parts: int, work: Callable[[slice], ReadCost]
+    ) -> ReadCost:
         """Call `work` with parts of the batch at the same time; raises what it raises."""
-        parts = min(self._num_parts, num_samples)
+        parts = min(num_parts, num_samples)
         edges = [num_samples * part // parts for part in range(parts + 1)] if parts else [0]
         slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-        cost = ReadCost()
-        for part_cost in self._pool.map(work, slices):
+        num_own = int(parts <= self._num_threads)  # this thread does one, before it would wait
+        cost, others = ReadCost(), self._pool.map(work, slices[num_own:])
+        for part_cost in itertools.chain(map(work, slices[:num_own]), others):
             cost.add(part_cost)
         return cost
 

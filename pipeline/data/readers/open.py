@@ -50,7 +50,8 @@ def open_reader(
             index = _open_tars(shards, split, files)
         case unknown:
             assert_never(unknown)
-    kind = PixelReader if codec_of(index.encoding).is_raw else FileReader
+    is_copied = codec_of(index.encoding).is_raw and not crop_policy.scales
+    kind = PixelReader if is_copied and index.files.are_lasting else FileReader
     return kind(index, crop_policy, max_corrupt, config.decode_threads)
 
 

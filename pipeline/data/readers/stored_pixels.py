@@ -1,4 +1,4 @@
-"""Reads images that are stored as pixels: copies each crop out of a file in memory."""
+"""Reads images that are stored as pixels or planes: copies each crop out of a file in memory."""
 
 from __future__ import annotations
 
@@ -8,50 +8,66 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shard_set.pixels import MappedFile, copy_windows
-from pipeline.data.augment.crop_policy import CropBoxes, CropPolicy
+from data_prep.shard_set.copying import MappedFile, copy_windows
+from pipeline.data.augment.crop_policy import CropPolicy
+from pipeline.data.augment.planes import cut_windows
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.sample_index import CorruptImage, ReadCost, SampleIndex
 
+_PART_BYTES = 1 << 20
+"""A thread that copies less costs more than it brings."""
+_CACHED_BYTES = 4 << 20
+"""Several batches of more do not stay in a processor's cache until they are used."""
+
 
 class PixelReader(FileReader):
-    """Copies crops out of mapped files, unless they are to be scaled.
+    """Copies crops, which must not be scaled, out of files that are there all the time.
 
     It compares an image with its checksum when it is first read. A file that is cut meanwhile is
     damage like any other.
     """
-
-    _parts_of_thread = 1
 
     def __init__(
         self, index: SampleIndex, crop_policy: CropPolicy, max_corrupt: int | None, num_threads: int
     ) -> None:
         super().__init__(index, crop_policy, max_corrupt, num_threads)
         assert index.image_size is not None
+        assert index.files.are_lasting
+        assert not crop_policy.scales
         self._size = index.image_size
-        self._num_bytes = 3 * self._size[0] * self._size[1]
+        self._num_bytes = 3 * self._size[0] * self._size[1] // (2 if self._codec.is_planar else 1)
         self._maps: dict[int, MappedFile] = {}
         self._mapping = threading.Lock()
+        self._addresses = np.zeros(len(index.paths), np.uint64)
+        """Of the mapped files."""
         self._is_sound = np.zeros(self.num_samples, np.bool_)
+        """Whether a sample was compared with its checksum; then its file is mapped."""
 
     def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
-        boxes = self._boxes(samples, epoch)
-        is_as_is = (boxes.heights == self.image_shape[0]) & (boxes.widths == self.image_shape[1])
-        if not self._index.files.are_lasting or not is_as_is.all():
-            return super()._fill(samples, epoch, images)
-        cost = ReadCost()
+        count, cost = len(samples), ReadCost()
         if not self._is_sound[samples].all():
-            cost = self._share_out(len(samples), lambda part: self._check_all(samples[part]))
-            boxes = self._boxes(samples, epoch)
-        cost.add(
-            self._share_out(len(samples), lambda part: self._copy(part, samples, boxes, images))
-        )
+            cost = self._share_out(
+                count, self._num_threads, lambda part: self._check_all(samples[part])
+            )
+        corners, streams = self._corners(samples, epoch), images.nbytes > _CACHED_BYTES
+
+        def copy(part: slice) -> ReadCost:
+            return self._copy(samples[part], epoch, corners[part], images[part], streams)
+
+        num_parts = -(-images[:count].nbytes // _PART_BYTES)
+        cost.add(self._share_out(count, min(num_parts, self._num_threads), copy))
         return cost
 
-    def _boxes(self, samples: Indices, epoch: int) -> CropBoxes:
-        sides = (np.full(len(samples), side) for side in self._size)
-        return self._crop_policy.boxes(samples, epoch, *sides)
+    def _corners(self, samples: Indices, epoch: int) -> Indices:
+        """N×2: top and left of what is copied, which has the size of the output."""
+        boxes = self._crop_policy.boxes(
+            samples, epoch, *(np.full(len(samples), side) for side in self._size)
+        )
+        if self._codec.is_planar:
+            windows = cut_windows(self._crop_policy, boxes, self._size)
+            return windows[:, :2].astype(np.int64)
+        return np.stack([boxes.tops, boxes.lefts], axis=1)
 
     def _check_all(self, samples: Indices) -> ReadCost:
         """Put good samples in the places of damaged ones."""
@@ -71,44 +87,47 @@ class PixelReader(FileReader):
             self._is_sound[sample] = True
 
     def _copy(
-        self, part: slice, samples: Indices, boxes: CropBoxes, images: npt.NDArray[np.uint8]
+        self,
+        samples: Indices,
+        epoch: int,
+        corners: Indices,
+        images: npt.NDArray[np.uint8],
+        streams: bool,
     ) -> ReadCost:
-        """Crops of the output's size, out of files in memory."""
-        cost = ReadCost(num_bytes=images[part].nbytes)
-        begin = time.perf_counter()
-        start = part.start
-        while start < part.stop:
-            rest = slice(start, part.stop)
+        """Copy the windows of sound samples; if one cannot be read any more, put in a good one."""
+        cost = ReadCost()
+        begin, start = time.perf_counter(), 0
+        while start < len(samples):
+            tops, lefts = corners[start:].T
             failed = copy_windows(
-                self._addresses(samples[rest]),
-                self._size,
-                boxes.tops[rest],
-                boxes.lefts[rest],
-                images[rest],
+                *(self._places(samples[start:]), self._size, tops, lefts),
+                images[start : len(samples)],
+                streams=streams,
             )
             if failed is None:
                 break
             start += failed
-            sample = int(samples[start])
+            sample, this = int(samples[start]), slice(start, start + 1)
             self._is_sound[sample] = False
             self._quarantine(sample, CorruptImage("its file was cut, or its disk fails"), cost)
             self._load_good(samples, start, cost, self._check)
+            corners[this] = self._corners(samples[this], epoch)
+        cost.num_bytes += images[: len(samples)].nbytes
         cost.read_seconds = time.perf_counter() - begin
         return cost
 
-    def _addresses(self, samples: Indices) -> npt.NDArray[np.uint64]:
-        """Where the first pixels of sound samples are in memory."""
+    def _places(self, samples: Indices) -> npt.NDArray[np.uint64]:
+        """Where the first bytes of sound samples' pixels are in memory."""
         rows = self._index.rows[samples]
-        numbers, positions = np.unique(rows["shard"], return_inverse=True)
-        begins = np.array([self._map(number).address for number in numbers.tolist()], np.uint64)
         ends = rows["offset"] + rows["num_bytes"]
-        return np.asarray(begins[positions] + ends - np.uint64(self._num_bytes), np.uint64)
+        return np.asarray(self._addresses[rows["shard"]] + ends - np.uint64(self._num_bytes))
 
     def _map(self, number: int) -> MappedFile:
         with self._mapping:
             if number not in self._maps:
                 with self._index.files.reading(number) as file:
                     self._maps[number] = MappedFile(file)
+                self._addresses[number] = self._maps[number].address
             return self._maps[number]
 
     def close(self) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -23,10 +21,8 @@ from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.pixels import (
     BILINEAR,
     LANCZOS,
-    MappedFile,
     Pixels,
     Window,
-    copy_windows,
     cut_jpegs,
     decode_jpeg,
     jpeg_size,
@@ -246,61 +242,6 @@ def test_a_window_beyond_the_image_is_refused(window: tuple[int, int, int, int])
         cut(jpeg(image), Window(*window), 32, 32)
     with pytest.raises(ValueError, match="window"):
         scale_window(image, Window(*window), np.empty((32, 32, 3), np.uint8))
-
-
-@pytest.mark.usefixtures("way")
-def test_windows_are_copied_out_of_a_file(tmp_path: Path) -> None:
-    images = np.stack([picture(20, 30) + np.uint8(i) for i in range(5)])
-    path = tmp_path / "pixels"
-    path.write_bytes(b"header" + images.tobytes())
-    with path.open("rb") as file:
-        mapped = MappedFile(file.fileno())
-    assert mapped.num_bytes == 6 + images.nbytes
-    order, tops, lefts = np.array([4, 0, 0, 2]), np.array([0, 13, 5, 1]), np.array([22, 0, 3, 4])
-    addresses = np.uint64(mapped.address + 6) + order.astype(np.uint64) * np.uint64(20 * 30 * 3)
-    out = np.empty((4, 7, 8, 3), np.uint8)
-    assert copy_windows(addresses, (20, 30), tops, lefts, out) is None
-    windows = [
-        images[number][top : top + 7, left : left + 8]
-        for number, top, left in zip(order, tops, lefts, strict=True)
-    ]
-    assert np.array_equal(out, windows)
-    flips = np.array([True, False, True, True])
-    assert copy_windows(addresses, (20, 30), tops, lefts, out, flips) is None
-    mirrored = [
-        window[:, ::-1] if flip else window for window, flip in zip(windows, flips, strict=True)
-    ]
-    assert np.array_equal(out, mirrored)
-
-
-def test_a_file_that_is_cut_under_the_copy_ends_the_copy_and_nothing_else(tmp_path: Path) -> None:
-    """In a process of its own, which a failure would end; Python's own handler is there too."""
-    program = """
-import faulthandler, os, sys
-import numpy as np
-from data_prep.shard_set.pixels import MappedFile, copy_windows
-faulthandler.enable()
-path = sys.argv[1]
-size = 1 << 16
-with open(path, "wb") as file:
-    file.write(bytes(4 * size * 3))
-file = os.open(path, os.O_RDONLY)
-mapped = MappedFile(file)
-addresses = mapped.address + np.arange(4, dtype=np.uint64) * np.uint64(size * 3)
-zeros, out = np.zeros(4, np.int64), np.empty((4, 256, 256, 3), np.uint8)
-assert copy_windows(addresses, (256, 256), zeros, zeros, out) is None
-os.truncate(path, 2 * size * 3)
-for _ in range(3):
-    print(copy_windows(addresses, (256, 256), zeros, zeros, out))
-print(copy_windows(addresses[:2], (256, 256), zeros[:2], zeros[:2], out[:2]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "pixels"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.split()) == (0, ["2", "2", "2", "None"]), done.stderr
 
 
 @given(*[st.integers(1, 40)] * 4)

@@ -26,7 +26,7 @@ LABELS = np.arange(NUM_SAMPLES) * 7 % 10
 IMAGES = make_images(LABELS)
 
 
-@pytest.fixture(params=ENCODINGS)
+@pytest.fixture(params=(*ENCODINGS, "yuv420"))
 def shards(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     encoding: Encoding = request.param
     names = [f"class-{label}" for label in range(10)]
