@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_INTERFACE = 4
+_INTERFACE = 5
 """Of the C code that belongs to this version of Python's."""
 
 HOW_TO_BUILD = (
