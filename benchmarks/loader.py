@@ -5,11 +5,14 @@
 
 DIR has JPEGs, such as the 1,000 of the ImageNet sample. Three settings: `original`, the JPEGs as
 they are with random-resized-crop to 224 and flip; `jpeg256`, JPEGs of 256×256 with random crop to
-224 and flip; `raw256`, pixels of 256×256 likewise. Ours leaves the flip to the device, as training
-does, where it is a part of normalization; `ours, flip too` mirrors on the host, in a pass of its
-own. Everyone reads the same JPEGs from the page cache and delivers uint8 batches of 128 with
-labels, on 2 threads or worker processes unless it says otherwise. Each round has everyone read
-once, in turn; ratios are taken round by round.
+224 and flip; `raw256`, pixels of 256×256 likewise. Everyone reads the same JPEGs from the page
+cache and delivers uint8 batches of 128 with labels, on 2 threads or worker processes unless it says
+otherwise. Each round has everyone read once, in turn; ratios are taken round by round.
+
+`ours` reads the JPEGs byte for byte; with `restart N` they have a restart marker behind N MCUs, the
+same pictures without loss, as `data_prep shard … --restart N` writes them. The flip is left to the
+device, as training does, where it is a part of normalization; `flip too` mirrors on the host, in a
+pass of its own.
 
 DALI, SPDL, LitData and MosaicML Streaming are optional; each may live in an environment of its own,
 whose interpreter `--python` names.
@@ -18,7 +21,6 @@ whose interpreter `--python` names.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import tempfile
@@ -44,6 +46,11 @@ _NUM_IMAGES: Mapping[Setting, int] = {"original": 2_000, "jpeg256": 4_000, "raw2
 
 _NUM_QUICK: Mapping[Setting, int] = {"original": 4_000, "jpeg256": 8_000, "raw256": 96_000}
 """In a round of ours and of the limits."""
+
+RESTARTS = (1, 2, 4)
+"""MCUs between the restart markers that ours has JPEGs with, beside JPEGs as they came."""
+
+_USUAL_RESTART = 2
 
 _NUM_BUFFERS = 5
 """As many batches as our loader has in turn."""
@@ -82,22 +89,29 @@ def make_contest(setting: Setting, originals: Path, pythons: Mapping[str, str]) 
 
 
 def _ours(setting: Setting, originals: Path) -> list[Competitor]:
-    ours = Competitor(
-        name=OURS,
-        module="benchmarks.ours_loader",
-        num_images=_NUM_QUICK[setting],
-        options=("--num-workers", NUM_WORKERS, "--no-flip"),
-    )
-    flipped = dataclasses.replace(
-        ours, name=f"{OURS}, flip too", options=("--num-workers", NUM_WORKERS)
-    )
-    if setting == "original":
-        return [ours, flipped]
-    # What our own conversion makes of the originals has colours that are not subsampled.
-    converted = dataclasses.replace(
-        ours, name=f"{OURS}, 4:4:4", options=(*ours.options, "--images", originals)
-    )
-    return [ours, flipped, converted]
+    def row(name: str, *options: object) -> Competitor:
+        return Competitor(
+            name=name,
+            module="benchmarks.ours_loader",
+            num_images=_NUM_QUICK[setting],
+            options=("--num-workers", NUM_WORKERS, *options),
+        )
+
+    usual = f"{OURS}, restart {_USUAL_RESTART}"
+    rows = [
+        row(OURS, "--no-flip"),
+        *(
+            row(f"{OURS}, restart {number}", "--no-flip", "--restart", number)
+            for number in RESTARTS
+        ),
+        row(f"{usual}, flip too", "--restart", _USUAL_RESTART),
+    ]
+    if setting == "jpeg256":
+        # What our own conversion makes of the originals has colours that are not subsampled.
+        own = ("--no-flip", "--images", originals)
+        rows.append(row(f"{OURS}, 4:4:4", *own))
+        rows.append(row(f"{usual}, 4:4:4", *own, "--restart", _USUAL_RESTART))
+    return rows
 
 
 def _rivals(setting: Setting, pythons: Mapping[str, str]) -> list[Competitor]:

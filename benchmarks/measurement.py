@@ -58,9 +58,10 @@ def report(figures: dict[str, Any], path: Path | None) -> None:
 
 
 def shard_folder(
-    images: Path, shards: Path, *, encoding: str = "rgb", size: int | None = None
+    images: Path, shards: Path, *options: object, encoding: str = "rgb", size: int | None = None
 ) -> Path:
-    subprocess.run(shard_folder_command(images, shards, encoding=encoding, size=size), check=True)
+    command = shard_folder_command(images, shards, *options, encoding=encoding, size=size)
+    subprocess.run(command, check=True)
     return shards
 
 

@@ -1,7 +1,8 @@
 """Our own data path, run as the rivals are: `benchmarks.rivals.rounds` says how.
 
 Shards made by `python -m data_prep shard folder` of the same JPEGs, which go in byte for byte
-(`original`, `jpeg256`), or of their pixels (`raw256`). `--rank` and `--num-ranks` divide each batch
+(`original`, `jpeg256`) or without loss as `--restart` has it, or of their pixels (`raw256`).
+`--rank` and `--num-ranks` divide each batch
 plan as the ranks of a training run do. With `--no-flip` images are mirrored later, as training does
 on its device, where that is a part of what is done there anyway.
 """
@@ -39,6 +40,7 @@ def open_epoch(task: Task) -> Epoch:
     folder = shard_folder(
         task.images,
         task.scratch / "shards",
+        *("--restart", task.restart) if task.restart else (),
         encoding="rgb" if task.setting == "raw256" else "jpeg",
         size=None if task.setting == "original" else STORED_PIXELS,
     )

@@ -58,6 +58,8 @@ class Task:
     """Batches that are written in turn, for those that choose."""
     flip: bool
     """Mirror half of the images, or leave that to the device, for those that choose."""
+    restart: int
+    """MCUs between restart markers in the JPEGs, 0: as they are, for those that choose."""
     rank: int
     num_ranks: int
 
@@ -118,6 +120,7 @@ def _parse(description: str | None, settings: Sequence[Setting]) -> Task:
     parser.add_argument("--num-workers", type=int, default=2, metavar="N")
     parser.add_argument("--num-buffers", type=int, default=1, metavar="N")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--restart", type=int, default=0, metavar="N")
     parser.add_argument("--rank", type=int, default=0, metavar="N")
     parser.add_argument("--num-ranks", type=int, default=1, metavar="N")
     options = parser.parse_args()
