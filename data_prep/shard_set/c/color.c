@@ -3,89 +3,222 @@
  */
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "jpeg.h"
+#include "lanes.h"
 
-/* Each sample counts three times, and its neighbour once, in a column, in a row or in both. Sums are
- * rounded up or down by turns. */
-static int is_interpolated(const Plane *plane)
-{
-    if (plane->across == 2)
-        return plane->down <= 2 && plane->width > 2;
-    return plane->across == 1 && plane->down == 2;
-}
+#define LANES (8 * HALVES)
+#define CHUNK (2 * LANES) /* pixels that are converted at once */
 
-static const uint8_t *plane_row(const Plane *plane, int row)
+BEGIN_FAST
+
+/* Where a wide row is read, for every other pixel: sums of 2 bytes, so at byte x for pixel x. */
+typedef struct {
+    const uint8_t *near, *far;
+    int16_t bias;
+} Pair;
+
+/* What a component needs for a row of the window's pixels. */
+typedef struct {
+    Plane plane;
+    int first, count;       /* columns */
+    int is_wide;            /* interpolated along the row, between `sums` */
+    Pair firsts[2];         /* if it is wide, from the first pixel on */
+    Pair lasts[2];          /* and from the last chunk's first on */
+    uint8_t *line;          /* room for samples */
+    int16_t *sums;          /* room for those of `blend_column` */
+    const uint8_t *samples; /* of each pixel, if it is not wide */
+} Row;
+
+static inline const uint8_t *find_row(const Plane *plane, int row, int column)
 {
     row = row < 0 ? 0 : row >= plane->height ? plane->height - 1 : row;
-    return plane->samples + (row - plane->top) * (ptrdiff_t)plane->row_bytes;
+    return plane->samples + (row - plane->top) * (ptrdiff_t)plane->row_bytes + column - plane->left;
 }
 
-/* Of row `y` of the image the sums of a sample and its neighbour above or below, or only the
- * samples: of `count` columns from `first` on, and one more on each side. */
-static void blend_column(const Plane *plane, int y, int first, int count, int16_t *sums)
+/* Where the last chunk of a row begins. */
+static inline int last_chunk(int width) { return width < CHUNK ? 0 : width - CHUNK; }
+
+static inline Words widen(const uint8_t *bytes)
 {
-    const uint8_t *near = plane_row(plane, y / plane->down);
-    const uint8_t *far = near;
-    if (plane->down == 2)
-        far = plane_row(plane, y / 2 + (y % 2 ? 1 : -1));
-    int begin = first > 0 ? -1 : 0;
-    int end = first + count < plane->width ? count + 1 : count;
-    near += first - plane->left;
-    far += first - plane->left;
-    for (int x = begin; x < end; x++)
-        sums[x + 1] = plane->down == 2 ? 3 * near[x] + far[x] : near[x];
-    if (begin == 0)
-        sums[0] = sums[1];
-    if (end == count)
-        sums[count + 1] = sums[count];
+    typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+    Bytes loaded;
+    memcpy(&loaded, bytes, sizeof(loaded));
+    return __builtin_convertvector(loaded, Words);
 }
 
-static const uint8_t *upsample_row(const Plane *plane, const Window *window, int y, int16_t *sums,
-                                   uint8_t *row)
+/* Of the samples of row `y` of the image, in a wide row also of one on each side: three times the
+ * sample plus its neighbour above or below, or itself. */
+static inline void blend_column(const Row *row, int y)
 {
-    int first = window->left / plane->across;
-    int inset = window->left % plane->across;
-    int count = (window->left + window->width - 1) / plane->across - first + 1;
-    if (!is_interpolated(plane)) {
-        const uint8_t *samples = plane_row(plane, y / plane->down) + first - plane->left;
-        if (plane->across == 1)
-            return samples;
-        for (int x = 0; x < count * plane->across; x++)
-            row[x] = samples[x / plane->across];
-        return row + inset;
+    const Plane *plane = &row->plane;
+    int stop = row->first + row->count;
+    int begin = row->first - (row->is_wide && row->first > 0);
+    int size = stop + (row->is_wide && stop < plane->width) - begin;
+    const uint8_t *near = find_row(plane, y, begin), *far = near;
+    if (plane->down == 2) {
+        near = find_row(plane, y / 2, begin);
+        far = find_row(plane, y / 2 + (y % 2 ? 1 : -1), begin);
     }
-    blend_column(plane, y, first, count, sums);
-    if (plane->across == 1) {
-        int bias = y % 2 ? 2 : 1;
+    int16_t *sums = row->sums + (begin - row->first + 1);
+    for (int x = 0; x < size && size < LANES; x++)
+        sums[x] = (int16_t)(3 * near[x] + far[x]);
+    for (int x = 0; x < size && size >= LANES; x += LANES) {
+        int place = x <= size - LANES ? x : size - LANES; /* the last ones reach back */
+        Words blended = 3 * widen(near + place) + widen(far + place);
+        memcpy(sums + place, &blended, sizeof(blended));
+    }
+    if (begin == row->first)
+        row->sums[0] = row->sums[1];
+    if (stop == plane->width)
+        row->sums[row->count + 1] = row->sums[row->count];
+}
+
+/* What is interpolated is rounded up or down by turns: along the row, or else along the column. */
+static inline void upsample_row(Row *row, int y)
+{
+    const Plane *plane = &row->plane;
+    if (row->is_wide) {
+        blend_column(row, y);
+    } else if (plane->across == 1 && plane->down == 2) {
+        uint8_t *restrict line = row->line;
+        const int16_t *restrict sums = row->sums + 1;
+        int bias = y % 2 ? 2 : 1, count = row->count;
+        blend_column(row, y);
         for (int x = 0; x < count; x++)
-            row[x] = (sums[x + 1] + bias) >> 2;
-        return row;
+            line[x] = (uint8_t)((uint16_t)(sums[x] + bias) >> 2);
+    } else {
+        const uint8_t *samples = find_row(plane, y >> plane->down / 2, row->first);
+        int is_short = row->count < CHUNK; /* reading on could leave the plane */
+        if (plane->across == 1 && !is_short)
+            row->samples = samples;
+        else
+            for (int x = 0; x < row->count; x++)
+                memset(row->line + x * plane->across, samples[x], 4);
     }
-    int shift = plane->down == 2 ? 4 : 2;
-    int even_bias = plane->down == 2 ? 8 : 1;
-    int odd_bias = plane->down == 2 ? 7 : 2;
-    for (int x = 0; x < count; x++) {
-        row[2 * x] = (3 * sums[x + 1] + sums[x] + even_bias) >> shift;
-        row[2 * x + 1] = (3 * sums[x + 1] + sums[x + 2] + odd_bias) >> shift;
-    }
-    return row + inset;
 }
 
-static inline uint8_t clamped(int value) { return value < 0 ? 0 : value > 255 ? 255 : value; }
-
-/* The factors are 1.402, 0.34414, 0.71414 and 1.772, times 65536. */
-static void convert_row(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, int width,
-                        uint8_t *out)
+/* The pair for pixels `column` and each second one after it, in the sums from the second on. */
+static Pair find_pair(const Plane *plane, const int16_t *sums, int column)
 {
-    for (int x = 0; x < width; x++, out += 3) {
-        int y = luma[x], cb = blue[x] - 128, cr = red[x] - 128;
-        out[0] = clamped(y + ((91881 * cr + 32768) >> 16));
-        out[1] = clamped(y + ((-22554 * cb - 46802 * cr + 32768) >> 16));
-        out[2] = clamped(y + ((116130 * cb + 32768) >> 16));
+    int bias = plane->down == 2 ? (column % 2 ? 7 : 8) : (column % 2 ? 8 : 4);
+    const int16_t *near = sums + 1 + column / 2;
+    return (Pair){.near = (const uint8_t *)near,
+                  .far = (const uint8_t *)(column % 2 ? near + 1 : near - 1),
+                  .bias = (int16_t)(bias - (128 << 4))};
+}
+
+static Row start_rows(const Plane *plane, const Window *window, int16_t *sums, uint8_t *line)
+{
+    int inset = window->left % plane->across;
+    Row row = {.plane = *plane, .line = line, .sums = sums, .samples = line + inset};
+    row.first = window->left / plane->across;
+    row.count = (window->left + window->width - 1) / plane->across - row.first + 1;
+    row.is_wide = plane->across == 2 && plane->down <= 2 && plane->width > 2;
+    for (int i = 0; i < 2; i++) {
+        row.firsts[i] = find_pair(plane, sums, inset + i);
+        row.lasts[i] = find_pair(plane, sums, inset + i + last_chunk(window->width));
+    }
+    return row;
+}
+
+static inline Words load(const void *words)
+{
+    Words loaded;
+    memcpy(&loaded, words, sizeof(loaded));
+    return loaded;
+}
+
+/* Samples less 128: the first or the second of every two from pixel `x` on. `samples` is NULL where
+ * they are interpolated. */
+static inline Words take_samples(const uint8_t *samples, const Pair *pairs, int x, int i)
+{
+    if (samples != NULL) {
+        Unsigned both = (Unsigned)load(samples + x);
+        return (Words)(i ? both >> 8 : both & 255) - 128;
+    }
+    return (3 * load(pairs[i].near + x) + load(pairs[i].far + x) + pairs[i].bias) >> 4;
+}
+
+/* Words of two colours of 8 pixels each in a half, so that they are in order when the words of three
+ * such vectors are taken by turns. The places of red and green are 0, 3 and 6 in the first 8 words of
+ * 24, and so on. */
+static const char RED_GREEN[] = {0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15, 2, 10, 5, 13};
+static const char BLUE_RED[] = {5, 13, 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15, 2, 10};
+static const char GREEN_BLUE[] = {2, 10, 5, 13, 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15};
+
+/* Colours of even and of odd pixels, in this order. */
+static inline void store_pixels(const Words *red, const Words *green, const Words *blue,
+                                uint8_t *out)
+{
+    Words a = pick_bytes(to_bytes(red[0], green[0]), RED_GREEN);
+    Words b = pick_bytes(to_bytes(blue[0], red[1]), BLUE_RED);
+    Words c = pick_bytes(to_bytes(green[1], blue[1]), GREEN_BLUE);
+    Words parts[3] = {BLEND(BLEND(a, b, 0x92), c, 0x24), BLEND(BLEND(c, a, 0x92), b, 0x24),
+                      BLEND(BLEND(b, c, 0x92), a, 0x24)};
+    for (int half = 0; half < HALVES; half++)
+        for (int i = 0; i < 3; i++)
+            memcpy(out + 48 * half + 16 * i, (char *)&parts[i] + 16 * half, 16);
+}
+
+/* The factors of Cr and Cb in jdcolor.c are 91881, 46802, 22554 and 116130, of 65536 each. Here 65536
+ * of the first, the second and the last are added as one. The half of what is left of red and blue
+ * rounds all 256 values alike. */
+static inline void convert_chunk(const uint8_t *const *samples, Pair (*pairs)[2], int x, uint8_t *out)
+{
+    Words red[2], green[2], blue[2];
+    for (int i = 0; i < 2; i++) {
+        Words luma = take_samples(samples[0], pairs[0], x, i) + 128;
+        Words cb = take_samples(samples[1], pairs[1], x, i);
+        Words cr = take_samples(samples[2], pairs[2], x, i);
+        Sums low = (Sums)(multiply(low_words(cb, cr), -22554, 18734) + 32768) >> 16;
+        Sums high = (Sums)(multiply(high_words(cb, cr), -22554, 18734) + 32768) >> 16;
+        red[i] = luma + cr + round_products(cr, (Words){0} + 13173);
+        green[i] = luma - cr + narrow((Words)low, (Words)high);
+        blue[i] = luma + cb + round_products(cb, (Words){0} + 25297);
+    }
+    store_pixels(red, green, blue, out);
+}
+
+/* The last chunk reaches back into the one before. */
+static inline void convert_row(const Row *rows, int width, uint8_t *out)
+{
+    const uint8_t *samples[3];
+    Pair pairs[3][2];
+    for (int i = 0; i < 3; i++) {
+        samples[i] = rows[i].is_wide ? NULL : rows[i].samples;
+        memcpy(pairs[i], rows[i].firsts, sizeof(pairs[i]));
+    }
+    for (int x = 0; x <= width - CHUNK; x += CHUNK)
+        convert_chunk(samples, pairs, x, out + 3 * x);
+    if (width % CHUNK == 0)
+        return;
+    int last = last_chunk(width);
+    for (int i = 0; i < 3; i++) {
+        samples[i] = rows[i].is_wide ? NULL : rows[i].samples + last;
+        memcpy(pairs[i], rows[i].lasts, sizeof(pairs[i]));
+    }
+    uint8_t pixels[3 * CHUNK];
+    convert_chunk(samples, pairs, 0, width < CHUNK ? pixels : out + 3 * last);
+    if (width < CHUNK)
+        memcpy(out, pixels, 3 * (size_t)width);
+}
+
+static void convert_rows(Row *rows, int num_planes, const Window *window, uint8_t *out)
+{
+    size_t width = (size_t)window->width;
+    for (int y = window->top; y < window->top + window->height; y++, out += 3 * width) {
+        for (int i = 0; i < num_planes; i++)
+            upsample_row(&rows[i], y);
+        if (num_planes == 3)
+            convert_row(rows, window->width, out);
+        else
+            for (size_t x = 0; x < width; x++)
+                out[3 * x] = out[3 * x + 1] = out[3 * x + 2] = rows[0].samples[x];
     }
 }
+
+END_FAST
 
 static int is_known(const Plane *plane)
 {
@@ -95,26 +228,20 @@ static int is_known(const Plane *plane)
 
 int planes_to_rgb(const Plane *planes, int num_planes, const Window *window, uint8_t *out)
 {
-    if (num_planes != 1 && num_planes != 3)
+    if (!IS_FAST || (num_planes != 1 && num_planes != 3))
         return 0;
     for (int i = 0; i < num_planes; i++)
         if (!is_known(&planes[i]))
             return 0;
-    size_t width = (size_t)window->width, room = width + 8; /* a sample more on either side */
-    int16_t *sums = malloc(room * (sizeof(*sums) + num_planes));
+    size_t room = (size_t)window->width + CHUNK + 8; /* what is read and written beside it */
+    int16_t *sums = calloc(num_planes * room, sizeof(*sums) + 1);
     if (sums == NULL)
         return 0;
-    uint8_t *rows = (uint8_t *)(sums + room);
-    for (int y = window->top; y < window->top + window->height; y++, out += 3 * width) {
-        const uint8_t *row[3];
-        for (int i = 0; i < num_planes; i++)
-            row[i] = upsample_row(&planes[i], window, y, sums, rows + i * room);
-        if (num_planes == 3)
-            convert_row(row[0], row[1], row[2], window->width, out);
-        else
-            for (size_t x = 0; x < width; x++)
-                out[3 * x] = out[3 * x + 1] = out[3 * x + 2] = row[0][x];
-    }
+    Row rows[3];
+    for (int i = 0; i < num_planes; i++)
+        rows[i] = start_rows(&planes[i], window, sums + i * room,
+                             (uint8_t *)(sums + num_planes * room) + i * room);
+    convert_rows(rows, num_planes, window, out);
     free(sums);
     return 1;
 }

@@ -8,9 +8,8 @@
  * and samples within ±512.
  */
 
-#include <string.h>
-
 #include "jpeg.h"
+#include "lanes.h"
 
 #define CONSTANT_BITS 13
 #define ROW 64           /* blocks */
@@ -22,133 +21,7 @@
 #define SIZE_SCALE (65536 / LIMIT)
 #define SAMPLE_LIMIT 512 /* before 128 is added: 4 times what they are in a good image */
 
-#if defined(__x86_64__)
-
-#pragma GCC push_options
-#pragma GCC target("avx2")
-#define AT_ONCE 2 /* blocks */
-#define IS_FAST __builtin_cpu_supports("avx2")
-
-typedef int16_t Words __attribute__((vector_size(32)));
-typedef uint16_t Unsigned __attribute__((vector_size(32)));
-typedef int32_t Sums __attribute__((vector_size(32)));
-typedef uint32_t Bits __attribute__((vector_size(32)));
-
-typedef char Operand8 __attribute__((vector_size(32)));
-typedef short Operand16 __attribute__((vector_size(32)));
-typedef int Operand32 __attribute__((vector_size(32)));
-typedef long long Operand64 __attribute__((vector_size(32)));
-
-#define AS_BUILTIN(name, builtin, Operand, Result)                                                 \
-    static inline Result name(Words a, Words b) { return (Result)builtin((Operand)a, (Operand)b); }
-
-AS_BUILTIN(add_products, __builtin_ia32_pmaddwd256, Operand16, Sums)
-AS_BUILTIN(high_products, __builtin_ia32_pmulhw256, Operand16, Words)
-AS_BUILTIN(narrow, __builtin_ia32_packssdw256, Operand32, Words)
-AS_BUILTIN(to_bytes, __builtin_ia32_packuswb256, Operand16, Words)
-AS_BUILTIN(low_bytes, __builtin_ia32_punpcklbw256, Operand8, Words)
-AS_BUILTIN(high_bytes, __builtin_ia32_punpckhbw256, Operand8, Words)
-AS_BUILTIN(low_words, __builtin_ia32_punpcklwd256, Operand16, Words)
-AS_BUILTIN(high_words, __builtin_ia32_punpckhwd256, Operand16, Words)
-AS_BUILTIN(low_pairs, __builtin_ia32_punpckldq256, Operand32, Words)
-AS_BUILTIN(high_pairs, __builtin_ia32_punpckhdq256, Operand32, Words)
-AS_BUILTIN(low_fours, __builtin_ia32_punpcklqdq256, Operand64, Words)
-AS_BUILTIN(high_fours, __builtin_ia32_punpckhqdq256, Operand64, Words)
-
-static inline Words load_row(const int16_t *const *blocks, int place)
-{
-    typedef long long Half __attribute__((vector_size(16)));
-    typedef int Low __attribute__((vector_size(16)));
-    Low low;
-    Half high;
-    memcpy(&low, blocks[0] + place, sizeof(low));
-    memcpy(&high, blocks[1] + place, sizeof(high));
-    return (Words)__builtin_ia32_insert128i256((Operand64)__builtin_ia32_si256_si(low), high, 1);
-}
-
-#else
-
-#define AT_ONCE 1
-#define IS_FAST 1
-
-typedef int16_t Words __attribute__((vector_size(16)));
-typedef uint16_t Unsigned __attribute__((vector_size(16)));
-typedef int32_t Sums __attribute__((vector_size(16)));
-typedef uint32_t Bits __attribute__((vector_size(16)));
-
-/* Pairs of products, added. */
-static inline Sums add_products(Words a, Words b)
-{
-    Sums sums;
-    for (int i = 0; i < 4; i++)
-        sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
-    return sums;
-}
-
-/* The upper 16 bits of products. */
-static inline Words high_products(Words a, Words b)
-{
-    Words high;
-    for (int i = 0; i < 8; i++)
-        high[i] = a[i] * b[i] >> 16;
-    return high;
-}
-
-/* Numbers that fit into 16 bits; others become the nearest that does. */
-static inline Words narrow(Words low, Words high)
-{
-    Words narrowed;
-    for (int i = 0; i < 8; i++) {
-        int32_t sum = i < 4 ? ((Sums)low)[i] : ((Sums)high)[i - 4];
-        narrowed[i] = sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum;
-    }
-    return narrowed;
-}
-
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-
-static inline Words to_bytes(Words low, Words high)
-{
-    Bytes bytes;
-    for (int i = 0; i < 16; i++) {
-        int16_t word = i < 8 ? low[i] : high[i - 8];
-        bytes[i] = word < 0 ? 0 : word > UINT8_MAX ? UINT8_MAX : word;
-    }
-    return (Words)bytes;
-}
-
-#define AS_SHUFFLE(name, Vector, ...)                                                              \
-    static inline Words name(Words a, Words b)                                                     \
-    {                                                                                              \
-        return (Words)__builtin_shuffle((Vector)a, (Vector)b, (Vector){__VA_ARGS__});              \
-    }
-
-typedef int64_t Fours __attribute__((vector_size(16)));
-
-AS_SHUFFLE(low_bytes, Bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-AS_SHUFFLE(high_bytes, Bytes, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-AS_SHUFFLE(low_words, Words, 0, 8, 1, 9, 2, 10, 3, 11)
-AS_SHUFFLE(high_words, Words, 4, 12, 5, 13, 6, 14, 7, 15)
-AS_SHUFFLE(low_pairs, Sums, 0, 4, 1, 5)
-AS_SHUFFLE(high_pairs, Sums, 2, 6, 3, 7)
-AS_SHUFFLE(low_fours, Fours, 0, 2)
-AS_SHUFFLE(high_fours, Fours, 1, 3)
-
-static inline Words load_row(const int16_t *const *blocks, int place)
-{
-    Words row;
-    memcpy(&row, blocks[0] + place, sizeof(row));
-    return row;
-}
-
-#endif
-
-/* Pairs of inputs times a pair of factors. */
-static inline Bits multiply(Words pairs, int16_t first, int16_t second)
-{
-    uint32_t factors = (uint32_t)(uint16_t)second << 16 | (uint16_t)first;
-    return (Bits)add_products(pairs, (Words)((Bits){0} + factors));
-}
+BEGIN_FAST
 
 /* What inputs 1, 3, 5 and 7 add to outputs 0 to 3; of outputs 7 to 4 it is subtracted. Sums of the
  * factors in jidctint.c. */
@@ -243,11 +116,11 @@ typedef struct {
 /* Returns 0 if a step is too large to tell sizes. */
 static inline int set_up(Job *job, const uint16_t *quant, size_t row_bytes)
 {
-    const int16_t *twice[2] = {(const int16_t *)quant, (const int16_t *)quant};
     Unsigned steps = {0};
     *job = (Job){.row_bytes = row_bytes};
     for (int i = 0; i < 8; i++) {
-        job->quant[i] = load_row(twice, 8 * i);
+        const void *twice[2] = {quant + 8 * i, quant + 8 * i};
+        job->quant[i] = load_halves(twice);
         job->scaled[i] = job->quant[i] * SIZE_SCALE;
         steps |= (Unsigned)job->quant[i];
     }
@@ -259,7 +132,10 @@ static inline void transform_blocks(Job *job, const int16_t *const *blocks, uint
     Words v[8], rows[4];
     Unsigned steps = {0}, firsts = {0}, samples = {0};
     for (int i = 0; i < 8; i++) {
-        Words coefficients = load_row(blocks, 8 * i);
+        const void *places[HALVES];
+        for (int k = 0; k < HALVES; k++)
+            places[k] = blocks[k] + 8 * i;
+        Words coefficients = load_halves(places);
         steps |= (Unsigned)high_products(coefficients, job->scaled[i]) + 1; /* of -1 or 0 */
         v[i] = (Words)((Unsigned)coefficients * (Unsigned)job->quant[i]);
     }
@@ -274,7 +150,7 @@ static inline void transform_blocks(Job *job, const int16_t *const *blocks, uint
     }
     job->odd |= (steps & ~1) | (firsts & 2 * LIMIT) | (samples & ~(2 * SAMPLE_LIMIT - 1));
     gather_rows(v, rows);
-    for (int i = 0; i < AT_ONCE; i++)
+    for (int i = 0; i < HALVES; i++)
         for (int row = 0; row < 8; row++)
             memcpy(outs[i] + row * job->row_bytes, (char *)&rows[row / 2] + 16 * i + 8 * (row % 2),
                    8);
@@ -304,10 +180,10 @@ static inline void transform_row(Job *job, const int16_t *blocks, const uint8_t 
     }
     for (int i = 0; i < counts[1]; i++)
         fill_block(job, blocks[BLOCK * sorted[1][i]], out + 8 * sorted[1][i]);
-    for (int i = 0; i < counts[0]; i += AT_ONCE) {
-        const int16_t *some[AT_ONCE];
-        uint8_t *outs[AT_ONCE];
-        for (int k = 0; k < AT_ONCE; k++) {
+    for (int i = 0; i < counts[0]; i += HALVES) {
+        const int16_t *some[HALVES];
+        uint8_t *outs[HALVES];
+        for (int k = 0; k < HALVES; k++) {
             int place = sorted[0][i + k < counts[0] ? i + k : i];
             some[k] = blocks + BLOCK * place;
             outs[k] = out + 8 * place;
@@ -328,9 +204,7 @@ static int transform_all(const int16_t *blocks, const uint8_t *lasts, int count,
     return !job.is_odd && !has_bits(job.odd);
 }
 
-#if defined(__x86_64__)
-#pragma GCC pop_options
-#endif
+END_FAST
 
 int inverse_dct(const int16_t *blocks, const uint8_t *lasts, int count, const uint16_t *quant,
                 uint8_t *out, size_t row_bytes)
