@@ -24,6 +24,19 @@ typedef struct {
     int row_bytes, rows, columns; /* `columns` are bytes, too */
 } Piece;
 
+/* What Python calls, beside `scale_window`; each is explained where it is. */
+int cut_jpegs(const uint8_t *const *contents, const size_t *lengths, const Window *windows,
+              int count, uint8_t *out, int out_height, int out_width, char *message);
+int judge_jpeg(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
+               int channels, char *message);
+int copy_windows(const uint64_t *starts, int count, const Piece *pieces, int num_pieces,
+                 const uint8_t *flips, int streams, uint8_t *out);
+int recode_jpeg(const uint8_t *content, size_t num_bytes, int restart, uint8_t **out,
+                size_t *out_bytes);
+int encode_jpeg(const uint8_t *pixels, int height, int width, int quality, int restart,
+                uint8_t **out, size_t *out_bytes);
+void free_jpeg(uint8_t *bytes);
+
 enum { BILINEAR, LANCZOS }; /* filters */
 
 #define BEYOND_IMAGE "the window reaches beyond the image"

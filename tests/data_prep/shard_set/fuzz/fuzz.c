@@ -27,19 +27,6 @@
 #define DONE 1                 /* of `recode_jpeg` and `encode_jpeg` */
 #define FILLING 0x5A
 
-int cut_jpegs(const uint8_t *const *contents, const size_t *lengths, const Window *windows,
-              int count, uint8_t *out, int out_height, int out_width, char *message);
-int copy_windows(const uint64_t *starts, const uint8_t *flips, int count, int row_bytes, int height,
-                 int width, uint8_t *out);
-int judge_jpeg(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,
-               int channels, char *message);
-
-int recode_jpeg(const uint8_t *content, size_t num_bytes, int restart, uint8_t **out,
-                size_t *out_bytes);
-int encode_jpeg(const uint8_t *pixels, int height, int width, int quality, int restart,
-                uint8_t **out, size_t *out_bytes);
-void free_jpeg(uint8_t *out);
-
 typedef struct {
     uint32_t size; /* of the JPEG */
     Window window;
@@ -158,23 +145,38 @@ static void check_scaling(const uint8_t *content, size_t size, const Window *win
     free(out);
 }
 
-/* Rows of a mapping of just the bytes of the image, against the plainest loop. */
-static void check_copying(const uint8_t *pixels, int height, int width)
+/* Some pieces of some images out of `size` bytes, against the plainest loop. */
+static void check_copying(const uint8_t *memory, size_t size)
 {
-    Window window = draw_window(height, width);
-    if (!is_inside(&window, height, width))
-        return;
-    size_t row_bytes = 3 * (size_t)width, out_bytes = 3 * (size_t)window.height * window.width;
-    uint8_t flip = (uint8_t)draw(2), *out = need(malloc(out_bytes)), *place = out;
-    uint64_t start = (uintptr_t)pixels + window.top * row_bytes + 3 * (size_t)window.left;
-    if (copy_windows(&start, &flip, 1, (int)row_bytes, window.height, window.width, out) != 1)
+    Piece pieces[3];
+    uint64_t starts[9];
+    uint8_t flips[3] = {draw(2), draw(2), draw(2)}, *out, *place;
+    int num_pieces = draw(2) ? 1 : 3, streams = (int)draw(2), row_bytes = draw_side((int)size);
+    size_t out_bytes = 0;
+    for (int i = 0; i < num_pieces; i++) {
+        int columns = 3 * (draw_side(row_bytes) / 3), rows = draw_side((int)size / row_bytes);
+        if (columns == 0 || columns > row_bytes)
+            return;
+        pieces[i] = (Piece){row_bytes, rows, columns};
+        out_bytes += 3 * (size_t)rows * columns;
+    }
+    for (int i = 0; i < 3 * num_pieces; i++) {
+        const Piece *piece = &pieces[i % num_pieces];
+        size_t used = (size_t)(piece->rows - 1) * row_bytes + piece->columns;
+        starts[i] = (uintptr_t)memory + draw((uint32_t)(size - used + 1));
+    }
+    int mirrors = num_pieces == 1 && !streams;
+    place = out = need(malloc(out_bytes));
+    if (copy_windows(starts, 3, pieces, num_pieces, mirrors ? flips : NULL, streams, out) != 3)
         fail("pixels in memory cannot be read");
-    for (int y = 0; y < window.height; y++)
-        for (int x = 0; x < window.width; x++, place += 3) {
-            int column = window.left + (flip ? window.width - 1 - x : x);
-            if (memcmp(place, pixels + (window.top + y) * row_bytes + 3 * column, 3) != 0)
-                fail("a copied pixel is another");
-        }
+    for (int i = 0; i < 3 * num_pieces; i++) {
+        const uint8_t *row = (const uint8_t *)(uintptr_t)starts[i];
+        const Piece *piece = &pieces[i % num_pieces];
+        for (int y = 0; y < piece->rows; y++, row += row_bytes)
+            for (int x = 0; x < piece->columns; x += 3, place += 3)
+                if (memcmp(place, row + (mirrors && flips[i] ? piece->columns - 3 - x : x), 3) != 0)
+                    fail("a copied pixel is another");
+    }
     free(out);
 }
 
@@ -244,7 +246,7 @@ static void run_input(const Input *input, Counts *counts)
             decode_crop(content, input->size, &window, out);
         else if (check_decoder(content, input->size, &window, out, expected, counts) &&
                  draw(8) == 0) {
-            check_copying(out, window.height, window.width);
+            check_copying(out, num_bytes);
             check_encoding(out, window.height, window.width);
         }
         free(out);
