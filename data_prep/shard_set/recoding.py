@@ -38,10 +38,10 @@ def recode_jpeg(content: bytes, restart: int) -> bytes | None:
 
 
 def encode_jpeg(pixels: Pixels, quality: int, restart: int) -> bytes:
-    """A JPEG of uint8 H×W×3 with such markers, of the same coefficients as simplejpeg gives.
+    """A JPEG of uint8 H×W×3 with such markers, else like simplejpeg's, to the last coefficient.
 
-    `quality` is 1 to 100; chroma is not subsampled. Raises `ValueError` if a side is longer than
-    JPEGs can be, and `MemoryError`.
+    `quality` is 1 to 100; chroma is not subsampled; Huffman tables are the standard's. Raises
+    `ValueError` if a side is longer than JPEGs can be, and `MemoryError`.
     """
     height, width, _ = pixels.shape
     pixels = np.ascontiguousarray(pixels)

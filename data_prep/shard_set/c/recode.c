@@ -14,8 +14,8 @@
 
 #define FIRST_BYTES 16384
 #define EXACT_QUALITY 96 /* from here on TurboJPEG takes the slower transform (turbojpeg.c) */
-#define JFIF_BYTES 14 /* of its marker, without a thumbnail; shorter ones libjpeg does not know */
-#define ADOBE_BYTES 12
+#define JFIF_BYTES 14    /* of its marker, without a thumbnail; libjpeg knows no shorter one */
+#define ADOBE_BYTES 12   /* the same */
 
 typedef struct {
     struct jpeg_destination_mgr base;
@@ -57,7 +57,7 @@ static void create_encoder(struct jpeg_compress_struct *encoder, Output *output)
 
 /* The largest interval that divides a row of MCUs and is at most `restart` and more than half of
  * it, else `restart`. The sampling factors are set. */
-static void set_codes(struct jpeg_compress_struct *encoder, int restart)
+static void set_interval(struct jpeg_compress_struct *encoder, int restart)
 {
     int widest = 1; /* of a lone component the MCU is one block, whatever its factors are */
     for (int i = 0; i < encoder->num_components && encoder->num_components > 1; i++)
@@ -68,7 +68,6 @@ static void set_codes(struct jpeg_compress_struct *encoder, int restart)
     while (2 * interval > restart && row % interval != 0)
         interval--;
     encoder->restart_interval = 2 * interval > restart ? interval : restart;
-    encoder->optimize_coding = TRUE;
 }
 
 static int starts_with(jpeg_saved_marker_ptr marker, const char *name, unsigned name_bytes)
@@ -177,7 +176,8 @@ static int recode(struct jpeg_decompress_struct *decoders, struct jpeg_compress_
     create_encoder(encoder, output);
     jpeg_copy_critical_parameters(&decoders[0], encoder);
     encoder->write_JFIF_header = encoder->write_Adobe_marker = FALSE; /* but those of the file */
-    set_codes(encoder, restart);
+    encoder->optimize_coding = TRUE;
+    set_interval(encoder, restart);
     jpeg_write_coefficients(encoder, blocks[0]);
     write_markers(encoder, decoders[0].marker_list);
     jpeg_finish_compress(encoder);
@@ -211,8 +211,8 @@ int recode_jpeg(const uint8_t *content, size_t num_bytes, int restart, uint8_t *
     return outcome;
 }
 
-/* Pixels, height×width×3, with 4:4:4 and such markers, to `*out` as above. Declines sides that no
- * JPEG has. */
+/* Pixels, height×width×3, with 4:4:4 and such markers, to `*out` as above. The tables are the
+ * standard's: making better ones takes longer than all else. Declines sides that no JPEG has. */
 int encode_jpeg(const uint8_t *pixels, int height, int width, int quality, int restart,
                 uint8_t **out, size_t *out_bytes)
 {
@@ -231,7 +231,7 @@ int encode_jpeg(const uint8_t *pixels, int height, int width, int quality, int r
         jpeg_set_quality(&encoder, quality, TRUE);
         encoder.dct_method = quality < EXACT_QUALITY ? JDCT_IFAST : JDCT_ISLOW;
         encoder.comp_info[0].h_samp_factor = encoder.comp_info[0].v_samp_factor = 1;
-        set_codes(&encoder, restart);
+        set_interval(&encoder, restart);
         jpeg_start_compress(&encoder, TRUE);
         while (encoder.next_scanline < encoder.image_height) {
             JSAMPROW row = (JSAMPROW)pixels + encoder.next_scanline * 3 * (size_t)width;

@@ -77,12 +77,19 @@ def test_a_jpeg_that_can_be_recoded_keeps_its_pixels(name: str) -> None:
     assert np.array_equal(decode_jpeg(stored.content), expected)
 
 
+def check_marks(content: bytes, plain: bytes, restart: int) -> None:
+    """It has markers, which the other one has not; they differ in nothing else."""
+    assert b"\xff\xdd" in content
+    assert b"\xff\xdd" not in plain
+    assert recode_jpeg(content, restart) == recode_jpeg(plain, restart)
+
+
 @pytest.mark.parametrize("reason", ENCODED)
 def test_an_image_that_is_encoded_gets_marks_then(reason: RewriteReason) -> None:
     content = ENCODED[reason]()
     plain, stored = store(content, "jpeg", None, 90), store(content, "jpeg", None, 90, restart=2)
     assert stored.rewritten == plain.rewritten == reason
-    assert stored.content == recode_jpeg(plain.content, 2)
+    check_marks(stored.content, plain.content, 2)
     assert np.array_equal(stored.pixels, plain.pixels)
 
 
@@ -90,7 +97,7 @@ def test_scaled_images_and_pixels_get_marks_too() -> None:
     for raw in (jpeg(), make_pixels()):
         plain, stored = (store(raw, "jpeg", 24, restart=restart) for restart in (0, 3))
         assert stored.rewritten == plain.rewritten
-        assert stored.content == recode_jpeg(plain.content, 3)
+        check_marks(stored.content, plain.content, 3)
         assert np.array_equal(stored.pixels, plain.pixels)
 
 

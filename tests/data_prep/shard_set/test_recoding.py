@@ -248,9 +248,11 @@ def test_an_encoded_jpeg_is_what_simplejpeg_encodes(size: tuple[int, int]) -> No
     pixels = make_pixels(5, *size)
     for quality in range(1, 101):
         theirs = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
+        assert encode_jpeg(pixels, quality, 0) == theirs
         for restart in (1, 4):
             ours = encode_jpeg(pixels, quality, restart)
-            assert ours == recode_jpeg(theirs, restart)
+            assert interval_of(ours) == expected_interval(restart, mcus_of(theirs)[1])
+            assert recode_jpeg(ours, restart) == recode_jpeg(theirs, restart)
             assert np.array_equal(simplejpeg.decode_jpeg(ours), simplejpeg.decode_jpeg(theirs))
 
 
