@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Sequence
 from ctypes import c_size_t, c_void_p
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from data_prep.shard_set.compiled import MESSAGE_BYTES, library
+from data_prep.shard_set.compiled import MESSAGE_BYTES, is_compiled, library
 from data_prep.shard_set.pixels import Pixels, Window, cut_jpegs
+
+HAS_VECTORS = platform.machine() != "x86_64" or "avx2" in Path("/proc/cpuinfo").read_text()
+"""Whether the processor has what our decoder needs: AVX2, on x86-64."""
+
+needs_decoder = pytest.mark.skipif(
+    not is_compiled() or not HAS_VECTORS,
+    reason="data_prep.shard_set._pixels was not built, or the processor has no AVX2",
+)
 
 
 def crop(content: bytes, window: Window) -> Pixels:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.pixels import Pixels, Window, judge_jpeg
+from data_prep.shard_set.recoding import recode_jpeg
 from tests.data_prep.odd_jpegs import ADOBE, parts, sampled, segment, with_transform
 from tests.data_prep.raw_data import encode
-from tests.data_prep.shard_set.decoders import crop, decode_windows, is_answered
+from tests.data_prep.shard_set.decoders import crop, decode_windows, is_answered, needs_decoder
 from tests.data_prep.shard_set.jpeg_writer import (
     JFIF,
     PAINTINGS,
@@ -30,9 +30,7 @@ from tests.data_prep.shard_set.jpeg_writer import (
 )
 from tests.real_data import imagenet_jpegs
 
-pytestmark = pytest.mark.skipif(
-    not is_compiled(), reason="data_prep.shard_set._pixels was not built"
-)
+pytestmark = needs_decoder
 
 EDGES = (1, 2, 3, 5, 8, 9, 16, 17, 33, 34)
 """Sides of images: one, two and three samples, a block, an MCU, and one more."""
@@ -222,7 +220,7 @@ def test_what_few_encoders_write_is_right_whoever_decodes_it(
 
 @pytest.mark.slow
 def test_imagenets_images() -> None:
-    """Ours decodes all that are baseline and no CMYK; every third is compared."""
+    """Ours decodes all that are baseline and no CMYK; some are compared, some with restarts."""
     rng = random.Random(3)
     paths = imagenet_jpegs()
     declined = []
@@ -235,8 +233,12 @@ def test_imagenets_images() -> None:
         )
         if not is_answered(content, window):
             declined.append(path)
-        elif number % 3 == 0:
+        elif number % 4 == 0:
             assert_same(content, [window])
+        if number % 20 == 0:
+            recoded = recode_jpeg(content, rng.randint(1, 9))
+            assert recoded is not None, path
+            assert_same(recoded, [window])
     kinds = {(image.mode, "progressive" in image.info) for image in map(Image.open, declined)}
     assert kinds <= {("CMYK", False), ("CMYK", True), ("RGB", True), ("L", True)}, declined
     assert len(declined) < len(paths) / 20

@@ -7,9 +7,9 @@ from itertools import combinations
 
 import pytest
 
-from data_prep.shard_set.compiled import is_compiled
 from tests.data_prep.odd_jpegs import segment
 from tests.data_prep.shard_set.comparing import compare_all, good
+from tests.data_prep.shard_set.decoders import needs_decoder
 from tests.data_prep.shard_set.jpeg_writer import (
     DHT,
     DNL,
@@ -21,9 +21,7 @@ from tests.data_prep.shard_set.jpeg_writer import (
     Pieces,
 )
 
-pytestmark = pytest.mark.skipif(
-    not is_compiled(), reason="data_prep.shard_set._pixels was not built"
-)
+pytestmark = needs_decoder
 
 INTERVALS = (0, 2)
 """MCUs between restart markers."""

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.shard_set.compiled import is_compiled
 from tests import machine
+from tests.data_prep.shard_set.decoders import needs_decoder
 from tests.data_prep.shard_set.fuzz.running import build, fuzz, has_sanitizers
 
 
+@needs_decoder
 @pytest.mark.slow
 def test_damaged_jpegs_neither_break_the_c_code_nor_change_a_picture(tmp_path: Path) -> None:
     if not has_sanitizers():
         machine.skip("needs gcc with libasan and libubsan, and libjpeg-turbo's headers")
-    if not is_compiled():
-        machine.skip("data_prep.shard_set._pixels was not built")
     outcome = fuzz(build(tmp_path), seed=1, seconds=15, iterations=60_000)
     assert min(outcome.answered, outcome.refused) > outcome.inputs / 10, outcome

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from data_prep.shard_set.compiled import is_compiled
 from tests.data_prep.odd_jpegs import segment
 from tests.data_prep.shard_set.comparing import HEIGHT, WIDTH, WINDOWS, compare, compare_all, good
+from tests.data_prep.shard_set.decoders import needs_decoder
 from tests.data_prep.shard_set.jpeg_writer import (
     DHT,
     DNL,
@@ -29,9 +29,7 @@ from tests.data_prep.shard_set.jpeg_writer import (
     write_blocks,
 )
 
-pytestmark = pytest.mark.skipif(
-    not is_compiled(), reason="data_prep.shard_set._pixels was not built"
-)
+pytestmark = needs_decoder
 
 
 def header_lies() -> Iterator[tuple[str, bytes]]:
