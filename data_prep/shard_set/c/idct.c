@@ -1,25 +1,27 @@
-/* The inverse DCT of libjpeg-turbo's ISLOW (jidctint.c), for two blocks at once where there is AVX2,
- * one in each half of a vector; first of the columns, then of the rows, by products of 16 bits that
- * are added in 32.
+/* The inverse DCT of libjpeg-turbo's ISLOW (jidctint.c): first of the columns, then of the rows, by
+ * products of 16 bits that are added in 32; of two blocks at once where vectors have two halves.
  *
- * libjpeg-turbo's vectors also add in 16 bits, and its plain C wraps samples beyond ±512. Where
- * neither happens all agree. So what is watched is whether dequantized coefficients and what the
- * first pass gives stay within ±16384 (no sum of two leaves 16 bits then, and none of products 32),
- * and samples within ±512.
+ * libjpeg-turbo's vectors also add in 16 bits, and its plain C wraps samples beyond ±512: where
+ * neither happens all agree. So dequantized coefficients and what the first pass gives must stay
+ * within ±16384 (then no sum of two leaves 16 bits, and no sum of products 32), and samples within
+ * ±512. Encoders keep far away from that: with samples within ±128 and steps of at most 255, a
+ * coefficient is at most 8 · 128 + 128, and what the first pass gives, which is 4 · √8 times the DCT
+ * of a row, 4 · √8 · √8 · (128 + 127.5) = 8176, half of it for rounding. 64 rounding errors hardly
+ * ever add up to 384.
  */
 
 #include "jpeg.h"
 #include "lanes.h"
 
 #define CONSTANT_BITS 13
-#define ROW 64           /* blocks */
 #define PASS_BITS 2 /* that the first pass keeps */
 #define FIRST_SHIFT (CONSTANT_BITS - PASS_BITS)
 #define SECOND_SHIFT (CONSTANT_BITS + PASS_BITS + 3)
 
-#define LIMIT 16384      /* of dequantized coefficients, and of what the first pass gives */
+#define LIMIT 16384 /* of dequantized coefficients, and of what the first pass gives */
 #define SIZE_SCALE (65536 / LIMIT)
-#define SAMPLE_LIMIT 512 /* before 128 is added: 4 times what they are in a good image */
+#define SAMPLE_LIMIT 512 /* before 128 is added */
+#define ROW 64           /* blocks */
 
 BEGIN_FAST
 
@@ -121,7 +123,7 @@ static inline int set_up(Job *job, const uint16_t *quant, size_t row_bytes)
     for (int i = 0; i < 8; i++) {
         const void *twice[2] = {quant + 8 * i, quant + 8 * i};
         job->quant[i] = load_halves(twice);
-        job->scaled[i] = job->quant[i] * SIZE_SCALE;
+        job->scaled[i] = (Words)((Unsigned)job->quant[i] * SIZE_SCALE);
         steps |= (Unsigned)job->quant[i];
     }
     return !has_bits(steps & ~(INT16_MAX / SIZE_SCALE));

@@ -1,5 +1,6 @@
 /* Vectors of 16-bit numbers in one or two independent halves of 16 bytes, and what GCC's vectors
- * lack: by the instructions of AVX2, where that is there, else in plain C.
+ * lack: by the instructions of AVX2 on x86-64 and in plain C elsewhere. (PLAIN_LANES is for tests of
+ * that.)
  */
 
 #ifndef LANES_H
@@ -8,10 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(PLAIN_LANES)
 
 #define HALVES 2
-#define IS_FAST __builtin_cpu_supports("avx2") /* else nothing of this may be called */
+#define IS_FAST __builtin_cpu_supports("avx2") /* else nothing of this can be called */
 #define BEGIN_FAST _Pragma("GCC push_options") _Pragma("GCC target(\"avx2\")")
 #define END_FAST _Pragma("GCC pop_options")
 

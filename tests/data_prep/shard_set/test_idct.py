@@ -8,24 +8,32 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 
-from data_prep.shard_set.compiled import is_compiled, library
+from data_prep.shard_set.compiled import address
 from data_prep.shard_set.pixels import Pixels
-
-pytestmark = pytest.mark.skipif(not is_compiled(), reason="the compiled code was not built")
+from tests.data_prep.shard_set.jpeg_writer import (
+    GRAY,
+    PAINTINGS,
+    ZIGZAG,
+    Form,
+    paint,
+    quantisation,
+    to_blocks,
+    write_blocks,
+)
 
 Blocks = npt.NDArray[np.int16]
 """N×64, rows of 8."""
+Table = npt.NDArray[np.uint16]
+"""64 quantisation steps, rows of 8."""
+Samples = npt.NDArray[np.int64]
+"""N×8×8, neither moved up by 128 nor clipped to 8 bits."""
 
-ZIGZAG = sorted(
-    range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)
-)
-"""The place in a block of each coefficient of a file: ITU-T T.81, figure 5."""
 
-
-def transformed(x: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def transformed(x: Samples) -> Samples:
     """One pass of jidctint.c over the first axis, scaled by 8192."""
     z2, z3 = x[2], x[6]
     z1 = (z2 + z3) * 4433
@@ -41,88 +49,151 @@ def transformed(x: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.stack([*(e + o for e, o in pairs), *(e - o for e, o in reversed(pairs))])
 
 
-def descaled(x: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
+def descaled(x: Samples, bits: int) -> Samples:
     return (x + (1 << (bits - 1))) >> bits
 
 
-def samples_of(blocks: Blocks, quant: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
-    """N×8×8, neither moved up by 128 nor clipped to 8 bits."""
-    dequantized = (blocks.astype(np.int64) * quant).reshape(-1, 8, 8)
+def passes(blocks: Blocks, quant: Table) -> tuple[Samples, Samples, Samples]:
+    """Dequantized coefficients, what the pass over the columns gives, and samples."""
+    dequantized = blocks.astype(np.int64).reshape(-1, 8, 8) * quant.astype(np.int64).reshape(8, 8)
     columns = descaled(transformed(dequantized.transpose(1, 2, 0)), 11)
-    return descaled(transformed(columns.transpose(1, 0, 2)), 18).transpose(2, 1, 0)
+    samples = descaled(transformed(columns.transpose(1, 0, 2)), 18)
+    return dequantized, columns, samples.transpose(2, 1, 0)
 
 
-def lasts_of(blocks: Blocks) -> Pixels:
-    is_there = blocks[:, ZIGZAG] != 0
-    return np.where(is_there.any(1), 63 - is_there[:, ::-1].argmax(1), 0).astype(np.uint8)
+def expected_of(blocks: Blocks, quant: Table) -> Pixels:
+    return np.clip(passes(blocks, quant)[2] + 128, 0, 255).astype(np.uint8)
 
 
-def inverse_dct(blocks: Blocks, quant: npt.NDArray[np.uint16]) -> Pixels | None:
+def inverse_dct(steps: ctypes.CDLL, blocks: Blocks, quant: Table) -> Pixels | None:
     """N×8×8."""
-    count = len(blocks)
-    blocks, lasts = np.ascontiguousarray(blocks), lasts_of(blocks)
+    count, blocks = len(blocks), np.ascontiguousarray(blocks)
+    is_there = blocks[:, ZIGZAG] != 0
+    lasts = np.where(is_there.any(1), 63 - is_there[:, ::-1].argmax(1), 0).astype(np.uint8)
     out = np.full((8, count * 8 + 24), 77, np.uint8)
-    is_done = library().inverse_dct(
-        ctypes.c_void_p(blocks.ctypes.data),
-        ctypes.c_void_p(lasts.ctypes.data),
+    is_done = steps.inverse_dct(
+        address(blocks, np.int16, count, 64),
+        address(lasts, np.uint8, count),
         count,
-        ctypes.c_void_p(quant.ctypes.data),
-        ctypes.c_void_p(out.ctypes.data),
+        address(quant, np.uint16, 64),
+        address(out, np.uint8, 8, count * 8 + 24),
         ctypes.c_size_t(out.shape[1]),
     )
-    assert (out[:, -24:] == 77).all()
-    rows = out[:, :-24].reshape(8, count, 8)
-    return rows.transpose(1, 0, 2) if is_done else None
+    assert (out[:, -24:] == 77).all()  # nothing beside the blocks
+    return out[:, :-24].reshape(8, count, 8).transpose(1, 0, 2) if is_done else None
 
 
-def dct(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of N×8×8 the coefficients, N×64."""
-    k, x = np.mgrid[:8, :8]
-    basis = np.cos((2 * x + 1) * k * np.pi / 16) / 2
-    basis[0] /= np.sqrt(2)
-    coefficients: npt.NDArray[np.float64] = (basis @ samples @ basis.T).reshape(-1, 64)
-    return coefficients
+def in_rows(zigzag: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    rows = np.empty_like(zigzag)
+    rows[..., ZIGZAG] = zigzag
+    return rows
 
 
-def quality_table(quality: int) -> npt.NDArray[np.uint16]:
-    """Of luma, as libjpeg writes it."""
-    buffer = io.BytesIO()
-    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
-    with Image.open(buffer) as image:
-        assert isinstance(image, JpegImageFile)
-        return np.array(image.quantization[0], np.uint16)
-
-
-PATTERNS = ("noise", "binary noise", "checkerboard", "stripes", "edges", "smooth")
-
-
-def patterns(kind: str, count: int, seed: int) -> npt.NDArray[np.float64]:
-    """N×8×8 samples between -128 and 127: what is hardest on numbers, and what is usual."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:8, :8]
-    sizes, places = rng.integers(1, 4, (2, count, 1, 1)), rng.integers(0, 14, (count, 1, 1))
-    is_high = {
-        "binary noise": rng.integers(0, 2, (count, 8, 8)),
-        "checkerboard": (x // sizes[0] + y // sizes[1]) % 2,
-        "stripes": (x + places) % 3 // 2,
-        "edges": x + y > places,
+def picture(kind: str, height: int, width: int) -> Pixels:
+    """Black and white is hardest on numbers."""
+    rng = np.random.default_rng(height + width)
+    y, x = np.mgrid[:height, :width]
+    is_white = {
+        "binary noise": rng.integers(0, 2, (height, width)),
+        "stripes": (x + y // 8) % 3 // 2,
+        "steps": x // 5 % 2 == y // 3 % 2,
     }
-    samples: npt.NDArray[np.float64]
-    if kind == "noise":
-        samples = rng.uniform(-128, 127, (count, 8, 8))
-    elif kind == "smooth":
-        samples = (x + y) * rng.uniform(-9, 9, (count, 1, 1))
-    else:
-        samples = np.where(is_high[kind], 127.0, -128.0)
-    return samples
+    if kind not in is_white:
+        return paint(kind, height, width)
+    return np.repeat(255 * is_white[kind][:, :, np.newaxis], 3, axis=2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", PATTERNS)
-def test_what_an_encoder_writes_is_transformed(kind: str) -> None:
+KINDS = (*PAINTINGS, "binary noise", "stripes", "steps")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_encoder_writes_is_transformed(steps: ctypes.CDLL, kind: str) -> None:
+    """At every quality, whatever the image."""
+    image = picture(kind, 64, 88)
     for quality in range(1, 101):
-        quant = quality_table(quality)
-        blocks = np.round(dct(patterns(kind, 37, quality)) / quant).astype(np.int16)
-        found = inverse_dct(blocks, quant)
+        form = Form(samplings=GRAY, quality=quality)
+        blocks = in_rows(to_blocks(image, form)[0].reshape(-1, 64)).astype(np.int16)
+        quant = in_rows(quantisation(quality)).astype(np.uint16)
+        found = inverse_dct(steps, blocks, quant)
         assert found is not None, quality
-        expected = np.clip(samples_of(blocks, quant) + 128, 0, 255)
-        assert np.array_equal(found, expected)
+        assert np.array_equal(found, expected_of(blocks, quant)), quality
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_those_of_libjpeg(steps: ctypes.CDLL, kind: str) -> None:
+    image = picture(kind, 24, 40)
+    for quality in (3, 30, 75, 92, 100):
+        form = Form(samplings=GRAY, quality=quality)
+        planes = to_blocks(image, form)
+        blocks = in_rows(planes[0].reshape(-1, 64)).astype(np.int16)
+        found = inverse_dct(steps, blocks, in_rows(quantisation(quality)).astype(np.uint16))
+        assert found is not None
+        whole = np.asarray(Image.open(io.BytesIO(write_blocks(planes, (24, 40), form).join())))
+        assert np.array_equal(found.reshape(3, 5, 8, 8).swapaxes(1, 2).reshape(24, 40), whole)
+
+
+@st.composite
+def any_blocks(draw: st.DrawFn) -> tuple[Blocks, Table]:
+    """As sparse and as large as they may come."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count, last = draw(st.integers(1, 140)), draw(st.integers(0, 63))
+    size = draw(st.sampled_from([1, 3, 60, 400, 2000, 32768]))
+    zigzag = rng.integers(-size, size, (count, 64))
+    zigzag[:, last + 1 :] = 0
+    zigzag[rng.random(count) < 0.3, 1:] = 0
+    zigzag[rng.random((count, 64)) < draw(st.sampled_from([0.0, 0.7, 0.95]))] = 0
+    largest = draw(st.sampled_from([1, 2, 16, 255, 8191, 65535]))
+    return in_rows(zigzag).astype(np.int16), rng.integers(0, largest, 64, np.uint16, endpoint=True)
+
+
+def is_within(blocks: Blocks, quant: Table, first: int, second: int, sample: int) -> bool:
+    limits = (first, second, sample)
+    return all(
+        (-limit <= numbers).all() and (numbers < limit).all()
+        for numbers, limit in zip(passes(blocks, quant), limits, strict=True)
+    )
+
+
+@given(any_blocks())
+@settings(max_examples=150)
+def test_a_block_is_transformed_as_defined_or_declined(
+    steps: ctypes.CDLL, case: tuple[Blocks, Table]
+) -> None:
+    blocks, quant = case
+    found = inverse_dct(steps, blocks, quant)
+    is_small = is_within(blocks, quant, 16384, 16384, 512) and quant.max() < 8192
+    if found is None:
+        assert not is_small
+    else:
+        assert is_within(blocks, quant, 16384, 32768, 512)
+        assert np.array_equal(found, expected_of(blocks, quant))
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "step"),
+    [
+        ({0: 256}, 64),  # a coefficient of 16384
+        ({0: -257}, 64),
+        ({0: 512, 7: 16384}, 1),
+        ({0: 1024, 7: 1024}, 64),  # 65536: nothing in 16 bits
+        ({0: -32768}, 1),
+        ({0: -32768, 63: 1}, 1),
+        ({8 * i: 1000 for i in range(8)}, 1),  # 16 bits overflow in the pass over columns only
+        ({0: 4092}, 1),  # a sample of 512
+        ({0: -4101}, 1),
+        ({0: 3700, 1: 400, 8: 400}, 1),
+    ],
+)
+def test_what_no_encoder_writes_is_declined(
+    steps: ctypes.CDLL, coefficients: dict[int, int], step: int
+) -> None:
+    """Among many blocks that encoders do write."""
+    blocks = np.ones((70, 64), np.int16)
+    blocks[:, 2:] = 0
+    for at in (0, 33, 69):
+        blocks[at] = 0
+        for place, value in coefficients.items():
+            blocks[at, place] = value
+        assert inverse_dct(steps, blocks, np.full(64, step, np.uint16)) is None
+        blocks[at] //= 64
+        assert inverse_dct(steps, blocks, np.full(64, step, np.uint16)) is not None
