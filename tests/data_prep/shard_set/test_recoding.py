@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_prep.shard_set import compiled
 from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.jpeg_header import jpeg_segments, read_jpeg_header
 from data_prep.shard_set.pixels import Pixels
 from data_prep.shard_set.recoding import MAX_RESTART, encode_jpeg, recode_jpeg
+from tests import machine
 from tests.data_prep.odd_jpegs import (
     ADOBE,
     arithmetic,
@@ -32,6 +38,7 @@ from tests.data_prep.odd_jpegs import (
     without_last_scans,
 )
 from tests.data_prep.raw_data import encode, make_pixels
+from tests.data_prep.shard_set.fuzz.running import SOURCES
 from tests.real_data import imagenet_jpegs
 
 pytestmark = pytest.mark.skipif(
@@ -241,6 +248,34 @@ PROGRESSIVE = pillow_jpeg(progressive=True)
 )
 def test_what_is_damaged_odd_or_too_much_for_baseline_is_left(content: tuple[str, bytes]) -> None:
     assert recode_jpeg(content[1], 4) is None
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The same code with a libjpeg that can be made to write something else: see spoil.c."""
+    if shutil.which("gcc") is None or not Path("/usr/include/jpeglib.h").exists():
+        machine.skip("needs gcc and libjpeg-turbo's headers")
+    built = tmp_path_factory.mktemp("spoiled") / "spoiled.so"
+    names = ("write_coefficients", "finish_compress")
+    renamed = (f"-Djpeg_{name}=spoiled_{name}" for name in names)
+    recode = built.with_suffix(".o")
+    command = ("gcc", "-std=c11", "-D_GNU_SOURCE", "-fPIC")
+    subprocess.run((*command, *renamed, "-c", SOURCES / "recode.c", "-o", recode), check=True)
+    others = [path for path in SOURCES.glob("*.c") if path.name != "recode.c"]
+    sources = (recode, *others, Path(__file__).with_name("spoil.c"))
+    subprocess.run((*command, "-shared", *sources, "-ljpeg", "-lm", "-o", built), check=True)
+    return ctypes.CDLL(str(built))
+
+
+@pytest.mark.parametrize("what", ["spoils_coefficient", "spoils_table"])
+def test_a_result_that_is_not_the_same_picture_is_not_taken(
+    spoiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(compiled, "_library", spoiled)
+    assert recode_jpeg(PLAIN, 4) is not None
+    ctypes.c_int.in_dll(spoiled, what).value = 1
+    assert recode_jpeg(PLAIN, 4) is None
+    ctypes.c_int.in_dll(spoiled, what).value = 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 48), (37, 301)])
