@@ -95,12 +95,12 @@ __attribute__((target("avx"))) static inline void move_line(uint8_t *out, const 
 
 /* As copy_image, but past the caches: what is written is not read from memory first, and needs
  * whole lines of it. A line of two rows is put together in `line`, which has a line of room on each
- * side. Meanwhile the next image's rows, whose starts are `next`, are on their way. */
+ * side and crosses no page, which would cost more than all the rest. Meanwhile the next image's rows, whose starts are `next`, are on their way. */
 __attribute__((target("avx"))) static void stream_image(const uint64_t *starts,
                                                         const uint64_t *next, const Piece *pieces,
                                                         int num_pieces, uint8_t *out)
 {
-    uint8_t room[3 * LINE] __attribute__((aligned(LINE))), *line = room + LINE;
+    uint8_t room[4 * LINE] __attribute__((aligned(4 * LINE))), *line = room + LINE;
     size_t filled = 0, skipped = -(uintptr_t)out % LINE;
     memcpy(out, (const uint8_t *)(uintptr_t)starts[0], skipped);
     out += skipped;
