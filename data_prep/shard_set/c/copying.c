@@ -95,7 +95,8 @@ __attribute__((target("avx"))) static inline void move_line(uint8_t *out, const 
 
 /* As copy_image, but past the caches: what is written is not read from memory first, and needs
  * whole lines of it. A line of two rows is put together in `line`, which has a line of room on each
- * side and crosses no page, which would cost more than all the rest. Meanwhile the next image's rows, whose starts are `next`, are on their way. */
+ * side; the room crosses no page, as stores that do take many times as long. Meanwhile the next
+ * image's rows, whose starts are `next`, are on their way. */
 __attribute__((target("avx"))) static void stream_image(const uint64_t *starts,
                                                         const uint64_t *next, const Piece *pieces,
                                                         int num_pieces, uint8_t *out)

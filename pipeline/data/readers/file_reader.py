@@ -69,34 +69,39 @@ class FileReader:
         """
         assert len(samples) <= len(images), f"{len(samples)} samples, room for {len(images)}"
         found = samples.copy()
-        cost = self._fill(found, epoch, images)
+        cost, crop_windows = self._fill(found, epoch, images)
         cost.num_samples = len(samples)
         cost.num_replaced = int(np.count_nonzero(found != samples))
         labels = self._index.rows[found]["label"].astype(np.int64)
-        return labels, cost, self._crops_of(found, epoch)
+        return labels, cost, crop_windows
 
-    def _crops_of(self, samples: Indices, epoch: int) -> CropWindows | None:
-        """The crops in the windows that were cut of these samples; None: the windows are they."""
-        policy, size = self._crop_policy, self._index.image_size
-        if (
-            not self._codec.is_planar
-            or size is None
-            or policy.output_size == cut_size(policy, size)
-        ):
-            return None
-        boxes = policy.boxes(samples, epoch, *(np.full(len(samples), side) for side in size))
-        windows = cut_windows(policy, boxes, size)
-        rows, tops, lefts = np.arange(len(samples)), *windows[:, :2].T
-        return CropWindows(
-            rows=rows, tops=boxes.tops - tops, lefts=boxes.lefts - lefts, size=policy.output_size
-        )
-
-    def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
+    def _fill(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[ReadCost, CropWindows | None]:
         """Fill the images, and put good samples in the places of damaged ones in `samples`."""
         num_parts = self._num_threads * _PARTS_OF_THREAD
-        return self._share_out(
+        cost = self._share_out(
             len(samples), num_parts, lambda part: self._cut(samples[part], epoch, images[part])
         )
+        is_cut_larger = self._codec.is_planar and not self._crop_policy.scales
+        return cost, self._windows(samples, epoch)[1] if is_cut_larger else None
+
+    def _windows(self, samples: Indices, epoch: int) -> tuple[Indices, CropWindows | None]:
+        """Of images of one size, whose crops are not scaled: what is cut, and the crops in it.
+
+        The former N×2: top and left. The latter is None if that is the crops.
+        """
+        policy, size = self._crop_policy, self._index.image_size
+        assert size is not None
+        boxes = policy.boxes(samples, epoch, *(np.full(len(samples), side) for side in size))
+        if not self._codec.is_planar:
+            return np.stack([boxes.tops, boxes.lefts], axis=1), None
+        corners = cut_windows(policy, boxes, size)[:, :2].astype(np.int64)
+        if policy.output_size == cut_size(policy, size):
+            return corners, None
+        tops, lefts = boxes.tops - corners[:, 0], boxes.lefts - corners[:, 1]
+        rows = np.arange(len(samples))
+        return corners, CropWindows(rows=rows, tops=tops, lefts=lefts, size=policy.output_size)
 
     def _cut(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
         cost = ReadCost()

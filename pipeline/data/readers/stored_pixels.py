@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from data_prep.shard_set.copying import MappedFile, copy_windows
 from pipeline.data.augment.crop_policy import CropPolicy
-from pipeline.data.augment.planes import cut_windows
+from pipeline.data.augment.crops import CropWindows
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.sample_index import CorruptImage, ReadCost, SampleIndex
@@ -44,30 +44,24 @@ class PixelReader(FileReader):
         self._is_sound = np.zeros(self.num_samples, np.bool_)
         """Whether a sample was compared with its checksum; then its file is mapped."""
 
-    def _fill(self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]) -> ReadCost:
+    def _fill(
+        self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
+    ) -> tuple[ReadCost, CropWindows | None]:
         count, cost = len(samples), ReadCost()
         if not self._is_sound[samples].all():
             cost = self._share_out(
                 count, self._num_threads, lambda part: self._check_all(samples[part])
             )
-        corners, streams = self._corners(samples, epoch), images.nbytes > _CACHED_BYTES
-
-        def copy(part: slice) -> ReadCost:
-            return self._copy(samples[part], epoch, corners[part], images[part], streams)
-
+        corners, crops = self._windows(samples, epoch)
+        streams = images.nbytes > _CACHED_BYTES
         num_parts = -(-images[:count].nbytes // _PART_BYTES)
-        cost.add(self._share_out(count, min(num_parts, self._num_threads), copy))
-        return cost
-
-    def _corners(self, samples: Indices, epoch: int) -> Indices:
-        """N×2: top and left of what is copied, which has the size of the output."""
-        boxes = self._crop_policy.boxes(
-            samples, epoch, *(np.full(len(samples), side) for side in self._size)
+        copying = self._share_out(
+            count,
+            min(num_parts, self._num_threads),
+            lambda part: self._copy(samples[part], epoch, corners[part], images[part], streams),
         )
-        if self._codec.is_planar:
-            windows = cut_windows(self._crop_policy, boxes, self._size)
-            return windows[:, :2].astype(np.int64)
-        return np.stack([boxes.tops, boxes.lefts], axis=1)
+        cost.add(copying)
+        return cost, self._windows(samples, epoch)[1] if copying.damages else crops
 
     def _check_all(self, samples: Indices) -> ReadCost:
         """Put good samples in the places of damaged ones."""
@@ -111,7 +105,7 @@ class PixelReader(FileReader):
             self._is_sound[sample] = False
             self._quarantine(sample, CorruptImage("its file was cut, or its disk fails"), cost)
             self._load_good(samples, start, cost, self._check)
-            corners[this] = self._corners(samples[this], epoch)
+            corners[this], _ = self._windows(samples[this], epoch)
         cost.num_bytes += images[: len(samples)].nbytes
         cost.read_seconds = time.perf_counter() - begin
         return cost
