@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +166,10 @@ def test_the_manifest_says_so_and_the_shard_set_is_whole(raw: Path, restarted: P
     assert manifest.rewritten == {"not_jpeg": 1, "not_recoded": 1, "recoded": 18}
     verified = run_cli("verify", restarted, "--full")
     assert verified.stdout.endswith("no damage found (every byte)\n")
-    assert "complete already" in shard(raw, restarted, "--restart", 2)
-    other = run_cli("shard", "folder", "--input", raw, "--output", restarted, "--restart", 4)
-    assert "restart was 2 and is 4" in other.stderr
+    options = Options(shards=restarted, samples_per_shard=4, restart=2)
+    assert convert(open_folder(raw), options, io.StringIO()) == (manifest, 5, 0)
+    with pytest.raises(ConversionError, match="restart was 2 and is 4"):
+        convert(open_folder(raw), replace(options, restart=4), io.StringIO())
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +186,9 @@ def test_pixels_and_their_statistics_are_those_without_marks(
 ) -> None:
     assert read_manifest(plain).statistics == read_manifest(restarted).statistics
     assert "restart" not in json.loads((plain / "_info.json").read_bytes())["options"]
-    words = ("--input", raw, "--output", plain, "--samples-per-shard", 4)
-    other = run_cli("shard", "folder", *words, "--restart", 2)
-    assert "restart was 0 and is 2" in other.stderr
+    options = Options(shards=plain, samples_per_shard=4, restart=2)
+    with pytest.raises(ConversionError, match="restart was 0 and is 2"):
+        convert(open_folder(raw), options, io.StringIO())
 
 
 @pytest.mark.slow
