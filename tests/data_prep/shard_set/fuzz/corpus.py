@@ -39,6 +39,12 @@ def make_corpus() -> list[bytes]:
         for tables in get_args(TableKind)
         for cut, interval in enumerate((0, 1, 2, 3, 4, 6, 50))
     ]
+    wide = paint("photo", 18, 170)  # more than the vectors hold
+    contents += [
+        write_jpeg(wide, Form(samplings=samplings, interval=interval)).join()
+        for samplings in SAMPLINGS.values()
+        for interval in (0, 4)
+    ]
     for mode in ("RGB", "L", "CMYK"):
         for restart in ({}, {"restart_marker_blocks": 2}):
             for progressive in (False, True):

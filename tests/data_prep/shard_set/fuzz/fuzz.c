@@ -73,7 +73,7 @@ static void map_current(const char *path)
     FILE *file = need(fopen(path, "w+b"));
     if (ftruncate(fileno(file), sizeof(Case)) != 0)
         fail("the file of the input at work cannot be written");
-    current = mmap(NULL, sizeof(Case), PROT_WRITE, MAP_SHARED, fileno(file), 0);
+    current = mmap(NULL, sizeof(Case), PROT_READ | PROT_WRITE, MAP_SHARED, fileno(file), 0);
     if (current == MAP_FAILED)
         fail("the file of the input at work cannot be mapped");
     fclose(file);
