@@ -156,7 +156,9 @@ typedef struct {
     volatile int num_copied; /* volatile: it must outlive the jump */
 } Windows;
 
-static void copy_images(Windows *windows, const uint8_t *flips, int streams, uint8_t *out)
+/* Not a part of its caller, to which the handler jumps back. */
+__attribute__((noinline)) static void copy_images(Windows *windows, const uint8_t *flips,
+                                                  int streams, uint8_t *out)
 {
     int num_pieces = windows->num_pieces;
     const Piece *pieces = windows->pieces;
