@@ -143,28 +143,29 @@ static inline Words take_samples(const uint8_t *samples, const Pair *pairs, int 
 /* Words of two colours of 8 pixels each in a half, so that they are in order when the words of three
  * such vectors are taken by turns. The places of red and green are 0, 3 and 6 in the first 8 words of
  * 24, and so on. */
-static const char RED_GREEN[] = {0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15, 2, 10, 5, 13};
-static const char BLUE_RED[] = {5, 13, 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15, 2, 10};
-static const char GREEN_BLUE[] = {2, 10, 5, 13, 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15};
+#define RED_GREEN 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15, 2, 10, 5, 13
+#define BLUE_RED 5, 13, 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15, 2, 10
+#define GREEN_BLUE 2, 10, 5, 13, 0, 8, 3, 11, 6, 14, 1, 9, 4, 12, 7, 15
 
 /* Colours of even and of odd pixels, in this order. */
 static inline void store_pixels(const Words *red, const Words *green, const Words *blue,
                                 uint8_t *out)
 {
-    Words a = pick_bytes(to_bytes(red[0], green[0]), RED_GREEN);
-    Words b = pick_bytes(to_bytes(blue[0], red[1]), BLUE_RED);
-    Words c = pick_bytes(to_bytes(green[1], blue[1]), GREEN_BLUE);
-    Words parts[3] = {BLEND(BLEND(a, b, 0x92), c, 0x24), BLEND(BLEND(c, a, 0x92), b, 0x24),
-                      BLEND(BLEND(b, c, 0x92), a, 0x24)};
+    Words a = PICK_BYTES(to_bytes(red[0], green[0]), RED_GREEN);
+    Words b = PICK_BYTES(to_bytes(blue[0], red[1]), BLUE_RED);
+    Words c = PICK_BYTES(to_bytes(green[1], blue[1]), GREEN_BLUE);
+    Words parts[3] = {blend_25(blend_147(a, b), c), blend_25(blend_147(c, a), b),
+                      blend_25(blend_147(b, c), a)};
     for (int half = 0; half < HALVES; half++)
         for (int i = 0; i < 3; i++)
             memcpy(out + 48 * half + 16 * i, (char *)&parts[i] + 16 * half, 16);
 }
 
-/* The factors of Cr and Cb in jdcolor.c are 91881, 46802, 22554 and 116130, of 65536 each. Here 65536
- * of the first, the second and the last are added as one. The half of what is left of red and blue
- * rounds all 256 values alike. */
-static inline void convert_chunk(const uint8_t *const *samples, Pair (*pairs)[2], int x, uint8_t *out)
+/* In jdcolor.c red has 91881 Cr, green -22554 Cb - 46802 Cr and blue 116130 Cb, divided by 65536 and
+ * rounded. To fit into 16 bits, 65536 of the first, third and last are added as a whole. Half of what
+ * is left of the first and the last, 13173 and 25297, rounds all 256 values as the whole does. */
+static inline void convert_chunk(const uint8_t *const *samples, Pair (*pairs)[2], int x,
+                                 uint8_t *out)
 {
     Words red[2], green[2], blue[2];
     for (int i = 0; i < 2; i++) {

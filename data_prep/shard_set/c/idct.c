@@ -200,9 +200,10 @@ static int transform_all(const int16_t *blocks, const uint8_t *lasts, int count,
     Job job;
     if (!set_up(&job, quant, row_bytes))
         return 0;
-    for (int i = 0; i < count; i += ROW)
-        transform_row(&job, blocks + (size_t)i * BLOCK, lasts + i, count - i < ROW ? count - i : ROW,
-                      out + 8 * (size_t)i);
+    for (int i = 0; i < count; i += ROW) {
+        int size = count - i < ROW ? count - i : ROW;
+        transform_row(&job, blocks + (size_t)i * BLOCK, lasts + i, size, out + 8 * (size_t)i);
+    }
     return !job.is_odd && !has_bits(job.odd);
 }
 

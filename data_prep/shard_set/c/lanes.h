@@ -19,7 +19,7 @@
 #else
 
 #define HALVES 1
-#define IS_FAST 1
+#define IS_FAST (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
 #define BEGIN_FAST
 #define END_FAST
 
@@ -68,83 +68,46 @@ static inline Words load_halves(const void *const *places)
     return (Words)__builtin_ia32_insert128i256((Operand64)__builtin_ia32_si256_si(low), high, 1);
 }
 
-/* In each half word i of `a` or, where bit i of `bits` is set, of `b`. */
 #define BLEND(a, b, bits) ((Words)__builtin_ia32_pblendw256((Operand16)(a), (Operand16)(b), bits))
+static inline Words blend_147(Words a, Words b) { return BLEND(a, b, 0x92); }
+static inline Words blend_25(Words a, Words b) { return BLEND(a, b, 0x24); }
 
-/* In each half the bytes at those places. */
 static inline Words pick_bytes(Words bytes, const char *places)
 {
     const void *twice[2] = {places, places};
     return (Words)__builtin_ia32_pshufb256((Operand8)bytes, (Operand8)load_halves(twice));
 }
+#define PICK_BYTES(bytes, ...) pick_bytes(bytes, (const char[]){__VA_ARGS__})
 
 #else
 
-/* Products of words, added in pairs. */
-static inline Bits add_products(Words a, Words b)
-{
-    Bits sums;
-    for (int i = 0; i < 4; i++)
-        sums[i] = (uint32_t)(a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
-    return sums;
-}
+#ifdef __clang__
+#define SHUFFLE(Vector, a, b, ...)                                                                 \
+    ((Words)__builtin_shufflevector((Vector)(a), (Vector)(b), __VA_ARGS__))
+#else
+#define SHUFFLE(Vector, a, b, ...)                                                                 \
+    ((Words)__builtin_shuffle((Vector)(a), (Vector)(b), (Vector){__VA_ARGS__}))
+#endif
 
-/* Products by their upper 16 bits. */
-static inline Words high_products(Words a, Words b)
-{
-    for (int i = 0; i < 8; i++)
-        a[i] = (int16_t)(a[i] * b[i] >> 16);
-    return a;
-}
-
-/* Products divided by 32768. */
-static inline Words round_products(Words a, Words b)
-{
-    for (int i = 0; i < 8; i++)
-        a[i] = (int16_t)((a[i] * b[i] + (1 << 14)) >> 15);
-    return a;
-}
-
-/* Sums of 32 bits, or the nearest that 16 bits hold. */
-static inline Words narrow(Words low, Words high)
-{
-    Words all;
-    for (int i = 0; i < 8; i++) {
-        int32_t sum = i < 4 ? ((Sums)low)[i] : ((Sums)high)[i - 4];
-        all[i] = (int16_t)(sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum);
-    }
-    return all;
-}
+#define AS_SHUFFLE(name, Vector, ...)                                                              \
+    static inline Words name(Words a, Words b) { return SHUFFLE(Vector, a, b, __VA_ARGS__); }
 
 typedef uint8_t Bytes VECTOR;
 
-/* Words, or the nearest numbers that 8 bits without a sign hold. */
-static inline Words to_bytes(Words low, Words high)
-{
-    Bytes all;
-    for (int i = 0; i < 16; i++) {
-        int16_t word = i < 8 ? low[i] : high[i - 8];
-        all[i] = (uint8_t)(word < 0 ? 0 : word > UINT8_MAX ? UINT8_MAX : word);
-    }
-    return (Words)all;
-}
-
 /* By turns one of `a` and one of `b`, from the lower or the upper ones. */
-#define AS_LOOP(name, Vector, count, first)                                                        \
-    static inline Words name(Words a, Words b)                                                     \
-    {                                                                                              \
-        Vector both;                                                                               \
-        for (int i = 0; i < (count); i++)                                                          \
-            both[i] = i % 2 ? ((Vector)b)[(first) + i / 2] : ((Vector)a)[(first) + i / 2];         \
-        return (Words)both;                                                                        \
-    }
+AS_SHUFFLE(low_bytes, Bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+AS_SHUFFLE(high_bytes, Bytes, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+AS_SHUFFLE(low_words, Words, 0, 8, 1, 9, 2, 10, 3, 11)
+AS_SHUFFLE(high_words, Words, 4, 12, 5, 13, 6, 14, 7, 15)
+AS_SHUFFLE(low_pairs, Bits, 0, 4, 1, 5)
+AS_SHUFFLE(high_pairs, Bits, 2, 6, 3, 7)
 
-AS_LOOP(low_bytes, Bytes, 16, 0)
-AS_LOOP(high_bytes, Bytes, 16, 8)
-AS_LOOP(low_words, Words, 8, 0)
-AS_LOOP(high_words, Words, 8, 4)
-AS_LOOP(low_pairs, Bits, 4, 0)
-AS_LOOP(high_pairs, Bits, 4, 2)
+/* Words 1, 4 and 7 of `b`, or 2 and 5; others of `a`. */
+AS_SHUFFLE(blend_147, Words, 0, 9, 2, 3, 12, 5, 6, 15)
+AS_SHUFFLE(blend_25, Words, 0, 1, 10, 3, 4, 13, 6, 7)
+
+/* The bytes at those places. */
+#define PICK_BYTES(bytes, ...) SHUFFLE(Bytes, bytes, bytes, __VA_ARGS__)
 
 static inline Words load_halves(const void *const *places)
 {
@@ -153,20 +116,48 @@ static inline Words load_halves(const void *const *places)
     return words;
 }
 
-static inline Words blend(Words a, Words b, int bits)
-{
-    for (int i = 0; i < 8; i++)
-        a[i] = bits >> i & 1 ? b[i] : a[i];
-    return a;
-}
-#define BLEND(a, b, bits) blend(a, b, bits)
+/* The first or the second word of each pair. */
+static inline Sums firsts(Words words) { return (Sums)((Bits)words << 16) >> 16; }
+static inline Sums seconds(Words words) { return (Sums)words >> 16; }
 
-static inline Words pick_bytes(Words bytes, const char *places)
+/* Products of words, added in pairs. */
+static inline Bits add_products(Words a, Words b)
 {
-    Bytes picked;
-    for (int i = 0; i < 16; i++)
-        picked[i] = ((Bytes)bytes)[(int)places[i]];
-    return (Words)picked;
+    return (Bits)(firsts(a) * firsts(b)) + (Bits)(seconds(a) * seconds(b));
+}
+
+/* Products by their upper 16 bits. */
+static inline Words high_products(Words a, Words b)
+{
+    Bits upper = (Bits)(seconds(a) * seconds(b)) & 0xFFFF0000;
+    return (Words)((Bits)(firsts(a) * firsts(b)) >> 16 | upper);
+}
+
+/* Products divided by 32768. */
+static inline Words round_products(Words a, Words b)
+{
+    Bits lower = (Bits)(firsts(a) * firsts(b)) * 2 + 32768;
+    Bits upper = (Bits)(seconds(a) * seconds(b)) * 2 + 32768;
+    return (Words)(lower >> 16 | (upper & 0xFFFF0000));
+}
+
+/* Sums of 32 bits, or the nearest that 16 bits hold. */
+static inline Words narrow(Words low, Words high)
+{
+    Sums sums[2] = {(Sums)low, (Sums)high};
+    for (int i = 0; i < 2; i++) {
+        Sums is_less = sums[i] < INT16_MIN, is_more = sums[i] > INT16_MAX;
+        sums[i] = (sums[i] & ~(is_less | is_more)) | (is_less & INT16_MIN) | (is_more & INT16_MAX);
+    }
+    return SHUFFLE(Words, sums[0], sums[1], 0, 2, 4, 6, 8, 10, 12, 14);
+}
+
+/* Words, or the nearest numbers that 8 bits without a sign hold. */
+static inline Words to_bytes(Words low, Words high)
+{
+    low = (low | (low > UINT8_MAX)) & ~(low < 0);
+    high = (high | (high > UINT8_MAX)) & ~(high < 0);
+    return SHUFFLE(Bytes, low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 }
 
 #endif
