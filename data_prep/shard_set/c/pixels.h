@@ -55,7 +55,7 @@ const char *decode_window(const uint8_t *content, size_t num_bytes, const Window
 int scale_window(const uint8_t *pixels, size_t row_bytes, int height, int width, int filter_number,
                  uint8_t *out, int out_height, int out_width);
 
-/* bilinear.c: the same by BILINEAR, several times as fast, where the sizes allow it. */
+/* bilinear.c: the same by BILINEAR, faster, where the sizes allow it. */
 int can_scale_bilinear(int height, int width, int out_height, int out_width);
 int scale_bilinear(const uint8_t *pixels, size_t row_bytes, int height, int width, uint8_t *out,
                    int out_height, int out_width);
