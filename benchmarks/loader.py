@@ -5,9 +5,10 @@
 
 DIR has JPEGs, such as the 1,000 of the ImageNet sample. Three settings: `original`, the JPEGs as
 they are with random-resized-crop to 224 and flip; `jpeg256`, JPEGs of 256×256 with random crop to
-224 and flip; `raw256`, pixels of 256×256 likewise. Everyone reads the same JPEGs from the page
-cache and delivers uint8 batches of 128 with labels, on 2 threads or worker processes unless it says
-otherwise. Each round has everyone read once, in turn; ratios are taken round by round.
+224 and flip; `raw256`, pixels of 256×256 likewise, and planes of luma and of halved chroma, which
+ours hands over as such. Everyone reads the same JPEGs from the page cache and delivers batches of
+128 in uint8 with labels, on 2 threads or worker processes unless it says otherwise. Each round has
+everyone read once, in turn; ratios are taken round by round.
 
 `ours` reads the JPEGs byte for byte; with `restart N` they have a restart marker behind N MCUs, the
 same pictures without loss, as `data_prep shard … --restart N` writes them. The flip is left to the
@@ -52,6 +53,8 @@ RESTARTS = (1, 2, 4)
 
 _USUAL_RESTART = 2
 
+_OURS, _COPY = "ours_loader", "rivals.limit_copy"
+
 _NUM_BUFFERS = 5
 """As many batches as our loader has in turn."""
 
@@ -92,7 +95,7 @@ def _ours(setting: Setting, originals: Path) -> list[Competitor]:
     def row(name: str, *options: object) -> Competitor:
         return Competitor(
             name=name,
-            module="benchmarks.ours_loader",
+            module=f"benchmarks.{_OURS}",
             num_images=_NUM_QUICK[setting],
             options=("--num-workers", NUM_WORKERS, *options),
         )
@@ -139,23 +142,33 @@ def _rivals(setting: Setting, pythons: Mapping[str, str]) -> list[Competitor]:
 
 
 def _copying() -> tuple[list[Competitor], dict[str, list[str]]]:
-    """Ours and the bare copying loops, on each of `RANKS_AND_THREADS`."""
-    rows, measured_by = [], {}
+    """Ours and the bare copying loops, on each of `RANKS_AND_THREADS`; on one rank of planes, too.
+
+    Ours of planes are measured by ours of pixels as well.
+    """
+    ring, rows, measured_by = ("--num-buffers", _NUM_BUFFERS), [], {}
     for ranks, threads in RANKS_AND_THREADS:
-        names = [_in_threads(name, ranks, threads) for name in (LIMIT, f"{LIMIT}, ring", OURS)]
-        modules = ("rivals.limit_copy", "rivals.limit_copy", "ours_loader")
-        buffers = (("--num-buffers", 1), ("--num-buffers", _NUM_BUFFERS), ("--no-flip",))
-        for name, module, own in zip(names, modules, buffers, strict=True):
+
+        def row(
+            name: str, module: str, *options: object, ranks: int = ranks, threads: int = threads
+        ) -> str:
             rows.append(
                 Competitor(
-                    name=name,
+                    name=_in_threads(name, ranks, threads),
                     module=f"benchmarks.{module}",
                     num_images=_NUM_QUICK["raw256"],
-                    options=("--num-workers", threads, *own),
+                    options=("--num-workers", threads, *options),
                     num_ranks=ranks,
                 )
             )
-        measured_by[names[-1]] = names[:-1]
+            return rows[-1].name
+
+        limits = [row(LIMIT, _COPY), row(f"{LIMIT}, ring", _COPY, *ring)]
+        ours = row(OURS, _OURS, "--no-flip")
+        measured_by[ours] = limits
+        if ranks == 1:
+            limit = row(f"{LIMIT}, ring, planes", _COPY, *ring, "--planes")
+            measured_by[row(f"{OURS}, planes", _OURS, "--no-flip", "--planes")] = [limit, ours]
     return rows, measured_by
 
 

@@ -19,12 +19,14 @@ from benchmarks.measurement import shard_folder
 from benchmarks.rivals.rounds import (
     BATCH_SIZE,
     CROP_PIXELS,
+    PLANES_SHAPE,
     STORED_PIXELS,
     Epoch,
     Task,
     check_batch,
     serve,
 )
+from data_prep.shard_set.manifest import Encoding
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
@@ -41,7 +43,7 @@ def open_epoch(task: Task) -> Epoch:
         task.images,
         task.scratch / "shards",
         *("--restart", task.restart) if task.restart else (),
-        encoding="rgb" if task.setting == "raw256" else "jpeg",
+        encoding=_encoding(task),
         size=None if task.setting == "original" else STORED_PIXELS,
     )
     config = config_of(task, str(folder))
@@ -55,10 +57,19 @@ def open_epoch(task: Task) -> Epoch:
     def batches() -> Iterator[int]:
         with source(0, num_steps) as loader:
             for batch in loader:
+                if task.planes:  # the device makes crops of them
+                    yield check_batch(batch.images, batch.labels, PLANES_SHAPE)
+                    continue
                 flips = draw_flips(config.augment, SEED, 0, batch.samples)
                 yield check_batch(take_crops(batch.images, batch.crop_windows, flips), batch.labels)
 
     return lambda: sum(batches())
+
+
+def _encoding(task: Task) -> Encoding:
+    if task.setting != "raw256":
+        return "jpeg"
+    return "yuv420" if task.planes else "rgb"
 
 
 def config_of(task: Task, shards: str) -> Config:

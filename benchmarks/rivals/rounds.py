@@ -33,6 +33,9 @@ STORED_PIXELS = 256
 BATCH_SHAPE = (BATCH_SIZE, CROP_PIXELS, CROP_PIXELS, 3)
 """What everyone delivers, in uint8, with one label an image; the epoch's last batch is shorter."""
 
+PLANES_SHAPE = (BATCH_SIZE, 3 * 226 // 2, 226)
+"""Of a batch of planes, of luma and of halved chroma: crops of 224 need 226×226 at even places."""
+
 Setting = Literal[
     "original",  # JPEGs of any size: random-resized-crop and flip
     "jpeg256",  # JPEGs of 256×256: random crop and flip
@@ -60,6 +63,8 @@ class Task:
     """Mirror half of the images, or leave that to the device, for those that choose."""
     restart: int
     """MCUs between restart markers in the JPEGs, 0: as they are, for those that choose."""
+    planes: bool
+    """Planes in the place of pixels, for those that choose."""
     rank: int
     num_ranks: int
 
@@ -121,6 +126,7 @@ def _parse(description: str | None, settings: Sequence[Setting]) -> Task:
     parser.add_argument("--num-buffers", type=int, default=1, metavar="N")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--restart", type=int, default=0, metavar="N")
+    parser.add_argument("--planes", action="store_true")
     parser.add_argument("--rank", type=int, default=0, metavar="N")
     parser.add_argument("--num-ranks", type=int, default=1, metavar="N")
     options = parser.parse_args()
@@ -128,14 +134,14 @@ def _parse(description: str | None, settings: Sequence[Setting]) -> Task:
     return Task(**vars(options))
 
 
-def check_batch(images: object, labels: object) -> int:
+def check_batch(images: object, labels: object, expected: tuple[int, ...] = BATCH_SHAPE) -> int:
     """The number of images of a batch; raises `ValueError` if it is not what everyone delivers."""
     shape = tuple(getattr(images, "shape", ()))
     kind = str(getattr(images, "dtype", type(images))).removeprefix("torch.")
     num_labels = tuple(getattr(labels, "shape", ()))[:1]
-    if shape[1:] != BATCH_SHAPE[1:] or kind != "uint8" or num_labels != shape[:1]:
+    if shape[1:] != expected[1:] or kind != "uint8" or num_labels != shape[:1]:
         raise ValueError(
-            f"a batch of {kind} {shape} with {num_labels} labels; expected uint8 {BATCH_SHAPE} "
+            f"a batch of {kind} {shape} with {num_labels} labels; expected uint8 {expected} "
             "or fewer images, with a label each"
         )
     return int(shape[0])

@@ -51,8 +51,11 @@ def test_ours_of_jpegs(images: Path, shrunk: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
-def test_ours_of_pixels_on_two_ranks_and_its_limit(shrunk: Path, tmp_path: Path) -> None:
-    names = [f"{name}, 2 × 1 threads" for name in ("limit", "limit, ring", "ours")]
+def test_ours_of_planes_and_of_pixels_on_two_ranks_and_their_limits(
+    shrunk: Path, tmp_path: Path
+) -> None:
+    names = [f"{name}, planes, 1 × 2 threads" for name in ("limit, ring", "ours")]
+    names += [f"{name}, 2 × 1 threads" for name in ("limit", "limit, ring", "ours")]
     run(make_contest("raw256", shrunk, {}), names, "raw256", shrunk, tmp_path)
 
 
