@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.shard_set.pixels import Pixels, Window, judge_jpeg
+from data_prep.shard_set.pixels import Pixels, Window, jpeg_size, judge_jpeg
 from data_prep.shard_set.recoding import recode_jpeg
 from tests.data_prep.odd_jpegs import ADOBE, parts, sampled, segment, with_transform
 from tests.data_prep.raw_data import encode
@@ -220,25 +220,19 @@ def test_what_few_encoders_write_is_right_whoever_decodes_it(
 
 @pytest.mark.slow
 def test_imagenets_images() -> None:
-    """Ours decodes all that are baseline and no CMYK; some are compared, some with restarts."""
+    """All of the sample are baseline, and ours decodes them; some are compared, also re-coded."""
     rng = random.Random(3)
-    paths = imagenet_jpegs()
-    declined = []
-    for number, path in enumerate(paths):
+    for number, path in enumerate(imagenet_jpegs()):
         content = path.read_bytes()
-        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+        height, width = jpeg_size(content)
         top, left = rng.randrange(height), rng.randrange(width)
         window = Window(
             top, left, rng.randint(1, min(224, height - top)), rng.randint(1, width - left)
         )
-        if not is_answered(content, window):
-            declined.append(path)
-        elif number % 4 == 0:
+        assert is_answered(content, window), path
+        if number % 10 == 0:
             assert_same(content, [window])
         if number % 20 == 0:
             recoded = recode_jpeg(content, rng.randint(1, 9))
             assert recoded is not None, path
             assert_same(recoded, [window])
-    kinds = {(image.mode, "progressive" in image.info) for image in map(Image.open, declined)}
-    assert kinds <= {("CMYK", False), ("CMYK", True), ("RGB", True), ("L", True)}, declined
-    assert len(declined) < len(paths) / 20
