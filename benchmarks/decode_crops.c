@@ -7,6 +7,7 @@
  */
 
 #include <dlfcn.h>
+#include <malloc.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -110,6 +111,8 @@ int main(int num_arguments, char **arguments)
             decode = DECODERS[i].decode;
     if (decode_by_libjpeg == NULL || cut_by_ours == NULL || decode == NULL)
         fail("no such DECODER, or LIBRARY is another one");
+    mallopt(M_MMAP_THRESHOLD, 1 << 26); /* keep memory, as glibc learns to where many threads run */
+    mallopt(M_TRIM_THRESHOLD, 1 << 26);
     Job *jobs = read_jobs(arguments[2], &count);
     for (int round = 0; round < atoi(arguments[4]); round++) {
         double begin = microseconds();

@@ -20,11 +20,12 @@ from data_prep.shard_set.jpeg_header import (
     APP1,
     DamagedJpegError,
     jpeg_segments,
+    jpeg_size,
     read_jpeg_header,
 )
 from data_prep.shard_set.jpegs import read_exif
 from data_prep.shard_set.manifest import Encoding
-from data_prep.shard_set.pixels import Pixels, cut_decoded, cut_jpegs, decode_jpeg, jpeg_size
+from data_prep.shard_set.pixels import Pixels, cut_decoded, cut_jpegs, decode_jpeg
 from data_prep.shard_set.yuv import cut_yuv, decode_yuv, encode_yuv, size_of_yuv
 
 _NPY = re.compile(

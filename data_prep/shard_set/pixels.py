@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.shard_set.compiled import MESSAGE_BYTES, address, is_compiled, library
-from data_prep.shard_set.jpeg_header import DamagedJpegError, read_jpeg_header
+from data_prep.shard_set.jpeg_header import DamagedJpegError, jpeg_size
 from data_prep.shard_set.scaling import scale_pixels
 
 Pixels = npt.NDArray[np.uint8]
@@ -39,12 +39,6 @@ class Window(NamedTuple):
 
 _WHOLE, _TRUNCATED = 0, 1
 """Verdicts of `judge_jpeg` in C, of which there is a third."""
-
-
-def jpeg_size(content: bytes) -> tuple[int, int]:
-    """Height and width; raises `ValueError` if it is no JPEG."""
-    header = read_jpeg_header(content)
-    return header.height, header.width
 
 
 def judge_jpeg(content: bytes, out: Pixels) -> str | None:

@@ -9,7 +9,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_prep.shard_set.pixels import Pixels, Window, jpeg_size
+from data_prep.shard_set.jpeg_header import jpeg_size
+from data_prep.shard_set.pixels import Pixels, Window
 from tests.data_prep.odd_jpegs import parts, segment
 from tests.data_prep.shard_set.decoders import crop_by_libjpeg
 from tests.data_prep.shard_set.jpeg_writer import DHT, DRI, SOF0, SOS, codes_of, to_bytes

@@ -18,6 +18,7 @@ from PIL import Image
 from data_prep.shard_set import compiled
 from data_prep.shard_set import pixels as pixels_module
 from data_prep.shard_set.compiled import is_compiled
+from data_prep.shard_set.jpeg_header import jpeg_size
 from data_prep.shard_set.pixels import (
     BILINEAR,
     LANCZOS,
@@ -25,7 +26,6 @@ from data_prep.shard_set.pixels import (
     Window,
     cut_jpegs,
     decode_jpeg,
-    jpeg_size,
     scale_middle,
     scale_window,
 )
