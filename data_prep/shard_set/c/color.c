@@ -207,15 +207,11 @@ static inline void convert_row(const Row *rows, int width, uint8_t *out)
 
 static void convert_rows(Row *rows, int num_planes, const Window *window, uint8_t *out)
 {
-    size_t width = (size_t)window->width;
-    for (int y = window->top; y < window->top + window->height; y++, out += 3 * width) {
+    size_t out_bytes = 3 * (size_t)window->width;
+    for (int y = window->top; y < window->top + window->height; y++, out += out_bytes) {
         for (int i = 0; i < num_planes; i++)
             upsample_row(&rows[i], y);
-        if (num_planes == 3)
-            convert_row(rows, window->width, out);
-        else
-            for (size_t x = 0; x < width; x++)
-                out[3 * x] = out[3 * x + 1] = out[3 * x + 2] = rows[0].samples[x];
+        convert_row(rows, window->width, out);
     }
 }
 
@@ -235,13 +231,15 @@ int planes_to_rgb(const Plane *planes, int num_planes, const Window *window, uin
         if (!is_known(&planes[i]))
             return 0;
     size_t room = (size_t)window->width + CHUNK + 8; /* what is read and written beside it */
-    int16_t *sums = calloc(num_planes * room, sizeof(*sums) + 1);
+    int16_t *sums = calloc(3 * room, sizeof(*sums) + 1);
     if (sums == NULL)
         return 0;
     Row rows[3];
+    uint8_t *line = (uint8_t *)(sums + 3 * room);
     for (int i = 0; i < num_planes; i++)
-        rows[i] = start_rows(&planes[i], window, sums + i * room,
-                             (uint8_t *)(sums + num_planes * room) + i * room);
+        rows[i] = start_rows(&planes[i], window, sums + i * room, line + i * room);
+    for (int i = num_planes; i < 3; i++) /* no chroma: gray */
+        rows[i] = (Row){.samples = memset(line + i * room, 128, room)};
     convert_rows(rows, num_planes, window, out);
     free(sums);
     return 1;
