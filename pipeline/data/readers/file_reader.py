@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,12 +21,32 @@ from pipeline.data.augment.planes import cut_size, cut_windows
 from pipeline.data.order.partition import Indices
 from pipeline.data.readers.sample_index import CorruptImage, Damage, ReadCost, SampleIndex
 
-_PARTS_OF_THREAD = 4
-"""With more parts than threads no thread waits long for one with larger images."""
+_SMALLEST_PART = 4
+"""Images that are read together in the end: fewer cost more than they save in waiting."""
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+def even_parts(num_samples: int, num_parts: int) -> list[slice]:
+    """A batch in so many parts, or one a sample if they are fewer."""
+    count = min(num_parts, num_samples)
+    edges = [num_samples * part // count for part in range(count + 1)] if count else []
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def shrinking_parts(num_samples: int, num_threads: int) -> list[slice]:
+    """A batch in parts for threads that take one after the other, the smallest last.
+
+    Images differ: with even parts threads wait for the one that takes a part with larger ones last.
+    """
+    least = min(_SMALLEST_PART, -(-num_samples // num_threads))
+    edges = [0]
+    while (rest := num_samples - edges[-1]) > 0:
+        share = -(-2 * rest // (3 * num_threads))
+        edges.append(edges[-1] + min(rest, max(share, least)))
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 class FileReader:
@@ -79,10 +99,8 @@ class FileReader:
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
     ) -> tuple[ReadCost, CropWindows | None]:
         """Fill the images, and put good samples in the places of damaged ones in `samples`."""
-        num_parts = self._num_threads * _PARTS_OF_THREAD
-        cost = self._share_out(
-            len(samples), num_parts, lambda part: self._cut(samples[part], epoch, images[part])
-        )
+        parts = shrinking_parts(len(samples), self._num_threads)
+        cost = self._share_out(parts, lambda part: self._cut(samples[part], epoch, images[part]))
         is_cut_larger = self._codec.is_planar and not self._crop_policy.scales
         return cost, self._windows(samples, epoch)[1] if is_cut_larger else None
 
@@ -130,16 +148,11 @@ class FileReader:
         except ValueError as error:
             raise CorruptImage(str(error)) from None
 
-    def _share_out(
-        self, num_samples: int, num_parts: int, work: Callable[[slice], ReadCost]
-    ) -> ReadCost:
+    def _share_out(self, parts: Sequence[slice], work: Callable[[slice], ReadCost]) -> ReadCost:
         """Call `work` with parts of the batch at the same time; raises what it raises."""
-        parts = min(num_parts, num_samples)
-        edges = [num_samples * part // parts for part in range(parts + 1)] if parts else [0]
-        slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-        num_own = int(parts <= self._num_threads)  # this thread does one, before it would wait
-        cost, others = ReadCost(), self._pool.map(work, slices[num_own:])
-        for part_cost in itertools.chain(map(work, slices[:num_own]), others):
+        num_own = int(len(parts) <= self._num_threads)  # this thread does one, before it would wait
+        cost, others = ReadCost(), self._pool.map(work, parts[num_own:])
+        for part_cost in itertools.chain(map(work, parts[:num_own]), others):
             cost.add(part_cost)
         return cost
 

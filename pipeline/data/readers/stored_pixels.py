@@ -12,7 +12,7 @@ from data_prep.shard_set.copying import MappedFile, copy_windows
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.augment.crops import CropWindows
 from pipeline.data.order.partition import Indices
-from pipeline.data.readers.file_reader import FileReader
+from pipeline.data.readers.file_reader import FileReader, even_parts
 from pipeline.data.readers.sample_index import CorruptImage, ReadCost, SampleIndex
 
 _PART_BYTES = 1 << 20
@@ -50,14 +50,13 @@ class PixelReader(FileReader):
         count, cost = len(samples), ReadCost()
         if not self._is_sound[samples].all():
             cost = self._share_out(
-                count, self._num_threads, lambda part: self._check_all(samples[part])
+                even_parts(count, self._num_threads), lambda part: self._check_all(samples[part])
             )
         corners, crops = self._windows(samples, epoch)
         streams = images.nbytes > _CACHED_BYTES
         num_parts = -(-images[:count].nbytes // _PART_BYTES)
         copying = self._share_out(
-            count,
-            min(num_parts, self._num_threads),
+            even_parts(count, min(num_parts, self._num_threads)),
             lambda part: self._copy(samples[part], epoch, corners[part], images[part], streams),
         )
         cost.add(copying)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.shard_set.pixels import Pixels, Window, jpeg_size, judge_jpeg
+from data_prep.shard_set.jpeg_header import jpeg_size
+from data_prep.shard_set.pixels import Pixels, Window, judge_jpeg
 from data_prep.shard_set.recoding import recode_jpeg
 from tests.data_prep.odd_jpegs import ADOBE, parts, sampled, segment, with_transform
 from tests.data_prep.raw_data import encode
