@@ -136,12 +136,18 @@ static int check_decoder(const uint8_t *content, size_t size, const Window *wind
     return is_answered;
 }
 
+/* Both filters, by whichever way the sizes allow. */
 static void check_scaling(const uint8_t *content, size_t size, const Window *window)
 {
     char message[MESSAGE_BYTES];
-    int height = 1 + (int)draw(40), width = 1 + (int)draw(40);
-    uint8_t *out = need(malloc(3 * (size_t)height * width));
-    cut_jpegs(&content, &size, window, 1, out, height, width, message);
+    int height = draw_side(40), width = draw_side(40), filter = draw(2) ? LANCZOS : BILINEAR;
+    int out_height = draw_side(40), out_width = draw_side(40);
+    uint8_t *scaled = need(malloc(3 * (size_t)height * width));
+    uint8_t *out = need(malloc(3 * (size_t)out_height * out_width));
+    if (cut_jpegs(&content, &size, window, 1, scaled, height, width, message) == 1 &&
+        !scale_window(scaled, 3 * (size_t)width, height, width, filter, out, out_height, out_width))
+        fail("out of memory");
+    free(scaled);
     free(out);
 }
 
