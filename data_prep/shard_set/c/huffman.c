@@ -31,7 +31,8 @@ const uint8_t NATURAL[1 + BLOCK + LONG] = {
 /* The number that `size` bits stand for (T.81, F.2.2.1, EXTEND). */
 INLINE int extended(int bits, int size)
 {
-    return bits < 1 << (size - 1) ? bits + 1 - (1 << size) : bits;
+    int is_negative = (bits >> (size - 1)) - 1; /* a mask: which ones are no processor could predict */
+    return bits + (is_negative & (1 - (1 << size)));
 }
 
 /* Whether baseline has such a symbol: the zeros before a coefficient, and its size in bits. */
