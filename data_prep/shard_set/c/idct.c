@@ -1,13 +1,15 @@
 /* The inverse DCT of libjpeg-turbo's ISLOW (jidctint.c): first of the columns, then of the rows, by
  * products of 16 bits that are added in 32; of two blocks at once where vectors have two halves.
  *
- * libjpeg-turbo's vectors also add in 16 bits, and its plain C wraps samples beyond ±512: where
- * neither happens all agree. So dequantized coefficients and what the first pass gives must stay
- * within ±16384 (then no sum of two leaves 16 bits, and no sum of products 32), and samples within
- * ±512. Encoders keep far away from that: with samples within ±128 and steps of at most 255, a
- * coefficient is at most 8 · 128 + 128, and what the first pass gives, which is 4 · √8 times the DCT
- * of a row, 4 · √8 · √8 · (128 + 127.5) = 8176, half of it for rounding. 64 rounding errors hardly
- * ever add up to 384.
+ * libjpeg-turbo's vectors also add in 16 bits, and its plain C wraps samples beyond ±512; where
+ * neither happens all agree. So dequantized coefficients must stay within ±16384, and samples within
+ * ±512. Then no sum of two coefficients leaves 16 bits, and no sum of products 32. What the first
+ * pass gives is 4 · √8 times the DCT of a row of samples, at most 4 · √8 · √8 · 512 = 16384, and the
+ * sum of two of them √2 times that. Larger ones cannot wrap into the limits: the second pass makes
+ * at most 8 · 32768 · 1.39 / 32 = 11387 of them, and wraps by 16384.
+ *
+ * Encoders keep away from both: of samples within ±128, and with steps of at most 255, a coefficient
+ * is at most 8 · 128 + 128, and 64 rounding errors hardly ever add up to 384.
  */
 
 #include "jpeg.h"
@@ -18,8 +20,7 @@
 #define FIRST_SHIFT (CONSTANT_BITS - PASS_BITS)
 #define SECOND_SHIFT (CONSTANT_BITS + PASS_BITS + 3)
 
-#define LIMIT 16384 /* of dequantized coefficients, and of what the first pass gives */
-#define SIZE_SCALE (65536 / LIMIT)
+#define SIZE_SCALE 4     /* 65536 / 16384 */
 #define SAMPLE_LIMIT 512 /* before 128 is added */
 #define ROW 64           /* blocks */
 
@@ -132,7 +133,7 @@ static inline int set_up(Job *job, const uint16_t *quant, size_t row_bytes)
 static inline void transform_blocks(Job *job, const int16_t *const *blocks, uint8_t *const *outs)
 {
     Words v[8], rows[4];
-    Unsigned steps = {0}, firsts = {0}, samples = {0};
+    Unsigned steps = {0}, samples = {0};
     for (int i = 0; i < 8; i++) {
         const void *places[HALVES];
         for (int k = 0; k < HALVES; k++)
@@ -142,15 +143,13 @@ static inline void transform_blocks(Job *job, const int16_t *const *blocks, uint
         v[i] = (Words)((Unsigned)coefficients * (Unsigned)job->quant[i]);
     }
     transform(v, 1 << (FIRST_SHIFT - 1), FIRST_SHIFT);
-    for (int i = 0; i < 8; i++)
-        firsts |= (Unsigned)v[i] + LIMIT;
     transpose(v);
     transform(v, (1 << (SECOND_SHIFT - 1)) + (SAMPLE_LIMIT << SECOND_SHIFT), SECOND_SHIFT);
     for (int i = 0; i < 8; i++) {
         samples |= (Unsigned)v[i];
         v[i] = (Words)((Unsigned)v[i] - (SAMPLE_LIMIT - 128));
     }
-    job->odd |= (steps & ~1) | (firsts & 2 * LIMIT) | (samples & ~(2 * SAMPLE_LIMIT - 1));
+    job->odd |= (steps & ~1) | (samples & ~(2 * SAMPLE_LIMIT - 1));
     gather_rows(v, rows);
     for (int i = 0; i < HALVES; i++)
         for (int row = 0; row < 8; row++)

@@ -178,10 +178,12 @@ def test_a_block_is_transformed_as_defined_or_declined(
         ({0: 1024, 7: 1024}, 64),  # 65536: nothing in 16 bits
         ({0: -32768}, 1),
         ({0: -32768, 63: 1}, 1),
-        ({8 * i: 1000 for i in range(8)}, 1),  # 16 bits overflow in the pass over columns only
+        ({8 * i: 4000 for i in range(8)}, 1),  # 16 bits overflow in the first pass
+        (dict.fromkeys(range(64), 16383), 1),  # and 32 bits in the second
         ({0: 4092}, 1),  # a sample of 512
         ({0: -4101}, 1),
-        ({0: 3700, 1: 400, 8: 400}, 1),
+        ({0: 3900, 1: 150}, 1),
+        ({0: -3900, 8: -200}, 1),
     ],
 )
 def test_what_no_encoder_writes_is_declined(
@@ -195,5 +197,18 @@ def test_what_no_encoder_writes_is_declined(
         for place, value in coefficients.items():
             blocks[at, place] = value
         assert inverse_dct(steps, blocks, np.full(64, step, np.uint16)) is None
-        blocks[at] //= 64
+        blocks[at] //= 256
         assert inverse_dct(steps, blocks, np.full(64, step, np.uint16)) is not None
+
+
+def test_steps_that_no_encoder_writes_are_declined(steps: ctypes.CDLL) -> None:
+    quant = np.ones(64, np.uint16)
+    blocks = np.zeros((1, 64), np.int16)
+    blocks[0, 9] = 8  # with larger steps, a multiple of 65536
+    for step in (8192, 16384, 32768, 65535):
+        quant[9] = step
+        assert inverse_dct(steps, blocks, quant) is None
+    blocks[0, 9], quant[9] = 1, 500
+    found = inverse_dct(steps, blocks, quant)
+    assert found is not None
+    assert np.array_equal(found, expected_of(blocks, quant))
