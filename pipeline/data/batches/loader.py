@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol, Self
@@ -136,6 +138,7 @@ class Loader:
         self._failure: BaseException | None = None
         self._cost = ReadCost()
         self._cost_lock = threading.Lock()
+        self._order = threading.Lock()
         shape = (batch_size, *reader.image_shape)
         for _ in range(depth + 1):  # one more: the batch the consumer is working on
             self._free.put((_make_buffer(shape, pin_memory), None))
@@ -169,6 +172,16 @@ class Loader:
 
     def _run(self) -> None:
         try:
+            self._read_all()
+        except BaseException as error:
+            self._failure = error
+        self._ready.put(None)
+        self._has_ended = True
+
+    def _read_all(self) -> None:
+        at_once = self._reader.batches_at_once
+        under_way: deque[tuple[torch.Tensor, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(at_once, thread_name_prefix="batch") as pool:
             for request in self._requests:
                 buffer = self._free.get()
                 if buffer is None or self._closing.is_set():
@@ -176,11 +189,25 @@ class Loader:
                 images, copied = buffer
                 if copied is not None:
                     copied.synchronize()
-                self._ready.put((images, self._fill(images, request)))
-        except BaseException as error:
-            self._failure = error
-        self._ready.put(None)
-        self._has_ended = True
+                if at_once == 1:
+                    self._ready.put((images, self._fill(images, request)))
+                    continue
+                batch = pool.submit(self._fill, images, request)
+                with self._order:
+                    under_way.append((images, batch))
+                batch.add_done_callback(lambda _: self._hand_over(under_way))
+        for _, batch in under_way:  # from one that failed on
+            batch.result()
+
+    def _hand_over(self, under_way: deque[tuple[torch.Tensor, Future[Batch]]]) -> None:
+        """Make batches ready in order, as far as they are read."""
+        with self._order:
+            while under_way and under_way[0][1].done():
+                if under_way[0][1].exception() is not None:
+                    self._free.put(None)
+                    break
+                images, batch = under_way.popleft()
+                self._ready.put((images, batch.result()))
 
     def _fill(self, images: torch.Tensor, request: Request) -> Batch:
         samples, pixels, num_valid = request.samples, images.numpy(), len(request.samples)
@@ -200,7 +227,7 @@ class Loader:
         )
 
     def close(self) -> None:
-        """Stop reading ahead; waits for the read in progress, but not for a shard from a URL."""
+        """Stop reading ahead; waits for what is being read, but not for a shard from a URL."""
         self._closing.set()
         if self._give_up is not None and not self._is_exhausted:
             self._give_up()

@@ -69,6 +69,9 @@ class FileReader:
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
         self._num_threads = num_threads
+        self.batches_at_once = 1
+        """How many threads should call `read`. Only where that is one, all that was asked for
+        before has been read when the next is asked for."""
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self.num_samples = len(index.rows)
         self.image_shape: tuple[int, ...] = (*crop_policy.output_size, 3)

@@ -15,8 +15,6 @@ from pipeline.data.order.partition import Indices
 from pipeline.data.readers.file_reader import FileReader, even_parts
 from pipeline.data.readers.sample_index import CorruptImage, ReadCost, SampleIndex
 
-_PART_BYTES = 1 << 20
-"""A thread that copies less costs more than it brings."""
 _CACHED_BYTES = 4 << 20
 """Several batches of more do not stay in a processor's cache until they are used."""
 
@@ -25,7 +23,8 @@ class PixelReader(FileReader):
     """Copies crops, which must not be scaled, out of files that are there all the time.
 
     It compares an image with its checksum when it is first read. A file that is cut meanwhile is
-    damage like any other.
+    damage like any other. A batch is copied by the thread that asks for it: several at a time are
+    faster than one that threads share.
     """
 
     def __init__(
@@ -35,6 +34,7 @@ class PixelReader(FileReader):
         assert index.image_size is not None
         assert index.files.are_lasting
         assert not crop_policy.scales
+        self.batches_at_once = num_threads
         self._size = index.image_size
         self._num_bytes = 3 * self._size[0] * self._size[1] // (2 if self._codec.is_planar else 1)
         self._maps: dict[int, MappedFile] = {}
@@ -47,18 +47,14 @@ class PixelReader(FileReader):
     def _fill(
         self, samples: Indices, epoch: int, images: npt.NDArray[np.uint8]
     ) -> tuple[ReadCost, CropWindows | None]:
-        count, cost = len(samples), ReadCost()
+        cost = ReadCost()
         if not self._is_sound[samples].all():
             cost = self._share_out(
-                even_parts(count, self._num_threads), lambda part: self._check_all(samples[part])
+                even_parts(len(samples), self._num_threads),
+                lambda part: self._check_all(samples[part]),
             )
         corners, crops = self._windows(samples, epoch)
-        streams = images.nbytes > _CACHED_BYTES
-        num_parts = -(-images[:count].nbytes // _PART_BYTES)
-        copying = self._share_out(
-            even_parts(count, min(num_parts, self._num_threads)),
-            lambda part: self._copy(samples[part], epoch, corners[part], images[part], streams),
-        )
+        copying = self._copy(samples, epoch, corners, images)
         cost.add(copying)
         return cost, self._windows(samples, epoch)[1] if copying.damages else crops
 
@@ -80,12 +76,7 @@ class PixelReader(FileReader):
             self._is_sound[sample] = True
 
     def _copy(
-        self,
-        samples: Indices,
-        epoch: int,
-        corners: Indices,
-        images: npt.NDArray[np.uint8],
-        streams: bool,
+        self, samples: Indices, epoch: int, corners: Indices, images: npt.NDArray[np.uint8]
     ) -> ReadCost:
         """Copy the windows of sound samples; if one cannot be read any more, put in a good one."""
         cost = ReadCost()
@@ -95,7 +86,7 @@ class PixelReader(FileReader):
             failed = copy_windows(
                 *(self._places(samples[start:]), self._size, tops, lefts),
                 images[start : len(samples)],
-                streams=streams,
+                streams=images.nbytes > _CACHED_BYTES,
             )
             if failed is None:
                 break

@@ -113,7 +113,6 @@ def test_large_batches_are_written_past_the_caches_with_the_same_bytes(
     with opened(PixelReader, path, encoding, 63, has_headers=True) as reader:
         expected = read(reader, samples, 1)
         monkeypatch.setattr("pipeline.data.readers.stored_pixels._CACHED_BYTES", 0)
-        monkeypatch.setattr("pipeline.data.readers.stored_pixels._PART_BYTES", 1)
         found = read(reader, samples, 1)
         np.testing.assert_array_equal(found[0], expected[0])
         assert found[1:] == expected[1:]
