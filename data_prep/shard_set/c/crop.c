@@ -58,15 +58,14 @@ static int open_segment(Decoder *decoder, int number)
     return 1;
 }
 
-/* Whether a segment that was decoded whole ends where its last code does. */
-static int is_used_up(const Decoder *decoder)
+/* How many bits of the segment are left; below 0 if codes went beyond its end. */
+static ptrdiff_t num_left(const Decoder *decoder)
 {
     const BitReader *reader = &decoder->reader;
-    ptrdiff_t rest = 8 * (decoder->segments.bytes_end - reader->place) + reader->num_bits;
-    return rest >= 0 && rest < 8;
+    return 8 * (decoder->segments.bytes_end - reader->place) + reader->num_bits;
 }
 
-/* Decode `count` MCUs of the segment. */
+/* Decode `count` MCUs of the segment. If they are its last ones, no byte may be left. */
 static int decode_run(Decoder *decoder, const McuBlock *blocks, int count)
 {
     const Frame *frame = decoder->frame;
@@ -75,7 +74,8 @@ static int decode_run(Decoder *decoder, const McuBlock *blocks, int count)
                      decoder->segments.bytes_end))
         return 0;
     decoder->next_mcu += count;
-    return decoder->next_mcu < end || is_used_up(decoder);
+    ptrdiff_t rest = num_left(decoder);
+    return rest >= 0 && (rest < 8 || decoder->next_mcu < end);
 }
 
 /* Decode the MCUs `range` of a row into the blocks of the parts. */

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 
+import numpy as np
 import pytest
 
+from data_prep.shard_set.pixels import Window
 from tests.data_prep.odd_jpegs import segment
-from tests.data_prep.shard_set.comparing import compare_all, good
-from tests.data_prep.shard_set.decoders import needs_decoder
+from tests.data_prep.shard_set.comparing import WIDTH, WINDOWS, attempt, compare_all, good
+from tests.data_prep.shard_set.decoders import crop, crop_by_libjpeg, needs_decoder
 from tests.data_prep.shard_set.jpeg_writer import (
     DHT,
     DNL,
@@ -33,6 +36,26 @@ def test_a_file_that_is_cut_anywhere(interval: int) -> None:
     content = pieces.join()
     found = compare_all(content[:stop] for stop in range(len(content)))
     assert found["complaint"] > len(content)
+
+
+@pytest.mark.parametrize("sampling", ["gray", "4:4:4", "4:2:0"])
+def test_data_that_stop_early_before_a_proper_end(sampling: str) -> None:
+    """A window whose last bits are missing is not given; else it is that of the undamaged image."""
+    changed = good(0, sampling)
+    whole, data = crop_by_libjpeg(changed.join(), WINDOWS[0]), changed.data[0]
+    windows = [Window(0, 0, height, width) for height in (8, 16, 32) for width in (8, 24, WIDTH)]
+    found: Counter[str] = Counter()
+    for stop in range(len(data)):
+        changed.data[0] = data[:stop]
+        for window in windows:
+            pixels = attempt(crop, changed.join(), window)
+            if isinstance(pixels, str):
+                assert pixels == attempt(crop_by_libjpeg, changed.join(), window)
+                found["complaint"] += 1
+            else:
+                assert np.array_equal(pixels, whole[: window.height, : window.width])
+                found["pixels"] += 1
+    assert min(found["complaint"], found["pixels"]) > len(data), found
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
