@@ -25,7 +25,6 @@ typedef struct {
 
 typedef struct {
     const Frame *frame;
-    HuffmanTable built[2 * MAX_PLANES];
     const HuffmanTable *tables[2 * MAX_PLANES]; /* of each component that of DC and that of AC */
     Range across, down;                 /* MCUs */
     Part parts[MAX_PLANES];
@@ -213,17 +212,19 @@ static int decode_rows(Decoder *decoder, const Window *window, uint8_t *memory, 
     return planes_to_rgb(planes, frame->num_components, window, out);
 }
 
-/* Components often share tables. */
+/* Components often share tables, and images often have those of the one before in the thread. */
 static int build_tables(Decoder *decoder)
 {
+    static _Thread_local HuffmanTable kept[2 * MAX_PLANES];
+    const uint8_t *codes[2 * MAX_PLANES];
     for (int i = 0; i < 2 * decoder->frame->num_components; i++) {
         const Component *component = &decoder->frame->components[i / 2];
-        const uint8_t *codes = i % 2 == 0 ? component->dc_codes : component->ac_codes;
+        codes[i] = i % 2 == 0 ? component->dc_codes : component->ac_codes;
         int same = i % 2;
-        while (same < i && decoder->tables[same]->codes != codes)
+        while (same < i && codes[same] != codes[i])
             same += 2;
-        decoder->tables[i] = &decoder->built[same];
-        if (same == i && !build_table(&decoder->built[i], codes, i % 2 == 0))
+        decoder->tables[i] = &kept[same];
+        if (same == i && !build_table(&kept[i], codes[i], i % 2 == 0))
             return 0;
     }
     return 1;

@@ -10,6 +10,7 @@
 #define BLOCK 64       /* coefficients; 8×8 samples */
 #define MAX_PLANES 3   /* Y, Cb, Cr */
 #define NUM_TABLES 4   /* of each kind (T.81, B.2.4) */
+#define MAX_CODES 272  /* bytes of a table in the file */
 #define LOOKUP_BITS 10 /* of a code and the bits behind it that one look-up decodes */
 
 typedef struct {
@@ -33,13 +34,27 @@ typedef struct {
 /* header.c: returns 0 if it declines. */
 int read_frame(const uint8_t *content, size_t num_bytes, Frame *frame);
 
-/* What the next LOOKUP_BITS bits begin with: one coefficient or two, see huffman.c. */
+/* What the next LOOKUP_BITS bits begin with: one coefficient or two. */
 typedef uint64_t Entry;
+
+/* How an Entry is packed: the bits that it uses up, how far its first coefficient and both are from
+ * the one before, the bits of the first, and the values of both. With a skip of LONG it decodes no
+ * coefficient: then the first bits are those of the code, or 0, and the first value its symbol. */
+enum { FIRST_SKIP = 8, SKIP = 16, FIRST_BITS = 24, FIRST_VALUE = 32, SECOND_VALUE = 48 };
+#define BYTE(entry, from) ((unsigned)(uint8_t)((entry) >> (from)))
+#define VALUE(entry, from) ((int16_t)((entry) >> (from)))
+
+/* The number that `size` bits stand for (T.81, F.2.2.1, EXTEND). */
+static inline int extended(int bits, int size)
+{
+    int is_negative = (bits >> (size - 1)) - 1; /* a mask: which ones are no processor could predict */
+    return bits + (is_negative & (1 - (1 << size)));
+}
 
 #define END_OF_BLOCK 128 /* a skip */
 #define LONG 255         /* a skip: the code and what follows it are longer than LOOKUP_BITS */
 
-/* huffman.c: where a coefficient lies in its block, by its place in the file, counted from 1 (T.81,
+/* tables.c: where a coefficient lies in its block, by its place in the file, counted from 1 (T.81,
  * figure A.6). Behind them: what ends a block, or is not decoded by a look-up, is stored in the last
  * one, which still gets its value then. */
 extern const uint8_t NATURAL[1 + BLOCK + LONG];
@@ -48,10 +63,12 @@ typedef struct {
     Entry entries[1 << LOOKUP_BITS];
     uint32_t ends[17]; /* of the codes of each length, behind the last one, in the upper 16 bits */
     int first[17];     /* of their symbols, minus the first code */
-    const uint8_t *codes; /* it was built from: 16 counts, and the symbols behind them */
+    size_t num_bytes;  /* of `codes`; 0: it is not built */
+    uint8_t codes[MAX_CODES]; /* it was built from: 16 counts, and the symbols behind them */
 } HuffmanTable;
 
-/* huffman.c: returns 0 if it declines the 16 counts and the symbols behind them. */
+/* tables.c: build a table from 16 counts and the symbols behind them, unless it was built from the
+ * same ones. Returns 0 if it declines them. */
 int build_table(HuffmanTable *table, const uint8_t *codes, int is_dc);
 
 /* The segments of a scan, read one by one. */
