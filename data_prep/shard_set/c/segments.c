@@ -19,43 +19,38 @@ Segments segments_of(const uint8_t *content, size_t num_bytes, const Frame *fram
                       .num_bytes = num_bytes - frame->scan + READ_AHEAD};
 }
 
-/* The marker at which the data from `place` on end, or NULL. */
-static const uint8_t *find_marker(const uint8_t *place, const uint8_t *end)
+/* The marker at which the data from `place` on end, or NULL. The data are copied to `*to`, if it is
+ * not NULL, without the zeros behind bytes of ones. */
+static const uint8_t *find_marker(const uint8_t *place, const uint8_t *end, uint8_t **to)
 {
-    while ((place = memchr(place, 0xFF, (size_t)(end - place))) != NULL && end - place >= 2) {
-        if (place[1] != STUFFED)
-            return place;
-        place += 2;
-    }
-    return NULL;
-}
-
-/* Copy without the zeros behind bytes of ones; returns the end of the copy. */
-static uint8_t *unstuff(const uint8_t *place, const uint8_t *end, uint8_t *to)
-{
-    while (place < end) {
+    for (;;) {
         const uint8_t *ones = memchr(place, 0xFF, (size_t)(end - place));
-        size_t count = (size_t)((ones == NULL ? end : ones + 1) - place);
-        memcpy(to, place, count);
-        to += count;
-        place += count + (ones != NULL);
+        if (ones == NULL || end - ones < 2)
+            return NULL;
+        int is_stuffed = ones[1] == STUFFED;
+        if (to != NULL) {
+            size_t count = (size_t)(ones - place) + is_stuffed;
+            memcpy(*to, place, count);
+            *to += count;
+        }
+        if (!is_stuffed)
+            return ones;
+        place = ones + 2;
     }
-    return to;
 }
 
 int read_segment(Segments *segments, int number)
 {
-    const uint8_t *start = NULL, *end = NULL;
+    segments->bytes_end = segments->bytes;
     while (segments->number < number) {
-        start = segments->next;
-        end = find_marker(start, segments->content_end);
-        segments->number++;
-        int is_last = segments->number == segments->last;
-        if (end == NULL || end[1] != (is_last ? EOI : RST0 + segments->number % 8))
+        int next = segments->number + 1;
+        const uint8_t *end = find_marker(segments->next, segments->content_end,
+                                         next == number ? &segments->bytes_end : NULL);
+        if (end == NULL || end[1] != (next == segments->last ? EOI : RST0 + next % 8))
             return 0;
+        segments->number = next;
         segments->next = end + 2;
     }
-    segments->bytes_end = unstuff(start, end, segments->bytes);
     memset(segments->bytes_end, 0, sizeof(uint64_t)); /* what is read behind them first */
     return 1;
 }
