@@ -69,9 +69,10 @@ class FileReader:
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
         self._num_threads = num_threads
-        self.batches_at_once = 1
-        """How many threads should call `read`. Only where that is one, all that was asked for
-        before has been read when the next is asked for."""
+        self.batches_at_once = 2 if index.files.are_lasting else 1
+        """How many threads should call `read`: with two of them no thread of the pool waits for the
+        last images of a batch. Only where that is one, all that was asked for before has been read
+        when the next is asked for: shards from a URL are fetched and dropped by that."""
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self.num_samples = len(index.rows)
         self.image_shape: tuple[int, ...] = (*crop_policy.output_size, 3)

@@ -217,20 +217,23 @@ static void check_recoding(const uint8_t *content, size_t size, int height, int 
     free_jpeg(recoded);
 }
 
+/* Ours may decline: with the fast transform, blocks of hard contrasts get coefficients beyond all
+ * bounds. */
 static void check_encoding(const uint8_t *pixels, int height, int width)
 {
     Window whole = {0, 0, height, width};
     char message[MESSAGE_BYTES];
-    uint8_t *content = NULL, *out = need(malloc(3 * (size_t)height * width));
-    size_t size;
+    size_t size, out_bytes = 3 * (size_t)height * width;
+    uint8_t *content = NULL, *out = need(malloc(out_bytes)), *expected = need(malloc(out_bytes));
     int quality = 1 + (int)draw(100), restart = (int)draw(20);
     if (encode_jpeg(pixels, height, width, quality, restart, &content, &size) != DONE)
         fail("pixels cannot be encoded");
-    if (!decode_crop(content, size, &whole, out))
-        fail("our decoder declines what we encoded");
-    if (decode_window(content, size, &whole, out, message) != NULL)
+    if (decode_window(content, size, &whole, expected, message) != NULL)
         fail("libjpeg complains of what we encoded");
+    if (decode_crop(content, size, &whole, out) && memcmp(out, expected, out_bytes) != 0)
+        fail("what we encoded has other pixels than libjpeg's");
     free(out);
+    free(expected);
     free_jpeg(content);
 }
 
