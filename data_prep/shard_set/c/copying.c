@@ -19,7 +19,9 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
     (void)context;
     if (copying != NULL)
         siglongjmp(*copying, 1);
-    sigaction(number, &earlier, NULL); /* not ours: the instruction fails again, for its owner */
+    struct sigaction owner = earlier;
+    earlier = (struct sigaction){.sa_handler = SIG_DFL}; /* if its owner then gives way to us again */
+    sigaction(number, &owner, NULL); /* not ours: the instruction fails again, for its owner */
 }
 
 static void catch_bus_errors(void)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,29 @@ def test_a_file_that_is_cut_under_the_copy_ends_the_copy_and_nothing_else(
     command = [sys.executable, "-c", CUT, str(tmp_path / "pixels"), kind, how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["2", "2", "2", "None"]), done.stderr
+
+
+OWNER = """
+import faulthandler, mmap, os, sys
+import numpy as np
+from data_prep.shard_set.copying import copy_windows
+copied, zeros = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64)
+addresses = np.array([copied.ctypes.data], np.uint64)
+copy = lambda: copy_windows(addresses, (8, 8), zeros, zeros, np.empty_like(copied))
+copy()
+faulthandler.enable()  # it gives way to our handler when it has reported
+copy()
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(mmap.PAGESIZE)
+    cut = mmap.mmap(file.fileno(), 0)
+    file.truncate(0)
+cut[0]
+"""
+
+
+@pytest.mark.slow
+def test_another_error_of_the_bus_is_reported_once_and_ends_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OWNER, str(tmp_path / "cut")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGBUS
+    assert done.stderr.count("Fatal Python error: Bus error") == 1
