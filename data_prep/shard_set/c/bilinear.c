@@ -23,8 +23,6 @@ typedef uint16_t uint16x8 __attribute__((vector_size(16)));
 typedef uint8_t uint8x16 __attribute__((vector_size(16)));
 typedef uint16_t Pair __attribute__((may_alias, aligned(1))); /* the lower half comes first */
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "see Pair");
-
 /* What an output is made of along one side. The weights add up to 1 << 16; the weight of a single
  * input is 1 less, to fit. */
 typedef struct {

@@ -77,7 +77,7 @@ static int decode_run(Decoder *decoder, const McuBlock *blocks, int count)
     return rest >= 0 && (rest < 8 || decoder->next_mcu < end);
 }
 
-/* Decode the MCUs `range` of a row into the blocks of the parts. */
+/* Decode those MCUs of a row that the window needs, into the blocks of the parts. */
 static int decode_row(Decoder *decoder, int row)
 {
     const Frame *frame = decoder->frame;

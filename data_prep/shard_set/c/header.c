@@ -6,10 +6,10 @@
 
 #include "jpeg.h"
 
-enum { SOF0 = 0xC0, SOF1, DHT = 0xC4, DAC = 0xCC, RST0 = 0xD0, SOS = 0xDA, DQT, DNL, DRI };
-#define LONGEST_SIDE 65500 /* JPEG_MAX_DIMENSION of libjpeg */
-
+enum { SOF0 = 0xC0, SOF1, DHT = 0xC4, SOS = 0xDA, DQT, DRI = 0xDD };
 enum { APP0 = 0xE0, APP14 = 0xEE, APP15, COM = 0xFE };
+
+#define LONGEST_SIDE 65500 /* JPEG_MAX_DIMENSION of libjpeg */
 
 /* What is collected until the scan begins. */
 typedef struct {

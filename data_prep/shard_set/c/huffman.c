@@ -21,9 +21,7 @@ INLINE void fill(BitReader *reader)
 {
     uint64_t next;
     memcpy(&next, reader->place, sizeof(next));
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     next = __builtin_bswap64(next);
-#endif
     reader->buffer |= next >> reader->num_bits;
     reader->place += (63 - reader->num_bits) >> 3;
     reader->num_bits |= 56;

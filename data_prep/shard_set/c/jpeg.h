@@ -17,7 +17,8 @@ typedef struct {
     int across, down;              /* sampling factors */
     int height, width;             /* in samples, as far as they belong to the image */
     const uint16_t *quant;         /* row by row */
-    const uint8_t *dc_codes, *ac_codes; /* see HuffmanTable */
+    const uint8_t *dc_codes;       /* see `codes` of HuffmanTable */
+    const uint8_t *ac_codes;       /* the same */
 } Component;
 
 /* What the markers before the scan say of an image that we decode: baseline, one scan. */

@@ -19,7 +19,7 @@
 #else
 
 #define HALVES 1
-#define IS_FAST (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+#define IS_FAST 1
 #define BEGIN_FAST
 #define END_FAST
 

@@ -1,6 +1,6 @@
-/* Windows of stored images, for `data_prep.shard_set.pixels`, which calls `cut_jpegs`, `judge_jpeg`
- * and `scale_window`, and for `data_prep.shard_set.copying`, which calls `copy_windows`: both answer
- * for the sizes of their arrays, and do the same in Python, byte for byte.
+/* What Python calls. `data_prep.shard_set.pixels` calls `cut_jpegs`, `judge_jpeg` and `scale_window`,
+ * `copying` beside it `copy_windows`, and `recoding` the rest; they answer for the sizes of arrays.
+ * Cutting, scaling and copying they also do themselves where this was not built, byte for byte.
  */
 
 #ifndef PIXELS_H
@@ -15,6 +15,8 @@
 #define FOR_EACH_PROCESSOR __attribute__((noinline)) /* as there: gcc vectorizes it as a whole */
 #endif
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "on other processors Python does it");
+
 typedef struct {
     int top, left, height, width;
 } Window;
@@ -24,7 +26,7 @@ typedef struct {
     int row_bytes, rows, columns; /* `columns` are bytes, too */
 } Piece;
 
-/* What Python calls, beside `scale_window`; each is explained where it is. */
+/* Each is explained where it is; `scale_window` is below, as C calls it too. */
 int cut_jpegs(const uint8_t *const *contents, const size_t *lengths, const Window *windows,
               int count, uint8_t *out, int out_height, int out_width, char *message);
 int judge_jpeg(const uint8_t *content, size_t num_bytes, uint8_t *out, int height, int width,

@@ -7,7 +7,7 @@
 
 const int INTERFACE = 5; /* goes up with each change of what these functions take, give or do */
 
-#define LONGEST_SIDE 65535 /* of a JPEG */
+#define LONGEST_SIDE 65535 /* that a JPEG can name; libjpeg takes fewer, and says so */
 
 int is_inside(const Window *window, int image_height, int image_width)
 {
