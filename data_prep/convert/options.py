@@ -42,7 +42,7 @@ class Options:
     jpeg_quality: Annotated[int | None, within(1, 100), Named("--jpeg-quality", "Q")] = None
     """Quality of JPEGs that must be encoded again; 95 if not given."""
     restart: Annotated[int, within(0, MAX_RESTART)] = 0
-    """Put a restart marker behind every N MCUs of each JPEG, without loss; 0 puts none."""
+    """Put a restart marker behind every N MCUs of each JPEG, without loss; 0 adds none."""
     samples_per_shard: Count = 1000
     """Samples in every shard of a split but the last."""
     seed: Annotated[int, SEED] = 0
