@@ -73,8 +73,8 @@ def cut_jpegs(
 
     `windows` is N×4: top, left, height and width. Scaling is BILINEAR, a triangle filter as wide as
     the scale, first to the height and then to the width; a value differs from Pillow's by at most 1
-    of 255. Returns None, or the number of the first one that is damaged, as far down as its window
-    goes, and what is wrong with it.
+    of 255. Returns None, or the number of the first one that is damaged, as far as it was read, and
+    what is wrong with it. The compiled code reads no further than the window needs.
     """
     if not is_compiled():
         return cut_decoded(simplejpeg.decode_jpeg, contents, windows, out)
