@@ -12,9 +12,8 @@ from typing import Annotated
 
 from data_prep.convert.conversion import convert
 from data_prep.convert.options import Count, Options
-from data_prep.convert.output import WORK_FOLDER
 from data_prep.shard_set.fields import within
-from data_prep.shard_set.foreign import describe_input
+from data_prep.shard_set.foreign import WORK_FOLDER, describe_input
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named

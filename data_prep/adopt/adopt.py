@@ -21,6 +21,7 @@ from data_prep.convert.statistics import summarize
 from data_prep.shard_set.decoding import quiet
 from data_prep.shard_set.fields import name_some
 from data_prep.shard_set.files import as_text, remove_leftovers
+from data_prep.shard_set.foreign import describe_unfinished
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError
 from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.locks import locked
@@ -88,6 +89,9 @@ def adopt(tars: Sequence[Path], shards: Path, how: Adoption, stream: TextIO) -> 
     Raises `SourceError` if tars cannot be used, and `ConversionError` if the folder holds another
     shard set.
     """
+    for folder in sorted({path.parent for path in tars}):
+        if (unfinished := describe_unfinished(folder)) is not None:
+            raise SourceError(unfinished)
     root = common_folder(tars)
     splits = by_split(str(path.relative_to(root)) for path in tars)
     if missing := {"train", "val"} - set(splits):

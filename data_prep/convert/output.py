@@ -14,6 +14,7 @@ from typing import Any
 
 from data_prep.convert.assignment import ShardName, Task
 from data_prep.shard_set.files import remove_leftovers, write_atomically
+from data_prep.shard_set.foreign import WORK_FOLDER
 from data_prep.shard_set.index import check_shard_sizes
 from data_prep.shard_set.locks import is_locked, locked
 from data_prep.shard_set.manifest import (
@@ -27,7 +28,6 @@ from data_prep.shard_set.manifest import (
 Settings = Mapping[str, Any]
 """All that decides the bytes of a shard set, by name."""
 
-WORK_FOLDER = ".conversion"
 _PLAN_NAME = "settings.json"
 OWN_FIELDS = ("source", "name", "encoding", "seed", "class_names_sha256")
 """Settings that have a field of their own in the manifest; the others are its options."""

@@ -13,6 +13,9 @@ from data_prep.shard_set.image_files import is_image
 INDEX_NAME = "index.json"
 """What the sets of MosaicML and LitData have for a manifest."""
 
+WORK_FOLDER = ".conversion"
+"""Beside the shards of a conversion that is not finished."""
+
 _NOT_ADOPTED = (
     "shard sets of this kind cannot be used here: make one of the images they were made from, with "
     "'python -m data_prep shard'"
@@ -83,6 +86,16 @@ def describe_input(path: Path, source: str) -> str | None:
     reads_tars = source in ("webdataset", "imagenet")
     is_own = found is None or f" shard {source} " in found or (reads_tars and _ADOPT in found)
     return None if is_own else found
+
+
+def describe_unfinished(folder: Path) -> str | None:
+    """A sentence on a folder whose conversion is not finished, None of any other."""
+    if not (folder / WORK_FOLDER).is_dir():
+        return None
+    return (
+        f"{folder} is a conversion that is not finished: run the same 'python -m data_prep shard' "
+        f"command again, or, if its tasks are done, 'python -m data_prep merge {folder}'"
+    )
 
 
 def _describe_file(file: Path, given: Path) -> str | None:

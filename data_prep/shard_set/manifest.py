@@ -23,7 +23,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 from data_prep.shard_set.files import sha256_of, write_atomically
-from data_prep.shard_set.foreign import describe_manifest, describe_path
+from data_prep.shard_set.foreign import describe_manifest, describe_path, describe_unfinished
 
 MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
@@ -193,6 +193,8 @@ def read_manifest(shards: Path) -> Manifest:
     try:
         return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
+        if (unfinished := describe_unfinished(shards)) is not None:
+            raise ShardSetError(unfinished) from None
         what = describe_path(shards) if shards.exists() else None
         raise ShardSetError(
             f"{shards} is not a shard set: it has no {MANIFEST_NAME}; "

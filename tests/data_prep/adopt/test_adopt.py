@@ -15,10 +15,11 @@ from data_prep.adopt.adopt import Adoption, expand
 from data_prep.adopt.adopt import adopt as run_adoption
 from data_prep.convert.output import ConversionError
 from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.foreign import WORK_FOLDER
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.index import read_checksums, read_index
 from data_prep.shard_set.locks import locked
-from data_prep.shard_set.manifest import read_manifest
+from data_prep.shard_set.manifest import ShardSetError, read_manifest
 from data_prep.shard_set.pixels import decode_jpeg
 from data_prep.sources.source import SourceError
 from tests.data_prep.raw_data import hash_tree, jpeg, run_cli
@@ -170,6 +171,19 @@ def test_nothing_is_written_for_tars_that_are_not_enough(tmp_path: Path) -> None
     (tars / "train-000000.tar").rename(tars / "\udcff.tar")
     with pytest.raises(SourceError, match="not UTF-8"):
         expand([str(tars)])
+
+
+def test_a_conversion_that_is_not_finished_is_not_adopted(tmp_path: Path) -> None:
+    tars = write_tars(tmp_path / "tars", 1)
+    (tars / WORK_FOLDER).mkdir()
+    expected = f"{tars} is a conversion that is not finished: run the same '.* merge {tars}'"
+    with pytest.raises(SourceError, match=expected):
+        run_adoption(expand([str(tars)]), tars, HOW, io.StringIO())
+    with pytest.raises(ShardSetError, match=expected):
+        read_manifest(tars)
+    assert sorted(path.name for path in tars.iterdir()) == [
+        *(WORK_FOLDER, "train-000000.tar", "val-000000.tar")
+    ]
 
 
 def test_two_adoptions_at_a_time_are_one_sentence(tmp_path: Path) -> None:
