@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_prep.look.look import Contents, Place
 from data_prep.shard_set.compiled import HOW_TO_BUILD, is_compiled
-from data_prep.shard_set.manifest import ShardSetError
+from data_prep.shard_set.manifest import ADOPTED, ShardSetError
 from data_prep.shard_set.recoding import recode_jpeg
 
 
@@ -40,11 +40,13 @@ def compare(first: Path, second: Path) -> list[str]:
         lines += [f"classes only in {path}: {_some(names)}"] if names else []
     if not any(only) and one.class_names != other.class_names:
         lines.append("the classes have other labels")
-    is_as_stored = one.options.get("restart", 0) == other.options.get("restart", 0)
-    if not is_as_stored and not is_compiled():
+    are_alike = one.options.get("restart", 0) == other.options.get("restart", 0)
+    is_unsure = ADOPTED in (one.source, other.source)  # JPEGs of others may have any markers
+    is_as_stored = are_alike and not (is_unsure and is_compiled())
+    if not are_alike and not is_compiled():
         raise ShardSetError(
             f"{first} and {second} have other restart markers, and to compare them needs the "
-            f"compiled code of this program, which is not there: {HOW_TO_BUILD}"
+            f"compiled code of this program, which {HOW_TO_BUILD}"
         )
     of_one, of_other = (_samples(contents, is_as_stored=is_as_stored) for contents in sets)
     for path, more in ((first, of_one - of_other), (second, of_other - of_one)):

@@ -210,6 +210,18 @@ def test_shard_sets_that_differ_in_marks_alone_have_the_same_samples(
 
 
 @pytest.mark.slow
+def test_adopted_tars_are_compared_without_marks(
+    plain: Path, restarted: Path, tmp_path: Path
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(read_manifest(plain).class_names))
+    tars = sorted(map(str, restarted.glob("*.tar")))
+    command = ("adopt", *tars, "--output", tmp_path / "adopted", "--class-names", names)
+    assert run_cli(*command).returncode == 0
+    assert not [line for line in compare(plain, tmp_path / "adopted") if "samples" in line]
+
+
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_one_sentence(
     plain: Path, restarted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
