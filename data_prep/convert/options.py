@@ -88,7 +88,7 @@ def shard_job(source: Source, options: Options) -> ShardJob:
         raise ConversionError(f"--restart has no effect with --encoding {encoding}: leave it out")
     if options.restart and not is_compiled():
         raise ConversionError(
-            f"--restart needs the compiled code of this program, which is not there: {HOW_TO_BUILD}"
+            f"--restart needs the compiled code of this program, which {HOW_TO_BUILD}"
         )
     return ShardJob(
         reader=source.reader,

@@ -147,8 +147,7 @@ def write_shard(
 
     `count_sample` is told of each sample why it was rejected, or None. Returns the seconds of each
     stage. The shard is hashed while it is written, and read back before it gets its name.
-    Raises `OSError` if a sample cannot be read or the shard cannot be written, and
-    `ConversionError` if its images do not suit the encoding.
+    Raises `OSError`, and `ConversionError` if an image does not suit the encoding.
     """
     path, suffix = job.shards / name.filename, codec_of(job.encoding).suffix
     contents, clock = ShardContents(), StageClock()
@@ -163,6 +162,8 @@ def write_shard(
                 raw = job.reader.read(sample)
                 clock.enter("convert")
                 image = store(raw, job.encoding, job.size, job.jpeg_quality, job.restart)
+            except ConversionError as error:
+                raise ConversionError(f"{sample.locator}: {error}") from None
             except RejectedImage as rejection:
                 reason = rejection.reason
                 contents.rejected.append((sample.locator, rejection.reason, str(rejection)))

@@ -14,10 +14,10 @@ _INTERFACE = 5
 """Of the C code that belongs to this version of Python's."""
 
 HOW_TO_BUILD = (
-    "install a C compiler and the headers of libjpeg-turbo (Debian: gcc libc6-dev "
-    "libjpeg62-turbo-dev), and then this program again"
+    "is not there, or was built of another version: install a C compiler and the headers of "
+    "libjpeg-turbo (Debian: gcc libc6-dev libjpeg62-turbo-dev), and then this program again"
 )
-"""What to do where it is needed and not there."""
+"""What is wrong where it is needed and cannot be used, and what to do; after "which"."""
 
 MESSAGE_BYTES = 200
 """JMSG_LENGTH_MAX of libjpeg."""

@@ -150,7 +150,7 @@ def _address_of(probe: socket.socket, interface: str) -> str:
 def _versions() -> dict[str, str]:
     found = {"Python": platform.python_version()}
     found |= {name: _version_of(name) for name in _PACKAGES}
-    found["compiled module"] = "built" if is_compiled() else "not built"
+    found["compiled module"] = "built" if is_compiled() else "not built, or of another version"
     if torch.cuda.is_available():
         found["CUDA"] = str(torch.version.cuda)
         found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
