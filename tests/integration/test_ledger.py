@@ -37,6 +37,17 @@ def step_seconds(row: TrainEvent) -> float:
     return sum(value or 0.0 for label, value in row.phase_seconds.items() if label not in waits)
 
 
+def check_preempted(preempted: Ledger, submitted: float) -> None:
+    """A first attempt that waited in a queue and was asked to stop."""
+    assert preempted.begin == submitted
+    assert preempted.is_queue_known
+    assert (preempted.num_attempts, preempted.num_preemptions) == (1, 1)
+    assert preempted.seconds["queued"] >= QUEUE_SECONDS - 0.02
+    always: Any = ("starting", "loading", "compiling", "steps", "saving", "stopping")
+    assert all(preempted.seconds[name] > 0 for name in always), preempted.seconds
+    assert preempted.seconds["lost"] == preempted.seconds["down"] == 0
+
+
 def test_where_the_hours_of_a_run_went(shards: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
@@ -51,13 +62,7 @@ def test_where_the_hours_of_a_run_went(shards: Path, tmp_path: Path) -> None:
         job.processes[1].terminate()
         assert job.wait() == [75, 75], job.errors
     preempted = ledger(rows())
-    assert preempted.begin == submitted
-    assert preempted.is_queue_known
-    assert (preempted.num_attempts, preempted.num_preemptions) == (1, 1)
-    assert preempted.seconds["queued"] >= QUEUE_SECONDS - 0.02
-    always: Any = ("starting", "loading", "compiling", "steps", "saving", "stopping")
-    assert all(preempted.seconds[name] > 0 for name in always), preempted.seconds
-    assert preempted.seconds["lost"] == preempted.seconds["down"] == 0
+    check_preempted(preempted, submitted)
     assert preempted.end == rows()[-1].time
 
     first_step = rows()[-1].step

@@ -32,77 +32,92 @@ from tests.data_prep.shard_set.jpeg_writer import (
 pytestmark = needs_decoder
 
 
+def changed(pieces: Pieces, marker: int, *new: bytes) -> bytes:
+    """With other segments in the place of the first one of that marker."""
+    other = pieces.copy()
+    place = other.number(marker)
+    other.header[place : place + 1] = new
+    return other.join()
+
+
+def sized(frame: bytes, height: int, width: int) -> bytes:
+    return frame[:5] + height.to_bytes(2) + width.to_bytes(2) + frame[9:]
+
+
+def frame_lies(pieces: Pieces) -> Iterator[tuple[str, bytes]]:
+    """By name, what the headers of frame and scan say that is not so."""
+    frame, scan = pieces.header[pieces.number(SOF0)], pieces.header[pieces.number(SOS)]
+    for height, width in (
+        *((65535, 65535), (65501, 44), (65500, 44), (40, 65501), (40, 65500), (0, 44), (40, 0)),
+        *((0, 0), (40, 45), (41, 44), (40, 48), (48, 44), (40, 49), (49, 44), (40, 32)),
+        *((32, 44), (32, 32), (1, 1), (16, 200)),
+    ):
+        yield f"{height}×{width}", changed(pieces, SOF0, sized(frame, height, width))
+    for bits in (0, 7, 9, 12, 16):
+        yield f"{bits} bits", changed(pieces, SOF0, frame[:4] + bytes((bits,)) + frame[5:])
+    for count in (0, 1, 2, 4, 5, 255):
+        yield f"{count} parts", changed(pieces, SOF0, frame[:9] + bytes((count,)) + frame[10:])
+        yield f"{count} in the scan", changed(pieces, SOS, scan[:4] + bytes((count,)) + scan[5:])
+    for kind in (*range(0xC0, 0xD0), 0xF7, 0xDE, 0xDF):
+        yield f"SOF of {kind:x}", changed(pieces, SOF0, b"\xff" + bytes((kind,)) + frame[2:])
+    for byte in range(10, len(frame)):
+        for value in (0, 1, 2, 3, 4, 5, 0x10, 0x20, 0x41, 0x11, 0x12, 0x44, 0x81, 0xFF):
+            lie = frame[:byte] + bytes((value,)) + frame[byte + 1 :]
+            yield f"SOF[{byte}] {value}", changed(pieces, SOF0, lie)
+    for byte in range(4, len(scan)):
+        for value in (0, 1, 2, 3, 4, 5, 0x01, 0x10, 0x11, 0x22, 0x34, 0x3E, 0x40, 0xFF):
+            lie = scan[:byte] + bytes((value,)) + scan[byte + 1 :]
+            yield f"SOS[{byte}] {value}", changed(pieces, SOS, lie)
+
+
+def segment_lies(pieces: Pieces) -> Iterator[tuple[str, bytes]]:
+    """Lengths that are not so, bytes that belong to nothing, and quantization tables."""
+    for marker in {part[1] for part in pieces.header}:
+        part = pieces.header[pieces.number(marker)]
+        for length in (0, 1, 2, 3, 4, len(part) - 3, len(part) - 1, len(part) + 60, 65535):
+            lie = part[:2] + length.to_bytes(2) + part[4:]
+            yield f"length {length} of {marker:x}", changed(pieces, marker, lie)
+        yield f"{marker:x} filled up", changed(pieces, marker, b"\xff\xff" + part)
+        yield f"{marker:x} behind stray bytes", changed(pieces, marker, b"\x12\0" + part)
+        yield f"{marker:x} longer", changed(pieces, marker, segment(marker, part[4:] + bytes(5)))
+    for value in (0, 1, 255):
+        table = segment(DQT, b"\0" + bytes((value,)) * 64)
+        yield f"quantisation by {value}", changed(pieces, DQT, table)
+    for value in (0, 1, 255, 256, 2000, 32767, 32768, 65535):
+        table = segment(DQT, b"\x10" + value.to_bytes(2) * 64)
+        yield f"16 bits of {value}", changed(pieces, DQT, table)
+    for number in (1, 2, 3, 4, 15):
+        table = segment(DQT, bytes((number,)) + pieces.header[1][5:])
+        yield f"quantisation {number}", changed(pieces, DQT, table)
+
+
+def order_lies(pieces: Pieces) -> Iterator[tuple[str, bytes]]:
+    """Segments that come twice, too late or not at all."""
+    frame, scan = pieces.header[pieces.number(SOF0)], pieces.header[pieces.number(SOS)]
+    yield "two frames", changed(pieces, SOF0, frame, frame)
+    yield "two scans in a row", changed(pieces, SOS, scan, scan)
+    yield "a frame behind the scan", changed(pieces, SOS, scan, frame)
+    yield "two scans", pieces.join()[:-2] + scan + b"".join(pieces.data) + pieces.end
+    yield "two images", pieces.join() * 2
+    yield (
+        "an image in a mark",
+        pieces.join()[:2] + segment(0xE1, pieces.join()) + (pieces.join()[2:]),
+    )
+    yield "SOI twice", b"\xff\xd8" + pieces.join()
+    for end in (b"", b"\xff", b"\xd9", b"\xff\xd9\0", b"\xff\xff\xd9", b"\0\0\xff\xd9"):
+        yield f"end {end.hex()}", pieces.join()[:-2] + end
+    lines = segment(DNL, HEIGHT.to_bytes(2))
+    yield "DNL", changed(pieces, SOF0, sized(frame, 0, WIDTH))[:-2] + lines + pieces.end
+    yield "DNL of a known height", pieces.join()[:-2] + lines + pieces.end
+    yield "trailing bytes", pieces.join() + bytes(range(256))
+
+
 def header_lies() -> Iterator[tuple[str, bytes]]:
-    """By name, what a header says that is not so."""
     for interval in (0, 2):
         pieces = good(interval)
-        frame, scan = pieces.header[pieces.number(SOF0)], pieces.header[pieces.number(SOS)]
-
-        def changed(marker: int, *new: bytes, pieces: Pieces = pieces) -> bytes:
-            """With other segments in the place of the first one of that marker."""
-            other = pieces.copy()
-            place = other.number(marker)
-            other.header[place : place + 1] = new
-            return other.join()
-
-        def sized(height: int, width: int, frame: bytes = frame) -> bytes:
-            return frame[:5] + height.to_bytes(2) + width.to_bytes(2) + frame[9:]
-
-        name = f"interval {interval}: "
-        for height, width in (
-            *((65535, 65535), (65501, 44), (65500, 44), (40, 65501), (40, 65500), (0, 44), (40, 0)),
-            *((0, 0), (40, 45), (41, 44), (40, 48), (48, 44), (40, 49), (49, 44), (40, 32)),
-            *((32, 44), (32, 32), (1, 1), (16, 200)),
-        ):
-            yield name + f"{height}×{width}", changed(SOF0, sized(height, width))
-        for bits in (0, 7, 9, 12, 16):
-            yield name + f"{bits} bits", changed(SOF0, frame[:4] + bytes((bits,)) + frame[5:])
-        for count in (0, 1, 2, 4, 5, 255):
-            yield name + f"{count} parts", changed(SOF0, frame[:9] + bytes((count,)) + frame[10:])
-            yield name + f"{count} in the scan", changed(SOS, scan[:4] + bytes((count,)) + scan[5:])
-        for kind in (*range(0xC0, 0xD0), 0xF7, 0xDE, 0xDF):
-            yield name + f"SOF of {kind:x}", changed(SOF0, b"\xff" + bytes((kind,)) + frame[2:])
-        for byte in range(10, len(frame)):
-            for value in (0, 1, 2, 3, 4, 5, 0x10, 0x20, 0x41, 0x11, 0x12, 0x44, 0x81, 0xFF):
-                lie = frame[:byte] + bytes((value,)) + frame[byte + 1 :]
-                yield name + f"SOF[{byte}] {value}", changed(SOF0, lie)
-        for byte in range(4, len(scan)):
-            for value in (0, 1, 2, 3, 4, 5, 0x01, 0x10, 0x11, 0x22, 0x34, 0x3E, 0x40, 0xFF):
-                lie = scan[:byte] + bytes((value,)) + scan[byte + 1 :]
-                yield name + f"SOS[{byte}] {value}", changed(SOS, lie)
-        for marker in {part[1] for part in pieces.header}:
-            part = pieces.header[pieces.number(marker)]
-            for length in (0, 1, 2, 3, 4, len(part) - 3, len(part) - 1, len(part) + 60, 65535):
-                lie = part[:2] + length.to_bytes(2) + part[4:]
-                yield name + f"length {length} of {marker:x}", changed(marker, lie)
-            yield name + f"{marker:x} filled up", changed(marker, b"\xff\xff" + part)
-            yield name + f"{marker:x} behind stray bytes", changed(marker, b"\x12\0" + part)
-            yield name + f"{marker:x} longer", changed(marker, segment(marker, part[4:] + bytes(5)))
-        for value in (0, 1, 255):
-            table = segment(DQT, b"\0" + bytes((value,)) * 64)
-            yield name + f"quantisation by {value}", changed(DQT, table)
-        for value in (0, 1, 255, 256, 2000, 32767, 32768, 65535):
-            table = segment(DQT, b"\x10" + value.to_bytes(2) * 64)
-            yield name + f"16 bits of {value}", changed(DQT, table)
-        for number in (1, 2, 3, 4, 15):
-            table = segment(DQT, bytes((number,)) + pieces.header[1][5:])
-            yield name + f"quantisation {number}", changed(DQT, table)
-        yield name + "two frames", changed(SOF0, frame, frame)
-        yield name + "two scans in a row", changed(SOS, scan, scan)
-        yield name + "a frame behind the scan", changed(SOS, scan, frame)
-        yield name + "two scans", pieces.join()[:-2] + scan + b"".join(pieces.data) + pieces.end
-        yield name + "two images", pieces.join() * 2
-        yield (
-            name + "an image in a mark",
-            pieces.join()[:2] + segment(0xE1, pieces.join()) + (pieces.join()[2:]),
-        )
-        yield name + "SOI twice", b"\xff\xd8" + pieces.join()
-        for end in (b"", b"\xff", b"\xd9", b"\xff\xd9\0", b"\xff\xff\xd9", b"\0\0\xff\xd9"):
-            yield name + f"end {end.hex()}", pieces.join()[:-2] + end
-        lines = segment(DNL, HEIGHT.to_bytes(2))
-        yield name + "DNL", changed(SOF0, sized(0, WIDTH))[:-2] + lines + pieces.end
-        yield name + "DNL of a known height", pieces.join()[:-2] + lines + pieces.end
-        yield name + "trailing bytes", pieces.join() + bytes(range(256))
+        for lies in (frame_lies, segment_lies, order_lies):
+            for name, content in lies(pieces):
+                yield f"interval {interval}: {name}", content
 
 
 def table_lies() -> Iterator[tuple[str, bytes]]:
