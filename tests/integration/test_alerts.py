@@ -13,6 +13,7 @@ from pipeline.explain.explain import explain
 from pipeline.run.directory import RunDirectory
 from tests.integration.faults import FAULTS, Scene, stage, wait_until_it_trains
 from tests.integration.watched import GROUPS, firing, has_fired, is_named, watching
+from tests.machine import small_disk
 from tests.pipeline.monitoring import Api, wait_for
 
 DIVISOR = 20
@@ -27,8 +28,11 @@ def test_each_fault_is_named_by_its_alert_and_no_other(
     names: Sequence[str], shards: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "runs"
-    root.mkdir()
-    with watching(root, DIVISOR) as api, contextlib.ExitStack() as resources:
+    with (
+        small_disk(root, "4g"),  # the machine's own may be nearly full, which has its alert
+        watching(root, DIVISOR) as api,
+        contextlib.ExitStack() as resources,
+    ):
         scenes = {name: stage(name, root, shards, resources) for name in names}
         for scene in scenes.values():
             wait_until_it_trains(scene)
