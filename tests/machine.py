@@ -33,7 +33,8 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        # Lazily: a process that outlives its run, such as an exporter, may still have files there.
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def is_running(pid: int) -> bool:

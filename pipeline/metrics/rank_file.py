@@ -79,6 +79,8 @@ class RankFile:
     heartbeat: float
     said: RunOutcome
     """How it stood then."""
+    was_running: bool
+    """`Writer.is_running` when the file was read."""
     families: tuple[Metric, ...]
     """The others."""
 
@@ -107,14 +109,14 @@ class RankFile:
 
     def is_up(self, now: float) -> bool:
         """Whether the rank runs and has published lately."""
-        return self.writer.is_running and self._is_fresh(now)
+        return self.was_running and self._is_fresh(now)
 
     def outcome(self, host: str, now: float) -> RunOutcome:
         """How it stands, as seen from `host`: of another host's processes only silence is known."""
         if self.said != "running":
             return self.said
         is_here = self.writer.host == host
-        is_alive = self.writer.is_running if is_here else self._is_fresh(now)
+        is_alive = self.was_running if is_here else self._is_fresh(now)
         return "running" if is_alive else "killed"
 
     def _is_fresh(self, now: float) -> bool:
@@ -161,6 +163,12 @@ def last_heartbeat(directory: Path) -> float | None:
 
 def read_rank_file(path: Path) -> RankFile:
     """The whole file. Raises `OSError`, and `ValueError` if anything in it is damaged."""
+    file = _read(path)
+    # A rank that has ended since may have published a last word since, too.
+    return file if file.was_running else _read(path)
+
+
+def _read(path: Path) -> RankFile:
     writer = read_writer(path)
     content = path.read_bytes()
     if not content.endswith(_END):
@@ -183,5 +191,6 @@ def read_rank_file(path: Path) -> RankFile:
         said=next(
             (state for state in RUN_OUTCOMES if values.get((RANK_OUTCOME.name, state))), "running"
         ),
+        was_running=writer.is_running,
         families=tuple(family for family in families if family.name != RANK_OUTCOME.name),
     )

@@ -185,11 +185,13 @@ def test_dead_ranks_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:
 
 def test_a_rank_silent_for_ten_intervals_is_down() -> None:
     writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=2)
-    file = RankFile(writer=writer, heartbeat=1000, said="running", families=())
+    file = RankFile(writer=writer, heartbeat=1000, said="running", was_running=True, families=())
     assert file.is_up(1020)
     assert not file.is_up(1020.1)
+    assert not dataclasses.replace(file, was_running=False).is_up(1000)
     ended = dataclasses.replace(writer, start_ticks=writer.start_ticks + 1)
-    assert not dataclasses.replace(file, writer=ended).is_up(1000)
+    assert writer.is_running
+    assert not ended.is_running
 
 
 def test_location_of_any_address_is_the_host() -> None:

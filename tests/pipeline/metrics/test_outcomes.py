@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from pipeline.metrics import rank_file
 from pipeline.metrics.declared import HEARTBEAT
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import (
@@ -24,6 +25,7 @@ from pipeline.metrics.outcomes import (
     RunStatus,
     read_run_status,
 )
+from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import (
     Writer,
     rank_file_name,
@@ -257,6 +259,32 @@ def test_a_frozen_rank_still_runs(run: RunDirectory) -> None:
     frozen = dataclasses.replace(rank, writer=writer, heartbeat=0.0)
     assert not frozen.is_up(time.time())
     assert frozen.outcome(HERE, time.time()) == "running"
+
+
+def test_a_last_word_that_is_published_while_the_file_is_read_counts(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a rank that ends just then is taken for killed, and an alert fires."""
+    path = run.metrics / rank_file_name(0)
+    path.parent.mkdir()
+    writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=2)
+    words = {state: last_word(writer, state) for state in ("running", "failed")}
+    path.write_bytes(words["running"])
+
+    def ended_meanwhile(_: int) -> int | None:
+        path.write_bytes(words["failed"])
+        return None
+
+    monkeypatch.setattr(rank_file, "process_start_ticks", ended_meanwhile)
+    (rank,) = run_status(run).ranks
+    assert rank.outcome(HERE, time.time()) == "failed"
+
+
+def last_word(writer: Writer, outcome: RunOutcome) -> bytes:
+    registry = CollectorRegistry()
+    RankMetrics(0, 0, registry).record_outcome(outcome)
+    heartbeat = f"# TYPE {HEARTBEAT.name} gauge\n{HEARTBEAT.name} {time.time()}\n"
+    return render_rank_file(writer, heartbeat.encode() + generate_latest(registry))
 
 
 def own_start_ticks() -> int:

@@ -26,7 +26,9 @@ def published(
         since=since,
         interval_seconds=2.0,
     )
-    return RankFile(writer=writer, heartbeat=since, said="running", families=(family,))
+    return RankFile(
+        writer=writer, heartbeat=since, said="running", was_running=True, families=(family,)
+    )
 
 
 def shares(times: RankTimes, ranks: list[RankFile], now: float) -> list[tuple[float, float]]:
