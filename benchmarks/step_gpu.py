@@ -108,6 +108,7 @@ class OurStep:
             network = build_model(config.model, 1000, (224, 224))
             self.replica = Replica(network, config, world, build_mesh(world, "fused", 60))
         self._augment = config.augment
+        self._dtype = _TYPES[precision]
         self._samples = np.arange(num_images)
         self._crop_policy = training_crop_policy(config.augment, (256, 256), 0)
         shape = (num_images, 256, 256, 3)
@@ -130,6 +131,7 @@ class OurStep:
             draw_flips(self._augment, 0, 0, self._samples),
             color_shifts=to_device(shifts, _GPU),
             divisor=1 + size,
+            dtype=self._dtype,
         )
 
     def keys(self) -> torch.Tensor:

@@ -35,7 +35,7 @@ from pipeline.config.recipes import RECIPES, recipe_config, recipe_name
 from pipeline.config.schema import Config, DistributedConfig
 from pipeline.data.open import Batches, ImageSize, input_size, open_data, take_crops
 from pipeline.model.build import build_model, image_size
-from pipeline.optim.precision import arithmetic_of, resolve
+from pipeline.optim.precision import arithmetic_of, resolve, type_of
 from pipeline.optim.replica import Replica
 from pipeline.ranks.connect import connect
 from pipeline.ranks.failure import exit_code_of, sentence_of
@@ -119,7 +119,7 @@ def step_rate(config: Config, seconds: float) -> tuple[float, str]:
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
         config = resolve(config, None, world.all_gather_object(arithmetic_of(world.device)))
         replica = Replica(network, config, world, mesh)
-        augmenter = data.augmenter(data.normalizer())
+        augmenter = data.augmenter(data.normalizer(), type_of(config.resolved_precision))
         count = config.global_batch_size
         images = torch.zeros((count, *size, 3), dtype=torch.uint8, device=world.device)
         zeros = torch.zeros(count, dtype=torch.int64, device=world.device)

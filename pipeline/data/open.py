@@ -93,9 +93,10 @@ class Data:
             mean_image = read_mean_image(self.shards.folder, statistics)
         return build_normalizer(config, statistics, mean_image, self.device)
 
-    def augmenter(self, normalizer: Normalizer) -> Augmenter:
-        config = self.config
-        return Augmenter(config.augment, config.seed, self.manifest.statistics, normalizer)
+    def augmenter(self, normalizer: Normalizer, dtype: torch.dtype = torch.float32) -> Augmenter:
+        """`dtype` is what the network's first layer computes in."""
+        config, statistics = self.config, self.manifest.statistics
+        return Augmenter(config.augment, config.seed, statistics, normalizer, dtype)
 
     def plan(self, num_replicas: int) -> BatchPlan:
         """The batch arithmetic of training; raises `ValueError` if a size cannot be divided."""

@@ -93,6 +93,18 @@ _KERNELS_FOR = {
 }
 """Whether what compiles a device's kernels is installed."""
 
+
+def missing_kernels(device: torch.device) -> str | None:
+    """A sentence about a GPU whose kernels cannot be compiled; None: they can, or it is none."""
+    if device.type != "cuda" or _KERNELS_FOR["cuda"]:
+        return None
+    return (
+        "Triton is not installed: crops, augmentation and response norm are torch's own operations "
+        "on this GPU, and nothing is compiled; results are the same, but take longer: "
+        "pip install triton"
+    )
+
+
 _BFLOAT16_TENSOR_CORES = (8, 0)
 """The compute capability that has them; the CUDA kernels are built on them."""
 

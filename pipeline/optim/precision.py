@@ -98,7 +98,8 @@ def meaning(devices: Sequence[Arithmetic]) -> str:
     return text if emulated is None else f"{text}; {emulated}"
 
 
-def _type_of(precision: Precision) -> torch.dtype:
+def type_of(precision: Precision) -> torch.dtype:
+    """What convolutions compute in, and cast their inputs to."""
     match precision:
         case "fp32":
             return torch.float32
@@ -112,7 +113,7 @@ def _type_of(precision: Precision) -> torch.dtype:
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Run a forward pass in `precision`; weights stay fp32."""
-    dtype = _type_of(precision)
+    dtype = type_of(precision)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
@@ -120,7 +121,7 @@ def loss_scaler(
     precision: Precision, device: torch.device, same_replica: dist.ProcessGroup | None
 ) -> torch.amp.GradScaler:
     """Scales the loss in fp16 and does nothing otherwise (Micikevicius, arXiv 1710.03740)."""
-    is_enabled = _type_of(precision) == torch.float16
+    is_enabled = type_of(precision) == torch.float16
     if same_replica is None:
         return torch.amp.GradScaler(device.type, enabled=is_enabled)
     return _ReplicaScaler(device.type, is_enabled, same_replica)

@@ -16,6 +16,7 @@ from pipeline.config.schema import Config
 from pipeline.model.build import load_weights
 from pipeline.model.columns import whole_of
 from pipeline.model.network import Network
+from pipeline.model.response_norm import missing_kernels
 from pipeline.optim.optimizer import (
     build_optimizer,
     cross_entropy_sum,
@@ -88,7 +89,8 @@ class Replica:
         is_cuda = self._world.device.type == "cuda"
         match self._config.compile:
             case "auto":
-                is_compiled = is_cuda and self.mesh.column is None
+                has_compiler = missing_kernels(self._world.device) is None
+                is_compiled = is_cuda and has_compiler and self.mesh.column is None
             case "on":
                 is_compiled = True
             case "off":

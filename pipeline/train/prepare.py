@@ -18,7 +18,8 @@ from pipeline.config.schema import FIELDS, Config, values_of
 from pipeline.data.open import BatchPlan, Data, ImageSize, open_data
 from pipeline.model.build import build_model
 from pipeline.model.network import Network
-from pipeline.optim.precision import arithmetic_of, emulation, resolve
+from pipeline.model.response_norm import missing_kernels
+from pipeline.optim.precision import arithmetic_of, emulation, resolve, type_of
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -127,9 +128,9 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     devices = world.all_gather_object(arithmetic_of(world.device))
     with world.fail_together():
         config = resolve(config, kept, devices)
-    warning = emulation(config.resolved_precision, devices)
-    if warning is not None and world.is_main:
-        Console(sys.stdout).line(f"warning: {warning}")
+    for warning in (emulation(config.resolved_precision, devices), missing_kernels(world.device)):
+        if warning is not None and world.is_main:
+            Console(sys.stdout).line(f"warning: {warning}")
     return config
 
 
@@ -162,7 +163,8 @@ def _build(
     registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
     replica = Replica(model, config, world, mesh)
     start_clock.lap("starting")
-    _warm_up(replica, plan, size, world)
+    input_type = type_of(config.resolved_precision)
+    _warm_up(replica, plan, size, input_type, world)
     start_clock.lap("compiling")
     new = settings, manifest.num_classes, plan, target_steps
     progress = begin(start, replica, *new, run, world)
@@ -184,7 +186,7 @@ def _build(
         world=world,
         mesh=mesh,
         replica=replica,
-        augmenter=data.augmenter(normalizer),
+        augmenter=data.augmenter(normalizer, input_type),
         open_batches=batches,
         val=val,
         progress=progress,
@@ -226,8 +228,12 @@ def _set_threads(world: World) -> None:
         torch.set_num_threads(max(1, cores // world.environment.local_world_size))
 
 
-def _warm_up(replica: Replica, plan: BatchPlan, size: tuple[int, int], world: World) -> None:
+def _warm_up(
+    replica: Replica, plan: BatchPlan, size: ImageSize, dtype: torch.dtype, world: World
+) -> None:
     shape = (plan.local_batch_size, 3, *size)
-    images = torch.zeros(shape, device=world.device).to(memory_format=torch.channels_last)
+    images = torch.zeros(shape, dtype=dtype, device=world.device).to(
+        memory_format=torch.channels_last
+    )
     zeros = torch.zeros(len(images), dtype=torch.int64, device=world.device)
     replica.warm_up(images, zeros, zeros)

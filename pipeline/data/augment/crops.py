@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,11 +10,14 @@ import numpy.typing as npt
 import torch
 
 from data_prep.shard_set.copying import copy_windows
+from data_prep.shard_set.yuv import chroma_terms
 from pipeline.data.augment.crop_policy import ImageSize
 from pipeline.data.augment.planes import is_planar, size_of, to_rgb
 from pipeline.data.order.partition import Indices
 
 Flags = npt.NDArray[np.bool_]
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,11 @@ def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Ten
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def has_kernel(images: torch.Tensor) -> bool:
+    """Whether `crops_cuda` takes crops of them: they are on a GPU, and Triton is installed."""
+    return images.device.type == "cuda" and _HAS_TRITON
+
+
 def take_crops(
     images: torch.Tensor, crop_windows: CropWindows | None, flips: Flags | None = None
 ) -> torch.Tensor:
@@ -57,10 +66,12 @@ def take_crops(
     crop_windows = crop_windows or whole_images(images)
     if flips is None:
         flips = np.zeros(len(crop_windows.rows), np.bool_)
-    if images.device.type == "cuda":
+    if has_kernel(images):
         from pipeline.data.augment import crops_cuda
 
         return crops_cuda.take_crops(images, crop_windows, flips)
+    if images.device.type == "cuda":
+        return take_crops_plain(images, crop_windows, flips)
     if is_planar(images):
         images = to_rgb(images[torch.from_numpy(crop_windows.rows)])
         crop_windows = replace(crop_windows, rows=np.arange(len(images)))
@@ -73,3 +84,24 @@ def take_crops(
     failed = copy_windows(addresses, (height, width), tops, lefts, crops, flips)
     assert failed is None, "memory of this process"
     return torch.from_numpy(crops)
+
+
+def take_crops_plain(images: torch.Tensor, crop_windows: CropWindows, flips: Flags) -> torch.Tensor:
+    """The same of torch's own operations, for any device: what a GPU without Triton computes."""
+    height, width = crop_windows.size
+    columns = np.where(flips[:, None], np.arange(width)[::-1], np.arange(width))
+    rows, y, x = (
+        to_device(places, images.device)
+        for places in (
+            crop_windows.rows[:, None, None],
+            (crop_windows.tops[:, None] + np.arange(height))[:, :, None],
+            (crop_windows.lefts[:, None] + columns)[:, None, :],
+        )
+    )
+    if not is_planar(images):
+        return images[rows, y, x]
+    image_height, image_width = size_of(images)
+    planes = images[:, image_height:].view(-1, 2, image_height // 2, image_width // 2)
+    chroma = [planes[rows, plane, y // 2, x // 2].int() for plane in (0, 1)]
+    pixels = images[rows, y, x].int()[..., None] + torch.stack(chroma_terms(chroma), -1)
+    return pixels.clamp_(0, 255).to(torch.uint8)

@@ -11,7 +11,13 @@ import torch
 from data_prep.shard_set.manifest import Statistics
 from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import input_size
-from pipeline.data.augment.crops import CropWindows, Flags, take_crops, whole_images
+from pipeline.data.augment.crops import (
+    CropWindows,
+    Flags,
+    has_kernel,
+    take_crops,
+    whole_images,
+)
 
 _CHANNELS = ("red", "green", "blue")
 _LEAST_DEVIATION = 0.1
@@ -27,23 +33,29 @@ class Normalizer:
         """`mean` is 3, or H×W×3 for inputs of H×W; `std` is 3."""
         self.shift = torch.from_numpy(-mean / std).float().to(device)
         self.scale = torch.from_numpy(1 / std).float().to(device)
+        self._quotients: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(
-        self, images: torch.Tensor, *, color_shifts: torch.Tensor | None = None, divisor: float = 1
+        self,
+        images: torch.Tensor,
+        *,
+        color_shifts: torch.Tensor | None = None,
+        divisor: float = 1.0,
+        dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """uint8 N×H×W×3 → float32 N×3×H×W, channels last in memory.
+        """uint8 N×H×W×3 → `dtype` N×3×H×W, channels last in memory, computed in float32.
 
         `color_shifts`, N×3 on the 0–255 scale, are added first; all is divided by `divisor` last.
         """
         count, height, width, channels = images.shape
+        shift, scale = self._divided(divisor)
         # Rows of whole lines: the CPU's inner loop is then long enough for vectors.
         lines = images.reshape(count, height, width * channels).float()
-        shift = self.shift.expand(height, width, channels).reshape(height, width * channels)
-        lines = torch.addcmul(shift / divisor, lines, self.scale.repeat(width) / divisor)
+        shift = shift.expand(height, width, channels).reshape(height, width * channels)
+        lines = torch.addcmul(shift, lines, scale.repeat(width))
         if color_shifts is not None:
-            shifts = color_shifts * (self.scale / divisor)
-            lines += shifts.repeat(1, width)[:, None, :]
-        return lines.view(images.shape).permute(0, 3, 1, 2)
+            lines += (color_shifts * scale).repeat(1, width)[:, None, :]
+        return lines.to(dtype).view(images.shape).permute(0, 3, 1, 2)
 
     def take(
         self,
@@ -53,25 +65,39 @@ class Normalizer:
         *,
         color_shifts: torch.Tensor | None = None,
         divisor: float = 1.0,
+        dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """Crops of uint8 M×H×W×3 or of planes, some mirrored, as `__call__` makes them: N×3×h×w.
 
         On a GPU one kernel does it all.
         """
-        if images.device.type != "cuda":
+        if not has_kernel(images):
             crops = take_crops(images, crop_windows, flips)
-            return self(crops, color_shifts=color_shifts, divisor=divisor)
+            return self(crops, color_shifts=color_shifts, divisor=divisor, dtype=dtype)
         from pipeline.data.augment import crops_cuda
 
+        shift, scale = self._divided(divisor)
         return crops_cuda.normalize_crops(
-            images.contiguous(),
+            images,
             crop_windows or whole_images(images),
             flips,
-            shift=self.shift,
-            scale=self.scale,
-            color_shifts=color_shifts,
-            divisor=divisor,
+            shift=shift,
+            scale=scale,
+            color_shifts=None if color_shifts is None else color_shifts * scale,
+            dtype=dtype,
         )
+
+    def _divided(self, divisor: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift and scale, divided by the host: a GPU multiplies by the inverse, and rounds twice.
+
+        A run has at most two divisors.
+        """
+        if divisor not in self._quotients:
+            shift, scale = (
+                (part.cpu() / divisor).to(part.device) for part in (self.shift, self.scale)
+            )
+            self._quotients[divisor] = shift, scale
+        return self._quotients[divisor]
 
 
 def build_normalizer(

@@ -13,8 +13,9 @@ import torch
 from data_prep.shard_set.manifest import Statistics
 from pipeline.config.augment import AugmentConfig, ComponentsOfColor
 from pipeline.data.augment.crop_policy import ImageSize, input_size
-from pipeline.data.augment.crops import CropWindows, take_crops, to_device
+from pipeline.data.augment.crops import CropWindows, has_kernel, take_crops, to_device
 from pipeline.data.augment.normalize import Normalizer
+from pipeline.data.augment.planes import size_of
 from pipeline.data.augment.shifts import draw_flips, draw_shifts, shift_and_flip
 from pipeline.data.order.partition import Indices
 from pipeline.data.order.randomness import Stream, dropout_keys, random_normals
@@ -65,9 +66,16 @@ class Augmenter:
     """Training: random shifts, flips and colours, drawn by (seed, epoch, sample) only."""
 
     def __init__(
-        self, config: AugmentConfig, seed: int, statistics: Statistics, normalizer: Normalizer
+        self,
+        config: AugmentConfig,
+        seed: int,
+        statistics: Statistics,
+        normalizer: Normalizer,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype` is what the network's first layer computes in: it would cast its input anyway."""
         self._config = config
+        self._dtype = dtype
         self._seed = seed
         self._normalizer = normalizer
         self._components = color_components(config.color_components, statistics)
@@ -79,7 +87,7 @@ class Augmenter:
         epoch: int,
         crop_windows: CropWindows | None = None,
     ) -> torch.Tensor:
-        """uint8 M×H×W×3 or planes M×(3H/2)×W to float32 N×3×h×w, channels last.
+        """uint8 M×H×W×3 or planes M×(3H/2)×W to `dtype` N×3×h×w, channels last.
 
         `crop_windows` says which crops of `images` the N `samples` are; None: all, in order.
         """
@@ -98,7 +106,7 @@ class Augmenter:
             colors = to_device(drawn.astype(np.float32), images.device)
             divisor = 1 + noise  # as in the 2012 code: training and test images keep one scale
         return self._normalizer.take(
-            images, crop_windows, flips, color_shifts=colors, divisor=divisor
+            *(images, crop_windows, flips), color_shifts=colors, divisor=divisor, dtype=self._dtype
         )
 
     def dropout_keys(self, samples: Indices, epoch: int, device: torch.device) -> torch.Tensor:
@@ -126,14 +134,19 @@ class Viewer:
 
     def __call__(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """uint8 N×H×W×3 or planes to each view of them, float32 N×3×H'×W', channels last."""
-        images = take_crops(images, None)
-        height, width = self._size
-        bottom, right = images.shape[1] - height, images.shape[2] - width
-        places = [(bottom // 2, right // 2)]
+        if not has_kernel(images):  # which makes pixels of planes for each view, at no cost
+            images = take_crops(images, None)
+        (height, width), count = size_of(images), len(images)
+        bottom, right = height - self._size[0], width - self._size[1]
+        corners = [(bottom // 2, right // 2)]
         if self._is_multi:
-            places += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-        for top, left in places:
-            view = images[:, top : top + height, left : left + width]
-            yield self._normalizer(view)
-            if self._is_multi:
-                yield self._normalizer(view.flip(2))
+            corners += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        for top, left in corners:
+            windows = CropWindows(
+                rows=np.arange(count),
+                tops=np.full(count, top),
+                lefts=np.full(count, left),
+                size=self._size,
+            )
+            for is_flipped in (False, True)[: 1 + self._is_multi]:
+                yield self._normalizer.take(images, windows, np.full(count, is_flipped))

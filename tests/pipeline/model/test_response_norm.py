@@ -17,6 +17,7 @@ from pipeline.model import response_norm
 from pipeline.model.response_norm import (
     Norm,
     NormalizeAndPool,
+    missing_kernels,
     normalize_and_pool,
     normalize_and_pool_plain,
 )
@@ -325,3 +326,14 @@ def test_without_numba_the_results_are_the_same(tmp_path: Path) -> None:
     before, after = torch.load(tmp_path / "pooled")
     torch.testing.assert_close(before, normalize_and_pool(x, Norm(2, True, CODE)))
     torch.testing.assert_close(after, normalize_and_pool(x, Norm(2, False, CODE)))
+
+
+def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(response_norm._KERNELS_FOR, "cuda", True)
+    assert missing_kernels(gpu) is None
+    monkeypatch.setitem(response_norm._KERNELS_FOR, "cuda", False)
+    sentence = missing_kernels(gpu)
+    assert sentence is not None
+    assert "results are the same, but take longer: pip install triton" in sentence
+    assert missing_kernels(torch.device("cpu")) is None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import pytest
 import torch
 from torch import nn
 
+from pipeline.config.model import ModelConfig, ModelName
 from pipeline.config.optim import OptimConfig
 from pipeline.config.schema import Config, Precision
+from pipeline.model.build import empty_model
 from pipeline.model.network import Network
-from pipeline.optim.precision import apply_gradients, autocast, loss_scaler
+from pipeline.optim.precision import apply_gradients, autocast, loss_scaler, type_of
 from pipeline.optim.replica import Replica
 from pipeline.ranks.mesh import build_mesh
 from pipeline.ranks.world import World
@@ -282,3 +284,32 @@ def test_an_update_asks_the_device_for_nothing(
             patched.setattr(torch.Tensor, name, wait)
         _, outcome = replica.update(wants_norm=True)
     assert not outcome.was_skipped()
+
+
+class Reached(Exception):
+    """The first convolution is done."""
+
+
+@pytest.mark.parametrize("name", get_args(ModelName))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_network_computes_the_same_of_images_that_are_cast_before_it(
+    name: ModelName, precision: Precision
+) -> None:
+    """Its first layer would cast them itself: the data does it, where it makes their numbers."""
+    network = empty_model(ModelConfig(name=name), 10).to_empty(device=CPU)
+    first, outputs = network.first_convolution, list[torch.Tensor]()
+    for parameter in first.parameters():
+        nn.init.normal_(parameter)
+
+    def keep(_layer: nn.Module, _inputs: object, output: torch.Tensor) -> NoReturn:
+        outputs.append(output)
+        raise Reached
+
+    first.register_forward_hook(keep)
+    size = network.image_size
+    images = 60 * torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+    for one in (images, images.to(type_of(precision))):
+        with torch.no_grad(), autocast(precision, CPU), pytest.raises(Reached):
+            network(one)
+    assert torch.equal(*outputs)
+    assert outputs[0].dtype == type_of(precision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 
 from data_prep.shard_set.manifest import Statistics
 from pipeline.config.augment import AugmentConfig
-from pipeline.data.augment.crops import CropWindows, take_crops
+from pipeline.data.augment import crops
+from pipeline.data.augment.crops import CropWindows, take_crops, take_crops_plain
 from pipeline.data.augment.normalize import Normalizer
-from pipeline.data.augment.preprocess import Augmenter
+from pipeline.data.augment.preprocess import Augmenter, Viewer
 from tests.pipeline.kernels import compile_for_h100, needs_gpu, run_interpreted
 
 triton = pytest.importorskip("triton")
@@ -29,6 +32,8 @@ CROP_WINDOWS = CropWindows(
     lefts=np.array([8, 0, 3, 2]),
     size=(16, 16),
 )
+PLANES = torch.from_numpy(RANDOM.integers(0, 256, (6, 30, 24), dtype=np.uint8))
+CPU = torch.device("cpu")
 
 
 def test_crops_are_windows_of_the_chosen_images() -> None:
@@ -57,30 +62,88 @@ def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_planar", [False, True])
-@pytest.mark.parametrize("normalizes", [False, True])
-def test_the_kernel_compiles_for_an_h100(normalizes: bool, is_planar: bool) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "u8"])
+def test_the_kernel_compiles_for_an_h100(dtype: str, is_planar: bool) -> None:
+    """A pixel is loaded once, and its numbers are rounded once before the cast."""
     from pipeline.data.augment import crops_cuda
 
-    names = ("rows", "tops", "lefts")
-    pointers = dict.fromkeys(names, "*i64") | dict.fromkeys(("shift", "scale", "colors"), "*fp32")
-    pointers |= {"images": "*u8", "flips": "*u8", "out": "*fp32" if normalizes else "*u8"}
-    pointers["inverse_divisor"] = "fp32"
-    constants = {"NORMALIZES": normalizes, "SHIFT_IS_IMAGE": True, "BLOCK": 1024}
-    constants["IS_PLANAR"] = is_planar
-    assert compile_for_h100(crops_cuda._crop_kernel, pointers, constants).asm["cubin"]
+    floats = ("shift", "scale", "color_shifts")
+    pointers = {"images": "*u8", "windows": "*i32", "out": f"*{dtype}"}
+    constants: dict[str, object] = {"IS_PLANAR": is_planar, "ROWS": 4, "COLUMNS": 256}
+    constants["SHIFT_IS_IMAGE"] = normalizes = dtype != "u8"
+    if normalizes:
+        pointers |= dict.fromkeys(floats, "*fp32")
+    else:
+        constants |= dict.fromkeys(floats)
+    compiled = compile_for_h100(crops_cuda._crop_kernel, pointers, constants)
+    text = compiled.asm["ptx"]
+    pixels_of_lane = 4 * 256 // (32 * compiled.metadata.num_warps)
+    assert len(re.findall(r"ld\.global\S*\.b8 ", text)) == 3 * pixels_of_lane
+    assert text.count("fma.rn.f32") == (3 * pixels_of_lane if normalizes else 0)
+    assert ("cvt.rn.bf16" in text) == (dtype == "bf16")
+    assert ("cvt.rn.f16" in text) == (dtype == "fp16")
+
+
+@given(flips=st.lists(st.booleans(), min_size=4, max_size=4))
+@pytest.mark.parametrize("images", [IMAGES, PLANES], ids=["pixels", "planes"])
+def test_without_triton_a_gpu_takes_the_same_crops(images: torch.Tensor, flips: list[bool]) -> None:
+    flags = np.array(flips)
+    found = take_crops_plain(images, CROP_WINDOWS, flags)
+    assert torch.equal(found, take_crops(images, CROP_WINDOWS, flags))
+
+
+@pytest.mark.parametrize("images", [IMAGES, PLANES], ids=["pixels", "planes"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_cast_at_once_has_the_bits_of_what_is_cast_later(
+    images: torch.Tensor, dtype: torch.dtype
+) -> None:
+    config = AugmentConfig(crop_pixels=16, flip="random", color_noise=0.1)
+    normalizer = Normalizer(RANDOM.uniform(90, 140, (16, 16, 3)), np.full(3, 55.0), CPU)
+    found, exact = (
+        Augmenter(config, 0, STATISTICS, normalizer, one)(images, np.arange(4), 1, CROP_WINDOWS)
+        for one in (dtype, torch.float32)
+    )
+    assert torch.equal(found, exact.to(dtype))
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("color_noise", [0.0, 0.1])
-@pytest.mark.parametrize("images", [IMAGES, IMAGES[:, :, :20, 0].reshape(4, 30, 20)])
-def test_on_a_gpu_augmentation_is_that_of_the_cpu(images: torch.Tensor, color_noise: float) -> None:
+@pytest.mark.parametrize("images", [IMAGES, PLANES], ids=["pixels", "planes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_augmentation_is_that_of_the_cpu(
+    images: torch.Tensor, color_noise: float, dtype: torch.dtype
+) -> None:
     config = AugmentConfig(crop_pixels=16, flip="random", color_noise=color_noise)
     mean, std = RANDOM.uniform(90, 140, (16, 16, 3)), np.array([60.0, 50.0, 40.0])
     found, expected = (
-        Augmenter(config, 0, STATISTICS, Normalizer(mean, std, torch.device(name)))(
+        Augmenter(config, 0, STATISTICS, Normalizer(mean, std, torch.device(name)), dtype)(
             images.to(name), np.arange(4), 1, CROP_WINDOWS
         ).cpu()
         for name in ("cuda", "cpu")
     )
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":  # its `addcmul` rounds once
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("images", [IMAGES, PLANES], ids=["pixels", "planes"])
+@pytest.mark.parametrize("has_triton", [False, True])
+def test_on_a_gpu_views_are_those_of_the_cpu(
+    images: torch.Tensor, has_triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crops, "_HAS_TRITON", has_triton)
+    config, mean = AugmentConfig(crop_pixels=16), np.array([120.0, 110.0, 100.0])
+    found, expected = (
+        [
+            view.cpu()
+            for view in Viewer(
+                config, 10, (20, 24), Normalizer(mean, np.full(3, 55.0), torch.device(name))
+            )(images.to(name))
+        ]
+        for name in ("cuda", "cpu")
+    )
+    torch.testing.assert_close(found, expected)
