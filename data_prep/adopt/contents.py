@@ -13,7 +13,8 @@ import numpy as np
 from data_prep.adopt.tar_record import TarRecord
 from data_prep.convert.output import ConversionError
 from data_prep.convert.statistics import PixelSums
-from data_prep.shard_set.decoding import RejectedImage, quiet, read_image
+from data_prep.shard_set.decoding import quiet, read_image
+from data_prep.shard_set.rejection import RejectedImage
 
 _SUMMED_PIXELS = 64
 """Of the shorter side of an image: neighbours say the same, and decoding is slow enough."""

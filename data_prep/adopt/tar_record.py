@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
 from data_prep.convert.records import DAMAGES, load_record, save_record
+from data_prep.shard_set.checksum import crc32
 from data_prep.shard_set.codec import plain_jpeg_size
 from data_prep.shard_set.decoding import size_in_header
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
@@ -119,7 +119,7 @@ def read_tar(path: Path, fields: FieldNames) -> TarRecord:
                     f"{path}: the image of sample {sample.key} has {image.num_bytes} bytes"
                 )
             rows.append((0, image.offset, image.num_bytes, 0))
-            checksums.append(isal_zlib.crc32(content))
+            checksums.append(crc32(content))
             size = plain_jpeg_size(bytes(content[:_HEADER_BYTES]))
             size = size or plain_jpeg_size(bytes(content))  # with long metadata, or of another kind
             is_plain &= size is not None

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from data_prep.convert.output import ConversionError
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.decoding import RewriteReason, quiet, read_image
 from data_prep.shard_set.jpeg_header import JPEG_START
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import LANCZOS, Pixels, scale_middle
 from data_prep.shard_set.recoding import encode_jpeg, recode_jpeg
+from data_prep.shard_set.rejection import RewriteReason
 from data_prep.sources.source import RawImage
 
 _SAME_PIXELS = (None, "grayscale", "repaired")
@@ -48,9 +48,7 @@ def store(
     image.
     """
     codec = codec_of(encoding)
-    with quiet():
-        read = read_image(raw) if isinstance(raw, bytes) else (raw, None, False)
-    pixels, flaw, is_honest_jpeg = read
+    pixels, flaw, is_honest_jpeg = _read(raw)
     has_size = size is None or pixels.shape[:2] == (size, size)
     if isinstance(raw, bytes) and codec.keeps_jpegs:
         if restart and has_size and flaw in _SAME_PIXELS and raw.startswith(JPEG_START):
@@ -78,6 +76,16 @@ def store(
     return StoredImage(content, pixels, flaw)
 
 
+def _read(raw: RawImage) -> tuple[Pixels, RewriteReason | None, bool]:
+    """As `decoding.read_image`, which pixels do not need."""
+    if not isinstance(raw, bytes):
+        return raw, None, False
+    from data_prep.shard_set.decoding import quiet, read_image
+
+    with quiet():
+        return read_image(raw)
+
+
 def _recode(
     raw: bytes, pixels: Pixels, restart: int, *, is_honest_jpeg: bool
 ) -> StoredImage | None:
@@ -86,6 +94,5 @@ def _recode(
     if content is None:
         return None
     if not is_honest_jpeg:  # but it may be now, without arithmetic codes and damaged metadata
-        with quiet():
-            pixels, _, is_honest_jpeg = read_image(content)
+        pixels, _, is_honest_jpeg = _read(content)
     return StoredImage(content, pixels, "recoded") if is_honest_jpeg else None

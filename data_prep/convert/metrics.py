@@ -10,15 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from data_prep.convert.assignment import Task
 from data_prep.convert.output import ConversionError
 from data_prep.shard_set import conversion_metrics as declared
 from data_prep.shard_set.conversion_metrics import Stage, StageClock
-from data_prep.shard_set.decoding import RejectReason
 from data_prep.shard_set.families import Families, exposition
 from data_prep.shard_set.files import as_text, describe, remove_leftovers, write_atomically
+from data_prep.shard_set.rejection import RejectReason
 
 _PUBLISH_SECONDS = 2.0
 
@@ -33,7 +31,11 @@ class ConversionMetrics:
 
     def __init__(self, path: Path | None, shards: Path, task: Task | None) -> None:
         """`path` is the file to write, or None."""
-        registry, number = CollectorRegistry(), "" if task is None else str(task.number)
+        registry, number = None, "" if task is None else str(task.number)
+        if path is not None:
+            from prometheus_client import CollectorRegistry
+
+            registry = CollectorRegistry()
         families = Families(registry, conversion=as_text(shards.name), task=number)
         self._samples = families.counter(declared.SAMPLES)
         self._bytes = families.counter(declared.BYTES_WRITTEN)
@@ -89,7 +91,7 @@ class ConversionMetrics:
 
     def publish(self) -> None:
         """Raises `OSError`, and `ConversionError` if the file is of another conversion."""
-        if self._path is None:
+        if self._path is None or self._registry is None:
             return
         self._published = time.monotonic()
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:

@@ -20,7 +20,7 @@ from data_prep.convert.metrics import Done
 from data_prep.convert.output import ConversionError
 from data_prep.convert.shard import ShardJob, ShardRecord, write_shard
 from data_prep.shard_set.conversion_metrics import REJECT_REASONS, Stage
-from data_prep.shard_set.decoding import RejectReason
+from data_prep.shard_set.rejection import RejectReason
 from data_prep.sources.samples import Sample
 
 _POLL_SECONDS = 0.2

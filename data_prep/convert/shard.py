@@ -21,10 +21,10 @@ from data_prep.convert.records import DAMAGES, load_record, save_record
 from data_prep.convert.statistics import PixelSums
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.conversion_metrics import Stage, StageClock
-from data_prep.shard_set.decoding import RejectedImage, RejectReason
 from data_prep.shard_set.files import atomic_writer
 from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.shard_set.manifest import LABEL_SUFFIX, Encoding
+from data_prep.shard_set.rejection import RejectedImage, RejectReason
 from data_prep.shard_set.tar_walk import BLOCK_BYTES
 from data_prep.sources.samples import Sample
 from data_prep.sources.source import Reader

@@ -12,10 +12,7 @@ from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
-from PIL import Image
 
-from data_prep.shard_set.decoding import RejectedImage, find_orientation, read_image
 from data_prep.shard_set.jpeg_header import (
     APP1,
     DamagedJpegError,
@@ -23,9 +20,9 @@ from data_prep.shard_set.jpeg_header import (
     jpeg_size,
     read_jpeg_header,
 )
-from data_prep.shard_set.jpegs import read_exif
 from data_prep.shard_set.manifest import Encoding
 from data_prep.shard_set.pixels import Pixels, cut_decoded, cut_jpegs, decode_jpeg
+from data_prep.shard_set.rejection import RejectedImage
 from data_prep.shard_set.yuv import cut_yuv, decode_yuv, encode_yuv, size_of_yuv
 
 _NPY = re.compile(
@@ -84,6 +81,8 @@ class Codec:
 
 def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
     """Without chroma subsampling: each pixel keeps its colour."""
+    import simplejpeg
+
     content: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
     return content
 
@@ -159,6 +158,11 @@ def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
 
     Only its header is read.
     """
+    from PIL import Image
+
+    from data_prep.shard_set.decoding import find_orientation
+    from data_prep.shard_set.jpegs import read_exif
+
     try:
         segments = list(jpeg_segments(content))
         header = read_jpeg_header(content, segments)
@@ -172,6 +176,8 @@ def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 def _decode_image(content: bytes) -> Pixels:
     """Decode by the rules of a conversion."""
+    from data_prep.shard_set.decoding import read_image
+
     try:
         return read_image(content)[0]
     except RejectedImage as error:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from data_prep.shard_set.decoding import RejectReason
 from data_prep.shard_set.metric import Kind, Metric, Summed
+from data_prep.shard_set.rejection import RejectReason
 
 Stage = Literal["unpack", "read", "convert", "write", "publish"]
 """What a conversion spends its time on; several processes read, convert and write at once."""

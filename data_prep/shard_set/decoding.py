@@ -1,7 +1,7 @@
 """Decodes raw images of all kinds to upright RGB, or says why not.
 
 A changed image is counted by the first `RewriteReason` that applies, one that cannot be used by its
-`RejectReason`; `docs/data-format.md` has both tables.
+`RejectReason`. Only this module and `jpegs` need Pillow to be there.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -19,50 +18,13 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from data_prep.shard_set.jpeg_header import JPEG_START, DamagedJpegError, read_jpeg_header
 from data_prep.shard_set.jpegs import has_picture_alone, read_exif, read_jpeg
 from data_prep.shard_set.pixels import Pixels
-
-RewriteReason = Literal[
-    "cmyk",  # CMYK or YCCK: converted to RGB
-    "rotated",  # the EXIF orientation asked for it: turned upright
-    "sixteen_bit",  # the upper 8 of its 16 bits are kept
-    "transparent",  # laid over white
-    "palette",  # colours looked up
-    "grayscale",  # three equal channels; a grayscale JPEG stays as it is under encoding jpeg
-    "not_jpeg",  # another format, or pixels, encoded as JPEG
-    "repaired",  # a JPEG with all its pixels that not every reader takes
-    "resized",  # to --size
-    "recoded",  # a JPEG got restart markers; its pixels are the same
-    "not_recoded",  # a JPEG that cannot have them without loss: stored as it came
-]
-
-RejectReason = Literal[
-    "empty",  # no bytes
-    "not_an_image",  # no known image format
-    "truncated",  # its end is missing
-    "undecodable",  # known format, but damaged or of an unknown kind
-    "too_large",  # more pixels than Pillow deems safe (a decompression bomb)
-]
-
-_REMEDIES: Mapping[RejectReason, str] = {
-    "empty": "copy it again from its source",
-    "not_an_image": "remove it, or convert it to JPEG or PNG",
-    "truncated": "copy it again from its source",
-    "undecodable": "copy it again from its source, or convert it to an 8-bit RGB JPEG or PNG",
-    "too_large": "scale it down",
-}
+from data_prep.shard_set.rejection import RejectedImage, RejectReason, RewriteReason
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT")
 _IMAGE_STARTS = (_PNG_START, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 """Of PNG, GIF and TIFF."""
-
-
-class RejectedImage(Exception):
-    """An image that no rule makes usable."""
-
-    def __init__(self, reason: RejectReason, what: str) -> None:
-        super().__init__(f"{reason}: {what}; {_REMEDIES[reason]}")
-        self.reason: RejectReason = reason
 
 
 @contextlib.contextmanager

@@ -14,18 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
-from PIL import Image
 
 from data_prep.shard_set.compiled import MESSAGE_BYTES, address, is_compiled, library
 from data_prep.shard_set.jpeg_header import DamagedJpegError, jpeg_size
-from data_prep.shard_set.scaling import scale_pixels
+from data_prep.shard_set.scaling import Resampling, scale_pixels
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 H×W×3."""
 
 
-BILINEAR, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
+BILINEAR, LANCZOS = Resampling.BILINEAR, Resampling.LANCZOS
 
 
 class Window(NamedTuple):
@@ -77,6 +75,8 @@ def cut_jpegs(
     what is wrong with it. The compiled code reads no further than the window needs.
     """
     if not is_compiled():
+        import simplejpeg
+
         return cut_decoded(simplejpeg.decode_jpeg, contents, windows, out)
     count, height, width, _ = out.shape
     windows = np.ascontiguousarray(windows, np.int32)
@@ -110,7 +110,7 @@ def cut_decoded(
 
 
 def scale_window(
-    pixels: Pixels, window: Window, out: Pixels, resampling: Image.Resampling = BILINEAR
+    pixels: Pixels, window: Window, out: Pixels, resampling: Resampling = BILINEAR
 ) -> None:
     """Scale a window of an image into `out`, as `cut_jpegs` does; LANCZOS is the other filter."""
     top, left, height, width = window
@@ -138,7 +138,7 @@ def scale_window(
         scale_pixels(taken, out, resampling)
 
 
-def scale_middle(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling) -> Pixels:
+def scale_middle(pixels: Pixels, size: tuple[int, int], resampling: Resampling) -> Pixels:
     """Scale the largest window of the shape of `size`, in the middle of an image, to that size."""
     (height, width), (rows, columns) = pixels.shape[:2], size
     height, width = (

@@ -6,9 +6,10 @@ products: a value differs from Pillow's by at most 1 of 255, and is nearer to th
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 _MOST_SHRINKING = 30
 """More inputs to an output would lose too much."""
@@ -16,17 +17,26 @@ _LEAST_WIDTH = 22
 """In narrower windows the C code could not work on whole vectors."""
 
 
+class Resampling(IntEnum):
+    """Pillow's filters, by its numbers."""
+
+    LANCZOS = 1
+    BILINEAR = 2
+
+
 def scale_pixels(
-    pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], resampling: Image.Resampling
+    pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], resampling: Resampling
 ) -> None:
     """Scale uint8 H×W×3 into `out`, also of uint8: first to its height and then to its width."""
     (height, width), (rows, columns) = pixels.shape[:2], out.shape[:2]
     shrinking = max(height / rows, width / columns)
-    is_plain = resampling == Image.Resampling.BILINEAR and width >= _LEAST_WIDTH
+    is_plain = resampling == Resampling.BILINEAR and width >= _LEAST_WIDTH
     if is_plain and shrinking <= _MOST_SHRINKING:
         tall = _blend(pixels * np.uint32(1 << 8), rows, 0)
         out[:] = _blend(tall.swapaxes(0, 1), columns, 1 << 7).swapaxes(0, 1) >> 8
         return
+    from PIL import Image
+
     scaled = Image.fromarray(pixels)
     for size in ((width, rows), (columns, rows)):
         scaled = scaled.resize(size, resampling)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from data_prep.shard_set.pixels import BILINEAR, Pixels
 
@@ -109,6 +108,8 @@ def cut_yuv(
                 x, y, end_x, end_y = box // step
                 target[:] = plane[y:end_y, x:end_x]
             else:
+                from PIL import Image
+
                 sides = target.shape[1], target.shape[0]
                 scaled = Image.fromarray(plane).resize(sides, BILINEAR, tuple(box / step))
                 target[:] = np.asarray(scaled)

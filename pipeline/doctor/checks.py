@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.doctor.deadlines import ANSWER_SECONDS
 from pipeline.doctor.facts import Facts
-from pipeline.optim.precision import meaning
+from pipeline.optim.precision import meaning, mixture
 
 _MIN_OPEN_FILES = 4096
 _MIN_SHM_BYTES = 512 << 20
@@ -29,6 +29,7 @@ def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
         f"{host} ({one.local_world_size}, {one.device}, {one.interface})"
         for host, one in _hosts(facts).items()
     )
+    devices = [one.arithmetic for one in facts]
     no_answer = (
         f"{title} is stuck on {one.host}: no answer within {ANSWER_SECONDS:g} s"
         for one in facts
@@ -37,7 +38,7 @@ def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
     return [
         Check(title="ranks", text=f"{len(facts)}, met at {facts[0].rendezvous}: {hosts}"),
         checked("host names", "all resolve", (one.name_fault for one in facts)),
-        Check(title="precision", text=meaning([one.arithmetic for one in facts])),
+        checked("precision", meaning(devices), [mixture(devices) or ""]),
         _check_cores(facts, num_threads),
         _check_shared_memory(facts),
         _check_open_files(facts),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-
-from prometheus_client import CollectorRegistry
+from typing import TYPE_CHECKING
 
 from data_prep.shard_set.families import ABSENT, Families
 from pipeline.metrics import declared
@@ -20,11 +19,14 @@ from pipeline.run.events import (
     TrainEvent,
 )
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
 
 class JobMetrics:
     """The metrics without a `rank`. A value that is not finite leaves the last finite one."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None) -> None:
         self._start = time.time()
         self._families = families = Families(registry)
         self._add_run(families)

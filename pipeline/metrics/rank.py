@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-
-from prometheus_client import CollectorRegistry
+from typing import TYPE_CHECKING
 
 from data_prep.shard_set.families import ABSENT, Families
 from pipeline.metrics import declared
 from pipeline.run.ending import RunOutcome
 from pipeline.run.phase import Label, Phase
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 
 class RankMetrics:
@@ -21,7 +23,7 @@ class RankMetrics:
     makes steps equally long on all ranks, and the same series from two ranks would clash.
     """
 
-    def __init__(self, rank: int, local_rank: int, registry: CollectorRegistry) -> None:
+    def __init__(self, rank: int, local_rank: int, registry: CollectorRegistry | None) -> None:
         families = Families(registry, rank=str(rank), local_rank=str(local_rank))
         self._add_training(families)
         self._add_loading(families)

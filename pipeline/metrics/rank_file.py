@@ -20,16 +20,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self, get_type_hints
-
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from typing import TYPE_CHECKING, Self, get_type_hints
 
 from data_prep.shard_set import metric
 from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME, STEP_SECONDS
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
 from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+    from prometheus_client.samples import Sample
 
 PATTERN = "rank-*.prom"
 
@@ -169,6 +169,8 @@ def read_rank_file(path: Path) -> RankFile:
 
 
 def _read(path: Path) -> RankFile:
+    from prometheus_client.parser import text_string_to_metric_families
+
     writer = read_writer(path)
     content = path.read_bytes()
     if not content.endswith(_END):

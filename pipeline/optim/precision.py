@@ -39,11 +39,13 @@ class Arithmetic:
     """What it has instructions for, the fastest first."""
     emulated: tuple[Precision, ...]
     """What it computes too, slowly."""
+    is_gpu: bool = False
 
 
 def arithmetic_of(device: torch.device) -> Arithmetic:
     host, native, emulated = socket.gethostname(), list[Precision](), list[Precision]()
-    if device.type == "cuda":
+    is_gpu = device.type == "cuda"
+    if is_gpu:
         name = torch.cuda.get_device_name(device)
         if torch.cuda.is_bf16_supported(including_emulation=False):
             native.append("bf16")
@@ -53,7 +55,8 @@ def arithmetic_of(device: torch.device) -> Arithmetic:
         (native if has_bf16() else emulated).append("bf16")
         native.append("fp32")
         emulated.append("fp16")
-    return Arithmetic(host=host, device=name, native=tuple(native), emulated=tuple(emulated))
+    able = {"native": tuple(native), "emulated": tuple(emulated)}
+    return Arithmetic(host=host, device=name, is_gpu=is_gpu, **able)
 
 
 def fastest(devices: Sequence[Arithmetic]) -> Precision:
@@ -87,15 +90,34 @@ def emulation(precision: Precision, devices: Sequence[Arithmetic]) -> str | None
     return f"{precision} is emulated on {', '.join(hosts)}: {_SLOWDOWN[precision]}"
 
 
+def mixture(devices: Sequence[Arithmetic]) -> str | None:
+    """A sentence about GPUs of different kinds in one job; None: there are none."""
+    hosts_of = _hosts_of([one for one in devices if one.is_gpu])
+    if len(hosts_of) < 2:
+        return None
+    return (
+        f"the GPUs are of different kinds ({_named(hosts_of)}), and each step takes as long as on "
+        "the slowest: use hosts of one kind, or choose by CUDA_VISIBLE_DEVICES"
+    )
+
+
 def meaning(devices: Sequence[Arithmetic]) -> str:
     """What the devices of all ranks are, and what that makes of `auto`."""
-    hosts_of: dict[str, dict[str, None]] = {}
-    for one in devices:
-        hosts_of.setdefault(one.device, {})[one.host] = None
-    named = "; ".join(f"{device} on {', '.join(hosts)}" for device, hosts in hosts_of.items())
     emulated = emulation("bf16", devices)
-    text = f"{named}: --precision auto is {fastest(devices)}"
+    text = f"{_named(_hosts_of(devices))}: --precision auto is {fastest(devices)}"
     return text if emulated is None else f"{text}; {emulated}"
+
+
+def _hosts_of(devices: Sequence[Arithmetic]) -> dict[str, dict[str, None]]:
+    """The hosts of each kind of device, in order."""
+    found: dict[str, dict[str, None]] = {}
+    for one in devices:
+        found.setdefault(one.device, {})[one.host] = None
+    return found
+
+
+def _named(hosts_of: dict[str, dict[str, None]]) -> str:
+    return "; ".join(f"{device} on {', '.join(hosts)}" for device, hosts in hosts_of.items())
 
 
 def type_of(precision: Precision) -> torch.dtype:

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import RankFailure, fact_of, waiting_for_ranks
+from pipeline.ranks.gpus import driver_fault
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.console import counted
@@ -151,16 +152,19 @@ def failure_of_all(environment: LaunchEnvironment, error: ValueError) -> RankFai
 
 def _device(environment: LaunchEnvironment, config: DistributedConfig) -> torch.device:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    fault = driver_fault()
     match config.device:
         case "cpu":
             return torch.device("cpu")
         case "auto":
-            if num_gpus == 0:
+            if num_gpus == 0 and fault is None:
                 return torch.device("cpu")
         case "cuda":
             pass
         case unknown:
             assert_never(unknown)
+    if fault is not None:
+        raise ValueError(f"{socket.gethostname()}: {fault}, or use --distributed.device cpu")
     if num_gpus < environment.local_world_size:
         fewer = f"give --nproc {num_gpus} (torchrun: --nproc_per_node={num_gpus}), or "
         raise ValueError(

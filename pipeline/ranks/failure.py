@@ -21,7 +21,7 @@ The exceptions of the project. Those that are foreseen (`OSError`, `ValueError`,
       ExchangeError     pipeline.model.columns               so is that of the other column
       InexactEvaluation pipeline.train.evaluation            a sample was not seen exactly once
     Exception           caught where it is expected; ends no command
-      RejectedImage     data_prep.shard_set.decoding           an image that is left out
+      RejectedImage     data_prep.shard_set.rejection          an image that is left out
       CorruptImage      pipeline.data.readers.sample_index   a damaged image; another stands in
       FetchStopped      pipeline.data.cache.remote           a fetch that nobody waits for
 """

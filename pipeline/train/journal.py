@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from prometheus_client import CollectorRegistry
-
 from pipeline.config.model import ranks_per_replica
 from pipeline.config.schema import Config
 from pipeline.data.open import BatchPlan, Damage
@@ -69,12 +67,12 @@ class Journal:
 
     @classmethod
     def of_rank(
-        cls, rank: int, run: RunDirectory, registry: CollectorRegistry, plan: BatchPlan, eta: Eta
+        cls, rank: int, run: RunDirectory, metrics: JobMetrics, plan: BatchPlan, eta: Eta
     ) -> Self:
         """Only rank 0 reports; the journals of other ranks go nowhere."""
         if rank == 0:
-            return cls(run.events, Console(sys.stdout), JobMetrics(registry), plan, eta)
-        return cls(Path(os.devnull), Console(None), JobMetrics(CollectorRegistry()), plan, eta)
+            return cls(run.events, Console(sys.stdout), metrics, plan, eta)
+        return cls(Path(os.devnull), Console(None), metrics, plan, eta)
 
     def started(
         self,

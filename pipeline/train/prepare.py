@@ -16,10 +16,11 @@ from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
 from pipeline.config.schema import FIELDS, Config, values_of
 from pipeline.data.open import BatchPlan, Data, ImageSize, open_data
+from pipeline.metrics.job import JobMetrics
 from pipeline.model.build import build_model
 from pipeline.model.network import Network
 from pipeline.model.response_norm import missing_kernels
-from pipeline.optim.precision import arithmetic_of, emulation, resolve, type_of
+from pipeline.optim.precision import arithmetic_of, emulation, mixture, resolve, type_of
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -128,8 +129,10 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     devices = world.all_gather_object(arithmetic_of(world.device))
     with world.fail_together():
         config = resolve(config, kept, devices)
-    for warning in (emulation(config.resolved_precision, devices), missing_kernels(world.device)):
-        if warning is not None and world.is_main:
+    precision = config.resolved_precision
+    warnings = emulation(precision, devices), mixture(devices), missing_kernels(world.device)
+    for warning in filter(None, warnings):
+        if world.is_main:
             Console(sys.stdout).line(f"warning: {warning}")
     return config
 
@@ -172,7 +175,8 @@ def _build(
     with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
-    journal = Journal.of_rank(world.rank, run, registry, plan, Eta(config, plan, target_steps))
+    job_metrics = JobMetrics(registry if world.is_main else None)
+    journal = Journal.of_rank(world.rank, run, job_metrics, plan, Eta(config, plan, target_steps))
     watched = world, mesh, run, config.distributed
     return Components(
         start=start,

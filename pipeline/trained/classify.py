@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.decoding import RejectedImage, pixels_of, quiet, read_image
+from data_prep.shard_set.decoding import pixels_of, quiet, read_image
 from data_prep.shard_set.files import path_option
 from data_prep.shard_set.pixels import BILINEAR, LANCZOS, Pixels, scale_middle
+from data_prep.shard_set.rejection import RejectedImage
 from pipeline.trained.network import TrainedNetwork, open_trained
 from pipeline.trained.scores import ranked, scores_of_views
 

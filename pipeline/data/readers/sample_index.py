@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
+from data_prep.shard_set.checksum import crc32
 from data_prep.shard_set.manifest import Encoding, ShardSetError
 from pipeline.data.augment.crop_policy import ImageSize
 
@@ -144,7 +144,7 @@ class SampleIndex:
     def read_verified(self, sample: int, cost: ReadCost) -> bytes:
         """The same behind `prefix`; raises `CorruptImage` if it does not match its checksum."""
         content = self.prefix + self.read(sample, cost)
-        if isal_zlib.crc32(content) != int(self.checksums[sample]):
+        if crc32(content) != int(self.checksums[sample]):
             raise CorruptImage("not the image that was written (CRC-32)")
         return content
 

@@ -16,14 +16,9 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.convert.images import store
-from data_prep.shard_set.decoding import (
-    RejectedImage,
-    RejectReason,
-    RewriteReason,
-    pixels_of,
-    read_image,
-)
+from data_prep.shard_set.decoding import pixels_of, read_image
 from data_prep.shard_set.manifest import Encoding
+from data_prep.shard_set.rejection import RejectedImage, RejectReason, RewriteReason
 from tests.data_prep.raw_data import (
     ENCODINGS,
     HEIGHT,

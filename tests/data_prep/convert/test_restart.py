@@ -20,11 +20,11 @@ from data_prep.convert.output import ConversionError
 from data_prep.look.compare import compare
 from data_prep.look.look import describe, look
 from data_prep.shard_set import compiled
-from data_prep.shard_set.decoding import RewriteReason
 from data_prep.shard_set.jpeg_header import read_jpeg_header
 from data_prep.shard_set.manifest import ShardSetError, WrittenEncoding, read_manifest
 from data_prep.shard_set.pixels import decode_jpeg
 from data_prep.shard_set.recoding import recode_jpeg
+from data_prep.shard_set.rejection import RewriteReason
 from data_prep.sources.folder import open_folder
 from tests.data_prep.odd_jpegs import (
     arithmetic,

@@ -16,8 +16,8 @@ from PIL import Image
 from data_prep.convert.images import store
 from data_prep.shard_set import compiled
 from data_prep.shard_set.compiled import is_compiled
-from data_prep.shard_set.decoding import RejectedImage
 from data_prep.shard_set.pixels import Pixels, decode_jpeg
+from data_prep.shard_set.rejection import RejectedImage
 from tests.data_prep.odd_jpegs import (
     arithmetic,
     lossless,

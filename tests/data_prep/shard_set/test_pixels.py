@@ -29,7 +29,7 @@ from data_prep.shard_set.pixels import (
     scale_middle,
     scale_window,
 )
-from data_prep.shard_set.scaling import scale_pixels
+from data_prep.shard_set.scaling import Resampling, scale_pixels
 from tests.data_prep.odd_jpegs import sampled
 from tests.real_data import imagenet_jpegs
 
@@ -58,9 +58,7 @@ def jpeg(image: Pixels, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def scaled(
-    image: Pixels, height: int, width: int, resampling: Image.Resampling = BILINEAR
-) -> Pixels:
+def scaled(image: Pixels, height: int, width: int, resampling: Resampling = BILINEAR) -> Pixels:
     out = np.empty((height, width, 3), np.uint8)
     scale_pixels(image, out, resampling)  # in Python: see test_scaling
     return out

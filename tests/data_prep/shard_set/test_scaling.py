@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.shard_set.pixels import BILINEAR, Pixels, Window, scale_window
-from data_prep.shard_set.scaling import scale_pixels
+from data_prep.shard_set.scaling import Resampling, scale_pixels
 from tests.real_data import imagenet_jpegs
 
 Exact = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ FAR = [  # height, width, and what they become
 sizes = st.integers(0, 8 * 64 - 1).map(lambda place: round(2 ** (place / 64)))  # 1 to 254
 
 
-def by_pillow(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling) -> Pixels:
+def by_pillow(pixels: Pixels, size: tuple[int, int], resampling: Resampling) -> Pixels:
     """First to the height and then to the width."""
     taller = Image.fromarray(pixels).resize((pixels.shape[1], size[0]), resampling)
     return np.asarray(taller.resize(size[::-1], resampling))
@@ -44,7 +44,7 @@ def exactly(pixels: Pixels, size: tuple[int, int]) -> Exact:
     return values
 
 
-def by_us(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling) -> Pixels:
+def by_us(pixels: Pixels, size: tuple[int, int], resampling: Resampling) -> Pixels:
     """By the compiled code, if it is there, which must agree with Python."""
     out, in_python = np.empty((2, *size, 3), np.uint8)
     scale_window(pixels, Window(0, 0, *pixels.shape[:2]), out, resampling)

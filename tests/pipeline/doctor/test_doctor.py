@@ -96,6 +96,25 @@ def test_one_rank_that_is_not_sound_is_named(changes: dict[str, Any], sentence: 
     assert re.search(sentence, f"{wrong.title}: {wrong.text}")
 
 
+def test_gpus_of_two_kinds_are_named() -> None:
+    kinds = ("H100", "H100", "A100", "A100")
+    ranks = [
+        dataclasses.replace(
+            one, arithmetic=dataclasses.replace(SOUND.arithmetic, device=kind, host=one.host)
+        )
+        for one, kind in zip(facts(), kinds, strict=True)
+    ]
+    assert all(check.is_right for check in judge(ranks, 1)), "processors may be of two kinds"
+    gpus = [
+        dataclasses.replace(one, arithmetic=dataclasses.replace(one.arithmetic, is_gpu=True))
+        for one in ranks
+    ]
+    (wrong,) = (check for check in judge(gpus, 1) if not check.is_right)
+    assert wrong.text.startswith(
+        "the GPUs are of different kinds (H100 on n1; A100 on n2), and each step takes as long as"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "title"),
     [
