@@ -33,6 +33,7 @@ from pipeline.config.schema import Config, DistributedConfig
 from pipeline.model.build import build_model
 from pipeline.optim.replica import Replica
 from pipeline.ranks.connect import connect
+from pipeline.ranks.failure import leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import build_mesh
 from pipeline.run import checkpoint
@@ -149,3 +150,4 @@ def _counting() -> Iterator[dict[str, Any]]:
 
 if __name__ == "__main__":
     count(sys.argv[1], Path(sys.argv[2]))
+    leave(0)

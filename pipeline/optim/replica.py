@@ -60,8 +60,10 @@ class Replica:
         self._precision = config.resolved_precision
         self._scaler = loss_scaler(self._precision, world.device, mesh.same_replica)
         self._ddp = self._distribute()
-        if self._ddp is None:  # which else keeps the gradients in its buckets
-            # A backward pass may be recorded as a CUDA graph: what it makes is its to overwrite.
+        # A backward pass may be recorded as a CUDA graph: what it makes is its to overwrite, and is
+        # added to zeros. On a CPU, where it is not, that would be two more passes over memory.
+        self._adds_to_zeros = world.device.type == "cuda"
+        if self._adds_to_zeros and self._ddp is None:  # which else has the gradients in its buckets
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
         self._forward = self._compile(self.model if self._ddp is None else self._ddp)
@@ -203,7 +205,7 @@ class Replica:
             self.mesh.same_replica,
             wants_norm=wants_norm,
         )
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_grad(set_to_none=not self._adds_to_zeros)
         if outcome.skipped is not None:
             for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
                 buffer.copy_(torch.where(outcome.skipped, before, buffer))
@@ -218,7 +220,7 @@ class Replica:
         """
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.add_gradients(inputs, keys, labels, step_samples=len(inputs), is_last=True)
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_grad(set_to_none=not self._adds_to_zeros)
         self.model.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:

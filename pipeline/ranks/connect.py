@@ -23,6 +23,7 @@ from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import RankFailure, fact_of, waiting_for_ranks
 from pipeline.ranks.gpus import driver_fault
 from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.memory import keep_freed_memory
 from pipeline.ranks.world import World
 from pipeline.run.console import counted
 from pipeline.run.ending import handled_signals
@@ -45,6 +46,8 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
         fault = error
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
     store, watchdog_store, control = None, None, None
     if environment.is_launched:
