@@ -23,7 +23,7 @@ from data_prep.shard_set.fields import Limit, at_least, wrong
 from data_prep.shard_set.options import Named, Rest
 from launch.meeting import Meeting, has_lost_nodes
 from launch.options import refuse_misplaced
-from launch.outcome import outcome_of
+from launch.outcome import outcome_of, rows_since
 from pipeline.config.model import ranks_per_replica
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import (
@@ -119,7 +119,7 @@ def run(options: Options) -> int:
     code, asked = _run_torchrun(torchrun, log, events, meeting)
     history = read_events(events)
     outcome = outcome_of(history, begin, code, asked)
-    rows = [row for row in history if row.time >= begin]
+    rows = rows_since(history, begin)
     if meeting is not None and outcome == "failed" and has_lost_nodes(of_training(rows), code):
         outcome = "interrupted"
     own = {type(row) for row in rows}

@@ -14,7 +14,14 @@ from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import JobOutcome, StopSource
 from pipeline.run.event_log import of_training, of_type, read_events
-from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, SignalEvent
+from pipeline.run.events import (
+    CheckpointEvent,
+    EndEvent,
+    Event,
+    RunEvent,
+    SignalEvent,
+    StartEvent,
+)
 
 
 def _source(name: str) -> StopSource | None:
@@ -57,7 +64,7 @@ def outcome_of(
     given the time to save: its ranks were killed, and one may have reported that it lost another.
     """
     history = of_training(history)
-    rows = [row for row in history if row.time >= since]
+    rows = rows_since(history, since)
     begins = [place for place, row in enumerate(rows) if isinstance(row, RunEvent)]
     end = rows[-1] if rows and isinstance(rows[-1], EndEvent) else None
     # Without a `run` row an earlier start of the job has stopped, to make room for this one.
@@ -74,6 +81,18 @@ def outcome_of(
     if sources[-1] == StopSource.STOP_FILE:
         return "stopped"
     return _outcome_of_signal(rows, asked or sources[-1])
+
+
+def rows_since(history: list[Event], since: float) -> list[Event]:
+    """What was written from the begin of a job on.
+
+    By their order, and by what the first row says of the begin: a clock may be set back meanwhile.
+    """
+    for place, row in enumerate(history):
+        began = row.began if isinstance(row, StartEvent | EndEvent) else None
+        if max(row.time, began or 0.0) >= since:
+            return history[place:]
+    return []
 
 
 def _outcome_of_signal(rows: list[Event], source: str) -> JobOutcome:

@@ -51,7 +51,7 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
     store, watchdog_store, control = None, None, None
     if environment.is_launched:
-        with _killable():
+        with killable():
             store, device, fault = _join(environment, config, device, fault)
             unknown: Any = store  # torch does not type `clone`
             watchdog_store = unknown.clone()
@@ -88,7 +88,7 @@ def collective_deadline(limit_seconds: float) -> datetime.timedelta:
 
 
 @contextlib.contextmanager
-def _killable() -> Iterator[None]:
+def killable() -> Iterator[None]:
     """Let signals end this process at once: no handler runs while it waits for other ranks."""
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in handled_signals()}
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +16,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # not exp
 from torch.distributed.distributed_c10d import Store
 
 from pipeline.ranks.failure import FirstFailure
+from pipeline.ranks.threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,12 +85,14 @@ class Board:
     a thread of its own. Raises `TimeoutError` then, and `RuntimeError` if the keeper is gone.
     """
 
-    def __init__(self, store: Store | None, num_ranks: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, store: Store | None, num_ranks: int, timeout_seconds: float, threads: Threads
+    ) -> None:
         """Without a store, in a job of one process, it is in this process."""
         self._store: Store = HashStore() if store is None else store
         self._num_ranks = num_ranks
         self._timeout = max(timeout_seconds, 1.0)
-        self._asking = ThreadPoolExecutor(1, "watchdog-store")
+        self._asking = threads.one_more("watchdog-store")
 
     def _ask(self, question: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         return self._asking.submit(question, *args, **options).result(self._timeout)

@@ -131,7 +131,6 @@ class StopRequests:
         self._start(step)
         return None
 
-    @waiting_for_ranks()
     def _start(self, step: int) -> None:
         asked = self._signals.noted
         agent = self._world.environment.agent
@@ -141,12 +140,7 @@ class StopRequests:
             asked = StopSource.STOP_FILE
         # The slowest rank decides: the maximum of what is negative is the smallest distance.
         values = torch.tensor([_SOURCES.index(asked), -self._distance(step)])
-        work = None
-        if self._world.control is not None:
-            work = dist.all_reduce(
-                values, dist.ReduceOp.MAX, group=self._world.control, async_op=True
-            )
-        self._pending = work, values
+        self._pending = self._world.start_max(values), values
 
     def _is_file_there(self) -> bool:
         try:

@@ -16,7 +16,6 @@ import faulthandler
 import math
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -69,9 +68,9 @@ class Watchdog:
         self._period = min(shortest / _HEARTBEATS_PER_LIMIT, _MAX_PERIOD_SECONDS)
         self._count = 0
         self._at = Phase.READING, 0, time.monotonic()
-        self._board = Board(world.watchdog_store, world.size, self._period)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._board = Board(world.watchdog_store, world.size, self._period, world.threads)
+        self._is_over = world.threads.event()
+        self._thread = world.threads.thread(self._watch, "watchdog")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -140,7 +139,8 @@ class Watchdog:
         try:
             if self._world.is_main or verdict.is_main_silent:
                 os.write(2, f"error: {sentence}\n".encode(errors="replace"))
-            dump = threading.Thread(target=self._leave_traces, args=(sentence,), daemon=True)
+            traces = partial(self._leave_traces, sentence)
+            dump = self._world.threads.thread(traces, "traces")
             dump.start()
             dump.join(_DUMP_SECONDS)
             if self._world.is_main and self._world.size > 1:

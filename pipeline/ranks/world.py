@@ -21,6 +21,7 @@ from pipeline.ranks.failure import (
     waiting_for_ranks,
 )
 from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.threads import THREADS, Threads
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class World:
     It is made while all ranks meet: later, when the rank that keeps the store has left, connecting
     would take minutes.
     """
+    threads: Threads = THREADS
 
     @property
     def rank(self) -> int:
@@ -76,6 +78,16 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    @waiting_for_ranks()
+    def start_max(self, values: torch.Tensor) -> dist.Work | None:
+        """Replace `values` by their maximum over the ranks, once what is returned is waited for."""
+        if self.control is None:
+            return None
+        work: dist.Work | None = dist.all_reduce(
+            values, dist.ReduceOp.MAX, group=self.control, async_op=True
+        )
+        return work
 
     @waiting_for_ranks()
     def broadcast_tensors(self, tensors: Iterable[torch.Tensor]) -> None:

@@ -22,7 +22,7 @@ import torch
 from data_prep.shard_set.streams import open_streams
 from pipeline.data.open import constancy
 from pipeline.ranks.connect import connect, failure_of_all
-from pipeline.ranks.failure import exit_code_of, leave
+from pipeline.ranks.failure import RankFailure, exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
 from pipeline.ranks.world import World
@@ -57,8 +57,10 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
             with components.watchdog:
                 TrainingLoop(components).run(stops)
         except Exception as error:
-            failure = world.report_failure(error)
+            failure = error if isinstance(error, RankFailure) else world.report_failure(error)
             journal.ended(progress.step, "failed", failure)
+            if failure is error:
+                raise
             raise failure from error
         is_complete = progress.step == components.target_steps
         outcome: EndOutcome = "completed" if is_complete else "stopped"

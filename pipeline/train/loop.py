@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.data.open import Batches
 from pipeline.optim.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.optim.schedule import Position, learning_rates
-from pipeline.ranks.failure import sentence_of
+from pipeline.ranks.failure import RankFailure, sentence_of
 from pipeline.ranks.stop import StopRequests
 from pipeline.run import checkpoint
 from pipeline.run.events import CheckpointEvent, CheckpointReason
@@ -36,7 +36,7 @@ class TrainingLoop:
     def run(self, stops: StopRequests) -> None:
         """Train until `components.end_step` steps are done or the ranks agree to stop; then save.
 
-        Raises `ValueError` if training diverges, `OSError` if the disk does not take the state,
+        Raises `ValueError` if training diverges, `RankFailure` if the disk does not take the state,
         `LostRank` if another rank is gone, and what the reader raises.
         """
         components, progress = self._components, self._components.progress
@@ -57,9 +57,10 @@ class TrainingLoop:
             reason: CheckpointReason = "periodic" if source is None else "preempt"
             error = self._save(reason)
             if error is not None:
-                raise OSError(
+                raise RankFailure(  # all ranks raise it: none of them is to be named
                     f"the checkpoint of step {progress.step} could not be saved: {error}; once "
-                    "that is mended, run the same command again"
+                    "that is mended, run the same command again",
+                    is_reported_here=components.world.is_main,
                 )
         stops.close()
 

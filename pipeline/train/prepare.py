@@ -62,7 +62,7 @@ def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> 
         if world.is_main:
             open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
     config = _with_precision(config, run, world)
-    with _recording_failures(run, world):
+    with recording_failures(run, world):
         with world.fail_together():
             data = open_data(config, world.device, resources)
             # An option that was given may have no effect on these shards.
@@ -79,7 +79,7 @@ def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> 
             num_samples=data.manifest.split("train").num_samples,
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
-    with _recording_failures(run, world):
+    with recording_failures(run, world):
         return _build(command, settings, data, world, resources)
 
 
@@ -104,7 +104,7 @@ def open_run(
 
 
 @contextlib.contextmanager
-def _recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
+def recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
     """Make a failure in the block the last event of the run, which has no journal yet."""
     try:
         yield

@@ -11,7 +11,7 @@ from launch.__main__ import main
 from launch.outcome import outcome_of
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, FailureCause, StopSource
-from pipeline.run.events import EndEvent, Event, SignalEvent
+from pipeline.run.events import EndEvent, Event, SignalEvent, StartEvent
 from tests.pipeline.fake_run import (
     RunHistory,
     checkpoint_fields,
@@ -122,6 +122,19 @@ def test_a_host_whose_clock_is_late_has_begun_too() -> None:
     late = rows(begin(0), trained(3), save(5), signal("SIGUSR1"))
     late.append(replace(end("stopped", 5), time=4.0))
     assert outcome_of(late, since=1, code=1, asked=StopSource.SIGUSR1) == "interrupted"
+
+
+def test_a_clock_that_is_set_back_meanwhile_hides_no_end() -> None:
+    begun, done, ended = rows(begin(0), trained(5), end("completed", 9))
+    history = [replace(begun, time=100.0), done, ended]
+    assert outcome_of(history, since=99.0) == "completed"
+
+
+def test_a_clock_that_was_set_back_before_the_first_row_hides_none() -> None:
+    """The `start` row has the begin as the job's script said it."""
+    start = StartEvent(step=0, epoch=0.0, began=99.0, heard=None)
+    history = rows(start, begin(0), signal(StopSource.SIGTERM), end("stopped", 5))
+    assert outcome_of(history, since=99.0) == "interrupted"
 
 
 def test_the_last_word_of_an_earlier_start_is_not_that_of_this_one() -> None:

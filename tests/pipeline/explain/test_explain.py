@@ -289,6 +289,11 @@ DAMAGE = (
             "it needs 10.0 MB; once that is mended, run the same command again",
             *("disk_full", 0, None),
         ),
+        (
+            "the checkpoint of step 15 could not be saved: No space left on device: it needs 10.0 "
+            "MB; once that is mended, run the same command again",
+            *("disk_full", 0, None),
+        ),
         ("rank 1 on far: OutOfMemoryError: CUDA out of memory.", "gpu_out_of_memory", 1, None),
         ("rank 1 on far: KeyError: 'x'", "error", 1, None),
         (

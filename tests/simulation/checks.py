@@ -1,0 +1,149 @@
+"""What must hold in every simulated run, whatever breaks."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.order.partition import epoch_order
+from pipeline.run import checkpoint
+from pipeline.run.phase import Phase
+from pipeline.train.progress import Progress
+from tests.simulation.kernel import Kernel
+from tests.simulation.network import Attempt, Violation
+from tests.simulation.ranks import RunSetup, top1_of
+
+_ACCUSED = re.compile(r"rank (\d+)(?: on \S+)? (?:hangs|gives no sign of life)")
+
+
+def due_samples(setup: RunSetup) -> tuple[np.ndarray[tuple[int], np.dtype[np.int32]], int]:
+    """How often each sample is seen in an undisturbed run, and the digest of its steps."""
+    plan, digest = setup.plan, 0
+    seen = np.zeros(plan.num_samples, np.int32)
+    for step in range(setup.target_steps):
+        epoch, within = divmod(step, plan.steps_per_epoch)
+        order = epoch_order(plan.num_samples, setup.seed, epoch)
+        begin = within * plan.global_batch_size
+        samples = np.sort(order[begin : begin + plan.global_batch_size])
+        seen[samples] += 1
+        digest = zlib.crc32(samples.tobytes(), digest)
+    return seen, digest
+
+
+class Checks:
+    """Watches one run."""
+
+    def __init__(self, kernel: Kernel, setup: RunSetup, say: Callable[[str], None]) -> None:
+        self._kernel, self._setup, self.say = kernel, setup, say
+        self._promised: set[int] = set()
+        """Steps of checkpoints that were announced, and that no fault has damaged since."""
+        self._best: int | None = None
+        self.is_over = False
+        self.newest_promised = 0
+
+    def saved(self, step: int, best: int | None) -> None:
+        self.say(f"saved step {step}")
+        self._promised.add(step)
+        self._best = best
+        newest = sorted(self._promised)[-self._setup.keep :]
+        self._promised = {*newest, *({best} & self._promised if best is not None else ())}
+        self.newest_promised = step
+
+    def damaged(self, step: int) -> None:
+        self._promised.discard(step)
+
+    def resumed(self, step: int) -> None:
+        self.say(f"begins after step {step}")
+        newest = max(self._promised, default=0)
+        if step < newest:
+            raise Violation(f"the checkpoint of step {newest} was promised, and {step} is resumed")
+        self._promised = {old for old in self._promised if old <= step}
+        self.newest_promised = step
+
+    def done(self) -> None:
+        """After the run: what it has left."""
+        self.is_over = True
+        setup, directory = self._setup, self._setup.run.checkpoints
+        newest = checkpoint.newest_good(directory)
+        if newest is None or checkpoint.step_of(newest) != setup.target_steps:
+            raise Violation(f"the run is called complete, and its newest checkpoint is {newest}")
+        state = checkpoint.load(newest)
+        self._check_weights(state)
+        marked = Progress(**state["progress"]).marked
+        if marked is not None:
+            best = checkpoint.step_of(checkpoint.named(directory, "best"))
+            if (best, top1_of(setup.seed, best)) != tuple(marked):
+                raise Violation(f"the best checkpoint is that of {marked}, and best is {best}")
+        if len(checkpoint.paths(directory)) > setup.keep + 1:
+            raise Violation(f"{len(checkpoint.paths(directory))} checkpoints are kept")
+
+    def _check_weights(self, state: dict[str, Any]) -> None:
+        seen, digest = due_samples(self._setup)
+        found = state["model"].numpy()
+        if not np.array_equal(found, seen) or state["digest"] != digest:
+            odd = np.flatnonzero(found != seen)
+            raise Violation(f"samples {odd[:8]} were not seen as often as they are due")
+
+    def word(self, attempt: Attempt, key: str, word: bytes) -> None:
+        """What ends an attempt, as a rank has left it in the store: whom does it name?"""
+        if key != "last word":
+            return
+        failure = json.loads(word)
+        text = failure["text"]
+        self.say(f"first failure: {failure['rank']}: {text}")
+        accused = [int(number) for number in _ACCUSED.findall(text)]
+        if failure["rank"] is not None and failure["cause"] is None:
+            accused.append(failure["rank"])
+        for rank in accused:
+            process = attempt.processes[rank]
+            is_faulty = process.is_faulty or process.host.is_down or process.host.is_cut_off
+            is_faulty |= rank == 0 and self._kernel.disk.is_bad  # it alone writes
+            if not is_faulty and not any(
+                other.host.is_cut_off for other in attempt.processes.values()
+            ):
+                raise Violation(f"rank {rank} is named, and is not faulty: {text}")
+
+    def must_end(self, attempt: Attempt, since: str, seconds: float) -> None:
+        """All ranks of the attempt that can run at all must be gone by then."""
+
+        def look() -> None:
+            if self.is_over:
+                return
+            for process in attempt.processes.values():
+                if not process.is_dead and not process.is_frozen and not process.host.is_cut_off:
+                    raise Violation(f"{process.name} waits for ever: {seconds:.0f} s after {since}")
+
+        self._kernel.tasks.after(seconds, look)
+
+    def must_be_named(self, attempt: Attempt, rank: int, since: str, seconds: float) -> None:
+        """A rank that hangs, and whose watchdog does not, is named by then."""
+
+        def look() -> None:
+            if "last word" not in attempt.words and not attempt.processes[rank].is_dead:
+                raise Violation(f"{since}, and nobody says so after {seconds:.0f} s")
+
+        self._kernel.tasks.after(seconds, look)
+
+
+def hang_seconds(setup: RunSetup, phase: Phase) -> float:
+    """When a rank whose main thread hangs in this phase must have been named."""
+    config = setup.config
+    limit = config.save_timeout_seconds if phase is Phase.SAVING else config.timeout_seconds
+    period = min(config.timeout_seconds, config.save_timeout_seconds) / 10
+    return limit + 10 * period + 10
+
+
+def end_seconds(setup: RunSetup, shutdown_seconds: float) -> float:
+    """When an attempt that cannot go on must be over, in the worst case.
+
+    The deadline of the control group is the last to come; then stacks are written, torchrun is
+    patient, and SLURM kills.
+    """
+    config = setup.config
+    deadline = 1.5 * max(config.save_timeout_seconds, config.timeout_seconds, 120.0) + 5
+    return 2 * deadline + 60 + shutdown_seconds + 60

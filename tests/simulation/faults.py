@@ -1,0 +1,250 @@
+"""What breaks in a simulated run, and when: drawn from the seed before it begins."""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, assert_never, get_args
+
+from pipeline.run import checkpoint
+from pipeline.run.phase import Phase
+from tests.simulation.checks import Checks, end_seconds, hang_seconds
+from tests.simulation.job import JobSetup, Slurm
+from tests.simulation.kernel import Kernel, SimProcess
+from tests.simulation.network import Attempt
+from tests.simulation.ranks import RunSetup
+from tests.simulation.tasks import Condition
+from tests.simulation.torchrun import orphan
+
+FaultKind = Literal[
+    "exception",
+    "kill",
+    "kill at a call",
+    "stop",
+    "hang",
+    "hold python",
+    "signal to a rank",
+    "preemption",
+    "stop file",
+    "torchrun killed",
+    "job killed",
+    "host down",
+    "power cut",
+    "partition",
+    "full disk",
+    "slow disk",
+    "damaged checkpoint",
+    "clock jump",
+]
+KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that breaks."""
+
+    time: float
+    kind: FaultKind
+    rank: int
+    """Or its host."""
+    amount: float
+    """Between 0 and 1: how much, how long, or which of several."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} (rank {self.rank})"
+
+
+def draw(chance: random.Random, num_ranks: int, seconds: float) -> list[Fault]:
+    """One to six faults in that time."""
+    faults = [
+        Fault(
+            time=chance.uniform(0, seconds),
+            kind=chance.choice(KINDS),
+            rank=chance.randrange(num_ranks),
+            amount=chance.random(),
+        )
+        for _ in range(chance.randint(1, 6))
+    ]
+    return sorted(faults, key=lambda fault: fault.time)
+
+
+class Faults:
+    """Lets them happen."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        setup: RunSetup,
+        job: JobSetup,
+        slurm: Slurm,
+        checks: Checks,
+        chance: random.Random,
+    ) -> None:
+        self._kernel, self._setup, self._slurm, self._checks = kernel, setup, slurm, checks
+        self._chance = chance
+        self._never = Condition(kernel.tasks)
+        self._armed: dict[SimProcess, Fault] = {}
+        """What a rank does when it comes to the next phase."""
+        self._bound = end_seconds(setup, job.shutdown_seconds)
+        self.left = 0
+
+    def schedule(self, faults: list[Fault]) -> None:
+        self.left = len(faults)
+        for fault in faults:
+            self._kernel.tasks.at(fault.time, partial(self._happen, fault))
+
+    def at(self, rank: int, phase: Phase) -> None:
+        """A rank comes to a phase."""
+        attempt = self._attempt
+        if attempt is None or rank not in attempt.processes:
+            return
+        process = attempt.processes[rank]
+        fault = self._armed.pop(process, None)
+        if fault is None or self._kernel.tasks.running().process is not process:
+            return
+        process.is_faulty = True
+        self._checks.must_end(attempt, str(fault), self._bound)
+        if fault.kind == "exception":
+            raise ValueError("a fault of the simulation")
+        self._checks.must_be_named(attempt, rank, str(fault), hang_seconds(self._setup, phase))
+        self._never.wait(lambda: False)
+
+    @property
+    def _attempt(self) -> Attempt | None:
+        torchrun = self._slurm.torchrun
+        return None if torchrun is None else torchrun.attempt
+
+    def _happen(self, fault: Fault) -> None:
+        self.left -= 1
+        attempt = self._attempt
+        process = None
+        if attempt is not None:
+            process = attempt.processes.get(fault.rank)
+        if process is not None and process.is_dead:
+            process = None
+        self._checks.say(str(fault) if process else f"{fault}: but no rank runs")
+        match fault.kind:
+            case (
+                "exception"
+                | "kill"
+                | "kill at a call"
+                | "stop"
+                | "hang"
+                | "hold python"
+                | "signal to a rank"
+                | "torchrun killed"
+            ):
+                if attempt is not None and process is not None:
+                    self._to_rank(fault, attempt, process)
+            case "preemption" | "job killed" | "host down" | "power cut" | "partition":
+                self._to_job(fault, attempt, process)
+            case "stop file" | "full disk" | "slow disk" | "damaged checkpoint" | "clock jump":
+                self._to_files(fault, process)
+            case unknown:
+                assert_never(unknown)
+
+    def _to_rank(self, fault: Fault, attempt: Attempt, process: SimProcess) -> None:
+        kernel = self._kernel
+        match fault.kind:
+            case "exception" | "hang":
+                self._armed[process] = fault
+            case "kill":
+                process.is_faulty = True
+                self._checks.must_end(attempt, str(fault), self._bound)
+                kernel.end(process, -signal.SIGKILL)
+            case "kill at a call":
+                process.is_faulty = True
+                process.calls_left = int(fault.amount * 40)
+            case "stop" | "hold python":
+                process.is_faulty = True
+                self._checks.must_end(attempt, str(fault), self._bound)
+                if fault.kind == "stop":
+                    kernel.send(process, signal.SIGSTOP)
+                else:
+                    kernel.tasks.freeze(process)
+            case "signal to a rank":
+                self._slurm.may_be_interrupted = True
+                numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+                kernel.send(process, numbers[int(fault.amount * len(numbers))])
+            case "torchrun killed":
+                self._slurm.may_be_interrupted = True
+                self._checks.must_end(attempt, str(fault), self._bound)
+                for agent in self._slurm.torchrun.agents if self._slurm.torchrun else ():
+                    if process in agent.workers:
+                        orphan(agent.process, agent.workers, kernel)
+            case _:
+                raise AssertionError(fault.kind)
+
+    def _to_job(self, fault: Fault, attempt: Attempt | None, process: SimProcess | None) -> None:
+        slurm, torchrun = self._slurm, self._slurm.torchrun
+        if torchrun is None or torchrun.is_over:
+            return
+        match fault.kind:
+            case "preemption":
+                slurm.preempt()
+            case "job killed":
+                torchrun.kill()
+            case "power cut":
+                torchrun.kill()
+                lost = self._kernel.disk.lose_power(self._chance)
+                self._checks.say(f"{lost} changes of folders are lost")
+                slurm.lose_host()
+            case "host down" | "partition":
+                if attempt is None or process is None:
+                    return
+                self._checks.must_end(attempt, str(fault), self._bound)
+                if fault.kind == "host down":
+                    self._take_down(process)
+                else:
+                    process.host.is_cut_off = True
+                    attempt.changed.notify()
+                    if fault.amount < 0.5:
+                        seconds = fault.amount * 4 * self._setup.config.timeout_seconds
+                        self._kernel.tasks.after(seconds, partial(self._reconnect, process))
+                self._kernel.tasks.after(30.0 + 200 * fault.amount, slurm.lose_host_if_gone)
+            case _:
+                raise AssertionError(fault.kind)
+
+    def _take_down(self, process: SimProcess) -> None:
+        host, torchrun = process.host, self._slurm.torchrun
+        host.is_down = True
+        for agent in torchrun.agents if torchrun else ():
+            if agent.host is host:
+                for one in (agent.process, *agent.workers):
+                    self._kernel.end(one, -signal.SIGKILL)
+
+    def _reconnect(self, process: SimProcess) -> None:
+        process.host.is_cut_off = False
+        if self._attempt is not None:
+            self._attempt.changed.notify()
+
+    def _to_files(self, fault: Fault, process: SimProcess | None) -> None:
+        disk, tasks, config = self._kernel.disk, self._kernel.tasks, self._setup.config
+        match fault.kind:
+            case "stop file":
+                self._setup.run.stop_request.touch()
+                self._slurm.stop_asked()
+            case "full disk":
+                disk.is_full = True
+                tasks.after(200 * fault.amount, disk.mend)
+            case "slow disk":
+                disk.sync_seconds = 0.4 * fault.amount * config.save_timeout_seconds
+                tasks.after(300 * fault.amount, disk.mend)
+            case "damaged checkpoint":
+                self._damage(fault)
+            case "clock jump":
+                host = self._slurm.hosts[fault.rank % len(self._slurm.hosts)]
+                host.clock_error += (fault.amount - 0.5) * 7200
+            case _:
+                raise AssertionError(fault.kind)
+
+    def _damage(self, fault: Fault) -> None:
+        found = checkpoint.paths(self._setup.run.checkpoints)
+        if len(found) < 2:  # with one alone nothing is left to go on from
+            return
+        files = sorted(found[0].iterdir())
+        file = files[int(fault.amount * len(files))]
+        self._kernel.disk.damage(file, self._chance)
+        self._checks.damaged(checkpoint.step_of(found[0]))

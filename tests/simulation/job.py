@@ -1,0 +1,191 @@
+"""A model of SLURM and of the job script `launch/train.sbatch.in`; the decision is the product's.
+
+The script asks `launch.outcome` how the job has left the run, and requeues it if it was
+interrupted, at most as often as `--max-requeues` says. SLURM itself requeues a job that has lost a
+host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from launch.outcome import outcome_of
+from pipeline.ranks.stop import JOB_BEGIN
+from pipeline.run.ending import JobOutcome, StopSource
+from pipeline.run.event_log import read_events
+from pipeline.run.lock import JobStart
+from tests.simulation.kernel import EPOCH, Host, Kernel
+from tests.simulation.network import Attempt, Violation
+from tests.simulation.ranks import Notes, RunSetup
+from tests.simulation.tasks import Condition, Process
+from tests.simulation.torchrun import KILL_WAIT_SECONDS, Launch, Torchrun
+
+_REQUEUE_SECONDS = 30.0
+_PROLOGUE_SECONDS = 2.0
+
+JobEnd = JobOutcome | Literal["too often"]
+"""How a job was left for good; too often: it was interrupted more often than it is queued again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSetup:
+    """What sbatch is told."""
+
+    ranks_per_host: int
+    max_restarts: int
+    max_requeues: int
+    time_limit: float
+    signal_lead: float
+    shutdown_seconds: float
+
+
+class Slurm:
+    """Starts a job again and again, as its script and its hosts have it."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        hosts: list[Host],
+        setup: RunSetup,
+        job: JobSetup,
+        notes: Notes,
+        chance: random.Random,
+        say: Callable[[str], None],
+    ) -> None:
+        self._kernel, self.hosts, self._setup, self._job = kernel, hosts, setup, job
+        self._notes, self._chance, self._say = notes, chance, say
+        self._numbers = itertools.count(1)
+        self._changed = Condition(kernel.tasks)
+        self._has_lost_host = False
+        self._is_preempted = False
+        self.may_be_interrupted = False
+        """Something has asked the newest start to leave."""
+        self.starts: list[Torchrun] = []
+        self.on_attempt: Callable[[Attempt], None] = lambda _: None
+        self.outcomes: list[JobEnd] = []
+        self.num_requeues = 0
+        """Of the job at work."""
+        kernel.listeners.append(lambda _: self._changed.notify())
+
+    @property
+    def torchrun(self) -> Torchrun | None:
+        """The newest start of a job."""
+        return self.starts[-1] if self.starts else None
+
+    def lose_host(self) -> None:
+        """SLURM finds a host of the job down: it ends the job, and queues it again."""
+        self._has_lost_host = True
+        self._changed.notify()
+
+    def lose_host_if_gone(self) -> None:
+        torchrun = self.torchrun
+        if torchrun is not None and not torchrun.is_over and torchrun.has_lost_host:
+            self.lose_host()
+
+    def preempt(self) -> None:
+        """With a grace time: only the ranks get the signal, and the script sees it afterwards."""
+        self._is_preempted = self.may_be_interrupted = True
+        if self.torchrun is not None:
+            self.torchrun.signal(signal.SIGTERM)
+
+    def stop_asked(self) -> None:
+        """A person has made the file STOP."""
+        self.may_be_interrupted = True
+
+    def give_more_time(self) -> None:
+        """To the jobs from now on."""
+        self._job = dataclasses.replace(self._job, time_limit=2 * self._job.time_limit)
+
+    def attend(self, process: Process, after: Callable[[JobEnd], None]) -> None:
+        """Run a new job in a task of `process`, through all its starts."""
+        number = str(next(self._numbers))
+
+        def body() -> None:
+            end = self._starts_of(number)
+            self.outcomes.append(end)
+            after(end)
+
+        self._kernel.tasks.start(process, body)
+
+    def _starts_of(self, number: str) -> JobEnd:
+        tasks = self._kernel.tasks
+        for restart in itertools.count():
+            self.num_requeues = restart
+            self._say(f"job {number}, start {restart + 1}")
+            outcome = self._one_start(JobStart(job=number, number=restart))
+            match outcome:
+                case "lost host":
+                    pass
+                case "interrupted":
+                    if restart >= self._job.max_requeues:
+                        return "too often"
+                case "completed" | "stopped" | "stuck" | "failed":
+                    return outcome
+                case unknown:
+                    assert_never(unknown)
+            tasks.sleep(_REQUEUE_SECONDS)
+        raise AssertionError
+
+    def _one_start(self, start: JobStart) -> JobOutcome | Literal["lost host"]:
+        """`train.sbatch.in`, once."""
+        tasks, job = self._kernel.tasks, self._job
+        self._has_lost_host = self._is_preempted = self.may_be_interrupted = False
+        hosts = [host for host in self.hosts if not host.is_down and not host.is_cut_off]
+        begin = float(int(EPOCH + tasks.now + hosts[0].clock_error))
+        started = tasks.now
+        tasks.sleep(_PROLOGUE_SECONDS)
+        launch = Launch(
+            ranks_per_host=job.ranks_per_host,
+            max_restarts=job.max_restarts,
+            shutdown_seconds=job.shutdown_seconds,
+            start=start,
+            environment={JOB_BEGIN: str(begin)},
+        )
+        torchrun = Torchrun(
+            self._kernel, hosts[: self._num_hosts], launch, self._setup, self._notes, self._chance
+        )
+        torchrun.on_attempt = self.on_attempt
+        self.starts.append(torchrun)
+        asked = self._wait_for_end(torchrun, started)
+        if self._has_lost_host:
+            self._say("SLURM has lost a host of the job")
+            return "lost host"
+        asked = StopSource.SIGTERM if self._is_preempted else asked
+        code = max(torchrun.exit_codes(), default=1)
+        history = read_events(self._setup.run.events)
+        outcome = outcome_of(history, begin, code, asked)
+        self._say(f"outcome: {outcome} (code {code}, asked {asked})")
+        if outcome == "interrupted" and not self.may_be_interrupted:
+            raise Violation("the job is queued again, and nothing had asked it to leave")
+        return outcome
+
+    @property
+    def _num_hosts(self) -> int:
+        return self._setup.plan.num_replicas // self._job.ranks_per_host
+
+    def _wait_for_end(self, torchrun: Torchrun, started: float) -> StopSource | None:
+        """`attend` of the script, with SLURM's time limit and `--kill-on-bad-exit`."""
+        tasks, job = self._kernel.tasks, self._job
+        asked: StopSource | None = None
+        warn_at, end_at = started + job.time_limit - job.signal_lead, started + job.time_limit
+
+        def is_event() -> bool:
+            return torchrun.is_over or self._has_lost_host or any(torchrun.exit_codes())
+
+        if not self._changed.wait(is_event, warn_at - tasks.now):
+            asked = StopSource.SIGUSR1
+            self.may_be_interrupted = True
+            self._say("time runs out")
+            torchrun.signal(signal.SIGUSR1)
+            self._changed.wait(is_event, end_at - tasks.now)
+        if not torchrun.is_over and not self._has_lost_host:
+            torchrun.signal(signal.SIGTERM)
+            self._changed.wait(lambda: torchrun.is_over, KILL_WAIT_SECONDS)
+        torchrun.kill()
+        return asked

@@ -1,0 +1,382 @@
+"""The operating system that simulated processes see, in the place of the real one.
+
+While it is entered, the doors of the standard library to the system (`os`, `time`, `signal`, `io`)
+lead here for the code of simulated processes, and to the real system for everybody else. So the
+product's code runs as it is. A call that changes something may be the last of its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from tests.simulation.disk import REAL, Disk
+from tests.simulation.tasks import Condition, Killed, Process, Tasks
+
+EPOCH = 1_700_000_000.0
+"""Unix time at the begin of a simulation."""
+
+_Handler = Callable[[int, None], object]
+
+
+@dataclass(eq=False)
+class Host:
+    """A machine, with a clock of its own."""
+
+    name: str
+    is_down: bool = False
+    is_cut_off: bool = False
+    """From all other hosts, by the network."""
+    clock_error: float = 0.0
+
+
+@dataclass(eq=False, kw_only=True)
+class SimProcess(Process):
+    """A process of a host."""
+
+    host: Host
+    pid: int
+    parent: int
+    environment: dict[str, str] = field(default_factory=dict)
+    handlers: dict[int, Any] = field(default_factory=dict)
+    files: dict[int, str] = field(default_factory=dict)
+    """Open ones, with their paths."""
+    calls_left: int | None = None
+    """After so many more calls that change something it is killed."""
+    is_faulty: bool = False
+    """A fault has hit it."""
+    is_stopped: bool = False
+    """By a signal: not even its threads outside of Python run."""
+    code: int | None = None
+    """As the parent sees it: negative if it was killed by a signal."""
+
+
+class Kernel:
+    """Processes, their clocks, their signals and their disk."""
+
+    def __init__(self, tasks: Tasks, disk: Disk, say: Callable[[str], None]) -> None:
+        self.tasks = tasks
+        self.disk = disk
+        self._say = say
+        self.ended = Condition(tasks)
+        """Some process has ended."""
+        self.listeners: list[Callable[[SimProcess], None]] = []
+        """Called when one has."""
+        self._pids = itertools.count(1000)
+
+    def new_process(self, name: str, host: Host, parent: int = 1) -> SimProcess:
+        return SimProcess(name=name, host=host, pid=next(self._pids), parent=parent)
+
+    def run(self, process: SimProcess, main: Callable[[], int]) -> None:
+        """Start its main thread; what it returns is its exit code."""
+
+        def body() -> None:
+            code = main()
+            self.end(process, code)
+
+        self.tasks.start(process, body)
+
+    def end(self, process: SimProcess, code: int) -> None:
+        """End it, by itself or by a signal; raises `Killed` if it is the one that runs."""
+        if not process.is_dead:
+            process.code = code
+            self.tasks.kill(process)
+            files, process.files = process.files, {}
+            for number in files:
+                with contextlib.suppress(OSError):
+                    REAL["close"](number)
+            for listener in self.listeners:
+                listener(process)
+            self.ended.notify()
+        self.tasks.check_alive()
+
+    def send(self, process: SimProcess, number: int) -> None:
+        """A signal; Python's handlers run in the main thread as soon as that runs at all."""
+        if process.is_dead:
+            return
+        if number == signal.SIGKILL:
+            self.end(process, -number)
+        elif number == signal.SIGSTOP:
+            process.is_stopped = True
+            self.tasks.freeze(process)
+        elif number == signal.SIGCONT:
+            process.is_stopped = False
+            self.tasks.thaw(process)
+        elif process.is_frozen:
+            return  # it is heeded if it ever runs again, and none of them does before it is killed
+        else:
+            handler = process.handlers.get(number, signal.SIG_DFL)
+            if handler == signal.SIG_DFL:
+                self.end(process, -number)
+            elif handler != signal.SIG_IGN:
+                self.tasks.start(process, lambda: self._handle(process, handler, number))
+
+    def _handle(self, process: SimProcess, handler: _Handler, number: int) -> None:
+        try:
+            handler(number, None)
+        except KeyboardInterrupt as interrupt:
+            process.tasks[0].interrupt(interrupt)
+
+    # What follows stands in for the system's calls.
+
+    def _me(self) -> SimProcess | None:
+        """The simulated process whose code runs; None: this is another thread."""
+        task = self.tasks.current
+        if task is None or task.thread is not threading.current_thread():
+            return None
+        return task.process if isinstance(task.process, SimProcess) else None
+
+    def _changes(self, path: str | None) -> bool:
+        """Before a call that changes something; whether it concerns the simulated disk."""
+        process = self._me()
+        if process is None or path is None or not self.disk.has(path):
+            return False
+        if process.is_dead:
+            raise Killed
+        if process.calls_left is not None:
+            process.calls_left -= 1
+            if process.calls_left < 0:
+                self._say(f"{process.name} is killed at a call for {path[len(self.disk.folder) :]}")
+                self.end(process, -signal.SIGKILL)
+        return True
+
+    def _path(self, path: Any, folder: int | None = None) -> str | None:
+        """Its absolute name, also if it is said beside an open folder."""
+        process = self._me()
+        if process is None or isinstance(path, int):
+            return None
+        text: str = os.fspath(path)
+        if folder is not None and folder in process.files:
+            return f"{process.files[folder]}/{text}"
+        return text
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Until the block ends simulated processes see this system."""
+        with contextlib.ExitStack() as stack:
+            for module, name, stand_in in self._stand_ins():
+                real = getattr(module, name)
+                stack.enter_context(mock.patch.object(module, name, stand_in(real)))
+            stack.enter_context(mock.patch.dict(os.environ))
+            self.tasks.on_turn = self._set_environment
+            yield
+
+    def _set_environment(self, process: Process) -> None:
+        if isinstance(process, SimProcess):
+            os.environ.update(process.environment)
+
+    def _stand_ins(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
+        yield from self._of_clock()
+        yield from self._of_process()
+        yield os, "mkdir", self._mkdir
+        yield os, "rename", self._rename
+        yield os, "replace", self._rename
+        yield os, "unlink", self._unlink
+        yield os, "rmdir", self._unlink
+        yield os, "symlink", self._symlink
+        yield os, "open", self._open
+        yield os, "close", self._close
+        yield os, "write", self._write
+        yield os, "fsync", self._fsync
+        yield io, "open", self._open_file
+        yield os, "utime", self._utime
+
+    def _of_clock(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
+        def now(process: SimProcess) -> float:
+            return EPOCH + self.tasks.now + process.host.clock_error
+
+        yield time, "monotonic", self._instead(lambda _: self.tasks.now)
+        yield time, "perf_counter", self._instead(lambda _: self.tasks.now)
+        yield time, "time", self._instead(now)
+        yield time, "time_ns", self._instead(lambda process: int(now(process) * 1e9))
+        yield time, "sleep", self._instead(lambda _, seconds: self.tasks.sleep(seconds))
+
+    def _of_process(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
+        def on_signal(process: SimProcess, number: int, handler: Any) -> Any:
+            before = process.handlers.get(number, signal.SIG_DFL)
+            process.handlers[number] = handler
+            return before
+
+        def handler_of(process: SimProcess, number: int) -> Any:
+            return process.handlers.get(number, signal.SIG_DFL)
+
+        yield signal, "signal", self._instead(on_signal)
+        yield (
+            signal,
+            "getsignal",
+            self._instead(handler_of),
+        )
+        yield os, "getppid", self._instead(lambda process: process.parent)
+        yield os, "getpid", self._instead(lambda process: process.pid)
+        yield os, "_exit", self._instead(lambda process, code: self.end(process, int(code)))
+        yield socket, "gethostname", self._instead(lambda process: process.host.name)
+
+    def _instead(self, call: Callable[..., Any]) -> Callable[[Any], Any]:
+        def stand_in(real: Any) -> Any:
+            def either(*args: Any) -> Any:
+                process = self._me()
+                return real(*args) if process is None else call(process, *args)
+
+            return either
+
+        return stand_in
+
+    def _mkdir(self, real: Any) -> Any:
+        def mkdir(path: Any, *args: Any, **options: Any) -> None:
+            there = self._path(path)
+            is_ours = self._changes(there)
+            if is_ours and there is not None:
+                self.disk.check_room(there)
+            real(path, *args, **options)
+            if is_ours and there is not None:
+                self.disk.made(there, is_folder=True)
+
+        return mkdir
+
+    def _rename(self, real: Any) -> Any:
+        def rename(source: Any, target: Any, **options: Any) -> None:
+            there, then = self._path(source), self._path(target)
+            is_ours = self._changes(there)
+            replaced = None
+            if is_ours and then is not None and os.path.lexists(then):
+                replaced = self.disk.removes(then, None)
+            real(source, target, **options)
+            if is_ours and there is not None and then is not None:
+                self.disk.renamed(there, then, replaced)
+
+        return rename
+
+    def _unlink(self, real: Any) -> Any:
+        def unlink(path: Any, *, dir_fd: int | None = None) -> None:
+            there = self._path(path, dir_fd)
+            undo = None
+            if self._changes(there) and there is not None and os.path.lexists(there):
+                undo = self.disk.removes(there, None)
+            real(path, dir_fd=dir_fd)
+            if undo is not None:
+                self.disk.note(undo)
+
+        return unlink
+
+    def _symlink(self, real: Any) -> Any:
+        def symlink(source: Any, target: Any, *args: Any, **options: Any) -> None:
+            there = self._path(target)
+            is_ours = self._changes(there)
+            if is_ours and there is not None:
+                self.disk.check_room(there)
+            real(source, target, *args, **options)
+            if is_ours and there is not None:
+                self.disk.made(there)
+
+        return symlink
+
+    def _open(self, real: Any) -> Any:
+        def open_(path: Any, flags: int, *args: Any, dir_fd: int | None = None) -> int:
+            there, process = self._path(path, dir_fd), self._me()
+            is_new = bool(flags & os.O_CREAT) and there is not None and not os.path.lexists(there)
+            if is_new and self._changes(there) and there is not None:
+                self.disk.check_room(there)
+            number: int = real(path, flags, *args, dir_fd=dir_fd)
+            if process is not None and there is not None and self.disk.has(there):
+                process.files[number] = there
+                if is_new:
+                    self.disk.made(there)
+            return number
+
+        return open_
+
+    def _close(self, real: Any) -> Any:
+        def close(number: int) -> None:
+            process = self._me()
+            if process is not None:
+                if process.is_dead and number not in process.files:
+                    return  # closed when it died
+                process.files.pop(number, None)
+            real(number)
+
+        return close
+
+    def _write(self, real: Any) -> Any:
+        def write(number: int, content: bytes) -> int:
+            process = self._me()
+            if process is None:
+                return int(real(number, content))
+            if number == 2:
+                self._say(f"{process.name}: {content.decode().strip()}")
+                return len(content)
+            there = process.files.get(number)
+            if self._changes(there) and there is not None:
+                self.disk.check_room(there)
+                self.disk.wrote(os.fstat(number).st_ino, there)
+            return int(real(number, content))
+
+        return write
+
+    def _fsync(self, real: Any) -> Any:
+        def fsync(number: int) -> None:
+            process = self._me()
+            if process is None:
+                real(number)
+                return
+            self.tasks.check_alive()
+            process.is_faulty |= self.disk.is_bad  # it may take longer than the disk stays so
+            self.tasks.sleep(self.disk.sync_seconds)
+            self.disk.synced(os.fstat(number).st_ino)
+
+        return fsync
+
+    def _utime(self, real: Any) -> Any:
+        def utime(path: Any, *args: Any, **options: Any) -> None:
+            self.tasks.check_alive()
+            real(path, *args, **options)
+
+        return utime
+
+    def _open_file(self, real: Any) -> Any:
+        def open_file(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            there = self._path(path)
+            writes = set(mode) & set("wxa+")
+            if not writes or not self._changes(there) or there is None:
+                return real(path, mode, *args, **options)
+            self.disk.check_room(there)
+            is_new = not os.path.lexists(there)
+            raw = _RawFile(self, there, mode.replace("b", "").replace("t", ""))
+            if is_new:
+                self.disk.made(there)
+            buffered: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+            return buffered if "b" in mode else io.TextIOWrapper(buffered, write_through=True)
+
+        return open_file
+
+    def may_write(self, path: str) -> bool:
+        """Before bytes are written; False: by a process that is no more."""
+        process = self._me()
+        if process is not None and process.is_dead:
+            return False
+        self._changes(path)
+        self.disk.check_room(path)
+        return True
+
+
+class _RawFile(io.FileIO):
+    """An open file whose writes may fail."""
+
+    def __init__(self, kernel: Kernel, path: str, mode: str) -> None:
+        super().__init__(path, mode)
+        self._kernel, self._path = kernel, path
+
+    def write(self, content: Any, /) -> int:
+        if not self._kernel.may_write(self._path):
+            return len(content)
+        self._kernel.disk.wrote(os.fstat(self.fileno()).st_ino, self._path)
+        return super().write(content) or 0

@@ -1,0 +1,270 @@
+"""How simulated ranks meet, exchange values and keep a store: gloo and the TCPStore as they fail.
+
+A peer that dies breaks its connections at once; one that is stopped, or whose host is gone or cut
+off, breaks none: only a deadline ends the wait.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from pipeline.ranks.threads import Threads
+from tests.simulation.kernel import Host, Kernel, SimProcess
+from tests.simulation.tasks import Condition, Task
+
+STORE_SECONDS = 120.0
+"""Deadline of a question to the store, as ranks that meet have it."""
+_LATENCY_SECONDS = 0.002
+
+
+class Violation(BaseException):
+    """What must always hold does not; no code of the product catches it."""
+
+
+def can_talk(one: Host, other: Host) -> bool:
+    """Whether what one of them sends reaches the other, or breaks at once."""
+    if one.is_down or other.is_down:
+        return False
+    return one is other or not (one.is_cut_off or other.is_cut_off)
+
+
+def _nothing(_key: str, _word: bytes) -> None:
+    return
+
+
+@dataclass(eq=False)
+class Operation:
+    """One collective: what each rank has given to it so far."""
+
+    tag: str
+    values: dict[int, Any] = field(default_factory=dict)
+    passed: set[int] = field(default_factory=set)
+    """Ranks that have the result: what becomes of them breaks nothing any more."""
+    quiet_until: float = 0.0
+    """Said by the last rank to come: until then nothing happens by itself."""
+
+
+class Attempt:
+    """The ranks that torchrun has started together, and what connects them."""
+
+    def __init__(self, kernel: Kernel, size: int, chance: random.Random) -> None:
+        self.kernel = kernel
+        self.size = size
+        self.chance = chance
+        self.processes: dict[int, SimProcess] = {}
+        self.changed = Condition(kernel.tasks)
+        """A value has come, or a process is gone, or a connection is back."""
+        self.words: dict[str, bytes] = {}
+        """The store."""
+        self.on_word: Callable[[str, bytes], None] = _nothing
+        self.quiet_until: Callable[[], float] = lambda: 0.0
+        self._operations: dict[tuple[str, int], Operation] = {}
+        kernel.listeners.append(lambda _: self.changed.notify())
+
+    def members(self, rank: int) -> tuple[int, ...]:
+        """The ranks that this one's process stands for."""
+        return (rank,)
+
+    def give(self, group: str, number: int, rank: int, tag: str, value: Any) -> Operation:
+        """A rank's part in a collective. Raises `Violation` if others are in another one."""
+        operation = self._operations.setdefault((group, number), Operation(tag))
+        if operation.tag != tag:
+            raise Violation(f"rank {rank} is in {tag}, and others are in {operation.tag}")
+        for member in self.members(rank):
+            operation.values[member] = value
+        if len(operation.values) == self.size:
+            operation.quiet_until = self.quiet_until()
+            self._operations.pop((group, number), None)
+            self.changed.notify()
+        return operation
+
+    def _is_broken(self, me: SimProcess, operation: Operation) -> bool:
+        """Whether a process that it needs is seen to be gone."""
+        return any(
+            other.is_dead and rank not in operation.passed and can_talk(me.host, other.host)
+            for rank, other in self.processes.items()
+        )
+
+    def wait(self, rank: int, operation: Operation, seconds: float) -> list[Any]:
+        """The values of all ranks; raises `RuntimeError` as gloo does."""
+        me = self.processes[rank]
+
+        def is_over() -> bool:
+            return len(operation.values) == self.size or self._is_broken(me, operation)
+
+        came = self.changed.wait(is_over, seconds)
+        self.kernel.tasks.sleep(self.chance.uniform(0.1, 1) * _LATENCY_SECONDS)
+        is_whole = len(operation.values) == self.size
+        if is_whole and (not self._is_broken(me, operation) or self.chance.random() < 0.5):
+            operation.passed.add(rank)
+            return [operation.values[rank] for rank in range(self.size)]
+        if came:
+            raise RuntimeError("Connection closed by peer")
+        raise RuntimeError(f"Timed out waiting {seconds * 1000:.0f}ms for recv operation")
+
+
+class SimStore:
+    """What the product uses of a TCPStore, kept by the process of rank 0."""
+
+    def __init__(self, attempt: Attempt, me: SimProcess) -> None:
+        self._attempt = attempt
+        self._me = me
+
+    @property
+    def answers(self) -> bool:
+        """Whether an answer, or the news that there will be none, comes at once."""
+        keeper = self._attempt.processes[0]
+        return can_talk(self._me.host, keeper.host) and not (
+            keeper.is_stopped and not keeper.is_dead
+        )
+
+    def _reach(self) -> dict[str, bytes]:
+        changed = self._attempt.changed
+        if not changed.wait(lambda: self.answers, STORE_SECONDS):
+            raise RuntimeError("wait timeout: the store does not answer")
+        if self._attempt.processes[0].is_dead:
+            raise RuntimeError("Connection reset by peer")
+        return self._attempt.words
+
+    def set(self, key: str, value: str) -> None:
+        self._reach()[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self._reach()[key]
+
+    def check(self, keys: list[str]) -> bool:
+        words = self._reach()
+        return all(key in words for key in keys)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        words = self._reach()
+        if words.get(key, b"") == expected.encode():
+            words[key] = desired.encode()
+            self._attempt.on_word(key, words[key])
+        return words[key]
+
+    def as_store(self) -> Store:
+        return cast(Store, self)
+
+
+class _Event:
+    """A `threading.Event` in virtual time."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._is_set = False
+        self._changed = Condition(kernel.tasks)
+
+    def set(self) -> None:
+        self._is_set = True
+        self._changed.notify()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._changed.wait(lambda: self._is_set, timeout)
+
+
+class _Thread:
+    """A `threading.Thread` in virtual time."""
+
+    def __init__(self, kernel: Kernel, process: SimProcess, target: Callable[[], None]) -> None:
+        self._kernel, self._process, self._target = kernel, process, target
+        self._task: Task | None = None
+        self._ended = Condition(kernel.tasks)
+
+    def start(self) -> None:
+        def body() -> None:
+            self._target()
+            self._ended.notify()
+
+        self._task = self._kernel.tasks.start(self._process, body)
+
+    def join(self, timeout: float | None = None) -> None:
+        task = self._task
+        assert task is not None, "it was started"
+        self._ended.wait(lambda: task.is_over, timeout)
+
+
+class _Asker(Executor):
+    """Asks the store; an answer that does not come ends with the deadline of who asks."""
+
+    def __init__(self, attempt: Attempt, store: SimStore) -> None:
+        self._attempt, self._store = attempt, store
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return _Answer(self._attempt, self._store, lambda: fn(*args, **kwargs))
+
+
+class _Answer(Future[Any]):
+    def __init__(self, attempt: Attempt, store: SimStore, question: Callable[[], Any]) -> None:
+        super().__init__()
+        self._attempt, self._store, self._question = attempt, store, question
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self._attempt.changed.wait(lambda: self._store.answers, timeout):
+            raise TimeoutError
+        return self._question()
+
+
+class SimThreads(Threads):
+    """The threads of a simulated process."""
+
+    def __init__(self, attempt: Attempt, process: SimProcess, store: SimStore) -> None:
+        self._attempt, self._process, self._store = attempt, process, store
+
+    def event(self) -> Any:
+        return _Event(self._attempt.kernel)
+
+    def thread(self, target: Callable[[], None], name: str) -> Any:
+        return _Thread(self._attempt.kernel, self._process, target)
+
+    def one_more(self, name: str) -> Executor:
+        return _Asker(self._attempt, self._store)
+
+
+class Link:
+    """A rank's connections to the others."""
+
+    def __init__(self, attempt: Attempt, rank: int, seconds: dict[str, float]) -> None:
+        """`seconds` is the deadline of each group."""
+        self.attempt = attempt
+        self.rank = rank
+        self.me = attempt.processes[rank]
+        self._seconds = seconds
+        self._numbers = dict.fromkeys(seconds, 0)
+        self.quiet_until = 0.0
+
+    def start(self, group: str, tag: str, value: Any) -> Callable[[], list[Any]]:
+        """Take part in a collective; returns what waits for it."""
+        number = self._numbers[group]
+        self._numbers[group] += 1
+        operation = self.attempt.give(group, number, self.rank, tag, value)
+
+        def wait() -> list[Any]:
+            values = self.attempt.wait(self.rank, operation, self._seconds[group])
+            self.quiet_until = operation.quiet_until
+            return values
+
+        return wait
+
+    def exchange(self, group: str, tag: str, value: Any) -> list[Any]:
+        return self.start(group, tag, value)()
+
+    def start_max(self, values: torch.Tensor) -> dist.Work:
+        wait = self.start("control", "max", values.clone())
+
+        class Work:
+            def wait(self) -> bool:
+                values.copy_(torch.stack(wait()).amax(0))
+                return True
+
+        return cast(dist.Work, Work())

@@ -1,0 +1,201 @@
+"""One simulated run, from its seed to its end; the same seed is the same run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config.schema import DistributedConfig
+from pipeline.data.order.partition import BatchPlan
+from pipeline.run.directory import RunDirectory
+from tests.simulation.checks import Checks
+from tests.simulation.disk import Disk
+from tests.simulation.faults import Fault, Faults, draw
+from tests.simulation.job import JobEnd, JobSetup, Slurm
+from tests.simulation.kernel import Host, Kernel
+from tests.simulation.network import Attempt, Violation
+from tests.simulation.ranks import Notes, RunSetup
+from tests.simulation.tasks import Process, Tasks
+
+MEMORY = Path("/dev/shm")
+"""Where simulated disks are, if it is there: it is fast, and forgets them at the latest at boot."""
+_MAX_JOBS = 30
+_MAX_SECONDS = 1e6
+_REPAIR_SECONDS = 60.0
+
+
+@dataclass
+class Story:
+    """What happened, line by line."""
+
+    lines: list[str] = field(default_factory=list)
+    fault: str | None = None
+    """What was found to be wrong; None: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the seed has drawn."""
+
+    hosts: int
+    job: JobSetup
+    setup: RunSetup
+    faults: list[Fault]
+
+
+def setting_of(seed: int, run: RunDirectory) -> Setting:
+    """A small world, and what breaks in it."""
+    chance = random.Random(seed)
+    hosts, ranks_per_host = chance.choice([(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1)])
+    num_ranks = hosts * ranks_per_host
+    local_batch_size = chance.randint(1, 3)
+    global_batch_size = num_ranks * local_batch_size
+    steps_per_epoch = chance.randint(3, 12)
+    num_samples = steps_per_epoch * global_batch_size
+    if chance.random() < 0.5:  # a smaller last batch
+        num_samples += chance.randint(num_ranks, global_batch_size)
+    plan = BatchPlan(
+        num_samples=num_samples,
+        global_batch_size=global_batch_size,
+        num_replicas=num_ranks,
+        accumulation_steps=1,
+        drop_last=False,
+    )
+    target_steps = chance.randint(10, 40)
+    step_seconds = chance.choice([0.1, 1.0, 10.0])
+    timeout = chance.choice([20.0, 60.0])
+    config = DistributedConfig(timeout_seconds=timeout, save_timeout_seconds=2 * timeout)
+    length = 60.0 + 1.5 * target_steps * step_seconds
+    lead = config.save_timeout_seconds + 60
+    setup = RunSetup(
+        run=run,
+        plan=plan,
+        config=config,
+        target_steps=target_steps,
+        step_seconds=step_seconds,
+        save_every=chance.randint(2, 10),
+        evaluate_every=chance.randint(3, 12),
+        keep=chance.randint(2, 3),
+        seed=seed,
+    )
+    job = JobSetup(
+        ranks_per_host=ranks_per_host,
+        max_restarts=chance.randint(0, 3),
+        max_requeues=chance.randint(1, 4),
+        time_limit=lead + chance.choice([0.3, 1.0, 3.0]) * length,
+        signal_lead=lead,
+        shutdown_seconds=lead - 30,
+    )
+    return Setting(hosts=hosts, job=job, setup=setup, faults=draw(chance, num_ranks, length))
+
+
+class Simulation:
+    """One run with its hosts, its faults, and the person who submits it until it is complete."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.story = Story()
+        self._tasks = Tasks()
+        disk = Disk(folder)
+        self._folder = disk.folder
+        run = RunDirectory(Path(disk.folder))
+        setting = setting_of(seed, run)
+        self._faults_due = setting.faults
+        self._kernel = Kernel(self._tasks, disk, self.say)
+        chance = random.Random(seed ^ 0x5EED)
+        # One more than needed: where one is down, another takes its place.
+        hosts = [Host(f"n{number}") for number in range(setting.hosts + 1)]
+        self._checks = Checks(self._kernel, setting.setup, self.say)
+        notes = Notes(
+            saved=self._checks.saved,
+            resumed=self._checks.resumed,
+            at=lambda rank, phase: self._faults.at(rank, phase),
+        )
+        self._slurm = Slurm(
+            self._kernel, hosts, setting.setup, setting.job, notes, chance, self.say
+        )
+        self._slurm.on_attempt = self._watch
+        self._faults = Faults(
+            self._kernel, setting.setup, setting.job, self._slurm, self._checks, chance
+        )
+        self._person = Process("person")
+        self._num_jobs = 0
+        self._is_done = False
+
+    def say(self, text: str) -> None:
+        text = text.replace(self._folder, "RUN")
+        self.story.lines.append(f"{self._tasks.now:9.2f}  {text}")
+
+    def _watch(self, attempt: Attempt) -> None:
+        attempt.on_word = lambda key, word: self._checks.word(attempt, key, word)
+
+    def run(self) -> None:
+        """Raises `Violation` and whatever else is wrong."""
+        with self._kernel.entered(), contextlib.redirect_stderr(_Lines(self)), _quiet_log():
+            try:
+                self._faults.schedule(self._faults_due)
+                self._submit()
+                self._tasks.run(lambda: self._is_done, _MAX_SECONDS)
+                self._checks.done()
+            finally:
+                self._tasks.close()
+
+    def _submit(self) -> None:
+        self._num_jobs += 1
+        if self._num_jobs > _MAX_JOBS:
+            raise Violation(f"{_MAX_JOBS} jobs do not complete the run")
+        self._slurm.attend(self._person, self._after_job)
+
+    def _after_job(self, end: JobEnd) -> None:
+        """The person looks after it, and submits it again until the run is complete."""
+        self.say(f"the job ends: {end}")
+        if end == "completed":
+            self._is_done = True
+            return
+        if end == "stuck":
+            self._slurm.give_more_time()
+        self._kernel.disk.mend()
+        for host in self._slurm.hosts:
+            host.is_down = host.is_cut_off = False
+        for start in self._slurm.starts:
+            start.kill()
+        self._tasks.after(_REPAIR_SECONDS, self._submit)
+
+
+class _Lines(io.StringIO):
+    """What the product writes to standard error."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self._simulation = simulation
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            self._simulation.say(line)
+        return len(text)
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def simulate(seed: int) -> Story:
+    """Run one seed; what is wrong is in its story."""
+    memory = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="simulation-") as folder:
+        simulation = Simulation(seed, Path(folder))
+        try:
+            simulation.run()
+        except (Exception, Violation) as error:
+            simulation.story.fault = f"{type(error).__name__}: {error}"
+        return simulation.story
