@@ -14,12 +14,18 @@ _BAR_COLUMNS = 30
 class Progress:
     """Shows on `stream` how many items are done; `unit` names them."""
 
-    def __init__(self, title: str, unit: str, stream: TextIO, *, num_before: int = 0) -> None:
-        """`num_before` items were done at another time: they count, but not in the rate."""
+    def __init__(
+        self, title: str, unit: str, stream: TextIO, *, num_before: int = 0, item_bytes: int = 0
+    ) -> None:
+        """`num_before` items were done at another time: they count, but not in the rate.
+
+        With `item_bytes`, the size of each, bytes a second are shown too.
+        """
         self._title = title
         self._unit = unit
         self._stream = stream
         self._num_before = num_before
+        self._item_bytes = item_bytes
         self._is_terminal = stream.isatty()
         self._begin = self._last_shown = time.monotonic()
         self._done = self._total = num_before
@@ -42,6 +48,8 @@ class Progress:
     def _write(self, now: float) -> None:
         rate = (self._done - self._num_before) / max(now - self._begin, 1e-9)
         text = f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second"
+        if self._item_bytes:
+            text += f", {rate * self._item_bytes / 1e9:.2f} GB/s"
         if rate > 0 and self._done < self._total:
             text += f", {_duration((self._total - self._done) / rate)} left"
         if not self._is_terminal:

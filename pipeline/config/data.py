@@ -52,7 +52,8 @@ class DataConfig:
     moved: its manifest's hash is what is compared."""
     reader: Annotated[ReaderName, Operational] = "tar"
     """How `train` is read: images from local tars as they are needed, from tars staged from a URL,
-    from one .beton file, or all of them once, decoded, into the memory of the devices."""
+    from one .beton file, or all of them once, decoded, into the memory of the devices, and those of
+    `val` with them."""
     beton: Annotated[Location, PerHost, only_with(one_of("data.reader", "beton"))] = ""
     """The .beton file of the shard set."""
     shuffle_shards: Annotated[int | None, at_least(1)] = None
@@ -85,7 +86,7 @@ class DataConfig:
 
     @property
     def is_resident(self) -> bool:
-        """Whether `train` lies in the memory of the devices while it is trained on."""
+        """Whether all images lie in the memory of the devices while it is trained on them."""
         match self.reader:
             case "resident":
                 return True

@@ -13,7 +13,11 @@ Longer than 250 lines: all ways of opening a shard set are here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -21,6 +25,7 @@ import torch
 
 from data_prep.shard_set.index import read_mean_image
 from data_prep.shard_set.manifest import Manifest, Split, manifest_sha256
+from data_prep.shard_set.progress import Progress
 from pipeline.config.schema import Config
 from pipeline.data.augment.crop_policy import (
     CropPolicy,
@@ -119,9 +124,14 @@ class Data:
         """
         config = self.config
         crop_policy = evaluation_crop_policy(config.augment, self.manifest.image_size)
-        opened = self._open(split, crop_policy, max_corrupt=None)
+        opened = self._open_whole(split)
         viewer = Viewer(config.augment, views, crop_policy.output_size, normalizer)
         return EvaluatedSplit(data=self, name=split, views=views, viewer=viewer, opened=opened)
+
+    def _open_whole(self, split: str) -> OpenedSplit:
+        """A split to be evaluated."""
+        crop_policy = evaluation_crop_policy(self.config.augment, self.manifest.image_size)
+        return self._open(split, crop_policy, max_corrupt=None)
 
     def open_batches(self, plan: BatchPlan, world: World, mesh: Mesh) -> OpenBatches:
         """Open the training split as `data.reader` says; the ranks call it together.
@@ -135,12 +145,11 @@ class Data:
                 return self.open_files(plan, mesh.replica)
             augment, size, seed = self.config.augment, self.manifest.image_size, self.config.seed
             crop_policy = training_crop_policy(augment, size, seed)
-            opened = self._open_train(evaluation_crop_policy(augment, size))
+            opened = self._filling(world)._open_train(evaluation_crop_policy(augment, size))
         stretch = resident.stretch(opened.reader.num_samples, world)
-        chunks = block_requests(sample_blocks(stretch, resident.CHUNK_SAMPLES))
-        needs = stretch_needs(opened.split.shard_lengths, stretch)
-        with contextlib.closing(opened.reader):
-            split = resident.load(opened.reader, opened.staged(chunks, needs), world)
+        with opened.filling([stretch], stretch, world) as (loader, show):
+            sizes = opened.reader.num_samples, opened.reader.image_shape
+            split = resident.load(loader, *sizes, world, show)
         replicas = world.all_gather_object(mesh.replica)
 
         @contextlib.contextmanager
@@ -169,6 +178,14 @@ class Data:
         num_samples = self.manifest.split("train").num_samples
         max_corrupt = int(self.config.data.max_corrupt_ratio * num_samples)
         return self._open("train", crop_policy, max_corrupt=max_corrupt)
+
+    def _filling(self, world: World) -> Data:
+        """The same, read by all cores of the host: nothing is computed until memory is filled."""
+        config = self.config
+        cores = len(os.sched_getaffinity(0)) // world.environment.local_world_size
+        threads = max(config.data.decode_threads, cores)
+        data = dataclasses.replace(config.data, decode_threads=threads)
+        return dataclasses.replace(self, config=dataclasses.replace(config, data=data))
 
     def _open(self, name: str, crop_policy: CropPolicy, *, max_corrupt: int | None) -> OpenedSplit:
         config, shards, split = self.config.data, self.shards, self.manifest.split(name)
@@ -222,14 +239,47 @@ class OpenedSplit:
                 self.files.passed(request.position)  # all before it has been read
             yield request
 
+    @contextlib.contextmanager
+    def filling(
+        self, parts: Iterable[range], needed: range, world: World
+    ) -> Iterator[tuple[Loader, Callable[[int, int], None]]]:
+        """The images of `parts`, which lie in `needed`, for once, and what shows the progress.
+
+        The reader is closed in the end.
+        """
+        chunks = (chunk for part in parts for chunk in sample_blocks(part, resident.CHUNK_SAMPLES))
+        needs = stretch_needs(self.split.shard_lengths, needed)
+        depth = self.reader.batches_at_once + 1  # one is copied to the device
+        sizes = resident.CHUNK_SAMPLES, False, depth
+        of_ranks = "" if world.size == 1 else f" of rank 0 of {world.size}"
+        progress = Progress(
+            f"{self.split.name} into memory",
+            f"images{of_ranks}",
+            sys.stdout,
+            item_bytes=math.prod(self.reader.image_shape),
+        )
+        show = progress.show if world.is_main else lambda *_: None
+        with (
+            contextlib.closing(self.reader),
+            self.loader(block_requests(chunks), needs, *sizes) as loader,
+            contextlib.closing(progress),
+        ):
+            yield loader, show
+
     def loader(
-        self, requests: Iterable[Request], needs: Iterable[ShardNeed], batch_size: int, pad: bool
+        self,
+        requests: Iterable[Request],
+        needs: Iterable[ShardNeed],
+        batch_size: int,
+        pad: bool,
+        depth: int | None = None,
     ) -> contextlib.closing[Loader]:
+        """`depth`: batches read ahead, if not as configured."""
         loader = Loader(
             self.reader,
             self.staged(requests, needs),
             batch_size=batch_size,
-            depth=self.data.config.data.prefetch_batches,
+            depth=depth or self.data.config.data.prefetch_batches,
             pad=pad,
             pin_memory=self.data.device.type == "cuda",
             give_up=None if self.files is None else self.files.give_up,
@@ -246,14 +296,35 @@ class EvaluatedSplit:
     views: int
     viewer: Viewer
     opened: OpenedSplit
+    held: Sequence[Batch] | None = None
+    """The blocks of this rank's replica, if they are resident."""
 
     @property
     def num_samples(self) -> int:
         return self.opened.reader.num_samples
 
-    def open_blocks(self, mesh: Mesh) -> contextlib.closing[Loader]:
+    def resident(self, world: World, mesh: Mesh) -> EvaluatedSplit:
+        """The same in the memory of the devices; the ranks call it together, before training.
+
+        Raises `ShardSetError` if an image is damaged.
+        """
+        blocks, needed = self._blocks(mesh), range(self.num_samples)
+        with world.fail_together():
+            self.opened.reader.close()
+            opened = self.data._filling(world)._open_whole(self.name)
+        with opened.filling(blocks, needed, world) as (loader, show):
+            sizes = self.data.config.evaluation.block_size, opened.reader.image_shape
+            held = resident.load_blocks(loader, blocks, *sizes, world, show)
+        return dataclasses.replace(self, held=held)
+
+    def open_blocks(self, mesh: Mesh) -> AbstractContextManager[Iterator[Batch]]:
         """The blocks that this rank's replica evaluates, as batches of one size."""
-        samples, block_size = range(self.num_samples), self.data.config.evaluation.block_size
-        blocks = sample_blocks(samples, block_size, mesh.num_replicas, mesh.replica)
-        needs = stretch_needs(self.opened.split.shard_lengths, samples)
-        return self.opened.loader(block_requests(blocks), needs, block_size, pad=True)
+        if self.held is not None:
+            return contextlib.nullcontext(iter(self.held))
+        needs = stretch_needs(self.opened.split.shard_lengths, range(self.num_samples))
+        requests = block_requests(self._blocks(mesh))
+        return self.opened.loader(requests, needs, self.data.config.evaluation.block_size, pad=True)
+
+    def _blocks(self, mesh: Mesh) -> list[range]:
+        block_size = self.data.config.evaluation.block_size
+        return sample_blocks(range(self.num_samples), block_size, mesh.num_replicas, mesh.replica)

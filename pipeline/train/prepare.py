@@ -162,6 +162,8 @@ def _build(
         begun = load_given(model, config, manifest.class_names, world, mesh)
     settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
     batches = data.open_batches(plan, world, mesh)
+    if config.data.is_resident:
+        val = val.resident(world, mesh)
     start_clock.lap("loading")
     registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
     replica = Replica(model, config, world, mesh)

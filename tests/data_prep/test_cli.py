@@ -143,6 +143,16 @@ def test_log_gets_a_line_every_few_seconds(clock: list[float]) -> None:
     assert lines[-1] == "sharding: 5,300 of 5,300 samples, 80 a second"
 
 
+def test_bytes_a_second_are_shown_where_items_have_a_size(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress("filling", "images", stream, item_bytes=10**8)
+    clock[0] += 5
+    shown.show(200, 1000)
+    assert stream.getvalue() == (
+        "filling: 200 of 1,000 images, 40 a second, 4.00 GB/s, 0:00:20 left\n"
+    )
+
+
 def test_terminal_gets_a_bar_in_one_line(clock: list[float]) -> None:
     text = run_for_a_minute(Terminal(), clock)
     assert text.count("\n") == 1

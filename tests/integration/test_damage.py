@@ -115,12 +115,17 @@ def test_a_rank_that_failed_is_waited_for_by_none_that_still_starts(
     assert "CRC-32" in job.errors[0]
 
 
-def test_a_damaged_image_of_val_ends_the_evaluation(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", [(), ("--data.reader", "resident")], ids=["tar", "resident"])
+def test_a_damaged_image_of_val_ends_the_evaluation(
+    shards: Path, tmp_path: Path, reader: tuple[object, ...]
+) -> None:
+    """Where val is resident, before a step is done."""
     name = flip_bit(shards, "val", 7)
-    codes, job = train(shards, tmp_path / "run", "--data.max_corrupt_ratio", 1)
+    codes, job = train(shards, tmp_path / "run", "--data.max_corrupt_ratio", 1, *reader)
     assert codes == [1, 1]
     assert f"member {name}: not the image that was written (CRC-32)" in job.errors[0]
     assert rows(tmp_path / "run", "eval") == []
+    assert bool(rows(tmp_path / "run", "train")) == (not reader)
 
 
 def test_a_shard_that_is_cut_under_a_run_ends_it(shards: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.run.directory import RunDirectory
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.ffcv_process import FfcvProcess
 from tests.integration.training import assert_same_state, make_large_shards, rows
@@ -51,9 +53,17 @@ def from_tars(scratch: Path, shards: Path, num_ranks: int) -> Path:
 def test_a_resident_split_gives_what_tars_give(
     scratch: Path, shards: Path, num_ranks: int, from_tars: Path
 ) -> None:
+    """And the same of each image that is evaluated, from memory."""
     run = scratch / f"resident-{num_ranks}"
     train(num_ranks, shards, run, "--data.reader", "resident")
     assert_same_state(run, from_tars)
+    with (
+        np.load(RunDirectory(run).predictions("val")) as found,
+        np.load(RunDirectory(from_tars).predictions("val")) as expected,
+    ):
+        assert len(found["labels"]) == 7
+        for name in ("labels", "topk_classes", "topk_probabilities", "losses"):
+            np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_a_resident_run_goes_on_in_the_middle_of_an_epoch_from_tars(

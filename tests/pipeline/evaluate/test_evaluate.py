@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,44 @@ def run(
         data = open_data(config, world.device, resources)
         split = data.open_evaluation("val", 1, NORMALIZER)
         return evaluate(model, split, world, fused(world), step=12, epoch=1.2)
+
+
+def run_in_memory(
+    world: World, shards: Path, model: nn.Module, block_size: int
+) -> list[Evaluation]:
+    """Twice, and the shards are gone before."""
+    config = Config(
+        data=DataConfig(shards=str(shards), reader="resident"),
+        evaluation=EvaluationConfig(block_size=block_size),
+    )
+    with contextlib.ExitStack() as resources:
+        data, mesh = open_data(config, world.device, resources), fused(world)
+        split = data.open_evaluation("val", 1, NORMALIZER).resident(world, mesh)
+        for path in shards.glob("val-*.tar"):
+            path.unlink(missing_ok=True)
+        return [evaluate(model, split, world, mesh, step=12, epoch=1.2) for _ in range(2)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("block_size", [16, 500])
+def test_in_memory_it_finds_the_same_without_the_files(
+    shards: Path, tmp_path: Path, block_size: int, num_ranks: int
+) -> None:
+    copied = shutil.copytree(shards, tmp_path / "copied")
+    expected = run(SINGLE, shards, Net(), block_size)
+    arguments = copied, Net(), block_size
+    if num_ranks == 1:
+        found = [run_in_memory(SINGLE, *arguments)]
+    else:
+        found = call_on_ranks(num_ranks, run_in_memory, *arguments)
+    evaluations = [one for of_rank in found for one in of_rank]
+    assert len(evaluations) == 2 * num_ranks
+    for one in evaluations:
+        event = expected.event
+        now = dataclasses.replace(one.event, time=event.time, seconds=event.seconds)
+        assert now == event
+        for name, values in expected.predictions.items():
+            np.testing.assert_array_equal(one.predictions[name], values)
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 101, 500])

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config.augment import AugmentConfig
 from pipeline.data.augment.crop_policy import training_crop_policy
 from pipeline.data.augment.crops import take_crops
-from pipeline.data.batches.loader import block_requests, training_requests
+from pipeline.data.batches.loader import Loader, block_requests, training_requests
 from pipeline.data.batches.resident import (
     ResidentBatches,
     ResidentSplit,
     check_room,
     host_free_bytes,
     load,
+    load_blocks,
     stretch,
 )
 from pipeline.data.order.partition import BatchPlan, sample_blocks
@@ -37,6 +41,7 @@ class FakeReader(FileReader):
 
     num_samples = NUM_SAMPLES
     image_shape = (6, 7, 3)
+    batches_at_once = 2
 
     def __init__(self) -> None: ...
 
@@ -65,8 +70,16 @@ def make_plan(num_replicas: int) -> BatchPlan:
 
 
 def load_split(world: World) -> ResidentSplit:
-    blocks = sample_blocks(stretch(NUM_SAMPLES, world), 4)
-    return load(FakeReader(), block_requests(blocks), world)
+    with loader_of(sample_blocks(stretch(NUM_SAMPLES, world), 4)) as loader:
+        return load(loader, NUM_SAMPLES, FakeReader.image_shape, world, lambda *_: None)
+
+
+def loader_of(
+    blocks: list[range], batch_size: int = 4, *, pad: bool = False
+) -> contextlib.closing[Loader]:
+    requests = block_requests(blocks)
+    loader = Loader(FakeReader(), requests, batch_size=batch_size, depth=2, pad=pad)
+    return contextlib.closing(loader)
 
 
 def batches_of_rank(
@@ -117,6 +130,31 @@ def test_a_split_is_divided_into_stretches() -> None:
     split = load_split(SINGLE)
     assert split.edges.tolist() == [0, NUM_SAMPLES]
     assert torch.equal(split.images, torch.from_numpy(image_of(np.arange(NUM_SAMPLES))))
+
+
+@given(
+    block_size=st.integers(1, 40), num_replicas=st.integers(1, 4), read_at_once=st.integers(1, 9)
+)
+@settings(deadline=None)
+def test_blocks_in_memory_are_those_that_would_be_read(
+    block_size: int, num_replicas: int, read_at_once: int
+) -> None:
+    """Padded alike; and together every sample once, on any number of replicas."""
+    seen = []
+    for replica in range(num_replicas):
+        blocks = sample_blocks(range(NUM_SAMPLES), block_size, num_replicas, replica)
+        chunks = [chunk for block in blocks for chunk in sample_blocks(block, read_at_once)]
+        with loader_of(chunks, read_at_once) as loader:
+            sizes = block_size, FakeReader.image_shape
+            held = load_blocks(loader, blocks, *sizes, SINGLE, lambda *_: None)
+        with loader_of(blocks, block_size, pad=True) as loader:
+            for block, read in zip(held, loader, strict=True):
+                assert torch.equal(block.images, read.images)
+                assert torch.equal(block.labels, read.labels)
+                assert block.samples.tolist() == read.samples.tolist()
+                assert block.num_valid == read.num_valid
+                seen += block.samples[: block.num_valid].tolist()
+    assert sorted(seen) == list(range(NUM_SAMPLES))
 
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:

@@ -17,7 +17,7 @@ from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import ShardSetError, Split, read_manifest
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data.batches.loader import training_requests
+from pipeline.data.batches.loader import Loader, training_requests
 from pipeline.data.cache import remote_shards
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
@@ -260,6 +260,7 @@ def test_a_loader_is_closed_though_its_shard_never_comes(folder: Path, tmp_path:
         opened = open_data(Config(data=data), torch.device("cpu"), resources)
         val = opened.open_evaluation("val", 1, opened.normalizer())
         loader = resources.enter_context(val.open_blocks(fused(SINGLE)))
+        assert isinstance(loader, Loader)
         wait_until(waits.exists)
         closing = threading.Thread(target=loader.close, daemon=True)
         closing.start()
