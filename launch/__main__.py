@@ -17,6 +17,7 @@ from launch import (
     local,
     manifests,
     outcome,
+    plan,
     prometheus,
     runs,
     submit,
@@ -28,6 +29,7 @@ from pipeline.watch import server as watch
 _COMMANDS: Mapping[str, Command] = {
     "demo": (demo.Options, demo.run),
     "local": (local.Options, local.run),
+    "plan": (plan.Options, plan.run),
     "doctor": (doctor.Options, doctor.run),
     "status": (runs.StatusOptions, runs.status),
     "explain": (explain.Options, explain.run),

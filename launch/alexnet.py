@@ -43,6 +43,7 @@ DOORS: Mapping[str, Door] = {
     "report": Door("pipeline.report", "write a run's report, or compare several, as one HTML page"),
     "launch": Door("launch", "start jobs: local, slurm, kubernetes; look at them: outcome"),
     "doctor": Door("launch", "check this machine for training", ("doctor",)),
+    "plan": Door("launch", "say what a training would take, and how often to save", ("plan",)),
     "status": Door("launch", "say how far a run is", ("status",)),
     "explain": Door("launch", "say what happened to a run, and what to do", ("explain",)),
     "compare": Door("launch", "compare runs: results and settings", ("compare",)),

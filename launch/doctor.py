@@ -11,10 +11,14 @@ from typing import Annotated
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import words_of
 from launch.local import local_environment, num_gpus, torchrun_command
+from pipeline.config.order import Surroundings
+from pipeline.config.schema import Config
+from pipeline.config.timeouts import DOCTOR_SECONDS, SHUTDOWN_SECONDS
 from pipeline.doctor.options import DoctorOptions
-
-_DEADLINE_SECONDS = 600
-"""Longer than all checks, which have deadlines of their own, and the import of torch."""
+from pipeline.explain.slurm import kill_wait
+from pipeline.run.directory import RunDirectory
+from pipeline.run.measured import check_run
+from pipeline.run.settings import read_settings
 
 _LEAVING_SECONDS = 10
 
@@ -29,16 +33,21 @@ class Options(DoctorOptions):
 
 def run(options: Options) -> int:
     """Returns 0 if all is well."""
+    run = RunDirectory(options.run_dir)
+    config = read_settings(run).config if run.config.is_file() else Config()
+    around = Surroundings(shutdown=SHUTDOWN_SECONDS, kill_wait=kill_wait())
+    for warning in check_run(config, run, around):
+        sys.stderr.write(f"warning: {warning}\n")
     words = words_of(options, DoctorOptions)
     num_ranks = options.nproc or num_gpus() or 1
     command = torchrun_command(num_ranks, 0, "pipeline.doctor", words)
     with subprocess.Popen(command, env=local_environment(), process_group=0) as child:
         try:
-            return min(1, abs(child.wait(_DEADLINE_SECONDS)))
+            return min(1, abs(child.wait(DOCTOR_SECONDS)))
         except subprocess.TimeoutExpired:
             sys.stderr.write(
                 "error: the start of the ranks is stuck: they have not ended within "
-                f"{_DEADLINE_SECONDS} s, though each check has its deadline; is the file system "
+                f"{DOCTOR_SECONDS:g} s, though each check has its deadline; is the file system "
                 f"of {sys.prefix} at work?\n"
             )
             return 1

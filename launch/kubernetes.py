@@ -10,6 +10,7 @@ from typing import assert_never
 
 from launch.kubernetes_spec import KubernetesSpec, PreparePods, TrainPods
 from launch.templates import as_yaml, fill
+from pipeline.config.timeouts import SHUTDOWN_VARIABLE
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import ExitCode
 
@@ -119,7 +120,7 @@ def _values(spec: KubernetesSpec, pods: _Pods) -> dict[str, str]:
     # A user whose number the image does not know has no home, and no name for torch's caches.
     environment = {"HOME": _HOME, "USER": "alexnet"}
     if pods.shutdown_seconds is not None:
-        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(pods.shutdown_seconds)
+        environment[SHUTDOWN_VARIABLE] = str(pods.shutdown_seconds)
     limits = {"cpu": str(spec.cpus_per_task)}
     if spec.memory is not None:
         limits["memory"] = spec.memory

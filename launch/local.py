@@ -25,6 +25,8 @@ from launch.meeting import Meeting, has_lost_nodes
 from launch.options import refuse_misplaced
 from launch.outcome import outcome_of, rows_since
 from pipeline.config.model import ranks_per_replica
+from pipeline.config.order import Surroundings
+from pipeline.config.timeouts import SHUTDOWN_SECONDS, SHUTDOWN_VARIABLE
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import (
     LAUNCHER_VARIABLE,
@@ -37,6 +39,7 @@ from pipeline.run.ending import (
 from pipeline.run.event_log import of_training, read_events, write_submission
 from pipeline.run.events import EndEvent, RunEvent, SubmittedTo
 from pipeline.run.lock import LOG_VARIABLE
+from pipeline.run.measured import check_run
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
 
 
@@ -46,9 +49,6 @@ def _is_place(text: str) -> bool:
 
 
 _PLACE = Limit("HOST:PORT", _is_place)
-
-SHUTDOWN_SECONDS = 270
-"""How long ranks may take to save after a signal, before torchrun kills them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +98,8 @@ def run(options: Options) -> int:
     num_ranks = options.nproc
     if num_ranks is None:
         num_ranks = choose_num_ranks(command, num_gpus())
+    around = Surroundings(shutdown=float(local_environment()[SHUTDOWN_VARIABLE]))
+    check_run(command.config, command.run, around)  # the run itself warns
     begin = time.time()
     node = "" if meeting is None else f"-node{options.node_rank}"  # ids are alike in containers
     log = command.run.logs / f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}{node}.log"
@@ -178,7 +180,7 @@ def local_environment(*, is_alone: bool = True) -> dict[str, str]:
         **({"GLOO_SOCKET_IFNAME": "lo"} if is_alone else {}),
         LAUNCHER_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": "1",  # as torchrun has it; ranks set their own number of threads
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        SHUTDOWN_VARIABLE: str(SHUTDOWN_SECONDS),
         **os.environ,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted ranks do not find each other
     }

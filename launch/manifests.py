@@ -16,9 +16,11 @@ from launch.options import (
     paths_of,
     refuse_misplaced,
     refuse_script_options,
+    warn_of_waits,
     without_tilde,
     write_own,
 )
+from pipeline.config.order import Surroundings
 from pipeline.config.schema import AUTO_ADDRESS, MetricsConfig
 from pipeline.metrics.addresses import is_loopback
 from pipeline.train.command import asks_for_help, help_text, parse_command
@@ -57,6 +59,8 @@ def _plan_training(spec: TrainPods, arguments: Sequence[str]) -> list[str]:
     command = parse_command(arguments)
     for option, path in paths_of(command).items():
         spec.check_is_mounted(option, path)
+    around = Surroundings(shutdown=spec.shutdown_seconds, grace=spec.signal_lead_seconds)
+    warn_of_waits(command, around)
     words = without_tilde(arguments)
     metrics = command.config.metrics
     if not (metrics.enabled and metrics.exporter):

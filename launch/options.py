@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.files import expanded, write_atomically
 from data_prep.shard_set.options import add_options, option_fields, option_of
+from pipeline.config.order import Surroundings
+from pipeline.run.measured import check_run
 from pipeline.train.command import Command
 
 
@@ -99,3 +102,9 @@ def parse_sharding(words: list[str]) -> argparse.Namespace:
     from data_prep.__main__ import parse  # here: all sources take longer than the rest of launch
 
     return parse(words)
+
+
+def warn_of_waits(command: Command, around: Surroundings) -> None:
+    """Say which waits of a training may contradict each other; raises `ValueError` if they do."""
+    for warning in check_run(command.config, command.run, around):
+        sys.stderr.write(f"warning: {warning}\n")

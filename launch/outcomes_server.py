@@ -21,8 +21,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.discovery import drop_unanswered
-from pipeline.metrics.outcomes import KEPT_SECONDS, RootOutcomes
+from pipeline.metrics.outcomes import RootOutcomes
 
 ADDRESS = "127.0.0.1"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
 from launch.templates import fill
+from pipeline.config.timeouts import REQUEUE_PAUSES
 from pipeline.run.ending import STOP_SIGNALS, ExitCode, signals_to_handle
 
 
@@ -72,6 +73,7 @@ def render_train(spec: TrainSpec, command: TrainingCommand | None = None) -> str
         stopped=str(ExitCode.STOPPED),
         failed=str(ExitCode.FAILED),
         shutdown_seconds=str(spec.shutdown_seconds),
+        requeue_pauses=" ".join(map(str, REQUEUE_PAUSES)),
         max_restarts=str(spec.max_restarts),
         max_requeues=str(spec.max_requeues if spec.requeue else 0),
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 from data_prep.shard_set.fields import Limit, Reads, check_fields, fields_of, within, wrong
 from data_prep.shard_set.files import expanded
 from data_prep.shard_set.options import Named, NotAnOption, option_of
+from pipeline.config import timeouts
 
 
 def _expanded_each(text: str) -> str:
@@ -21,8 +22,7 @@ PathText = Annotated[str, Reads(_expanded_each)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WORD = re.compile(r"\S+")
 _TIME = re.compile(r"(?:(\d{1,5})-)?(\d{1,7}(?::\d{1,2}){0,2})", re.ASCII)
-_SHUTDOWN_MARGIN_SECONDS = 30
-_SHORTEST_LEAD_SECONDS = 2 * _SHUTDOWN_MARGIN_SECONDS
+_SHORTEST_LEAD_SECONDS = 2 * timeouts.margin_seconds(is_requeued=False)
 
 
 def seconds_of(time_limit: str) -> int:
@@ -88,7 +88,7 @@ class Training:
     """GPUs of a node; 0: train on CPUs."""
     ranks_per_node: _Count | None = None
     """Ranks of a node; if not given, one a GPU."""
-    signal_lead_seconds: Annotated[int, Named("--signal-lead")] = 300
+    signal_lead_seconds: Annotated[int, Named("--signal-lead")] = timeouts.LEAD_SECONDS
     """How long before its end (in SLURM its time limit) a job is asked to save and leave, in
     seconds."""
     max_restarts: _CountOrNone = 3
@@ -107,7 +107,7 @@ class Training:
     @property
     def shutdown_seconds(self) -> int:
         """What torchrun gives its ranks, which save, before it kills them."""
-        return self.signal_lead_seconds - _SHUTDOWN_MARGIN_SECONDS
+        return timeouts.shutdown_seconds(self.signal_lead_seconds, is_requeued=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +188,10 @@ class TrainSpec(JobSpec, Training):
         if self.signal_lead_seconds >= limit:
             expected = f"less than the time limit, which is {limit}"
             raise wrong("--signal-lead", str(self.signal_lead_seconds), expected)
+
+    @property
+    def shutdown_seconds(self) -> int:
+        return timeouts.shutdown_seconds(self.signal_lead_seconds, is_requeued=self.requeue)
 
     def _own_directives(self) -> list[str]:
         return [

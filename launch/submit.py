@@ -20,11 +20,14 @@ from launch.options import (
     paths_of,
     refuse_misplaced,
     refuse_script_options,
+    warn_of_waits,
     without_tilde,
 )
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
-from launch.spec import JobSpec, Preparation, PrepareSpec, Submission, TrainSpec
+from launch.spec import JobSpec, Preparation, PrepareSpec, Submission, TrainSpec, seconds_of
+from pipeline.config.order import Surroundings
 from pipeline.doctor.options import DoctorOptions
+from pipeline.explain.slurm import kill_wait
 from pipeline.metrics.addresses import check_reachable
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import write_submission
@@ -133,6 +136,14 @@ def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Jo
         check_reachable(metrics.exporter_address, spec.nodes)
     for option, path in paths_of(command).items():
         _check_is_mounted(spec, option, path)
+    around = Surroundings(
+        shutdown=spec.shutdown_seconds,
+        grace=spec.signal_lead_seconds,
+        kill_wait=kill_wait(),
+        time_limit=seconds_of(spec.time_limit) or None,
+        is_requeued=spec.requeue,
+    )
+    warn_of_waits(command, around)
     doctor = DoctorOptions(
         shards=command.config.data.shards,
         run_dir=command.run.path,

@@ -18,13 +18,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
 from pipeline.run.ending import AGENT_VARIABLE, LAUNCHER_VARIABLE, ExitCode
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-_OTHERS_SECONDS = 20
-"""How long a node whose ranks are done waits for the others: ranks end together, but a node that
-got a signal says nothing, and torchrun would wait for it for 300 seconds."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,8 +55,10 @@ def _run(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher import api
 
-    agent = vars(api)["LocalElasticAgent"]  # torchrun has no option for its argument
-    vars(api)["LocalElasticAgent"] = functools.partial(agent, exit_barrier_timeout=_OTHERS_SECONDS)
+    # Ranks end together, but a node that got a signal says nothing, and torchrun, which has no
+    # option for it, would let the others wait for 300 seconds.
+    agent, seconds = vars(api)["LocalElasticAgent"], EXIT_BARRIER_SECONDS
+    vars(api)["LocalElasticAgent"] = functools.partial(agent, exit_barrier_timeout=seconds)
     try:
         run.run(run.parse_args(list(arguments)))
     except ChildFailedError as error:

@@ -91,9 +91,9 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "pipeline.follow": ("pipeline.run", SHARD_SET),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
-    "pipeline.start_ranks": ("pipeline.run",),
+    "pipeline.start_ranks": ("pipeline.run", "pipeline.config"),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
-    "launch.monitoring": ("pipeline.metrics", "pipeline.run", SHARD_SET),
+    "launch.monitoring": ("pipeline.metrics", "pipeline.run", *_BASE),
     "launch": (
         *(
             "launch.monitoring",
@@ -105,6 +105,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
             "pipeline.report.comparison",
             "pipeline.watch.server",
             "pipeline.train.command",
+            "pipeline.data.order",
             "pipeline.metrics",
             "pipeline.run",
         ),

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.config.timeouts import ALERT_HOLD_MINUTES
+
 Severity = Literal["critical", "warning"]
 """critical: work is being lost, or wrong; warning: it goes on, but somebody should look."""
 
@@ -126,7 +128,7 @@ or min by (run) (alexnet_disk_free_bytes / alexnet_disk_size_bytes) < 0.02""",
         condition="""\
 max by (run, node, rank) (alexnet_rank_up) == 0
 and on (run, node, rank) alexnet_rank_outcome{outcome="running", run_dir!=""} == 1""",
-        hold="1m",
+        hold=f"{ALERT_HOLD_MINUTES}m",
         summary=f"{_WHO} is there, but publishes nothing",
         description="It is stopped (SIGSTOP), hangs in the system, or cannot write to its run "
         "directory."
@@ -142,7 +144,7 @@ alexnet:rank_busy
 and on (run) alexnet:run_stalled
 or alexnet:run_stalled
 unless on (run) alexnet:rank_busy""",
-        hold="1m",
+        hold=f"{ALERT_HOLD_MINUTES}m",
         summary=f"{_RUN} does no steps"
         "{{ with $labels.rank }}: rank {{ . }} on {{ $labels.node }} is {{ $labels.phase }}"
         "{{ end }}",

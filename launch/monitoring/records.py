@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.config.timeouts import ALERT_SAVE_MINUTES, ALERT_STALL_MINUTES
 from pipeline.run.phase import Phase
 
 _BUSY = "|".join(
@@ -85,11 +86,11 @@ or max by (run, node, rank, phase) \
     ),
     Record(
         name="alexnet:run_stalled",
-        query="""\
-alexnet:last_step_age:seconds > 3m
+        query=f"""\
+alexnet:last_step_age:seconds > {ALERT_STALL_MINUTES}m
 and on (run) alexnet_rank_up == 1
-unless on (run) alexnet_rank_phase{phase=~"evaluating|gathering|saving"} == 1
-or alexnet:last_step_age:seconds > 30m
+unless on (run) alexnet_rank_phase{{phase=~"evaluating|gathering|saving"}} == 1
+or alexnet:last_step_age:seconds > {ALERT_SAVE_MINUTES}m
 and on (run) alexnet_rank_up == 1""",
         meaning="runs whose ranks are there and do no step, for longer if they evaluate or save",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never, get_args
 
@@ -17,6 +18,16 @@ from pipeline.config.marks import (
 
 ModelName = Literal["alexnet_2012", "alexnet_2014", "alexnet_single", "alexnet_bn", "alexnet_cifar"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
+
+_SIZES: Mapping[ModelName, tuple[int, int, int]] = {
+    "alexnet_2012": (56_868_224, 4097, 0),
+    "alexnet_2014": (57_003_840, 4097, 0),
+    "alexnet_single": (58_281_344, 4097, 0),
+    "alexnet_bn": (46_747_712, 4097, 706),
+    "alexnet_cifar": (1_247_296, 257, 803),
+}
+"""Trained values, but for those of a class; of a class; and BatchNorm's moments."""
+
 Layout = Literal["fused", "split"]
 Initialization = Literal["code", "paper", "caffe"]
 ResponseNorm = Literal["code", "paper", "none"]
@@ -61,3 +72,13 @@ class ModelConfig:
         float, above(0), at_most(1), only_with(_HAS_BATCH_NORM, TRAINS_CONVOLUTIONS)
     ] = 0.01
     """Weight of the current batch in BatchNorm's running moments (Keras writes 0.99 for 0.01)."""
+
+    def num_parameters(self, num_classes: int) -> int:
+        """Values that are trained, of both columns together."""
+        fixed, of_a_class, _ = _SIZES[self.name]
+        return fixed + of_a_class * num_classes
+
+    @property
+    def num_moments(self) -> int:
+        """Values that BatchNorm keeps beside them."""
+        return _SIZES[self.name][2]

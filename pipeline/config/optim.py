@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, assert_never, get_args
 
 from data_prep.shard_set.fields import Limit, above, at_least, below, between, within, wrong
 from pipeline.config.marks import TRAINS_CONVOLUTIONS, above_zero, given, one_of, only_with
@@ -58,6 +58,17 @@ class OptimConfig:
     """Share of the target that goes to all classes alike (Szegedy, arXiv 1512.00567, section 7)."""
     clip_norm: Annotated[float | None, above(0)] = None
     """Scale gradients down to this norm at most; none: leave them as they are."""
+
+    @property
+    def num_moments(self) -> int:
+        """Values that the optimizer keeps beside each parameter."""
+        match self.name:
+            case "sgd":
+                return int(self.momentum > 0)
+            case "adam" | "adamw":
+                return 2
+            case unknown:
+                assert_never(unknown)
 
 
 _CHANGES = one_of("schedule.name", *(name for name in get_args(ScheduleName) if name != "constant"))

@@ -196,6 +196,11 @@ class Config:
             raise RuntimeError("the precision is auto: resolve it before anything is computed")
         return self.precision
 
+    def checkpoint_bytes(self, num_classes: int) -> int:
+        """Weights, moments of BatchNorm and the optimizer's state, in fp32."""
+        weights = self.model.num_parameters(num_classes)
+        return 4 * (weights * (1 + self.optim.num_moments) + self.model.num_moments)
+
 
 FIELDS = fields_of(Config)
 """Every field of a config that is no group, by its dotted name."""

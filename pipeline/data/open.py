@@ -48,7 +48,14 @@ from pipeline.data.batches.loader import (
 )
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardSet
-from pipeline.data.order.partition import BatchPlan, ShardShuffle, sample_blocks, steps_of_epoch
+from pipeline.data.order.partition import (
+    BatchPlan,
+    ShardShuffle,
+    every_steps,
+    num_steps,
+    sample_blocks,
+    steps_of_epoch,
+)
 from pipeline.data.order.shard_needs import (
     ShardNeed,
     check_cache_bytes,
@@ -64,8 +71,8 @@ from pipeline.ranks.world import World
 
 __all__ = [
     "Augmenter", "Batch", "BatchPlan", "Batches", "Damage", "Data", "EvaluatedSplit", "ImageSize",
-    "Normalizer", "OpenBatches", "ReadCost", "constancy", "input_size", "open_data",
-    "steps_of_epoch", "take_crops",
+    "Normalizer", "OpenBatches", "ReadCost", "constancy", "every_steps", "input_size",
+    "num_steps", "open_data", "steps_of_epoch", "take_crops",
 ]  # fmt: skip
 
 OpenBatches = Callable[[int, int], AbstractContextManager[Batches]]

@@ -16,6 +16,7 @@ import torch
 from data_prep.shard_set.options import read_options
 from data_prep.shard_set.streams import exit_code_after_flush, open_streams
 from pipeline.config.schema import DistributedConfig
+from pipeline.config.timeouts import DOCTOR_LIMIT_SECONDS
 from pipeline.doctor.checks import Check, checked, judge
 from pipeline.doctor.deadlines import deadline
 from pipeline.doctor.facts import collect
@@ -27,7 +28,6 @@ from pipeline.ranks.world import World
 from pipeline.run.console import Console
 from pipeline.run.ending import ExitCode
 
-_DEADLINE_SECONDS = 120.0  # a first import of torch over a network takes some hosts a minute
 _MAX_SKEW_SECONDS = 1.0
 _PROBE_VALUES = 4 << 20
 
@@ -65,8 +65,8 @@ def examine(options: DoctorOptions) -> int:
     environment = LaunchEnvironment.read()
     config = DistributedConfig(
         device=options.device,
-        timeout_seconds=_DEADLINE_SECONDS,
-        save_timeout_seconds=_DEADLINE_SECONDS,
+        timeout_seconds=DOCTOR_LIMIT_SECONDS,
+        save_timeout_seconds=DOCTOR_LIMIT_SECONDS,
     )
     with connect(environment, config) as world:
         with deadline("the gathering of the answers"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.doctor.deadlines import ANSWER_SECONDS
+from pipeline.config.timeouts import ANSWER_SECONDS
 from pipeline.doctor.facts import Facts
 from pipeline.optim.precision import meaning, mixture
 

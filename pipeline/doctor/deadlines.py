@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
+from pipeline.config.timeouts import ANSWER_SECONDS, MEETING_SECONDS
 from pipeline.run.ending import ExitCode
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-ANSWER_SECONDS = 30.0
-"""For a question that one rank asks alone."""
-
-_MEETING_SECONDS = 170.0
-"""For what ranks do together: one of them may have waited for five answers before."""
 
 
 class Answers:
@@ -49,11 +44,11 @@ def deadline(name: str) -> Iterator[None]:
     """End this process with a sentence if the block, a meeting of all ranks, takes too long."""
 
     def end() -> None:
-        sentence = f"error: {name} is stuck: no answer within {_MEETING_SECONDS:g} s\n"
+        sentence = f"error: {name} is stuck: no answer within {MEETING_SECONDS:g} s\n"
         os.write(2, sentence.encode())
         os._exit(ExitCode.FAILED)
 
-    timer = threading.Timer(_MEETING_SECONDS, end)
+    timer = threading.Timer(MEETING_SECONDS, end)
     timer.daemon = True
     timer.start()
     try:

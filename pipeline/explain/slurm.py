@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -80,6 +81,12 @@ def ask(number: str) -> SlurmJob | None:
         started=_seconds(found.get("StartTime", "")),
         ended=_seconds(found.get("EndTime", "")),
     )
+
+
+def kill_wait() -> float | None:
+    """Seconds from SIGTERM to SIGKILL, a setting of the cluster; None where it cannot be asked."""
+    found = re.search(r"^KillWait\s*=\s*(\d+) sec", said("scontrol", "show", "config") or "", re.M)
+    return float(found[1]) if found else None
 
 
 def _unless_none(text: str) -> str:

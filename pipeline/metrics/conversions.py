@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from data_prep.shard_set.conversion_metrics import CONVERSION_METRICS
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.node import merge
-from pipeline.metrics.outcomes import KEPT_SECONDS
 
 _MAX_BYTES = 1 << 20
 """A conversion writes thousands; whatever is larger is something else."""

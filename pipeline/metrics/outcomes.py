@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from data_prep.shard_set.families import collected
 from data_prep.shard_set.files import as_text
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.declared import (
     DISK_FREE,
     DISK_SIZE,
@@ -44,9 +45,6 @@ RunState = Literal["has not started", "starting", "training", EndOutcome, "was k
 """The same in words, such that they follow 'it', with two for a run that is running."""
 
 AT_WORK: tuple[RunState, RunState] = ("starting", "training")
-
-KEPT_SECONDS = 180.0
-"""How long the outcome of a run that has ended is served: several scrapes, and time for alerts."""
 
 _LEAVING_SECONDS = 30.0
 """If the lock is still held this long after an `end` row, the run has begun again."""

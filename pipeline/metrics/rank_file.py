@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, get_type_hints
 
 from data_prep.shard_set import metric
+from pipeline.config.timeouts import MISSED_PUBLICATIONS
 from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME, STEP_SECONDS
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
 from pipeline.run.format_version import RANK_FILE_VERSION, check_format_version
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 PATTERN = "rank-*.prom"
 
-_MISSED_INTERVALS = 10
 _END = b"# EOF\n"
 
 
@@ -91,7 +91,7 @@ class RankFile:
     @property
     def max_silence_seconds(self) -> float:
         """How long a rank may publish nothing."""
-        return _MISSED_INTERVALS * self.writer.interval_seconds
+        return MISSED_PUBLICATIONS * self.writer.interval_seconds
 
     def value(self, wanted: metric.Metric, **labels: str) -> float | None:
         """That of a sample; None if it is not there."""

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
+from pipeline.config.timeouts import collective_seconds, rendezvous_seconds
 from pipeline.ranks.failure import RankFailure, fact_of, waiting_for_ranks
 from pipeline.ranks.gpus import driver_fault
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -27,9 +28,6 @@ from pipeline.ranks.memory import keep_freed_memory
 from pipeline.ranks.world import World
 from pipeline.run.console import counted
 from pipeline.run.ending import handled_signals
-
-_RENDEZVOUS_SECONDS = 120.0
-"""Ranks wait at least this long for others to start: a busy host takes long to import torch."""
 
 
 @contextlib.contextmanager
@@ -80,11 +78,8 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
 
 
 def collective_deadline(limit_seconds: float) -> datetime.timedelta:
-    """For a process group in whose collectives a rank may wait `limit_seconds`.
-
-    It is later, so that the watchdog ends a hang first: it can name the rank.
-    """
-    return datetime.timedelta(seconds=1.5 * limit_seconds + 5)
+    """For a process group in whose collectives a rank may wait `limit_seconds`."""
+    return datetime.timedelta(seconds=collective_seconds(limit_seconds))
 
 
 @contextlib.contextmanager
@@ -108,7 +103,7 @@ def _join(
 
     If not all ranks have a GPU, the device is a CPU: so they can still report the fault.
     """
-    timeout_seconds = max(config.timeout_seconds, _RENDEZVOUS_SECONDS)
+    timeout_seconds = rendezvous_seconds(config.timeout_seconds)
     try:
         meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds))
         everything, rank, world_size = next(meeting)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from pipeline.config.timeouts import SHUTDOWN_VARIABLE, TORCHRUN_SHUTDOWN_SECONDS
 from pipeline.run.ending import AGENT_VARIABLE
 from pipeline.run.lock import LOG_VARIABLE, JobStart
 
@@ -35,6 +36,8 @@ class LaunchEnvironment:
     """The file of the job's output, if its launcher names one."""
     is_launched: bool = False
     """Whether a launcher such as torchrun started this process."""
+    shutdown_seconds: float | None = None
+    """What torchrun gives its ranks to leave after a signal; None without torchrun."""
     agent: int | None = None
     """The process of torchrun, if that is the launcher: it looks after this one as its parent."""
 
@@ -56,10 +59,11 @@ class LaunchEnvironment:
         if "SLURM_JOB_ID" in os.environ:
             number = int(os.environ.get("SLURM_RESTART_COUNT", 0))
             start = JobStart(job=os.environ["SLURM_JOB_ID"], number=number)
-        agent = None
+        agent, shutdown = None, None
         if "TORCHELASTIC_RUN_ID" in os.environ:
             # Our launchers name the agent: it may have been killed while this process started.
             agent = int(os.environ.get(AGENT_VARIABLE) or os.getppid())
+            shutdown = float(os.environ.get(SHUTDOWN_VARIABLE, TORCHRUN_SHUTDOWN_SECONDS))
         return cls(
             rank=rank,
             local_rank=local_rank,
@@ -75,4 +79,5 @@ class LaunchEnvironment:
             log=os.environ.get(LOG_VARIABLE, ""),
             is_launched=True,
             agent=agent,
+            shutdown_seconds=shutdown,
         )

@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from pipeline.config.timeouts import POLL_SECONDS
 from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
@@ -29,7 +30,6 @@ _INTERRUPT_SECONDS = 2.0
 """A Ctrl-C this long after the first does not wait for the step. Under torchrun one press comes
 twice, from the terminal and from torchrun, and counts once."""
 
-_POLL_SECONDS = 0.5
 _MAX_POLL_STEPS = 64
 
 
@@ -157,7 +157,7 @@ class StopRequests:
         last_step, last_time = self._last_poll or (step, now)
         self._last_poll = step, now
         num_steps = step - last_step
-        due = num_steps * _POLL_SECONDS / max(now - last_time, 1e-6)
+        due = num_steps * POLL_SECONDS / max(now - last_time, 1e-6)
         return max(1, min(int(due), 2 * num_steps, _MAX_POLL_STEPS))
 
     @waiting_for_ranks()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import math
 import os
 import socket
 import time
@@ -25,6 +24,12 @@ from typing import Self
 import torch
 
 from pipeline.config.schema import DistributedConfig
+from pipeline.config.timeouts import (
+    DUMP_SECONDS,
+    FAREWELL_SECONDS,
+    heartbeat_seconds,
+    num_judged,
+)
 from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.heartbeats import SILENT_STORE, Board, Heartbeat, judge
 from pipeline.ranks.mesh import Mesh
@@ -33,13 +38,6 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import ExitCode
 from pipeline.run.event_log import write_failure
 from pipeline.run.phase import Phase
-
-_HEARTBEATS_PER_LIMIT = 10
-_MAX_PERIOD_SECONDS = 10.0
-_DUMP_SECONDS = 20.0
-_FAREWELL_SECONDS = 5.0
-_JUDGING_SECONDS = 2.0
-"""On a busy host a thread may not run for a second: that is no silence yet."""
 
 
 class Watchdog:
@@ -65,7 +63,7 @@ class Watchdog:
             is_resident=is_resident,
         )
         shortest = min(config.timeout_seconds, config.save_timeout_seconds)
-        self._period = min(shortest / _HEARTBEATS_PER_LIMIT, _MAX_PERIOD_SECONDS)
+        self._period = heartbeat_seconds(shortest)
         self._count = 0
         self._at = Phase.READING, 0, time.monotonic()
         self._board = Board(world.watchdog_store, world.size, self._period, world.threads)
@@ -120,7 +118,7 @@ class Watchdog:
     def _judge(self) -> FirstFailure | None:
         """Compare all heartbeats before and after a time in which every rank has some."""
         before = self._board.heartbeats()
-        for _ in range(max(3, math.ceil(_JUDGING_SECONDS / self._period))):
+        for _ in range(num_judged(self._period)):
             if self._is_over.wait(self._period):
                 return None
             self._count += 1
@@ -142,10 +140,10 @@ class Watchdog:
             traces = partial(self._leave_traces, sentence)
             dump = self._world.threads.thread(traces, "traces")
             dump.start()
-            dump.join(_DUMP_SECONDS)
+            dump.join(DUMP_SECONDS)
             if self._world.is_main and self._world.size > 1:
                 # It may keep the store, in which the others look for the verdict.
-                time.sleep(2 * self._period + _FAREWELL_SECONDS)
+                time.sleep(2 * self._period + FAREWELL_SECONDS)
         finally:
             os._exit(ExitCode.FAILED)
 

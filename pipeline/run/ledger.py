@@ -51,7 +51,7 @@ SECOND_CLASSES: Mapping[SecondClass, str] = {
 """The classes, and their names for people."""
 
 
-_WAITS: Mapping[Label, SecondClass] = {"data_wait": "data_wait", "sync_wait": "rank_wait"}
+WAITS: Mapping[Label, SecondClass] = {"data_wait": "data_wait", "sync_wait": "rank_wait"}
 """The phases of rank 0 that are no work; all others are `steps`."""
 
 _ASKED_BY_A_PERSON = (StopSource.SIGINT, StopSource.SIGHUP, StopSource.STOP_FILE)
@@ -231,7 +231,7 @@ class LedgerBuilder:
         """A log interval, divided as rank 0's time was; before the first one there was loading."""
         parts: dict[SecondClass, float] = {"steps": 0.0}
         for label, value in row.phase_seconds.items():
-            name = _WAITS.get(label, "steps")
+            name = WAITS.get(label, "steps")
             parts[name] = parts.get(name, 0.0) + max(0.0, value or 0.0)
         total = sum(parts.values())
         self._join(row.time - total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
-from pipeline.data.open import BatchPlan
+from pipeline.data.open import BatchPlan, every_steps
 
 _KEPT = 0.9
 """What a measured time weighs beside the next one: about the last ten count."""
@@ -15,7 +15,7 @@ def is_due(step: int, every_epochs: float, steps_per_epoch: int, target_steps: i
     """Whether it is due after `step` steps. `every_epochs` 0: after the last one only."""
     if step == target_steps:
         return True
-    return every_epochs > 0 and step % _every_steps(every_epochs, steps_per_epoch) == 0
+    return every_epochs > 0 and step % every_steps(every_epochs, steps_per_epoch) == 0
 
 
 def num_due(step: int, every_epochs: float, steps_per_epoch: int, target_steps: int) -> int:
@@ -24,12 +24,8 @@ def num_due(step: int, every_epochs: float, steps_per_epoch: int, target_steps: 
         return 0
     if every_epochs == 0:
         return 1
-    every = _every_steps(every_epochs, steps_per_epoch)
+    every = every_steps(every_epochs, steps_per_epoch)
     return target_steps // every - step // every + (target_steps % every > 0)
-
-
-def _every_steps(every_epochs: float, steps_per_epoch: int) -> int:
-    return max(1, round(every_epochs * steps_per_epoch))
 
 
 @dataclass(slots=True)

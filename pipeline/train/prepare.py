@@ -14,8 +14,9 @@ from data_prep.shard_set.files import remove_leftovers
 from pipeline.config.augment import IMAGE_SIZES, ONE_SIZE, SEVERAL_SIZES
 from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
+from pipeline.config.order import Surroundings
 from pipeline.config.schema import FIELDS, Config, values_of
-from pipeline.data.open import BatchPlan, Data, ImageSize, open_data
+from pipeline.data.open import BatchPlan, Data, ImageSize, num_steps, open_data
 from pipeline.metrics.job import JobMetrics
 from pipeline.model.build import build_model
 from pipeline.model.network import Network
@@ -34,6 +35,7 @@ from pipeline.run.dataset import Dataset, write_dataset
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_events, write_failure
 from pipeline.run.lock import lock_run
+from pipeline.run.measured import check_run
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
 from pipeline.train.clock import StartClock, StepClock
@@ -44,7 +46,7 @@ from pipeline.train.initial import load_given
 from pipeline.train.journal import Journal
 from pipeline.train.provenance import write_settings
 from pipeline.train.publishing import publishing
-from pipeline.train.same_run import check_same_run, kept_precision, num_steps
+from pipeline.train.same_run import check_same_run, kept_precision
 from pipeline.train.start import begin, find_start, finish, record_start
 
 
@@ -61,6 +63,9 @@ def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> 
         check_layout(config.model.columns, world.size)
         if world.is_main:
             open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
+            around = Surroundings(shutdown=world.environment.shutdown_seconds)
+            for warning in check_run(config, run, around):
+                Console(sys.stdout).line(f"warning: {warning}")
     config = _with_precision(config, run, world)
     with recording_failures(run, world):
         with world.fail_together():

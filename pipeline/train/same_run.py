@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config.schema import Config, Precision
-from pipeline.data.open import steps_of_epoch
+from pipeline.data.open import num_steps, steps_of_epoch
 from pipeline.optim.schedule import Position, Rates, learning_rates
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
@@ -90,14 +90,3 @@ def why_not(config: Config, was_epochs: float, steps_per_epoch: int, done: int) 
                 f"after step {step:,}, which is done"
             )
     return None
-
-
-def num_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Steps of a whole run; raises `ValueError` if there is none."""
-    steps = round(epochs * steps_per_epoch)
-    if steps == 0:
-        raise ValueError(
-            f"epochs is {epochs:g}, less than half a step: an epoch has "
-            f"{steps_per_epoch} steps; give at least {1 / steps_per_epoch:.2g}"
-        )
-    return steps

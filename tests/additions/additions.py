@@ -11,6 +11,7 @@ def add_network(scratch: Scratch) -> None:
     """`tiny`: one convolution."""
     build = "pipeline/model/build.py"
     scratch.add_name("pipeline/config/model.py", "ModelName", "tiny")
+    scratch.insert("pipeline/config/model.py", '"alexnet_cifar": (', '    "tiny": (100, 1, 0),\n')
     scratch.insert(build, "import AlexNet2014", "from pipeline.model.tiny import Tiny\n")
     case = '        case "tiny":\n            return Tiny(num_classes)\n'
     scratch.insert(build, "return AlexNetCifar(", case)
@@ -43,6 +44,8 @@ def add_optimizer(scratch: Scratch) -> None:
         "epsilon: Annotated[float, above(0), only_with(_ADAM)]",
         'epsilon: Annotated[float, above(0), only_with((_ADAM, one_of("optim.name", "rmsprop")))]',
     )
+    case = '            case "rmsprop":\n                return 1\n'
+    scratch.insert(config, "                return 2", case)
     scratch.insert(
         "pipeline/optim/optimizer.py",
         "return torch.optim.AdamW(",

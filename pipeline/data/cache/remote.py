@@ -31,13 +31,12 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config.data import DataConfig
+from pipeline.config.timeouts import FIRST_PAUSE_SECONDS, longest_pause
 
 _BLOCK_BYTES = 1 << 20
 _LOOK_SECONDS = 0.1
 """Between two looks whether the fetch is to stop."""
-_FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
-"""Between two attempts."""
+_FIRST_PAUSE_SECONDS = FIRST_PAUSE_SECONDS
 _ERROR_BYTES = 2000
 
 _LASTING = frozenset(
@@ -151,7 +150,7 @@ def fetch(
                     f"whole ('python -m data_prep verify SHARDS' where the shard set is){more}"
                 ) from None
             # By chance up to half shorter, so that ranks spread out.
-            pause = min(LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
+            pause = longest_pause(attempt, _FIRST_PAUSE_SECONDS)
             pause *= random.uniform(0.5, 1)
             _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
             if stop.wait(pause):

@@ -41,6 +41,22 @@ def steps_of_epoch(num_samples: int, global_batch_size: int, *, drop_last: bool)
     return full + (rest > 0 and not drop_last)
 
 
+def num_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Steps of a whole run; raises `ValueError` if there is none."""
+    steps = round(epochs * steps_per_epoch)
+    if steps == 0:
+        raise ValueError(
+            f"epochs is {epochs:g}, less than half a step: an epoch has "
+            f"{steps_per_epoch} steps; give at least {1 / steps_per_epoch:.2g}"
+        )
+    return steps
+
+
+def every_steps(every_epochs: float, steps_per_epoch: int) -> int:
+    """Steps between two of what comes every so many epochs, more than 0."""
+    return max(1, round(every_epochs * steps_per_epoch))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
     """The batch arithmetic of a training run; checked once, when it is made."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from launch.monitoring.alerts import ALERTS
+from pipeline.config.timeouts import ALERT_SAVE_MINUTES, ALERT_STALL_MINUTES
 
 Values = Callable[[float], float | None]
 """The value at a time in seconds; None where there is no sample."""
@@ -395,7 +396,7 @@ CASES = (
     _stalled(
         "shard-that-does-not-come",
         "run shard-that-does-not-come does no steps: rank 1 on n1 is reading",
-        by=180,
+        by=60 * ALERT_STALL_MINUTES,
         step=15,
         doing=("averaging", "reading"),
         phase="reading",
@@ -405,7 +406,7 @@ CASES = (
         _stalled(
             f"stands-still-{phase}",
             f"run stands-still-{phase} does no steps: rank 0 on n1 is {phase}",
-            by=180,
+            by=60 * ALERT_STALL_MINUTES,
             doing=(phase, "averaging"),
             phase=phase,
             node="n1",
@@ -416,13 +417,13 @@ CASES = (
     _stalled(
         "network-gone",
         "run network-gone does no steps",
-        by=180,
+        by=60 * ALERT_STALL_MINUTES,
         doing=("averaging", "averaging"),
     ),
     _stalled(
         "long-evaluation",
         "run long-evaluation does no steps: rank 0 on n1 is evaluating",
-        by=1800,
+        by=60 * ALERT_SAVE_MINUTES,
         doing=("evaluating", "averaging"),
         phase="evaluating",
         node="n1",
@@ -431,13 +432,13 @@ CASES = (
     _stalled(
         "long-gathering",
         "run long-gathering does no steps",
-        by=1800,
+        by=60 * ALERT_SAVE_MINUTES,
         doing=("gathering", "averaging"),
     ),
     _stalled(
         "long-saving",
         "run long-saving does no steps: rank 0 on n1 is saving",
-        by=1800,
+        by=60 * ALERT_SAVE_MINUTES,
         doing=("saving", "saving"),
         phase="saving",
         node="n1",

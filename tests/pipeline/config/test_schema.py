@@ -18,7 +18,6 @@ from pipeline.config.schema import (
     EvaluationConfig,
     MetricsConfig,
 )
-from pipeline.data.cache.remote import LONGEST_PAUSE_SECONDS
 
 
 def config_with(group: Any, settings: dict[str, Any]) -> Config:
@@ -124,14 +123,6 @@ def test_impossible_values_are_refused(group: Any, settings: dict[str, Any], sen
     with pytest.raises(ValueError, match="expected") as error:
         config_with(group, settings)
     assert sentence in str(error.value)
-
-
-def test_a_fetch_fails_before_other_ranks_give_this_one_up() -> None:
-    """Then the run ends with what is wrong, and not with a lost rank."""
-    data = DataConfig()
-    seconds = data.fetch_attempts * data.fetch_timeout_seconds
-    seconds += (data.fetch_attempts - 1) * LONGEST_PAUSE_SECONDS
-    assert seconds < DistributedConfig().timeout_seconds
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -39,7 +39,7 @@ def test_a_meeting_that_takes_too_long_ends_the_rank() -> None:
 import threading
 from pipeline.doctor import deadlines
 
-deadlines._MEETING_SECONDS = 0.1
+deadlines.MEETING_SECONDS = 0.1
 with deadlines.deadline("the reduction"):
     threading.Event().wait()
 """

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 from data_prep.convert.assignment import Task
 from data_prep.convert.metrics import publishing
 from data_prep.shard_set.families import exposition
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.conversions import RootConversions
-from pipeline.metrics.outcomes import KEPT_SECONDS
 from tests.pipeline.monitoring import assert_clean_exposition, parse
 
 

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.discovery import Target, location_of
 from pipeline.metrics.exporter import main
 from pipeline.metrics.node import NodeCollector, merge
-from pipeline.metrics.outcomes import KEPT_SECONDS
 from pipeline.metrics.pages import Identity
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics

@@ -16,11 +16,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics import rank_file
 from pipeline.metrics.declared import HEARTBEAT
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import (
-    KEPT_SECONDS,
     RootOutcomes,
     RunStatus,
     read_run_status,

@@ -1,0 +1,131 @@
+"""What a run has cost by its own events: the constants of a plan, and what waits must allow."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config.order import Measured, Surroundings, check_waits
+from pipeline.config.schema import Config
+from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import attempts_of, of_type, read_rows
+from pipeline.run.events import (
+    CheckpointEvent,
+    EndEvent,
+    EvalEvent,
+    Event,
+    RunEvent,
+    StartEvent,
+    SubmitEvent,
+    TrainEvent,
+)
+from pipeline.run.phase import PHASE_LABELS, Label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunCosts:
+    """Seconds, but for the last; None: the events do not say. Medians, if it happened often."""
+
+    phases: dict[Label, float] = field(default_factory=dict)
+    """Of a step of rank 0, by its steady intervals; empty if there are none."""
+    save: float | None = None
+    """From the last step before a save until it counts."""
+    longest_save: float | None = None
+    evaluation: float | None = None
+    start: float | None = None
+    """From the start of a job to its first step."""
+    restart: float | None = None
+    """From a failure to the first step of the ranks that torchrun starts instead."""
+    run: RunEvent | None = None
+    """Of the newest attempt."""
+
+    @property
+    def step(self) -> float | None:
+        return sum(self.phases.values()) or None
+
+    @property
+    def for_waits(self) -> Measured:
+        return Measured(
+            step=self.step, evaluation=self.evaluation, save=self.longest_save, start=self.start
+        )
+
+
+def costs_of(rows: Iterable[Event]) -> RunCosts:
+    """The costs that all `rows` of a run show, void attempts included."""
+    history = list(rows)
+    starts, restarts = _starts(history)
+    saves = _pauses(history, CheckpointEvent)
+    return RunCosts(
+        phases=_phases(history),
+        save=_median(saves),
+        longest_save=max(saves, default=None),
+        evaluation=_median(_pauses(history, EvalEvent)),
+        start=_median(starts),
+        restart=_median(restarts),
+        run=next(reversed(of_type(history, RunEvent)), None),
+    )
+
+
+def check_run(config: Config, run: RunDirectory, around: Surroundings) -> list[str]:
+    """`check_waits` of a run that may have begun: by what it has measured so far."""
+    return check_waits(config, around, costs_of(read_rows(run.events)).for_waits)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _phases(history: Sequence[Event]) -> dict[Label, float]:
+    """Of a step; the first interval of each attempt, which is slow, only if there are no others."""
+    pairs = [
+        list(itertools.pairwise(row for row in attempt if isinstance(row, RunEvent | TrainEvent)))
+        for attempt in attempts_of(history)
+    ]
+    steady = [pair for each in pairs for pair in each[1:]] or [p for each in pairs for p in each]
+    seconds, num_steps = dict.fromkeys(PHASE_LABELS, 0.0), 0
+    for before, row in steady:
+        if isinstance(row, TrainEvent):
+            num_steps += row.step - before.step
+            for label, value in row.phase_seconds.items():
+                seconds[label] += value or 0.0
+    return {label: value / num_steps for label, value in seconds.items()} if num_steps else {}
+
+
+def _pauses(history: Sequence[Event], kind: type[CheckpointEvent] | type[EvalEvent]) -> list[float]:
+    """What training stood still for, with what surrounds what the rows have measured."""
+    found = []
+    for before, row in itertools.pairwise(history):
+        if isinstance(row, kind) and getattr(row, "by", "train") == "train":
+            is_next = isinstance(before, TrainEvent | EvalEvent) and before.step == row.step
+            found.append(max(row.seconds, row.time - before.time if is_next else 0.0))
+    return found
+
+
+def _starts(history: Sequence[Event]) -> tuple[list[float], list[float]]:
+    """Seconds until the first step: of jobs, and of what torchrun started after a failure."""
+    starts: list[float] = []
+    restarts: list[float] = []
+    begin: float | None = None
+    failed: float | None = None
+    took = starts
+    for row in history:
+        match row:
+            case SubmitEvent():
+                failed = None
+            case StartEvent():
+                begin, took = (row.began, starts) if failed is None else (failed, restarts)
+                if failed is not None and row.heard is not None:
+                    begin = max(begin, row.heard)
+            case EndEvent():
+                failed = row.time if row.outcome == "failed" else None
+                begin = None
+            case TrainEvent():
+                if begin is not None:
+                    first = row.time - sum(value or 0.0 for value in row.phase_seconds.values())
+                    took.append(max(0.0, first - begin))
+                failed, begin = row.time, None
+            case _:
+                failed = row.time if failed is not None else None
+    return starts, restarts

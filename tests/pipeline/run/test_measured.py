@@ -1,0 +1,75 @@
+"""What a run's events say of its costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.run.events import Event
+from pipeline.run.measured import costs_of
+from tests.pipeline.fake_run import (
+    checkpoint_fields,
+    eval_fields,
+    event,
+    start_fields,
+    train_fields,
+)
+
+
+def step(number: int, time: float, seconds: float) -> Event:
+    phases = {"data_wait": 0.1 * seconds, "forward_backward": 0.9 * seconds}
+    row: Event = event("train", number, time, **train_fields(number) | {"phase_seconds": phases})
+    return row
+
+
+def started(time: float, began: float, heard: float | None = None, at: int = 0) -> list[Event]:
+    run = start_fields(resumed_from=at or None)
+    return [
+        event("start", at, time, began=began, heard=heard),
+        event("run", at, time + 1, **run),
+    ]
+
+
+HISTORY: list[Event] = [
+    event("submit", 0, 99.0, to="local", job=None),
+    *started(106.0, 100.0),
+    step(10, 118.0, 10.0),  # slow, as the first steps are
+    step(20, 123.0, 5.0),
+    event("eval", 20, 127.0, **eval_fields(1, 2, 10, 10) | {"seconds": 3.0}),
+    event("checkpoint", 20, 128.0, **checkpoint_fields("periodic") | {"seconds": 0.5}),
+    step(30, 133.0, 5.0),
+    *started(145.0, 140.0, heard=136.0, at=20),  # killed
+    step(30, 152.0, 5.0),
+    event("checkpoint", 30, 155.0, **checkpoint_fields("periodic") | {"seconds": 2.5}),
+    step(40, 160.0, 5.0),
+    event("end", 40, 163.0, outcome="failed", error="lost"),
+    *started(170.0, 165.0, at=30),
+    step(40, 178.0, 5.0),
+    step(50, 185.0, 7.0),
+    event("signal", 50, 185.5, source="SIGTERM"),
+    event("end", 50, 186.0, outcome="stopped"),
+    event("submit", 50, 1000.0, to="slurm", job="7"),
+    *started(1010.0, 1004.0, at=50),
+    step(60, 1016.0, 5.0),
+]
+
+
+def test_what_a_run_has_cost() -> None:
+    costs = costs_of(HISTORY)
+    assert costs.step == pytest.approx((5 + 5 + 5 + 7) / 40)
+    assert costs.phases["forward_backward"] == pytest.approx(0.9 * 22 / 40)
+    assert costs.evaluation == 4.0, "with what surrounds it"
+    assert (costs.save, costs.longest_save) == (2.0, 3.0)
+    assert costs.start == pytest.approx((8.0 + 7.0) / 2)
+    assert costs.restart == pytest.approx((11.0 + 10.0) / 2), "from what was heard last"
+    assert costs.run is not None
+    assert costs.run.resumed_from == 50
+
+
+def test_of_what_has_not_happened_nothing_is_known() -> None:
+    costs = costs_of([])
+    assert costs.step is None
+    assert costs.run is None
+    assert set(costs.for_waits) == {None}
+    short = costs_of(HISTORY[:4])
+    assert short.step == 1.0, "there is no steadier interval"
+    assert short.restart is None
