@@ -128,9 +128,12 @@ def train_fused(scratch: Path, shards: Path, *, is_whole: bool) -> Path:
 def test_a_column_on_each_rank_trains_the_same_network(
     scratch: Path, shards: Path, num_ranks: int, accumulation: int, is_whole: bool
 ) -> None:
+    """Of two replicas also from memory, where both ranks of a replica hold what it evaluates."""
     run = scratch / f"split-{num_ranks}-{is_whole}"
     fused = train_fused(scratch, shards, is_whole=is_whole)
-    split = ("--model.columns", "split", "--accumulation_steps", accumulation)
+    split: tuple[object, ...] = ("--model.columns", "split", "--accumulation_steps", accumulation)
+    if num_ranks > 2:
+        split += ("--data.reader", "resident")
     job = finish(train(num_ranks, shards, run, *split, is_whole=is_whole))
     assert f"{num_ranks} on cpu, fp32, one column each" in job.outputs[0]
     assert losses(run) == pytest.approx(losses(fused), rel=1e-5)
@@ -149,8 +152,9 @@ def test_a_split_run_that_is_stopped_has_the_bits_of_one_that_is_not(
     finish(train(2, shards, stopped, *split, "--max-steps", 2))
     job = finish(train(2, shards, stopped, *split))
     assert "resumed from" in job.outputs[0]
-    finish(train(2, shards, straight, *split))
+    finish(train(2, shards, straight, *split, "--data.reader", "resident"))
     assert losses(stopped) == losses(straight)
+    assert evaluation(stopped) == evaluation(straight)
     assert_same_state(stopped, straight)
 
 
