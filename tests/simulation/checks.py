@@ -28,6 +28,8 @@ def due_samples(setup: RunSetup) -> tuple[np.ndarray[tuple[int], np.dtype[np.int
     for step in range(setup.target_steps):
         epoch, within = divmod(step, plan.steps_per_epoch)
         order = epoch_order(plan.num_samples, setup.seed, epoch)
+        if len(np.unique(order)) != plan.num_samples:
+            raise Violation(f"epoch {epoch} has not every sample once")
         begin = within * plan.global_batch_size
         samples = np.sort(order[begin : begin + plan.global_batch_size])
         seen[samples] += 1
@@ -94,11 +96,17 @@ class Checks:
         if key != "last word":
             return
         failure = json.loads(word)
-        text = failure["text"]
-        self.say(f"first failure: {failure['rank']}: {text}")
-        accused = [int(number) for number in _ACCUSED.findall(text)]
-        if failure["rank"] is not None and failure["cause"] is None:
-            accused.append(failure["rank"])
+        self.say(f"first failure: {failure['rank']}: {failure['text']}")
+        is_own = failure["rank"] is not None and failure["cause"] is None
+        self._check_accused(attempt, failure["text"], [failure["rank"]] if is_own else [])
+
+    def spoken(self, attempt: Attempt, text: str) -> None:
+        """What a watchdog writes to standard error: the store may not have it."""
+        attempt.has_spoken = True
+        self._check_accused(attempt, text, [])
+
+    def _check_accused(self, attempt: Attempt, text: str, ranks: list[int]) -> None:
+        accused = [*ranks, *(int(number) for number in _ACCUSED.findall(text))]
         for rank in accused:
             process = attempt.processes[rank]
             is_faulty = process.is_faulty or process.host.is_down or process.host.is_cut_off
@@ -120,11 +128,30 @@ class Checks:
 
         self._kernel.tasks.after(seconds, look)
 
+    def must_stop(self, attempt: Attempt, since: str, seconds: float) -> None:
+        """Ranks that were asked to leave have left by then, unless something breaks meanwhile."""
+
+        def look() -> None:
+            ranks = attempt.processes.values()
+            if self._kernel.disk.is_bad or any(
+                one.is_faulty or one.host.is_down or one.host.is_cut_off for one in ranks
+            ):
+                return
+            if not any(one.is_dead for one in ranks):
+                raise Violation(f"nobody has left {seconds:.0f} s after {since}")
+
+        self._kernel.tasks.after(seconds, look)
+
     def must_be_named(self, attempt: Attempt, rank: int, since: str, seconds: float) -> None:
         """A rank that hangs, and whose watchdog does not, is named by then."""
 
         def look() -> None:
-            if "last word" not in attempt.words and not attempt.processes[rank].is_dead:
+            if attempt.processes[rank].is_dead and "last word" not in attempt.words:
+                return  # something else has ended it
+            word = json.loads(attempt.words.get("last word", b"{}"))
+            if attempt.num_faults > 1:  # then who is named may be another one
+                return
+            if not attempt.has_spoken and word.get("rank", -1) is not None:
                 raise Violation(f"{since}, and nobody says so after {seconds:.0f} s")
 
         self._kernel.tasks.after(seconds, look)

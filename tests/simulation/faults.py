@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pipeline.run import checkpoint
 from pipeline.run.phase import Phase
 from tests.simulation.checks import Checks, end_seconds, hang_seconds
 from tests.simulation.job import JobSetup, Slurm
-from tests.simulation.kernel import Kernel, SimProcess
+from tests.simulation.kernel import EPOCH, Kernel, SimProcess
 from tests.simulation.network import Attempt
 from tests.simulation.ranks import RunSetup
 from tests.simulation.tasks import Condition
@@ -101,6 +102,8 @@ class Faults:
         if attempt is None or rank not in attempt.processes:
             return
         process = attempt.processes[rank]
+        if self._kernel.tasks.running().process is process:
+            attempt.trains.add(rank)
         fault = self._armed.pop(process, None)
         if fault is None or self._kernel.tasks.running().process is not process:
             return
@@ -146,6 +149,7 @@ class Faults:
                 assert_never(unknown)
 
     def _to_rank(self, fault: Fault, attempt: Attempt, process: SimProcess) -> None:
+        attempt.num_faults += 1
         kernel = self._kernel
         match fault.kind:
             case "exception" | "hang":
@@ -160,12 +164,16 @@ class Faults:
             case "stop" | "hold python":
                 process.is_faulty = True
                 self._checks.must_end(attempt, str(fault), self._bound)
+                seconds = hang_seconds(self._setup, Phase.SAVING) + 3 * self._setup.step_seconds
+                if len(attempt.trains) == attempt.size > 1:  # else nobody is there who could
+                    self._checks.must_be_named(attempt, fault.rank, str(fault), seconds)
                 if fault.kind == "stop":
                     kernel.send(process, signal.SIGSTOP)
                 else:
                     kernel.tasks.freeze(process)
             case "signal to a rank":
                 self._slurm.may_be_interrupted = True
+                self._must_stop(fault, attempt)
                 numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
                 kernel.send(process, numbers[int(fault.amount * len(numbers))])
             case "torchrun killed":
@@ -176,6 +184,14 @@ class Faults:
                         orphan(agent.process, agent.workers, kernel)
             case _:
                 raise AssertionError(fault.kind)
+
+    def _must_stop(self, fault: Fault, attempt: Attempt) -> None:
+        """The ranks that are asked to leave do so after a few polls, if nothing else is wrong."""
+        if self._kernel.disk.is_bad or any(one.is_faulty for one in attempt.processes.values()):
+            return
+        num_steps = 2 * max(1.0, 0.5 / self._setup.step_seconds) + 4
+        seconds = 10 + 1.5 * num_steps * self._setup.step_seconds
+        self._checks.must_stop(attempt, str(fault), seconds)
 
     def _to_job(self, fault: Fault, attempt: Attempt | None, process: SimProcess | None) -> None:
         slurm, torchrun = self._slurm, self._slurm.torchrun
@@ -194,6 +210,7 @@ class Faults:
             case "host down" | "partition":
                 if attempt is None or process is None:
                     return
+                attempt.num_faults += 1
                 self._checks.must_end(attempt, str(fault), self._bound)
                 if fault.kind == "host down":
                     self._take_down(process)
@@ -225,7 +242,11 @@ class Faults:
         match fault.kind:
             case "stop file":
                 self._setup.run.stop_request.touch()
+                now = EPOCH + tasks.now
+                os.utime(self._setup.run.stop_request, (now, now))
                 self._slurm.stop_asked()
+                if self._attempt is not None:
+                    self._must_stop(fault, self._attempt)
             case "full disk":
                 disk.is_full = True
                 tasks.after(200 * fault.amount, disk.mend)

@@ -17,8 +17,10 @@ from typing import Literal, assert_never
 
 from launch.outcome import outcome_of
 from pipeline.ranks.stop import JOB_BEGIN
+from pipeline.run import checkpoint
 from pipeline.run.ending import JobOutcome, StopSource
-from pipeline.run.event_log import read_events
+from pipeline.run.event_log import of_type, read_events
+from pipeline.run.events import Event, RunEvent, SignalEvent
 from pipeline.run.lock import JobStart
 from tests.simulation.kernel import EPOCH, Host, Kernel
 from tests.simulation.network import Attempt, Violation
@@ -65,6 +67,7 @@ class Slurm:
         self._has_lost_host = False
         self._is_preempted = False
         self.may_be_interrupted = False
+        self._is_stop_asked = False
         """Something has asked the newest start to leave."""
         self.starts: list[Torchrun] = []
         self.on_attempt: Callable[[Attempt], None] = lambda _: None
@@ -96,7 +99,7 @@ class Slurm:
 
     def stop_asked(self) -> None:
         """A person has made the file STOP."""
-        self.may_be_interrupted = True
+        self.may_be_interrupted = self._is_stop_asked = True
 
     def give_more_time(self) -> None:
         """To the jobs from now on."""
@@ -136,9 +139,10 @@ class Slurm:
         """`train.sbatch.in`, once."""
         tasks, job = self._kernel.tasks, self._job
         self._has_lost_host = self._is_preempted = self.may_be_interrupted = False
+        self._is_stop_asked &= start.number > 0  # an older one is for no new job
         hosts = [host for host in self.hosts if not host.is_down and not host.is_cut_off]
         begin = float(int(EPOCH + tasks.now + hosts[0].clock_error))
-        started = tasks.now
+        started, before = tasks.now, self._newest()
         tasks.sleep(_PROLOGUE_SECONDS)
         launch = Launch(
             ranks_per_host=job.ranks_per_host,
@@ -163,7 +167,30 @@ class Slurm:
         self._say(f"outcome: {outcome} (code {code}, asked {asked})")
         if outcome == "interrupted" and not self.may_be_interrupted:
             raise Violation("the job is queued again, and nothing had asked it to leave")
+        self._check(outcome, asked, history, before)
         return outcome
+
+    def _newest(self) -> int:
+        found = checkpoint.paths(self._setup.run.checkpoints)
+        return checkpoint.step_of(found[0]) if found else 0
+
+    def _check(
+        self, outcome: JobEnd, asked: StopSource | None, history: list[Event], before: int
+    ) -> None:
+        """What a job must not say of itself."""
+        signals = of_type(history, SignalEvent)
+        is_heeded = bool(signals) and signals[-1] in history[-2:]
+        by_person = is_heeded and signals[-1].source == StopSource.STOP_FILE
+        if outcome == "interrupted" and by_person:
+            raise Violation("a person has stopped the run, and it is queued again")
+        is_clock_right = not any(host.clock_error for host in self.hosts)
+        if outcome == "stopped" and not self._is_stop_asked and is_clock_right:
+            raise Violation("the run has stopped for a file STOP that was older than the job")
+        begun = of_type(history, RunEvent)[-1:]
+        since = min([before, *(row.resumed_from or 0 for row in begun)])
+        is_in_vain = asked is StopSource.SIGUSR1 and self._newest() <= since
+        if outcome == "interrupted" and is_in_vain and is_clock_right:
+            raise Violation("the job is queued again, and had too little time to save a step")
 
     @property
     def _num_hosts(self) -> int:

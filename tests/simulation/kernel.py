@@ -61,6 +61,10 @@ class SimProcess(Process):
     """As the parent sees it: negative if it was killed by a signal."""
 
 
+def _nothing(_process: SimProcess, _text: str) -> None:
+    return
+
+
 class Kernel:
     """Processes, their clocks, their signals and their disk."""
 
@@ -72,6 +76,8 @@ class Kernel:
         """Some process has ended."""
         self.listeners: list[Callable[[SimProcess], None]] = []
         """Called when one has."""
+        self.on_error: Callable[[SimProcess, str], None] = _nothing
+        """Called with what a process writes to standard error by the system's call."""
         self._pids = itertools.count(1000)
 
     def new_process(self, name: str, host: Host, parent: int = 1) -> SimProcess:
@@ -313,6 +319,7 @@ class Kernel:
                 return int(real(number, content))
             if number == 2:
                 self._say(f"{process.name}: {content.decode().strip()}")
+                self.on_error(process, content.decode())
                 return len(content)
             there = process.files.get(number)
             if self._changes(there) and there is not None:

@@ -65,6 +65,12 @@ class Attempt:
         self.words: dict[str, bytes] = {}
         """The store."""
         self.on_word: Callable[[str, bytes], None] = _nothing
+        self.trains: set[int] = set()
+        """The ranks that have begun to train, and so have watchdogs."""
+        self.num_faults = 0
+        """That have hit its ranks."""
+        self.has_spoken = False
+        """Whether a watchdog has said on standard error what ends it."""
         self.quiet_until: Callable[[], float] = lambda: 0.0
         self._operations: dict[tuple[str, int], Operation] = {}
         kernel.listeners.append(lambda _: self.changed.notify())

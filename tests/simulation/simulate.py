@@ -88,7 +88,7 @@ def setting_of(seed: int, run: RunDirectory) -> Setting:
         ranks_per_host=ranks_per_host,
         max_restarts=chance.randint(0, 3),
         max_requeues=chance.randint(1, 4),
-        time_limit=lead + chance.choice([0.3, 1.0, 3.0]) * length,
+        time_limit=lead + chance.choice([0.03, 0.3, 1.0, 3.0]) * length,
         signal_lead=lead,
         shutdown_seconds=lead - 30,
     )
@@ -132,11 +132,12 @@ class Simulation:
         self.story.lines.append(f"{self._tasks.now:9.2f}  {text}")
 
     def _watch(self, attempt: Attempt) -> None:
+        self._kernel.on_error = lambda _, text: self._checks.spoken(attempt, text)
         attempt.on_word = lambda key, word: self._checks.word(attempt, key, word)
 
     def run(self) -> None:
         """Raises `Violation` and whatever else is wrong."""
-        with self._kernel.entered(), contextlib.redirect_stderr(_Lines(self)), _quiet_log():
+        with self._kernel.entered(), _quiet(_Lines(self)):
             try:
                 self._faults.schedule(self._faults_due)
                 self._submit()
@@ -181,10 +182,12 @@ class _Lines(io.StringIO):
 
 
 @contextlib.contextmanager
-def _quiet_log() -> Iterator[None]:
+def _quiet(lines: _Lines) -> Iterator[None]:
+    """What is written goes into the story."""
     logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stderr(lines), contextlib.redirect_stdout(lines):
+            yield
     finally:
         logging.disable(logging.NOTSET)
 

@@ -1,0 +1,24 @@
+"""Deliberate bugs in the product, each found by a seed that finds nothing without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.bugs import Bug
+from tests.simulation.planted import BUGS
+from tests.simulation.simulate import simulate
+
+_LEAST_BUGS = 20
+
+
+def test_there_are_enough() -> None:
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= _LEAST_BUGS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_bug_is_found(bug: Bug) -> None:
+    with bug.planted():
+        found = simulate(bug.seed).fault
+    assert found is not None
+    assert simulate(bug.seed).fault is None
