@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (SourceError, ConversionError, ShardSetError) as error:
-        return _fail(str(error))
+        return _fail(describe_error(error))
     except OSError as error:
         return _fail(f"{describe_error(error)}; once that is mended, run the same command again")
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from data_prep.shard_set.codec import plain_jpeg_size
 from data_prep.shard_set.decoding import size_in_header
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
 from data_prep.shard_set.index import INDEX_DTYPE
+from data_prep.shard_set.typed import check_types
 from data_prep.sources.labels import RawLabel
 from data_prep.sources.source import file_stamp
 
@@ -100,6 +101,7 @@ def find_record(path: Path, record_path: Path) -> TarRecord | None:
     try:
         facts, arrays = load_record(record_path)
         record = TarRecord(**{**facts, **arrays})
+        check_types(record, TarRecord, "")
     except DAMAGES:
         return None
     return record if record.stamp == file_stamp(path) else None

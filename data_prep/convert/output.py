@@ -24,6 +24,7 @@ from data_prep.shard_set.manifest import (
     hash_class_names,
     read_manifest,
 )
+from data_prep.shard_set.typed import check_types
 
 Settings = Mapping[str, Any]
 """All that decides the bytes of a shard set, by name."""
@@ -38,6 +39,10 @@ _TASK_LOCK = re.compile(r"task-(\d+)-of-(\d+)\.lock")
 
 class ConversionError(ValueError):
     """A conversion cannot start or go on."""
+
+
+_MOST_SHARDS = 1 << 22
+"""Of a split: a plan that names more is damaged, and would fill memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,11 +197,15 @@ def begun_plan(shards: Path) -> ConversionPlan | None:
     try:
         fields = json.loads(path.read_bytes())
         plan = ConversionPlan(**{**fields, "class_names": tuple(fields["class_names"])})
+        check_types(plan, ConversionPlan, "")
         if hash_class_names(plan.class_names) != plan.settings["class_names_sha256"]:
             raise ValueError("class_names do not match their hash")
+        counts = plan.num_samples.values()
+        if not 0 <= min(counts) <= max(counts) <= _MOST_SHARDS * plan.settings["samples_per_shard"]:
+            raise ValueError("num_samples is not as written")
         plan.shard_names()
         return plan
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # settings may hold anything
         raise ConversionError(
             f"{path} is damaged ({error}): empty the --output folder and run the command again"
         ) from None

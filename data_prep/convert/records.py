@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,7 @@ import numpy.typing as npt
 
 from data_prep.shard_set.files import atomic_writer
 
-DAMAGES = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+DAMAGES = (OSError, AttributeError, KeyError, TypeError, ValueError)
 """What `load_record`, and taking its facts apart, raise if there is no whole record."""
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -33,6 +28,11 @@ def save_record(
 
 def load_record(path: Path) -> tuple[dict[str, Any], Arrays]:
     """Read what `save_record` wrote; raises one of `DAMAGES`."""
-    with path.open("rb") as file, np.load(file) as members:
-        arrays = {name: members[name] for name in members}
-    return json.loads(str(arrays.pop("facts"))), arrays
+    try:
+        with path.open("rb") as file, np.load(file) as members:
+            arrays = {name: members[name] for name in members}
+        return json.loads(str(arrays.pop("facts"))), arrays
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises anything
+        raise ValueError(f"{path} is damaged: {error}") from None

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.manifest import Encoding, ShardSetError
+from data_prep.shard_set.typed import check_types
 
 HEADER_DTYPE = np.dtype(
     [
@@ -182,7 +183,9 @@ def _read_record(path: Path) -> tuple[BetonRecord, str]:
         fields = json.loads(text)
         sha256: str = fields.pop("sha256")
         if (version := fields["record_version"]) == _RECORD_VERSION:
-            return BetonRecord(**fields), sha256
+            record = BetonRecord(**fields)
+            check_types(record, BetonRecord, "")
+            return record, sha256
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardSetError(f"{path} has a damaged record ({error}): {_AGAIN}") from None
     raise ShardSetError(

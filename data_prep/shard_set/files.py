@@ -22,6 +22,8 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Only writing fails so; other errors may come from what the block reads meanwhile."""
 
+_LONGEST_LINE = 2000
+
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """How a file system answers a call that it does not know; CIFS and FUSE lack some."""
 
@@ -146,11 +148,17 @@ def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> N
 
 
 def describe(error: Exception) -> str:
-    """Its text; of an `OSError` which file and what is wrong with it, without its number."""
-    if not isinstance(error, OSError):
-        return str(error)
-    name = f"{error.filename}: " if error.filename else ""
-    return f"{name}{error.strerror or error}"
+    """Its text; of an `OSError` which file and what is wrong with it, without its number.
+
+    On one line of at most 2,000 characters, whatever a file put into it.
+    """
+    text = str(error)
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        text = f"{name}{error.strerror or error}"
+    line = " ".join(text.splitlines())
+    half = _LONGEST_LINE // 2
+    return line if len(line) <= _LONGEST_LINE else f"{line[: half - 2]} … {line[2 - half :]}"
 
 
 def sha256_of(path: Path) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.foreign import describe_manifest, describe_path, describe_unfinished
+from data_prep.shard_set.typed import check_types
 
 MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
@@ -224,6 +225,7 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         splits = {name: Split(**as_tuples(split)) for name, split in fields.pop("splits").items()}
         statistics = Statistics(**as_tuples(fields.pop("statistics")))
         manifest = Manifest(**as_tuples(fields), splits=splits, statistics=statistics)
+        check_types(manifest, Manifest, "")
         _check_consistent(manifest)
     except (AttributeError, KeyError, TypeError) as error:
         raise ShardSetError(f"{path} is not a manifest ({error}): convert the data again") from None
@@ -241,8 +243,6 @@ def parse_json(content: bytes, path: str) -> Any:
 
 
 def _check_consistent(manifest: Manifest) -> None:
-    if manifest.encoding not in ENCODINGS:
-        raise ValueError(f"encoding is '{manifest.encoding}', expected {' or '.join(ENCODINGS)}")
     if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
         raise ValueError("class_names do not match their hash")
     if manifest.name is not None:
@@ -251,7 +251,9 @@ def _check_consistent(manifest: Manifest) -> None:
     for split in manifest.splits.values():
         names += [*split.filenames, split.index_filename, split.checksums_filename]
         by_shard = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
-        if len(set(map(len, by_shard))) != 1 or sum(split.shard_lengths) != split.num_samples:
+        are_counts = min((0, *split.shard_lengths, *split.shard_bytes)) == 0
+        is_total = are_counts and sum(split.shard_lengths) == split.num_samples
+        if len(set(map(len, by_shard))) != 1 or not is_total:
             raise ValueError(f"the numbers of split '{split.name}' contradict each other")
     for name, uses in Counter(name for name in names if name is not None).items():
         path = PurePath(name)

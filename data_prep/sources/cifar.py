@@ -103,7 +103,7 @@ def _open(layout: _Layout, path: Path) -> Source:
     meta = _unpickle(layout.meta, contents[layout.meta])
     try:
         class_names = tuple(name.decode() for name in meta[layout.class_names])
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
+    except Exception:  # a pickle may hold anything
         raise SourceError(f"{layout.meta} of {path} holds no list of class names") from None
     images, splits = {}, {}
     for split, files in layout.files.items():
@@ -148,7 +148,7 @@ def _parse(
         images = np.asarray(fields[b"data"])
         labels = [int(label) for label in fields[layout.labels]]
         names = [name.decode() for name in fields[b"filenames"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # a pickle may hold anything
         raise SourceError(f"{file} is not a batch of {layout.name} ({error!r})") from None
     is_right = images.dtype == np.uint8 and images.shape == (len(labels), _ROW_BYTES)
     is_labelled = 0 < len(labels) == len(names) and set(labels) <= set(range(num_classes))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,21 +101,29 @@ def _read_solution(path: Path) -> Mapping[str, str]:
 def _parse_meta(content: bytes) -> tuple[Mapping[int, str], Mapping[str, int]]:
     """WNIDs by number, and numbers of training images by WNID, of the classes without children."""
     try:
-        from scipy.io import loadmat
+        import scipy.io  # noqa: F401 - the process below has it then
     except ImportError:
         raise SourceError(
             f"the devkit's {_META_NAME} is a MATLAB file, and scipy, which reads those, is not "
             "installed: pip install 'alexnet-2012[imagenet]'"
         ) from None
+    # scipy's reader can end its process with a segmentation fault if the file is damaged.
     try:
-        synsets = np.atleast_1d(loadmat(io.BytesIO(content), squeeze_me=True)["synsets"])
-        rows = [row for row in synsets if not int(row["num_children"])]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
-        return wnids, {str(row["WNID"]): int(row["num_train_images"]) for row in rows}
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reader:
+            return reader.submit(_read_synsets, content).result()
     except Exception as error:  # a damaged file raises anything
         raise SourceError(
             f"{_META_NAME} of the devkit cannot be read ({error}): download it again"
         ) from None
+
+
+def _read_synsets(content: bytes) -> tuple[dict[int, str], dict[str, int]]:
+    from scipy.io import loadmat
+
+    synsets = np.atleast_1d(loadmat(io.BytesIO(content), squeeze_me=True)["synsets"])
+    rows = [row for row in synsets if not int(row["num_children"])]
+    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+    return wnids, {str(row["WNID"]): int(row["num_train_images"]) for row in rows}
 
 
 def _parse_ground_truth(content: bytes, wnids: Mapping[int, str]) -> Mapping[str, str]:

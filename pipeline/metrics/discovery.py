@@ -16,6 +16,7 @@ from typing import Self
 from urllib.parse import urlencode
 
 from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.typed import check_types
 from pipeline.metrics.pages import Identity
 
 _EXPORTER = "__param_exporter"
@@ -57,12 +58,13 @@ class Target:
         try:
             content = path.read_bytes()
             (entry,) = json.loads(content)
-            ((address,), labels) = entry["targets"], dict(entry["labels"])
-        except (OSError, KeyError, TypeError, ValueError):
+            ((address,), labels) = entry["targets"], entry["labels"]
+            check_types((address, labels), tuple[str, Mapping[str, str]], "the entry")
+        except (OSError, KeyError, RecursionError, TypeError, ValueError):
             return None
         if _EXPORTER not in labels:
             return None
-        return cls(path=path, content=content, address=str(address), labels=labels)
+        return cls(path=path, content=content, address=address, labels=labels)
 
     def announce(self) -> None:
         """Write the file, and again whenever it is gone; a failure is logged once."""

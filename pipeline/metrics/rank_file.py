@@ -13,6 +13,7 @@ missing. Both are comments to Prometheus, so node_exporter's textfile collector 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -20,9 +21,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, get_type_hints
+from typing import TYPE_CHECKING, Self
 
 from data_prep.shard_set import metric
+from data_prep.shard_set.typed import check_types
 from pipeline.config.timeouts import MISSED_PUBLICATIONS
 from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME, STEP_SECONDS
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
@@ -138,9 +140,9 @@ def read_writer(path: Path) -> Writer:
         line = file.readline()
     try:
         fields = json.loads(line.removeprefix(b"# "))
-        kinds = get_type_hints(Writer).items()
-        writer = Writer(**{name: kind(fields[name]) for name, kind in kinds})
-    except (KeyError, TypeError, ValueError) as error:
+        writer = Writer(**{field.name: fields[field.name] for field in dataclasses.fields(Writer)})
+        check_types(writer, Writer, "")
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the first line does not name its writer: {error!r}") from None
     check_format_version(fields.get("format_version", 1), RANK_FILE_VERSION, path)
     if path.name != rank_file_name(writer.rank):

@@ -115,10 +115,8 @@ class FirstFailure:
 
 def sentence_of(error: BaseException) -> str:
     """What a user reads of an exception; one that is not foreseen keeps its type's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return describe(error)
     if isinstance(error, (*_FORESEEN, RankFailure)):
-        return str(error)
+        return describe(error)
     if cause_of(error) == "lost_rank":
         return f"lost another rank: it was killed, hangs or its host is gone ({fact_of(error)})"
     return f"{type(error).__name__}: {_first_line(error)}"

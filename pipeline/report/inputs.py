@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +88,10 @@ def read_predictions(
             )
     except FileNotFoundError:
         return Missing("No evaluation has been saved yet.")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file raises anything
         return Missing(f"The predictions in {path} are damaged ({error}): evaluate again.")
+    if (fault := _fault(predictions, shard_set)) is not None:
+        return Missing(f"The predictions in {path} are damaged ({fault}): evaluate again.")
     if not isinstance(shard_set, Missing) and not np.array_equal(
         predictions.labels, shard_set.index["label"]
     ):
@@ -105,6 +107,19 @@ def read_predictions(
             f"evaluation, which is {where}: evaluate again."
         )
     return predictions
+
+
+def _fault(predictions: Predictions, shard_set: ShardSet | Missing) -> str | None:
+    """What keeps them from being answers for images; None: nothing."""
+    classes, probabilities = predictions.topk_classes, predictions.topk_probabilities
+    count = math.inf if isinstance(shard_set, Missing) else shard_set.manifest.num_classes
+    if classes.ndim != 2 or classes.shape != probabilities.shape or not classes.size:
+        return f"its arrays have the shapes {classes.shape} and {probabilities.shape}"
+    if predictions.labels.shape != classes.shape[:1]:
+        return f"it has {classes.shape[0]} answers and labels of shape {predictions.labels.shape}"
+    if classes.min() < 0 or classes.max() >= count:
+        return f"it has classes from {classes.min()} to {classes.max()}"
+    return None if np.isfinite(probabilities).all() else "its probabilities are not finite"
 
 
 def _are_of(predictions: Predictions, evaluation: EvalEvent) -> bool:

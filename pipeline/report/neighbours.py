@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.manifest import manifest_sha256
+from data_prep.shard_set.typed import check_types
 from pipeline.report.inputs import Missing, ShardSet
 from pipeline.run.directory import RunDirectory
 from pipeline.run.format_version import NEIGHBOURS_VERSION, read_versioned
@@ -84,18 +85,13 @@ def read_neighbours(path: Path) -> Neighbours:
     """Raises `OSError` if it is not there, and `ValueError` if it is damaged or newer."""
     content = read_versioned(path, NEIGHBOURS_VERSION)
     try:
-        return Neighbours(
-            step=int(content["step"]),
-            state_sha256=str(content["state_sha256"]),
-            manifest_sha256=str(content["manifest_sha256"]),
-            num_searched=int(content["num_searched"]),
-            num_train=int(content["num_train"]),
-            num_damaged=int(content["num_damaged"]),
-            num_units=int(content["num_units"]),
-            nearest={
-                int(sample): [(int(near), float(distance)) for near, distance in row]
-                for sample, row in content["nearest"].items()
-            },
-        )
+        names = {field.name for field in dataclasses.fields(Neighbours)}
+        nearest = {
+            int(sample): [(near, distance) for near, distance in row]
+            for sample, row in content["nearest"].items()
+        }
+        found = Neighbours(**{name: content[name] for name in names} | {"nearest": nearest})
+        check_types(found, Neighbours, "")
+        return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): search again with --neighbours") from None

@@ -10,11 +10,10 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ import numpy.typing as npt
 from data_prep.shard_set.files import write_atomically
 from data_prep.shard_set.index import read_mean_image
 from data_prep.shard_set.manifest import (
-    ENCODINGS,
     Encoding,
     Manifest,
     Statistics,
@@ -30,12 +28,14 @@ from data_prep.shard_set.manifest import (
     manifest_sha256,
     read_manifest,
 )
+from data_prep.shard_set.typed import check_types
 from pipeline.run.directory import RunDirectory
 from pipeline.run.format_version import DATASET_VERSION, read_versioned
 from pipeline.run.settings import Settings
 
 NAME = "data.json"
 MEAN_IMAGE = "mean_image.npy"
+_MEAN_IMAGES = (None, MEAN_IMAGE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -129,42 +129,14 @@ def from_json(found: Mapping[str, Any], path: Path) -> Dataset:
         kinds = {each.name for each in dataclasses.fields(Statistics)}
         known = {name: value for name, value in fields["statistics"].items() if name in kinds}
         dataset = Dataset(**fields | {"statistics": Statistics(**known)})
-        _check(dataset)
+        check_types(dataset, Dataset, "")
+        if not dataset.class_names or dataset.statistics.mean_image_filename not in _MEAN_IMAGES:
+            raise ValueError("class_names or mean_image_filename is not as written")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it from a copy") from None
     if dataset.statistics.mean_image_filename is None:
         return dataset
     return dataclasses.replace(dataset, mean_image=read_mean_image(path.parent, dataset.statistics))
-
-
-def _check(dataset: Dataset) -> None:
-    """Raise `ValueError` if a field cannot be what it should be."""
-    statistics, size = dataset.statistics, dataset.image_size
-    colors = statistics.mean, statistics.std
-    names, counts = dataset.class_names, dataset.num_samples
-    checks: dict[str, bool] = {
-        "encoding": dataset.encoding in ENCODINGS,
-        "image_size": size is None or (len(size) == 2 and all(type(n) is int for n in size)),
-        "class_names": isinstance(names, tuple) and bool(names) and _are(str, *names),
-        "title, source or manifest_sha256": _are(
-            str, dataset.title, dataset.source, dataset.manifest_sha256
-        ),
-        "num_samples": _are(dict, counts) and _are(int, *counts.values()),
-        "options": _are(dict, dataset.options),
-        "statistics": all(len(each) == 3 and all(map(_is_finite, each)) for each in colors),
-        "mean_image_filename": statistics.mean_image_filename in (None, MEAN_IMAGE),
-    }
-    for name, holds in checks.items():
-        if not holds:
-            raise ValueError(f"{name} is not as written")
-
-
-def _are(kind: type, *values: Any) -> bool:
-    return all(isinstance(value, kind) for value in values)
-
-
-def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(cast(float, value))
 
 
 def dataset_of_run(run: RunDirectory, settings: Settings) -> Dataset:

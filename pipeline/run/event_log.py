@@ -198,7 +198,7 @@ def read_rows(path: Path, faults: list[str] | None = None) -> Iterator[Event]:
     sentence in `faults`.
     Raises `ValueError` if rows are of a newer format version than this program reads.
     """
-    for number, row in _objects(path.read_bytes().splitlines() if path.is_file() else ()):
+    for number, row in _objects(path.read_bytes().split(b"\n") if path.is_file() else ()):
         if isinstance(row, dict) and row.get("kind") == "run":
             check_format_version(row.get("format_version", 1), EVENTS_VERSION, path)
         event = None
@@ -221,7 +221,7 @@ def last_of_training(path: Path) -> Event | None:
         return None
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        lines = file.read().splitlines()
+        lines = file.read().split(b"\n")
     for _, row in _objects(reversed(lines)):
         with contextlib.suppress(ValueError):
             event = event_of(row)

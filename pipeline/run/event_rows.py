@@ -97,7 +97,8 @@ def _read(value: Any, field: Field, label: str) -> Any:
 
 def _is_of(value: object, kind: Any) -> bool:
     if kind in (int, float):  # Python also reads NaN and infinities, which are not JSON
-        return isinstance(value, int | float) and -math.inf < value < math.inf
+        is_number = type(value) is int or (kind is float and type(value) is float)
+        return is_number and -math.inf < value < math.inf  # type: ignore[operator]
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is Mapping:

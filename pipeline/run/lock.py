@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.shard_set import locks
+from data_prep.shard_set.typed import check_types
 from pipeline.run.directory import RunDirectory
 
 _GLANCE_SECONDS = 1.0
@@ -81,7 +82,8 @@ def log_at_work(run: RunDirectory) -> Path | None:
     holder = _holder(run)
     logs = [Path(holder.log)] if holder.log else []
     logs += [run.logs / f"slurm-{holder.start.job}.log"] if holder.start else []
-    return next((log for log in logs if log.is_file()), None)
+    is_file = os.path.isfile  # unlike Path's, False for a name that is too long
+    return next((log for log in logs if is_file(log)), None)
 
 
 def _path(run: RunDirectory) -> Path:
@@ -112,6 +114,9 @@ def _holder(run: RunDirectory) -> _Holder:
     try:
         left = json.loads(_path(run).read_bytes())
         start = left["start"] and JobStart(**left["start"])
-        return _Holder(left["host"], start, left.get("log", ""))
-    except (OSError, ValueError, TypeError, KeyError):  # of another version, or just being written
+        holder = _Holder(left["host"], start, left.get("log", ""))
+        check_types(holder, _Holder, "")
+        return holder
+    except (OSError, RecursionError, ValueError, TypeError, KeyError):
+        # Of another version, or just being written.
         return _Holder()

@@ -46,15 +46,24 @@ def test_it_is_read_as_it_was_written(with_mean_image: bool, tmp_path: Path) -> 
     ("changes", "sentence"),
     [
         ({"format_version": 2}, "has format version 2; this program reads up to version 1"),
-        ({"class_names": "cat"}, "damaged (class_names is not as written): restore it"),
-        ({"class_names": []}, "damaged (class_names is not as written): restore it"),
-        ({"class_names": ["cat", 1]}, "damaged (class_names is not as written): restore it"),
-        ({"image_size": [32]}, "damaged (image_size is not as written): restore it"),
-        ({"encoding": "webp"}, "damaged (encoding is not as written): restore it"),
-        ({"num_samples": 3}, "damaged (num_samples is not as written): restore it"),
-        ({"num_samples": {"val": "3"}}, "damaged (num_samples is not as written): restore it"),
+        (
+            {"class_names": "cat"},
+            "damaged (class_names is 'cat', expected tuple[str, ...]): r",
+        ),
+        ({"class_names": []}, "damaged (class_names or mean_image_filename is not as written): r"),
+        ({"class_names": ["cat", 1]}, "damaged (an entry of class_names is 1, expected str): rest"),
+        (
+            {"image_size": [32]},
+            "damaged (image_size is (32,), expected tuple[int, int] | No",
+        ),
+        ({"encoding": "webp"}, "damaged (encoding is 'webp', expected jpeg or rgb or yuv420 or"),
+        (
+            {"num_samples": 3},
+            "damaged (num_samples is 3, expected Mapping[str, int]): re",
+        ),
+        ({"num_samples": {"val": "3"}}, "damaged (num_samples['val'] is '3', expected int): rest"),
         ({"statistics": []}, "damaged ('tuple' object has no attribute 'items'): restore it"),
-        ({"title": 1}, "damaged (title, source or manifest_sha256 is not as written): restore it"),
+        ({"title": 1}, "damaged (title is 1, expected str): restore it"),
     ],
 )
 def test_a_damaged_file_is_refused(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:

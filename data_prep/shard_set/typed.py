@@ -1,0 +1,78 @@
+"""Whether a value that was read from a file is of the type that its declaration says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def check_types(value: object, hint: Any, name: str) -> None:
+    """Raise `TypeError` with one sentence unless `value`, called `name`, is all through of a type.
+
+    `hint` is made of dataclasses, mappings, tuples, sequences and plain types; of arrays only the
+    class is looked at. An integer may stand for a float; a NaN or an infinity is none.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        check_types(value, inner[0], name)
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, hint):
+        for field, kind in _hints_of(hint).items():
+            check_types(getattr(value, field), kind, f"{name}.{field}" if name else field)
+    elif origin is Mapping and isinstance(value, Mapping):
+        for key, part in value.items():
+            check_types(key, inner[0], f"a key of {name}")
+            check_types(part, inner[1], f"{name}[{key!r:.40}]")
+    elif (origin is Sequence and isinstance(value, list | tuple)) or (
+        origin is tuple and isinstance(value, tuple) and inner[-1:] == (...,)
+    ):
+        for part in value:
+            check_types(part, inner[0], f"an entry of {name}")
+    elif origin is tuple and isinstance(value, tuple) and len(value) == len(inner):
+        for part, kind in zip(value, inner, strict=True):
+            check_types(part, kind, f"an entry of {name}")
+    elif not _is_plain(value, hint):
+        raise TypeError(f"{name} is {value!r:.40}, expected {_words(hint)}")
+
+
+def _is_plain(value: object, hint: Any) -> bool:
+    """The same of a type with nothing inside, or of a choice between types."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(value, kind) for kind in get_args(hint))
+    if hint is float:
+        return type(value) in (int, float) and -math.inf < value < math.inf  # type: ignore[operator]
+    if hint is int:
+        return type(value) is int
+    if origin in (Mapping, Sequence, tuple) or dataclasses.is_dataclass(hint):
+        return False  # else it was looked into
+    return hint is Any or isinstance(value, types.NoneType if hint is None else origin or hint)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    try:
+        check_types(value, hint, "")
+    except TypeError:
+        return False
+    return True
+
+
+@functools.cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not get_args(hint)
+        else str(hint).replace("collections.abc.", "")
+    )

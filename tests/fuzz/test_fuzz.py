@@ -1,0 +1,101 @@
+"""Each fuzzer for a moment: `python -m tests.fuzz --seconds 600` is for longer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import running
+from tests.fuzz.harness import Harness, Target, WrongValueError, check_sentence, expect
+from tests.fuzz.harnesses import NAMES, harness_of
+from tests.fuzz.mutation import pack_tar
+from tests.fuzz.running import FoundError, fuzz
+
+_SECONDS = 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_is_refused_or_changes_nothing(name: str, tmp_path: Path) -> None:
+    assert fuzz(name, 1, _SECONDS, tmp_path).inputs > 0
+
+
+def _crash(content: bytes) -> None:
+    if len(content) > 3:
+        raise IndexError("index out of range")
+
+
+def _tell_lies(content: bytes) -> None:
+    expect(content == b"abc", "another value")
+
+
+@pytest.mark.parametrize(("read", "what"), [(_crash, IndexError), (_tell_lies, WrongValueError)])
+def test_a_fault_is_found(
+    read: Callable[[bytes], None],
+    what: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "_bound", lambda: None)  # of this process
+    target = Target([b"abc"], read)
+    harness = Harness(name="faulty", prepare=lambda _folder: target, errors=(ValueError,))
+    with pytest.raises(what):
+        running.run_harness(harness, 1, 5, tmp_path)
+    assert (tmp_path / "input").read_bytes() != b"abc"
+
+
+def test_what_a_child_finds_is_told_with_its_input(tmp_path: Path) -> None:
+    with pytest.raises(FoundError, match="no-such-fuzzer, seed 3, exit code 1"):
+        fuzz("no-such-fuzzer", 3, 0.1, tmp_path)
+
+
+def _tar_gz(name: str, size: bytes) -> bytes:
+    header = bytearray(pack_tar([(name, b"x" * 30)]))
+    header[124:136] = size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return gzip.compress(bytes(header))
+
+
+_INFINITE = b'# {"rank": 0, "local_rank": 0, "host": "h", "pid": Infinity, "start_ticks": 1, '
+
+FINDINGS = (
+    ("devkit", _tar_gz("meta.mat", b"\x80" + b"\x7f" * 11)),
+    ("cifar10", gzip.compress(bytes(200), 1)),
+    ("cifar10-folder", b"\1" + pickle.dumps([1, 2])),
+    ("rank-file", _INFINITE + b'"since": 1.0, "interval_seconds": 1.0}\n# EOF\n'),
+    ("rank-file", b"# " + b"[" * 100_000),
+    ("neighbours", b'{"step": Infinity, "nearest": {}}'),
+    ("conversion-plan", b'{"settings": {"samples_per_shard": 0}, "class_names": ["x"]}'),
+    ("manifest", b'{"format_version": 1, "splits": {}, "statistics": {"num_images": 1e400}}'),
+)
+"""What was found once: it must be refused."""
+
+HARMLESS = (
+    ("target", b'[{"targets": ["h:1"], "labels": {"__param_exporter": [], "x": 1}}]'),
+    ("target", b"[" * 100_000),
+    ("lock", json.dumps({"host": "h", "start": None, "log": "a" * 5000}).encode()),
+    ("lock", b"[" * 100_000),
+    ("events", b'{"kind": "end", "step": 1, "epoch": 0.5, "time": 1.0, "outcome": "failed"}\rx'),
+    ("events", b'{"kind": "end", "step": true, "epoch": 0.5, "time": 1.0, "outcome": "failed"}'),
+)
+"""The same: it must be read as nothing."""
+
+
+@pytest.mark.parametrize(("name", "content"), FINDINGS)
+def test_what_was_found_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    harness = harness_of(name)
+    read = harness.prepare(tmp_path).read
+    with pytest.raises(harness.errors) as error:
+        read(content)
+    check_sentence(error.value)
+
+
+@pytest.mark.parametrize(("name", "content"), HARMLESS)
+def test_what_was_found_does_no_harm(name: str, content: bytes, tmp_path: Path) -> None:
+    harness_of(name).prepare(tmp_path).read(content)
