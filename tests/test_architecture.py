@@ -63,7 +63,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "pipeline.data.batches": (
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.readers"),
-        "pipeline.ranks",
+        *("pipeline.ranks", SHARD_SET),
     ),
     _DOOR: (
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),

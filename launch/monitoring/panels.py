@@ -133,9 +133,11 @@ _TIME = (
     _graph("Bytes read", "Bps", _rate("loader_bytes_read_total", "run", "source")),
     _graph("Batches ahead", "suffix: batches", _of_rank("loader_queue_batches")),
     _graph(
-        "Saving a checkpoint",
+        "Saving a checkpoint: writing, steps waiting",
         "s",
         f"{_of_run('checkpoint_duration_seconds_sum')}"
+        f" / {_of_run('checkpoint_duration_seconds_count')}",
+        f"{_of_run('checkpoint_wait_seconds_total')}"
         f" / {_of_run('checkpoint_duration_seconds_count')}",
     ),
 )

@@ -76,6 +76,9 @@ class CheckpointConfig:
     """Epochs between checkpoints; one more follows the last step. 0: only that one."""
     keep: Annotated[int, at_least(1), Operational] = 2
     """Newest checkpoints kept, beside the best: more than 1, so that a damaged one has a spare."""
+    background: Annotated[bool, Operational] = True
+    """Copy what is saved into memory and write it while the steps go on; otherwise they wait, and
+    rank 0 needs no memory for a copy of weights and optimizer state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -179,8 +179,10 @@ CHECKPOINTS = _job("counter", "checkpoints_total", "Checkpoints tried", "how oft
 CHECKPOINT_FAILURES = _job("counter", "checkpoint_failures_total", "Checkpoints not written",
     "a disk that is full or gone", kind=_CHECKPOINTS)
 CHECKPOINT_DURATION = Metric(name="alexnet_checkpoint_duration_seconds", kind="histogram",
-    help="Time to write a checkpoint", use="what saving costs", origin="job", summed="one a job",
-    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300))
+    help="Time to write a checkpoint, in the background or not", use="how fast the disk is",
+    origin="job", summed="one a job", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300))
+CHECKPOINT_WAIT = _job("counter", "checkpoint_wait_seconds_total",
+    "Time that steps waited for checkpoints", "what saving costs")
 CHECKPOINT_SUCCESS = _job("gauge", "checkpoint_last_success_timestamp_seconds",
     "When a checkpoint was last written; 0 before", "how much work a kill would lose")
 CHECKPOINT_STEP = _job("gauge", "checkpoint_last_step", "Step of the last checkpoint",

@@ -70,6 +70,7 @@ class JobMetrics:
         self._checkpoints = families.counters(declared.CHECKPOINTS)
         self._checkpoint_failures = families.counters(declared.CHECKPOINT_FAILURES)
         self._checkpoint_duration = families.histogram(declared.CHECKPOINT_DURATION)
+        self._checkpoint_wait = families.counter(declared.CHECKPOINT_WAIT)
         self._checkpoint_success = families.gauge(declared.CHECKPOINT_SUCCESS)
         self._checkpoint_step = families.gauge(declared.CHECKPOINT_STEP)
         self._checkpoint_bytes = families.gauge(declared.CHECKPOINT_BYTES)
@@ -155,16 +156,18 @@ class JobMetrics:
         self._eval_accuracy["5"].set(newest.top5)
         self._eval_success.set(newest.time)
 
-    def checkpointed(self, event: CheckpointEvent) -> None:
-        """A checkpoint was written."""
+    def checkpointed(self, event: CheckpointEvent, waited_seconds: float) -> None:
+        """A checkpoint was written; the steps waited for it."""
+        self._checkpoint_wait.inc(waited_seconds)
         self._checkpoints[event.reason].inc()
         self._checkpoint_duration.observe(event.seconds)
         self._checkpoint_success.set(event.time)
         self._checkpoint_step.set(event.step)
         self._checkpoint_bytes.set(event.num_bytes)
 
-    def checkpoint_failed(self, reason: CheckpointReason) -> None:
-        """A checkpoint could not be written."""
+    def checkpoint_failed(self, reason: CheckpointReason, waited_seconds: float) -> None:
+        """A checkpoint could not be written; the steps waited for that."""
+        self._checkpoint_wait.inc(waited_seconds)
         self._checkpoints[reason].inc()
         self._checkpoint_failures[reason].inc()
 

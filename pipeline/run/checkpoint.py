@@ -71,7 +71,7 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
     except BaseException as error:
         _remove(aside)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            needed, free = _num_bytes(state) / 1e6, shutil.disk_usage(directory).free / 1e6
+            needed, free = num_bytes_of(state) / 1e6, shutil.disk_usage(directory).free / 1e6
             error.strerror = (
                 f"{os.strerror(error.errno)}: it needs {needed:,.1f} MB, and {directory} has "
                 f"{free:,.1f} MB free"
@@ -98,18 +98,18 @@ def _write(folder: Path, step: int, state: dict[str, Any]) -> int:
         "num_bytes": num_bytes,
         "sha256": sha256_of(path),
     }
-    _load_state(path)  # reads back what was written, before it can replace anything
+    _load_state(path, mapped=True)  # reads back what was written, before it can replace anything
     write_atomically(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
     sync_directory(folder)
     return num_bytes
 
 
-def _num_bytes(value: Any) -> int:
+def num_bytes_of(value: Any) -> int:
     """Of the tensors in a state, which are nearly all of it."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     parts = value.values() if isinstance(value, dict) else value
-    return sum(map(_num_bytes, parts)) if isinstance(value, dict | list | tuple) else 0
+    return sum(map(num_bytes_of, parts)) if isinstance(value, dict | list | tuple) else 0
 
 
 def _remove(folder: Path) -> None:
@@ -202,9 +202,9 @@ def load(path: Path, device: torch.device | None = None) -> dict[str, Any]:
     return state
 
 
-def _load_state(path: Path, device: torch.device | None = None) -> Any:
+def _load_state(path: Path, device: torch.device | None = None, *, mapped: bool = False) -> Any:
     try:
-        return load_tensors(path, device)
+        return load_tensors(path, device, mapped=mapped)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

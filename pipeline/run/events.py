@@ -116,6 +116,11 @@ class TrainEvent(Row):
     grad_norm: Annotated[float | None, "of the last step, or null"]
     learning_rate: Annotated[float, "of the weights, at the last step"]
     skipped_steps: Annotated[int, "steps so far whose gradients were not finite"]
+    saving_seconds: Annotated[
+        float | None,
+        "how long its steps waited while a state was copied that is then written; else left out",
+        Before(None),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,13 +149,18 @@ class EvalEvent(Row):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointEvent(Row):
-    """A checkpoint is saved."""
+    """A checkpoint is saved. Steps after it may have been done since it began."""
 
     kind: ClassVar[str] = "checkpoint"
     path: Annotated[str, "where it is"]
     num_bytes: Annotated[int, "its size"]
-    seconds: Annotated[float, "how long saving took"]
+    seconds: Annotated[float, "how long writing took"]
     reason: Annotated[CheckpointReason, "`periodic`, `best` or `preempt`"]
+    waited_seconds: Annotated[
+        float | None,
+        "how long the steps waited for it; left out if they waited for its end",
+        Before(None),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -126,8 +126,10 @@ class LedgerBuilder:
                 self._train(row)
             case EvalEvent():
                 self._do(row, "evaluation")
-            case CheckpointEvent():
+            case CheckpointEvent() if row.waited_seconds is None:
                 self._do(row, "saving")
+            case CheckpointEvent():  # it was written in the background
+                self._heard = max(self._heard, row.time)
             case SignalEvent():
                 self._join(row.time)
                 self._settle(row.time, "stopping")
@@ -233,11 +235,16 @@ class LedgerBuilder:
         for label, value in row.phase_seconds.items():
             name = WAITS.get(label, "steps")
             parts[name] = parts.get(name, 0.0) + max(0.0, value or 0.0)
-        total = sum(parts.values())
-        self._join(row.time - total)
+        copying, total = max(0.0, row.saving_seconds or 0.0), sum(parts.values())
+        self._join(row.time - total - copying)
         if self._state in ("starting", "loading"):
-            self._settle(row.time - total, "loading")
+            self._settle(row.time - total - copying, "loading")
         gap = max(0.0, row.time - self._cursor)
+        if copying:  # for a checkpoint of the step before these
+            saving = gap * copying / (total + copying)
+            self._work.append((self._step, 0, {"saving": saving}))
+            self._seconds["saving"] += saving
+            gap -= saving
         parts = {name: value * gap / total if total else 0.0 for name, value in parts.items()}
         parts["steps"] += gap - sum(parts.values())
         self._add_work(row, max(0, row.step - self._step), parts)

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 
-def load_tensors(path: Path, device: torch.device | None = None) -> Any:
+def load_tensors(path: Path, device: torch.device | None = None, *, mapped: bool = False) -> Any:
     """The tensors and plain values in the file, on `device`; None: the CPU.
+
+    With `mapped` tensors are read from the file when they are used: it must stay as it is.
 
     Raises `OSError` if it cannot be read, and `ValueError` with one sentence if it holds anything
     else, or is damaged.
     """
     _check_zip(path)
     try:
-        return torch.load(path, map_location=device or "cpu", weights_only=True)
+        return torch.load(path, map_location=device or "cpu", weights_only=True, mmap=mapped)
     except (OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged pickle raises anything

@@ -53,11 +53,13 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         progress, journal = components.progress, components.journal
         stops = StopRequests(world, command.run, signals)
         _announce(components)
+        loop = TrainingLoop(components)
         try:
             with components.watchdog:
-                TrainingLoop(components).run(stops)
+                loop.run(stops)
         except Exception as error:
             failure = error if isinstance(error, RankFailure) else world.report_failure(error)
+            loop.saves.finish()
             journal.ended(progress.step, "failed", failure)
             if failure is error:
                 raise

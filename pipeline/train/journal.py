@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -61,6 +62,8 @@ class Journal:
         self._plan = plan
         self._eta = eta
         self._last_step = 0
+        self._saving_seconds = 0.0
+        """Of copies since the last log interval."""
         self._has_warned = False
         self._is_stuck = False
         self._silent_until = -math.inf
@@ -108,7 +111,8 @@ class Journal:
         self._eta.step.add(num_samples / event.images_per_second, num_steps)
         left, target = self._eta.seconds_after(event.step), self._eta.target_steps
         self.console.line(train_line(event, target_steps=target, eta_seconds=left))
-        self._write(event)
+        saving, self._saving_seconds = self._saving_seconds, 0.0
+        self._write(dataclasses.replace(event, saving_seconds=saving or None))
 
     def record_learning(self, step: int, loss: float, *, is_stuck: bool) -> None:
         """Whether the network still guesses, long after it should have begun to learn."""
@@ -167,15 +171,26 @@ class Journal:
         self.console.line(evaluation_line(event))
         self._write(event)
 
-    def checkpointed(self, event: CheckpointEvent) -> None:
-        self._eta.save.add(event.seconds)
-        self._metrics.checkpointed(event)
+    def copied_state(self, seconds: float) -> None:
+        """The steps stood still for a copy of the state, which is written from now on."""
+        self._saving_seconds += seconds
+
+    def checkpointed(self, event: CheckpointEvent, waited_seconds: float) -> None:
+        """A checkpoint is there; the steps waited for it."""
+        self._eta.save.add(waited_seconds)
+        self._metrics.checkpointed(event, waited_seconds)
         size, seconds = f"{event.num_bytes / 1e6:.1f} MB", f"{event.seconds:.2f} s"
-        self.console.line(f"saved {event.path} ({size} in {seconds})")
+        aside = f", of which steps waited {waited_seconds:.2f} s"
+        self.console.line(
+            f"saved {event.path} ({size} in {seconds}{aside * (event.waited_seconds is not None)})"
+        )
         self._write(event)
 
-    def checkpoint_failed(self, reason: CheckpointReason) -> None:
-        self._metrics.checkpoint_failed(reason)
+    def checkpoint_failed(self, reason: CheckpointReason, waited_seconds: float) -> None:
+        self._metrics.checkpoint_failed(reason, waited_seconds)
+
+    def no_checkpoint(self, error: str) -> None:
+        self.console.line(f"warning: no checkpoint saved: {error}")
 
     def stop_requested(self, step: int, source: StopSource) -> None:
         self._metrics.stop_requested()

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import time
 from functools import partial
-from typing import Any
 
 from pipeline.data.open import Batches
 from pipeline.optim.precision import MAX_SKIPPED_IN_A_ROW, Outcome
 from pipeline.optim.schedule import Position, learning_rates
 from pipeline.ranks.failure import RankFailure, sentence_of
 from pipeline.ranks.stop import StopRequests
-from pipeline.run import checkpoint
-from pipeline.run.events import CheckpointEvent, CheckpointReason
+from pipeline.run.events import CheckpointReason
 from pipeline.run.phase import Phase
 from pipeline.train.components import Components
 from pipeline.train.due import is_due
 from pipeline.train.evaluation import evaluate, save_predictions
 from pipeline.train.log_interval import StepLog
+from pipeline.train.saving import Saves
 
 
 class TrainingLoop:
@@ -28,7 +24,7 @@ class TrainingLoop:
     def __init__(self, components: Components) -> None:
         self._components = components
         self._log = StepLog(components)
-        self._saved_step = components.progress.step
+        self.saves = Saves(components, self._log.replicas)
         self._learning_rate = 0.0
         self._outcome: Outcome | None = None
         components.replica.when_gradients_are_ready = partial(components.enter, Phase.AVERAGING)
@@ -53,15 +49,17 @@ class TrainingLoop:
             self._end_interval()
         if source is not None:
             components.journal.stop_requested(progress.step, source)
-        if self._saved_step != progress.step:
+        self.saves.settle()
+        if self.saves.saved_step != progress.step:
             reason: CheckpointReason = "periodic" if source is None else "preempt"
-            error = self._save(reason)
+            error = self.saves.save(reason, in_background=False)
             if error is not None:
                 raise RankFailure(  # all ranks raise it: none of them is to be named
                     f"the checkpoint of step {progress.step} could not be saved: {error}; once "
                     "that is mended, run the same command again",
                     is_reported_here=components.world.is_main,
                 )
+        self.saves.close()
         stops.close()
 
     def _step(self, batches: Batches) -> None:
@@ -101,14 +99,17 @@ class TrainingLoop:
         components.enter(Phase.COUNTING)
         components.progress.step += 1
         log.count_step(batches, num_samples, norm)
+        self.saves.report()
 
         if logs:
             self._end_interval()
         best_top1 = self._evaluate() if evaluates else None
         if saves or best_top1 is not None:
-            error = self._save("periodic" if saves else "best", best_top1)
+            reason: CheckpointReason = "periodic" if saves else "best"
+            has_steps_left = components.progress.step < components.end_step
+            error = self.saves.save(reason, best_top1, in_background=has_steps_left)
             if error is not None:
-                components.journal.console.line(f"warning: no checkpoint saved: {error}")
+                components.journal.no_checkpoint(error)
 
     def _end_interval(self) -> None:
         self._components.enter(Phase.LOGGING)
@@ -139,73 +140,9 @@ class TrainingLoop:
                 components.journal.console.line(sentence)
         event = result.event
         components.journal.evaluated(event)
+        self.saves.settle()  # whether the last best one is there decides on the next one
         is_best = progress.evaluated(loss=event.loss, top1=event.top1, top5=event.top5)
         return event.top1 if is_best else None
-
-    def _save(self, reason: CheckpointReason, best_top1: float | None = None) -> str | None:
-        """Save the run as it is, as the best checkpoint if `best_top1` is given.
-
-        Returns what was wrong with the disk, on all ranks; None: it is saved. Raises `ValueError`
-        if a weight is not a number or the replicas differ.
-        """
-        components, progress = self._components, self._components.progress
-        world, replica = components.world, components.replica
-        components.enter(Phase.AGREEING)
-        mine = int(self._log.replicas.fingerprint()), replica.is_finite()
-        fingerprints, are_finite = zip(*world.all_gather_object(mine), strict=True)
-        self._log.replicas.check(fingerprints)
-        if not all(are_finite):
-            raise ValueError(
-                f"a weight is not a number at step {progress.step}: training has diverged, "
-                "nothing is saved; lower optim.learning_rate"
-            )
-        marked = progress.marked
-        if best_top1 is not None:
-            progress.marked = progress.step, best_top1
-        state = replica.state_dict() if components.mesh.replica == 0 else {}
-        components.enter(Phase.SAVING)
-        error = None
-        if world.is_main:
-            error = self._write(reason, state)
-            components.enter(Phase.AGREEING)  # only the others may wait as long as saving takes
-        error = world.broadcast_object(error)
-        if error is None:
-            self._saved_step = progress.step
-        else:
-            progress.marked = marked
-            components.journal.checkpoint_failed(reason)
-        return error
-
-    def _write(self, reason: CheckpointReason, state: dict[str, Any]) -> str | None:
-        """Write the checkpoint and record it; returns what went wrong."""
-        components, progress = self._components, self._components.progress
-        directory, journal = components.run.checkpoints, components.journal
-        begin = time.perf_counter()
-        state["progress"] = dataclasses.asdict(progress)
-        state["settings"] = json.dumps(components.settings.to_json())
-        try:
-            path, num_bytes = checkpoint.save(directory, progress.step, state)
-        except OSError as error:
-            return sentence_of(error)
-        event = CheckpointEvent(
-            step=progress.step,
-            epoch=components.epoch,
-            path=str(path),
-            num_bytes=num_bytes,
-            seconds=time.perf_counter() - begin,
-            reason=reason,
-        )
-        journal.checkpointed(event)
-        try:  # the next save makes up for what fails
-            if progress.marked is not None:
-                checkpoint.mark_best(directory, progress.marked[0])
-            checkpoint.prune(directory, components.config.checkpoint.keep)
-        except OSError as error:
-            journal.console.line(
-                "warning: the best checkpoint is not marked, or old ones are not deleted: "
-                f"{sentence_of(error)}"
-            )
-        return None
 
     def _settle(self) -> None:
         """Find out whether the last step was skipped, which waits for the device in fp16 only.

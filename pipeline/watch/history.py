@@ -82,7 +82,7 @@ class History:
 
     def add(self, row: Event) -> None:
         self.ledger.add(row)
-        if of_training([row]):
+        if of_training([row]) and not isinstance(row, CheckpointEvent):
             self.step = row.step
         self.evaluations += own_evaluations([row])
         if isinstance(row, RunEvent):

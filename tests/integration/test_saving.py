@@ -54,7 +54,7 @@ def test_a_disk_that_takes_no_checkpoint(shards: Path, tmp_path: Path) -> None:
     assert job.outputs[0].count("warning: no checkpoint saved: No space left") == 4
     assert "the checkpoint of step 16 could not be saved: No space" in job.errors[0]
     assert "rank" not in job.errors[0]  # all know of it, and none is to blame
-    assert job.errors[1] == ""
+    assert "error: " not in job.errors[1]  # torch may say there that rank 0 left first
     assert " MB free; once that is mended, run the same command again" in job.errors[0]
     assert rows(run, "end")[0]["outcome"] == "failed"
     published = (run / "metrics/rank-00000.prom").read_text()

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -109,8 +109,10 @@ def training(shards: Path, run: Path, *options: object) -> list[str]:
     return [str(word) for word in replaced([*words, *options])]
 
 
-def train(size: int, shards: Path, run: Path, *options: object) -> Job:
-    return Job(size, TRAIN, training(shards, run, *options))
+def train(
+    size: int, shards: Path, run: Path, *options: object, before: Callable[[], None] | None = None
+) -> Job:
+    return Job(size, TRAIN, training(shards, run, *options), before=before)
 
 
 def finish(size: int, shards: Path, run: Path, *options: object) -> Job:
@@ -180,18 +182,20 @@ def assert_same_state(run: Path, expected: Path) -> None:
     found, wanted = newest_state(run), newest_state(expected)
     for state in (found, wanted):
         del state["settings"]
-    _assert_equal(found, wanted, "state")
+    assert_equal(found, wanted, "state")
     assert found["progress"]["step"] > 0
 
 
-def _assert_equal(found: Any, wanted: Any, name: str) -> None:
+def assert_equal(found: Any, wanted: Any, name: str) -> None:
+    """Tensors bit for bit and laid out alike, plain values as they are."""
     assert type(found) is type(wanted), name
     if isinstance(wanted, dict):
         assert found.keys() == wanted.keys(), name
         for key, value in wanted.items():
-            _assert_equal(found[key], value, f"{name}.{key}")
+            assert_equal(found[key], value, f"{name}.{key}")
     elif isinstance(wanted, torch.Tensor):
         assert torch.equal(found, wanted), name
+        assert found.stride() == wanted.stride(), name
     else:
         assert found == wanted, name
 

@@ -10,17 +10,15 @@ Files that are there are read through the page cache, which jobs of a host share
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from data_prep.shard_set.memory import MOST_OF_FREE, host_free_bytes
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.augment.crops import CropWindows, take_crops, to_device, whole_images
 from pipeline.data.augment.planes import size_of
@@ -32,8 +30,6 @@ from pipeline.ranks.world import World
 
 CHUNK_SAMPLES = 128
 """That are read together: 13 MB of planes of 256×256, copied in a fraction of a millisecond."""
-_MOST_OF_FREE = 0.8
-"""Of the memory that is free before training has any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,30 +150,17 @@ def check_room(num_samples: int, image_shape: tuple[int, ...], world: World, fre
     """Raise `ValueError` if a rank's share does not fit into `free` bytes."""
     image_bytes = int(np.prod(image_shape))
     share = -(-num_samples // world.size) * image_bytes
-    if share <= _MOST_OF_FREE * free:
+    if share <= MOST_OF_FREE * free:
         return
-    needed = -(-num_samples * image_bytes // int(_MOST_OF_FREE * free or 1))
+    needed = -(-num_samples * image_bytes // int(MOST_OF_FREE * free or 1))
     size = "×".join(map(str, image_shape))
     raise ValueError(
         f"the train split does not fit in memory: {num_samples:,} images of {size} bytes are "
         f"{num_samples * image_bytes / 1e9:.1f} GB, {share / 1e9:.1f} GB for each of {world.size} "
         f"ranks, and {world.device.type} has {free / 1e9:.1f} GB free for each, of which "
-        f"{_MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, or "
+        f"{MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, or "
         "another --data.reader"
     )
-
-
-def host_free_bytes(root: Path = Path("/")) -> int:
-    """Free memory of the host, or of the control group that limits this process."""
-    (available,) = re.findall(r"MemAvailable: +(\d+) kB", (root / "proc/meminfo").read_text())
-    free = int(available) * 1024
-    group = root / "sys/fs/cgroup"
-    with contextlib.suppress(FileNotFoundError, ValueError):  # no group, or the limit is "max"
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        sizes = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = int(sizes["inactive_file"]) + int(sizes["active_file"])  # freed on demand
-        free = min(free, limit - used + cached)
-    return max(0, free)
 
 
 @dataclass(slots=True)

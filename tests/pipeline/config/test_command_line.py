@@ -327,7 +327,10 @@ def test_the_outline_has_the_fields_with_an_effect_in_the_recipe_by_group() -> N
     [
         ("optim.beta1", ["--optim.beta1"]),
         ("--log-every-steps", ["--log_every_steps"]),
-        ("checkpoint", ["--checkpoint.every_epochs", "--checkpoint.keep"]),
+        (
+            "checkpoint",
+            ["--checkpoint.every_epochs", "--checkpoint.keep", "--checkpoint.background"],
+        ),
         ("beta1", ["--optim.beta1"]),
         ("lr", ["--optim.learning_rate"]),
         ("xyzzy", []),

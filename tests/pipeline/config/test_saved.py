@@ -33,6 +33,7 @@ OPERATIONAL = {
     "data.fetch_attempts",
     "checkpoint.every_epochs",
     "checkpoint.keep",
+    "checkpoint.background",
     "metrics.enabled",
     "metrics.publish_seconds",
     "metrics.exporter",

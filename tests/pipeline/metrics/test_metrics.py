@@ -216,7 +216,7 @@ def test_unknown_labels_are_refused() -> None:
     with pytest.raises(KeyError):
         record_loaded(metrics, "hearsay")
     with pytest.raises(KeyError):
-        job.checkpoint_failed("weekly")  # type: ignore[arg-type]
+        job.checkpoint_failed("weekly", 0.0)  # type: ignore[arg-type]
 
 
 def test_loss_keeps_its_last_finite_value() -> None:
@@ -259,13 +259,14 @@ def test_checkpoints_and_the_end() -> None:
     registry = CollectorRegistry()
     job = JobMetrics(registry)
     job.started(dataclasses.replace(STARTED, step=40, epoch=0.4), 10, BUILD, RUN)
-    job.checkpointed(saved("best", step=50))
-    job.checkpoint_failed("best")
+    job.checkpointed(saved("best", step=50), 0.25)
+    job.checkpoint_failed("best", 1.5)
     job.stop_requested()
     value = registry.get_sample_value
     assert value("alexnet_global_step") == 40
     assert value("alexnet_checkpoints_total", {"kind": "best"}) == 2
     assert value("alexnet_checkpoint_failures_total", {"kind": "best"}) == 1
+    assert value("alexnet_checkpoint_wait_seconds_total") == 1.75
     assert value("alexnet_checkpoint_last_step") == 50
     assert value("alexnet_preempt_signals_total") == 1
     job.ended()
@@ -288,7 +289,7 @@ def test_the_number_of_series_is_bounded_and_constant() -> None:
             metrics.record_skip()
         job.count_step(step, step / 5)
         job.trained(trained(loss=1 / (step + 1)))
-        job.checkpointed(saved("periodic", step=step))
+        job.checkpointed(saved("periodic", step=step), 0.1)
     assert parse(exposition(registry)).keys() == before
     of_job = {name for metric in JOB_METRICS for name in metric.series_names}
     assert len([name for name, _ in before if name in of_job]) < 75

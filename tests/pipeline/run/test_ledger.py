@@ -127,13 +127,16 @@ class Life:
         self.step = step
 
     def train(self) -> None:
-        for number in range(self.dice.randint(1, 4)):
+        copied, num_intervals = 0, self.dice.randint(1, 4)
+        for number in range(num_intervals):
+            before = self.step
             steps = self.dice.randint(1, 9)
             self.step += steps
             self.logged.append((self.step, steps))
             phases = ALL_PHASES | {
                 label: float(self.dice.randint(number == 0, 5)) for label in PHASE_LABELS
             }
+            ends_in = self.dice.choice([*PHASE_LABELS, None]) if copied else None
             for label, seconds in phases.items():
                 match label:
                     case "data_wait":
@@ -142,12 +145,20 @@ class Life:
                         self.spend("rank_wait", int(seconds), self.step)
                     case _:
                         self.spend("steps", int(seconds), self.step)
-            self.write("train", **train_fields(self.step) | {"phase_seconds": phases})
+                if label == ends_in:
+                    fields = checkpoint_fields("periodic") | {"waited_seconds": float(copied)}
+                    self.rows.append(event("checkpoint", before, self.now, **fields))
+                    self.saved.append(before)
+            fields = train_fields(self.step) | {"phase_seconds": phases}
+            self.write("train", **fields | ({"saving_seconds": float(copied)} if copied else {}))
+            copied = 0
             if self.dice.random() < 0.4:
                 self.spend("evaluation", step=self.step)
                 self.write("eval", **eval_fields(5, 9, 10, 10))
             if self.dice.random() < 0.4:
                 self.save("periodic")
+            elif self.dice.random() < 0.4 and number + 1 < num_intervals:  # in the background
+                copied = self.spend("saving", step=self.step)
 
     def save(self, reason: str) -> None:
         self.spend("saving", step=self.step)
@@ -247,9 +258,11 @@ def any_rows(draw: st.DrawFn) -> list[Event]:
             ("run", start_fields(resumed) | {"forked_from": "another@best"}),
             ("train", train_fields(step) | {"phase_seconds": phases}),
             ("train", train_fields(step) | {"phase_seconds": {"data_wait": None}}),
+            ("train", train_fields(step) | {"saving_seconds": draw(numbers)}),
             ("eval", eval_fields(5, 9, 10, 10)),
             ("eval", eval_fields(5, 9, 10, 10) | {"by": "evaluate"}),
             ("checkpoint", checkpoint_fields("periodic")),
+            ("checkpoint", checkpoint_fields("periodic") | {"waited_seconds": draw(numbers)}),
             ("alarm", {"reason": "not_learning", "loss": None}),
             ("signal", {"source": "SIGTERM"}),
             ("end", {"outcome": "failed"} | ({} if began is None else {"began": began})),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,6 @@ from pipeline.data.batches.resident import (
     ResidentBatches,
     ResidentSplit,
     check_room,
-    host_free_bytes,
     load,
     load_blocks,
     stretch,
@@ -168,25 +166,3 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         "taken: use 9 ranks or more, a smaller --size, or another --data.reader"
     )
     check_room(*imagenet, world_of_equals(9), 39 * GIGABYTE)
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "expected"),
-    [(None, None, 4000 << 10), ("max", "5", 4000 << 10), ("3000000", "1000000", 2_000_700)],
-)
-def test_the_control_group_s_limit_counts(
-    tmp_path: Path, limit: str | None, used: str | None, expected: int
-) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    if limit is not None and used is not None:
-        (group / "memory.max").write_text(f"{limit}\n")
-        (group / "memory.current").write_text(f"{used}\n")
-        (group / "memory.stat").write_text("anon 9\nfile 900\ninactive_file 600\nactive_file 100\n")
-    assert host_free_bytes(tmp_path) == expected
-
-
-def test_this_host_has_memory() -> None:
-    assert host_free_bytes() > 1 << 20
