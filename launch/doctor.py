@@ -34,7 +34,8 @@ class Options(DoctorOptions):
 def run(options: Options) -> int:
     """Returns 0 if all is well."""
     run = RunDirectory(options.run_dir)
-    config = read_settings(run).config if run.config.is_file() else Config()
+    is_run = run.config.is_file() and run.events.is_file()
+    config = read_settings(run).config if is_run else Config()
     around = Surroundings(shutdown=SHUTDOWN_SECONDS, kill_wait=kill_wait())
     for warning in check_run(config, run, around):
         sys.stderr.write(f"warning: {warning}\n")

@@ -43,6 +43,7 @@ class Plan:
     steps: int
     epochs: float
     step_seconds: float
+    images_per_second: float
     step_parts: Mapping[Label, float]
     """Seconds of a step by phase; empty if nobody has measured them."""
     saves: int
@@ -86,7 +87,8 @@ class Plan:
         spent = duration(self.wall_seconds) if is_done else "for ever"
         found = {
             "steps": f"{self.steps:,}, {self.steps_per_epoch:,} an epoch, {self.epochs:g} epochs",
-            "step": f"{1e3 * self.step_seconds:.4g} ms" + (f": {parts}" if parts else ""),
+            "step": f"{1e3 * self.step_seconds:.4g} ms, {self.images_per_second:,.0f} images/s"
+            + (f": {parts}" if parts else ""),
             "time": f"{spent} expected, with {self.failures:.3g} failures, "
             f"{self.saves:,} saves and {self.evaluations:,} evaluations; "
             f"{self.rank_hours:,.4g} {'GPU' if self.is_on_gpus else 'rank'}-hours",
@@ -144,6 +146,7 @@ def planned(config: Config, known: Constants) -> Plan:
         steps=steps,
         epochs=config.epochs,
         step_seconds=known.step,
+        images_per_second=config.global_batch_size / known.step,
         step_parts=known.phases,
         saves=math.ceil(steps / save),
         evaluations=evaluations,

@@ -1,7 +1,7 @@
 """All waits of a job, and which has to end before which.
 
 `waits` is the one function that knows them all; `ORDER` says what must fit into what, and why;
-`contradictions` compares. A test compares the tables of `docs/timeouts.md` with both.
+`check_waits` compares. A test compares the tables of `docs/timeouts.md` with both.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def test_the_arithmetic_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, *GIVEN, "alexnet_fast")
     assert found["steps_per_epoch"] == 1_281_167 // 1024
     assert found["steps"] == 90 * found["steps_per_epoch"]
+    assert found["images_per_second"] == pytest.approx(1024 / 0.05)
     assert found["saves"] == found["evaluations"] == 90
     assert found["wall_seconds"] == pytest.approx(found["steps"] * 0.05 + 90 * 26 + 40)
     assert found["rank_hours"] == pytest.approx(8 * found["wall_seconds"] / 3600)
