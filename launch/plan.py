@@ -50,7 +50,7 @@ class Options:
     save_seconds: Seconds = None
     """From the beginning of a save until it counts."""
     save_wait_seconds: Seconds = None
-    """How long steps wait for a save; if not given, until it counts."""
+    """How long steps wait for a save; with --save-seconds alone, until it counts."""
     evaluation_seconds: Seconds = None
     """Of an evaluation."""
     start_seconds: Seconds = None
@@ -129,7 +129,8 @@ def _constants(
     step = need("--step-seconds", options.step_seconds, measured.step)
     evaluation = need("--evaluation-seconds", options.evaluation_seconds, measured.evaluation)
     counts = need("--save-seconds", options.save_seconds, measured.save)
-    wait = need("--save-wait-seconds", options.save_wait_seconds, counts)
+    own = measured.save_wait if options.save_seconds is None else None
+    wait = need("--save-wait-seconds", options.save_wait_seconds, own, counts)
     start = need("--start-seconds", options.start_seconds, measured.start)
     restart = need("--restart-seconds", options.restart_seconds, measured.restart, start)
     if missing:

@@ -18,7 +18,7 @@ _SLOW_DISK_BYTES_PER_SECOND = 50e6
 """What a save is assumed to reach that nobody has measured: a busy file system over a network."""
 
 WaitName = Literal[
-    "step", "evaluation", "save", "start",
+    "step", "evaluation", "save", "in_flight", "start",
     "heartbeat", "judging", "last_words", "stall", "save_stall", "collective", "save_collective",
     "rendezvous", "lock", "fetch_attempt", "fetch", "stop", "shutdown", "exit_barrier", "outcome",
     "requeue", "grace", "kill_wait", "time_limit", "silence", "kept", "alert", "stall_alert",
@@ -29,6 +29,7 @@ NAMES: Mapping[WaitName, str] = {
     "step": "a step, measured",
     "evaluation": "an evaluation, measured",
     "save": "a save, measured, or else its bytes at 50 MB/s",
+    "in_flight": "a save in the background, which has to end first",
     "start": "a start up to the first step, measured",
     "heartbeat": "between two heartbeats of a rank's watchdog",
     "judging": "in which a watchdog compares heartbeats",
@@ -99,6 +100,8 @@ ORDER = (
     Rule(("stop", "save"), "shutdown",
          "torchrun would kill ranks that save, and the work since the last checkpoint would be "
          "lost", _LEAD, "refused"),
+    Rule(("stop", "in_flight", "save"), "shutdown",
+         "the same if a signal comes as a save in the background begins", _LEAD, "warned of"),
     Rule(("evaluation", "stop", "save"), "shutdown",
          "a signal that comes as an evaluation begins may end in a kill, and the work since the "
          "last checkpoint would be lost", _LEAD, "warned of"),
@@ -164,6 +167,7 @@ def waits(
         save = config.checkpoint_bytes(_NUM_CLASSES) / _SLOW_DISK_BYTES_PER_SECOND
     found: dict[WaitName, float | None] = {
         **{"step": measured.step, "evaluation": measured.evaluation, "save": save},
+        "in_flight": save if config.checkpoint.background else None,
         "start": measured.start,
         "heartbeat": heartbeat,
         "judging": timeouts.num_judged(heartbeat) * heartbeat,

@@ -32,6 +32,8 @@ class RunCosts:
     """Of a step of rank 0, by its steady intervals; empty if there are none."""
     save: float | None = None
     """From the last step before a save until it counts."""
+    save_wait: float | None = None
+    """How long steps wait for a save."""
     longest_save: float | None = None
     evaluation: float | None = None
     start: float | None = None
@@ -56,12 +58,13 @@ def costs_of(rows: Iterable[Event]) -> RunCosts:
     """The costs that all `rows` of a run show, void attempts included."""
     history = list(rows)
     starts, restarts = _starts(history)
-    saves = _pauses(history, CheckpointEvent)
+    evaluations, saves = _pauses(history)
     return RunCosts(
         phases=_phases(history),
-        save=_median(saves),
-        longest_save=max(saves, default=None),
-        evaluation=_median(_pauses(history, EvalEvent)),
+        save=_median([counts for _, counts in saves]),
+        save_wait=_median([wait for wait, _ in saves]),
+        longest_save=max((counts for _, counts in saves), default=None),
+        evaluation=_median(evaluations),
         start=_median(starts),
         restart=_median(restarts),
         run=next(reversed(of_type(history, RunEvent)), None),
@@ -93,14 +96,26 @@ def _phases(history: Sequence[Event]) -> dict[Label, float]:
     return {label: value / num_steps for label, value in seconds.items()} if num_steps else {}
 
 
-def _pauses(history: Sequence[Event], kind: type[CheckpointEvent] | type[EvalEvent]) -> list[float]:
-    """What training stood still for, with what surrounds what the rows have measured."""
-    found = []
+def _pauses(history: Sequence[Event]) -> tuple[list[float], list[tuple[float, float]]]:
+    """What evaluations took; and saves: how long steps waited, and until they counted.
+
+    With what surrounds what the rows have measured, if steps waited for all of it.
+    """
+    evaluations: list[float] = []
+    saves: list[tuple[float, float]] = []
     for before, row in itertools.pairwise(history):
-        if isinstance(row, kind) and getattr(row, "by", "train") == "train":
-            is_next = isinstance(before, TrainEvent | EvalEvent) and before.step == row.step
-            found.append(max(row.seconds, row.time - before.time if is_next else 0.0))
-    return found
+        is_next = isinstance(before, TrainEvent | EvalEvent) and before.step == row.step
+        gap = row.time - before.time if is_next else 0.0
+        match row:
+            case EvalEvent() if row.by == "train":
+                evaluations.append(max(row.seconds, gap))
+            case CheckpointEvent(waited_seconds=None):
+                saves.append((max(row.seconds, gap),) * 2)
+            case CheckpointEvent(waited_seconds=float(wait)):
+                saves.append((wait, wait + row.seconds))
+            case _:
+                pass
+    return evaluations, saves
 
 
 def _starts(history: Sequence[Event]) -> tuple[list[float], list[float]]:

@@ -18,7 +18,7 @@ from launch.spec import TrainSpec, seconds_of
 from pipeline.config.data import DataConfig
 from pipeline.config.order import NAMES, ORDER, Measured, Surroundings, WaitName, check_waits, waits
 from pipeline.config.recipes import RECIPES, recipe_config
-from pipeline.config.schema import Config, DistributedConfig
+from pipeline.config.schema import CheckpointConfig, Config, DistributedConfig
 from pipeline.config.timeouts import KEPT_SECONDS, SHUTDOWN_SECONDS
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "timeouts.md"
@@ -34,6 +34,8 @@ IN_SLURM = Surroundings(
 POD = TrainPods(container="image", claims=("c:/c",))
 IN_KUBERNETES = Surroundings(shutdown=POD.shutdown_seconds, grace=POD.signal_lead_seconds)
 HERE = Surroundings(shutdown=SHUTDOWN_SECONDS)
+WAITING = Config(checkpoint=CheckpointConfig(background=False))
+SLOWLY = dataclasses.replace(recipe_config("alexnet_2012"), checkpoint=WAITING.checkpoint)
 AT_URL = DataConfig(shards="http://host/shards", cache_dir="/tmp/cache", reader="remote")
 OF_ALERTS = ("silence", "alert", "stall_alert", "save_alert")
 
@@ -136,15 +138,16 @@ def test_what_surely_loses_work_is_refused_with_the_arithmetic(
     [
         (Config(), Surroundings(), Measured(step=300.5), "take a step for a hang"),
         (remote(fetch_attempts=10), HERE, Measured(), "before the last attempt"),
-        (Config(), HERE, Measured(save=200.0, evaluation=100.0), "as an evaluation begins"),
-        (Config(), Surroundings(kill_wait=30.0), Measured(save=40.0), "after scancel"),
-        (recipe_config("alexnet_2012"), Surroundings(shutdown=10.0), Measured(), "ranks that save"),
+        (WAITING, HERE, Measured(save=200.0, evaluation=100.0), "as an evaluation begins"),
+        (WAITING, Surroundings(kill_wait=30.0), Measured(save=40.0), "after scancel"),
+        (Config(), HERE, Measured(save=200.0), "200 s .* 200 s .* = 400.5 s .* 270 s .*begins"),
+        (SLOWLY, Surroundings(shutdown=10.0), Measured(), "ranks that save"),
         (
             *(Config(), Surroundings(shutdown=250.0, grace=300.0, is_requeued=True), Measured()),
             "250 s .* 20 s .* 10 s .* 35 s .* = 315 s do not fit into 300 s",
         ),
     ],
-    ids=["step", "fetch", "evaluation", "KillWait", "assumed save", "requeue"],
+    ids=["step", "fetch", "evaluation", "KillWait", "in flight", "assumed save", "requeue"],
 )
 def test_what_may_lose_work_is_a_warning(
     config: Config, around: Surroundings, measured: Measured, sentence: str

@@ -59,6 +59,7 @@ def test_what_a_run_has_cost() -> None:
     assert costs.phases["forward_backward"] == pytest.approx(0.9 * 22 / 40)
     assert costs.evaluation == 4.0, "with what surrounds it"
     assert (costs.save, costs.longest_save) == (2.0, 3.0)
+    assert costs.save_wait == costs.save, "steps waited for it"
     assert costs.start == pytest.approx((8.0 + 7.0) / 2)
     assert costs.restart == pytest.approx((11.0 + 10.0) / 2), "from what was heard last"
     assert costs.run is not None
@@ -73,3 +74,10 @@ def test_of_what_has_not_happened_nothing_is_known() -> None:
     short = costs_of(HISTORY[:4])
     assert short.step == 1.0, "there is no steadier interval"
     assert short.restart is None
+
+
+def test_saves_in_the_background_cost_what_steps_wait_for_and_count_later() -> None:
+    """Their rows come whenever they are written, behind later steps."""
+    fields = checkpoint_fields("periodic") | {"seconds": 3.0, "waited_seconds": 0.25}
+    costs = costs_of([*HISTORY[:4], event("checkpoint", 10, 124.0, **fields), HISTORY[4]])
+    assert (costs.save_wait, costs.save, costs.longest_save) == (0.25, 3.25, 3.25)
