@@ -6,6 +6,8 @@ device still works on the batch before. Of the val split every rank holds the bl
 replica evaluates. On the CPU the device is the host.
 
 Files that are there are read through the page cache, which jobs of a host share.
+
+Longer than 250 lines: what is filled and what is made of it divide samples in the same way.
 """
 
 from __future__ import annotations
