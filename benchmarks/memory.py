@@ -21,7 +21,7 @@ def private_bytes(pid: int) -> int:
 def tree_bytes(pid: int) -> int:
     """Memory of the process and all below it, shared pages counted once (the sum of their PSS)."""
     total = 0
-    for member in _tree(pid):
+    for member in tree(pid):
         with contextlib.suppress(OSError):  # it has just ended
             total += _smaps(member)["Pss"]
     return total
@@ -43,12 +43,13 @@ def peak_bytes(command: Sequence[object]) -> tuple[int, float]:
     return peak, time.perf_counter() - begin
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
+    """The process and all below it, as far as they are there."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                yield from _tree(int(child))
+                yield from tree(int(child))
 
 
 def _smaps(pid: int) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
     python -m benchmarks.step [--rounds 7] [--json PATH]
 
-On a CPU: images a second of batch 64 on all cores, side by side: the blog's PyTorch network as
-written (fp32, NCHW, `nn.LocalResponseNorm`), the same with the groups of 2012, ours without its
-response norm, and ours; both of ours in the precision that `auto` is here, and channels-last. Each
-round takes one step of each, and ratios are taken round by round. Our process keeps the memory that
-it frees (`pipeline.ranks.memory`), so the blog's networks have one of their own; its first one
-steps in ours, too, which says what that alone is worth. On a GPU: see `benchmarks.step_gpu`.
+Images a second of batch 64 on all cores, side by side: the blog's PyTorch network as written (fp32,
+NCHW, `nn.LocalResponseNorm`), the same with the groups of 2012, ours without its response norm, and
+ours; both of ours in the precision that `auto` is here, and channels-last. Each round takes one
+step of each, and ratios are taken round by round. Our process keeps the memory that it frees
+(`pipeline.ranks.memory`), so the blog's networks have one of their own; its first one steps in
+ours, too, which says what that alone is worth. Steps on a GPU are measured by `benchmarks.gpu`.
 
 Then the split layout against the fused one, `benchmarks.columns`.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import columns, step_gpu
+from benchmarks import columns
 from benchmarks.measurement import parser, report, spread
 from benchmarks.rivals.blog_alexnet import plain_step
 from pipeline.config.model import ModelConfig
@@ -60,7 +60,7 @@ def our_config(response_norm: Any) -> Config:
 
 def our_step(images: torch.Tensor, labels: torch.Tensor, config: Config) -> Step:
     """A step as training takes it, from inputs that are ready."""
-    with connect(LaunchEnvironment(), DistributedConfig()) as world:
+    with connect(LaunchEnvironment(), DistributedConfig(device="cpu")) as world:
         model = build_model(config.model, 1000, (224, 224))
         replica = Replica(model, config, world, build_mesh(world, "fused", 60))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -152,10 +152,7 @@ def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--rounds", type=int, default=7)
     options = options_parser.parse_args()
-    if torch.cuda.is_available():
-        figures: dict[str, Any] = {"gpu": step_gpu.figures(options.rounds)}
-    else:
-        figures = {"cpu": cpu_figures(options.rounds)}
+    figures = {"cpu": cpu_figures(options.rounds)}
     claim = (
         "a step of the 2012 network: at least 3.5 times the blog's, its response norm below 12 %"
     )

@@ -46,25 +46,32 @@ class Network(nn.Module):
 
 
 def plain_step(
-    images: torch.Tensor, labels: torch.Tensor, *, precision: torch.dtype, learning_rate: float
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    precision: torch.dtype,
+    learning_rate: float,
+    compiler: str | None = None,
 ) -> Callable[[], None]:
     """A training step as in any tutorial, channels-last and under autocast.
 
-    Images float32 N×3×224×224, labels int64 N.
+    Images float32 N×3×224×224, labels int64 N. `compiler` is a backend of torch.compile.
     """
     kind = images.device.type
-    model = Network().to(images.device)
+    model.to(images.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=5e-4
     )
     scaler = torch.amp.GradScaler(kind, enabled=precision == torch.float16)
+    forward = model if compiler is None else torch.compile(model, backend=compiler)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(kind, precision):
-            loss = F.cross_entropy(model(images), labels)
+        with torch.autocast(kind, precision, enabled=precision != torch.float32):
+            loss = F.cross_entropy(forward(images), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -119,7 +119,7 @@ def add_encoding(scratch: Scratch) -> None:
     """`png`, which keeps the pixels of JPEGs as they are."""
     codec = "data_prep/shard_set/codec.py"
     scratch.add_name("data_prep/shard_set/manifest.py", "WrittenEncoding", "png")
-    scratch.insert(codec, "import simplejpeg", "from PIL import Image\n")
+    scratch.insert(codec, "import numpy.typing as npt", "from PIL import Image\n")
     scratch.replace(codec, "\ndef codec_of(", PNG)
     scratch.insert(codec, "return _RGB", '        case "png":\n            return _PNG\n')
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+CAPABILITIES = {"A100": 80, "H100": 90, "B200": 100}
+"""Compute capability, without its point, of the GPUs that the kernels are compiled for."""
+
+for_each_gpu = pytest.mark.parametrize("capability", CAPABILITIES.values(), ids=CAPABILITIES)
 
 
 def run_interpreted(module: str) -> None:
@@ -29,16 +31,18 @@ def run_interpreted(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def compile_for_h100(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Any:
-    """As a launch does, for arguments of these types; those that are not named are int32."""
+def compile_for(capability: int, kernel: Any, types: dict[str, str], constants: Any) -> Any:
+    """As a launch does, for arguments of these types; those that are not named are int32.
+
+    `capability` is that of a GPU, from `CAPABILITIES`.
+    """
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature = dict.fromkeys(kernel.arg_names, "i32") | types
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature=signature, constexprs=constants)
-    import triton
-
     # Said, as the default is to change; no kernel here depends on it.
     options = {"enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import torch
-import torchvision  # type: ignore[import-not-found,unused-ignore]
+import torchvision
 
 if __name__ == "__main__":
     weights, inputs, output = sys.argv[1:]

@@ -84,17 +84,3 @@ def test_training_on_a_gpu_publishes_its_uuid(
     with publishing(MetricsConfig(exporter=False), run, world):
         pass
     assert f'gpu_uuid="{UUID}"' in (run.metrics / "rank-00000.prom").read_text()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_driver_knows_the_gpu_of_torch() -> None:
-    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-    listed = subprocess.run(["nvidia-smi", "-L"], check=True, capture_output=True, text=True)
-    assert uuid in listed.stdout
-    registry = CollectorRegistry()
-    registry.register(GpuCollector(uuid, rank=0, local_rank=0))
-    samples = parse(exposition(registry))
-    ((_, labels),) = (key for key in samples if key[0] == "alexnet_gpu_info")
-    assert dict(labels)["gpu_index"].isdecimal()
-    assert all(value >= 0 for value in samples.values())

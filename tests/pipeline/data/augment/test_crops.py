@@ -10,29 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.shard_set.manifest import Statistics
 from pipeline.config.augment import AugmentConfig
-from pipeline.data.augment import crops
-from pipeline.data.augment.crops import CropWindows, take_crops, take_crops_plain
+from pipeline.data.augment.crops import take_crops, take_crops_plain
 from pipeline.data.augment.normalize import Normalizer
-from pipeline.data.augment.preprocess import Augmenter, Viewer
-from tests.pipeline.kernels import compile_for_h100, needs_gpu, run_interpreted
+from pipeline.data.augment.preprocess import Augmenter
+from tests.pipeline.gpu_checks import CROP_WINDOWS, IMAGES, PLANES, STATISTICS
+from tests.pipeline.kernels import compile_for, for_each_gpu, run_interpreted
 
 triton = pytest.importorskip("triton")
 
-UNIT = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-STATISTICS = Statistics(
-    num_images=1, mean=(1, 1, 1), std=(1, 1, 1), pca_stds=(1, 1, 1), pca_vectors=UNIT
-)
 RANDOM = np.random.default_rng(5)
-IMAGES = torch.from_numpy(RANDOM.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8))
-CROP_WINDOWS = CropWindows(
-    rows=np.array([5, 0, 0, 3]),
-    tops=np.array([0, 4, 2, 1]),
-    lefts=np.array([8, 0, 3, 2]),
-    size=(16, 16),
-)
-PLANES = torch.from_numpy(RANDOM.integers(0, 256, (6, 30, 24), dtype=np.uint8))
 CPU = torch.device("cpu")
 
 
@@ -63,7 +50,8 @@ def test_interpreted_the_kernel_does_what_plain_torch_does() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_planar", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "u8"])
-def test_the_kernel_compiles_for_an_h100(dtype: str, is_planar: bool) -> None:
+@for_each_gpu
+def test_the_kernel_compiles(capability: int, dtype: str, is_planar: bool) -> None:
     """A pixel is loaded once, and its numbers are rounded once before the cast."""
     from pipeline.data.augment import crops_cuda
 
@@ -75,7 +63,7 @@ def test_the_kernel_compiles_for_an_h100(dtype: str, is_planar: bool) -> None:
         pointers |= dict.fromkeys(floats, "*fp32")
     else:
         constants |= dict.fromkeys(floats)
-    compiled = compile_for_h100(crops_cuda._crop_kernel, pointers, constants)
+    compiled = compile_for(capability, crops_cuda._crop_kernel, pointers, constants)
     text = compiled.asm["ptx"]
     pixels_of_lane = 4 * 256 // (32 * compiled.metadata.num_warps)
     assert len(re.findall(r"ld\.global\S*\.b8 ", text)) == 3 * pixels_of_lane
@@ -105,45 +93,3 @@ def test_what_is_cast_at_once_has_the_bits_of_what_is_cast_later(
     )
     assert torch.equal(found, exact.to(dtype))
     assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("color_noise", [0.0, 0.1])
-@pytest.mark.parametrize("images", [IMAGES, PLANES], ids=["pixels", "planes"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu_augmentation_is_that_of_the_cpu(
-    images: torch.Tensor, color_noise: float, dtype: torch.dtype
-) -> None:
-    config = AugmentConfig(crop_pixels=16, flip="random", color_noise=color_noise)
-    mean, std = RANDOM.uniform(90, 140, (16, 16, 3)), np.array([60.0, 50.0, 40.0])
-    found, expected = (
-        Augmenter(config, 0, STATISTICS, Normalizer(mean, std, torch.device(name)), dtype)(
-            images.to(name), np.arange(4), 1, CROP_WINDOWS
-        ).cpu()
-        for name in ("cuda", "cpu")
-    )
-    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":  # its `addcmul` rounds once
-        assert torch.equal(found, expected)
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("images", [IMAGES, PLANES], ids=["pixels", "planes"])
-@pytest.mark.parametrize("has_triton", [False, True])
-def test_on_a_gpu_views_are_those_of_the_cpu(
-    images: torch.Tensor, has_triton: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crops, "_HAS_TRITON", has_triton)
-    config, mean = AugmentConfig(crop_pixels=16), np.array([120.0, 110.0, 100.0])
-    found, expected = (
-        [
-            view.cpu()
-            for view in Viewer(
-                config, 10, (20, 24), Normalizer(mean, np.full(3, 55.0), torch.device(name))
-            )(images.to(name))
-        ]
-        for name in ("cuda", "cpu")
-    )
-    torch.testing.assert_close(found, expected)

@@ -11,18 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from data_prep.shard_set import progress
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data.batches.loader import Batch
-from pipeline.data.batches.resident import fill
 from pipeline.data.open import Data, open_data
 from tests.data_prep.raw_data import run_cli
-from tests.pipeline.kernels import needs_gpu
 from tests.pipeline.worlds import SINGLE, fused, world_of_equals
 
 NUM_TRAIN, SIDE = 60, 128
@@ -115,24 +111,3 @@ def test_a_second_job_reads_memory_and_no_disk(shards: Path) -> None:
     first, second = np.diff(read).tolist()
     assert first >= total
     assert second < total / 10, "but for what else the process reads"
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_a_gpu_copies_what_the_loader_gives() -> None:
-    pixels: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(
-        0, 256, (50, 4, 6, 3), np.uint8
-    )
-    images = torch.empty(pixels.shape, dtype=torch.uint8, device="cuda")
-    batches = [
-        Batch(
-            images=torch.from_numpy(pixels[start : start + 8]).pin_memory(),
-            labels=torch.arange(start, min(start + 8, 50)),
-            samples=np.arange(start, min(start + 8, 50)),
-            num_valid=min(8, 50 - start),
-        )
-        for start in range(0, 50, 8)
-    ]
-    assert fill(images, batches, lambda *_: None).tolist() == list(range(50))
-    assert torch.equal(images.cpu(), torch.from_numpy(pixels))
-    assert all(batch.copied is not None for batch in batches)

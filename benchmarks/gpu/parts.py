@@ -1,0 +1,98 @@
+"""The parts of the command, the most important first; each runs in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import kernels, ranks, steps, training
+from benchmarks.gpu.results import LeftOut, Results
+from benchmarks.gpu.scale import DRY_RUN, ON_GPU, Scale
+from tests.pipeline import gpu_checks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the command line asks for, and where parts may write."""
+
+    dry_run: bool
+    cifar10: Path | None
+    images: Path | None
+    folder: Path
+
+    @property
+    def scale(self) -> Scale:
+        return DRY_RUN if self.dry_run else ON_GPU
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    run: Callable[[Asked, Results], None]
+    weight: int
+    """Its share of the time that is left is this by the sum of those that are still to run."""
+    num_gpus: int = 1
+
+
+def _tests(asked: Asked, results: Results) -> None:
+    """The checks of the tests that are marked gpu."""
+    for name, check in gpu_checks.checks(asked.scale.device).items():
+        try:
+            check()
+            results.add(name, "passed")
+        except Exception as error:
+            traceback.print_exc()
+            results.add(name, f"failed: {' '.join(str(error).split())[:500]}")
+    if failed := [name for name, figure in results.figures.items() if figure != "passed"]:
+        raise AssertionError(f"{len(failed)} of {len(results.figures)} checks failed: {failed[0]}")
+
+
+PARTS: Mapping[str, Part] = {
+    "tests": Part(run=_tests, weight=12),
+    "steps": Part(run=lambda asked, results: steps.table(asked.scale, results), weight=34),
+    "kernels": Part(run=lambda asked, results: kernels.measure(asked.scale, results), weight=26),
+    "resident": Part(
+        run=lambda asked, results: training.resident(asked.scale, asked.folder, results), weight=24
+    ),
+    "cifar10": Part(
+        run=lambda asked, results: training.cifar10(
+            asked.scale, asked.cifar10, asked.folder, results
+        ),
+        weight=18,
+    ),
+    "feeding": Part(
+        run=lambda asked, results: training.feeding(
+            asked.scale, asked.images, asked.folder, results
+        ),
+        weight=26,
+    ),
+    "ranks": Part(
+        run=lambda asked, results: ranks.measure(asked.scale, asked.folder, results),
+        weight=20,
+        num_gpus=2,
+    ),
+}
+
+
+def run_part(name: str, asked: Asked, path: Path, log: Path) -> None:
+    """In a process of its own: figures go to `path`, all that it prints to `log`."""
+    os.setsid()
+    with log.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    results = Results(path)
+    try:
+        PARTS[name].run(asked, results)
+    except LeftOut as error:
+        results.end("left out", str(error))
+    except torch.OutOfMemoryError as error:
+        results.end("left out", f"too little memory: {str(error).splitlines()[0]}")
+    except Exception as error:
+        traceback.print_exc()
+        results.end("failed", f"{type(error).__name__}: {error}")
+    else:
+        results.end("done")
