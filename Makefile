@@ -25,7 +25,7 @@ missing=$$(for program in $(1); do command -v $$program >/dev/null || echo $$pro
 $(call provide,$(2))
 endef
 
-.PHONY: help system ffcv demo cifar10 test lint docs clean
+.PHONY: help system ffcv demo cifar10 test lint audit docs clean
 
 help:
 	@echo "make demo               train on generated images and write a report, about 3 minutes"
@@ -34,6 +34,7 @@ help:
 	@echo "make ffcv               install ffcv, which writes .beton files"
 	@echo "make test               the tests"
 	@echo "make lint               ruff and mypy"
+	@echo "make audit              ask for known vulnerabilities of the dependencies; needs a network"
 	@echo "make docs               the documentation as a site, in build/site"
 	@echo "make clean              remove what these made"
 
@@ -106,6 +107,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not a part of CI, which has no network.
+audit:
+	@$(PYTHON) -m venv $(RUNS)/audit && $(RUNS)/audit/bin/python -m pip install --quiet pip-audit || \
+		{ echo "error: not audited, as pip-audit cannot be installed: is there a network?"; exit 1; }
+	@$(RUNS)/audit/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip \
+		--requirement constraints.txt || \
+		{ echo "error: known vulnerabilities are listed above, or nobody could be asked"; exit 1; }
 
 # A dead link, or a name that is not there, is an error.
 docs: $(INSTALLED)

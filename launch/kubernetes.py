@@ -18,7 +18,7 @@ _PORT = 29500
 """Where pods meet; each has a network of its own."""
 
 _INDEX = "$(JOB_COMPLETION_INDEX)"
-_HOME = "/tmp"
+_HOME = "/tmp"  # noqa: S108 - of a pod's own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +127,7 @@ def _values(spec: KubernetesSpec, pods: _Pods) -> dict[str, str]:
     if pods.gpus:
         limits["nvidia.com/gpu"] = str(pods.gpus)
     claims = {f"claim-{number}": folder for number, folder in enumerate(spec.folders)}
-    mounts = {"shm": "/dev/shm", "tmp": _HOME, **claims}
+    mounts = {"shm": "/dev/shm", "tmp": _HOME, **claims}  # noqa: S108 - of a pod's own
     volumes = [
         {"name": "shm", "emptyDir": {"medium": "Memory"}},  # else it has 64 MB
         {"name": "tmp", "emptyDir": {}},

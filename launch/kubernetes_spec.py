@@ -25,7 +25,7 @@ _CLAIM = re.compile(rf"({_DOMAIN}):(/[^/:\0][^:\0]*)")
 _QUANTITY = re.compile(r"[1-9][0-9]{0,15}(?:[kMGTP]|[KMGTP]i)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 _OWN_LABELS = "app.kubernetes.io/"
-_TAKEN = ("/dev/shm", "/tmp")
+_TAKEN = ("/dev/shm", "/tmp")  # noqa: S108 - of a pod's own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -161,7 +161,8 @@ def logs(options: LogOptions) -> None:
     sys.stdout.write(f"{found}\n")
     sys.stdout.flush()
     follow = ["-F"] if options.follow else []
-    os.execvp("tail", ["tail", f"--lines={options.lines}", *follow, "--", str(found)])
+    words = ["tail", f"--lines={options.lines}", *follow, "--", str(found)]
+    os.execvp(words[0], words)  # noqa: S606 - no name in the words reaches a shell
 
 
 def _describe_job(found: slurm.SlurmJob | None, run_status: RunStatus) -> str:

@@ -22,7 +22,7 @@ from tests.test_architecture import MODULES, ROOMS, ROOT, parse
 
 MAP = ROOT / "docs" / "architecture.md"
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 OF_ROOMS = sorted(

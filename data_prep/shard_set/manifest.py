@@ -245,6 +245,7 @@ def parse_json(content: bytes, path: str) -> Any:
 def _check_consistent(manifest: Manifest) -> None:
     if hash_class_names(manifest.class_names) != manifest.class_names_sha256:
         raise ValueError("class_names do not match their hash")
+    serialize(manifest)  # else a text is none that a file could hold
     if manifest.name is not None:
         check_name(manifest.name)
     names = [MANIFEST_NAME, manifest.statistics.mean_image_filename]

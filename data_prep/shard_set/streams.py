@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import select
 import sys
 from typing import Any, TextIO
 
 _LAST_STANDARD = 2
+
+_COMMANDS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys, line ends and tabs aside, and what turns the direction of text."""
 
 
 class _Sink(io.FileIO):
@@ -33,11 +37,19 @@ class _Sink(io.FileIO):
             return memoryview(content).nbytes
 
 
+class _Shown(io.TextIOWrapper):
+    """Text for people: names in it, of files, hosts or classes, give no orders to a terminal."""
+
+    def write(self, text: str, /) -> int:
+        return super().write(_COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text))
+
+
 def open_streams() -> None:
     """Make the standard streams of this process ones that can always be written to.
 
     A closed one (`>&-`) is opened to nowhere: its number would otherwise go to the next file that
-    is opened. What an encoding lacks is written as an escape. The first thing that a command does.
+    is opened. What an encoding lacks is written as an escape, and so are a terminal's commands on
+    standard error and on a terminal. The first thing that a command does.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:  # the lowest that is free
         os.set_inheritable(handle, True)
@@ -52,7 +64,8 @@ def _reopened(handle: int, before: TextIO | None) -> TextIO:
         before.flush()
         encoding, is_by_line = before.encoding, before.line_buffering
         is_unbuffered = before.write_through  # python -u
-    return io.TextIOWrapper(
+    kind = _Shown if handle == 2 or os.isatty(handle) else io.TextIOWrapper
+    return kind(
         sink if is_unbuffered else io.BufferedWriter(sink),
         encoding=encoding,
         errors="backslashreplace",

@@ -77,7 +77,7 @@ def collect(environment: LaunchEnvironment, device: torch.device, options: Docto
         arithmetic=arithmetic_of(device),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         num_cores=os.cpu_count() or 1,
-        shm_bytes=shutil.disk_usage("/dev/shm").free,
+        shm_bytes=shutil.disk_usage("/dev/shm").free,  # noqa: S108 - the mount itself
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],  # what readers raise theirs to
         disk_bytes=answers.to(
             "the run directory", lambda: _find_room(options.run_dir), "it does not answer"

@@ -9,6 +9,7 @@ and the exit code is then 1.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class _Complaints:
 
     def say(self, sentence: str) -> None:
         self.count += 1
-        clear = "\r\x1b[K" if self.is_bar_shown else ""
+        width = shutil.get_terminal_size().columns - 1
+        clear = f"\r{' ' * width}\r" if self.is_bar_shown else ""
         sys.stderr.write(f"{clear}error: {printable(sentence)}\n")
 
 

@@ -96,7 +96,8 @@ def render(run: RunDirectory, num_neighbours: int = 0) -> str:
             ranks=compare_ranks(status),
             marks=marks,
             charts={
-                name: markupsafe.Markup(svg) for name, svg in draw_charts(events, marks).items()
+                name: markupsafe.Markup(svg)  # noqa: S704 - matplotlib has escaped its texts
+                for name, svg in draw_charts(events, marks).items()
             },
             phase_names=PHASE_LABELS,
             kernels=read_kernels(run, network),

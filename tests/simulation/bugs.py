@@ -40,7 +40,7 @@ class Bug:
         code = compile(source.replace(self.right, self.wrong), str(module.__file__), "exec")
         sys.modules[self.module] = twin  # dataclasses look their module up
         try:
-            exec(code, twin.__dict__)
+            exec(code, twin.__dict__)  # noqa: S102 - of a mutated copy of our code
         finally:
             sys.modules[self.module] = module
         real, copy = functions_of(module), functions_of(twin)

@@ -151,7 +151,7 @@ def fetch(
                 ) from None
             # By chance up to half shorter, so that ranks spread out.
             pause = longest_pause(attempt, _FIRST_PAUSE_SECONDS)
-            pause *= random.uniform(0.5, 1)
+            pause *= random.uniform(0.5, 1)  # noqa: S311 - of a pause
             _log.warning("%s: %s; trying again in %.1f s", location, fault, pause)
             if stop.wait(pause):
                 raise FetchStopped(location) from None

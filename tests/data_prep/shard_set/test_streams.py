@@ -98,3 +98,30 @@ def test_output_that_could_not_be_written_is_reported(synthetic: Path) -> None:
     assert result.stderr == (
         f"error: standard output could not be written: {os.strerror(errno.ENOSPC)}\n"
     )
+
+
+HOSTILE = "a\x1b]0;x\x07b\x9b2Jc\u202ed\x7f\x00 \u2066e"
+SHOWN = r"a\x1b]0;x\x07b\x9b2Jc\u202ed\x7f\x00 \u2066e"
+SAYING = """
+import logging, sys
+from data_prep.shard_set.streams import open_streams
+open_streams()
+sys.stdout.reconfigure(encoding="utf-8")
+logging.basicConfig(format="%(message)s")
+name = sys.argv[1].encode().decode("unicode_escape")
+print(name)
+logging.warning(name + "\\tü")
+"""
+
+
+def test_names_give_no_orders_to_a_terminal() -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", SAYING, ascii(HOSTILE)[1:-1]]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        assert terminal.read(1000).decode().splitlines() == [SHOWN]
+    assert done.stderr.decode() == f"{SHOWN}\tü\n"
+    piped = subprocess.run(command, capture_output=True, env=environment)
+    assert piped.stdout.decode() == f"{HOSTILE}\n"  # a program that reads it gets what is there

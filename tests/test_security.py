@@ -1,0 +1,100 @@
+"""What the page on security says of the code holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import outcomes_server
+from pipeline.metrics import addresses
+from pipeline.metrics.exporter import ExporterOptions
+from pipeline.watch import server
+from tests.test_architecture import ROOT, SOURCES, module_name, parse
+
+PAGE = ROOT / "docs/security.md"
+FORBIDDEN = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load"),
+    *("pickle.loads", "marshal.load", "marshal.loads", "shelve.open", "yaml.load"),
+    *("subprocess.getoutput", "subprocess.getstatusoutput", "tempfile.mktemp", "joblib.load"),
+    *("dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "pandas.read_pickle"),
+}
+LISTENING = {"ThreadingHTTPServer", "HTTPServer", "start_http_server", "make_server", "TCPServer"}
+
+
+def calls(source: str) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+
+
+def faults(source: str) -> list[str]:
+    """What a module does that none may."""
+    found = []
+    for call in calls(source):
+        name, options = ast.unparse(call.func), {each.arg: each.value for each in call.keywords}
+        values = {key: ast.unparse(value) for key, value in options.items() if key is not None}
+        if name in FORBIDDEN:
+            found.append(name)
+        if name == "torch.load" and values.get("weights_only") != "True":
+            found.append("torch.load without weights_only")
+        if values.get("allow_pickle", "False") != "False":
+            found.append(f"{name} with allow_pickle")
+        if values.get("shell", "False") != "False":
+            found.append(f"{name} with a shell")
+    return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("eval(x)", "exec(x)", "pickle.loads(x)", "torch.load(x)", "yaml.load(x)", "os.system(x)"),
+        "torch.load(x, weights_only=False)",
+        "np.load(x, allow_pickle=True)",
+        "subprocess.run(x, shell=True)",
+        "subprocess.run(x, shell=is_shell)",
+    ],
+)
+def test_each_way_to_run_what_a_file_holds_is_seen(line: str) -> None:
+    assert faults(f"def f(x):\n    return {line}")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=module_name)
+def test_nothing_runs_what_a_file_holds(source: Path) -> None:
+    assert not faults(source.read_text())
+
+
+def test_only_the_restricted_reader_of_cifar_unpickles() -> None:
+    found = {
+        module_name(source): ast.unparse(node)
+        for source in SOURCES
+        for node in ast.walk(parse(source))
+        if isinstance(node, ast.Attribute | ast.Name) and "Unpickler" in ast.unparse(node)
+    }
+    assert found.keys() == {"data_prep.sources.cifar"}
+    importing = {
+        module_name(source)
+        for source in SOURCES
+        for node in ast.walk(parse(source))
+        if isinstance(node, ast.Import) and any(name.name == "pickle" for name in node.names)
+    }
+    assert importing == {"data_prep.sources.cifar"}
+
+
+def test_the_page_names_all_that_listens() -> None:
+    listening = {
+        module_name(source)
+        for source in SOURCES
+        for node in ast.walk(parse(source))
+        if isinstance(node, ast.Call | ast.ClassDef)
+        for name in ([node.func] if isinstance(node, ast.Call) else node.bases)
+        if ast.unparse(name).rpartition(".")[2] in LISTENING
+    }
+    section = PAGE.read_text().partition("## What listens where")[2].partition("\n## ")[0]
+    assert set(re.findall(r"\| `([\w.]+)` \|", section)) == listening
+
+
+def test_what_listens_does_so_on_loopback_by_default() -> None:
+    assert ExporterOptions.__dataclass_fields__["address"].default == addresses.LOOPBACK
+    assert {server._ADDRESS, outcomes_server.ADDRESS, addresses.LOOPBACK} == {"127.0.0.1"}
