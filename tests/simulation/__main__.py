@@ -2,6 +2,7 @@
 
     python -m tests.simulation --seeds 10000        those from 0 on, on all cores
     python -m tests.simulation --seed 286           the story of one, the same every time
+    python -m tests.simulation --month 0            a month of 1,024 ranks, a fault in three hours
     python -m tests.simulation --file SEEDS         the seeds in a file, one a line
 
 It leaves with 1 if any seed shows a fault.
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from tests.simulation.month import month
 from tests.simulation.simulate import simulate
 
 _CHUNK = 20
@@ -54,11 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", type=int, metavar="N", help="run the seeds 0 to N - 1")
     what.add_argument("--seed", type=int, metavar="N", help="run one seed, and tell its story")
+    what.add_argument("--month", type=int, metavar="SEED", help="a month of 1,024 ranks")
     what.add_argument("--file", type=Path, help="run the seeds that a file lists")
     options = parser.parse_args(arguments)
-    if options.seed is not None:
-        story = simulate(options.seed)
-        _say(*story.lines, f"seed {options.seed}: {story.fault or 'nothing is wrong'}")
+    if options.seed is not None or options.month is not None:
+        is_month = options.seed is None
+        seed = options.month if is_month else options.seed
+        story = simulate(seed, month) if is_month else simulate(seed)
+        _say(*story.lines, f"seed {seed}: {story.fault or 'nothing is wrong'}")
         return int(story.fault is not None)
     try:
         seeds = range(options.seeds) if options.file is None else seeds_in(options.file)

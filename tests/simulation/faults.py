@@ -165,7 +165,9 @@ class Faults:
                 process.is_faulty = True
                 self._checks.must_end(attempt, str(fault), self._bound)
                 seconds = hang_seconds(self._setup, Phase.SAVING) + 3 * self._setup.step_seconds
-                if len(attempt.trains) == attempt.size > 1:  # else nobody is there who could
+                if (
+                    len(attempt.trains) == attempt.num_processes > 1
+                ):  # else nobody is there who could
                     self._checks.must_be_named(attempt, fault.rank, str(fault), seconds)
                 if fault.kind == "stop":
                     kernel.send(process, signal.SIGSTOP)

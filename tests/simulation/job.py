@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import signal
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from pipeline.run.event_log import of_type, read_events
 from pipeline.run.events import Event, RunEvent, SignalEvent
 from pipeline.run.lock import JobStart
 from tests.simulation.kernel import EPOCH, Host, Kernel
-from tests.simulation.network import Attempt, Violation
+from tests.simulation.network import Attempt, Layout, Violation
 from tests.simulation.ranks import Notes, RunSetup
 from tests.simulation.tasks import Condition, Process
 from tests.simulation.torchrun import KILL_WAIT_SECONDS, Launch, Torchrun
@@ -39,7 +40,7 @@ JobEnd = JobOutcome | Literal["too often"]
 class JobSetup:
     """What sbatch is told."""
 
-    ranks_per_host: int
+    layout: Layout
     max_restarts: int
     max_requeues: int
     time_limit: float
@@ -72,6 +73,8 @@ class Slurm:
         self.starts: list[Torchrun] = []
         self.on_attempt: Callable[[Attempt], None] = lambda _: None
         self.outcomes: list[JobEnd] = []
+        self.next_signal = math.inf
+        """When SLURM will warn that time runs out."""
         self.num_requeues = 0
         """Of the job at work."""
         kernel.listeners.append(lambda _: self._changed.notify())
@@ -145,7 +148,7 @@ class Slurm:
         started, before = tasks.now, self._newest()
         tasks.sleep(_PROLOGUE_SECONDS)
         launch = Launch(
-            ranks_per_host=job.ranks_per_host,
+            layout=job.layout,
             max_restarts=job.max_restarts,
             shutdown_seconds=job.shutdown_seconds,
             start=start,
@@ -194,13 +197,15 @@ class Slurm:
 
     @property
     def _num_hosts(self) -> int:
-        return self._setup.plan.num_replicas // self._job.ranks_per_host
+        return len(self._job.layout.hosts)
 
     def _wait_for_end(self, torchrun: Torchrun, started: float) -> StopSource | None:
         """`attend` of the script, with SLURM's time limit and `--kill-on-bad-exit`."""
         tasks, job = self._kernel.tasks, self._job
         asked: StopSource | None = None
         warn_at, end_at = started + job.time_limit - job.signal_lead, started + job.time_limit
+
+        self.next_signal = warn_at
 
         def is_event() -> bool:
             return torchrun.is_over or self._has_lost_host or any(torchrun.exit_codes())

@@ -26,6 +26,9 @@ from tests.simulation.tasks import Condition, Killed, Process, Tasks
 EPOCH = 1_700_000_000.0
 """Unix time at the begin of a simulation."""
 
+_LEAST_SLEEP_SECONDS = 0.25
+"""Who looks more often for a lock or a file looks as often as that."""
+
 _Handler = Callable[[int, None], object]
 
 
@@ -205,7 +208,11 @@ class Kernel:
         yield time, "perf_counter", self._instead(lambda _: self.tasks.now)
         yield time, "time", self._instead(now)
         yield time, "time_ns", self._instead(lambda process: int(now(process) * 1e9))
-        yield time, "sleep", self._instead(lambda _, seconds: self.tasks.sleep(seconds))
+        yield (
+            time,
+            "sleep",
+            self._instead(lambda _, seconds: self.tasks.sleep(max(seconds, _LEAST_SLEEP_SECONDS))),
+        )
 
     def _of_process(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
         def on_signal(process: SimProcess, number: int, handler: Any) -> Any:

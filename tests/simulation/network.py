@@ -48,16 +48,45 @@ class Operation:
     values: dict[int, Any] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)
     """Ranks that have the result: what becomes of them breaks nothing any more."""
-    quiet_until: float = 0.0
-    """Said by the last rank to come: until then nothing happens by itself."""
+    quiet_seconds: float = 0.0
+    """For so long nothing happens by itself, once the last rank has come."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The processes of each host. One may stand for many ranks that are alike."""
+
+    hosts: tuple[dict[int, range], ...]
+    """For each host the ranks that have a process, and for which ranks each stands."""
+
+    @classmethod
+    def of(cls, num_hosts: int, ranks_per_host: int) -> Layout:
+        """Each rank is a process."""
+        ranks = range(num_hosts * ranks_per_host)
+        firsts = ranks[::ranks_per_host]
+        return cls(
+            tuple(
+                {rank: range(rank, rank + 1) for rank in ranks[first : first + ranks_per_host]}
+                for first in firsts
+            )
+        )
+
+    @property
+    def size(self) -> int:
+        return sum(len(ranks) for host in self.hosts for ranks in host.values())
 
 
 class Attempt:
     """The ranks that torchrun has started together, and what connects them."""
 
-    def __init__(self, kernel: Kernel, size: int, chance: random.Random) -> None:
+    def __init__(self, kernel: Kernel, layout: Layout, chance: random.Random) -> None:
         self.kernel = kernel
-        self.size = size
+        self.size = layout.size
+        self._members = {rank: ranks for host in layout.hosts for rank, ranks in host.items()}
+        self._process_of = {
+            member: rank for rank, members in self._members.items() for member in members
+        }
+        self.num_processes = len(self._members)
         self.chance = chance
         self.processes: dict[int, SimProcess] = {}
         self.changed = Condition(kernel.tasks)
@@ -67,6 +96,8 @@ class Attempt:
         self.on_word: Callable[[str, bytes], None] = _nothing
         self.trains: set[int] = set()
         """The ranks that have begun to train, and so have watchdogs."""
+        self.rests_until = 0.0
+        """Until then all ranks do steps, and nothing happens."""
         self.num_faults = 0
         """That have hit its ranks."""
         self.has_spoken = False
@@ -75,9 +106,18 @@ class Attempt:
         self._operations: dict[tuple[str, int], Operation] = {}
         kernel.listeners.append(lambda _: self.changed.notify())
 
-    def members(self, rank: int) -> tuple[int, ...]:
+    def members(self, rank: int) -> range:
         """The ranks that this one's process stands for."""
-        return (rank,)
+        return self._members[rank]
+
+    def process_of(self, rank: int) -> SimProcess:
+        """The one that stands for the rank."""
+        return self.processes[self._process_of[rank]]
+
+    def key_of(self, key: str) -> str:
+        """Where in the store is what a rank has left: its process has left it for all."""
+        folder, _, rank = key.partition("/")
+        return f"{folder}/{self._process_of[int(rank)]}" if rank else key
 
     def give(self, group: str, number: int, rank: int, tag: str, value: Any) -> Operation:
         """A rank's part in a collective. Raises `Violation` if others are in another one."""
@@ -87,7 +127,7 @@ class Attempt:
         for member in self.members(rank):
             operation.values[member] = value
         if len(operation.values) == self.size:
-            operation.quiet_until = self.quiet_until()
+            operation.quiet_seconds = self.quiet_until() - self.kernel.tasks.now
             self._operations.pop((group, number), None)
             self.changed.notify()
         return operation
@@ -144,11 +184,11 @@ class SimStore:
         self._reach()[key] = value.encode()
 
     def get(self, key: str) -> bytes:
-        return self._reach()[key]
+        return self._reach()[self._attempt.key_of(key)]
 
     def check(self, keys: list[str]) -> bool:
         words = self._reach()
-        return all(key in words for key in keys)
+        return all(self._attempt.key_of(key) in words for key in keys)
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         words = self._reach()
@@ -164,9 +204,10 @@ class SimStore:
 class _Event:
     """A `threading.Event` in virtual time."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, attempt: Attempt) -> None:
         self._is_set = False
-        self._changed = Condition(kernel.tasks)
+        self._attempt = attempt
+        self._changed = Condition(attempt.kernel.tasks)
 
     def set(self) -> None:
         self._is_set = True
@@ -176,6 +217,8 @@ class _Event:
         return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
+        if timeout is not None:  # nobody beats while nothing happens
+            timeout = max(timeout, self._attempt.rests_until - self._attempt.kernel.tasks.now)
         return self._changed.wait(lambda: self._is_set, timeout)
 
 
@@ -228,7 +271,7 @@ class SimThreads(Threads):
         self._attempt, self._process, self._store = attempt, process, store
 
     def event(self) -> Any:
-        return _Event(self._attempt.kernel)
+        return _Event(self._attempt)
 
     def thread(self, target: Callable[[], None], name: str) -> Any:
         return _Thread(self._attempt.kernel, self._process, target)
@@ -247,7 +290,7 @@ class Link:
         self.me = attempt.processes[rank]
         self._seconds = seconds
         self._numbers = dict.fromkeys(seconds, 0)
-        self.quiet_until = 0.0
+        self.quiet_seconds = 0.0
 
     def start(self, group: str, tag: str, value: Any) -> Callable[[], list[Any]]:
         """Take part in a collective; returns what waits for it."""
@@ -256,14 +299,16 @@ class Link:
         operation = self.attempt.give(group, number, self.rank, tag, value)
 
         def wait() -> list[Any]:
-            values = self.attempt.wait(self.rank, operation, self._seconds[group])
-            self.quiet_until = operation.quiet_until
-            return values
+            return self.attempt.wait(self.rank, operation, self._seconds[group])
 
+        self._operation = operation
         return wait
 
     def exchange(self, group: str, tag: str, value: Any) -> list[Any]:
-        return self.start(group, tag, value)()
+        wait = self.start(group, tag, value)
+        operation, values = self._operation, wait()
+        self.quiet_seconds = operation.quiet_seconds
+        return values
 
     def start_max(self, values: torch.Tensor) -> dist.Work:
         wait = self.start("control", "max", values.clone())

@@ -56,6 +56,8 @@ class RunSetup:
     evaluate_every: int
     keep: int
     seed: int
+    follows_samples: bool = True
+    """Whether the weights count the samples of each step; else they count the steps."""
 
 
 @dataclass
@@ -81,6 +83,23 @@ class Weights:
         together = np.sort(np.concatenate(samples))
         self.seen[together] += 1
         self.digest = zlib.crc32(together.tobytes(), self.digest)
+
+    def update_steps(self, parts: list[Any], plan: BatchPlan | None) -> None:
+        """Several steps at once, which all ranks have to have done after the same step.
+
+        With `plan` the ranks' parts of an interval's first batch are compared with the batch.
+        """
+        step, num_steps = parts[0]
+        assert all(part == parts[0] for part in parts), "ranks do other steps"
+        assert step == self.digest, f"step {step} comes after step {self.digest}"
+        self.digest = step + num_steps
+        if plan is None or num_steps == 1:
+            return
+        places = [plan.positions(step, 0, rank) for rank in range(plan.num_replicas)]
+        start = step % plan.steps_per_epoch * plan.global_batch_size
+        assert [place for part in places for place in part] == list(
+            range(start, start + plan.samples_in_step(step))
+        ), "the ranks' parts of a batch are not the batch"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seen, self.digest = state["model"].clone(), int(state["digest"])
@@ -306,15 +325,24 @@ class RankProgram:
         tasks, chance = self._kernel.tasks, self._attempt.chance
         self._enter(watchdog, Phase.READING)
         tasks.sleep(0.1 * setup.step_seconds * chance.random())
-        samples = self._samples(world)
+        num_steps = self._num_steps(world)
+        samples = self._samples(world) if setup.follows_samples else (progress.step, num_steps)
         self._enter(watchdog, Phase.COMPUTING)
+        if num_steps > 1:  # nothing happens meanwhile
+            seconds = (num_steps - 1) * setup.step_seconds
+            self._attempt.rests_until = tasks.now + seconds
+            tasks.sleep(seconds)
+            watchdog.enter(Phase.COMPUTING, progress.step)
         tasks.sleep(setup.step_seconds)
         self._enter(watchdog, Phase.AVERAGING)
         with waiting_for_ranks():
             parts = world.link.exchange("default", f"gradients {progress.step}", samples)
-        self._weights.update(parts)
+        if setup.follows_samples:
+            self._weights.update(parts)
+        else:
+            self._weights.update_steps(parts, setup.plan if world.is_main else None)
         self._enter(watchdog, Phase.COUNTING)
-        progress.step += 1
+        progress.step += num_steps
         is_last = progress.step == setup.target_steps
         best_top1 = None
         if is_last or progress.step % setup.evaluate_every == 0:
@@ -322,6 +350,15 @@ class RankProgram:
         saves = is_last or progress.step % setup.save_every == 0
         if saves or best_top1 is not None:
             self._save(world, watchdog, "periodic" if saves else "best", best_top1)
+
+    def _num_steps(self, world: SimWorld) -> int:
+        """How many steps can be one interval: up to what is due, or what will happen."""
+        setup, step = self._setup, self._progress.step
+        if setup.follows_samples:
+            return 1
+        due = [setup.target_steps - step]
+        due += [every - step % every for every in (setup.save_every, setup.evaluate_every)]
+        return max(1, min(*due, int(world.link.quiet_seconds / (1.2 * setup.step_seconds)) - 5))
 
     def _samples(self, world: SimWorld) -> Any:
         """Of this rank in this step, by the real plan."""

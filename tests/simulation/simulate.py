@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from tests.simulation.disk import Disk
 from tests.simulation.faults import Fault, Faults, draw
 from tests.simulation.job import JobEnd, JobSetup, Slurm
 from tests.simulation.kernel import Host, Kernel
-from tests.simulation.network import Attempt, Violation
+from tests.simulation.network import Attempt, Layout, Violation
 from tests.simulation.ranks import Notes, RunSetup
 from tests.simulation.tasks import Process, Tasks
 
 MEMORY = Path("/dev/shm")
 """Where simulated disks are, if it is there: it is fast, and forgets them at the latest at boot."""
-_MAX_JOBS = 30
-_MAX_SECONDS = 1e6
+_MAX_SECONDS = 1e8
+_LINE = 400
+_SETTLING_SECONDS = 60.0
 _REPAIR_SECONDS = 60.0
 
 
@@ -43,13 +45,17 @@ class Story:
 class Setting:
     """What the seed has drawn."""
 
-    hosts: int
     job: JobSetup
     setup: RunSetup
     faults: list[Fault]
+    max_jobs: int = 30
+    """After so many the run must be complete."""
 
 
-def setting_of(seed: int, run: RunDirectory) -> Setting:
+SettingOf = Callable[[int, RunDirectory], Setting]
+
+
+def small_world(seed: int, run: RunDirectory) -> Setting:
     """A small world, and what breaks in it."""
     chance = random.Random(seed)
     hosts, ranks_per_host = chance.choice([(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1)])
@@ -85,31 +91,30 @@ def setting_of(seed: int, run: RunDirectory) -> Setting:
         seed=seed,
     )
     job = JobSetup(
-        ranks_per_host=ranks_per_host,
+        layout=Layout.of(hosts, ranks_per_host),
         max_restarts=chance.randint(0, 3),
         max_requeues=chance.randint(1, 4),
         time_limit=lead + chance.choice([0.03, 0.3, 1.0, 3.0]) * length,
         signal_lead=lead,
         shutdown_seconds=lead - 30,
     )
-    return Setting(hosts=hosts, job=job, setup=setup, faults=draw(chance, num_ranks, length))
+    return Setting(job=job, setup=setup, faults=draw(chance, num_ranks, length))
 
 
 class Simulation:
     """One run with its hosts, its faults, and the person who submits it until it is complete."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, setting_of: SettingOf) -> None:
         self.story = Story()
         self._tasks = Tasks()
         disk = Disk(folder)
         self._folder = disk.folder
         run = RunDirectory(Path(disk.folder))
-        setting = setting_of(seed, run)
-        self._faults_due = setting.faults
+        self._setting = setting = setting_of(seed, run)
         self._kernel = Kernel(self._tasks, disk, self.say)
         chance = random.Random(seed ^ 0x5EED)
         # One more than needed: where one is down, another takes its place.
-        hosts = [Host(f"n{number}") for number in range(setting.hosts + 1)]
+        hosts = [Host(f"n{number}") for number in range(len(setting.job.layout.hosts) + 1)]
         self._checks = Checks(self._kernel, setting.setup, self.say)
         notes = Notes(
             saved=self._checks.saved,
@@ -128,18 +133,27 @@ class Simulation:
         self._is_done = False
 
     def say(self, text: str) -> None:
-        text = text.replace(self._folder, "RUN")
+        text = text.replace(self._folder, "RUN")[:_LINE]
         self.story.lines.append(f"{self._tasks.now:9.2f}  {text}")
 
     def _watch(self, attempt: Attempt) -> None:
         self._kernel.on_error = lambda _, text: self._checks.spoken(attempt, text)
+        attempt.quiet_until = self._next_event
         attempt.on_word = lambda key, word: self._checks.word(attempt, key, word)
+
+    def _next_event(self) -> float:
+        """When something will happen; now, if the last thing may not be over."""
+        now = self._tasks.now
+        times = [*(fault.time for fault in self._setting.faults), self._slurm.next_signal]
+        if any(time <= now < time + _SETTLING_SECONDS for time in times):
+            return now
+        return min((time for time in times if time > now), default=math.inf)
 
     def run(self) -> None:
         """Raises `Violation` and whatever else is wrong."""
         with self._kernel.entered(), _quiet(_Lines(self)):
             try:
-                self._faults.schedule(self._faults_due)
+                self._faults.schedule(self._setting.faults)
                 self._submit()
                 self._tasks.run(lambda: self._is_done, _MAX_SECONDS)
                 self._checks.done()
@@ -148,8 +162,8 @@ class Simulation:
 
     def _submit(self) -> None:
         self._num_jobs += 1
-        if self._num_jobs > _MAX_JOBS:
-            raise Violation(f"{_MAX_JOBS} jobs do not complete the run")
+        if self._num_jobs > self._setting.max_jobs:
+            raise Violation(f"{self._num_jobs} jobs do not complete the run")
         self._slurm.attend(self._person, self._after_job)
 
     def _after_job(self, end: JobEnd) -> None:
@@ -192,11 +206,11 @@ def _quiet(lines: _Lines) -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def simulate(seed: int) -> Story:
+def simulate(seed: int, setting_of: SettingOf = small_world) -> Story:
     """Run one seed; what is wrong is in its story."""
     memory = MEMORY if MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(dir=memory, prefix="simulation-") as folder:
-        simulation = Simulation(seed, Path(folder))
+        simulation = Simulation(seed, Path(folder), setting_of)
         try:
             simulation.run()
         except (Exception, Violation) as error:

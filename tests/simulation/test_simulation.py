@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.__main__ import main
+from tests.simulation.month import month
 from tests.simulation.simulate import simulate
 
 NUM_SEEDS = 500
@@ -24,6 +26,13 @@ FOUND = {
 def test_nothing_is_violated(first: int) -> None:
     stories = {seed: simulate(seed) for seed in range(first, first + _AT_ONCE)}
     assert {seed: story.fault for seed, story in stories.items() if story.fault} == {}
+
+
+@pytest.mark.slow
+def test_a_day_of_a_thousand_ranks() -> None:
+    story = simulate(0, partial(month, days=1))
+    assert story.fault is None
+    assert sum("outcome" in line for line in story.lines) > 1
 
 
 @pytest.mark.parametrize("seed", FOUND)

@@ -18,7 +18,7 @@ from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.run.ending import STOP_SIGNALS
 from pipeline.run.lock import JobStart
 from tests.simulation.kernel import Host, Kernel, SimProcess
-from tests.simulation.network import Attempt
+from tests.simulation.network import Attempt, Layout
 from tests.simulation.ranks import Notes, RankProgram, RunSetup
 from tests.simulation.tasks import Condition
 
@@ -32,7 +32,7 @@ KILL_WAIT_SECONDS = 30.0
 class Launch:
     """What a job script gives to torchrun."""
 
-    ranks_per_host: int
+    layout: Layout
     max_restarts: int
     shutdown_seconds: float
     start: JobStart
@@ -169,15 +169,13 @@ class Torchrun:
         )
 
     def _start_workers(self, agent: _Agent) -> None:
-        size = len(self.agents) * self._launch.ranks_per_host
+        layout = self._launch.layout
         if self.attempt is None or self._attempt_round != self._round:
-            self.attempt = Attempt(self._kernel, size, self._chance)
+            self.attempt = Attempt(self._kernel, layout, self._chance)
             self._attempt_round = self._round
             self.on_attempt(self.attempt)
-        first = self.agents.index(agent) * self._launch.ranks_per_host
         agent.workers = []
-        for local_rank in range(self._launch.ranks_per_host):
-            rank = first + local_rank
+        for local_rank, rank in enumerate(layout.hosts[self.agents.index(agent)]):
             parent = agent.process.pid
             worker = self._kernel.new_process(f"rank {rank}", agent.host, parent)
             worker.environment = self._launch.environment
@@ -186,8 +184,8 @@ class Torchrun:
             environment = LaunchEnvironment(
                 rank=rank,
                 local_rank=local_rank,
-                world_size=size,
-                local_world_size=self._launch.ranks_per_host,
+                world_size=layout.size,
+                local_world_size=len(agent.workers),
                 attempt=agent.num_restarts,
                 max_attempts=self._launch.max_restarts,
                 start=self._launch.start,
