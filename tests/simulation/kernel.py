@@ -3,6 +3,8 @@
 While it is entered, the doors of the standard library to the system (`os`, `time`, `signal`, `io`)
 lead here for the code of simulated processes, and to the real system for everybody else. So the
 product's code runs as it is. A call that changes something may be the last of its process.
+
+Longer than 250 lines: all calls that are stood in for are here.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 What decides is the product's: stop requests, watchdog, failures, checkpoints, begin, events, plan.
 Copied from it is only the order in which `connect`, `train` and `TrainingLoop` call that.
+
+Longer than 250 lines: that order is to be read beside theirs.
 """
 
 from __future__ import annotations
