@@ -64,7 +64,7 @@ def rates(config: Config, seconds: float) -> tuple[float, float]:
     ):
         data = open_data(config, world.device, resources)
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
-        open_batches = data.open_batches(data.plan(1), world, mesh)
+        open_batches = data.open_batches(data.plan(1), world, mesh, lambda *_: {})
         batches = resources.enter_context(open_batches(0, 1_000_000))
         for _ in range(NUM_IMAGES // BATCH_SIZE):  # what is checked or fetched once
             next(batches)

@@ -40,7 +40,7 @@ def fill(config: Config) -> int:
     ):
         data = open_data(config, world.device, resources)
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
-        data.open_batches(data.plan(1), world, mesh)
+        data.open_batches(data.plan(1), world, mesh, lambda *_: {})
         return data.manifest.split("train").num_samples
 
 

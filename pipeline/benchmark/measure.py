@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,7 @@ from pipeline.config.recipes import RECIPES, recipe_config, recipe_name
 from pipeline.config.schema import Config, DistributedConfig
 from pipeline.data.open import Batches, ImageSize, input_size, open_data, take_crops
 from pipeline.model.build import build_model, image_size
+from pipeline.optim.memory import bytes_of_training
 from pipeline.optim.precision import arithmetic_of, resolve, type_of
 from pipeline.optim.replica import Replica
 from pipeline.ranks.connect import connect
@@ -74,7 +76,10 @@ def measure(config: Config, seconds: float) -> Measurement:
         data = open_data(config, world.device, resources)
         mesh = build_mesh(world, "fused", config.distributed.timeout_seconds)
         plan = data.plan(mesh.num_replicas)
-        open_batches = data.open_batches(plan, world, mesh)
+        resolved = resolve(config, None, [arithmetic_of(world.device)])
+        sizes = data.manifest.num_classes, plan.local_batch_size
+        needs = partial(bytes_of_training, resolved, *sizes)
+        open_batches = data.open_batches(plan, world, mesh, needs)
         batches = resources.enter_context(open_batches(0, _ENDLESS))
         _read(batches, world.device, plan.num_samples, seconds)
         begin, cpu = time.perf_counter(), time.process_time()

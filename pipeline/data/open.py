@@ -4,7 +4,7 @@
     plan, normalizer = data.plan(mesh.num_replicas), data.normalizer()
     augmenter = data.augmenter(normalizer)
     val = data.open_evaluation("val", config.evaluation.views, normalizer)
-    with data.open_batches(plan, world, mesh)(start_step, end_step) as batches: ...
+    with data.open_batches(plan, world, mesh, besides)(start_step, end_step) as batches: ...
 
 The rooms above need nothing else of data: the types that they name are here too.
 Longer than 250 lines: all ways of opening a shard set are here.
@@ -17,7 +17,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -46,6 +46,7 @@ from pipeline.data.batches.loader import (
     block_requests,
     training_requests,
 )
+from pipeline.data.batches.room import ResidentImages, check_room, exchange_bytes, free_bytes
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.order.partition import (
@@ -71,12 +72,15 @@ from pipeline.ranks.world import World
 
 __all__ = [
     "Augmenter", "Batch", "BatchPlan", "Batches", "Damage", "Data", "EvaluatedSplit", "ImageSize",
-    "Normalizer", "OpenBatches", "ReadCost", "constancy", "every_steps", "input_size",
-    "num_steps", "open_data", "steps_of_epoch", "take_crops",
+    "Needs", "Normalizer", "OpenBatches", "ReadCost", "constancy", "every_steps",
+    "input_size", "num_steps", "open_data", "steps_of_epoch", "take_crops",
 ]  # fmt: skip
 
 OpenBatches = Callable[[int, int], AbstractContextManager[Batches]]
 """From two steps: the batches of this rank from the first up to the second."""
+
+Needs = Callable[[World, Mesh], Mapping[str, int]]
+"""What else will take memory of a rank's device, in bytes, and what for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +144,14 @@ class Data:
         crop_policy = evaluation_crop_policy(self.config.augment, self.manifest.image_size)
         return self._open(split, crop_policy, max_corrupt=None)
 
-    def open_batches(self, plan: BatchPlan, world: World, mesh: Mesh) -> OpenBatches:
+    def open_batches(
+        self, plan: BatchPlan, world: World, mesh: Mesh, besides: Needs
+    ) -> OpenBatches:
         """Open the training split as `data.reader` says; the ranks call it together.
 
-        Raises `ShardSetError` if the shard set is not whole, and `ValueError` if its images do not
-        suit the recipe, or if a cache or the memory for a resident split is too small.
+        `besides` is asked where splits are resident. Raises `ShardSetError` if the shard set is not
+        whole, and `ValueError` if its images do not suit the recipe, or if a cache or the memory
+        for resident splits is too small.
         """
         with world.fail_together():
             self._check_cache(plan, world.environment.local_world_size)
@@ -153,6 +160,8 @@ class Data:
             augment, size, seed = self.config.augment, self.manifest.image_size, self.config.seed
             crop_policy = training_crop_policy(augment, size, seed)
             opened = self._filling(world)._open_train(evaluation_crop_policy(augment, size))
+            shape, crop_size = opened.reader.image_shape, crop_policy.output_size
+            self._check_room(shape, crop_size, plan, world, mesh, besides(world, mesh))
         stretch = resident.stretch(opened.reader.num_samples, world)
         with opened.filling([stretch], stretch, world) as (loader, show):
             sizes = opened.reader.num_samples, opened.reader.image_shape
@@ -201,6 +210,33 @@ class Data:
         reader = open_reader(config, shards, name, crop_policy, max_corrupt, files)
         self.resources.callback(reader.close)
         return OpenedSplit(self, split, reader, files)
+
+    def _check_room(
+        self,
+        image_shape: tuple[int, ...],
+        crop_size: ImageSize,
+        plan: BatchPlan,
+        world: World,
+        mesh: Mesh,
+        needs: Mapping[str, int],
+    ) -> None:
+        """Raise `ValueError` if train and val do not fit beside what training needs."""
+        block_size = self.config.evaluation.block_size
+        train = ResidentImages(split="train", num_samples=plan.num_samples, image_shape=image_shape)
+        val = ResidentImages(
+            split="val",
+            num_samples=self.manifest.split("val").num_samples,
+            image_shape=image_shape,
+            block_size=block_size,
+            num_holders=mesh.ranks_per_replica,
+        )
+        needs = {
+            **needs,
+            # As pixels that planes become, and as the part of them that is a view.
+            "images that are evaluated": 2 * block_size * train.image_bytes,
+            "crops on their way between ranks": exchange_bytes(plan, crop_size, world),
+        }
+        check_room([train, val], needs, world, free_bytes(world))
 
     def _check_cache(self, plan: BatchPlan, ranks_of_host: int) -> None:
         """Raise `ValueError` if the cache is too small for the order of samples."""

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -21,6 +22,7 @@ from pipeline.metrics.job import JobMetrics
 from pipeline.model.build import build_model
 from pipeline.model.network import Network
 from pipeline.model.response_norm import missing_kernels
+from pipeline.optim.memory import bytes_of_training
 from pipeline.optim.precision import arithmetic_of, emulation, mixture, resolve, type_of
 from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import RankFailure
@@ -166,7 +168,8 @@ def _build(
     if start.is_fresh and config.init.weights:
         begun = load_given(model, config, manifest.class_names, world, mesh)
     settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
-    batches = data.open_batches(plan, world, mesh)
+    besides = partial(bytes_of_training, config, manifest.num_classes, plan.local_batch_size)
+    batches = data.open_batches(plan, world, mesh, besides)
     if config.data.is_resident:
         val = val.resident(world, mesh)
     start_clock.lap("loading")

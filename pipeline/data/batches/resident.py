@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_prep.shard_set.memory import MOST_OF_FREE, host_free_bytes
 from pipeline.data.augment.crop_policy import CropPolicy
 from pipeline.data.augment.crops import CropWindows, take_crops, to_device, whole_images
 from pipeline.data.augment.planes import size_of
@@ -84,16 +83,10 @@ def load(
 ) -> ResidentSplit:
     """Read this rank's stretch of the split; the ranks call it together.
 
-    `loader` gives its whole images, in order; for `show` see `fill`. Raises `ValueError` with the
-    arithmetic if the device has no room for them, and what the reader raises.
+    `loader` gives its whole images, in order; for `show` see `fill`. Whether there is room for them
+    is asked before, by `check_room`. Raises what the reader raises.
     """
     mine = stretch(num_samples, world)
-    with world.fail_together():
-        if world.device.type == "cuda":
-            free = torch.cuda.mem_get_info(world.device)[0]
-        else:
-            free = host_free_bytes() // world.environment.local_world_size
-        check_room(num_samples, image_shape, world, free)
     images = torch.empty((len(mine), *image_shape), dtype=torch.uint8, device=world.device)
     with world.fail_together():
         labels = fill(images, loader, show)
@@ -146,23 +139,6 @@ def stretch(num_samples: int, world: World) -> range:
 
 def _edges(num_samples: int, world: World) -> Indices:
     return np.array([num_samples * rank // world.size for rank in range(world.size + 1)])
-
-
-def check_room(num_samples: int, image_shape: tuple[int, ...], world: World, free: int) -> None:
-    """Raise `ValueError` if a rank's share does not fit into `free` bytes."""
-    image_bytes = int(np.prod(image_shape))
-    share = -(-num_samples // world.size) * image_bytes
-    if share <= MOST_OF_FREE * free:
-        return
-    needed = -(-num_samples * image_bytes // int(MOST_OF_FREE * free or 1))
-    size = "×".join(map(str, image_shape))
-    raise ValueError(
-        f"the train split does not fit in memory: {num_samples:,} images of {size} bytes are "
-        f"{num_samples * image_bytes / 1e9:.1f} GB, {share / 1e9:.1f} GB for each of {world.size} "
-        f"ranks, and {world.device.type} has {free / 1e9:.1f} GB free for each, of which "
-        f"{MOST_OF_FREE:.0%} may be taken: use {needed} ranks or more, a smaller --size, or "
-        "another --data.reader"
-    )
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ def fill_memory(shards: Path) -> None:
     """As a job does before it trains."""
     with opened(shards) as data:
         mesh = fused(SINGLE)
-        data.open_batches(data.plan(1), SINGLE, mesh)
+        data.open_batches(data.plan(1), SINGLE, mesh, lambda *_: {})
         data.open_evaluation("val", 1, data.normalizer()).resident(SINGLE, mesh)
 
 

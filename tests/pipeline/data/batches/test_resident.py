@@ -1,4 +1,4 @@
-"""What is resident: who holds what, what comes to whom, and when there is no room."""
+"""What is resident: who holds what, what comes to whom."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pipeline.data.batches.loader import Loader, block_requests, training_reques
 from pipeline.data.batches.resident import (
     ResidentBatches,
     ResidentSplit,
-    check_room,
     load,
     load_blocks,
     stretch,
@@ -28,10 +27,9 @@ from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.sample_index import ReadCost
 from pipeline.ranks.world import World
 from tests.pipeline.rank_jobs import call_on_ranks
-from tests.pipeline.worlds import SINGLE, world_of_equals
+from tests.pipeline.worlds import SINGLE
 
 NUM_SAMPLES = 31
-GIGABYTE = 10**9
 
 
 class FakeReader(FileReader):
@@ -153,16 +151,3 @@ def test_blocks_in_memory_are_those_that_would_be_read(
                 assert block.num_valid == read.num_valid
                 seen += block.samples[: block.num_valid].tolist()
     assert sorted(seen) == list(range(NUM_SAMPLES))
-
-
-def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
-    imagenet = 1_281_167, (256, 256, 3)
-    check_room(*imagenet, world_of_equals(8), 40 * GIGABYTE)
-    with pytest.raises(ValueError, match="does not fit") as error:
-        check_room(*imagenet, world_of_equals(8), 39 * GIGABYTE)
-    assert str(error.value) == (
-        "the train split does not fit in memory: 1,281,167 images of 256×256×3 bytes are 251.9 GB, "
-        "31.5 GB for each of 8 ranks, and cpu has 39.0 GB free for each, of which 80% may be "
-        "taken: use 9 ranks or more, a smaller --size, or another --data.reader"
-    )
-    check_room(*imagenet, world_of_equals(9), 39 * GIGABYTE)

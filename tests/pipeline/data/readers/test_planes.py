@@ -48,7 +48,9 @@ def inputs(config: Config) -> npt.NDArray[np.float32]:
         data = open_data(config, CPU, resources)
         augmenter, plan = data.augmenter(data.normalizer()), data.plan(1)
         mesh = build_mesh(SINGLE, "fused", 1)
-        batches = resources.enter_context(data.open_batches(plan, SINGLE, mesh)(0, 6))
+        batches = resources.enter_context(
+            data.open_batches(plan, SINGLE, mesh, lambda *_: {})(0, 6)
+        )
         found = [
             augmenter(batch.images, batch.samples, step // 3, batch.crop_windows).numpy().copy()
             for step, batch in enumerate(batches)
