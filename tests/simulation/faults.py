@@ -1,4 +1,7 @@
-"""What breaks in a simulated run, and when: drawn from the seed before it begins."""
+"""What breaks in a simulated run, and when: drawn from the seed before it begins.
+
+Longer than 250 lines: each kind of fault is here, and what must come of it.
+"""
 
 from __future__ import annotations
 

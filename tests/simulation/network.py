@@ -2,6 +2,8 @@
 
 A peer that dies breaks its connections at once; one that is stopped, or whose host is gone or cut
 off, breaks none: only a deadline ends the wait.
+
+Longer than 250 lines: all that one rank may wait for another in is here.
 """
 
 from __future__ import annotations
