@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.shards import noise_shards
 from benchmarks.gpu.timing import copied_crops_per_second
 from benchmarks.measurement import precision_of, spread
+from data_prep.beton.beton import write_beton
+from data_prep.convert.output import ConversionError
 from data_prep.sharding import Cifar10, Folder, Synthetic
 from pipeline.config.data import ReaderName
 from pipeline.run.directory import RunDirectory
@@ -35,7 +38,7 @@ def train_here(run: Path, scale: Scale, recipe: str, *options: object) -> list[E
 
 
 def train_from(
-    shards: Path, reader: ReaderName, run: Path, scale: Scale, *options: object
+    shards: object, reader: ReaderName, run: Path, scale: Scale, *options: object
 ) -> list[Event]:
     """The scale's recipe for some epochs; an evaluation and a checkpoint end it."""
     return train_here(
@@ -110,21 +113,37 @@ def feeding(scale: Scale, images: Path | None, folder: Path, results: Results) -
     bare = statistics.median(steps.rates(steps.our_step, scale.train_batch, "bf16", scale))
     results.add("one batch again and again", round(bare))
     results.add("copied to the device", round(copied_crops_per_second(scale)))
-    makers: dict[str, tuple[ReaderName, Callable[[], Path]]] = {
-        "tars of planes": ("tar", lambda: noise_shards(folder / "yuv420", scale, "yuv420")),
-        "tars of pixels": ("tar", lambda: noise_shards(folder / "rgb", scale, "rgb")),
-        "resident pixels": ("resident", lambda: noise_shards(folder / "rgb", scale, "rgb")),
-        "tars of JPEGs": ("tar", lambda: _jpegs(images, folder, scale)),
+    yuv420 = functools.partial(noise_shards, folder / "yuv420", scale, "yuv420")
+    rgb = functools.partial(noise_shards, folder / "rgb", scale, "rgb")
+    makers: dict[str, tuple[ReaderName, Callable[[], tuple[object, ...]]]] = {
+        "tars of planes": ("tar", lambda: (yuv420(),)),
+        "tars of pixels": ("tar", lambda: (rgb(),)),
+        "resident pixels": ("resident", lambda: (rgb(),)),
+        "planes staged from a URL": ("remote", lambda: _staged(yuv420(), folder / "cache")),
+        "tars of JPEGs": ("tar", lambda: (_jpegs(images, folder, scale),)),
+        "a .beton of planes": ("beton", lambda: _beton(yuv420(), folder / "planes.beton")),
     }
     for number, (name, (reader, make)) in enumerate(makers.items()):
         try:
-            events = train_from(make(), reader, folder / f"feeding-{number}", scale)
-        except (LeftOut, ModuleNotFoundError) as error:
+            shards, *more = make()
+            events = train_from(shards, reader, folder / f"feeding-{number}", scale, *more)
+        except (LeftOut, ConversionError, ModuleNotFoundError) as error:
             results.add(name, left_out(error))
             continue
         rates = rates_of(events)
         ratio = round(statistics.median(rates) / bare, 3)
         results.add(name, {"images_per_second": spread(rates, 0), "ratio": ratio})
+
+
+def _staged(shards: Path, cache: Path) -> tuple[object, ...]:
+    """What trains from the same disk by the reader of remote shards."""
+    return shards.as_uri(), "--data.cache_dir", cache
+
+
+def _beton(shards: Path, path: Path) -> tuple[object, ...]:
+    """Raises `ConversionError` without ffcv, which writes the file."""
+    write_beton(shards, path, sys.stderr)
+    return shards, "--data.beton", path
 
 
 def _jpegs(images: Path | None, folder: Path, scale: Scale) -> Path:

@@ -46,6 +46,7 @@ def test_a_dry_run_does_all_of_it_where_only_torch_and_triton_are(tmp_path: Path
     assert len(parts["cifar10"]["top1_by_epoch"]) == 1
     assert "left out" in parts["feeding"]["tars of JPEGs"]
     assert parts["feeding"]["tars of planes"]["ratio"] > 0
+    assert parts["feeding"]["planes staged from a URL"]["ratio"] > 0
     assert parts["ranks"].keys() == {
         *("one rank", "all-reduce", "two replicas", "one replica, a column on each")
     }
