@@ -97,7 +97,8 @@ def write_failure(
     `began` is when it did, if it may have failed before its `start` row.
     """
     history = of_training(read_events(path))
-    step, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0.0)
+    # The last row may be of a checkpoint that steps were done after.
+    step, epoch = max(((row.step, row.epoch) for row in history), default=(0, 0.0))
     last = history[-1] if history else None
     if began is not None and isinstance(last, StartEvent) and last.time >= began:  # its own
         began = None
