@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -46,7 +46,7 @@ def _is_plain(value: object, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_is_of(value, kind) for kind in get_args(hint))
     if hint is float:
-        return type(value) in (int, float) and -math.inf < value < math.inf  # type: ignore[operator]
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     if hint is int:
         return type(value) is int
     if origin in (Mapping, Sequence, tuple) or dataclasses.is_dataclass(hint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -98,7 +99,7 @@ def _read(value: Any, field: Field, label: str) -> Any:
 def _is_of(value: object, kind: Any) -> bool:
     if kind in (int, float):  # Python also reads NaN and infinities, which are not JSON
         is_number = type(value) is int or (kind is float and type(value) is float)
-        return is_number and -math.inf < value < math.inf  # type: ignore[operator]
+        return is_number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is Mapping:

@@ -76,7 +76,10 @@ FINDINGS = (
 )
 """What was found once: it must be refused."""
 
+_HUGE = b'{"kind": "end", "step": 1%s, "epoch": 0.5, "time": 1.0, "outcome": "failed"}'
+
 HARMLESS = (
+    ("events", _HUGE % (b"0" * 400)),
     ("target", b'[{"targets": ["h:1"], "labels": {"__param_exporter": [], "x": 1}}]'),
     ("target", b"[" * 100_000),
     ("lock", json.dumps({"host": "h", "start": None, "log": "a" * 5000}).encode()),
