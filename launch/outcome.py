@@ -69,13 +69,15 @@ def outcome_of(
     end = rows[-1] if rows and isinstance(rows[-1], EndEvent) else None
     # Without a `run` row an earlier start of the job has stopped, to make room for this one.
     is_of_another = end is not None and end.outcome == "stopped" and not begins
+    sources = [row.source for row in of_type(rows[max(begins, default=0) :], SignalEvent)]
     if asked and (end is None or is_of_another or end.cause == "lost_rank"):
+        if begins and sources[-1:] == [StopSource.STOP_FILE]:  # which is removed by now
+            return "stopped"
         return _outcome_of_signal(rows, asked)
     if end is None:
         return "failed" if rows or code or not history else "completed"
     if end.outcome != "stopped":
         return end.outcome
-    sources = [row.source for row in of_type(rows[max(begins, default=0) :], SignalEvent)]
     if not sources:  # it stopped where --max-steps said
         return "completed"
     if sources[-1] == StopSource.STOP_FILE:

@@ -137,6 +137,12 @@ def test_a_clock_that_was_set_back_before_the_first_row_hides_none() -> None:
     assert outcome_of(history, since=99.0) == "interrupted"
 
 
+def test_a_stop_that_was_agreed_on_holds_if_the_save_did_not_end() -> None:
+    """The file STOP is removed by then: queued again, the job would go on."""
+    history = rows(begin(0), trained(3), signal("STOP file"))
+    assert outcome_of(history, since=0, code=1, asked=StopSource.SIGUSR1) == "stopped"
+
+
 def test_the_last_word_of_an_earlier_start_is_not_that_of_this_one() -> None:
     """It has made room for this one, which a signal ended before its first word."""
     earlier = rows(begin(0), save(5), signal("STOP file"), end("stopped", 5))

@@ -44,13 +44,16 @@ class Checks:
         self._kernel, self._setup, self.say = kernel, setup, say
         self._promised: set[int] = set()
         """Steps of checkpoints that were announced, and that no fault has damaged since."""
+        self._damaged: set[int] = set()
+        """Since the ranks began."""
         self._best: int | None = None
         self.is_over = False
         self.newest_promised = 0
 
     def saved(self, step: int, best: int | None) -> None:
         self.say(f"saved step {step}")
-        self._promised.add(step)
+        if step not in self._damaged:  # before it was announced
+            self._promised.add(step)
         self._best = best
         newest = sorted(self._promised)[-self._setup.keep :]
         self._promised = {*newest, *({best} & self._promised if best is not None else ())}
@@ -58,9 +61,11 @@ class Checks:
 
     def damaged(self, step: int) -> None:
         self._promised.discard(step)
+        self._damaged.add(step)
 
     def resumed(self, step: int) -> None:
         self.say(f"begins after step {step}")
+        self._damaged.clear()
         newest = max(self._promised, default=0)
         if step < newest:
             raise Violation(f"the checkpoint of step {newest} was promised, and {step} is resumed")
@@ -81,7 +86,9 @@ class Checks:
             best = checkpoint.step_of(checkpoint.named(directory, "best"))
             if (best, top1_of(setup.seed, best)) != tuple(marked):
                 raise Violation(f"the best checkpoint is that of {marked}, and best is {best}")
-        if len(checkpoint.paths(directory)) > setup.keep + 1:
+        if (
+            len(checkpoint.paths(directory)) > setup.keep + 2
+        ):  # a kill may have come before the last pruning
             raise Violation(f"{len(checkpoint.paths(directory))} checkpoints are kept")
 
     def _check_weights(self, state: dict[str, Any]) -> None:

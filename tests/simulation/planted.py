@@ -226,8 +226,8 @@ BUGS = (
         name="a stop is undone",
         why="a person stops the run, and it goes on by itself",
         module=OUTCOME,
-        right='        return "stopped"\n',
-        wrong='        return "interrupted"\n',
+        right="if sources[-1] == StopSource.STOP_FILE:",
+        wrong="if not sources:",
         seed=0,
     ),
     Bug(
