@@ -62,8 +62,8 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache", *_BASE),
     ),
     "pipeline.data.batches": (
-        *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.readers"),
-        *("pipeline.ranks", SHARD_SET),
+        *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),
+        *("pipeline.data.readers", "pipeline.ranks", SHARD_SET),
     ),
     _DOOR: (
         *("pipeline.data.order", "pipeline.data.augment", "pipeline.data.cache"),

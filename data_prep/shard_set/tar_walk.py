@@ -108,10 +108,10 @@ def _parse_plain(header: bytes) -> tuple[str, int] | None:
     """
     checksum, size = header[_CHECKSUM], header[_SIZE]
     try:
-        total = int(checksum.strip(b"\0 "), 8) + sum(checksum) - 8 * ord(" ")
+        total = int(checksum.rstrip(b"\0 "), 8) + sum(checksum) - 8 * ord(" ")
         # Ten times as fast as sum(header), to the modulus.
         is_intact = (total + 1) % _ADLER == zlib.adler32(header) & 0xFFFF
-        num_bytes = int(size.strip(b"\0 "), 8)
+        num_bytes = int(size.rstrip(b"\0 "), 8)
         name = header[_NAME].partition(b"\0")[0].decode("ascii")
     except ValueError:
         return None

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from data_prep.shard_set.index import read_mean_image
-from data_prep.shard_set.manifest import Manifest, Split, manifest_sha256
-from data_prep.shard_set.progress import Progress
+from data_prep.shard_set.manifest import Manifest, manifest_sha256
 from pipeline.config.schema import Config
 from pipeline.data.augment.crop_policy import (
     CropPolicy,
@@ -42,11 +39,11 @@ from pipeline.data.batches.loader import (
     Batch,
     Batches,
     Loader,
-    Request,
     block_requests,
     training_requests,
 )
 from pipeline.data.batches.room import ResidentImages, check_room, exchange_bytes, free_bytes
+from pipeline.data.batches.split import OpenedSplit
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardSet
 from pipeline.data.order.partition import (
@@ -58,13 +55,11 @@ from pipeline.data.order.partition import (
     steps_of_epoch,
 )
 from pipeline.data.order.shard_needs import (
-    ShardNeed,
     check_cache_bytes,
     check_resident_cache_bytes,
     stretch_needs,
     training_needs,
 )
-from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.open import open_reader
 from pipeline.data.readers.sample_index import Damage, ReadCost
 from pipeline.ranks.mesh import Mesh
@@ -209,7 +204,13 @@ class Data:
         files = None if cache is None else RemoteShards(cache, shards.folder, split)
         reader = open_reader(config, shards, name, crop_policy, max_corrupt, files)
         self.resources.callback(reader.close)
-        return OpenedSplit(self, split, reader, files)
+        return OpenedSplit(
+            split=split,
+            reader=reader,
+            files=files,
+            prefetch_batches=config.prefetch_batches,
+            pin_memory=self.device.type == "cuda",
+        )
 
     def _check_room(
         self,
@@ -262,72 +263,6 @@ def open_data(config: Config, device: torch.device, resources: contextlib.ExitSt
     """
     shards = ShardSet.opened(config.data)
     return Data(config, shards, manifest_sha256(shards.folder), device, resources)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedSplit:
-    """The reader of a split, and its shards if they are staged from a URL."""
-
-    data: Data
-    split: Split
-    reader: FileReader
-    files: RemoteShards | None
-
-    def staged(self, requests: Iterable[Request], needs: Iterable[ShardNeed]) -> Iterator[Request]:
-        """The requests; meanwhile the shards they need are staged ahead, and released behind."""
-        if self.files is not None:
-            self.files.expect(needs)
-        for request in requests:
-            if self.files is not None:
-                self.files.passed(request.position)  # all before it has been read
-            yield request
-
-    @contextlib.contextmanager
-    def filling(
-        self, parts: Iterable[range], needed: range, world: World
-    ) -> Iterator[tuple[Loader, Callable[[int, int], None]]]:
-        """The images of `parts`, which lie in `needed`, for once, and what shows the progress.
-
-        The reader is closed in the end.
-        """
-        chunks = (chunk for part in parts for chunk in sample_blocks(part, resident.CHUNK_SAMPLES))
-        needs = stretch_needs(self.split.shard_lengths, needed)
-        depth = self.reader.batches_at_once + 1  # one is copied to the device
-        sizes = resident.CHUNK_SAMPLES, False, depth
-        of_ranks = "" if world.size == 1 else f" of rank 0 of {world.size}"
-        progress = Progress(
-            f"{self.split.name} into memory",
-            f"images{of_ranks}",
-            sys.stdout,
-            item_bytes=math.prod(self.reader.image_shape),
-        )
-        show = progress.show if world.is_main else lambda *_: None
-        with (
-            contextlib.closing(self.reader),
-            self.loader(block_requests(chunks), needs, *sizes) as loader,
-            contextlib.closing(progress),
-        ):
-            yield loader, show
-
-    def loader(
-        self,
-        requests: Iterable[Request],
-        needs: Iterable[ShardNeed],
-        batch_size: int,
-        pad: bool,
-        depth: int | None = None,
-    ) -> contextlib.closing[Loader]:
-        """`depth`: batches read ahead, if not as configured."""
-        loader = Loader(
-            self.reader,
-            self.staged(requests, needs),
-            batch_size=batch_size,
-            depth=depth or self.data.config.data.prefetch_batches,
-            pad=pad,
-            pin_memory=self.data.device.type == "cuda",
-            give_up=None if self.files is None else self.files.give_up,
-        )
-        return contextlib.closing(loader)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 
@@ -17,39 +15,27 @@ from pipeline.config.command_line import check_effects
 from pipeline.config.marks import PerHost
 from pipeline.config.order import Surroundings
 from pipeline.config.schema import FIELDS, Config, values_of
-from pipeline.data.open import BatchPlan, Data, ImageSize, num_steps, open_data
-from pipeline.metrics.job import JobMetrics
-from pipeline.model.build import build_model
-from pipeline.model.network import Network
+from pipeline.data.open import (
+    open_data,
+)
 from pipeline.model.response_norm import missing_kernels
-from pipeline.optim.memory import bytes_of_training
-from pipeline.optim.precision import arithmetic_of, emulation, mixture, resolve, type_of
-from pipeline.optim.replica import Replica
+from pipeline.optim.precision import arithmetic_of, emulation, mixture, resolve
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.ranks.mesh import Mesh, build_mesh, check_layout
+from pipeline.ranks.mesh import check_layout
 from pipeline.ranks.stop import begin_of_attempt, remove_old_request
-from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console
-from pipeline.run.dataset import Dataset, write_dataset
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_events, write_failure
 from pipeline.run.lock import lock_run
 from pipeline.run.measured import check_run
 from pipeline.run.settings import Settings
-from pipeline.train.batch_norm import check_micro_batches, least_values
-from pipeline.train.clock import StartClock, StepClock
+from pipeline.train.assembly import build
 from pipeline.train.command import Command
 from pipeline.train.components import Components
-from pipeline.train.due import Eta
-from pipeline.train.initial import load_given
-from pipeline.train.journal import Journal
-from pipeline.train.provenance import write_settings
-from pipeline.train.publishing import publishing
 from pipeline.train.same_run import check_same_run, kept_precision
-from pipeline.train.start import begin, find_start, finish, record_start
 
 
 def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> Components | int:
@@ -87,7 +73,7 @@ def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> 
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
     with recording_failures(run, world):
-        return _build(command, settings, data, world, resources)
+        return build(command, settings, data, world, resources)
 
 
 def open_run(
@@ -144,89 +130,6 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     return config
 
 
-def _build(
-    command: Command, settings: Settings, data: Data, world: World, resources: contextlib.ExitStack
-) -> Components | int:
-    config, run, manifest, start_clock = settings.config, command.run, data.manifest, StartClock()
-    mesh = build_mesh(world, config.model.columns, config.distributed.timeout_seconds)
-    with world.fail_together():
-        plan = data.plan(mesh.num_replicas)
-        target_steps = num_steps(config.epochs, plan.steps_per_epoch)
-        if world.is_main:
-            write_dataset(run.path, _dataset_of(data))
-    start = find_start(run, command.fork_from, world)
-    end_step = min(command.max_steps or target_steps, target_steps)
-    if start.path is not None and checkpoint.step_of(start.path) >= end_step:
-        return finish(run, start.path, world, plan, target_steps)
-    record_start(run, start, plan, world)
-    with world.fail_together():
-        size, normalizer = data.input_size(), data.normalizer()
-        val = data.open_evaluation("val", config.evaluation.views, normalizer)
-        model = _fresh_model(data, size, mesh)
-        check_micro_batches(plan, target_steps, least_values(model, size))
-    begun = start.initialized_from
-    if start.is_fresh and config.init.weights:
-        begun = load_given(model, config, manifest.class_names, world, mesh)
-    settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
-    besides = partial(bytes_of_training, config, manifest.num_classes, plan.local_batch_size)
-    batches = data.open_batches(plan, world, mesh, besides)
-    if config.data.is_resident:
-        val = val.resident(world, mesh)
-    start_clock.lap("loading")
-    registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
-    replica = Replica(model, config, world, mesh)
-    start_clock.lap("starting")
-    input_type = type_of(config.resolved_precision)
-    _warm_up(replica, plan, size, input_type, world)
-    start_clock.lap("compiling")
-    new = settings, manifest.num_classes, plan, target_steps
-    progress = begin(start, replica, *new, run, world)
-    start_clock.lap("loading")
-    with world.fail_together():
-        if world.is_main:
-            write_settings(run, settings, world)
-    job_metrics = JobMetrics(registry if world.is_main else None)
-    journal = Journal.of_rank(world.rank, run, job_metrics, plan, Eta(config, plan, target_steps))
-    watched = world, mesh, run, config.distributed
-    return Components(
-        start=start,
-        start_clock=start_clock,
-        settings=settings,
-        manifest=manifest,
-        plan=plan,
-        target_steps=target_steps,
-        end_step=end_step,
-        run=run,
-        world=world,
-        mesh=mesh,
-        replica=replica,
-        augmenter=data.augmenter(normalizer, input_type),
-        open_batches=batches,
-        val=val,
-        progress=progress,
-        journal=journal,
-        metrics=metrics,
-        clock=StepClock(world.device),
-        watchdog=Watchdog(*watched, is_resident=config.data.is_resident),
-    )
-
-
-def _fresh_model(data: Data, size: ImageSize, mesh: Mesh) -> Network:
-    """The network of the run before it has learned anything."""
-    config = data.config
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, data.manifest.num_classes, size, mesh.columns)
-    model.freeze(config.init.freeze)
-    return model
-
-
-def _dataset_of(data: Data) -> Dataset:
-    return Dataset.of_shards(
-        *(data.shards.folder, data.manifest, data.manifest_sha256),
-        with_mean_image=data.config.augment.subtracts_mean_image,
-    )
-
-
 def _of_all_hosts(command: Command) -> dict[str, object]:
     """What the ranks must agree on: it decides what they compute, and when they talk."""
     values = values_of(command.config).items()
@@ -240,14 +143,3 @@ def _set_threads(world: World) -> None:
     if world.device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // world.environment.local_world_size))
-
-
-def _warm_up(
-    replica: Replica, plan: BatchPlan, size: ImageSize, dtype: torch.dtype, world: World
-) -> None:
-    shape = (plan.local_batch_size, 3, *size)
-    images = torch.zeros(shape, dtype=dtype, device=world.device).to(
-        memory_format=torch.channels_last
-    )
-    zeros = torch.zeros(len(images), dtype=torch.int64, device=world.device)
-    replica.warm_up(images, zeros, zeros)

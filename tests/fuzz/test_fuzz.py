@@ -59,14 +59,14 @@ def _tar_gz(name: str, size: bytes) -> bytes:
     header[124:136] = size
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header[:512])
-    return gzip.compress(bytes(header))
+    return gzip.compress(bytes(header), mtime=0)
 
 
 _INFINITE = b'# {"rank": 0, "local_rank": 0, "host": "h", "pid": Infinity, "start_ticks": 1, '
 
 FINDINGS = (
     ("devkit", _tar_gz("meta.mat", b"\x80" + b"\x7f" * 11)),
-    ("cifar10", gzip.compress(bytes(200), 1)),
+    ("cifar10", gzip.compress(bytes(200), 1, mtime=0)),
     ("cifar10-folder", b"\1" + pickle.dumps([1, 2])),
     ("rank-file", _INFINITE + b'"since": 1.0, "interval_seconds": 1.0}\n# EOF\n'),
     ("rank-file", b"# " + b"[" * 100_000),

@@ -63,6 +63,18 @@ def test_any_changed_byte_of_a_header_is_noticed(
     assert members == [Member("n01440764_1.JPEG", BLOCK_BYTES, 5)]  # padding of the checksum
 
 
+@pytest.mark.parametrize("size", [b"\0" + b"0000000005\0", b"0000000005\0\0", b" 0000000005\0"])
+def test_size_is_read_as_tarfile_reads_it(tmp_path: Path, size: bytes) -> None:
+    """Whose numbers end at the first zero byte."""
+    header = bytearray(make_header("x", tarfile.REGTYPE, 0, 0))
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    info = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "surrogateescape")
+    data = bytes(-(-info.size // BLOCK_BYTES) * BLOCK_BYTES + 1024)
+    (member,) = walk(bytes(header) + data, tmp_path / "c.tar")
+    assert member.num_bytes == info.size
+
+
 @pytest.mark.parametrize("size", [b"-0000001000\0", b"\xff" * 10 + b"\xfe\0"])
 def test_member_of_negative_size_does_not_lead_back(tmp_path: Path, size: bytes) -> None:
     header = bytearray(make_header("n01440764_1.JPEG", tarfile.REGTYPE, 0, 0))
