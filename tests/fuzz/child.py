@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.child NAME SEED SECONDS FOLDER`: one harness, in this process."""
+"""One harness, in this process: `python -m tests.fuzz.child NAME SEED SECONDS FOLDER MOST`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.fuzz.running import run_harness
 def main() -> None:
     logging.disable()
     warnings.simplefilter("ignore")  # of numpy, about what it reads in spite of damage
-    name, seed, seconds, folder = sys.argv[1:]
-    outcome = run_harness(harness_of(name), int(seed), float(seconds), Path(folder))
+    name, seed, seconds, folder, most = sys.argv[1:]
+    harness = harness_of(name)
+    outcome = run_harness(harness, int(seed), float(seconds), Path(folder), float(most))
     sys.stdout.write(f"{json.dumps(outcome)}\n")
 
 

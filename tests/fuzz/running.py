@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -46,14 +47,14 @@ class _TooSlowError(BaseException):
     """Reading takes too long."""
 
 
-def fuzz(name: str, seed: int, seconds: float, folder: Path) -> Outcome:
-    """Run the harness of that name until it has used so much of the processor.
+def fuzz(name: str, seed: int, seconds: float, folder: Path, most: float = math.inf) -> Outcome:
+    """Run the harness of that name until it has used so much of the processor, or so many inputs.
 
     Raises `FoundError`. The input is then in the file `input` of the folder.
     """
     # Without arenas of their own, the threads of a reader add little to the address space.
     done = subprocess.run(
-        (sys.executable, "-m", "tests.fuzz.child", name, str(seed), str(seconds), str(folder)),
+        [sys.executable, "-m", "tests.fuzz.child", *map(str, (name, seed, seconds, folder, most))],
         capture_output=True,
         text=True,
         errors="replace",
@@ -69,7 +70,9 @@ def fuzz(name: str, seed: int, seconds: float, folder: Path) -> Outcome:
     return Outcome(*json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_harness(harness: Harness, seed: int, seconds: float, folder: Path) -> Outcome:
+def run_harness(
+    harness: Harness, seed: int, seconds: float, folder: Path, most: float = math.inf
+) -> Outcome:
     """The same in this process; any exception is a finding."""
     current = folder / "input"
     with tempfile.TemporaryDirectory(dir=folder, prefix="files-") as files:
@@ -81,7 +84,7 @@ def run_harness(harness: Harness, seed: int, seconds: float, folder: Path) -> Ou
         chance, corpus = random.Random(seed), list(target.corpus)
         inputs, num_read, kinds = 0, 0, set[str]()
         start = time.process_time()
-        while time.process_time() - start < seconds:
+        while time.process_time() - start < seconds and inputs < most:
             content = damaged(chance, corpus, harness.changes)
             current.write_bytes(content)
             signal.setitimer(signal.ITIMER_PROF, _CASE_SECONDS)
