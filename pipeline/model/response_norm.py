@@ -105,6 +105,15 @@ def missing_kernels(device: torch.device) -> str | None:
     )
 
 
+def check_compiler(device: torch.device, *, compiles: bool) -> None:
+    """Raise `ValueError` if all of the network is to be compiled for a GPU, and cannot be."""
+    if compiles and missing_kernels(device) is not None:
+        raise ValueError(
+            "compile on needs Triton on a GPU, and it is not installed: pip install triton, or "
+            "take --compile auto, which then compiles nothing"
+        )
+
+
 _BFLOAT16_TENSOR_CORES = (8, 0)
 """The compute capability that has them; the CUDA kernels are built on them."""
 

@@ -18,7 +18,7 @@ from pipeline.config.schema import FIELDS, Config, values_of
 from pipeline.data.open import (
     open_data,
 )
-from pipeline.model.response_norm import missing_kernels
+from pipeline.model.response_norm import check_compiler, missing_kernels
 from pipeline.optim.precision import arithmetic_of, emulation, mixture, resolve
 from pipeline.ranks.failure import RankFailure
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -122,6 +122,7 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     devices = world.all_gather_object(arithmetic_of(world.device))
     with world.fail_together():
         config = resolve(config, kept, devices)
+        check_compiler(world.device, compiles=config.compile == "on")
     precision = config.resolved_precision
     warnings = emulation(precision, devices), mixture(devices), missing_kernels(world.device)
     for warning in filter(None, warnings):

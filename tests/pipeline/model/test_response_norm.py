@@ -17,6 +17,7 @@ from pipeline.model import response_norm
 from pipeline.model.response_norm import (
     Norm,
     NormalizeAndPool,
+    check_compiler,
     missing_kernels,
     normalize_and_pool,
     normalize_and_pool_plain,
@@ -337,3 +338,7 @@ def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.Monkey
     assert sentence is not None
     assert "results are the same, but take longer: pip install triton" in sentence
     assert missing_kernels(torch.device("cpu")) is None
+    check_compiler(gpu, compiles=False)
+    check_compiler(torch.device("cpu"), compiles=True)
+    with pytest.raises(ValueError, match=r"compile on needs Triton on a GPU.*pip install triton"):
+        check_compiler(gpu, compiles=True)
