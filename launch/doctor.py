@@ -13,7 +13,7 @@ from data_prep.shard_set.options import words_of
 from launch.local import local_environment, num_gpus, torchrun_command
 from pipeline.config.order import Surroundings
 from pipeline.config.schema import Config
-from pipeline.config.timeouts import DOCTOR_SECONDS, SHUTDOWN_SECONDS
+from pipeline.config.timeouts import DOCTOR_SECONDS, SHUTDOWN_VARIABLE
 from pipeline.doctor.options import DoctorOptions
 from pipeline.explain.slurm import kill_wait
 from pipeline.run.directory import RunDirectory
@@ -36,13 +36,14 @@ def run(options: Options) -> int:
     run = RunDirectory(options.run_dir)
     is_run = run.config.is_file() and run.events.is_file()
     config = read_settings(run).config if is_run else Config()
-    around = Surroundings(shutdown=SHUTDOWN_SECONDS, kill_wait=kill_wait())
-    for warning in check_run(config, run, around):
+    environment = local_environment()
+    shutdown = float(environment[SHUTDOWN_VARIABLE])
+    for warning in check_run(config, run, Surroundings(shutdown=shutdown, kill_wait=kill_wait())):
         sys.stderr.write(f"warning: {warning}\n")
     words = words_of(options, DoctorOptions)
     num_ranks = options.nproc or num_gpus() or 1
     command = torchrun_command(num_ranks, 0, "pipeline.doctor", words)
-    with subprocess.Popen(command, env=local_environment(), process_group=0) as child:
+    with subprocess.Popen(command, env=environment, process_group=0) as child:
         try:
             return min(1, abs(child.wait(DOCTOR_SECONDS)))
         except subprocess.TimeoutExpired:

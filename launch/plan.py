@@ -86,8 +86,12 @@ def plan_of(options: Options) -> Plan:
     if options.command:
         refuse_misplaced("python -m launch plan", (Options,), options.command)
         recipe, *words = options.command
-        given = {name: value for name, value in parse_words(words).items() if name in FIELDS}
-        wanted = with_values(recipe_config(recipe), given)
+        given = parse_words(words)
+        if idle := {"max_steps", "fork_from"} & given.keys():
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
+            raise ValueError(f"{names} changes no plan, which is of all --epochs: leave it out")
+        fields = {name: value for name, value in given.items() if name in FIELDS}
+        wanted = with_values(recipe_config(recipe), fields)
         if config is not None and options.step_seconds is None:
             _check_computes_so(wanted, config)
         config = wanted

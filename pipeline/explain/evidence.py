@@ -130,8 +130,10 @@ class Evidence:
             return 0, 0.0
         times = [file.value(LAST_STEP) or 0.0 for file in self.ranks]
         times += [row.time for row in self.rows if not isinstance(row, EndEvent)]
-        num_steps = max(0, self.step - saves[-1].step)
-        return num_steps, max(times) - saves[-1].time if num_steps else 0.0
+        saved, num_steps = saves[-1].time, max(0, self.step - saves[-1].step)
+        if isinstance(saves[-1], CheckpointEvent) and saves[-1].waited_seconds is not None:
+            saved -= saves[-1].seconds  # steps went on while it was written
+        return num_steps, max(times) - saved if num_steps else 0.0
 
 
 def shard_in(text: str) -> str | None:

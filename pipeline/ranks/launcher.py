@@ -41,6 +41,11 @@ class LaunchEnvironment:
     agent: int | None = None
     """The process of torchrun, if that is the launcher: it looks after this one as its parent."""
 
+    @property
+    def is_restart(self) -> bool:
+        """Whether nobody may be there: torchrun or SLURM starts the job again."""
+        return self.attempt > 0 or (self.start is not None and self.start.number > 0)
+
     @classmethod
     def read(cls) -> LaunchEnvironment:
         """Read torchrun's variables; raises `ValueError` if only some of them are set."""

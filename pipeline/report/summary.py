@@ -111,8 +111,9 @@ class Summary:
         """Of the latest process group; unfinished: no end was logged."""
         self.error = end.error if end else None
         self.latest_start = starts[-1] if starts else None
-        self.step = training[-1].step if training else 0
-        self.epoch = training[-1].epoch if training else 0.0
+        # The row of a checkpoint may come when later steps are done.
+        newest = max(training, key=lambda row: row.step, default=None)
+        self.step, self.epoch = (newest.step, newest.epoch) if newest else (0, 0.0)
         self.attempts = find_attempts(rows)
         self.training_seconds = sum(attempt.seconds for attempt in self.attempts)
         """Time of all attempts, without the pauses between them."""

@@ -109,6 +109,9 @@ def _pauses(history: Sequence[Event]) -> tuple[list[float], list[tuple[float, fl
         match row:
             case EvalEvent() if row.by == "train":
                 evaluations.append(max(row.seconds, gap))
+            case CheckpointEvent(waited_seconds=None) if row.step < before.step:
+                # Written in the background, and waited for in the end.
+                saves.append((min(row.seconds, row.time - before.time), row.seconds))
             case CheckpointEvent(waited_seconds=None):
                 saves.append((max(row.seconds, gap),) * 2)
             case CheckpointEvent(waited_seconds=float(wait)):

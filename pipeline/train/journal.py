@@ -180,7 +180,7 @@ class Journal:
         self._eta.save.add(waited_seconds)
         self._metrics.checkpointed(event, waited_seconds)
         size, seconds = f"{event.num_bytes / 1e6:.1f} MB", f"{event.seconds:.2f} s"
-        aside = f", of which steps waited {waited_seconds:.2f} s"
+        aside = f"; steps waited {waited_seconds:.2f} s"
         self.console.line(
             f"saved {event.path} ({size} in {seconds}{aside * (event.waited_seconds is not None)})"
         )

@@ -51,9 +51,7 @@ def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> 
         check_layout(config.model.columns, world.size)
         if world.is_main:
             open_run(run, world.environment, config.distributed.save_timeout_seconds, resources)
-            around = Surroundings(shutdown=world.environment.shutdown_seconds)
-            for warning in check_run(config, run, around):
-                Console(sys.stdout).line(f"warning: {warning}")
+            _check_waits(config, run, world.environment)
     config = _with_precision(config, run, world)
     with recording_failures(run, world):
         with world.fail_together():
@@ -110,6 +108,21 @@ def recording_failures(run: RunDirectory, world: World) -> Iterator[None]:
         if failure is error:
             raise
         raise failure from error
+
+
+def _check_waits(config: Config, run: RunDirectory, environment: LaunchEnvironment) -> None:
+    """Warn of waits that contradict each other, or raise `ValueError`.
+
+    A job that is started again goes on all the same: one slow save is no reason to end it.
+    """
+    try:
+        warnings = check_run(config, run, Surroundings(shutdown=environment.shutdown_seconds))
+    except ValueError as error:
+        if not environment.is_restart:
+            raise
+        warnings = [str(error)]
+    for warning in warnings:
+        Console(sys.stdout).line(f"warning: {warning}")
 
 
 def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:

@@ -77,6 +77,8 @@ class Saves:
         """Of the save that was reported last."""
         self._waited = 0.0
         """How long the steps have waited for the save in flight."""
+        self._failed: _Save | None = None
+        """The last one, if the disk has not taken it."""
         self.saved_step = components.progress.step
         """Of the newest checkpoint."""
 
@@ -95,6 +97,8 @@ class Saves:
         marked = progress.marked
         if best_top1 is not None:
             progress.marked = progress.step, best_top1
+        elif self._failed is not None and self._failed.step == progress.step:
+            progress.marked = self._failed.marked
         save = _Save(
             step=progress.step,
             epoch=components.epoch,
@@ -161,6 +165,7 @@ class Saves:
         state["settings"] = json.dumps(components.settings.to_json())
         copied = self._copy(state) if in_background else None
         if copied is not None:
+            self._in_flight = save  # also for `finish`, should another rank fail by now
             self._future = self._thread.submit(self._write, save, copied)
             self._waited = time.perf_counter() - begin
             components.journal.copied_state(self._waited)
@@ -234,6 +239,7 @@ class Saves:
             )
 
     def _conclude(self, save: _Save, error: str | None) -> None:
+        self._failed = None if error is None else save
         if error is None:
             self.saved_step = save.step
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -25,6 +26,8 @@ from pipeline.run.ending import ExitCode, StopSource
 from pipeline.train import loop, snapshot
 from pipeline.train.__main__ import train as train_as_rank
 from pipeline.train.command import parse_command
+from pipeline.train.journal import Journal
+from pipeline.train.progress import Progress
 from pipeline.train.saving import Saves
 from tests.integration.training import (
     all_rows,
@@ -186,6 +189,44 @@ def test_a_run_that_fails_ends_the_save_in_flight(
         train_here(shards, run)
     assert newest_step(run) == 4
     assert [row["kind"] for row in all_rows(run)][-2:] == ["checkpoint", "end"]
+
+
+def test_a_failure_just_after_the_copy_does_so_too(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another rank is lost before all know that a save is in flight."""
+    run, has_failed = tmp_path / "run", threading.Event()
+
+    def fail(*_: object) -> None:
+        has_failed.set()
+        raise ValueError("it broke")
+
+    use(monkeypatch, SlowDisk({4: has_failed.is_set}))
+    monkeypatch.setattr(Journal, "copied_state", fail)
+    with pytest.raises(RankFailure, match="it broke"):
+        train_here(shards, run)
+    assert newest_step(run) == 4
+    assert [row["kind"] for row in all_rows(run)][-2:] == ["checkpoint", "end"]
+
+
+def test_a_best_checkpoint_that_is_saved_at_the_second_try_is_marked(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last save is tried twice."""
+    run, tries = tmp_path / "run", iter((False, True))
+
+    def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
+        if step == 24 and not next(tries):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+        return save_now(directory, step, state)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(Progress, "evaluated", lambda *_, **__: True)
+    assert train_here(shards, run) == 0
+    assert next(tries, None) is None
+    best = run / "checkpoints/best"
+    assert best.resolve() == checkpoint.paths(RunDirectory(run).checkpoints)[0].resolve()
+    assert checkpoint.step_of(best.resolve()) == 24
 
 
 def test_an_error_that_no_disk_makes_ends_the_run(

@@ -158,6 +158,8 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "global_batch_size is 1024, of 9 images" in few
     misplaced = refused(capsys, *GIVEN, "alexnet_fast", "--mtbf-hours", 5)
     assert "--mtbf-hours is an option of the launcher" in misplaced
+    idle = refused(capsys, *GIVEN, "alexnet_fast", "--max-steps", 100)
+    assert "--max-steps changes no plan, which is of all --epochs: leave it out" in idle
 
 
 def test_a_run_that_gets_nowhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,12 @@ import pytest
 
 from launch.__main__ import main
 from launch.doctor import Options, run
+from pipeline.config.schema import Config, DistributedConfig
 from pipeline.explain.slurm import kill_wait
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.run.directory import RunDirectory
+from pipeline.run.lock import JobStart
+from pipeline.train import prepare
 from tests.integration.training import make_shards
 from tests.pipeline.fake_run import (
     RunHistory,
@@ -116,6 +120,29 @@ def test_the_doctor_refuses_what_a_run_s_settings_contradict(tmp_path: Path) -> 
     write_config(slow, shards)
     with pytest.raises(ValueError, match=r"2000 s \(a save.* do not fit into 1800 s"):
         run(Options(run_dir=slow.path))
+
+
+def test_the_doctor_asks_what_a_job_here_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "50")
+    slow = has_saved(tmp_path / "slow", 60)
+    with pytest.raises(ValueError, match=r"do not fit into 50 s \(TORCH_ELASTIC"):
+        run(Options(run_dir=slow.path))
+
+
+def test_a_job_that_is_started_again_is_only_warned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one slow save would end it: nobody is there to give other options."""
+    slow = has_saved(tmp_path / "slow", 60)
+    config = Config(distributed=DistributedConfig(save_timeout_seconds=50))
+    with pytest.raises(ValueError, match="do not fit into 50 s"):
+        prepare._check_waits(config, slow, LaunchEnvironment())
+    prepare._check_waits(config, slow, LaunchEnvironment(attempt=1))
+    start = JobStart(job="7", number=1)
+    prepare._check_waits(config, slow, LaunchEnvironment(start=start))
+    assert capsys.readouterr().out.count("warning: 60 s (a save, measured") == 2
 
 
 @pytest.mark.slow

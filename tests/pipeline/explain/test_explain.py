@@ -61,6 +61,15 @@ def test_a_killed_rank_is_named_with_its_signal_and_what_was_lost(scene: Scene) 
     assert told.next.endswith("; the same command goes on from step 10")
 
 
+def test_steps_that_were_done_while_a_save_was_written_took_time_too(scene: Scene) -> None:
+    fields = {"path": "p", "num_bytes": 1, "reason": "periodic", "waited_seconds": 0.1}
+    scene.row("checkpoint", 10, BEGIN + 15, seconds=4.5, **fields)
+    lost_rank(scene)
+    scene.rank(1)
+    told = scene.explain()
+    assert (told.lost_steps, told.lost_seconds) == (5, 4.5)
+
+
 def test_without_a_log_the_rank_without_a_last_word_is_named_and_no_signal(scene: Scene) -> None:
     lost_rank(scene)
     scene.rank(0, "failed")

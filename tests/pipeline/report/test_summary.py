@@ -71,6 +71,17 @@ def test_attempts_last_from_the_first_process_to_when_they_were_last_heard_of() 
     assert summary.gpu_seconds == 4 * 80.0 + 2 * 100.0
 
 
+def test_a_checkpoint_that_is_written_late_does_not_take_steps_back() -> None:
+    summary = Summary(
+        [
+            event("run", 0, 100.0, **start_fields()),
+            event("train", 120, 160.0, **train_fields(120)),
+            event("checkpoint", 100, 161.0, **checkpoint_fields("periodic")),
+        ]
+    )
+    assert summary.step == 120
+
+
 @pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
 def test_outcome_stands_until_the_next_start(outcome: str) -> None:
     events = [

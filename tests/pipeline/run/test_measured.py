@@ -81,3 +81,10 @@ def test_saves_in_the_background_cost_what_steps_wait_for_and_count_later() -> N
     fields = checkpoint_fields("periodic") | {"seconds": 3.0, "waited_seconds": 0.25}
     costs = costs_of([*HISTORY[:4], event("checkpoint", 10, 124.0, **fields), HISTORY[4]])
     assert (costs.save_wait, costs.save, costs.longest_save) == (0.25, 3.25, 3.25)
+
+
+def test_a_save_that_is_waited_for_in_the_end_costs_what_steps_waited() -> None:
+    """It began at step 10, and the next save, after step 20, had to wait for it."""
+    fields = checkpoint_fields("periodic") | {"seconds": 30.0}
+    costs = costs_of([*HISTORY[:5], event("checkpoint", 10, 125.0, **fields)])
+    assert (costs.save_wait, costs.save) == (2.0, 30.0)
