@@ -12,11 +12,13 @@ import functools
 import importlib
 import importlib.util
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from pipeline.config.schema import Compilation
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -105,13 +107,19 @@ def missing_kernels(device: torch.device) -> str | None:
     )
 
 
-def check_compiler(device: torch.device, *, compiles: bool) -> None:
+def check_compiler(choice: Compilation, device: torch.device) -> None:
     """Raise `ValueError` if all of the network is to be compiled for a GPU, and cannot be."""
-    if compiles and missing_kernels(device) is not None:
-        raise ValueError(
-            "compile on needs Triton on a GPU, and it is not installed: pip install triton, or "
-            "take --compile auto, which then compiles nothing"
-        )
+    match choice:
+        case "on":
+            if missing_kernels(device) is not None:
+                raise ValueError(
+                    "compile on needs Triton on a GPU, and it is not installed: pip install "
+                    "triton, or take --compile auto, which then compiles nothing"
+                )
+        case "auto" | "off":
+            pass
+        case unknown:
+            assert_never(unknown)
 
 
 _BFLOAT16_TENSOR_CORES = (8, 0)

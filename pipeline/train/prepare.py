@@ -135,7 +135,7 @@ def _with_precision(config: Config, run: RunDirectory, world: World) -> Config:
     devices = world.all_gather_object(arithmetic_of(world.device))
     with world.fail_together():
         config = resolve(config, kept, devices)
-        check_compiler(world.device, compiles=config.compile == "on")
+        check_compiler(config.compile, world.device)
     precision = config.resolved_precision
     warnings = emulation(precision, devices), mixture(devices), missing_kernels(world.device)
     for warning in filter(None, warnings):

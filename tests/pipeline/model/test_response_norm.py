@@ -338,7 +338,7 @@ def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.Monkey
     assert sentence is not None
     assert "results are the same, but take longer: pip install triton" in sentence
     assert missing_kernels(torch.device("cpu")) is None
-    check_compiler(gpu, compiles=False)
-    check_compiler(torch.device("cpu"), compiles=True)
+    check_compiler("auto", gpu)
+    check_compiler("on", torch.device("cpu"))
     with pytest.raises(ValueError, match=r"compile on needs Triton on a GPU.*pip install triton"):
-        check_compiler(gpu, compiles=True)
+        check_compiler("on", gpu)
