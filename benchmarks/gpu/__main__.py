@@ -16,7 +16,10 @@ It needs torch, Triton and this repository. The parts, the most important first:
 Each runs in a process of its own until its deadline, so that one that crashes, hangs or has too
 little memory costs itself alone. Time that a part leaves goes to those behind it. PATH is whole at
 any time, and says of each part what it found, what was left out and why; what a part had found
-when it was ended counts.
+when it or this command was ended counts. After SIGKILL the figures of the part that ran then lie
+in the folder .PATH.parts.
+
+Where a limit ends the command, such as a job's, let it be 30 s above --minutes or more.
 
 DIR of --cifar10 is the official Python archive of CIFAR-10 or the folder unpacked from it, or has
 train/CLASS/* and test/CLASS/*. DIR of --images has JPEGs, such as the
@@ -29,9 +32,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -43,7 +48,7 @@ from typing import Any
 
 from benchmarks.gpu import machine
 from benchmarks.gpu.parts import PARTS, Asked, run_part
-from benchmarks.gpu.results import write
+from benchmarks.gpu.results import Outcome, write
 from benchmarks.measurement import environment
 from benchmarks.memory import tree
 
@@ -73,8 +78,8 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 1 if a part failed or nothing could be measured."""
-    begin = time.monotonic()
+    """Returns the exit code: 1 if a part failed, it was ended or nothing could be measured."""
+    begin = time.monotonic() - machine.age()
     options = options_of(arguments)
     if not options.dry_run and (fault := machine.fault()) is not None:
         sys.stderr.write(
@@ -90,23 +95,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "parts": {name: {"outcome": "not started"} for name in PARTS},
     }
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Beside PATH, where it outlives this process whatever ends that.
+    found = options.json.with_name(f".{options.json.name}.parts")
+    shutil.rmtree(found, ignore_errors=True)
+    found.mkdir()
     with tempfile.TemporaryDirectory() as scratch:
         asked = Asked(
             dry_run=options.dry_run,
             cifar10=options.cifar10,
             images=options.images,
             folder=Path(scratch),
+            found=found,
         )
-        run_all(asked, options.only, begin + 60 * options.minutes, figures, options.json)
+        is_ended = False
+        try:
+            run_all(asked, options.only, begin + 60 * options.minutes, figures, options.json)
+        except KeyboardInterrupt:  # what was found until then is at PATH
+            is_ended = True
+    shutil.rmtree(found)
     outcomes = {name: part["outcome"] for name, part in figures["parts"].items()}
     print(json.dumps(figures, indent=1))
-    return int("failed" in outcomes.values())
+    return int(is_ended or "failed" in outcomes.values())
 
 
 def run_all(
     asked: Asked, wanted: Sequence[str], end: float, figures: dict[str, Any], path: Path
 ) -> None:
-    """Run the parts until `end`; `figures` is at `path` after each of them."""
+    """Run the parts until `end`; `figures` is at `path` after each, and if one is interrupted."""
     waiting = [name for name in PARTS if name in wanted]
     for name in PARTS:
         if (why := _obstacle(name, asked, wanted)) is not None:
@@ -118,10 +133,17 @@ def run_all(
         limit = left * PARTS[name].weight / sum(PARTS[one].weight for one in waiting)
         if left > 0:
             sys.stderr.write(f"{name}: at most {limit:.0f} s\n")
-            figures["parts"][name] = run_one(name, asked, limit)
+            try:
+                figures["parts"][name] = run_one(name, asked, limit)
+            except BaseException:
+                why = "the command was ended; what it had found counts"
+                figures["parts"][name] = _found_by(name, asked, "out of time", why)
+                raise
+            finally:
+                write(path, figures)
         else:
             figures["parts"][name] = {"outcome": "out of time", "why": "no time was left"}
-        write(path, figures)
+            write(path, figures)
         del waiting[0]
 
 
@@ -137,37 +159,44 @@ def _obstacle(name: str, asked: Asked, wanted: Sequence[str]) -> str | None:
 
 def run_one(name: str, asked: Asked, limit: float) -> dict[str, Any]:
     """What a part found within `limit` seconds, and how it ended."""
-    path, log = asked.folder / f"{name}.json", asked.folder / f"{name}.log"
     # Forked from a process that has imported everything, and that no part can harm.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.gpu.parts"])
     begin = time.monotonic()
-    process = context.Process(target=run_part, args=(name, asked, path, log))
+    asked = dataclasses.replace(asked, deadline=begin + limit)
+    process = context.Process(target=run_part, args=(name, asked, *_files_of(name, asked)))
     process.start()
     try:
         process.join(limit)
         is_late = process.is_alive()
     finally:
         _end(process)
-    found: dict[str, Any] = {"figures": {}}
-    if path.exists():
-        found = json.loads(path.read_text())
     if is_late:
         why = f"it was ended after {limit:.0f} s; what it had found counts"
-        end = {"outcome": "out of time", "why": why}
-    elif "outcome" not in found:
-        end = {"outcome": "failed", "why": f"its process ended with {process.exitcode}"}
+        found = _found_by(name, asked, "out of time", why)
     else:
-        end = {}
+        found = _found_by(name, asked, "failed", f"its process ended with {process.exitcode}")
     seconds = {"seconds": round(time.monotonic() - begin, 1), "limit_seconds": round(limit, 1)}
-    return {**end, **seconds, "state": machine.state(), **found, **_log_of(log, end or found)}
+    return {**seconds, "state": machine.state(), **found}
 
 
-def _log_of(log: Path, end: dict[str, Any]) -> dict[str, Any]:
-    """The last lines of a part that has not done all."""
-    if end["outcome"] == "done" or not log.exists():
-        return {}
-    return {"log": log.read_text(errors="replace").splitlines()[-_LOG_LINES:]}
+def _files_of(name: str, asked: Asked) -> tuple[Path, Path]:
+    """A part's figures and its log."""
+    return asked.found / f"{name}.json", asked.found / f"{name}.log"
+
+
+def _found_by(name: str, asked: Asked, outcome: Outcome, why: str) -> dict[str, Any]:
+    """What a part has found, and if it was ended before it could say how: `outcome` and `why`."""
+    path, log = _files_of(name, asked)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"figures": {}}
+    so_far = PARTS[name].so_far
+    if "outcome" not in found:
+        if so_far is not None:
+            found["figures"] |= so_far(asked.folder, found["figures"])
+        found = {"outcome": outcome, "why": why, **found}
+    if found["outcome"] != "done" and log.exists():
+        found["log"] = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    return found
 
 
 def _end(process: BaseProcess) -> None:

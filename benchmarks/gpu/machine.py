@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from pipeline.config.kernel_compiler import compiler_fault
 from pipeline.optim.precision import arithmetic_of, mixture
 from pipeline.ranks.gpus import gpu_fault
+from pipeline.run.ending import process_start_ticks
 
 _FIELDS = "index,name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu,power.draw"
 
 
 def fault() -> str | None:
     """Why nothing can be measured on a GPU here; None: it can."""
-    if (why := gpu_fault()) is not None:
+    if (why := gpu_fault() or compiler_fault()) is not None:
         return why
-    if importlib.util.find_spec("triton") is None:
-        return "Triton, which the kernels are written in, is not installed: pip install triton"
-    return mixture([arithmetic_of(device) for device in gpus()])
+    found = [arithmetic_of(device) for device in gpus()]
+    old = next((one.device for one in found if "bf16" not in one.native), None)
+    if old is not None:
+        return (
+            f"{old} has no bf16, which most parts compute in: take a GPU of compute capability 8.0 "
+            "or more, by CUDA_VISIBLE_DEVICES if there is one here"
+        )
+    return mixture(found)
+
+
+def age() -> float:
+    """Seconds since this process began: before it had imported anything."""
+    ticks = process_start_ticks(os.getpid())
+    assert ticks is not None, "it is this process"
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def gpus() -> Sequence[torch.device]:

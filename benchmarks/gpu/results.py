@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ class LeftOut(Exception):
 class Results:
     """Figures by name. Each is on the disk once it is known: the process may be ended at any time.
 
-    A figure that could not be had is `{"left out": why}`.
+    A figure that could not be had is `{"left out": why}`, or `{"failed": why}`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +41,12 @@ class Results:
 def write(path: Path, content: Any) -> None:
     """As JSON, by a rename."""
     write_atomically(path, json.dumps(content, indent=1).encode() + b"\n", durable=False)
+
+
+def failed(error: Exception) -> dict[str, str]:
+    """One figure's; what more there is to know goes to the part's log."""
+    traceback.print_exception(error)
+    return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
 
 def left_out(why: object) -> dict[str, str]:

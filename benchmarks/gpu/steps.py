@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.results import Results, left_out
+from benchmarks.gpu.results import Results, failed, left_out
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.timing import matmul_flops_per_second
 from benchmarks.measurement import spread
@@ -198,10 +198,10 @@ def seconds_of(step: Step, count: int, scale: Scale) -> float:
     return time.perf_counter() - begin
 
 
-def comparison(sides: Mapping[str, list[float]], peak: float) -> dict[str, Any]:
-    """Each side's rates, and ours against eager PyTorch and against `peak`, in FLOP/s."""
+def comparison(sides: Mapping[str, list[float]], peak: float | None) -> dict[str, Any]:
+    """Each side's rates, and ours against eager PyTorch and against `peak`, in FLOP/s, if known."""
     found: dict[str, Any] = {name: spread(side, 0) for name, side in sides.items()}
-    if "ours" in sides:
+    if "ours" in sides and peak is not None:
         found["share of the matmul rate"] = spread(
             [rate * FLOPS_OF_IMAGE / peak for rate in sides["ours"]]
         )
@@ -212,12 +212,21 @@ def comparison(sides: Mapping[str, list[float]], peak: float) -> dict[str, Any]:
 
 
 def table(scale: Scale, results: Results) -> None:
-    """A row for each batch size and precision; each side of it is there once it is measured."""
+    """A row for each batch size and precision; each side of it is there once it is measured.
+
+    Raises `RuntimeError` at the end if one of them has failed.
+    """
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, for rivals too
     results.add("torchvision is", torchvision_alexnet.origin())
-    peaks = {one: matmul_flops_per_second(scale, type_of(one)) for one in scale.precisions}
-    rate = {name: round(peak / 1e12, 1) for name, peak in peaks.items()}
-    results.add("matmul_tflops", rate)
+    peaks, tflops, wrong = dict[str, float](), dict[str, Any](), list[str]()
+    for one in scale.precisions:
+        try:
+            peaks[one] = matmul_flops_per_second(scale, type_of(one))
+            tflops[one] = round(peaks[one] / 1e12, 1)
+        except Exception as error:
+            tflops[one] = failed(error)
+            wrong.append(f"products in {one}")
+        results.add("matmul_tflops", tflops)
     for num_images, precision in itertools.product(scale.batch_sizes, scale.precisions):
         sides: dict[str, list[float]] = {}
         missing: dict[str, Any] = {}
@@ -226,8 +235,13 @@ def table(scale: Scale, results: Results) -> None:
                 sides[name] = rates(make_step, num_images, precision, scale)
             except torch.OutOfMemoryError:
                 missing[name] = left_out(too_little_memory(scale))
-            row = comparison(sides, peaks[precision]) | missing
-            results.add(f"{precision}, batch {num_images}", row)
+            except Exception as error:
+                missing[name] = failed(error)
+                wrong.append(f"{name} in {precision}, batch {num_images}")
+            row = f"{precision}, batch {num_images}"
+            results.add(row, comparison(sides, peaks.get(precision)) | missing)
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} measurements failed: {wrong[0]}")
 
 
 def too_little_memory(scale: Scale) -> str:

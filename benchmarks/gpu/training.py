@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import steps
 from benchmarks.gpu.results import LeftOut, Results, left_out
@@ -54,8 +56,29 @@ def train_from(
 
 
 def rates_of(events: Sequence[Event]) -> list[float]:
-    """Images a second of each log interval but the first, which warms up."""
-    return [row.images_per_second for row in of_type(events, TrainEvent)[1:]]
+    """Images a second of each log interval but the first, which warms up.
+
+    Those that an evaluation or a checkpoint has cut short are left out.
+    """
+    rows = itertools.pairwise(of_type(events, TrainEvent))
+    intervals = [(row.step - before.step, row.images_per_second) for before, row in rows]
+    longest = max((num_steps for num_steps, _ in intervals), default=0)
+    return [rate for num_steps, rate in intervals if num_steps == longest]
+
+
+READY = "images_per_second, inputs ready"
+"""What the figure of the step by itself is called."""
+
+
+def end_to_end(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """What the training of `resident` in `folder` has found so far, beside that part's figures."""
+    rates = rates_of(read_events(RunDirectory(folder / "resident").events))
+    if not rates:
+        return {}
+    return {
+        "images_per_second, end to end": spread(rates, 0),
+        "ratio of the medians": round(statistics.median(rates) / figures[READY]["median"], 3),
+    }
 
 
 def resident(scale: Scale, folder: Path, results: Results) -> None:
@@ -66,14 +89,12 @@ def resident(scale: Scale, folder: Path, results: Results) -> None:
     size = scale.stored_pixels
     results.add("images", f"generated: noise of {size}×{size}, encoding yuv420")
     results.add("batch", scale.train_batch)
-    results.add("images_per_second, inputs ready", spread(bare, 0))
+    results.add(READY, spread(bare, 0))
     shards = noise_shards(folder / "yuv420", scale, "yuv420")
     events = train_from(shards, "resident", folder / "resident", scale)
-    rates = rates_of(events)
     (start,), (evaluation,) = of_type(events, RunEvent), of_type(events, EvalEvent)
-    results.add("images_per_second, end to end", spread(rates, 0))
-    ratio = statistics.median(rates) / statistics.median(bare)
-    results.add("ratio of the medians", round(ratio, 3))
+    for name, figure in end_to_end(folder, results.figures).items():
+        results.add(name, figure)
     results.add("images resident", start.num_train_samples)
     results.add("seconds of loading", start.loading_seconds)
     results.add("seconds of compiling", start.compiling_seconds)

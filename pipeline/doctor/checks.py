@@ -39,6 +39,7 @@ def judge(facts: Sequence[Facts], num_threads: int) -> list[Check]:
         Check(title="ranks", text=f"{len(facts)}, met at {facts[0].rendezvous}: {hosts}"),
         checked("host names", "all resolve", (one.name_fault for one in facts)),
         checked("precision", meaning(devices), [mixture(devices) or ""]),
+        *_check_kernels(facts),
         _check_cores(facts, num_threads),
         _check_shared_memory(facts),
         _check_open_files(facts),
@@ -61,6 +62,13 @@ def checked(title: str, text: str, faults: Iterable[str]) -> Check:
     """A check that is right if there are no `faults`, apart from empty ones."""
     wrong = list(dict.fromkeys(filter(None, faults)))
     return Check(title=title, text="; ".join(wrong) or text, is_right=not wrong)
+
+
+def _check_kernels(facts: Sequence[Facts]) -> list[Check]:
+    """Without them training works, but takes longer."""
+    on_gpus = [one for one in facts if one.arithmetic.is_gpu]
+    wrong = (f"{one.host}: {one.kernel_fault}" for one in on_gpus if one.kernel_fault)
+    return [checked("kernels", "Triton can compile them", wrong)] if on_gpus else []
 
 
 def _check_cores(facts: Sequence[Facts], num_threads: int) -> Check:

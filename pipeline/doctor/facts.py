@@ -18,6 +18,7 @@ import torch
 from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.manifest import ShardSetError, manifest_sha256, read_manifest
 from pipeline.config.data import is_url
+from pipeline.config.kernel_compiler import compiler_fault
 from pipeline.doctor.deadlines import Answers
 from pipeline.doctor.options import DoctorOptions
 from pipeline.metrics.addresses import address_towards
@@ -57,6 +58,8 @@ class Facts:
     versions: dict[str, str]
     name_fault: str = ""
     """What is wrong with the host's name."""
+    kernel_fault: str = ""
+    """Why no kernel can be compiled for its GPU."""
     stuck: tuple[str, ...] = ()
     """Checks without an answer."""
 
@@ -86,6 +89,7 @@ def collect(environment: LaunchEnvironment, device: torch.device, options: Docto
         num_shards=num_shards,
         versions=answers.to("the versions", _versions, dict[str, str]()),
         name_fault=answers.to("the host name", _name_fault, ""),
+        kernel_fault=(compiler_fault() or "") if device.type == "cuda" else "",
         stuck=tuple(answers.missing),
     )
 

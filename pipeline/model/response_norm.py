@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.config.kernel_compiler import compiler_fault
 from pipeline.config.schema import Compilation
 
 if TYPE_CHECKING:
@@ -90,20 +91,20 @@ def _normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 _KERNELS_FOR = {
-    device: importlib.util.find_spec(package) is not None
-    for device, package in (("cpu", "numba"), ("cuda", "triton"))
+    "cpu": importlib.util.find_spec("numba") is not None,
+    "cuda": compiler_fault() is None,
 }
-"""Whether what compiles a device's kernels is installed."""
+"""Whether what compiles a device's kernels is there."""
 
 
 def missing_kernels(device: torch.device) -> str | None:
     """A sentence about a GPU whose kernels cannot be compiled; None: they can, or it is none."""
-    if device.type != "cuda" or _KERNELS_FOR["cuda"]:
+    fault = compiler_fault()
+    if device.type != "cuda" or fault is None:
         return None
     return (
-        "Triton is not installed: crops, augmentation and response norm are torch's own operations "
-        "on this GPU, and nothing is compiled; results are the same, but take longer: "
-        "pip install triton"
+        f"{fault}: crops, augmentation and response norm are torch's own operations on this GPU, "
+        "and nothing is compiled; results are the same, but take longer"
     )
 
 
@@ -113,8 +114,8 @@ def check_compiler(choice: Compilation, device: torch.device) -> None:
         case "on":
             if missing_kernels(device) is not None:
                 raise ValueError(
-                    "compile on needs Triton on a GPU, and it is not installed: pip install "
-                    "triton, or take --compile auto, which then compiles nothing"
+                    "compile is on, and nothing can be compiled for a GPU here: "
+                    f"{compiler_fault()}; or take --compile auto, which then compiles nothing"
                 )
         case "auto" | "off":
             pass

@@ -6,6 +6,7 @@ can run on a CPU, too.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import subprocess
@@ -28,10 +29,16 @@ from pipeline.model.response_norm import Norm, normalize_and_pool, normalize_and
 
 Check = Callable[[], None]
 
-ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2e-6}
 
 _SHAPES = ((96, 2, 55), (256, 2, 27), (256, 1, 13), (5, 1, 7))
 """Channels, columns, height and width."""
+_NORMS = tuple(
+    dict.fromkeys(
+        (((96, 2, 55), False), ((256, 2, 27), True), *itertools.product(_SHAPES, (True, False)))
+    )
+)
+"""Shapes, and whether ReLU comes first: those of the 2012 code, then the others."""
 
 _UNIT = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 STATISTICS = Statistics(
@@ -49,19 +56,19 @@ CROP_WINDOWS = CropWindows(
 
 
 def checks(device: torch.device) -> dict[str, Check]:
-    """All that `device` can take, by name."""
-    found: dict[str, Check] = {}
-    for dtype, relu_first, shape in itertools.product(ROUNDING, (True, False), _SHAPES):
-        name = f"response norm of {shape} in {dtype}, relu_first={relu_first}"
-        found[name] = functools.partial(check_norm, device, dtype, relu_first, *shape)
+    """All that `device` can take, by name: the most important first, as time may end."""
+    found = dict(ON_GPUS_ALONE) if device.type == "cuda" else {}
     stored = {"pixels": IMAGES, "planes": PLANES}
     for (kind, images), dtype, noise in itertools.product(stored.items(), ROUNDING, (0.0, 0.1)):
         name = f"crops of {kind} in {dtype}, color_noise={noise}"
         found[name] = functools.partial(check_augmentation, device, images, dtype, noise)
-    for (kind, images), has_triton in itertools.product(stored.items(), (False, True)):
-        name = f"views of {kind}, has_triton={has_triton}"
-        found[name] = functools.partial(check_views, device, images, has_triton)
-    return found | (dict(ON_GPUS_ALONE) if device.type == "cuda" else {})
+    for (kind, images), has_compiler in itertools.product(stored.items(), (True, False)):
+        name = f"views of {kind}, has_compiler={has_compiler}"
+        found[name] = functools.partial(check_views, device, images, has_compiler)
+    for dtype, (shape, relu_first) in itertools.product(ROUNDING, _NORMS):
+        name = f"response norm of {shape} in {dtype}, relu_first={relu_first}"
+        found[name] = functools.partial(check_norm, device, dtype, relu_first, *shape)
+    return found
 
 
 def check_norm(
@@ -107,7 +114,7 @@ def check_augmentation(
     torch.testing.assert_close(found, expected)
 
 
-def check_views(device: torch.device, images: torch.Tensor, has_triton: bool) -> None:
+def check_views(device: torch.device, images: torch.Tensor, has_compiler: bool) -> None:
     """They are those of the CPU, by the kernel and without it."""
     config, mean = AugmentConfig(crop_pixels=16), np.array([120.0, 110.0, 100.0])
 
@@ -115,7 +122,7 @@ def check_views(device: torch.device, images: torch.Tensor, has_triton: bool) ->
         normalizer = Normalizer(mean, np.full(3, 55.0), one)
         return [view.cpu() for view in Viewer(config, 10, (20, 24), normalizer)(images.to(one))]
 
-    with mock.patch.object(crops, "_HAS_TRITON", has_triton):
+    with mock.patch.object(crops, "_HAS_COMPILER", has_compiler):
         found = views(device)
     torch.testing.assert_close(found, views(torch.device("cpu")))
 
@@ -180,8 +187,24 @@ def check_filling() -> None:
     assert all(batch.copied is not None for batch in batches)
 
 
+def check_large_memory() -> None:
+    """Images that begin behind more than 2^31 bytes are cut as those of a small tensor are."""
+    planes = torch.empty((24_000, 384, 256), dtype=torch.uint8, device="cuda")
+    last = planes[-len(CROP_WINDOWS.rows) :]
+    last.copy_(torch.randint(256, last.shape, dtype=torch.uint8))
+    assert last.data_ptr() - planes.data_ptr() > 1 << 31
+    rows = np.arange(len(last))
+    flips = rows % 2 == 1
+    windows = dataclasses.replace(CROP_WINDOWS, rows=rows, size=(224, 224))
+    expected = crops.take_crops(last.clone(), windows, flips)
+    windows = dataclasses.replace(windows, rows=rows + len(planes) - len(last))
+    assert torch.equal(crops.take_crops(planes, windows, flips), expected)
+    assert torch.equal(crops.take_crops_plain(planes, windows, flips), expected)
+
+
 ON_GPUS_ALONE: Mapping[str, Check] = {
     "memory is filled": check_filling,
+    "crops behind 2^31 bytes": check_large_memory,
     "the response norm in a CUDA graph": check_graph,
     "the driver knows the GPU": check_driver,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +10,14 @@ import torch
 
 from data_prep.shard_set.copying import copy_windows
 from data_prep.shard_set.yuv import chroma_terms
+from pipeline.config.kernel_compiler import compiler_fault
 from pipeline.data.augment.crop_policy import ImageSize
 from pipeline.data.augment.planes import is_planar, size_of, to_rgb
 from pipeline.data.order.partition import Indices
 
 Flags = npt.NDArray[np.bool_]
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_HAS_COMPILER = compiler_fault() is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +50,8 @@ def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Ten
 
 
 def has_kernel(images: torch.Tensor) -> bool:
-    """Whether `crops_cuda` takes crops of them: they are on a GPU, and Triton is installed."""
-    return images.device.type == "cuda" and _HAS_TRITON
+    """Whether `crops_cuda` takes crops of them: they are on a GPU, and Triton can compile."""
+    return images.device.type == "cuda" and _HAS_COMPILER
 
 
 def take_crops(

@@ -96,6 +96,16 @@ def test_one_rank_that_is_not_sound_is_named(changes: dict[str, Any], sentence: 
     assert re.search(sentence, f"{wrong.title}: {wrong.text}")
 
 
+def test_a_host_that_cannot_compile_for_its_gpus_is_named() -> None:
+    gpu = dataclasses.replace(SOUND.arithmetic, is_gpu=True)
+    fault = "Triton needs a C compiler"
+    checks = judge(facts(arithmetic=gpu, kernel_fault=fault), 1)
+    (wrong,) = (check for check in checks if not check.is_right)
+    assert (wrong.title, wrong.text) == ("kernels", f"n2: {fault}")
+    (right,) = (check for check in judge(facts(arithmetic=gpu), 1) if check.title == "kernels")
+    assert right.is_right
+
+
 def test_gpus_of_two_kinds_are_named() -> None:
     kinds = ("H100", "H100", "A100", "A100")
     ranks = [
