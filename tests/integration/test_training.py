@@ -36,6 +36,7 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
+from tests.machine import wait_until
 from tests.pipeline.monitoring import parse
 from tests.pipeline.rank_jobs import DEADLINE_SECONDS
 
@@ -125,7 +126,8 @@ def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], ki
     moments = random.Random(size)
     for number in range(kills):
         with train(size, shards, run, *options) as job:
-            wait_for_step(run, min(newest_step(run) + moments.randint(1, 6), 20), number + 1)
+            wait_for_step(run, newest_step(run) + moments.randint(1, 6), number + 1)
+            wait_until(lambda: newest_step(run) > 0)  # a kill may come before a save has ended
             victim = moments.randrange(size)
             job.processes[victim].kill()
             codes = job.wait()
@@ -155,7 +157,8 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     size: int, options: list[object], shards: Path, tmp_path: Path
 ) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    options = [*options, "--checkpoint.every_epochs", 0.25]
+    # Twice as many steps as the kills can be at: the last one must not find the run complete.
+    options = [*options, "--checkpoint.every_epochs", 0.25, "--epochs", 6]
     finish(size, shards, undisturbed, *options)
     kill_and_rerun(size, shards, killed, options, kills=4)
     assert_same_state(killed, undisturbed)
