@@ -38,7 +38,7 @@ def test_every_document_is_a_page(site: Path) -> None:
         for path in (ROOT / "docs").rglob("*.md")
     }
     pages = {str(path.relative_to(site).with_suffix("")) for path in site.rglob("*.html")}
-    assert documents | {"index", "contributing", "changelog", "404"} == pages
+    assert documents | {"index", "contributing", "changelog", "reporting", "404"} == pages
 
 
 def test_pages_fit_a_desk_and_a_phone_and_ask_no_server(site: Path, tmp_path: Path) -> None:

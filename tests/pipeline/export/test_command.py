@@ -290,8 +290,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
     "an infinite step": (with_config(step=math.inf), "is not as an export wrote it (step is inf)"),
     "a text as its beginning": (with_config(began="x"), "is not as an export wrote it (began is"),
-    "two colours": (with_statistics(mean=[1, 1], std=[1, 1, 1, 1]), "statistics is not as"),
-    "colours that are no numbers": (with_statistics(std=[True] * 3), "statistics is not as"),
+    "two colours": (
+        with_statistics(mean=[1, 1], std=[1, 1, 1, 1]),
+        "(statistics.mean is (1, 1), expected tuple[float, float, float])",
+    ),
+    "colours that are no numbers": (
+        with_statistics(std=[True] * 3),
+        "(an entry of statistics.std is True, expected float)",
+    ),
     "cut": (with_weights(lambda content: content[: len(content) // 2]), "is damaged"),
     "empty": (with_weights(lambda _: b""), "is damaged"),
     "a header too long": (with_weights(lambda _: struct.pack("<Q", 1 << 60)), "is damaged"),

@@ -309,7 +309,7 @@ def test_a_kill_at_any_moment_leaves_a_good_one(directory: Path) -> None:
         assert checkpoint.step_of(path) >= last
         last = checkpoint.step_of(path)
         assert_is_state_of(checkpoint.load(path), last)
-        if last >= 3:
+        if last > 3:  # a kill may come between a save and its mark
             best = checkpoint.named(directory, BEST)
             assert_is_state_of(checkpoint.load(best), checkpoint.step_of(best))
         checkpoint.remove_leftovers(directory)
