@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -37,7 +39,7 @@ from pipeline.train.initial import load_given
 from pipeline.train.journal import Journal
 from pipeline.train.provenance import write_settings
 from pipeline.train.publishing import publishing
-from pipeline.train.start import begin, find_start, finish, record_start
+from pipeline.train.start import Start, begin, find_start, finish, record_start
 
 
 def build(
@@ -61,9 +63,7 @@ def build(
         val = data.open_evaluation("val", config.evaluation.views, normalizer)
         model = _fresh_model(data, size, mesh)
         check_micro_batches(plan, target_steps, least_values(model, size))
-    begun = start.initialized_from
-    if start.is_fresh and config.init.weights:
-        begun = load_given(model, config, manifest.class_names, world, mesh)
+    begun = _initialized(start, model, data, world, mesh)
     settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
     batches, val = _open_images(data, plan, val, world, mesh)
     start_clock.lap("loading")
@@ -78,6 +78,7 @@ def build(
     with world.fail_together():
         if world.is_main:
             write_settings(run, settings, world)
+    watched = world, mesh, run, config.distributed
     job_metrics = JobMetrics(registry if world.is_main else None)
     journal = Journal.of_rank(world.rank, run, job_metrics, plan, Eta(config, plan, target_steps))
     return Components(
@@ -99,10 +100,17 @@ def build(
         journal=journal,
         metrics=metrics,
         clock=StepClock(world.device),
-        watchdog=Watchdog(
-            world, mesh, run, config.distributed, is_resident=config.data.is_resident
-        ),
+        watchdog=Watchdog(*watched, is_resident=config.data.is_resident),
     )
+
+
+def _initialized(
+    start: Start, model: Network, data: Data, world: World, mesh: Mesh
+) -> Mapping[str, Any] | None:
+    """Give a fresh `model` the weights that are asked for; what is kept of them, now or before."""
+    if not (start.is_fresh and data.config.init.weights):
+        return start.initialized_from
+    return load_given(model, data.config, data.manifest.class_names, world, mesh)
 
 
 def _open_images(

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pipeline.ranks.failure import sentence_of
@@ -191,12 +190,11 @@ class Saves:
     def _write(self, save: _Save, copied: Callable[[], dict[str, Any]]) -> _Written:
         """Write the checkpoint, and do what follows from it; in any thread of rank 0."""
         directory, begin = self._components.run.checkpoints, time.perf_counter()
-        elapsed = partial(_seconds_since, begin)
         try:
             path, num_bytes = checkpoint.save(directory, save.step, copied())
         except OSError as error:
-            return _Written(error=sentence_of(error), seconds=elapsed())
-        seconds, warning = elapsed(), None
+            return _Written(error=sentence_of(error), seconds=time.perf_counter() - begin)
+        seconds, warning = time.perf_counter() - begin, None
         try:
             if save.marked is not None:
                 checkpoint.mark_best(directory, save.marked[0])
@@ -244,10 +242,6 @@ class Saves:
             self.saved_step = save.step
         else:
             self._components.progress.marked = save.marked_before
-
-
-def _seconds_since(begin: float) -> float:
-    return time.perf_counter() - begin
 
 
 def _give_way() -> None:
