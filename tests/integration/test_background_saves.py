@@ -174,8 +174,13 @@ def test_a_stop_waits_for_the_save_in_flight_and_then_saves(
     assert set(states(run)) == {4, last}
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(loop, "evaluate"), (Journal, "copied_state")],
+    ids=["later", "before all ranks know of the save"],
+)
 def test_a_run_that_fails_ends_the_save_in_flight(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: object, name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, has_failed = tmp_path / "run", threading.Event()
 
@@ -184,25 +189,7 @@ def test_a_run_that_fails_ends_the_save_in_flight(
         raise ValueError("it broke")
 
     use(monkeypatch, SlowDisk({4: has_failed.is_set}))
-    monkeypatch.setattr(loop, "evaluate", fail)
-    with pytest.raises(RankFailure, match="it broke"):
-        train_here(shards, run)
-    assert newest_step(run) == 4
-    assert [row["kind"] for row in all_rows(run)][-2:] == ["checkpoint", "end"]
-
-
-def test_a_failure_just_after_the_copy_does_so_too(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where another rank is lost before all know that a save is in flight."""
-    run, has_failed = tmp_path / "run", threading.Event()
-
-    def fail(*_: object) -> None:
-        has_failed.set()
-        raise ValueError("it broke")
-
-    use(monkeypatch, SlowDisk({4: has_failed.is_set}))
-    monkeypatch.setattr(Journal, "copied_state", fail)
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(RankFailure, match="it broke"):
         train_here(shards, run)
     assert newest_step(run) == 4
