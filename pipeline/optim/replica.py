@@ -1,4 +1,7 @@
-"""One copy of the model, on one rank or on two, and the update that keeps all copies equal."""
+"""One copy of the model, on one rank or on two, and the update that keeps all copies equal.
+
+Longer than 250 lines: what a step does to the copy stands together.
+"""
 
 from __future__ import annotations
 
