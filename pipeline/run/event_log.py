@@ -57,6 +57,9 @@ class EventLog:
                 line = b"\n" + line
             while line:  # once, unless the disk is nearly full
                 line = line[os.write(self._file, line) :]
+        except OSError:
+            if line != b"\n":  # else the row is there, and the next one ends its line
+                raise
         finally:
             if is_locked:
                 unlock(self._file)

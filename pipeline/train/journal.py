@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -47,11 +48,14 @@ from pipeline.train.stragglers import Delay, sentence_of_delay
 _SILENCE_SECONDS = 60.0
 """Between two lines about slow ranks."""
 
+_MOST_UNWRITTEN = 10_000
+"""Rows that wait for a disk that takes none: of more the oldest are lost."""
+
 _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """One verb for each thing that happens; a full disk costs rows of the log, never the run."""
+    """One verb for each thing that happens; rows wait for a full disk, and the run never does."""
 
     def __init__(
         self, events: Path, console: Console, metrics: JobMetrics, plan: BatchPlan, eta: Eta
@@ -61,6 +65,7 @@ class Journal:
         self._num_resumes = count_resumes(rows)
         self._history = history_of(rows)
         self._events = EventLog(events)
+        self._unwritten: deque[Event] = deque(maxlen=_MOST_UNWRITTEN)
         self._metrics = metrics
         self._plan = plan
         self._eta = eta
@@ -213,8 +218,11 @@ class Journal:
         return step / self._plan.steps_per_epoch
 
     def _write(self, event: Event) -> None:
+        self._unwritten.append(event)
         try:
-            self._events.write(event)
+            while self._unwritten:
+                self._events.write(self._unwritten[0])
+                self._unwritten.popleft()
         except OSError as error:
             if not self._has_warned:
                 _log.warning("cannot write events: %s; training goes on", error.strerror)

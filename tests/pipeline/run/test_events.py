@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -396,6 +397,40 @@ def test_what_a_full_disk_cut_is_ended_by_the_next_row(path: Path) -> None:
     log.write(SignalEvent(step=2, epoch=0.2, source="SIGTERM"))
     log.close()
     assert history(path) == [("signal", 1), ("signal", 2)]
+
+
+def test_a_row_that_a_full_disk_took_in_part_is_there_once_when_it_is_written_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the disk has cut it, be it before its end of line."""
+    row, write = SignalEvent(step=2, epoch=0.2, time=5.0, source="SIGTERM"), os.write
+    num_bytes = len(json.dumps(row_of(row))) + 1
+    outcomes = []
+    for cut in range(num_bytes):
+        room = cut
+
+        def write_in_part(file: int, content: bytes) -> int:
+            nonlocal room
+            if not room:
+                raise OSError(28, "No space left on device")
+            written = write(file, content[:room])
+            room -= written
+            return written
+
+        log = EventLog(path.with_name(f"{cut}.jsonl"))
+        monkeypatch.setattr(os, "write", write_in_part)
+        try:
+            log.write(row)
+            outcomes.append("written")
+        except OSError:
+            outcomes.append("refused")
+        monkeypatch.setattr(os, "write", write)
+        if outcomes[-1] == "refused":
+            log.write(row)
+        log.write(dataclasses.replace(row, step=3))
+        log.close()
+        assert [found.step for found in read_rows(path.with_name(f"{cut}.jsonl"))] == [2, 3], cut
+    assert outcomes == ["refused"] * (num_bytes - 1) + ["written"]
 
 
 def test_an_early_failure_is_where_training_was(path: Path) -> None:

@@ -16,8 +16,9 @@ from pipeline.data.order.partition import BatchPlan
 from pipeline.metrics.job import JobMetrics
 from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import read_events
-from pipeline.run.events import NotLearning
+from pipeline.run.ending import StopSource
+from pipeline.run.event_log import EventLog, read_events, read_rows
+from pipeline.run.events import Event, NotLearning
 from pipeline.train.due import Eta
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
@@ -147,3 +148,24 @@ def test_a_delay_is_told_once_a_minute_while_it_lasts(
         f"warning: {sentence_of_delay(wandering, None)}",
         "warning: rank 1 on node2",
     ]
+
+
+def test_rows_wait_for_a_disk_that_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are then written in their order, and with their times."""
+    path, is_full, now, write = tmp_path / "events.jsonl", False, 0.0, EventLog.write
+
+    def write_or_fail(log: EventLog, event: Event) -> None:
+        if is_full:
+            raise OSError(28, "No space left on device")
+        write(log, event)
+
+    monkeypatch.setattr(EventLog, "write", write_or_fail)
+    monkeypatch.setattr(time, "time", lambda: now)
+    journal = Journal(path, Console(None), JobMetrics(CollectorRegistry()), PLAN, ETA)
+    for step in range(1, 7):
+        is_full, now = step in (2, 3, 5), 100.0 + step
+        journal.stop_requested(step, StopSource.SIGTERM)
+    assert [row.step for row in read_rows(path)] == [1, 2, 3, 4, 5, 6]
+    assert [row.time for row in read_rows(path)] == [101, 102, 103, 104, 105, 106]

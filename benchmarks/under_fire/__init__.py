@@ -1,0 +1,1 @@
+"""A job under fire: a fault of one of twelve kinds each minute, by a seed that replays."""
