@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Saves:
         self._replicas = replicas
         self._snapshots = Snapshots(components.world.device)
         self._copies = components.config.checkpoint.background
-        self._thread = ThreadPoolExecutor(1, "saving", initializer=_give_way)
+        self._thread = components.world.threads.one_more("saving", _give_way)
         self._in_flight: _Save | None = None
         self._future: Future[_Written] | None = None
         """On rank 0, until the save in flight is reported."""

@@ -2,6 +2,7 @@
 
     python -m tests.simulation --seeds 10000        those from 0 on, on all cores
     python -m tests.simulation --seed 286           the story of one, the same every time
+    python -m tests.simulation --cache 286          that of ranks which share a cache of shards
     python -m tests.simulation --month 0            a month of 1,024 ranks, a fault in three hours
     python -m tests.simulation --file SEEDS         the seeds in a file, one a line
 
@@ -13,12 +14,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.simulation.month import month
-from tests.simulation.simulate import simulate
+from tests.simulation.simulate import Story, simulate, simulate_cache
 
 _CHUNK = 20
 
@@ -36,7 +38,8 @@ def seeds_in(path: Path) -> list[int]:
 
 
 def fault_of(seed: int) -> tuple[int, str | None]:
-    return seed, simulate(seed).fault
+    fault, of_cache = simulate(seed).fault, simulate_cache(seed).fault
+    return seed, fault or (of_cache and f"--cache: {of_cache}")
 
 
 def run_all(seeds: Iterable[int], num_processes: int) -> dict[int, str]:
@@ -56,15 +59,20 @@ def main(arguments: Sequence[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", type=int, metavar="N", help="run the seeds 0 to N - 1")
     what.add_argument("--seed", type=int, metavar="N", help="run one seed, and tell its story")
+    what.add_argument("--cache", type=int, metavar="N", help="the same for a shared cache")
     what.add_argument("--month", type=int, metavar="SEED", help="a month of 1,024 ranks")
     what.add_argument("--file", type=Path, help="run the seeds that a file lists")
     options = parser.parse_args(arguments)
-    if options.seed is not None or options.month is not None:
-        is_month = options.seed is None
-        seed = options.month if is_month else options.seed
-        story = simulate(seed, month) if is_month else simulate(seed)
-        _say(*story.lines, f"seed {seed}: {story.fault or 'nothing is wrong'}")
-        return int(story.fault is not None)
+    stories: dict[str, Callable[[int], Story]] = {
+        "seed": simulate,
+        "cache": simulate_cache,
+        "month": partial(simulate, setting_of=month),
+    }
+    for name, run in stories.items():
+        if (seed := vars(options)[name]) is not None:
+            story = run(seed)
+            _say(*story.lines, f"seed {seed}: {story.fault or 'nothing is wrong'}")
+            return int(story.fault is not None)
     try:
         seeds = range(options.seeds) if options.file is None else seeds_in(options.file)
     except (OSError, ValueError) as error:

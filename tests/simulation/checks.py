@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.order import waits
 from pipeline.data.order.partition import epoch_order
 from pipeline.run import checkpoint
+from pipeline.run.ending import EndOutcome
 from pipeline.run.phase import Phase
 from pipeline.train.progress import Progress
 from tests.simulation.kernel import Kernel
 from tests.simulation.network import Attempt, Violation
 from tests.simulation.ranks import RunSetup, top1_of
 
+KILL_WAIT_SECONDS = 30.0
+"""SLURM's, from SIGTERM to SIGKILL."""
+SYNCS_OF_A_SAVE = 6
 _ACCUSED = re.compile(r"rank (\d+)(?: on \S+)? (?:hangs|gives no sign of life)")
 
 
@@ -55,7 +60,7 @@ class Checks:
         if step not in self._damaged:  # before it was announced
             self._promised.add(step)
         self._best = best
-        newest = sorted(self._promised)[-self._setup.keep :]
+        newest = sorted(self._promised)[-self._setup.config.checkpoint.keep :]
         self._promised = {*newest, *({best} & self._promised if best is not None else ())}
         self.newest_promised = step
 
@@ -72,6 +77,11 @@ class Checks:
         self._promised = {old for old in self._promised if old <= step}
         self.newest_promised = step
 
+    def left(self, step: int, outcome: EndOutcome) -> None:
+        """The ranks leave together after that step."""
+        if outcome != "failed" and step not in self._promised | self._damaged:
+            raise Violation(f"the run has {outcome} after step {step}, which was not saved")
+
     def done(self) -> None:
         """After the run: what it has left."""
         self.is_over = True
@@ -86,10 +96,9 @@ class Checks:
             best = checkpoint.step_of(checkpoint.named(directory, "best"))
             if (best, top1_of(setup.seed, best)) != tuple(marked):
                 raise Violation(f"the best checkpoint is that of {marked}, and best is {best}")
-        if (
-            len(checkpoint.paths(directory)) > setup.keep + 2
-        ):  # a kill may have come before the last pruning
-            raise Violation(f"{len(checkpoint.paths(directory))} checkpoints are kept")
+        num_kept = len(checkpoint.paths(directory))
+        if num_kept > setup.config.checkpoint.keep + 2:  # a kill may have come before the pruning
+            raise Violation(f"{num_kept} checkpoints are kept")
 
     def _check_weights(self, state: dict[str, Any]) -> None:
         if not self._setup.follows_samples:  # an update has checked the steps
@@ -168,18 +177,18 @@ class Checks:
 
 def hang_seconds(setup: RunSetup, phase: Phase) -> float:
     """When a rank whose main thread hangs in this phase must have been named."""
-    config = setup.config
-    limit = config.save_timeout_seconds if phase is Phase.SAVING else config.timeout_seconds
-    period = min(config.timeout_seconds, config.save_timeout_seconds) / 10
-    return limit + 10 * period + 10
+    known = waits(setup.config)
+    limit = known["save_stall" if phase is Phase.SAVING else "stall"]
+    return limit + known["judging"] + 5 * known["heartbeat"] + 10
 
 
 def end_seconds(setup: RunSetup, shutdown_seconds: float) -> float:
     """When an attempt that cannot go on must be over, in the worst case.
 
-    The deadline of the control group is the last to come; then stacks are written, torchrun is
-    patient, and SLURM kills.
+    The deadline of the control group is the last to come; then a save in flight ends, stacks are
+    written, torchrun is patient, and SLURM kills.
     """
-    config = setup.config
-    deadline = 1.5 * max(config.save_timeout_seconds, config.timeout_seconds, 120.0) + 5
-    return 2 * deadline + 60 + shutdown_seconds + 60
+    known = waits(setup.config)
+    deadline = known["save_collective"] + known["rendezvous"]
+    last = known["save_stall"] + known["last_words"] + known["exit_barrier"]
+    return deadline + last + shutdown_seconds + 2 * KILL_WAIT_SECONDS

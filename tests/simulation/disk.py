@@ -29,8 +29,11 @@ class Disk:
         self._num_kept = 0
         self._undo: list[Callable[[], None]] = []
         self._unsynced: dict[int, str] = {}
+        self._reserved: set[int] = set()
         self.is_full = False
-        self.sync_seconds = 0.01
+        self.usual_sync_seconds = self.sync_seconds = 0.01
+        self.capacity: int | None = None
+        """Bytes of all files together."""
 
     @property
     def is_bad(self) -> bool:
@@ -40,11 +43,17 @@ class Disk:
     def mend(self) -> None:
         """There is room again, and it is as fast as before."""
         self.is_full = False
-        self.sync_seconds = 0.01
+        self.sync_seconds = self.usual_sync_seconds
 
-    def check_room(self, path: str) -> None:
-        if self.is_full:
+    def check_room(self, path: str, num_bytes: int = 0) -> None:
+        """Raise `OSError` if it does not take a new name, or so many bytes more."""
+        is_over = num_bytes > 0 and self.capacity is not None
+        if self.is_full or (is_over and self._used_bytes() + num_bytes > (self.capacity or 0)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def _used_bytes(self) -> int:
+        files = (os.path.join(at, name) for at, _, names in os.walk(self.folder) for name in names)  # noqa: PTH118
+        return sum(REAL["stat"](file, follow_symlinks=False).st_size for file in files)
 
     def has(self, path: str) -> bool:
         return path.startswith(self.folder)
@@ -56,6 +65,10 @@ class Disk:
     def wrote(self, number: int, path: str) -> None:
         """Bytes of the file with this inode number."""
         self._unsynced[number] = path
+
+    def reserved(self, number: int) -> None:
+        """The file has its size before its bytes."""
+        self._reserved.add(number)
 
     def synced(self, number: int) -> None:
         """fsync of a file or a folder."""
@@ -105,7 +118,10 @@ class Disk:
             for name in names:
                 there = os.path.join(folder, name)  # noqa: PTH118
                 if REAL["stat"](there, follow_symlinks=False).st_ino == number:
-                    os.truncate(there, chance.randint(0, os.path.getsize(there)))  # noqa: PTH202
+                    size = os.path.getsize(there)  # noqa: PTH202
+                    os.truncate(there, chance.randint(0, size))
+                    if number in self._reserved:
+                        os.truncate(there, size)
                     return
 
     def damage(self, path: Path, chance: random.Random) -> None:

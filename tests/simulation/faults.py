@@ -14,7 +14,7 @@ from typing import Literal, assert_never, get_args
 
 from pipeline.run import checkpoint
 from pipeline.run.phase import Phase
-from tests.simulation.checks import Checks, end_seconds, hang_seconds
+from tests.simulation.checks import SYNCS_OF_A_SAVE, Checks, end_seconds, hang_seconds
 from tests.simulation.job import JobSetup, Slurm
 from tests.simulation.kernel import EPOCH, Kernel, SimProcess
 from tests.simulation.network import Attempt
@@ -196,6 +196,7 @@ class Faults:
             return
         num_steps = 2 * max(1.0, 0.5 / self._setup.step_seconds) + 4
         seconds = 10 + 1.5 * num_steps * self._setup.step_seconds
+        seconds += 2 * SYNCS_OF_A_SAVE * self._setup.sync_seconds
         self._checks.must_stop(attempt, str(fault), seconds)
 
     def _to_job(self, fault: Fault, attempt: Attempt | None, process: SimProcess | None) -> None:
@@ -223,7 +224,7 @@ class Faults:
                     process.host.is_cut_off = True
                     attempt.changed.notify()
                     if fault.amount < 0.5:
-                        seconds = fault.amount * 4 * self._setup.config.timeout_seconds
+                        seconds = fault.amount * 4 * self._setup.limits.timeout_seconds
                         self._kernel.tasks.after(seconds, partial(self._reconnect, process))
                 self._kernel.tasks.after(30.0 + 200 * fault.amount, slurm.lose_host_if_gone)
             case _:
@@ -243,7 +244,8 @@ class Faults:
             self._attempt.changed.notify()
 
     def _to_files(self, fault: Fault, process: SimProcess | None) -> None:
-        disk, tasks, config = self._kernel.disk, self._kernel.tasks, self._setup.config
+        disk, tasks = self._kernel.disk, self._kernel.tasks
+        longest = self._setup.limits.save_timeout_seconds
         match fault.kind:
             case "stop file":
                 self._setup.run.stop_request.touch()
@@ -256,7 +258,7 @@ class Faults:
                 disk.is_full = True
                 tasks.after(200 * fault.amount, disk.mend)
             case "slow disk":
-                disk.sync_seconds = 0.4 * fault.amount * config.save_timeout_seconds
+                disk.sync_seconds = max(disk.sync_seconds, 0.4 * fault.amount * longest)
                 tasks.after(300 * fault.amount, disk.mend)
             case "damaged checkpoint":
                 self._damage(fault)

@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from launch.outcome import outcome_of
+from pipeline.config.timeouts import OUTCOME_SECONDS, REQUEUE_PAUSES
 from pipeline.ranks.stop import JOB_BEGIN
 from pipeline.run import checkpoint
 from pipeline.run.ending import JobOutcome, StopSource
 from pipeline.run.event_log import of_type, read_events
 from pipeline.run.events import Event, RunEvent, SignalEvent
 from pipeline.run.lock import JobStart
+from tests.simulation.checks import KILL_WAIT_SECONDS
 from tests.simulation.kernel import EPOCH, Host, Kernel
 from tests.simulation.network import Attempt, Layout, Violation
 from tests.simulation.ranks import Notes, RunSetup
 from tests.simulation.tasks import Condition, Process
-from tests.simulation.torchrun import KILL_WAIT_SECONDS, Launch, Torchrun
+from tests.simulation.torchrun import Launch, Torchrun
 
 _REQUEUE_SECONDS = 30.0
 _PROLOGUE_SECONDS = 2.0
@@ -216,6 +218,9 @@ class Slurm:
             self._say("time runs out")
             torchrun.signal(signal.SIGUSR1)
             self._changed.wait(is_event, end_at - tasks.now)
+            queued_by = tasks.now + OUTCOME_SECONDS + sum(REQUEUE_PAUSES)
+            if queued_by > end_at and not self._has_lost_host and not torchrun.has_lost_host:
+                raise Violation("the job may be killed before it is queued again")
         if not torchrun.is_over and not self._has_lost_host:
             torchrun.signal(signal.SIGTERM)
             self._changed.wait(lambda: torchrun.is_over, KILL_WAIT_SECONDS)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -83,6 +84,8 @@ class Kernel:
         """Called when one has."""
         self.on_error: Callable[[SimProcess, str], None] = _nothing
         """Called with what a process writes to standard error by the system's call."""
+        self.on_change: Callable[[str], None] = lambda _: None
+        """Called after a name of the disk is gone or new, or a file of that path has grown."""
         self._pids = itertools.count(1000)
 
     def new_process(self, name: str, host: Host, parent: int = 1) -> SimProcess:
@@ -201,6 +204,8 @@ class Kernel:
         yield os, "fsync", self._fsync
         yield io, "open", self._open_file
         yield os, "utime", self._utime
+        yield os, "dup", self._dup
+        yield os, "posix_fallocate", self._reserve
 
     def _of_clock(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
         def now(process: SimProcess) -> float:
@@ -268,6 +273,7 @@ class Kernel:
             real(source, target, **options)
             if is_ours and there is not None and then is not None:
                 self.disk.renamed(there, then, replaced)
+                self.on_change(then)
 
         return rename
 
@@ -278,8 +284,9 @@ class Kernel:
             if self._changes(there) and there is not None and os.path.lexists(there):
                 undo = self.disk.removes(there, None)
             real(path, dir_fd=dir_fd)
-            if undo is not None:
+            if undo is not None and there is not None:
                 self.disk.note(undo)
+                self.on_change(there)
 
         return unlink
 
@@ -358,14 +365,52 @@ class Kernel:
 
         return utime
 
+    def _dup(self, real: Any) -> Any:
+        def dup(number: int) -> int:
+            self.tasks.check_alive()
+            process, twin = self._me(), int(real(number))
+            if process is not None:
+                process.files[twin] = process.files.get(number, "")
+            return twin
+
+        return dup
+
+    def _reserve(self, real: Any) -> Any:
+        def posix_fallocate(number: int, offset: int, num_bytes: int) -> None:
+            there = self._name_of(number)
+            if not self._changes(there) or there is None:
+                real(number, offset, num_bytes)
+                return
+            self.tasks.sleep(self.disk.usual_sync_seconds)
+            found = os.fstat(number)
+            self.disk.check_room(there, offset + num_bytes - found.st_size)
+            real(number, offset, num_bytes)
+            self.disk.reserved(found.st_ino)
+            self.on_change(there)
+
+        return posix_fallocate
+
+    def _name_of(self, number: int) -> str | None:
+        """Where a file is that a process has open."""
+        return None if self._me() is None else str(Path(f"/proc/self/fd/{number}").readlink())
+
+    def adopt(self, number: int, mode: str) -> io.BufferedRandom:
+        """What stands for `open` of a file that this process has open already."""
+        process, there = self._me(), self._name_of(number)
+        assert process is not None
+        assert there is not None
+        process.files.pop(number, None)  # what is made here closes it
+        return io.BufferedRandom(_RawFile(self, there, mode.replace("b", ""), number))
+
     def _open_file(self, real: Any) -> Any:
         def open_file(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
             there = self._path(path)
             writes = set(mode) & set("wxa+")
             if not writes or not self._changes(there) or there is None:
                 return real(path, mode, *args, **options)
-            self.disk.check_room(there)
             is_new = not os.path.lexists(there)
+            if is_new:
+                self.disk.check_room(there)
             raw = _RawFile(self, there, mode.replace("b", "").replace("t", ""))
             if is_new:
                 self.disk.made(there)
@@ -374,25 +419,27 @@ class Kernel:
 
         return open_file
 
-    def may_write(self, path: str) -> bool:
-        """Before bytes are written; False: by a process that is no more."""
+    def may_write(self, path: str, num_more: int) -> bool:
+        """Before bytes are written, so many more than the file has; False: its process is dead."""
         process = self._me()
         if process is not None and process.is_dead:
             return False
         self._changes(path)
-        self.disk.check_room(path)
+        if num_more > 0:
+            self.disk.check_room(path, num_more)
         return True
 
 
 class _RawFile(io.FileIO):
     """An open file whose writes may fail."""
 
-    def __init__(self, kernel: Kernel, path: str, mode: str) -> None:
-        super().__init__(path, mode)
+    def __init__(self, kernel: Kernel, path: str, mode: str, number: int | None = None) -> None:
+        super().__init__(path if number is None else number, mode)
         self._kernel, self._path = kernel, path
 
     def write(self, content: Any, /) -> int:
-        if not self._kernel.may_write(self._path):
+        end = max(self.tell(), 0) + len(content)
+        if not self._kernel.may_write(self._path, end - os.fstat(self.fileno()).st_size):
             return len(content)
         self._kernel.disk.wrote(os.fstat(self.fileno()).st_ino, self._path)
         return super().write(content) or 0

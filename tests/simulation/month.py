@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 
-from pipeline.config.schema import DistributedConfig
+from pipeline.config.schema import CheckpointConfig, Config
+from pipeline.config.timeouts import LEAD_SECONDS, shutdown_seconds
 from pipeline.data.order.partition import BatchPlan
 from pipeline.run.directory import RunDirectory
 from tests.simulation.faults import KINDS, Fault
@@ -23,6 +24,7 @@ NUM_RANKS = 1024
 DAY = 86400.0
 _BETWEEN_FAULTS = 3 * 3600.0
 _STEP_SECONDS = 10.0
+_SYNC_SECONDS = 0.5
 _PRODUCTIVE = 0.9
 """Share of the month that the steps of the run take, at least."""
 
@@ -55,13 +57,12 @@ def month(seed: int, run: RunDirectory, days: float = 30.0) -> Setting:
     setup = RunSetup(
         run=run,
         plan=plan,
-        config=DistributedConfig(),
+        config=Config(seed=seed, checkpoint=CheckpointConfig(keep=3)),
         target_steps=int(_PRODUCTIVE * end / _STEP_SECONDS),
         step_seconds=_STEP_SECONDS,
+        sync_seconds=_SYNC_SECONDS,
         save_every=180,
         evaluate_every=720,
-        keep=3,
-        seed=seed,
         follows_samples=False,
     )
     job = JobSetup(
@@ -69,7 +70,7 @@ def month(seed: int, run: RunDirectory, days: float = 30.0) -> Setting:
         max_restarts=3,
         max_requeues=50,
         time_limit=DAY,
-        signal_lead=300.0,
-        shutdown_seconds=250.0,
+        signal_lead=LEAD_SECONDS,
+        shutdown_seconds=shutdown_seconds(LEAD_SECONDS, is_requeued=True),
     )
     return Setting(job=job, setup=setup, faults=faults, max_jobs=len(faults) + 1)

@@ -9,6 +9,7 @@ Longer than 250 lines: all that one rank may wait for another in is here.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from torch.distributed.distributed_c10d import Store
 
 from pipeline.ranks.threads import Threads
 from tests.simulation.kernel import Host, Kernel, SimProcess
-from tests.simulation.tasks import Condition, Task
+from tests.simulation.tasks import Condition, Tasks
+from tests.simulation.threads import SimEvent, SimThread
 
 STORE_SECONDS = 120.0
 """Deadline of a question to the store, as ranks that meet have it."""
 _LATENCY_SECONDS = 0.002
+_MOST_LAG_SECONDS = 0.5
+"""Before a thread has its turn: the others have the processors."""
 
 
 class Violation(BaseException):
@@ -48,6 +52,8 @@ class Operation:
 
     tag: str
     values: dict[int, Any] = field(default_factory=dict)
+    result: list[Any] = field(default_factory=list)
+    """The values by rank, once all are there."""
     passed: set[int] = field(default_factory=set)
     """Ranks that have the result: what becomes of them breaks nothing any more."""
     quiet_seconds: float = 0.0
@@ -78,6 +84,25 @@ class Layout:
         return sum(len(ranks) for host in self.hosts for ranks in host.values())
 
 
+@dataclass(eq=False)
+class Circle:
+    """Ranks that are connected to each other."""
+
+    processes: dict[int, SimProcess]
+    left: set[int] = field(default_factory=set)
+    """Those that have broken off their connections."""
+    operations: dict[tuple[str, int], Operation] = field(default_factory=dict)
+
+    def is_broken(self, me: SimProcess, operation: Operation) -> bool:
+        """Whether one that the operation needs is seen to be gone."""
+        return any(
+            (other.is_dead or rank in self.left)
+            and rank not in operation.passed
+            and can_talk(me.host, other.host)
+            for rank, other in self.processes.items()
+        )
+
+
 class Attempt:
     """The ranks that torchrun has started together, and what connects them."""
 
@@ -105,7 +130,7 @@ class Attempt:
         self.has_spoken = False
         """Whether a watchdog has said on standard error what ends it."""
         self.quiet_until: Callable[[], float] = lambda: 0.0
-        self._operations: dict[tuple[str, int], Operation] = {}
+        self._circles = {0: Circle(self.processes)}
         kernel.listeners.append(lambda _: self.changed.notify())
 
     def members(self, rank: int) -> range:
@@ -121,39 +146,40 @@ class Attempt:
         folder, _, rank = key.partition("/")
         return f"{folder}/{self._process_of[int(rank)]}" if rank else key
 
-    def give(self, group: str, number: int, rank: int, tag: str, value: Any) -> Operation:
+    def circle(self, generation: int) -> Circle:
+        """Of those who meet as this generation: from the second on, once they come."""
+        return self._circles.setdefault(generation, Circle({}))
+
+    def give(
+        self, circle: Circle, group: str, number: int, rank: int, tag: str, value: Any
+    ) -> Operation:
         """A rank's part in a collective. Raises `Violation` if others are in another one."""
-        operation = self._operations.setdefault((group, number), Operation(tag))
+        operation = circle.operations.setdefault((group, number), Operation(tag))
         if operation.tag != tag:
             raise Violation(f"rank {rank} is in {tag}, and others are in {operation.tag}")
         for member in self.members(rank):
             operation.values[member] = value
         if len(operation.values) == self.size:
             operation.quiet_seconds = self.quiet_until() - self.kernel.tasks.now
-            self._operations.pop((group, number), None)
+            circle.operations.pop((group, number), None)
             self.changed.notify()
         return operation
 
-    def _is_broken(self, me: SimProcess, operation: Operation) -> bool:
-        """Whether a process that it needs is seen to be gone."""
-        return any(
-            other.is_dead and rank not in operation.passed and can_talk(me.host, other.host)
-            for rank, other in self.processes.items()
-        )
-
-    def wait(self, rank: int, operation: Operation, seconds: float) -> list[Any]:
+    def wait(self, circle: Circle, rank: int, operation: Operation, seconds: float) -> list[Any]:
         """The values of all ranks; raises `RuntimeError` as gloo does."""
-        me = self.processes[rank]
+        me = circle.processes[rank]
 
         def is_over() -> bool:
-            return len(operation.values) == self.size or self._is_broken(me, operation)
+            return len(operation.values) == self.size or circle.is_broken(me, operation)
 
         came = self.changed.wait(is_over, seconds)
         self.kernel.tasks.sleep(self.chance.uniform(0.1, 1) * _LATENCY_SECONDS)
         is_whole = len(operation.values) == self.size
-        if is_whole and (not self._is_broken(me, operation) or self.chance.random() < 0.5):
+        if is_whole and (not circle.is_broken(me, operation) or self.chance.random() < 0.5):
             operation.passed.add(rank)
-            return [operation.values[rank] for rank in range(self.size)]
+            if not operation.result:
+                operation.result = [operation.values[rank] for rank in range(self.size)]
+            return list(operation.result)
         if came:
             raise RuntimeError("Connection closed by peer")
         raise RuntimeError(f"Timed out waiting {seconds * 1000:.0f}ms for recv operation")
@@ -203,46 +229,17 @@ class SimStore:
         return cast(Store, self)
 
 
-class _Event:
-    """A `threading.Event` in virtual time."""
+class _Event(SimEvent):
+    """One that nobody waits for while nothing happens."""
 
     def __init__(self, attempt: Attempt) -> None:
-        self._is_set = False
+        super().__init__(attempt.kernel.tasks)
         self._attempt = attempt
-        self._changed = Condition(attempt.kernel.tasks)
-
-    def set(self) -> None:
-        self._is_set = True
-        self._changed.notify()
-
-    def is_set(self) -> bool:
-        return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
-        if timeout is not None:  # nobody beats while nothing happens
+        if timeout is not None:
             timeout = max(timeout, self._attempt.rests_until - self._attempt.kernel.tasks.now)
-        return self._changed.wait(lambda: self._is_set, timeout)
-
-
-class _Thread:
-    """A `threading.Thread` in virtual time."""
-
-    def __init__(self, kernel: Kernel, process: SimProcess, target: Callable[[], None]) -> None:
-        self._kernel, self._process, self._target = kernel, process, target
-        self._task: Task | None = None
-        self._ended = Condition(kernel.tasks)
-
-    def start(self) -> None:
-        def body() -> None:
-            self._target()
-            self._ended.notify()
-
-        self._task = self._kernel.tasks.start(self._process, body)
-
-    def join(self, timeout: float | None = None) -> None:
-        task = self._task
-        assert task is not None, "it was started"
-        self._ended.wait(lambda: task.is_over, timeout)
+        return super().wait(timeout)
 
 
 class _Asker(Executor):
@@ -266,6 +263,49 @@ class _Answer(Future[Any]):
         return self._question()
 
 
+class _Result(Future[Any]):
+    """What a `_Worker` has done."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__()
+        self.arrived = Condition(tasks)
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.arrived.wait(self.done, timeout):
+            raise TimeoutError
+        return super().result()
+
+
+class _Worker(Executor):
+    """Does one thing after another in a task of its own."""
+
+    def __init__(self, attempt: Attempt, process: SimProcess) -> None:
+        self._attempt, self._process = attempt, process
+        self._queue: deque[tuple[_Result, Callable[[], Any]]] = deque()
+        self._is_busy = False
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        tasks = self._attempt.kernel.tasks
+        result = _Result(tasks)
+        self._queue.append((result, lambda: fn(*args, **kwargs)))
+        if not self._is_busy:
+            self._is_busy = True
+            tasks.start(self._process, self._work)
+        return result
+
+    def _work(self) -> None:
+        tasks, chance = self._attempt.kernel.tasks, self._attempt.chance
+        while self._queue:
+            result, call = self._queue.popleft()
+            tasks.sleep(chance.random() * _MOST_LAG_SECONDS)
+            try:
+                result.set_result(call())
+            except Exception as error:
+                result.set_exception(error)
+            result.arrived.notify()
+        self._is_busy = False
+
+
 class SimThreads(Threads):
     """The threads of a simulated process."""
 
@@ -276,20 +316,26 @@ class SimThreads(Threads):
         return _Event(self._attempt)
 
     def thread(self, target: Callable[[], None], name: str) -> Any:
-        return _Thread(self._attempt.kernel, self._process, target)
+        return SimThread(self._attempt.kernel.tasks, self._process, target)
 
-    def one_more(self, name: str) -> Executor:
-        return _Asker(self._attempt, self._store)
+    def one_more(self, name: str, begin: Callable[[], None] | None = None) -> Executor:
+        """Who says how to `begin` does so with its real thread, of which there is none here."""
+        if begin is None:
+            return _Asker(self._attempt, self._store)
+        return _Worker(self._attempt, self._process)
 
 
 class Link:
     """A rank's connections to the others."""
 
-    def __init__(self, attempt: Attempt, rank: int, seconds: dict[str, float]) -> None:
+    def __init__(
+        self, attempt: Attempt, rank: int, seconds: dict[str, float], generation: int = 0
+    ) -> None:
         """`seconds` is the deadline of each group."""
         self.attempt = attempt
         self.rank = rank
-        self.me = attempt.processes[rank]
+        self.circle = attempt.circle(generation)
+        self.circle.processes[rank] = attempt.processes[rank]
         self._seconds = seconds
         self._numbers = dict.fromkeys(seconds, 0)
         self.quiet_seconds = 0.0
@@ -298,10 +344,10 @@ class Link:
         """Take part in a collective; returns what waits for it."""
         number = self._numbers[group]
         self._numbers[group] += 1
-        operation = self.attempt.give(group, number, self.rank, tag, value)
+        operation = self.attempt.give(self.circle, group, number, self.rank, tag, value)
 
         def wait() -> list[Any]:
-            return self.attempt.wait(self.rank, operation, self._seconds[group])
+            return self.attempt.wait(self.circle, self.rank, operation, self._seconds[group])
 
         self._operation = operation
         return wait

@@ -1,6 +1,6 @@
 """The program of a rank: the order of calls in `pipeline.train`, with the steps as mere time.
 
-What decides is the product's: stop requests, watchdog, failures, checkpoints, begin, events, plan.
+What decides is the product's: stop requests, watchdog, failures, saves, begin, events, plan.
 Copied from it is only the order in which `connect`, `train` and `TrainingLoop` call that.
 
 Longer than 250 lines: that order is to be read beside theirs.
@@ -9,35 +9,43 @@ Longer than 250 lines: that order is to be read beside theirs.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.config.schema import DistributedConfig
+from pipeline.config.schema import Config, DistributedConfig
+from pipeline.config.timeouts import rendezvous_seconds
 from pipeline.data.order.partition import BatchPlan, epoch_order
+from pipeline.metrics.job import JobMetrics
 from pipeline.optim.replica import Replica
 from pipeline.ranks.connect import collective_deadline, killable
-from pipeline.ranks.failure import RankFailure, exit_code_of, sentence_of, waiting_for_ranks
+from pipeline.ranks.failure import RankFailure, exit_code_of, waiting_for_ranks
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.stop import StopRequests, StopSignals
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
+from pipeline.run.console import Console
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, ExitCode
-from pipeline.run.event_log import EventLog
-from pipeline.run.events import CheckpointEvent, CheckpointReason, EndEvent, RunEvent, SignalEvent
+from pipeline.run.events import CheckpointEvent, CheckpointReason, RunEvent
 from pipeline.run.phase import Phase
 from pipeline.run.settings import Settings
+from pipeline.train.components import Components
+from pipeline.train.due import Eta
+from pipeline.train.journal import Journal
 from pipeline.train.prepare import open_run, recording_failures
 from pipeline.train.progress import Progress
+from pipeline.train.replicas import ReplicaCheck
+from pipeline.train.saving import Saves
 from pipeline.train.start import find_start, finish, record_start, resume
 from tests.simulation.kernel import Kernel, SimProcess
 from tests.simulation.network import Attempt, Link, SimStore, SimThreads
@@ -51,15 +59,23 @@ class RunSetup:
 
     run: RunDirectory
     plan: BatchPlan
-    config: DistributedConfig
+    config: Config
     target_steps: int
     step_seconds: float
+    sync_seconds: float
+    """What the disk takes for an fsync, if nothing is wrong with it."""
     save_every: int
     evaluate_every: int
-    keep: int
-    seed: int
     follows_samples: bool = True
     """Whether the weights count the samples of each step; else they count the steps."""
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def limits(self) -> DistributedConfig:
+        return self.config.distributed
 
 
 @dataclass
@@ -69,12 +85,17 @@ class Notes:
     saved: Callable[[int, int | None], None]
     """A checkpoint of that step is announced; then the step of the best one."""
     resumed: Callable[[int], None]
+    left: Callable[[int, EndOutcome], None]
+    """The ranks leave after that step."""
     at: Callable[[int, Phase], None]
     """A rank comes to a phase: where it may hang, or raise what a fault says."""
 
 
 class Weights:
-    """What training has made of the samples: how often each was seen, in all epochs."""
+    """What training has made of the samples: how often each was seen, in all epochs.
+
+    It stands for a `Replica`: `state_dict` has the tensors themselves, which the steps change.
+    """
 
     def __init__(self, num_samples: int) -> None:
         self.seen = torch.zeros(num_samples, dtype=torch.int32)
@@ -92,7 +113,7 @@ class Weights:
         With `plan` the ranks' parts of an interval's first batch are compared with the batch.
         """
         step, num_steps = parts[0]
-        assert all(part == parts[0] for part in parts), "ranks do other steps"
+        assert len(set(parts)) == 1, "ranks do other steps"
         assert step == self.digest, f"step {step} comes after step {self.digest}"
         self.digest = step + num_steps
         if plan is None or num_steps == 1:
@@ -107,11 +128,24 @@ class Weights:
         self.seen, self.digest = state["model"].clone(), int(state["digest"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.seen.clone(), "digest": self.digest}
+        return {"model": self.seen, "digest": self.digest}
+
+    def is_finite(self) -> bool:
+        return True
+
+    def fingerprint(self) -> int:
+        return self.digest
+
+    def check(self, fingerprints: Sequence[int]) -> None:
+        """Of all ranks, as `ReplicaCheck` compares them."""
+        assert len(set(fingerprints)) == 1, f"the ranks differ: {fingerprints}"
 
 
 class _AnySettings:
     """Those of the one run that there is."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {}
 
     def check_continues(self, saved: object, where: object) -> None:
         assert saved is not None
@@ -137,6 +171,58 @@ class SimWorld(World):
         return self.link.start_max(values)
 
 
+class _Journal(Journal):
+    """Tells the checks what is announced."""
+
+    def __init__(self, setup: RunSetup, rank: int, progress: Progress, notes: Notes) -> None:
+        is_main = rank == 0
+        events = setup.run.events if is_main else Path(os.devnull)
+        eta = Eta(setup.config, setup.plan, setup.target_steps)
+        super().__init__(events, Console(None), JobMetrics(None), setup.plan, eta)
+        self._progress, self._notes, self._is_main = progress, notes, is_main
+
+    def checkpointed(self, event: CheckpointEvent, waited_seconds: float) -> None:
+        super().checkpointed(event, waited_seconds)
+        marked = self._progress.marked
+        self._notes.saved(event.step, None if marked is None else marked[0])
+
+    def ended(self, step: int, outcome: EndOutcome, failure: RankFailure | None = None) -> None:
+        super().ended(step, outcome, failure)
+        if self._is_main:
+            self._notes.left(step, outcome)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What `Saves` and the loop ask of `Components`."""
+
+    setup: RunSetup
+    world: SimWorld
+    mesh: Mesh
+    replica: Weights
+    progress: Progress
+    journal: Journal
+    watchdog: Watchdog
+    notes: Notes
+    settings: _AnySettings
+
+    @property
+    def config(self) -> Config:
+        return self.setup.config
+
+    @property
+    def run(self) -> RunDirectory:
+        return self.setup.run
+
+    @property
+    def epoch(self) -> float:
+        return self.progress.step / self.setup.plan.steps_per_epoch
+
+    def enter(self, phase: Phase) -> None:
+        self.watchdog.enter(phase, self.progress.step)
+        self.notes.at(self.world.rank, phase)
+
+
 class RankProgram:
     """One rank, from its start to its exit code."""
 
@@ -153,11 +239,6 @@ class RankProgram:
         self._setup = setup
         self._environment = environment
         self._notes = notes
-        self._weights = Weights(setup.plan.num_samples)
-        self._progress = Progress()
-        self._saved_step = 0
-        self._events: EventLog | None = None
-        self._order: tuple[int, Any] = (-1, None)
 
     @property
     def _me(self) -> SimProcess:
@@ -178,12 +259,12 @@ class RankProgram:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[SimWorld]:
         """`pipeline.ranks.connect.connect`."""
-        attempt, config = self._attempt, self._setup.config
+        attempt, limits = self._attempt, self._setup.limits
         store = SimStore(attempt, self._me)
         deadlines = {
-            "control": collective_deadline(config.save_timeout_seconds).total_seconds(),
-            "default": collective_deadline(config.timeout_seconds).total_seconds(),
-            "meeting": max(config.timeout_seconds, 120.0),
+            "control": collective_deadline(limits.save_timeout_seconds).total_seconds(),
+            "default": collective_deadline(limits.timeout_seconds).total_seconds(),
+            "meeting": rendezvous_seconds(limits.timeout_seconds),
         }
         link = Link(attempt, self._environment.rank, deadlines)
         with killable():
@@ -215,7 +296,7 @@ class RankProgram:
         with contextlib.ExitStack() as resources:
             with world.fail_together():
                 if world.is_main:
-                    patience = setup.config.save_timeout_seconds
+                    patience = setup.limits.save_timeout_seconds
                     open_run(run, self._environment, patience, resources)
             with recording_failures(run, world):
                 start = find_start(run, None, world)
@@ -223,24 +304,45 @@ class RankProgram:
                     finish(run, start.path, world, setup.plan, setup.target_steps)
                     return ExitCode.DONE
                 record_start(run, start, setup.plan, world)
+                weights = Weights(setup.plan.num_samples if setup.follows_samples else 0)
+                settings, progress = _AnySettings(), Progress()
                 if start.path is not None:
-                    replica, settings = cast(Replica, self._weights), cast(Settings, _AnySettings())
-                    self._progress = resume(replica, settings, run, world, start.path)
-            self._saved_step = self._progress.step
+                    replica, any_settings = cast(Replica, weights), cast(Settings, settings)
+                    progress = resume(replica, any_settings, run, world, start.path)
+                    assert progress.step == checkpoint.step_of(start.path), "it is another step's"
+                journal = _Journal(setup, world.rank, progress, self._notes)
+            mesh = Mesh(
+                replica=world.rank,
+                num_replicas=world.size,
+                column=None,
+                same_replica=None,
+                same_column=None,
+            )
+            parts = _Parts(
+                setup=setup,
+                world=world,
+                mesh=mesh,
+                replica=weights,
+                progress=progress,
+                journal=journal,
+                watchdog=Watchdog(world, mesh, run, setup.limits),
+                notes=self._notes,
+                settings=settings,
+            )
+            stops = StopRequests(world, run, signals)
             if world.is_main:
-                self._notes.resumed(self._progress.step)
-                self._begin_events(world, None if start.path is None else self._progress.step)
-            return self._run(world, signals)
+                self._notes.resumed(progress.step)
+            self._announce(parts, None if start.path is None else progress.step)
+            return self._run(parts, stops)
 
-    def _begin_events(self, world: SimWorld, resumed_from: int | None) -> None:
-        plan, step = self._setup.plan, self._progress.step
-        self._events = EventLog(self._setup.run.events)
+    def _announce(self, parts: _Parts, resumed_from: int | None) -> None:
+        plan = self._setup.plan
         event = RunEvent(
-            step=step,
-            epoch=step / plan.steps_per_epoch,
+            step=parts.progress.step,
+            epoch=parts.epoch,
             resumed_from=resumed_from,
             forked_from=None,
-            world_size=world.size,
+            world_size=parts.world.size,
             local_batch_size=plan.local_batch_size,
             accumulation_steps=1,
             global_batch_size=plan.global_batch_size,
@@ -252,185 +354,121 @@ class RankProgram:
             num_val_samples=1,
             shard_set=None,
         )
-        self._write_row(event)
+        parts.journal.started(parts.progress, event, parts.config.epochs, {}, {})
 
-    def _write_row(self, event: Any) -> None:
-        """`Journal._write`: a full disk costs the row."""
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.write(event)
-
-    def _run(self, world: SimWorld, signals: StopSignals) -> int:
-        setup, progress = self._setup, self._progress
-        mesh = Mesh(
-            replica=world.rank,
-            num_replicas=world.size,
-            column=None,
-            same_replica=None,
-            same_column=None,
-        )
-        stops = StopRequests(world, setup.run, signals)
-        watchdog = Watchdog(world, mesh, setup.run, setup.config)
+    def _run(self, parts: _Parts, stops: StopRequests) -> int:
+        world, progress, journal = parts.world, parts.progress, parts.journal
+        loop = _Loop(parts, self._kernel, self._attempt)
         try:
-            with watchdog:
-                self._loop(world, watchdog, stops)
+            with parts.watchdog:
+                loop.run(stops)
         except Exception as error:
             failure = error if isinstance(error, RankFailure) else world.report_failure(error)
-            epoch = progress.step / setup.plan.steps_per_epoch
-            end = EndEvent(
-                step=progress.step,
-                epoch=epoch,
-                outcome="failed",
-                error=str(failure),
-                cause=failure.cause,
-            )
-            self._write_row(end)
+            loop.saves.finish()
+            journal.ended(progress.step, "failed", failure)
             if failure is error:
                 raise
             raise failure from error
-        is_complete = progress.step == setup.target_steps
-        outcome: EndOutcome = "completed" if is_complete else "stopped"
-        epoch = progress.step / setup.plan.steps_per_epoch
-        self._write_row(EndEvent(step=progress.step, epoch=epoch, outcome=outcome))
+        is_complete = progress.step == self._setup.target_steps
+        journal.ended(progress.step, "completed" if is_complete else "stopped")
         world.all_gather_object(None)
         is_quiet = is_complete or self._environment.max_attempts
         return ExitCode.DONE if is_quiet else ExitCode.STOPPED
 
-    def _loop(self, world: SimWorld, watchdog: Watchdog, stops: StopRequests) -> None:
-        """`TrainingLoop.run`."""
-        setup, progress = self._setup, self._progress
+
+class _Loop:
+    """`TrainingLoop`."""
+
+    def __init__(self, parts: _Parts, kernel: Kernel, attempt: Attempt) -> None:
+        self._parts, self._kernel, self._attempt = parts, kernel, attempt
+        self._setup = parts.setup
+        self.saves = Saves(cast(Components, parts), cast(ReplicaCheck, parts.replica))
+        self._order: tuple[int, Any] = (-1, None)
+
+    def run(self, stops: StopRequests) -> None:
+        parts, progress = self._parts, self._parts.progress
         source = None
-        while progress.step < setup.target_steps and source is None:
-            self._step(world, watchdog)
-            self._enter(watchdog, Phase.AGREEING)
+        while progress.step < self._setup.target_steps and source is None:
+            self._step()
+            parts.enter(Phase.AGREEING)
             source = stops.agreed(progress.step)
         if source is not None:
-            epoch = progress.step / setup.plan.steps_per_epoch
-            self._write_row(SignalEvent(step=progress.step, epoch=epoch, source=source))
-        if self._saved_step != progress.step:
+            parts.journal.stop_requested(progress.step, source)
+        self.saves.settle()
+        if self.saves.saved_step != progress.step:
             reason: CheckpointReason = "periodic" if source is None else "preempt"
-            error = self._save(world, watchdog, reason)
+            error = self.saves.save(reason, in_background=False)
             if error is not None:
                 raise RankFailure(
                     f"the checkpoint of step {progress.step} could not be saved: {error}",
-                    is_reported_here=world.is_main,
+                    is_reported_here=parts.world.is_main,
                 )
+        self.saves.close()
         stops.close()
 
-    def _enter(self, watchdog: Watchdog, phase: Phase) -> None:
-        watchdog.enter(phase, self._progress.step)
-        self._notes.at(self._environment.rank, phase)
-
-    def _step(self, world: SimWorld, watchdog: Watchdog) -> None:
-        """`TrainingLoop._step`."""
-        setup, progress = self._setup, self._progress
-        tasks, chance = self._kernel.tasks, self._attempt.chance
-        self._enter(watchdog, Phase.READING)
-        tasks.sleep(0.1 * setup.step_seconds * chance.random())
-        num_steps = self._num_steps(world)
-        samples = self._samples(world) if setup.follows_samples else (progress.step, num_steps)
-        self._enter(watchdog, Phase.COMPUTING)
+    def _step(self) -> None:
+        setup, parts, progress = self._setup, self._parts, self._parts.progress
+        tasks, world = self._kernel.tasks, parts.world
+        parts.enter(Phase.READING)
+        tasks.sleep(0.1 * setup.step_seconds * self._attempt.chance.random())
+        num_steps = self._num_steps()
+        samples = self._samples() if setup.follows_samples else (progress.step, num_steps)
+        parts.enter(Phase.COMPUTING)
         if num_steps > 1:  # nothing happens meanwhile
             seconds = (num_steps - 1) * setup.step_seconds
             self._attempt.rests_until = tasks.now + seconds
             tasks.sleep(seconds)
-            watchdog.enter(Phase.COMPUTING, progress.step)
+            parts.watchdog.enter(Phase.COMPUTING, progress.step)
         tasks.sleep(setup.step_seconds)
-        self._enter(watchdog, Phase.AVERAGING)
+        parts.enter(Phase.AVERAGING)
         with waiting_for_ranks():
-            parts = world.link.exchange("default", f"gradients {progress.step}", samples)
+            given = world.link.exchange("default", f"gradients {progress.step}", samples)
         if setup.follows_samples:
-            self._weights.update(parts)
+            parts.replica.update(given)
         else:
-            self._weights.update_steps(parts, setup.plan if world.is_main else None)
-        self._enter(watchdog, Phase.COUNTING)
+            parts.replica.update_steps(given, setup.plan if world.is_main else None)
+        parts.enter(Phase.COUNTING)
         progress.step += num_steps
-        is_last = progress.step == setup.target_steps
+        self.saves.report()
+        has_steps_left = progress.step < setup.target_steps
         best_top1 = None
-        if is_last or progress.step % setup.evaluate_every == 0:
-            best_top1 = self._evaluate(world, watchdog)
-        saves = is_last or progress.step % setup.save_every == 0
+        if not has_steps_left or progress.step % setup.evaluate_every == 0:
+            best_top1 = self._evaluate()
+        saves = not has_steps_left or progress.step % setup.save_every == 0
         if saves or best_top1 is not None:
-            self._save(world, watchdog, "periodic" if saves else "best", best_top1)
+            reason: CheckpointReason = "periodic" if saves else "best"
+            error = self.saves.save(reason, best_top1, in_background=has_steps_left)
+            if error is not None:
+                parts.journal.no_checkpoint(error)
 
-    def _num_steps(self, world: SimWorld) -> int:
+    def _num_steps(self) -> int:
         """How many steps can be one interval: up to what is due, or what will happen."""
-        setup, step = self._setup, self._progress.step
+        setup, step = self._setup, self._parts.progress.step
         if setup.follows_samples:
             return 1
+        quiet_seconds = self._parts.world.link.quiet_seconds
         due = [setup.target_steps - step]
         due += [every - step % every for every in (setup.save_every, setup.evaluate_every)]
-        return max(1, min(*due, int(world.link.quiet_seconds / (1.2 * setup.step_seconds)) - 5))
+        return max(1, min(*due, int(quiet_seconds / (1.2 * setup.step_seconds)) - 5))
 
-    def _samples(self, world: SimWorld) -> Any:
+    def _samples(self) -> Any:
         """Of this rank in this step, by the real plan."""
-        plan, step = self._setup.plan, self._progress.step
+        plan, step = self._setup.plan, self._parts.progress.step
         epoch = plan.epoch_of(step)
         if self._order[0] != epoch:
             self._order = epoch, epoch_order(plan.num_samples, self._setup.seed, epoch)
-        places = plan.positions(step, 0, world.rank)
+        places = plan.positions(step, 0, self._parts.world.rank)
         return self._order[1][places.start : places.stop]
 
-    def _evaluate(self, world: SimWorld, watchdog: Watchdog) -> float | None:
-        self._enter(watchdog, Phase.EVALUATING)
+    def _evaluate(self) -> float | None:
+        parts, progress = self._parts, self._parts.progress
+        parts.enter(Phase.EVALUATING)
         self._kernel.tasks.sleep(self._setup.step_seconds)
-        self._enter(watchdog, Phase.GATHERING)
-        world.all_gather_object(None)
-        top1 = top1_of(self._setup.seed, self._progress.step)
-        return top1 if self._progress.evaluated(loss=1.0, top1=top1, top5=None) else None
-
-    def _save(
-        self,
-        world: SimWorld,
-        watchdog: Watchdog,
-        reason: CheckpointReason,
-        best_top1: float | None = None,
-    ) -> str | None:
-        """`TrainingLoop._save`."""
-        progress = self._progress
-        self._enter(watchdog, Phase.AGREEING)
-        fingerprints = world.all_gather_object((self._weights.digest, progress.step))
-        assert len(set(fingerprints)) == 1, f"the ranks differ: {fingerprints}"
-        marked = progress.marked
-        if best_top1 is not None:
-            progress.marked = progress.step, best_top1
-        self._enter(watchdog, Phase.SAVING)
-        error = None
-        if world.is_main:
-            error = self._write(reason)
-            self._enter(watchdog, Phase.AGREEING)
-        error = world.broadcast_object(error)
-        if error is None:
-            self._saved_step = progress.step
-        else:
-            progress.marked = marked
-        return error
-
-    def _write(self, reason: CheckpointReason) -> str | None:
-        """`TrainingLoop._write`."""
-        directory, progress = self._setup.run.checkpoints, self._progress
-        state = self._weights.state_dict()
-        state["progress"] = dataclasses.asdict(progress)
-        state["settings"] = "{}"
-        try:
-            path, num_bytes = checkpoint.save(directory, progress.step, state)
-        except OSError as error:
-            return sentence_of(error)
-        event = CheckpointEvent(
-            step=progress.step,
-            epoch=progress.step / self._setup.plan.steps_per_epoch,
-            path=str(path),
-            num_bytes=num_bytes,
-            seconds=0.0,
-            reason=reason,
-        )
-        self._write_row(event)
-        self._notes.saved(progress.step, None if progress.marked is None else progress.marked[0])
-        with contextlib.suppress(OSError):
-            if progress.marked is not None:
-                checkpoint.mark_best(directory, progress.marked[0])
-            checkpoint.prune(directory, self._setup.keep)
-        return None
+        parts.enter(Phase.GATHERING)
+        parts.world.all_gather_object(None)
+        self.saves.settle()
+        top1 = top1_of(self._setup.seed, progress.step)
+        return top1 if progress.evaluated(loss=1.0, top1=top1, top5=None) else None
 
 
 def top1_of(seed: int, step: int) -> float:

@@ -1,4 +1,7 @@
-"""One simulated run, from its seed to its end; the same seed is the same run."""
+"""One simulated run, from its seed to its end; the same seed is the same run.
+
+Longer than 250 lines: what a seed draws is to be read beside who runs it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from pipeline.config.schema import DistributedConfig
+from pipeline.config.order import Measured, Surroundings, check_waits
+from pipeline.config.schema import CheckpointConfig, Config, DistributedConfig
+from pipeline.config.timeouts import shutdown_seconds
 from pipeline.data.order.partition import BatchPlan
 from pipeline.run.directory import RunDirectory
-from tests.simulation.checks import Checks
+from tests.simulation.cache import SharedCache
+from tests.simulation.checks import KILL_WAIT_SECONDS, SYNCS_OF_A_SAVE, Checks
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Fault, Faults, draw
 from tests.simulation.job import JobEnd, JobSetup, Slurm
@@ -40,6 +47,11 @@ class Story:
     fault: str | None = None
     """What was found to be wrong; None: nothing."""
 
+    def told(self, tasks: Tasks, folder: Path, text: str) -> None:
+        """Add a line."""
+        text = text.replace(str(folder), "")[:_LINE]
+        self.lines.append(f"{tasks.now:9.2f}  {text}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -50,6 +62,19 @@ class Setting:
     faults: list[Fault]
     max_jobs: int = 30
     """After so many the run must be complete."""
+
+    def warnings(self) -> list[str]:
+        """What the product says of its waits."""
+        job, setup = self.job, self.setup
+        around = Surroundings(
+            shutdown=job.shutdown_seconds,
+            grace=job.signal_lead,
+            kill_wait=KILL_WAIT_SECONDS,
+            is_requeued=True,
+        )
+        save = SYNCS_OF_A_SAVE * setup.sync_seconds
+        measured = Measured(step=setup.step_seconds, evaluation=setup.step_seconds, save=save)
+        return check_waits(setup.config, around, measured)
 
 
 SettingOf = Callable[[int, RunDirectory], Setting]
@@ -76,19 +101,22 @@ def small_world(seed: int, run: RunDirectory) -> Setting:
     target_steps = chance.randint(10, 40)
     step_seconds = chance.choice([0.1, 1.0, 10.0])
     timeout = chance.choice([20.0, 60.0])
-    config = DistributedConfig(timeout_seconds=timeout, save_timeout_seconds=2 * timeout)
+    config = Config(
+        distributed=DistributedConfig(timeout_seconds=timeout, save_timeout_seconds=2 * timeout),
+        checkpoint=CheckpointConfig(keep=chance.randint(2, 3), background=chance.random() < 0.75),
+        seed=seed,
+    )
     length = 60.0 + 1.5 * target_steps * step_seconds
-    lead = config.save_timeout_seconds + 60
+    lead = int(2 * timeout) + 100
     setup = RunSetup(
         run=run,
         plan=plan,
         config=config,
         target_steps=target_steps,
         step_seconds=step_seconds,
+        sync_seconds=chance.choice([0.01, min(0.9, step_seconds)]),
         save_every=chance.randint(2, 10),
         evaluate_every=chance.randint(3, 12),
-        keep=chance.randint(2, 3),
-        seed=seed,
     )
     job = JobSetup(
         layout=Layout.of(hosts, ranks_per_host),
@@ -96,7 +124,7 @@ def small_world(seed: int, run: RunDirectory) -> Setting:
         max_requeues=chance.randint(1, 4),
         time_limit=lead + chance.choice([0.03, 0.3, 1.0, 3.0]) * length,
         signal_lead=lead,
-        shutdown_seconds=lead - 30,
+        shutdown_seconds=shutdown_seconds(lead, is_requeued=True),
     )
     return Setting(job=job, setup=setup, faults=draw(chance, num_ranks, length))
 
@@ -104,13 +132,13 @@ def small_world(seed: int, run: RunDirectory) -> Setting:
 class Simulation:
     """One run with its hosts, its faults, and the person who submits it until it is complete."""
 
-    def __init__(self, seed: int, folder: Path, setting_of: SettingOf) -> None:
-        self.story = Story()
+    def __init__(self, seed: int, folder: Path, setting_of: SettingOf, story: Story) -> None:
         self._tasks = Tasks()
+        self.say = partial(story.told, self._tasks, folder)
         disk = Disk(folder)
-        self._folder = disk.folder
         run = RunDirectory(Path(disk.folder))
         self._setting = setting = setting_of(seed, run)
+        disk.usual_sync_seconds = disk.sync_seconds = setting.setup.sync_seconds
         self._kernel = Kernel(self._tasks, disk, self.say)
         chance = random.Random(seed ^ 0x5EED)
         # One more than needed: where one is down, another takes its place.
@@ -119,6 +147,7 @@ class Simulation:
         notes = Notes(
             saved=self._checks.saved,
             resumed=self._checks.resumed,
+            left=self._checks.left,
             at=lambda rank, phase: self._faults.at(rank, phase),
         )
         self._slurm = Slurm(
@@ -131,10 +160,6 @@ class Simulation:
         self._person = Process("person")
         self._num_jobs = 0
         self._is_done = False
-
-    def say(self, text: str) -> None:
-        text = text.replace(self._folder, "RUN")[:_LINE]
-        self.story.lines.append(f"{self._tasks.now:9.2f}  {text}")
 
     def _watch(self, attempt: Attempt) -> None:
         self._kernel.on_error = lambda _, text: self._checks.spoken(attempt, text)
@@ -151,7 +176,7 @@ class Simulation:
 
     def run(self) -> None:
         """Raises `Violation` and whatever else is wrong."""
-        with self._kernel.entered(), _quiet(_Lines(self)):
+        with self._kernel.entered(), _quiet(_Lines(self.say)):
             try:
                 self._faults.schedule(self._setting.faults)
                 self._submit()
@@ -185,13 +210,13 @@ class Simulation:
 class _Lines(io.StringIO):
     """What the product writes to standard error."""
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
-        self._simulation = simulation
+        self._say = say
 
     def write(self, text: str) -> int:
         for line in text.splitlines():
-            self._simulation.say(line)
+            self._say(line)
         return len(text)
 
 
@@ -206,13 +231,31 @@ def _quiet(lines: _Lines) -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def simulate(seed: int, setting_of: SettingOf = small_world) -> Story:
-    """Run one seed; what is wrong is in its story."""
+@contextlib.contextmanager
+def _finding(story: Story) -> Iterator[Path]:
+    """A folder for a simulation; what is wrong goes into its story."""
     memory = MEMORY if MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(dir=memory, prefix="simulation-") as folder:
-        simulation = Simulation(seed, Path(folder), setting_of)
         try:
-            simulation.run()
+            yield Path(folder)
         except (Exception, Violation) as error:
-            simulation.story.fault = f"{type(error).__name__}: {error}"
-        return simulation.story
+            story.fault = f"{type(error).__name__}: {error}"
+
+
+def simulate(seed: int, setting_of: SettingOf = small_world) -> Story:
+    """Run one seed; what is wrong is in its story."""
+    story = Story()
+    with _finding(story) as folder:
+        Simulation(seed, folder, setting_of, story).run()
+    return story
+
+
+def simulate_cache(seed: int) -> Story:
+    """The same for ranks that share a cache of remote shards."""
+    story = Story()
+    with _finding(story) as folder:
+        tasks = Tasks()
+        say = partial(story.told, tasks, folder)
+        with _quiet(_Lines(say)):
+            SharedCache(seed, folder, tasks, say).run()
+    return story

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.bugs import Bug
-from tests.simulation.planted import BUGS
-from tests.simulation.simulate import simulate
+from tests.simulation.planted import BUGS, CACHE_BUGS
+from tests.simulation.simulate import simulate, simulate_cache
 
 _LEAST_BUGS = 20
 
 
 def test_there_are_enough() -> None:
-    assert len({bug.name for bug in BUGS}) == len(BUGS) >= _LEAST_BUGS
+    names = [bug.name for bug in (*BUGS, *CACHE_BUGS)]
+    assert len(set(names)) == len(names)
+    assert len(BUGS) >= _LEAST_BUGS
 
 
 @pytest.mark.slow
@@ -22,3 +24,11 @@ def test_a_bug_is_found(bug: Bug) -> None:
         found = simulate(bug.seed).fault
     assert found is not None
     assert simulate(bug.seed).fault is None
+
+
+@pytest.mark.parametrize("bug", CACHE_BUGS, ids=lambda bug: bug.name)
+def test_a_bug_of_the_cache_is_found(bug: Bug) -> None:
+    with bug.planted():
+        found = simulate_cache(bug.seed).fault
+    assert found is not None
+    assert simulate_cache(bug.seed).fault is None

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.run.ending import STOP_SIGNALS
 from pipeline.run.lock import JobStart
@@ -21,11 +22,6 @@ from tests.simulation.kernel import Host, Kernel, SimProcess
 from tests.simulation.network import Attempt, Layout
 from tests.simulation.ranks import Notes, RankProgram, RunSetup
 from tests.simulation.tasks import Condition
-
-_OTHERS_SECONDS = 20.0
-"""As in `pipeline.start_ranks`."""
-KILL_WAIT_SECONDS = 30.0
-"""SLURM's KillWait: from SIGTERM to SIGKILL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +128,7 @@ class Torchrun:
                 return 128 + agent.asked
             codes = [worker.code or 0 for worker in agent.workers if worker.is_dead]
             if len(codes) == len(agent.workers) and not any(codes):
-                self._changed.wait(self._are_all_done, _OTHERS_SECONDS)
+                self._changed.wait(self._are_all_done, EXIT_BARRIER_SECONDS)
                 return 0
             self._end_workers(agent, signal.SIGTERM)
             if any(codes):

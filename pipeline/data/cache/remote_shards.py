@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.manifest import Split
@@ -24,6 +25,14 @@ _LOOK_SECONDS = 0.5
 """Between two looks whether another process has made room."""
 
 _log = logging.getLogger(__name__)
+
+
+class _Held(NamedTuple):
+    """What keeps a shard."""
+
+    file: int
+    since: int
+    """It is for the first need that ends at this position or later."""
 
 
 class RemoteShards:
@@ -47,11 +56,12 @@ class RemoteShards:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # holds what follows
-        self._in_use: dict[int, int] = {}
+        self._in_use: dict[int, _Held] = {}
         """Open files, by the number of the shard."""
-        self._ahead: dict[int, int] = {}
+        self._ahead: dict[int, _Held] = {}
         """What keeps the shards that are staged ahead, see `expect_use`."""
-        self._last_needed: dict[int, int] = {}
+        self._lasts: dict[int, list[int]] = {}
+        """The last positions of each shard's needs that are handed on and not over."""
         self._position = 0
 
     def expect(self, needs: Iterable[ShardNeed]) -> None:
@@ -63,7 +73,7 @@ class RemoteShards:
         self.give_up()
         with self._changed:
             self._stop = stop = threading.Event()
-            self._last_needed.clear()
+            self._lasts.clear()
             self._position = 0
         arguments = self._handed_on(needs, stop), threading.Lock(), stop
         threads = [
@@ -84,7 +94,9 @@ class RemoteShards:
                     return
                 if need.last < self._position:
                     continue
-                self._last_needed[need.shard] = need.last
+                lasts = self._lasts.get(need.shard, [])
+                still = [last for last in lasts if last >= self._position]
+                self._lasts[need.shard] = [*still, need.last]
             yield need
 
     def _stage_ahead(
@@ -117,7 +129,7 @@ class RemoteShards:
                 with self._changed:
                     is_held = shard in self._ahead or shard in self._in_use
                     if self._is_wanted(need, stop) and not is_held:
-                        self._ahead[shard] = kept
+                        self._ahead[shard] = _Held(kept, need.last)
                         released.pop_all()
                 return True
         except FetchStopped:
@@ -140,14 +152,14 @@ class RemoteShards:
     def reading(self, shard: int) -> Iterator[int]:
         """The shard as a file that is open while the block runs, staged now if it is not there."""
         with self._changed:
-            file = os.dup(self._in_use[shard]) if shard in self._in_use else None
+            file = os.dup(self._in_use[shard].file) if shard in self._in_use else None
         if file is None:
             file = self._open_shard(shard, self._stop)
             with self._changed:
                 if shard not in self._in_use:
-                    self._in_use[shard] = os.dup(file)
+                    self._in_use[shard] = _Held(os.dup(file), self._position)
                 if shard in self._ahead:
-                    os.close(self._ahead.pop(shard))
+                    os.close(self._ahead.pop(shard).file)
         try:
             yield file
         finally:
@@ -156,14 +168,22 @@ class RemoteShards:
     def passed(self, position: int) -> None:
         """Nothing before `position` is asked for again: release what only that needed.
 
-        A shard that is released too soon is opened, and if need be staged, again.
+        A shard that a later need will use is evicted until then, where others need the room. One
+        that is released too soon is opened, and if need be staged, again.
         """
         with self._changed:
             self._position = position
             for held in (self._in_use, self._ahead):
-                for shard in [one for one in held if self._last_needed.get(one, -1) < position]:
-                    os.close(held.pop(shard))
+                for shard in [one for one in held if self._is_over(one, held[one])]:
+                    os.close(held.pop(shard).file)
+                    if self._lasts.get(shard, [-1])[-1] >= position:
+                        again = _Held(expect_use(self._paths[shard]), position)
+                        self._ahead[shard] = again
             self._changed.notify_all()
+
+    def _is_over(self, shard: int, held: _Held) -> bool:
+        lasts = self._lasts.get(shard, [])
+        return next((last for last in lasts if last >= held.since), -1) < self._position
 
     def give_up(self) -> None:
         """Let whoever waits for a shard fail now; no more are staged."""
@@ -176,5 +196,5 @@ class RemoteShards:
         self.give_up()
         for thread in self._threads:
             thread.join()
-        self._last_needed.clear()
+        self._lasts.clear()
         self.passed(0)
