@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.shard_set.fields import name_some
+from data_prep.sources.apart import each_apart
 from data_prep.sources.samples import SampleTable
 from data_prep.sources.source import SourceError, check_same, read_files
 
@@ -46,7 +45,7 @@ def read_devkit(root: Path) -> Devkit | None:
     if not path.exists():
         return None
     files = read_files(path, (_META_NAME, _GROUND_TRUTH_NAME))
-    wnids, num_train_images = _parse_meta(files[_META_NAME])
+    wnids, num_train_images = _parse_meta(path, files[_META_NAME])
     return Devkit(num_train_images, _parse_ground_truth(files[_GROUND_TRUTH_NAME], wnids))
 
 
@@ -98,8 +97,11 @@ def _read_solution(path: Path) -> Mapping[str, str]:
         ) from None
 
 
-def _parse_meta(content: bytes) -> tuple[Mapping[int, str], Mapping[str, int]]:
-    """WNIDs by number, and numbers of training images by WNID, of the classes without children."""
+def _parse_meta(path: Path, content: bytes) -> tuple[Mapping[int, str], Mapping[str, int]]:
+    """WNIDs by number, and numbers of training images by WNID, of the classes without children.
+
+    `path` is the devkit, of which this is the content of one file.
+    """
     try:
         import scipy.io  # noqa: F401 - the process below has it then
     except ImportError:
@@ -107,14 +109,15 @@ def _parse_meta(content: bytes) -> tuple[Mapping[int, str], Mapping[str, int]]:
             f"the devkit's {_META_NAME} is a MATLAB file, and scipy, which reads those, is not "
             "installed: pip install 'alexnet-2012[imagenet]'"
         ) from None
-    # scipy's reader can end its process with a segmentation fault if the file is damaged.
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reader:
-            return reader.submit(_read_synsets, content).result()
+        ((_, found),) = each_apart(lambda _path: _read_synsets(content), [path])
+    except SourceError:
+        raise
     except Exception as error:  # a damaged file raises anything
         raise SourceError(
             f"{_META_NAME} of the devkit cannot be read ({error}): download it again"
         ) from None
+    return found
 
 
 def _read_synsets(content: bytes) -> tuple[dict[int, str], dict[str, int]]:

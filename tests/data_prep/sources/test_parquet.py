@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.shard_set.manifest import read_manifest
-from data_prep.sources import parquet
-from data_prep.sources.parquet import open_parquet
+from data_prep.sources import parquet_file
+from data_prep.sources.parquet import open_parquet, read_columns
 from data_prep.sources.source import Source, SourceError
 from tests.data_prep.raw_data import jpeg, run_cli
 
@@ -83,7 +85,7 @@ def test_bytes_come_out_as_they_are_with_any_compression(tmp_path: Path, compres
 def test_a_file_that_would_fill_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_MOST_UNPACKED_BYTES", 1 << 16)
+    monkeypatch.setattr(parquet_file, "_MOST_UNPACKED_BYTES", 1 << 16)
     contents = [bytes(1 << 16), bytes(range(256)) * 300]
     path = tmp_path / "train.parquet"
     write_parquet(path, contents, [0, 1], compression="zstd", use_dictionary=False)
@@ -217,6 +219,38 @@ def test_damaged_files_are_refused_or_read(tmp_path: Path, seed: int) -> None:
         complaint = str(error)
     assert "train.parquet" in complaint
     assert "\n" not in complaint
+
+
+ABORTING = zlib.decompress(
+    base64.b85decode(
+        "c-obbzfQw25XSF}i2`CsE6%c|3>k_Qq_m<)?UaR`q2djkDuPNa4Jm&XMn)ctp(6v2!?}tjL|O1~pXIyzeRuN"
+        "g>Sj!mPDx+0Kp)_EfB@ips0gS}s^CmQ5k=_~a;!AEUXQa!ncyf94+IxvGzf&GgzjLczd1S%86AgO1^FMZ`%b"
+        "2ufQ~lvyL#nF0?9L>4;L$UTX*-RtLh~vX;M>INa@5(AWBSEL_$gRs@~9+HvYMg@#6srKWxHMG9fY+BwKro44"
+        "55%huNa~M7u@%j{jR}&+9xmsSgI*SbYh|v&OX#Pxa$)-ZVqkw(FPdxo$U$^?i0Z9bJsZrbq!&-^DI7{>g94B"
+        "r+H"
+    )
+)
+"""A file with one wrong byte in its footer, at which pyarrow 26 ends its process."""
+
+
+def test_a_file_that_ends_the_process_is_refused_by_its_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "in/train-0.parquet", CONTENTS[:2], [0, 1])
+    path = tmp_path / "in/train-1.parquet"
+    path.write_bytes(ABORTING)
+    with pytest.raises(SourceError, match=r"train-1\.parquet ended the process .*\(SIGABRT\)"):
+        open_parquet(tmp_path / "in", tmp_path / "unpacked")
+    with pytest.raises(SourceError, match=r"train-1\.parquet ended the process .*\(SIGABRT\)"):
+        read_columns(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([b"x"] * 300_000), "label": pa.array([7] * 300_000)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(SourceError, match=r"has 300,000 rows in [0-9,]+ bytes; expected an image"):
+        open_parquet(tmp_path, tmp_path / "unpacked")
 
 
 def test_tasks_that_unpack_at_once_unpack_each_file_once(tmp_path: Path) -> None:
