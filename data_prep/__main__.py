@@ -36,7 +36,7 @@ from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import ShardSetError, check_name
 from data_prep.shard_set.options import Named, Parser, add_commands
 from data_prep.shard_set.progress import Progress
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from data_prep.sharding import SOURCES, summary
 from data_prep.sources.labels import read_class_names
 from data_prep.sources.source import SourceError
@@ -85,7 +85,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _fail(sentence: str) -> int:
-    sys.stderr.write(f"error: {sentence}\n")
+    say(f"error: {sentence}", stream=sys.stderr)
     return 1
 
 
@@ -129,7 +129,7 @@ class Adopt:
             raise ConversionError("give either --output SHARDS or --in-place")
         shards = self.shards or common_folder(tars)
         manifest = adopt(tars, shards, how, sys.stderr)
-        sys.stdout.write(summary(manifest, f"{time.monotonic() - begin:.1f} s", shards))
+        say(summary(manifest, f"{time.monotonic() - begin:.1f} s", shards))
         return 0
 
 
@@ -144,7 +144,7 @@ class Merge:
 
     def run(self) -> int:
         manifest = merge(self.shards, max_reject_ratio=self.max_reject_ratio)
-        sys.stdout.write(summary(manifest, "merged", self.shards))
+        say(summary(manifest, "merged", self.shards))
         return 0
 
 
@@ -163,14 +163,14 @@ class Verify:
             damages = find_damages(
                 shards, full=self.full, num_threads=num_processors(), show=progress.show
             )
-        sys.stdout.write("".join(f"{damage}\n" for damage in damages))
+        say(*map(str, damages))
         if damages:
             return _fail(
                 f"{shards} is damaged (listed above: {len(damages)}): copy what is named from a "
                 "good copy, or convert the data again into a new folder"
             )
         depth = "every byte" if self.full else "structure only; --full reads every byte"
-        sys.stdout.write(f"{shards}: no damage found ({depth})\n")
+        say(f"{shards}: no damage found ({depth})")
         return 0
 
 
@@ -187,7 +187,7 @@ class Look:
 
     def run(self) -> int:
         found = look(self.shards, self.images)
-        sys.stdout.write(describe(found))
+        say(*describe(found))
         if self.html is not None:
             write_atomically(self.html, contact_sheet(found).encode())
         return 0
@@ -204,7 +204,7 @@ class Diff:
 
     def run(self) -> int:
         lines = compare(self.shards, self.other)
-        sys.stdout.write("".join(f"{line}\n" for line in lines) or "the same samples\n")
+        say(*(lines or ["the same samples"]))
         return 1 if lines else 0
 
 
@@ -225,9 +225,9 @@ class Beton:
             return _INTERRUPTED
         samples = " + ".join(f"{count:,} {name}" for name, count in beton.record.splits.items())
         made = "" if beton.is_new else " (complete already)"
-        sys.stdout.write(
+        say(
             f"{self.path}: {samples} samples of encoding {beton.record.encoding} in "
-            f"{beton.num_bytes:,} bytes{made}\n"
+            f"{beton.num_bytes:,} bytes{made}"
         )
         return 0
 

@@ -13,10 +13,12 @@ from typing import Annotated
 from data_prep.convert.conversion import convert
 from data_prep.convert.options import Count, Options
 from data_prep.shard_set.fields import within
+from data_prep.shard_set.files import as_command
 from data_prep.shard_set.foreign import WORK_FOLDER, describe_input
 from data_prep.shard_set.foreign_tar import FieldNames
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from data_prep.sources.cifar import open_cifar10, open_cifar100
 from data_prep.sources.folder import open_folder
 from data_prep.sources.imagenet import NUM_CLASSES, open_imagenet
@@ -46,11 +48,12 @@ class _Sharding(Options, Selection):
         rate = num_read / (time.monotonic() - begin)
         made = f"{rate:,.0f} samples a second" if num_read else "complete already"
         if manifest is not None:
-            sys.stdout.write(summary(manifest, made, self.shards))
+            say(summary(manifest, made, self.shards))
         else:
-            sys.stdout.write(
+            merging = as_command("python", "-m", "data_prep", "merge", self.shards)
+            say(
                 f"{self.shards}: {task} has written its shards, {num_shards} in all ({made}); "
-                f"after the last task run 'python -m data_prep merge {self.shards}'\n"
+                f"after the last task run: {merging}"
             )
         return 0
 
@@ -227,7 +230,7 @@ def summary(manifest: Manifest, made: str, shards: Path) -> str:
     return (
         f"{shards}: {samples} samples of {manifest.num_classes} classes in "
         f"{sum(len(split.filenames) for split in splits)} shards ({made}); "
-        f"rejected: {_reasons(manifest.rejected)}; rewritten: {_reasons(manifest.rewritten)}\n"
+        f"rejected: {_reasons(manifest.rejected)}; rewritten: {_reasons(manifest.rewritten)}"
     )
 
 

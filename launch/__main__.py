@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.options import Command, Parser, add_commands
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from launch import (
     compare,
     demo,
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except (ImportError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {describe(error)}\n")
+        say(f"error: {describe(error)}", stream=sys.stderr)
         return ExitCode.FAILED
 
 

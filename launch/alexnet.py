@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from data_prep.shard_set.fields import did_you_mean
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 
 _USAGE_ERROR = 2
 
@@ -78,7 +78,7 @@ def answer(words: Sequence[str]) -> int:
         sys.stderr.write(help_text())
         return _USAGE_ERROR
     hint = did_you_mean(words[0], DOORS, after=" ")
-    sys.stderr.write(f"error: {words[0]!r} is no command; {hint}'alexnet --help' lists them\n")
+    say(f"error: {words[0]!r} is no command; {hint}'alexnet --help' lists them", stream=sys.stderr)
     return _USAGE_ERROR
 
 

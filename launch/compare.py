@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from data_prep.shard_set.files import path_option
+from data_prep.shard_set.files import path_option, printable
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from pipeline.report.comparison import differing_settings, read_compared, results
 from pipeline.run.directory import RunDirectory
 
@@ -36,13 +37,17 @@ def run(options: Options) -> None:
     tables["settings that differ"] = differing_settings(found)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in lines_of(tables, width):
-        sys.stdout.write(f"{line}\n")
+        say(line)
     for fault in faults:
-        sys.stderr.write(f"warning: left out: {fault}\n")
+        say(f"warning: left out: {fault}", stream=sys.stderr)
 
 
 def lines_of(tables: Mapping[str, Mapping[str, Sequence[str]]], width: int | None) -> list[str]:
     """Columns of one width each; what is wider than its share of the terminal is cut."""
+    tables = {
+        title: {printable(name): [*map(printable, values)] for name, values in table.items()}
+        for title, table in tables.items()
+    }
     rows = [[name, *values] for table in tables.values() for name, values in table.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if width is not None and sum(widths) + _GAP * len(widths) > width:

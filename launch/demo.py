@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.shard_set.fields import above, at_least
+from data_prep.shard_set.files import as_command
+from data_prep.shard_set.streams import say
 from launch import alexnet, local
 from pipeline.report.__main__ import require_extra
-from pipeline.run.console import Console
 
 _NUM_RANKS = 2
 """On CPUs, to show that there can be several."""
@@ -64,4 +65,4 @@ def _train(num_ranks: int, command: tuple[str, ...]) -> int:
 
 
 def _show(*words: str) -> None:
-    Console(sys.stdout).line(f"\n$ alexnet {' '.join(words)}")
+    say("", f"$ {as_command('alexnet', *words)}")

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import words_of
+from data_prep.shard_set.streams import say
 from launch.local import local_environment, num_gpus, torchrun_command
 from pipeline.config.order import Surroundings
 from pipeline.config.schema import Config
@@ -39,7 +40,7 @@ def run(options: Options) -> int:
     environment = local_environment()
     shutdown = float(environment[SHUTDOWN_VARIABLE])
     for warning in check_run(config, run, Surroundings(shutdown=shutdown, kill_wait=kill_wait())):
-        sys.stderr.write(f"warning: {warning}\n")
+        say(f"warning: {warning}", stream=sys.stderr)
     words = words_of(options, DoctorOptions)
     num_ranks = options.nproc or num_gpus() or 1
     command = torchrun_command(num_ranks, 0, "pipeline.doctor", words)
@@ -47,10 +48,11 @@ def run(options: Options) -> int:
         try:
             return min(1, abs(child.wait(DOCTOR_SECONDS)))
         except subprocess.TimeoutExpired:
-            sys.stderr.write(
+            say(
                 "error: the start of the ranks is stuck: they have not ended within "
                 f"{DOCTOR_SECONDS:g} s, though each check has its deadline; is the file system "
-                f"of {sys.prefix} at work?\n"
+                f"of {sys.prefix} at work?",
+                stream=sys.stderr,
             )
             return 1
         finally:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.shard_set.files import printable
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from launch.runs import existing
 from pipeline.explain.explain import explain
 
@@ -27,6 +26,4 @@ class Options:
 def run(options: Options) -> None:
     """Raises `ValueError` if there is no run."""
     found = explain(existing(options.run_dir))
-    lines = [json.dumps(found.to_json())] if options.json else map(printable, found.lines())
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
+    say(*([json.dumps(found.to_json())] if options.json else found.lines()))

@@ -5,6 +5,7 @@ Started on each of several machines, it is a job on all of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from typing import IO, Annotated
 
 from data_prep.shard_set.fields import Limit, at_least, wrong
 from data_prep.shard_set.options import Named, Rest
+from data_prep.shard_set.streams import say
 from launch.meeting import Meeting, has_lost_nodes
 from launch.options import refuse_misplaced
 from launch.outcome import outcome_of, rows_since
@@ -90,7 +92,7 @@ def run(options: Options) -> int:
     """
     console = Console(sys.stdout)
     if asks_for_help(options.command):
-        console.line(help_text(options.command))
+        say(*help_text(options.command).splitlines())
         return 0
     refuse_misplaced("python -m launch local", (Options,), options.command)
     command = parse_command(options.command)
@@ -241,15 +243,12 @@ def _change_of(events: Path) -> int | None:
 
 def _copy(output: IO[bytes], file: IO[bytes]) -> None:
     """A full disk costs lines of the log, never the run."""
-    targets = [file] if sys.stdout is None else [sys.stdout.buffer, file]
     last_error = b""
     for content in output:
         if content == last_error:  # the rank that failed has said it, and so has rank 0
             continue
         last_error = content if content.startswith(b"error: ") else b""
-        for target in tuple(targets):
-            try:
-                target.write(content)
-                target.flush()
-            except OSError:
-                targets.remove(target)
+        sys.stdout.write(content.decode(errors="backslashreplace"))
+        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            file.write(content)

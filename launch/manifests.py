@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.shard_set.files import as_command
 from data_prep.shard_set.options import made
+from data_prep.shard_set.streams import say
 from launch.kubernetes import render_conversion, render_training
 from launch.kubernetes_spec import KubernetesSpec, PreparePods, TrainPods
 from launch.options import (
@@ -49,12 +51,13 @@ def run(options: argparse.Namespace) -> None:
         sys.stdout.write(text)
     else:
         write_own(spec.file, text, "--to")
-        sys.stdout.write(f"wrote {spec.file}; 'kubectl apply -f {spec.file}' starts the job\n")
+        command = as_command("kubectl", "apply", "-f", spec.file)
+        say(f"wrote {spec.file}; to start the job: {command}")
 
 
 def _plan_training(spec: TrainPods, arguments: Sequence[str]) -> list[str]:
     if asks_for_help(arguments):
-        sys.stdout.write(f"{help_text(arguments)}\n")
+        say(*help_text(arguments).splitlines())
         raise SystemExit(0)  # as the parsers of other options do
     command = parse_command(arguments)
     for option, path in paths_of(command).items():

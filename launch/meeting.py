@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from data_prep.shard_set.streams import say
 from pipeline.metrics.addresses import address_towards
 from pipeline.run.ending import ExitCode
 from pipeline.run.events import EndEvent, Event, RunEvent
@@ -38,8 +38,7 @@ class Meeting:
                 socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
             except OSError as error:
                 if not is_said:
-                    sys.stdout.write(f"waiting for node 0 at {self.place}: {error}\n")
-                    sys.stdout.flush()
+                    say(f"waiting for node 0 at {self.place}: {error}")
                 is_said = True
                 time.sleep(_PAUSE_SECONDS)
             else:

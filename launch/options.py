@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.shard_set.files import expanded, write_atomically
 from data_prep.shard_set.options import add_options, option_fields, option_of
+from data_prep.shard_set.streams import say
 from pipeline.config.order import Surroundings
 from pipeline.run.measured import check_run
 from pipeline.train.command import Command
@@ -107,4 +108,4 @@ def parse_sharding(words: list[str]) -> argparse.Namespace:
 def warn_of_waits(command: Command, around: Surroundings) -> None:
     """Say which waits of a training may contradict each other; raises `ValueError` if they do."""
     for warning in check_run(command.config, command.run, around):
-        sys.stderr.write(f"warning: {warning}\n")
+        say(f"warning: {warning}", stream=sys.stderr)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from data_prep.shard_set.fields import Reads
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     directory = RunDirectory(options.run_dir) if is_of_job else existing(options.run_dir)
     rows = read_events(directory.events)
     outcome = outcome_of(rows, options.since or 0.0, options.code, options.asked)
-    sys.stdout.write(f"{outcome}\n")
+    say(outcome)
     # SLURM kills a job's exporters together with its ranks.
     drop_unanswered(directory.targets, ("run_dir", str(directory.path.resolve())))
 

@@ -21,6 +21,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from data_prep.shard_set.files import printable
 from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import RootOutcomes
@@ -55,7 +56,7 @@ def bind_outcomes(root: Path, port: int, *, or_any: bool) -> WSGIServer:
         if environ["PATH_INFO"] == page:
             return metrics(environ, start_response)
         start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"here are the outcomes of runs below {root}, at {page}\n".encode()]
+        return [f"here are the outcomes of runs below {printable(str(root))}, at {page}\n".encode()]
 
     try:
         return make_server(ADDRESS, port, answer, ThreadingWSGIServer, _Silent)

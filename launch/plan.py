@@ -9,14 +9,14 @@ import contextlib
 import json
 import math
 import operator
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.shard_set.fields import above, at_least, wrong
+from data_prep.shard_set.fields import above, at_least, within, wrong
 from data_prep.shard_set.manifest import MANIFEST_NAME, read_manifest
 from data_prep.shard_set.options import Named, Rest
+from data_prep.shard_set.streams import say
 from launch.forecast import Costs
 from launch.options import refuse_misplaced
 from launch.planned import Constants, Plan, planned
@@ -53,6 +53,9 @@ class Options:
     """How long steps wait for a save; with --save-seconds alone, until it counts."""
     evaluation_seconds: Seconds = None
     """Of an evaluation."""
+    best_ratio: Annotated[float | None, within(0, 1)] = None
+    """Share of evaluations that are the best so far, after which a run saves; if not measured
+    either, none."""
     start_seconds: Seconds = None
     """From the start of the job to its first step."""
     restart_seconds: Seconds = None
@@ -70,9 +73,7 @@ class Options:
 def run(options: Options) -> None:
     """Raises `ValueError` if a constant is neither measured nor given."""
     plan = plan_of(options)
-    lines = [json.dumps(plan.to_json())] if options.json else plan.lines()
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
+    say(*([json.dumps(plan.to_json())] if options.json else plan.lines()))
 
 
 def plan_of(options: Options) -> Plan:
@@ -154,6 +155,7 @@ def _constants(
         step=step,
         phases=measured.phases if options.step_seconds is None else {},
         evaluation=evaluation,
+        best=(measured.best or 0.0) if options.best_ratio is None else options.best_ratio,
         shard_bytes=shard_bytes,
         is_on_gpus=(config.distributed.device if run is None else run.device) != "cpu",
         costs=Costs(rate=rate, wait=wait, counts=counts, start=start, restart=restart),

@@ -28,6 +28,9 @@ class Constants:
     phases: Mapping[Label, float]
     """Of a step; empty if they are not known."""
     evaluation: float
+    best: float
+    """The share of evaluations after which the run saves, though it is not due, as none was better
+    before."""
     shard_bytes: int | None
     """Of the train split, if it is known."""
     is_on_gpus: bool
@@ -47,6 +50,8 @@ class Plan:
     step_parts: Mapping[Label, float]
     """Seconds of a step by phase; empty if nobody has measured them."""
     saves: int
+    best_saves: float
+    """Expected beside these, of evaluations that are the best so far."""
     evaluations: int
     failures: float
     """Expected."""
@@ -85,12 +90,13 @@ class Plan:
         parts = ", ".join(f"{name} {1e3 * t:.1f} ms" for name, t in self.step_parts.items() if t)
         is_done = self.wall_seconds < math.inf
         spent = duration(self.wall_seconds) if is_done else "for ever"
+        best = f", {self.best_saves:,.3g} more of best results" if self.best_saves else ""
         found = {
             "steps": f"{self.steps:,}, {self.steps_per_epoch:,} an epoch, {self.epochs:g} epochs",
             "step": f"{1e3 * self.step_seconds:.4g} ms, {self.images_per_second:,.0f} images/s"
             + (f": {parts}" if parts else ""),
             "time": f"{spent} expected, with {self.failures:.3g} failures, "
-            f"{self.saves:,} saves and {self.evaluations:,} evaluations; "
+            f"{self.saves:,} saves{best} and {self.evaluations:,} evaluations; "
             f"{self.rank_hours:,.4g} {'GPU' if self.is_on_gpus else 'rank'}-hours",
             "goodput": f"{self.goodput:.1%} of the time in steps that stay done",
             "saves": f"--checkpoint.every_epochs {self.save_every_epochs:.4g}",
@@ -110,6 +116,40 @@ class Plan:
         return [f"{name:12} {text}" for name, text in found.items()]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pace:
+    """How the work of a run is divided by its saves."""
+
+    steps: int
+    each: float
+    """Seconds of a step, with its share of the evaluations."""
+    evaluate: int
+    """Steps between two evaluations."""
+    best: float
+    costs: Costs
+
+    def best_saves(self, number: int) -> float:
+        """Expected where a save is due after every `number` steps, beside those."""
+        last = self.steps - 1
+        return self.best * (last // self.evaluate - last // math.lcm(number, self.evaluate))
+
+    def seconds(self, number: int) -> float:
+        """Expected wall time; saves of two kinds count as evenly spread."""
+        work, interval = self.steps * self.each, number * self.each
+        if more := self.best_saves(number):
+            interval = work / (math.ceil(self.steps / number) + more)
+        return expected_seconds(work, interval, self.costs)
+
+    def find_best(self, given: int) -> int:
+        """The number of steps between due saves with which the run takes least."""
+        interval = best_interval(self.steps * self.each, self.costs)
+        found = min(self.steps, max(1, round(interval / self.each)))
+        if not self.best:
+            return found
+        together = self.evaluate * max(1, found // self.evaluate)  # one save for two reasons
+        return min(found, together, given, key=self.seconds)
+
+
 def planned(config: Config, known: Constants) -> Plan:
     """Raises `ValueError` if there are fewer images than a step takes."""
     epoch = steps_of_epoch(known.samples, config.global_batch_size, drop_last=config.data.drop_last)
@@ -122,13 +162,12 @@ def planned(config: Config, known: Constants) -> Plan:
     def every(epochs: float) -> int:
         return min(steps, every_steps(epochs, epoch)) if epochs else steps
 
-    evaluations = math.ceil(steps / every(config.evaluation.every_epochs))
-    costs = known.costs
+    evaluate, save = every(config.evaluation.every_epochs), every(config.checkpoint.every_epochs)
+    evaluations, costs = math.ceil(steps / evaluate), known.costs
     work = steps * known.step + evaluations * known.evaluation
-    each = work / steps  # a step, with its share of the evaluations
-    save = every(config.checkpoint.every_epochs)
-    best = min(steps, max(1, round(best_interval(work, costs) / each)))
-    wall, best_wall = (expected_seconds(work, number * each, costs) for number in (save, best))
+    pace = _Pace(steps=steps, each=work / steps, evaluate=evaluate, best=known.best, costs=costs)
+    best = pace.find_best(save)
+    wall, best_wall = pace.seconds(save), pace.seconds(best)
     if best_wall == math.inf:
         raise ValueError(
             f"the job would fail every {1 / costs.rate:.3g} s on average, and no interval between "
@@ -149,6 +188,7 @@ def planned(config: Config, known: Constants) -> Plan:
         images_per_second=config.global_batch_size / known.step,
         step_parts=known.phases,
         saves=math.ceil(steps / save),
+        best_saves=pace.best_saves(save),
         evaluations=evaluations,
         failures=costs.rate * wall,
         wall_seconds=wall,
@@ -160,7 +200,7 @@ def planned(config: Config, known: Constants) -> Plan:
         best_wall_seconds=best_wall,
         young_seconds=young_interval(costs),
         daly_seconds=daly_interval(costs),
-        best_seconds=best * each,
+        best_seconds=best * pace.each,
         checkpoint_bytes=saved,
         kept_bytes=saved * (config.checkpoint.keep + 2),
         shard_bytes=shards,

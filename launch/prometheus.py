@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import shutil
 import socket
 import string
-import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +19,8 @@ from typing import Annotated
 from wsgiref.simple_server import WSGIServer
 
 from data_prep.shard_set.fields import Limit, at_least, within
+from data_prep.shard_set.files import as_command
+from data_prep.shard_set.streams import say
 from launch.monitoring.dashboards import render_dashboards
 from launch.monitoring.panels import DASHBOARDS
 from launch.monitoring.rules import render_rules
@@ -86,20 +86,18 @@ def run(options: Options) -> None:
         write_own(output, config, "--output")
         write_own(rules, render_rules(options.divide_rule_times), "--output")
         targets.mkdir(exist_ok=True)
-        for line in drop_unanswered(targets):
-            sys.stdout.write(f"{line}\n")
+        say(*drop_unanswered(targets))
         command = server_command(output, root / "prometheus-data", options.port)
-        sys.stdout.write(f"wrote {output}\nwrote {rules}\n")
+        say(f"wrote {output}", f"wrote {rules}")
         if server is None:
-            sys.stdout.write(
-                f"start Prometheus with: {shlex.join(command)}\n"
-                "and serve it outcomes with this command and --serve-outcomes\n"
+            say(
+                f"start Prometheus with: {as_command(*command)}",
+                "and serve it outcomes with this command and --serve-outcomes",
             )
         elif options.start:
             _start(command, options.port, server, targets)
         else:
-            sys.stdout.write(f"outcomes: http://{ADDRESS}:{port}{page}\n")
-            sys.stdout.flush()
+            say(f"outcomes: http://{ADDRESS}:{port}{page}")
             serve(server, targets)
 
 
@@ -108,7 +106,7 @@ def _write_dashboards(folder: Path | None) -> None:
         return
     for name, text in render_dashboards().items():
         write_own(folder / name, text, "--dashboards")
-    sys.stdout.write(f"wrote {len(DASHBOARDS)} dashboards to {folder}\n")
+    say(f"wrote {len(DASHBOARDS)} dashboards to {folder}")
 
 
 def render_config(
@@ -153,8 +151,7 @@ def _start(command: list[str], port: int, outcomes: WSGIServer, targets: Path) -
             "again, or call without --start"
         )
     _check_port(port)
-    sys.stdout.write(f"Prometheus: http://{ADDRESS}:{port}\n")
-    sys.stdout.flush()
+    say(f"Prometheus: http://{ADDRESS}:{port}")
     serve_beside(outcomes, targets)
     os.execv(binary, command)  # noqa: S606 - no name in the words reaches a shell
 

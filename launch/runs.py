@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.shard_set.fields import at_least
-from data_prep.shard_set.files import printable
+from data_prep.shard_set.files import as_command
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from pipeline.explain import slurm
 from pipeline.explain.evidence import Evidence
 from pipeline.explain.explain import explain, explained, ledger_until
@@ -76,10 +77,10 @@ def status(options: StatusOptions) -> None:
     if run.hangs.is_dir():
         found["hangs"] = f"stacks of one that hung are in {run.hangs}"
     if told.state in ("failed", "was killed"):
-        command = f"python -m launch explain {shlex.quote(str(run.path))}"
-        found["explain"] = f"'{command}' says why, and what to do"
+        command = as_command("python", "-m", "launch", "explain", run.path)
+        found["explain"] = f"{command} says why, and what to do"
     for name, value in found.items():
-        sys.stdout.write(f"{name:12} {printable(value)}\n")
+        say(f"{name:12} {value}")
 
 
 def describe(
@@ -144,11 +145,11 @@ def stop(options: StopOptions) -> None:
     if state not in AT_WORK:
         raise ValueError(f"{run.path} is not being trained: it {state}")
     run.stop_request.touch()
-    sys.stdout.write(f"{run.path} will save and leave after one of its next steps\n")
+    say(f"{run.path} will save and leave after one of its next steps")
 
 
 def logs(options: LogOptions) -> None:
-    """Become `tail` on the log of the job at work, or the newest; raises `ValueError` without any.
+    """Show the end of the log of the job at work, or the newest; raises `ValueError` without any.
 
     A newer one than the first may be that of a start that was refused.
     """
@@ -158,11 +159,16 @@ def logs(options: LogOptions) -> None:
         raise ValueError(
             f"{run.path} has no logs: jobs that 'python -m launch' starts leave them there"
         )
-    sys.stdout.write(f"{found}\n")
-    sys.stdout.flush()
+    say(f"{found}")
     follow = ["-F"] if options.follow else []
     words = ["tail", f"--lines={options.lines}", *follow, "--", str(found)]
-    os.execvp(words[0], words)  # noqa: S606 - no name in the words reaches a shell
+    if not sys.stdout.isatty():
+        os.execvp(words[0], words)  # noqa: S606 - no name in the words reaches a shell
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as tail:
+        assert tail.stdout is not None
+        for line in tail.stdout:  # what a job has written may give orders to a terminal
+            shown = line.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
+            say(shown.expandtabs())
 
 
 def _describe_job(found: slurm.SlurmJob | None, run_status: RunStatus) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.shard_set.options import made, words_of
+from data_prep.shard_set.streams import say
 from launch.options import (
     add_kind,
     parse_sharding,
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         )
         if not options.dry_run:
             raise ValueError(sentence)
-        sys.stderr.write(f"warning: {sentence}\n")
+        say(f"warning: {sentence}", stream=sys.stderr)
     if options.dry_run:
         sys.stdout.write("\n".join(job.script for job in jobs))
         return
@@ -97,7 +98,7 @@ def submit(jobs: Sequence[Job]) -> None:
         if job.run:
             (job.logs / _TRAIN_LOG.replace("%j", last)).touch()
             write_submission(job.run.events, "slurm", last, begin)
-        sys.stdout.write(f"{job.title}: job {last}, log in {job.logs}\n")
+        say(f"{job.title}: job {last}, log in {job.logs}")
 
 
 def _sbatch(job: Job, *options: str) -> str:
@@ -123,7 +124,7 @@ def _sbatch(job: Job, *options: str) -> str:
 
 def _plan_training(options: argparse.Namespace, arguments: list[str]) -> list[Job]:
     if asks_for_help(arguments):
-        sys.stdout.write(f"{help_text(arguments)}\n")
+        say(*help_text(arguments).splitlines())
         raise SystemExit(0)  # as the parsers of other options do
     command = parse_command(arguments)
     logs = command.run.logs

@@ -52,7 +52,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.model": ("pipeline.config",),
     "pipeline.run": _BASE,
     "pipeline.metrics": ("pipeline.run", *_BASE),
-    "pipeline.explain": ("pipeline.metrics", "pipeline.run", "pipeline.config"),
+    "pipeline.explain": ("pipeline.metrics", "pipeline.run", *_BASE),
     "pipeline.ranks": ("pipeline.run", "pipeline.model", *_BASE),
     "pipeline.optim": ("pipeline.ranks", "pipeline.model", "pipeline.config"),
     "pipeline.data.order": (SHARD_SET,),

@@ -12,6 +12,7 @@ import pytest
 from launch import outcomes_server
 from pipeline.metrics import addresses
 from pipeline.metrics.exporter import ExporterOptions
+from pipeline.report.templates import environment
 from pipeline.watch import server
 from tests.test_architecture import ROOT, SOURCES, module_name, parse
 
@@ -98,3 +99,42 @@ def test_the_page_names_all_that_listens() -> None:
 def test_what_listens_does_so_on_loopback_by_default() -> None:
     assert ExporterOptions.__dataclass_fields__["address"].default == addresses.LOOPBACK
     assert {server._ADDRESS, outcomes_server.ADDRESS, addresses.LOOPBACK} == {"127.0.0.1"}
+
+
+def test_lines_for_people_are_written_by_one_function() -> None:
+    """Of which no name makes two; others write their own text, or what is for programs."""
+    writing = re.compile(r"print|sys\.(__)?std(out|err)(__)?(\.buffer)?\.write")
+    written = {
+        module_name(source)
+        for source in SOURCES
+        for call in calls(source.read_text())
+        if writing.fullmatch(ast.unparse(call.func))
+    }
+    assert written == {
+        "launch.alexnet",  # help
+        "launch.local",  # what the ranks have written
+        "launch.manifests",  # YAML
+        "launch.submit",  # scripts
+        "pipeline.predict.__main__",  # over a progress bar
+        "pipeline.start_ranks",  # of torchrun's end
+    }
+
+
+def test_pages_are_written_by_templates_that_escape_or_in_known_modules() -> None:
+    written = {
+        module_name(source)
+        for source in SOURCES
+        for node in ast.walk(parse(source))
+        if isinstance(node, ast.JoinedStr) and re.search("<[a-z]+[ >]", ast.unparse(node))
+    }
+    assert written == {
+        "data_prep.look.sheet",
+        "pipeline.metrics.front_page",
+        "pipeline.predict.figure",
+        "pipeline.report.chart",
+    }
+    templates = [*(ROOT / "pipeline/report").glob("*.j2")]
+    assert templates
+    for template in templates:
+        assert not re.search(r"\|\s*safe\b|autoescape", template.read_text()), template
+    assert environment().autoescape is True

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data_prep.shard_set.codec import codec_of
+from data_prep.shard_set.files import printable
 from data_prep.shard_set.index import read_checksums, read_index
 from data_prep.shard_set.manifest import Manifest, read_manifest
 from data_prep.shard_set.tar_walk import BLOCK_BYTES
@@ -135,8 +136,8 @@ def _find_equal(contents: Contents) -> Iterator[list[Place]]:
         yield from (places for places in by_content.values() if len(places) > 1)
 
 
-def describe(found: Findings) -> str:
-    """The findings as text."""
+def describe(found: Findings) -> list[str]:
+    """The findings as lines of text; names in them may be of any kind."""
     manifest = found.contents.manifest
     lines = [f"{manifest.title}: encoding {manifest.encoding}, source {manifest.source}"]
     if restart := manifest.options.get("restart"):
@@ -147,9 +148,8 @@ def describe(found: Findings) -> str:
             f"{split}: {counts.sum():,} samples in {len(manifest.split(split).filenames)} shards, "
             f"{num_bytes:,} bytes; {counts.min():,} to {counts.max():,} of a class"
         )
-    rows = list(
-        zip(manifest.class_names, *(c.tolist() for c in found.counts.values()), strict=True)
-    )
+    names = map(printable, manifest.class_names)
+    rows = list(zip(names, *(c.tolist() for c in found.counts.values()), strict=True))
     width = max(len(str(name)) for name, *_ in rows[:_MOST_ROWS])
     lines.append(f"{'class':{width}} {' '.join(f'{split:>9}' for split in found.counts)}")
     for name, *numbers in rows[:_MOST_ROWS]:
@@ -163,7 +163,7 @@ def describe(found: Findings) -> str:
             rest = f", {len(counter) - 6} more" if len(counter) > 6 else ""
             lines.append(f"  {title} {', '.join(shares)}{rest}")
     lines += [f"  damaged: {what}" for what in found.damaged[:_MOST_ROWS]]
-    return "\n".join(lines + _describe_equal(found)) + "\n"
+    return lines + _describe_equal(found)
 
 
 def _more(count: int, what: str) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_prep.look.look import Contents, Findings, Place, describe
 from data_prep.shard_set.codec import codec_of
+from data_prep.shard_set.files import printable
 
 _SHEET_CLASSES, _SHEET_IMAGES, _THUMB_PIXELS = 100, 10, 96
 
@@ -26,12 +27,13 @@ def contact_sheet(found: Findings) -> str:
         images = "".join(_thumbnail(found.contents, int(row)) for row in np.unique(chosen))
         rows.append(f"<h2>{html.escape(names[label])}</h2><p>{images}</p>")
     title = html.escape(found.contents.manifest.title)
+    lines = "".join(f"{html.escape(printable(line))}\n" for line in describe(found))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>"
         "body{font:15px/1.4 sans-serif;margin:2em auto;max-width:1100px;padding:0 1em}"
         "pre{overflow:auto;background:#f4f4f4;padding:1em}h2{font-size:1em;margin:1em 0 0}"
         "p{margin:.3em 0}img{margin:2px;vertical-align:top;min-width:48px}"
-        f"</style><h1>{title}</h1><pre>{html.escape(describe(found))}</pre>"
+        f"</style><h1>{title}</h1><pre>{lines}</pre>"
         f"{''.join(rows)}</html>\n"
     )
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Collection, Iterator
 from io import BufferedRandom
 from pathlib import Path
@@ -62,9 +63,32 @@ def as_text(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """`name` as text that stays on its line."""
+    """`name` as text that stays on its line: what has no shape is written as an escape."""
     text = as_text(name)
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
+
+
+def as_command(*words: str | Path) -> str:
+    """The words as a shell takes them, on a line that a terminal shows; for people to copy.
+
+    A path stays one whatever it begins with. Bytes without a shape are written in `$'…'`, which
+    bash, zsh, ksh and the sh of POSIX 2024 read.
+    """
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str | Path) -> str:
+    text = str(word)
+    if isinstance(word, Path) and text.startswith(("-", "~")):
+        text = f"./{text}"
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}" for byte in os.fsencode(text))
+    return "$'" + "".join(f"\\{one}" if one in "\\'" else one for one in plain) + "'"
 
 
 @contextlib.contextmanager

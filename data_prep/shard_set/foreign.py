@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_prep.shard_set.files import as_command
 from data_prep.shard_set.image_files import is_image
 
 INDEX_NAME = "index.json"
@@ -94,7 +95,8 @@ def describe_unfinished(folder: Path) -> str | None:
         return None
     return (
         f"{folder} is a conversion that is not finished: run the same 'python -m data_prep shard' "
-        f"command again, or, if its tasks are done, 'python -m data_prep merge {folder}'"
+        "command again, or, if its tasks are done: "
+        + as_command("python", "-m", "data_prep", "merge", folder)
     )
 
 
@@ -149,5 +151,5 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _make_of(source: str, path: Path) -> str:
-    words = f"shard {source} --input {path} --output SHARDS"
-    return f"make a shard set of it with 'python -m data_prep {words}'"
+    words = ("python", "-m", "data_prep", "shard", source, "--input", path, "--output", "SHARDS")
+    return f"make a shard set of it with: {as_command(*words)}"

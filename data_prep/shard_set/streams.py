@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
+import numbers
 import os
 import re
 import select
 import sys
 from typing import Any, TextIO
+
+from data_prep.shard_set.files import printable
 
 _LAST_STANDARD = 2
 
@@ -44,18 +48,43 @@ class _Shown(io.TextIOWrapper):
         return super().write(_COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text))
 
 
+class _Record(logging.LogRecord):
+    """A message in which names, of files, hosts or classes, begin no other line."""
+
+    def getMessage(self) -> str:
+        if isinstance(self.args, tuple):
+            self.args = tuple(
+                each if isinstance(each, numbers.Number) else printable(str(each))
+                for each in self.args
+            )
+        return super().getMessage()
+
+
+def say(*lines: str, stream: TextIO | None = None) -> None:
+    """Write lines to standard output, or to `stream`, at once.
+
+    A name in them, of a file, host or class, begins no other line and gives no orders to a
+    terminal: all that people read of a command goes through here, or through `logging`.
+    """
+    stream = stream or sys.stdout
+    stream.write("".join(f"{printable(line)}\n" for line in lines))
+    stream.flush()
+
+
 def open_streams() -> None:
     """Make the standard streams of this process ones that can always be written to.
 
     A closed one (`>&-`) is opened to nowhere: its number would otherwise go to the next file that
     is opened. What an encoding lacks is written as an escape, and so are a terminal's commands on
-    standard error and on a terminal. The first thing that a command does.
+    standard error and on a terminal. No name in a message of `logging` begins another line. The
+    first thing that a command does.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:  # the lowest that is free
         os.set_inheritable(handle, True)
     os.close(handle)
     sys.stdout = _reopened(1, sys.stdout)
     sys.stderr = _reopened(2, sys.stderr)
+    logging.setLogRecordFactory(_Record)
 
 
 def _reopened(handle: int, before: TextIO | None) -> TextIO:
@@ -85,5 +114,5 @@ def exit_code_after_flush(code: int) -> int:
     failure = sink.failure if isinstance(sink, _Sink) else None
     if failure is None or failure.errno == errno.EPIPE:
         return code
-    sys.stderr.write(f"error: standard output could not be written: {failure.strerror}\n")
+    say(f"error: standard output could not be written: {failure.strerror}", stream=sys.stderr)
     return code or 1

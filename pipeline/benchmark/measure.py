@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from data_prep.shard_set.compiled import is_compiled
 from data_prep.shard_set.fields import Reads, above
 from data_prep.shard_set.manifest import Manifest
 from data_prep.shard_set.options import Named, read_options
+from data_prep.shard_set.streams import say
 from pipeline.benchmark.choice import Measurement, candidates, choose, table
 from pipeline.config.command_line import with_values
 from pipeline.config.data import is_url, location_option
@@ -191,23 +191,23 @@ def with_scaled_crops(config: Config) -> Config:
 
 
 def run(options: Options) -> int:
-    config, say = configured(options.recipe or next(iter(RECIPES)), options), sys.stdout.write
+    config = configured(options.recipe or next(iter(RECIPES)), options)
     manifest = open_data(config, torch.device("cpu"), contextlib.ExitStack()).manifest
     recipe = options.recipe or fitting_recipe(manifest.image_size)
     config = configured(recipe, options)
     if manifest.image_size is None:
         config = with_scaled_crops(config)
-        say("the images differ in size: --augment.crop_place random_resized is measured\n")
+        say("the images differ in size: --augment.crop_place random_resized is measured")
     input_size(config.augment, manifest.image_size)
     if not is_compiled():
-        say("data_prep.shard_set._pixels was not compiled: JPEGs and pixels are read more slowly\n")
+        say("data_prep.shard_set._pixels was not compiled: JPEGs and pixels are read more slowly")
     rate, device = options.step_rate, "at the rate given"
     if rate is None:
         rate, device = step_rate(config, options.seconds)
-    say(f"training takes {rate:,.0f} images a second ({device}), {recipe}\n")
+    say(f"training takes {rate:,.0f} images a second ({device}), {recipe}")
     found = list(_measure_all(config, manifest, options))
-    say(f"{table(found, rate, device)}\n")
-    say(f"{choose(found, rate, max(1, torch.cuda.device_count()))}\n")
+    say(*table(found, rate, device).splitlines())
+    say(*choose(found, rate, max(1, torch.cuda.device_count())).splitlines())
     return 0
 
 
@@ -215,7 +215,7 @@ def _measure_all(config: Config, manifest: Manifest, options: Options) -> Iterat
     """Measure each reader; print which cannot be measured, and why."""
     for candidate in candidates(config, manifest, options.beton):
         if isinstance(candidate, str):
-            sys.stdout.write(f"{candidate}\n")
+            say(candidate)
             continue
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -225,7 +225,7 @@ def _measure_all(config: Config, manifest: Manifest, options: Options) -> Iterat
                 if candidate.data.reader == config.data.reader:
                     raise
                 reason = sentence_of(error)
-                sys.stdout.write(f"{candidate.data.reader} is left out: {reason}\n")
+                say(f"{candidate.data.reader} is left out: {reason}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

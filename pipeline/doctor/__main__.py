@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from data_prep.shard_set.options import read_options
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from pipeline.config.schema import DistributedConfig
 from pipeline.config.timeouts import DOCTOR_LIMIT_SECONDS
 from pipeline.doctor.checks import Check, checked, judge
@@ -84,7 +84,7 @@ def examine(options: DoctorOptions) -> int:
         for check in checks:
             console.line(f"{'ok  ' if check.is_right else 'FAIL'}  {check.title}: {check.text}")
         if num_wrong:
-            sys.stderr.write(f"error: {num_wrong} of {len(checks)} checks failed\n")
+            say(f"error: {num_wrong} of {len(checks)} checks failed", stream=sys.stderr)
     return ExitCode.FAILED if num_wrong else ExitCode.DONE
 
 

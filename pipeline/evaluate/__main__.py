@@ -23,7 +23,7 @@ from torch import nn
 from data_prep.shard_set.fields import Reads, choice_of
 from data_prep.shard_set.files import expanded
 from data_prep.shard_set.options import read_options
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from pipeline.config.data import location_option
 from pipeline.evaluate.shards import open_shards
 from pipeline.model.build import build_model, load_weights
@@ -167,7 +167,7 @@ def _report(run: RunDirectory, path: Path, result: Evaluation, *, as_json: bool)
         epoch = event.step / starts[-1].steps_per_epoch
         append(run.events, dataclasses.replace(event, epoch=epoch))
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"warning: the evaluation is not recorded: {sentence_of(error)}\n")
+        say(f"warning: the evaluation is not recorded: {sentence_of(error)}", stream=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

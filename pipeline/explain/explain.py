@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from typing import assert_never
 
+from data_prep.shard_set.files import as_command
 from pipeline.explain.causes import cause_of, first_cause
 from pipeline.explain.evidence import Evidence
 from pipeline.explain.explanation import ADVICE, Cause, Explanation, State
@@ -123,7 +123,7 @@ def _next(seen: Evidence, state: State, cause: Cause | None, saved: int) -> str:
         case "queued" | "starting" | "training":
             return advice or "wait: it goes on by itself"
         case "completed":
-            report = f"python -m pipeline.report {shlex.quote(str(seen.run.path))}"
+            report = as_command("python", "-m", "pipeline.report", seen.run.path)
             return f"{advice}; {report}" if advice else report
         case "stopped" | "failed" | "was killed":
             begins = f"goes on from step {saved:,}" if saved else "begins again"

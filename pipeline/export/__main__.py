@@ -24,7 +24,7 @@ from data_prep.shard_set.files import (
     write_atomically,
 )
 from data_prep.shard_set.options import Named, read_options
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from pipeline.export.card import write_card
 from pipeline.export.formats import Format, content_of, file_name, read_formats
 from pipeline.export.onnx_model import OPSET, GraphOptions
@@ -108,13 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         graph = GraphOptions(opset=opset, preprocessing=options.preprocessing)
         export(open_trained(options.source), options.to, formats, graph)
     except ImportError as error:
-        sys.stderr.write(f"error: {error}: pip install 'alexnet-2012[export]'\n")
+        say(f"error: {error}: pip install 'alexnet-2012[export]'", stream=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {describe(error)}\n")
+        say(f"error: {describe(error)}", stream=sys.stderr)
         return 1
     for path in sorted(options.to.iterdir()):
-        sys.stdout.write(f"{path}  {path.stat().st_size:,} bytes\n")
+        say(f"{path}  {path.stat().st_size:,} bytes")
     return 0
 
 

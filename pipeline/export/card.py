@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from data_prep.shard_set.files import as_text, printable, write_atomically
+from data_prep.shard_set.files import as_command, as_text, printable, write_atomically
 from pipeline.config.marks import show
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import is_operational, values_of
@@ -83,6 +84,18 @@ def _front_matter(network: TrainedNetwork) -> str:
     return "\n".join([*lines, "---", ""])
 
 
+def _prose(text: str) -> str:
+    """Text of others within a line of Markdown: no HTML, link or other markup comes of it."""
+    return re.sub(r"[\\`*\[\]<>&$|~]", lambda found: f"&#{ord(found[0])};", printable(text))
+
+
+def _code(text: str) -> str:
+    """Text of others as Markdown's code, whatever backticks it has."""
+    text = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if text.strip("`") == text != "" else f"{fence} {text} {fence}"
+
+
 def _quoted(text: str) -> str:
     return json.dumps(printable(text), ensure_ascii=False)
 
@@ -98,22 +111,22 @@ def _summary(network: TrainedNetwork) -> str:
     count = sum(parameter.numel() for parameter in network.model.parameters())
     began = "" if origin.began is None else f" It began with the weights of {_named(origin.began)}."
     return (
-        f"# {name}, trained on {printable(dataset.title)}\n\n"
+        f"# {name}, trained on {_prose(dataset.title)}\n\n"
         f"`{name}`, {count:,} parameters, {dataset.num_classes:,} classes: the weights after step "
-        f"{origin.step:,} of the run `{printable(origin.run)}`, of the recipe "
-        f"`{printable(origin.recipe)}`.{began}\n"
-        f"The hash of the weights is `{origin.weights_sha256}`.\n"
+        f"{origin.step:,} of the run {_code(origin.run)}, of the recipe "
+        f"{_code(origin.recipe)}.{began}\n"
+        f"The hash of the weights is {_code(origin.weights_sha256)}.\n"
     )
 
 
 def _named(began: Mapping[str, Any]) -> str:
     """What `Settings` keeps of the weights that a run began with, without places of its host."""
     place = began.get("checkpoint") or began.get("path")
-    name = f"`{printable(Path(str(place)).name)}`"
+    name = _code(Path(str(place)).name)
     if (sha256 := began.get("weights_sha256")) is not None:
-        name += f", whose hash is `{sha256}`"
+        name += f", whose hash is {_code(str(sha256))}"
     if (layer := began.get("new_layer")) is not None:
-        name += f", and a new last layer `{layer}`"
+        name += f", and a new last layer {_code(str(layer))}"
     return name
 
 
@@ -122,11 +135,11 @@ def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
     lines = ["## Accuracy", ""]
     for row in rows:
         top5 = "" if row.correct5 is None else f", top-5 {_share(row.correct5, row.seen)}"
-        title = printable(row.shard_set or network.dataset.title)
+        title = _prose(row.shard_set or network.dataset.title)
         if not row.own_shards:
-            title += f" (another shard set, with the hash `{row.manifest_sha256}`)"
+            title += f" (another shard set, with the hash {_code(str(row.manifest_sha256))})"
         lines.append(
-            f"- `{row.split}` of {title}, views of an image: {row.views or 1}. "
+            f"- {_code(row.split)} of {title}, views of an image: {row.views or 1}. "
             f"Top-1 **{_share(row.correct1, row.seen)}**{top5}."
         )
     views = rows[0].views if rows else network.config.evaluation.views
@@ -136,8 +149,8 @@ def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
     if "safetensors" in formats:
         source, what = "EXPORT", "EXPORT is the folder of this file"
     command = (
-        f"    python -m pipeline.evaluate --run-dir {source} --split {split} --views {views or 1} "
-        "--shards SHARDS"
+        f"    python -m pipeline.evaluate --run-dir {source} --split {as_command(split)} "
+        f"--views {views or 1} --shards SHARDS"
     )
     if not rows:
         return "\n".join(
@@ -209,11 +222,11 @@ def _use_of(form: Format, network: TrainedNetwork, graph: GraphOptions) -> str:
 
 def _training(network: TrainedNetwork) -> str:
     origin, values = network.origin, values_of(network.config)
-    words = [f"    python -m pipeline.train {origin.recipe}"]
+    words = [f"    python -m pipeline.train {as_command(origin.recipe)}"]
     if origin.recipe in RECIPES:
         usual = values_of(RECIPES[origin.recipe]())
         words += [
-            f"--{name} {show(value)}"
+            f"--{name} {as_command(show(value))}"
             for name, value in values.items()
             if value != usual[name] and not is_operational(name)
         ]
@@ -223,17 +236,18 @@ def _training(network: TrainedNetwork) -> str:
 
 def _data(network: TrainedNetwork) -> str:
     dataset = network.dataset
-    splits = ", ".join(f"{count:,} of `{name}`" for name, count in dataset.num_samples.items())
+    splits = ", ".join(f"{count:,} of {_code(name)}" for name, count in dataset.num_samples.items())
     given = ((name, value) for name, value in sorted(dataset.options.items()) if value is not None)
-    options = ", ".join(f"{name} {value}" for name, value in given)
+    options = _prose(", ".join(f"{name} {value}" for name, value in given))
     lines = [
         *("## Data", ""),
-        f"{dataset.title}, source `{dataset.source}`, encoding `{dataset.encoding}`; images: "
+        f"{_prose(dataset.title)}, source {_code(dataset.source)}, encoding "
+        f"{_code(dataset.encoding)}; images: "
         f"{splits}. Options of the conversion: {options or 'none'}. The SHA-256 of the shard set's "
         f"manifest `_info.json` is `{dataset.manifest_sha256}`; through the hashes in it, it is "
         "that of every image.",
         "",
     ]
     if dataset.num_classes <= _MOST_CLASSES:
-        lines += [f"Classes: {', '.join(map(printable, dataset.class_names))}.", ""]
+        lines += [f"Classes: {', '.join(map(_prose, dataset.class_names))}.", ""]
     return "\n".join(lines)

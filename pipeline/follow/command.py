@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, assert_never
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from pipeline.follow.destination import EXPORTS, Destination, DestinationName, require
 from pipeline.follow.story import Story
 from pipeline.run.directory import RunDirectory
@@ -164,5 +164,4 @@ def _only_one(run: RunDirectory, options: Options) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    say(f"{text}")

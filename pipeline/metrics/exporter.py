@@ -30,6 +30,7 @@ from prometheus_client import CollectorRegistry
 from data_prep.shard_set.files import describe, remove_leftovers
 from data_prep.shard_set.locks import locked
 from data_prep.shard_set.options import Named, read_options, words_of
+from data_prep.shard_set.streams import say
 from pipeline.config.data import Location
 from pipeline.config.schema import MetricsConfig, Port
 from pipeline.config.timeouts import KEPT_SECONDS
@@ -139,7 +140,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
         location = location_of(address, server.server_port, host)
         scheme = "https" if metrics.exporter_certfile else "http"
         target = Target.of(path, identity, address=location, scheme=scheme)
-        sys.stdout.write(f"serving {run.path} at {scheme}://{location}/metrics, target {path}\n")
+        say(f"serving {run.path} at {scheme}://{location}/metrics, target {path}")
         with contextlib.suppress(OSError):  # another user's
             remove_leftovers(targets, {path.name})
         linger_seconds = 0.0 if "SLURM_JOB_ID" in os.environ else KEPT_SECONDS
@@ -149,9 +150,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
         deadline = time.monotonic() + max(linger_seconds, first_seconds)
         target.announce()
         # Of others that were here, or of this run's on nodes that it has lost.
-        for line in drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)):
-            sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        say(*drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)))
         while not stop.wait(_POLL_SECONDS) and _is_owner(lock, owner):
             target.announce()
             before, last_start = last_start, collector.last_start()
@@ -193,6 +192,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         serve(run, metrics, address=options.address, targets=options.targets_dir or run.targets)
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {describe(error)}\n")
+        say(f"error: {describe(error)}", stream=sys.stderr)
         return 1
     return 0

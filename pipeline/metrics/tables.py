@@ -18,6 +18,7 @@ from data_prep.shard_set.conversion_metrics import CONVERSION_METRICS
 from data_prep.shard_set.files import describe, write_atomically
 from data_prep.shard_set.metric import table_rows
 from data_prep.shard_set.options import Named, read_options
+from data_prep.shard_set.streams import say
 from pipeline.metrics.declared import METRICS
 
 ALL_METRICS = (*METRICS, *CONVERSION_METRICS)
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_atomically(path, with_tables(path.read_text()).encode())
     except (OSError, UnicodeError) as error:
-        sys.stderr.write(f"error: {path} cannot be rewritten: {describe(error)}\n")
+        say(f"error: {path} cannot be rewritten: {describe(error)}", stream=sys.stderr)
         return 1
     return 0
 

@@ -21,7 +21,7 @@ from data_prep.shard_set.fields import at_least, choice_of
 from data_prep.shard_set.files import printable, write_atomically
 from data_prep.shard_set.options import Named, read_options
 from data_prep.shard_set.progress import Progress
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from pipeline.predict import figure
 from pipeline.predict.answers import Answer, Printer, Style, Tally, label_of
 from pipeline.predict.inputs import Input, find_inputs
@@ -130,9 +130,8 @@ def _draw(
     title = f"Predictions of {printable(origin.run)}, step {origin.step:,}"
     write_atomically(path, figure.draw(path, pictures, top, title))
     if len(shown) < num_classified:
-        sys.stderr.write(
-            f"note: {path} shows the first {len(shown)} of {num_classified:,} images\n"
-        )
+        note = f"note: {path} shows the first {len(shown)} of {num_classified:,} images"
+        say(note, stream=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from data_prep.shard_set.files import describe, path_option
 from data_prep.shard_set.foreign_tar import ForeignTarError
 from data_prep.shard_set.image_files import is_image_file, left_out, walk
+from data_prep.shard_set.streams import say
 from data_prep.shard_set.tar_images import walk_images
 from data_prep.shard_set.tar_walk import Member
 
@@ -87,7 +88,7 @@ def _inputs_in_folder(folder: Path) -> Iterator[Input]:
         else:
             others.append(path)
     if others:
-        sys.stderr.write(f"warning: {left_out(folder, [str(path) for path in others])}\n")
+        say(f"warning: {left_out(folder, [str(path) for path in others])}", stream=sys.stderr)
 
 
 def _may_be_image(path: Path) -> bool:

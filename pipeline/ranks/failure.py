@@ -42,6 +42,7 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from data_prep.shard_set.files import describe
+from data_prep.shard_set.streams import say
 from pipeline.model.columns import ExchangeError
 from pipeline.run.ending import ExitCode, FailureCause
 
@@ -147,12 +148,12 @@ def exit_code_of(body: Callable[[], int]) -> int:
     except RankFailure as failure:
         _print_unforeseen(failure.__cause__)
         if failure.is_reported_here:
-            sys.stderr.write(f"error: {failure}\n")
+            say(f"error: {failure}", stream=sys.stderr)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
         _print_unforeseen(error)
-        sys.stderr.write(f"error: {sentence_of(error)}\n")
+        say(f"error: {sentence_of(error)}", stream=sys.stderr)
     sys.stderr.flush()
     return ExitCode.FAILED
 

@@ -15,7 +15,7 @@ from typing import Annotated
 from data_prep.shard_set.fields import within
 from data_prep.shard_set.files import as_text, describe, path_option, write_atomically
 from data_prep.shard_set.options import Named, read_options
-from data_prep.shard_set.streams import exit_code_after_flush, open_streams
+from data_prep.shard_set.streams import exit_code_after_flush, open_streams, say
 from pipeline.run.directory import RunDirectory
 
 _EXTRA = ("jinja2", "matplotlib")
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         other = ""
         if isinstance(error, OSError) and error.filename == str(output):
             other = "; give --output FILE, where it can be written"
-        sys.stderr.write(f"error: {describe(error)}{other}\n")
+        say(f"error: {describe(error)}{other}", stream=sys.stderr)
         return 1
-    sys.stdout.write(f"{output}\n")
+    say(str(output))
     return 0
 
 

@@ -6,6 +6,8 @@ import datetime
 from collections.abc import Mapping
 from typing import TextIO
 
+from data_prep.shard_set.streams import say
+
 
 class Console:
     """Writes whole lines to `stream`, if there is one.
@@ -18,8 +20,7 @@ class Console:
 
     def line(self, text: str) -> None:
         if self._stream is not None:
-            self._stream.write(f"{text}\n")
-            self._stream.flush()
+            say(text, stream=self._stream)
 
     def table(self, rows: Mapping[str, str]) -> None:
         """Names and values, aligned."""

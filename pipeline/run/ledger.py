@@ -105,6 +105,8 @@ class LedgerBuilder:
         """Not answered by a process group yet."""
         self._is_queue_known = False
         self._num_attempts = self._num_preemptions = self._num_lost_steps = 0
+        self._unlogged = 0.0
+        """Seconds behind the newest log interval of an attempt that has failed."""
 
     def add(self, row: Event) -> None:
         """Take the next row."""
@@ -182,7 +184,7 @@ class LedgerBuilder:
         self._num_attempts += 1
         if self._state is not None:
             last = max(self._heard, -math.inf if heard is None else heard)
-            self._settle(min(last, began), _wasted(self._state))
+            self._waste(min(last, began))
         for until, name in self._waiting(began):
             self._settle(until, name)
         self._submits.clear()
@@ -213,6 +215,7 @@ class LedgerBuilder:
         self._settle(min(loaded, row.time), "starting")
         self._settle(min(compiled, row.time), "loading")
         self._settle(row.time, "compiling")
+        self._keep_unlogged(row.step)
         self._state, self._step = "loading", row.step
         # What was done after that will be done again; see `event_log.history_of`.
         for step, num_steps, seconds in self._work:
@@ -222,6 +225,28 @@ class LedgerBuilder:
                     self._seconds[name] -= value
                     self._seconds["lost"] += value
         self._work = [work for work in self._work if work[0] <= (row.resumed_from or 0)]
+
+    def _waste(self, until: float) -> None:
+        """The process group has failed, and nothing came of what it did since its newest row."""
+        if self._state is not None:
+            before = self._seconds["lost"]
+            self._settle(until, "lost" if self._state in ("loading", "steps") else self._state)
+            self._unlogged = self._seconds["lost"] - before
+
+    def _keep_unlogged(self, step: int) -> None:
+        """Steps up to `step` that nobody has logged are done: ranks have kept them in memory."""
+        num_steps, unlogged, self._unlogged = step - self._step, self._unlogged, 0.0
+        logged = next((work for work in reversed(self._work) if work[1]), None)
+        if num_steps <= 0 or logged is None or logged[0] != self._step:
+            return
+        _, number, seconds = logged
+        total = sum(seconds.values()) * num_steps / number
+        share = num_steps / number * min(1.0, unlogged / total) if total else 0.0
+        kept = {name: value * share for name, value in seconds.items()}
+        self._work.append((step, num_steps, kept))
+        self._seconds["lost"] -= sum(kept.values())
+        for name, value in kept.items():
+            self._seconds[name] += value
 
     def _add_work(self, row: Event, num_steps: int, seconds: Mapping[SecondClass, float]) -> None:
         self._work.append((row.step, num_steps, seconds))
@@ -261,8 +286,9 @@ class LedgerBuilder:
         if row.began is not None:  # it failed before its `start` row
             self._begin_attempt(row.began)
         if self._state is not None:
-            has_failed = row.outcome == "failed"
-            self._settle(row.time, _wasted(self._state) if has_failed else "stopping")
+            if row.outcome == "failed":
+                self._waste(row.time)
+            self._settle(row.time, "stopping")
         elif row.outcome == "failed":  # before its `run` row, in an older version
             self._num_attempts += 1
             self._settle(row.time, "down")
@@ -277,8 +303,3 @@ def ledger_of(
     for row in rows:
         builder.add(row)
     return builder.ledger(now, is_at_work=is_at_work)
-
-
-def _wasted(state: _State) -> SecondClass:
-    """The class of what a process group did after its last row, if nothing came of it."""
-    return "lost" if state in ("loading", "steps") else state

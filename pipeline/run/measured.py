@@ -1,4 +1,7 @@
-"""What a run has cost by its own events: the constants of a plan, and what waits must allow."""
+"""What a run has cost by its own events: the constants of a plan, and what waits must allow.
+
+Only attempts that divide a step as the newest one does count: on as many ranks of the same kind.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from dataclasses import dataclass, field
 
 from pipeline.config.order import Measured, Surroundings, check_waits
 from pipeline.config.schema import Config
+from pipeline.config.timeouts import SHUTDOWN_SECONDS
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import attempts_of, of_type, read_rows
+from pipeline.run.event_log import attempts_of, history_of, of_training, of_type, read_rows
 from pipeline.run.events import (
     CheckpointEvent,
     EndEvent,
@@ -37,9 +41,11 @@ class RunCosts:
     longest_save: float | None = None
     evaluation: float | None = None
     start: float | None = None
-    """From the start of a job to its first step."""
+    """From the start of a job to its first step; what its first steps took longer is part of it."""
     restart: float | None = None
-    """From a failure to the first step of the ranks that torchrun starts instead."""
+    """The same from a failure, of the ranks that torchrun or a supervisor starts instead."""
+    best: float | None = None
+    """The share of evaluations that were the best so far: after each the run saves."""
     run: RunEvent | None = None
     """Of the newest attempt."""
 
@@ -56,18 +62,24 @@ class RunCosts:
 
 def costs_of(rows: Iterable[Event]) -> RunCosts:
     """The costs that all `rows` of a run show, void attempts included."""
-    history = list(rows)
-    starts, restarts = _starts(history)
-    evaluations, saves = _pauses(history)
+    rows = list(rows)
+    run = next(reversed(of_type(rows, RunEvent)), None)
+    if run is None:
+        return RunCosts()
+    alike = [each for each in attempts_of(rows) if _layouts(each) == {_layout(run)}]
+    phases = _phases(alike)
+    starts, restarts = _starts(rows, run, sum(phases.values()))
+    evaluations, saves = _pauses(alike)
     return RunCosts(
-        phases=_phases(history),
+        phases=phases,
         save=_median([counts for _, counts in saves]),
         save_wait=_median([wait for wait, _ in saves]),
         longest_save=max((counts for _, counts in saves), default=None),
         evaluation=_median(evaluations),
         start=_median(starts),
         restart=_median(restarts),
-        run=next(reversed(of_type(history, RunEvent)), None),
+        best=_share_of_best(rows),
+        run=run,
     )
 
 
@@ -80,11 +92,26 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _phases(history: Sequence[Event]) -> dict[Label, float]:
+def _layout(run: RunEvent) -> tuple[str, int, int]:
+    """What the time of a step depends on, and may change from attempt to attempt."""
+    return run.device, run.world_size, run.accumulation_steps
+
+
+def _layouts(attempt: Sequence[Event]) -> set[tuple[str, int, int]]:
+    return {_layout(row) for row in of_type(attempt, RunEvent)}
+
+
+def _share_of_best(rows: Sequence[Event]) -> float | None:
+    found = of_type(of_training(history_of(rows)), EvalEvent)
+    best = itertools.accumulate((row.top1 for row in found), max, initial=-1.0)
+    return sum(a < b for a, b in itertools.pairwise(best)) / len(found) if found else None
+
+
+def _phases(attempts: Sequence[Sequence[Event]]) -> dict[Label, float]:
     """Of a step; the first interval of each attempt, which is slow, only if there are no others."""
     pairs = [
         list(itertools.pairwise(row for row in attempt if isinstance(row, RunEvent | TrainEvent)))
-        for attempt in attempts_of(history)
+        for attempt in attempts
     ]
     steady = [pair for each in pairs for pair in each[1:]] or [p for each in pairs for p in each]
     seconds, num_steps = dict.fromkeys(PHASE_LABELS, 0.0), 0
@@ -96,18 +123,20 @@ def _phases(history: Sequence[Event]) -> dict[Label, float]:
     return {label: value / num_steps for label, value in seconds.items()} if num_steps else {}
 
 
-def _pauses(history: Sequence[Event]) -> tuple[list[float], list[tuple[float, float]]]:
+def _pauses(
+    attempts: Sequence[Sequence[Event]],
+) -> tuple[list[float], list[tuple[float, float]]]:
     """What evaluations took; and saves: how long steps waited, and until they counted.
 
     With what surrounds what the rows have measured, if steps waited for all of it.
     """
     evaluations: list[float] = []
     saves: list[tuple[float, float]] = []
-    for before, row in itertools.pairwise(history):
+    for before, row in (pair for each in attempts for pair in itertools.pairwise(each)):
         is_next = isinstance(before, TrainEvent | EvalEvent) and before.step == row.step
         gap = row.time - before.time if is_next else 0.0
         match row:
-            case EvalEvent() if row.by == "train":
+            case EvalEvent():
                 evaluations.append(max(row.seconds, gap))
             case CheckpointEvent(waited_seconds=None) if row.step < before.step:
                 # Written in the background, and waited for in the end.
@@ -121,29 +150,43 @@ def _pauses(history: Sequence[Event]) -> tuple[list[float], list[tuple[float, fl
     return evaluations, saves
 
 
-def _starts(history: Sequence[Event]) -> tuple[list[float], list[float]]:
-    """Seconds until the first step: of jobs, and of what torchrun started after a failure."""
+def _starts(
+    rows: Sequence[Event], alike: RunEvent, step_seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds until the first step: of jobs, and of what was started at once after a failure.
+
+    A later start is that of a job, whose wait for a person or in a queue is no cost.
+    """
     starts: list[float] = []
     restarts: list[float] = []
     begin: float | None = None
     failed: float | None = None
-    took = starts
-    for row in history:
+    took, run, done = starts, alike, 0
+    for row in rows:
         match row:
             case SubmitEvent():
                 failed = None
             case StartEvent():
-                begin, took = (row.began, starts) if failed is None else (failed, restarts)
-                if failed is not None and row.heard is not None:
-                    begin = max(begin, row.heard)
+                begin, took = row.began, starts
+                if failed is not None:
+                    last = max(failed, min(row.began, row.heard or failed))
+                    if row.began - last <= SHUTDOWN_SECONDS:  # what torchrun waits at most
+                        begin, took = last, restarts
+            case RunEvent():
+                if failed is not None and begin is not None and row.step > done:
+                    # It goes on with steps that were not logged: ranks kept them in memory.
+                    begin = min(begin, failed + step_seconds * (row.step - done))
+                failed, run = row.time if failed is not None else None, row
+            case EvalEvent(by="evaluate"):
+                pass
             case EndEvent():
                 failed = row.time if row.outcome == "failed" else None
                 begin = None
             case TrainEvent():
-                if begin is not None:
-                    first = row.time - sum(value or 0.0 for value in row.phase_seconds.values())
-                    took.append(max(0.0, first - begin))
-                failed, begin = row.time, None
+                if begin is not None and _layout(run) == _layout(alike):
+                    steps = step_seconds * (row.step - run.step)
+                    took.append(max(0.0, row.time - steps - begin))
+                failed, begin, done = row.time, None, row.step
             case _:
                 failed = row.time if failed is not None else None
     return starts, restarts

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 
 import torch
 
-from data_prep.shard_set.streams import open_streams
+from data_prep.shard_set.files import as_command
+from data_prep.shard_set.streams import open_streams, say
 from pipeline.data.open import constancy
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import RankFailure, exit_code_of, leave
@@ -129,7 +129,7 @@ def _conclude(components: Components, *, is_complete: bool) -> None:
     table = {"checkpoint": str(checkpoint.path_of(run.checkpoints, progress.step))}
     if components.config.metrics.enabled:
         table["metrics"] = str(run.metrics)
-    console.table(table | {"report": f"python -m pipeline.report {shlex.quote(str(run.path))}"})
+    console.table(table | {"report": as_command("python", "-m", "pipeline.report", run.path)})
 
 
 def _labels(components: Components) -> tuple[dict[str, str], dict[str, str]]:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     words = sys.argv[1:] if arguments is None else arguments
     if asks_for_help(words):
-        Console(sys.stdout).line(help_text(words))
+        say(*help_text(words).splitlines())
         return 0
     signals = StopSignals()
 

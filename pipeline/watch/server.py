@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from data_prep.shard_set.fields import within
-from data_prep.shard_set.files import printable
 from data_prep.shard_set.options import Named
+from data_prep.shard_set.streams import say
 from pipeline.run.directory import RunDirectory
 from pipeline.watch.root import Root
 from pipeline.watch.text import shown
@@ -68,8 +68,7 @@ def run(options: Options) -> None:
     root = Root(path)
     with bind(root, options.port) as server:
         threading.Thread(target=root.follow, daemon=True).start()
-        sys.stdout.write(f"{printable(str(root.path))}: http://{_ADDRESS}:{options.port}/\n")
-        sys.stdout.flush()
+        say(f"{root.path}: http://{_ADDRESS}:{options.port}/")
         server.serve_forever()
 
 

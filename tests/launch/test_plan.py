@@ -172,3 +172,29 @@ def test_a_run_that_gets_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["best_wall_seconds"] > 0
     assert main(["plan", *map(str, words)]) == 0
     assert "for ever expected" in capsys.readouterr().out
+
+
+def test_best_results_are_saved_beside_what_is_due(capsys: pytest.CaptureFixture[str]) -> None:
+    seldom = ("alexnet_fast", "--checkpoint.every_epochs", 3)
+    none, half, each = (
+        planned(capsys, *GIVEN, "--best-ratio", ratio, *seldom) for ratio in (0, 0.5, 1)
+    )
+    assert [found["best_saves"] for found in (none, half, each)] == [0, 30, 60]
+    assert [found["saves"] for found in (none, half, each)] == [30] * 3
+    assert half["wall_seconds"] == pytest.approx(none["wall_seconds"] + 30 * 6)
+    assert each["wall_seconds"] == pytest.approx(none["wall_seconds"] + 60 * 6)
+    often = planned(capsys, *GIVEN, *FAILING, "alexnet_fast")
+    each = planned(capsys, *GIVEN, *FAILING, "--best-ratio", 1, *seldom)
+    assert each["wall_seconds"] == pytest.approx(often["wall_seconds"]), "the same saves"
+    assert main(["plan", *map(str, GIVEN), "--best-ratio", "0.5", *map(str, seldom)]) == 0
+    assert "30 saves, 30 more of best results and 90 evaluations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_the_best_interval_is_no_worse_than_the_given_one(
+    ratio: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for every in (1, 2, 7):
+        words = ("--best-ratio", ratio, "alexnet_fast", "--checkpoint.every_epochs", every)
+        found = planned(capsys, *GIVEN, *FAILING, *words)
+        assert found["best_wall_seconds"] <= found["wall_seconds"] * (1 + 1e-9)

@@ -71,7 +71,7 @@ def test_status_is_of_this_copy_of_the_run_and_names_what_is_wrong(
     assert "waiting for data, at step 10\n" in text
     assert f"faults       {run.events}, line 5 is not an event: it has no epoch, " in text
     assert "state        failed: a rank was lost, and it is not known which, or why\n" in text
-    assert f"explain      'python -m launch explain {run.path}' says why, " in text
+    assert f"explain      python -m launch explain {run.path} says why, " in text
     run.metrics.mkdir()
     writer = dataclasses.replace(
         Writer.this_process(rank=1, local_rank=1, interval_seconds=1), start_ticks=1
@@ -153,8 +153,8 @@ def test_a_name_or_word_of_any_kind_stays_text_on_its_line(
     history.close()
     assert main(["status", str(run.path)]) == 0
     text = capsys.readouterr().out
-    assert "state        failed: one\\ntwo\\x1b[31m\\ufffd\n" in text
-    assert f"launch explain '{tmp_path}/a b\\x1b[31m\\n'' says why" in text
+    assert "state        failed: one\\ntwo\\x1b[31m\ufffd\n" in text
+    assert f"launch explain $'{tmp_path}/a b\\033[31m\\012' says why" in text
     assert "\x1b" not in text
 
 

@@ -176,7 +176,7 @@ def test_nothing_is_written_for_tars_that_are_not_enough(tmp_path: Path) -> None
 def test_a_conversion_that_is_not_finished_is_not_adopted(tmp_path: Path) -> None:
     tars = write_tars(tmp_path / "tars", 1)
     (tars / WORK_FOLDER).mkdir()
-    expected = f"{tars} is a conversion that is not finished: run the same '.* merge {tars}'"
+    expected = f"{tars} is a conversion that is not finished: run the same '.* merge {tars}"
     with pytest.raises(SourceError, match=expected):
         run_adoption(expand([str(tars)]), tars, HOW, io.StringIO())
     with pytest.raises(ShardSetError, match=expected):

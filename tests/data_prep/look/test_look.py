@@ -35,7 +35,7 @@ def shards(raw: Path) -> Path:
 
 
 def test_a_person_is_told_what_is_in_there(shards: Path) -> None:
-    text = describe(look(shards, 100))
+    text = "\n".join(describe(look(shards, 100)))
     lines = text.splitlines()
     assert lines[0] == "2 classes of images: encoding jpeg, source folder"
     assert "train: 10 samples in 1 shards" in text
@@ -49,7 +49,7 @@ def test_a_person_is_told_what_is_in_there(shards: Path) -> None:
 
 
 def test_images_that_are_there_twice_are_named(shards: Path) -> None:
-    text = describe(look(shards, 100))
+    text = "\n".join(describe(look(shards, 100)))
     assert "2 images are there more than once" in text
     assert "LEAKAGE: 1 of them are in train and in val" in text
     assert "1 of them have more than one label" in text
@@ -65,7 +65,7 @@ def test_a_damaged_image_is_named(shards: Path, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[600:900] = bytes(300)
     path.write_bytes(content)
-    assert "damaged: train train-000000.tar" in describe(look(copy, 100))
+    assert "damaged: train train-000000.tar" in "\n".join(describe(look(copy, 100)))
 
 
 def test_the_page_shows_images_of_each_class(shards: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_names_stay_names(run: Path, tmp_path: Path) -> None:
     assert open_trained(str(folder)).origin.run == name
     _, header, rest = (folder / "README.md").read_text().split("---\n", 2)
     (model,) = yaml.safe_load(header)["model-index"]
-    assert model["name"] == ascii(name)[1:-1]
+    assert model["name"] == name.replace("\n", "\\n")
     assert f"of the run `{model['name']}`" in rest
 
 

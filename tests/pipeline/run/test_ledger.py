@@ -438,3 +438,43 @@ def test_an_evaluation_by_hand_is_no_time_of_the_run() -> None:
     rows = [RAN, trained(140, 5, h2d=10)]
     assert ledger([*rows, by_hand]) == ledger(rows)
     assert ledger_of([by_hand]) is None
+
+
+@given(
+    logged=st.integers(1, 20),
+    more=st.integers(0, 20),
+    steps=st.integers(1, 10),
+    down=st.integers(0, 5),
+    is_told=st.booleans(),
+)
+def test_steps_that_ranks_kept_in_memory_are_not_lost(
+    logged: int, more: int, steps: int, down: int, is_told: bool
+) -> None:
+    """Each step takes a second; `more` were done since the newest log, and part of another one."""
+    rows: list[Event] = [event("run", 0, BEGIN, **start_fields())]
+
+    def train(step: int, time: float, count: int) -> Event:
+        phases = ALL_PHASES | {"forward_backward": 0.75 * count, "data_wait": 0.25 * count}
+        row: Event = event("train", step, time, **train_fields(step) | {"phase_seconds": phases})
+        return row
+
+    died = BEGIN + logged + more + 0.5
+    rows.append(train(logged, BEGIN + logged, logged))
+    if is_told:
+        rows.append(event("end", logged + more, died, outcome="failed", error="x"))
+    rows.append(event("start", logged + more, died + down + 1, began=died + down, heard=died))
+    rows.append(event("run", logged + more, died + down + 2, **start_fields(logged + more)))
+    rows.append(train(logged + more + steps, died + down + 2 + steps, steps))
+    ledger = ledger_of(rows)
+    assert ledger is not None
+    done = logged + more + steps
+    assert ledger.seconds["steps"] == pytest.approx(0.75 * done)
+    assert ledger.seconds["data_wait"] == pytest.approx(0.25 * done)
+    assert ledger.seconds["lost"] == pytest.approx(0.5)
+    assert ledger.seconds["down"] == pytest.approx(down)
+    assert ledger.num_lost_steps == 0
+    assert sum(ledger.seconds.values()) == pytest.approx(ledger.total_seconds)
+    lost = ledger_of([*rows, event("run", 0, died + down + 99, **start_fields())])
+    assert lost is not None
+    assert lost.num_lost_steps == done
+    assert lost.seconds["steps"] == pytest.approx(0)

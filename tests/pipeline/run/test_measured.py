@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.run.events import Event
 from pipeline.run.measured import costs_of
@@ -60,8 +64,8 @@ def test_what_a_run_has_cost() -> None:
     assert costs.evaluation == 4.0, "with what surrounds it"
     assert (costs.save, costs.longest_save) == (2.0, 3.0)
     assert costs.save_wait == costs.save, "steps waited for it"
-    assert costs.start == pytest.approx((8.0 + 7.0) / 2)
-    assert costs.restart == pytest.approx((11.0 + 10.0) / 2), "from what was heard last"
+    assert costs.start == pytest.approx((18.0 + 12.0) / 2 - 5.5), "less 10 steps"
+    assert costs.restart == pytest.approx((16.0 + 15.0) / 2 - 5.5), "from what was heard last"
     assert costs.run is not None
     assert costs.run.resumed_from == 50
 
@@ -88,3 +92,76 @@ def test_a_save_that_is_waited_for_in_the_end_costs_what_steps_waited() -> None:
     fields = checkpoint_fields("periodic") | {"seconds": 30.0}
     costs = costs_of([*HISTORY[:5], event("checkpoint", 10, 125.0, **fields)])
     assert (costs.save_wait, costs.save) == (2.0, 30.0)
+
+
+def test_first_steps_that_take_longer_are_a_part_of_the_start() -> None:
+    history = [*started(105.0, 100.0), step(10, 120.0, 10.0), step(20, 125.0, 5.0)]
+    costs = costs_of(history)
+    assert costs.step == 0.5
+    assert costs.start == 120.0 - 10 * 0.5 - 100.0
+
+
+@given(
+    lives=st.lists(
+        st.tuples(st.sampled_from([1, 2, 4]), st.booleans(), st.floats(0.1, 9.0)), min_size=1
+    )
+)
+def test_attempts_on_other_ranks_and_pauses_of_people_are_no_costs(
+    lives: list[tuple[int, bool, float]],
+) -> None:
+    """Restarts after `seconds` or, if somebody starts the job by hand, after hours; all are killed.
+
+    Steps take as long as a run on so many ranks takes them.
+    """
+    rows: list[Event] = []
+    now, at = 1000.0, 0
+    for world_size, is_paused, seconds in lives:
+        now += 7200.0 if is_paused else seconds
+        run = start_fields(resumed_from=at or None) | {"world_size": world_size}
+        rows.append(event("start", at, now + 1.0, began=now, heard=None))
+        rows.append(event("run", at, now + 2.0, **run))
+        now += 2.0
+        for _ in range(3):
+            now, at = now + 10.0 / world_size, at + 10
+            rows.append(step(at, now, 10.0 / world_size))
+    costs, last = costs_of(rows), lives[-1][0]
+    assert costs.run is not None
+    assert costs.run.world_size == last
+    assert costs.step == pytest.approx(1 / last)
+    own = [
+        seconds
+        for number, (world_size, is_paused, seconds) in enumerate(lives)
+        if world_size == last and not is_paused and number
+    ]
+    expected = statistics.median(own) + 2.0 if own else None
+    assert costs.restart == (None if expected is None else pytest.approx(expected))
+    assert costs.start in (None, pytest.approx(2.0))
+
+
+def test_an_evaluation_by_hand_is_no_sign_of_life() -> None:
+    by_hand = eval_fields(1, 2, 10, 10) | {"by": "evaluate"}
+    history = [*HISTORY[:5], event("eval", 20, 900.0, **by_hand), *started(1000.0, 1000.0)]
+    costs = costs_of([*history, step(10, 1010.0, 1.0)])
+    assert costs.restart is None
+    assert costs.start is not None, "somebody started it again"
+
+
+def test_ranks_that_go_on_from_memory_have_lost_their_restart_alone() -> None:
+    """They had done 8 steps since the newest log, of half a second each."""
+    history = [*started(105.0, 100.0), step(10, 120.0, 10.0), step(20, 125.0, 5.0)]
+    again = [*started(133.0, 132.0, heard=132.0, at=28), step(30, 136.0, 1.0)]
+    costs = costs_of([*history, *again])
+    assert costs.restart == 136.0 - 2 * 0.5 - (125.0 + 8 * 0.5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans())))
+def test_the_share_of_evaluations_after_which_a_run_saves(found: list[tuple[int, bool]]) -> None:
+    rows: list[Event] = [event("run", 0, 1.0, **start_fields())]
+    best, num_best, num_own = -1, 0, 0
+    for number, (correct, by_hand) in enumerate(found, 1):
+        fields = eval_fields(correct, 9, 9, 9) | {"by": "evaluate" if by_hand else "train"}
+        rows.append(event("eval", number, 1.0 + number, **fields))
+        num_own += not by_hand
+        num_best += not by_hand and correct > best
+        best = best if by_hand else max(best, correct)
+    assert costs_of(rows).best == (num_best / num_own if num_own else None)

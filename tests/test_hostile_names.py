@@ -1,0 +1,482 @@
+"""Names of any kind stay names at every door: no shell, terminal, page, path or row obeys them."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import markdown
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from data_prep.__main__ import main as data_prep
+from data_prep.shard_set.files import as_command, as_text, printable
+from data_prep.shard_set.manifest import read_manifest
+from launch.__main__ import main as launch
+from launch.prometheus import render_config
+from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
+from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from pipeline.data.cache.remote import command_of, location_of
+from pipeline.export.__main__ import main as export
+from pipeline.metrics.declared import HEARTBEAT
+from pipeline.metrics.discovery import Target
+from pipeline.metrics.front_page import render_page
+from pipeline.metrics.outcomes import RootOutcomes, read_run_status
+from pipeline.metrics.pages import Identity
+from pipeline.metrics.rank_file import Writer, rank_file_name, read_rank_file, render_rank_file
+from pipeline.predict.__main__ import main as predict
+from pipeline.report.comparison_page import render_comparison
+from pipeline.report.page import render
+from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import read_rows
+from pipeline.run.events import EndEvent, Straggler
+from pipeline.watch.root import Root
+from pipeline.watch.text import shown
+from tests.data_prep.raw_data import make_pixels
+from tests.hostile import NAMES, TEXTS, VISIBLE, assert_plain, each_name, is_shown
+from tests.pipeline.fake_run import (
+    RunHistory,
+    checkpoint_fields,
+    eval_fields,
+    start_fields,
+    train_fields,
+    write_run,
+)
+from tests.pipeline.monitoring import REPOSITORY
+from tests.pipeline.report.html_tree import parse
+from tests.pipeline.trained_run import unpack_usable_run
+
+Captured = pytest.CaptureFixture[str]
+
+PARTS = [[*TEXTS.values()][start : start + 10] for start in (0, 10, len(TEXTS) - 10)]
+"""Ten names each, all together."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, in which commands in names would leave a file."""
+    monkeypatch.chdir(tmp_path)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=1, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_a_command_to_copy_is_a_line_that_a_shell_takes_apart_again(words: list[str]) -> None:
+    words = [os.fsdecode(word.encode("utf-8", "replace")) for word in (*words, *NAMES.values())]
+    text = as_command("printf", "%s\\0", *words)
+    assert text.isprintable()
+    done = subprocess.run(["bash", "-c", text], capture_output=True, check=True)
+    assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
+
+
+def test_a_path_to_copy_is_no_option_and_no_home() -> None:
+    assert as_command(Path("-rf")) == "./-rf"
+    assert as_command(Path("~root")) == "'./~root'"
+    assert as_command("-x", Path("a/-b")) == "-x a/-b"
+
+
+@given(st.text())
+def test_a_shown_name_stays_on_its_line(name: str) -> None:
+    shown = printable(name)
+    assert shown.isprintable()
+    if name.isprintable():
+        assert shown == name
+
+
+SAYING = """
+import logging, os, sys
+from data_prep.shard_set.streams import open_streams, say
+open_streams()
+logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stdout)
+for name in map(os.fsdecode, os.read(0, 1 << 20).split(b"\\0")):
+    say(f"name {name}")
+    logging.warning("name %s of %d", name, 7)
+    logging.warning("error %s", ValueError(name))
+"""
+
+
+def test_lines_and_logs_hold_one_name_each() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SAYING],
+        input=b"\0".join(map(os.fsencode, NAMES.values())),
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
+        check=True,
+    )
+    expected = [
+        line.format(printable(name))
+        for name in NAMES.values()
+        for line in ("name {}", "WARNING: name {} of 7", "WARNING: error {}")
+    ]
+    assert done.stdout.decode().split("\n") == [*expected, ""]
+
+
+def hostile_run(root: Path, name: str) -> RunDirectory:
+    """A run that is called `name`, and has it wherever an event has text of others."""
+    run = RunDirectory(root / name)
+    run.logs.mkdir(parents=True)
+    (run.logs / "a.log").write_bytes(b"\x1b]0;x\x07log\rdrawn\terror\n" + os.fsencode(name) + b"\n")
+    history = RunHistory(run)
+    history.write("run", 0, **start_fields() | {"shard_set": name, "forked_from": name})
+    history.write("train", 10, **train_fields(10))
+    history.write("eval", 10, **eval_fields(1, 2, 10, 10) | {"shard_set": name, "split": name})
+    history.write("checkpoint", 10, **checkpoint_fields("best") | {"path": f"/x/{name}"})
+    where = {"rank": 1, "host": name}
+    history.write("alarm", 10, reason="damaged_image", rank=1, sample=3, shard=name, what=name)
+    history.write(
+        "alarm", 10, reason="straggler", slow="rank", phase="h2d", lag_seconds=1.0, **where
+    )
+    history.write("alarm", 10, reason="replicas_differ", tensor=name, what=name, **where)
+    history.write("signal", 10, source=name)
+    history.write("end", 10, outcome="failed", error=f"rank 1 on {name}: {name}")
+    history.close()
+    return run
+
+
+@each_name
+def test_what_is_said_of_a_run(name: str, tmp_path: Path, capsys: Captured) -> None:
+    run = hostile_run(tmp_path, name)
+    for command in ("status", "explain"):
+        assert launch([command, str(run.path)]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert_plain(out)
+        assert is_shown(name, out)
+    assert launch(["explain", "--json", str(run.path)]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "failed"
+    assert launch(["stop", str(run.path)]) == 1
+    assert launch(["explain", f"{run.path}-none"]) == 1
+    err = capsys.readouterr().err
+    assert [line[:7] for line in err.splitlines()] == ["error: "] * 2
+    assert_plain(err)
+
+
+@each_name
+def test_rows_of_events_are_one_line_each(name: str, tmp_path: Path) -> None:
+    run = hostile_run(tmp_path, name)
+    assert run.events.read_bytes().count(b"\n") == 9
+    rows = list(read_rows(run.events))
+    assert len(rows) == 9
+    assert [row.host for row in rows if isinstance(row, Straggler)] == [name]
+    assert [row.error for row in rows if isinstance(row, EndEvent)] == [f"rank 1 on {name}: {name}"]
+
+
+def on_terminal(*words: str, code: str = "") -> str:
+    """What a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", *words]
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
+    )
+    os.close(theirs)
+    written = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal, child:
+        try:
+            while block := terminal.read(1 << 16):
+                written += block
+        except OSError:  # how Linux says that nobody has the other end
+            pass
+    assert child.returncode == 0, written
+    return written.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.slow
+def test_no_log_or_name_gives_orders_to_a_terminal(tmp_path: Path) -> None:
+    run = hostile_run(tmp_path, NAMES["title"] + NAMES["return"] + NAMES["c1"])
+    for command in ("status", "explain"):
+        said = on_terminal("launch", command, str(run.path))
+        assert_plain(said)
+        assert is_shown(run.name, said)
+    lines = on_terminal("launch", "logs", str(run.path)).split("\n")
+    assert [line for line in lines if not line.isprintable()] == []
+    assert lines[1] == "drawn   error", "of a line that was drawn over again, the last"
+
+
+RANKS = """
+import sys
+from pathlib import Path
+from data_prep.shard_set.streams import open_streams
+from launch.local import _run_torchrun
+open_streams()
+words = [sys.executable, "-c", r"import os; os.write(1, b'\\x1b]0;x\\x07of a rank \\xff\\n')"]
+_run_torchrun(lambda: words, Path("log"), Path("events"))
+"""
+
+
+@pytest.mark.slow
+def test_output_of_ranks_gives_no_orders_to_a_terminal(tmp_path: Path) -> None:
+    assert on_terminal(code=RANKS) == "\\x1b]0;x\\x07of a rank \\xff\n"
+    assert (tmp_path / "log").read_bytes() == b"\x1b]0;x\x07of a rank \xff\n", "as it came"
+
+
+def test_compared_runs_and_those_of_a_live_page(tmp_path: Path, capsys: Captured) -> None:
+    runs = [hostile_run(tmp_path / "runs", name) for name in NAMES.values()]
+    config = write_run(tmp_path / "plain", ["ant", "bee"], samples_per_class=1).config
+    for run in runs:
+        shutil.copy(config, run.config)
+    assert launch(["compare", *(f"{run.path}" for run in runs)]) == 0
+    out, err = capsys.readouterr()
+    assert_plain(out + err)
+    assert all(is_shown(name, out) for name in NAMES.values())
+    root = Root(tmp_path / "runs")
+    root.refresh()
+    summaries = root.state("", 0.0)["runs"]
+    assert {summary["name"] for summary in summaries} == {*map(printable, VISIBLE)}
+    for summary in summaries:
+        state = json.dumps(shown(root.state(summary["key"], 0.0)), ensure_ascii=False)
+        assert state.isprintable()
+    page = parse(render_comparison(runs[:8]))
+    assert page.all("script") == page.all("img") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", PARTS)
+def test_class_names_in_the_report(classes: list[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path, classes, samples_per_class=2)
+    moved = RunDirectory(run.path.rename(tmp_path / NAMES["attribute"]))
+    page = parse(render(moved))
+    assert page.all("script") == []
+    assert {image.attributes["src"][:5] for image in page.all("img")} <= {"data:"}
+    assert not [name for each in page.everything() for name in each.attributes if name[:2] == "on"]
+    rows = page.with_id("confusion").one("tbody").all("tr")
+    assert [row.one("th").text for row in rows] == [" ".join(name.split()) for name in classes]
+
+
+def test_metrics_of_runs_and_ranks(tmp_path: Path) -> None:
+    for name in NAMES.values():
+        hostile_run(tmp_path, name)
+    registry = CollectorRegistry()
+    registry.register(RootOutcomes(tmp_path, "here"))
+    text = generate_latest(registry).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    runs = {sample.labels["run"] for sample in families["alexnet_run_outcome"].samples}
+    assert runs == {as_text(name) for name in NAMES.values()}
+    if shutil.which("promtool"):
+        done = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+        )
+        assert done.returncode != 1, done.stderr  # 3: style
+
+
+@each_name
+def test_hosts_of_ranks(name: str, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.metrics.mkdir(parents=True)
+    writer = Writer(
+        rank=0, local_rank=0, host=name, pid=1, start_ticks=1, since=1.0, interval_seconds=1.0
+    )
+    exposition = f"{HEARTBEAT.name} 5.0\n".encode()
+    path = run.metrics / rank_file_name(0)
+    path.write_bytes(render_rank_file(writer, exposition))
+    assert path.read_bytes().count(b"\n") == 3
+    assert read_rank_file(path).writer.host == name
+    identity = Identity(run=name, run_dir=f"/{name}", node=name)
+    page = render_page(str(identity), read_run_status(run, "here", 6.0), "here", 6.0)
+    assert page.encode()
+    tags = {*("html", "meta", "title", "h1", "p", "b", "a", "table", "tr", "th", "td")}
+    assert {*re.findall(r"<(\w+)", page)} <= tags
+    assert html.escape(as_text(name)) in page
+    target = Target.of(tmp_path / "t.json", identity, address="127.0.0.1:1", scheme="http")
+    ((entry),) = json.loads(target.content)
+    assert entry["labels"]["run"] == as_text(name)
+
+
+@each_name
+def test_paths_in_the_configuration_of_prometheus(name: str, tmp_path: Path) -> None:
+    targets, rules = tmp_path / name / "targets", tmp_path / name / "rules.yml"
+    try:
+        text = render_config(targets, rules, "/outcomes/0", 9752, "15s")
+    except ValueError as error:
+        assert set("*?[\\") & set(name) or as_text(name) != name
+        assert_plain(printable(str(error)))
+        return
+    found = yaml.safe_load(text)
+    assert found["rule_files"] == [str(rules)]
+    assert f"{targets}/*.json" in str(found["scrape_configs"]) or f"{targets}/*.json" in [
+        file
+        for job in found["scrape_configs"]
+        for files in job.get("file_sd_configs", [])
+        for file in files["files"]
+    ]
+
+
+STANDING_IN = '#!/bin/bash\nprintf "%s\\0" "$@" >> "$CALLED"\nexit 1\n'
+
+
+def be_job(script: str, folder: Path) -> list[str]:
+    """Run a script of SLURM with stand-ins for its programs; returns the words that these get."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for program in ("srun", "scontrol", "python", "sleep"):
+        (programs / program).write_text(STANDING_IN)
+        (programs / program).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", "HOME": "/root"}
+    job |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_ARRAY_TASK_ID": "0"}
+    job |= {"SLURM_ARRAY_TASK_COUNT": "1", "PATH": f"{programs}:/usr/bin:/bin"}
+    called = folder / "called"
+    subprocess.run(
+        ["bash", "-s"],
+        input=os.fsencode(script),
+        env=job | {"CALLED": str(called)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return [os.fsdecode(word) for word in called.read_bytes().split(b"\0")]
+
+
+@each_name
+@pytest.mark.parametrize("kind", ["train", "prepare", "merge"])
+def test_words_of_a_job_in_slurm(name: str, kind: str, tmp_path: Path) -> None:
+    words = ["--data.shards", name, "--run-dir", name]
+    match kind:
+        case "train":
+            command = TrainingCommand(arguments=words, run_dir=name, doctor_arguments=words)
+            script = render_train(TrainSpec(doctor=False, python="python"), command)
+        case "prepare":
+            script = render_prepare(PrepareSpec(python="python"), words)
+        case _:
+            script = render_merge(JobSpec(python="python"), name)
+    found = be_job(script, tmp_path)
+    assert found.count(name) >= (1 if kind == "merge" else 2)
+    assert not list(tmp_path.rglob("HACKED"))
+
+
+@each_name
+def test_directives_of_a_job_in_slurm(name: str, capsys: Captured) -> None:
+    words = ["alexnet_fast", "--data.shards", f"/data/{name}", f"--run-dir=/runs/{name}"]
+    code = launch(["slurm", "train", "--dry-run", "--python", sys.executable, *words])
+    out, err = capsys.readouterr()
+    if code:
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        assert_plain(err)
+        return
+    directives = re.findall("^#SBATCH (--[a-z-]+)", out, re.MULTILINE)
+    assert len(directives) == len({*directives}) == out.count("#SBATCH")
+    assert re.findall("^#SBATCH --output=(.*)$", out, re.MULTILINE) == [
+        f"/runs/{name.replace('%', '%%')}/logs/slurm-%j.log"
+    ]
+
+
+@each_name
+def test_files_that_a_command_fetches(name: str) -> None:
+    location = location_of("pipe:printf '%s' {}", name)
+    done = subprocess.run(command_of(location, 1.0), capture_output=True, check=True)
+    assert done.stdout == os.fsencode(name)
+    if as_text(name) == name:
+        url = command_of(location_of("https://host/shards", name), 1.0)[-1]
+        assert re.fullmatch(r"https://host/shards/[\w.~%-]+", url, re.ASCII)
+
+
+def images_of(root: Path, classes: Sequence[str], file: str = "a.png") -> None:
+    for split in ("train", "val"):
+        for number, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(make_pixels(number)).resize((32, 32)).save(folder / "a.png")
+            (folder / "a.png").rename(folder / file)
+
+
+@each_name
+def test_classes_and_files_of_a_folder(name: str, tmp_path: Path, capsys: Captured) -> None:
+    images_of(tmp_path / "raw", ["cat", name])
+    output = tmp_path / "shards"
+    words = ["shard", "folder", "--input", str(tmp_path / "raw"), "--output", str(output)]
+    code = data_prep([*words, "--size", "32"])
+    out, err = capsys.readouterr()
+    assert_plain(out)
+    assert code == (0 if name.isprintable() else 1)
+    if code:
+        assert len(re.findall("^error: ", err, re.MULTILINE)) == 1
+        return
+    assert {*read_manifest(output).class_names} == {"cat", name} & {"cat", *VISIBLE}
+    for command in (["verify"], ["look", "--html", "look.html"]):
+        assert data_prep([command[0], str(output), *command[1:]]) == 0
+        assert_plain(capsys.readouterr().out)
+    page = parse(Path("look.html").read_text())
+    assert page.all("script") == []
+    assert {image.attributes["src"][:5] for image in page.all("img")} == {"data:"}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        *("look.html", "raw", "shards", "shards.inputs.npz")
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with ten classes."""
+    return unpack_usable_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", PARTS)
+def test_classes_and_files_that_are_predicted(
+    classes: list[str], trained: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run, images = tmp_path / NAMES["attribute"], tmp_path / "images"
+    shutil.copytree(trained, run)
+    write_classes(run, classes)
+    images.mkdir()
+    for number, name in enumerate(NAMES.values()):
+        Image.fromarray(make_pixels(number)).save(images / "a.png")
+        (images / "a.png").rename(images / name)
+    words = [str(run), str(images), "--top", "10"]
+    assert predict([*words, "--figure", "page.html"]) == 0
+    out, err = capsys.readouterr()
+    assert_plain(out + err)
+    assert all(is_shown(name, out) for name in (*classes, *VISIBLE))
+    page = parse(Path("page.html").read_text())
+    assert page.all("script") == []
+    assert {image.attributes["src"][:5] for image in page.all("img")} == {"data:"}
+    assert not [name for each in page.everything() for name in each.attributes if name[:2] == "on"]
+    assert predict([*words, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
+    assert {row["image"] for row in rows} == {as_text(f"{images}/{name}") for name in VISIBLE}
+    assert {each["class"] for row in rows for each in row["predictions"]} == {*classes}
+
+
+def write_classes(run: Path, classes: Sequence[str]) -> None:
+    """Give the classes of a run, and all else that its `data.json` has as text, other names."""
+    content = json.loads((run / "data.json").read_text())
+    content |= {"class_names": list(classes), "title": classes[0], "source": classes[1]}
+    content["options"] = {classes[2]: classes[3]}
+    (run / "data.json").write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", PARTS)
+def test_the_card_of_an_export(classes: list[str], trained: Path, tmp_path: Path) -> None:
+    run, folder = tmp_path / NAMES["markdown"], tmp_path / "exported"
+    shutil.copytree(trained, run)
+    write_classes(run, classes)
+    assert export([str(run), "--to", str(folder), "--format", "safetensors"]) == 0
+    card = (folder / "README.md").read_text()
+    assert_plain(card)
+    _, front, body = card.split("---\n", 2)
+    yaml.safe_load(front)
+    page = parse(markdown.markdown(body))
+    assert {element.tag for element in page.everything()} <= {
+        *("", "h1", "h2", "p", "ul", "li", "code", "pre", "strong", "img")
+    }
+    assert [image.attributes["src"] for image in page.all("img")] == ["curve.png"]
+    text = page.text
+    for name in classes:
+        assert " ".join(printable(name).split()) in text
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["dataset"]["class_names"] == classes
