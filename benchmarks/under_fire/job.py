@@ -21,7 +21,8 @@ from pipeline.run.events import EndEvent, Event, RunEvent, StartEvent, TrainEven
 ROOT = Path(__file__).parents[2]
 RANKS_PER_NODE = NUM_RANKS // NUM_NODES
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
+_REAP_SECONDS = 2.0
 _FRESH_SECONDS = 1.0
 """A job whose last step is older does not train at the moment."""
 _PATIENCE_SECONDS = 240.0
@@ -47,6 +48,7 @@ class Job:
         self._arguments = list(map(str, arguments))
         self._max_restarts = max_restarts
         self._tail = EventTail(run.events)
+        self._reaped = 0.0
         self._launchers = [self._start(node) for node in range(NUM_NODES)]
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
@@ -73,7 +75,9 @@ class Job:
         Raises `JobError` if one has left otherwise.
         """
         self.rows += self._tail.new_rows()
-        reap([pid for pid in descendants() if pid not in {one.pid for one in self._launchers}])
+        if time.monotonic() > self._reaped + _REAP_SECONDS:
+            self._reaped = time.monotonic()
+            reap([pid for pid in descendants() if pid not in {one.pid for one in self._launchers}])
         for node, launcher in enumerate(self._launchers):
             code = launcher.poll()
             if code is None or not restarts:
