@@ -43,7 +43,7 @@ from benchmarks.under_fire.history import HistoryError, prove
 from benchmarks.under_fire.job import Job, JobError
 from benchmarks.under_fire.nodes import Nodes, enter_namespaces, run_nodes, small_disk
 from benchmarks.under_fire.processes import adopt_orphans, end_descendants
-from benchmarks.under_fire.recipe import DISK_BYTES, MAX_RESTARTS, NUM_TRAIN, SEED, arguments
+from benchmarks.under_fire.recipe import DISK_BYTES, MAX_RESTARTS, NUM_TRAIN, OPTIONS, SEED, command
 from benchmarks.under_fire.schedule import KINDS, LEAVES_THE_RANKS, NEEDS_NAMESPACES, Fault, Kind
 from data_prep.shard_set.files import describe
 from pipeline.run import checkpoint
@@ -128,12 +128,12 @@ def same(value: Any, other: Any) -> bool:
 
 
 def train(
-    faults: Sequence[Fault], total_seconds: float, nodes: Nodes, disk: Path, shards: Path
+    faults: Sequence[Fault], options: argparse.Namespace, nodes: Nodes, disk: Path, shards: Path
 ) -> dict[str, Any]:
     run, undisturbed = RunDirectory(disk / "under-fire"), RunDirectory(disk / "undisturbed")
-    words = arguments(shards)
+    words = command(shards)
     job = Job(nodes, run, [*words, "--run-dir", run.path], MAX_RESTARTS)
-    caused = disturb(job, faults, total_seconds, nodes)
+    caused = disturb(job, faults, 60 * options.minutes, nodes)
     newest = checkpoint.newest_good(run.checkpoints)
     assert newest is not None
     step = checkpoint.step_of(newest)
@@ -145,6 +145,7 @@ def train(
     return figures(
         faults,
         caused,
+        OPTIONS,
         history,
         prove(read_rows(undisturbed.events), step, SEED),
         is_equal=is_equal(run, undisturbed, step),
@@ -211,7 +212,7 @@ def main() -> int:
             resources.callback(keep, disk, options.logs)
         shards = shard_synthetic(root / "shards", num_train=NUM_TRAIN, num_val=64)
         try:
-            found = train(faults, 60 * options.minutes, nodes, disk, shards)
+            found = train(faults, options, nodes, disk, shards)
         except (HistoryError, JobError) as error:
             say(f"error: {error}")
             return ExitCode.FAILED

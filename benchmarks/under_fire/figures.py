@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,13 +10,14 @@ from benchmarks.measurement import spread
 from benchmarks.under_fire.faults import CUT_SECONDS, FULL_SECONDS
 from benchmarks.under_fire.goodput import Caused, Cost, measure
 from benchmarks.under_fire.history import History
-from benchmarks.under_fire.recipe import MAX_RESTARTS, NUM_TRAIN, OPTIONS
+from benchmarks.under_fire.recipe import MAX_RESTARTS, NUM_TRAIN
 from benchmarks.under_fire.schedule import ENDS_A_RANK, KINDS, NUM_RANKS, Fault
 
 
 def figures(
     faults: Sequence[Fault],
     caused: Sequence[Caused],
+    training: Mapping[str, object],
     history: History,
     undisturbed: History,
     *,
@@ -30,14 +31,14 @@ def figures(
         "claim": "a job with a fault a minute ends with the weights of one left alone, bit for bit",
         "ranks": NUM_RANKS,
         "train_samples": NUM_TRAIN,
-        "options_of_training": {name.removeprefix("--"): value for name, value in OPTIONS.items()},
+        "options_of_training": dict(training),
         "max_restarts_of_torchrun": MAX_RESTARTS,
         "disk_full_seconds": FULL_SECONDS,
         "cable_out_seconds": CUT_SECONDS,
         "weights_are_equal": is_equal,
-        "steps": len(history.steps),
+        "steps": len(history.kept),
         "whole_epochs_with_each_sample_once": history.num_epochs,
-        "steps_done_again": history.num_void,
+        "steps_done_again": len(history.done) - len(history.kept),
         "attempts": len(history.begins),
         "launches_of_two_nodes": num_launches,
         "wall_seconds": round(found.wall_seconds, 1),
@@ -54,10 +55,11 @@ def figures(
         "faults": [
             {
                 **asdict(fault),
+                "caused_seconds": round(one.time - history.done[0].time, 3),
                 "lost_seconds": round(cost.lost_seconds, 2),
                 "attempts": cost.num_attempts,
             }
-            for fault, cost in zip(faults, found.costs, strict=True)
+            for fault, one, cost in zip(faults, caused, found.costs, strict=True)
         ],
     }
 

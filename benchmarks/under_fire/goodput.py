@@ -1,10 +1,11 @@
-"""What each fault has cost, by the times of the steps behind the final weights.
+"""What each fault has cost, by the times of all steps.
 
-Between two such steps pass the seconds of one, unless something came between: another attempt, with
-what was done and lost before it; a standstill; the first steps of an attempt, which are slower. The
-rest of those seconds is lost, and counts for the last fault before the second of both steps. So the
-time from the first step to the last is that of all steps, at the pace of those that nothing came
-between, and what is lost.
+Between two steps pass the seconds of one, unless something came between: another attempt; a
+standstill; the first steps of an attempt, which are slower. The rest of those seconds is lost, and
+counts for the last fault before the second of both steps. A step that is done again is lost, too,
+and counts for the fault whose attempt began before it. So the time from the first step to the last
+is that of the steps behind the final weights, at the pace of those that nothing came between, and
+what is lost.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Cost:
     lost_seconds: float
     """Of these."""
     next_step_seconds: float | None
-    """From the fault to the first step behind the final weights that the last attempt after it has
-    done; if no attempt began, to the next such step. None: there was none before the next fault."""
+    """From the fault to the first step of the last attempt that began because of it; if none did,
+    to the next step. None: there was none before the next fault."""
     num_attempts: int
     """That began because of it."""
 
@@ -65,37 +66,38 @@ class Goodput:
 
 def measure(history: History, faults: Sequence[Caused]) -> Goodput:
     """`faults` by their times. Raises `ValueError` if no two steps have nothing between them."""
-    gaps = list(_gaps(history.steps))
-    usual = statistics.median(gap.seconds for gap in gaps) if gaps else math.nan
-    quiet = [
-        gap.seconds for gap in gaps if not gap.is_first and gap.seconds < STANDSTILL_STEPS * usual
-    ]
+    gaps = list(_gaps(history.done))
+    limit = STANDSTILL_STEPS * statistics.median(gap.seconds for gap in gaps) if gaps else math.nan
+    quiet = [gap.seconds for gap in gaps if not gap.is_first and gap.seconds < limit]
     if not quiet:
-        raise ValueError(f"none of {len(history.steps)} steps was undisturbed: take more time")
-    pace = statistics.fmean(quiet)
-    wall = history.steps[-1].time - history.steps[0].time
-    ends = [*(fault.time for fault in faults), history.steps[-1].time][1:]
+        raise ValueError(f"none of {len(history.done)} steps was undisturbed: take more time")
+    pace, last = statistics.fmean(quiet), history.done[-1].time
+    wall = last - history.done[0].time
+    again = [history.begins[step.lost_by] for step in history.done if step.lost_by is not None]
+    ends = [*(fault.time for fault in faults), last][1:]
     costs = []
     for fault, end in zip(faults, ends, strict=True):
         own = [gap for gap in gaps if fault.time < gap.end <= end]
         begun = [gap.end for gap in own if gap.begins_attempt]
         after = begun[-1:] or [gap.end for gap in own[:1]]
-        disturbed = [gap for gap in own if gap.is_first or gap.seconds >= STANDSTILL_STEPS * usual]
+        disturbed = [gap.seconds for gap in own if gap.is_first or gap.seconds >= limit]
+        num_again = sum(fault.time < begin <= end for begin in again)
         costs.append(
             Cost(
                 kind=fault.kind,
                 seconds=end - fault.time,
-                lost_seconds=sum(gap.seconds - pace for gap in disturbed),
+                lost_seconds=sum(disturbed) + (num_again - len(disturbed)) * pace,
                 next_step_seconds=after[0] - fault.time if after else None,
                 num_attempts=sum(fault.time < begin <= end for begin in history.begins),
             )
         )
-    return Goodput(step_seconds=pace, wall_seconds=wall, share=len(gaps) * pace / wall, costs=costs)
+    share = (len(history.kept) - 1) * pace / wall
+    return Goodput(step_seconds=pace, wall_seconds=wall, share=share, costs=costs)
 
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """Between two steps behind the final weights."""
+    """Between two steps."""
 
     end: float
     seconds: float

@@ -8,7 +8,7 @@ weights are made of. Which samples a step has follows from the sizes in the `run
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class HistoryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One that the final weights are made of."""
+    """One that was done."""
 
     number: int
     """From 1."""
@@ -30,17 +30,23 @@ class Step:
     """Of the process groups, from 0."""
     time: float
     """When its row was written, Unix seconds."""
+    lost_by: int | None = None
+    """The attempt that began before it: it was done again. None: it is behind the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    steps: Sequence[Step]
+    done: Sequence[Step]
+    """In the order in which they were done."""
     begins: Sequence[float]
     """Of the attempts, Unix seconds."""
-    num_void: int
-    """Steps that were done, and done again as their weights were lost."""
     num_epochs: int
     """Whole epochs, in which every sample was there once."""
+
+    @property
+    def kept(self) -> list[Step]:
+        """Those that the final weights are made of."""
+        return [step for step in self.done if step.lost_by is None]
 
 
 def prove(rows: Iterable[Event], last_step: int, seed: int) -> History:
@@ -49,37 +55,39 @@ def prove(rows: Iterable[Event], last_step: int, seed: int) -> History:
     `rows` are all of the run's, those too that later attempts have made void. Raises
     `HistoryError` if a step is missing or there twice, or a sample in an epoch.
     """
-    steps: list[Step] = []
+    done: list[Step] = []
+    kept: list[int] = []
+    """Places in `done`: those of steps 1, 2, 3 …"""
     begins: list[float] = []
     plan: BatchPlan | None = None
-    num_void = 0
     for row in rows:
         if isinstance(row, RunEvent):
-            resumed, done = row.resumed_from or 0, len(steps)
-            if resumed > done:
+            resumed, attempt = row.resumed_from or 0, len(begins)
+            if resumed > len(kept):
                 raise HistoryError(
-                    f"attempt {len(begins)} begins after step {resumed}, and the "
-                    f"events before it have {done} steps"
+                    f"attempt {attempt} begins after step {resumed}, and the events before it "
+                    f"have {len(kept)} steps"
                 )
             plan = _same_plan(plan, row)
-            num_void += done - resumed
-            del steps[resumed:]
+            for place in kept[resumed:]:
+                done[place] = replace(done[place], lost_by=attempt)
+            del kept[resumed:]
             begins.append(row.time)
         elif isinstance(row, TrainEvent):
             if plan is None:
                 raise HistoryError(f"step {row.step} comes before any 'run' row")
-            if row.step != len(steps) + 1:
+            if row.step != len(kept) + 1:
                 raise HistoryError(
-                    f"step {row.step} of attempt {len(begins) - 1} comes on top of "
-                    f"step {len(steps)}"
+                    f"step {row.step} of attempt {len(begins) - 1} comes on top of step {len(kept)}"
                 )
-            steps.append(Step(row.step, len(begins) - 1, row.time))
-    if plan is None or len(steps) != last_step:
+            kept.append(len(done))
+            done.append(Step(row.step, len(begins) - 1, row.time))
+    if plan is None or len(kept) != last_step:
         raise HistoryError(
-            f"the events have {len(steps)} steps, and the weights are those after {last_step}"
+            f"the events have {len(kept)} steps, and the weights are those after {last_step}"
         )
-    num_epochs = count_epochs(plan, [step.number - 1 for step in steps], seed)
-    return History(steps=steps, begins=begins, num_void=num_void, num_epochs=num_epochs)
+    updates = [done[place].number - 1 for place in kept]
+    return History(done=done, begins=begins, num_epochs=count_epochs(plan, updates, seed))
 
 
 def _same_plan(plan: BatchPlan | None, row: RunEvent) -> BatchPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 NUM_TRAIN, GLOBAL_BATCH_SIZE = 2_560, 256
@@ -15,27 +16,23 @@ DISK_BYTES = 256 << 20
 MAX_RESTARTS = 1000
 """Torchrun's."""
 
-OPTIONS: dict[str, object] = {
-    "--global_batch_size": GLOBAL_BATCH_SIZE,
-    "--epochs": _EPOCHS,
-    "--schedule.warmup_ratio": 0.001,
-    "--seed": SEED,
-    "--log_every_steps": 1,
-    "--evaluation.every_epochs": 0,
-    "--checkpoint.every_epochs": _STEPS_BETWEEN_SAVES / _STEPS_PER_EPOCH,
-    "--distributed.timeout_seconds": 4,
-    "--distributed.save_timeout_seconds": 15,
-    "--metrics.publish_seconds": 0.5,
-    "--metrics.exporter_port": 0,
+OPTIONS: Mapping[str, object] = {
+    "global_batch_size": GLOBAL_BATCH_SIZE,
+    "epochs": _EPOCHS,
+    "schedule.warmup_ratio": 0.001,
+    "seed": SEED,
+    "log_every_steps": 1,
+    "evaluation.every_epochs": 0,
+    "checkpoint.every_epochs": _STEPS_BETWEEN_SAVES / _STEPS_PER_EPOCH,
+    "distributed.timeout_seconds": 4,
+    "distributed.save_timeout_seconds": 15,
+    "metrics.publish_seconds": 0.5,
+    "metrics.exporter_port": 0,
 }
 """Of training, beside the data."""
 
 
-def arguments(shards: Path) -> list[object]:
-    """The command of the run, whose directory is still missing."""
-    return [
-        "cifar10",
-        "--data.shards",
-        shards,
-        *(word for pair in OPTIONS.items() for word in pair),
-    ]
+def command(shards: Path) -> list[object]:
+    """That of the run, whose directory is still missing."""
+    words = (word for name, value in OPTIONS.items() for word in (f"--{name}", value))
+    return ["cifar10", "--data.shards", shards, *words]

@@ -53,14 +53,18 @@ def test_the_steps_behind_the_weights_are_those_that_no_later_attempt_began_befo
 ) -> None:
     last_step = attempts[-1][1]
     found = proved(rows_of(attempts), last_step)
-    assert [step.number for step in found.steps] == list(range(1, last_step + 1))
-    for step in found.steps:
+    assert [step.number for step in found.kept] == list(range(1, last_step + 1))
+    for step in found.kept:
         later = attempts[step.attempt + 1 :]
         begin, end = attempts[step.attempt]
         assert begin < step.number <= end
         assert all(step.number <= begin for begin, _ in later)
     assert len(found.begins) == len(attempts)
-    assert found.num_void == sum(end - begin for begin, end in attempts) - last_step
+    assert len(found.done) == sum(end - begin for begin, end in attempts)
+    for step in found.done:
+        numbered = enumerate(attempts)
+        lost_by = [n for n, (begin, _) in numbered if n > step.attempt and begin < step.number]
+        assert step.lost_by == min(lost_by, default=None)
     assert found.num_epochs == last_step // STEPS_PER_EPOCH
 
 
