@@ -38,6 +38,7 @@ def figures(
         "weights_are_equal": is_equal,
         "steps": len(history.kept),
         "whole_epochs_with_each_sample_once": history.num_epochs,
+        "steps_told_of_by_the_next_attempt": history.num_told_late,
         "steps_done_again": len(history.done) - len(history.kept),
         "attempts": len(history.begins),
         "launches_of_two_nodes": num_launches,

@@ -68,7 +68,7 @@ def measure(history: History, faults: Sequence[Caused]) -> Goodput:
     """`faults` by their times. Raises `ValueError` if no two steps have nothing between them."""
     gaps = list(_gaps(history.done))
     limit = STANDSTILL_STEPS * statistics.median(gap.seconds for gap in gaps) if gaps else math.nan
-    quiet = [gap.seconds for gap in gaps if not gap.is_first and gap.seconds < limit]
+    quiet = [gap.seconds for gap in gaps if not gap.is_first and 0 < gap.seconds < limit]
     if not quiet:
         raise ValueError(f"none of {len(history.done)} steps was undisturbed: take more time")
     pace, last = statistics.fmean(quiet), history.done[-1].time

@@ -3,6 +3,10 @@
 A `train` row says that a step was done, on top of the one before; a `run` row, which step the
 weights went back to. Followed from the first row to the last, they say which steps the final
 weights are made of. Which samples a step has follows from the sizes in the `run` rows and the seed.
+
+A rank may be lost when all have done a step and still add up its log. The others keep their weights
+with that step, and only the `run` row of the next attempt tells of it: it begins after the step.
+None is two steps ahead, as the next step needs all ranks.
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ class History:
     """In the order in which they were done."""
     begins: Sequence[float]
     """Of the attempts, Unix seconds."""
+    num_told_late: int
+    """Steps that only the next attempt's `run` row tells of."""
     num_epochs: int
     """Whole epochs, in which every sample was there once."""
 
@@ -60,9 +66,15 @@ def prove(rows: Iterable[Event], last_step: int, seed: int) -> History:
     """Places in `done`: those of steps 1, 2, 3 …"""
     begins: list[float] = []
     plan: BatchPlan | None = None
+    num_told_late = 0
     for row in rows:
         if isinstance(row, RunEvent):
             resumed, attempt = row.resumed_from or 0, len(begins)
+            if begins and resumed == len(kept) + 1:
+                num_told_late += 1
+                told = done[-1].time if done else row.time
+                kept.append(len(done))
+                done.append(Step(resumed, attempt - 1, told))
             if resumed > len(kept):
                 raise HistoryError(
                     f"attempt {attempt} begins after step {resumed}, and the events before it "
@@ -87,7 +99,8 @@ def prove(rows: Iterable[Event], last_step: int, seed: int) -> History:
             f"the events have {len(kept)} steps, and the weights are those after {last_step}"
         )
     updates = [done[place].number - 1 for place in kept]
-    return History(done=done, begins=begins, num_epochs=count_epochs(plan, updates, seed))
+    num_epochs = count_epochs(plan, updates, seed)
+    return History(done=done, begins=begins, num_told_late=num_told_late, num_epochs=num_epochs)
 
 
 def _same_plan(plan: BatchPlan | None, row: RunEvent) -> BatchPlan:

@@ -24,7 +24,7 @@ def history(*attempts: tuple[float, int, int], pace: float = PACE) -> History:
             time = BEGIN + first + pace * (number - begin - 1)
             done.append(Step(number, attempt, time, lost_by))
     begins = [BEGIN + first - 0.01 for first, _, _ in attempts]
-    return History(done=done, begins=begins, num_epochs=0)
+    return History(done=done, begins=begins, num_told_late=0, num_epochs=0)
 
 
 @given(pace=st.floats(0.01, 1), num_steps=st.integers(FIRST_STEPS + 2, 100))
@@ -54,7 +54,7 @@ def test_a_standstill_counts_and_a_slow_step_is_part_of_the_pace() -> None:
     times = [PACE * place for place in range(100)]
     times = [time + 3 * (place >= 40) + PACE * (place >= 70) for place, time in enumerate(times)]
     done = [Step(place + 1, 0, BEGIN + time) for place, time in enumerate(times)]
-    run = History(done=done, begins=[BEGIN], num_epochs=0)
+    run = History(done=done, begins=[BEGIN], num_told_late=0, num_epochs=0)
     found = measure(run, [Caused("partition", BEGIN + 3.95)])
     (cost,) = found.costs
     assert cost.lost_seconds == pytest.approx(3, abs=0.02)

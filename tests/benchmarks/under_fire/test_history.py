@@ -61,6 +61,7 @@ def test_the_steps_behind_the_weights_are_those_that_no_later_attempt_began_befo
         assert all(step.number <= begin for begin, _ in later)
     assert len(found.begins) == len(attempts)
     assert len(found.done) == sum(end - begin for begin, end in attempts)
+    assert found.num_told_late == 0
     for step in found.done:
         numbered = enumerate(attempts)
         lost_by = [n for n, (begin, _) in numbered if n > step.attempt and begin < step.number]
@@ -94,7 +95,7 @@ def test_a_step_that_is_there_twice_is_found(attempts: Attempts, data: st.DataOb
         proved(rows, attempts[-1][1])
 
 
-@given(attempts(), st.integers(1, 5))
+@given(attempts(), st.integers(2, 5))
 def test_an_attempt_that_begins_after_steps_that_nothing_tells_of_is_found(
     attempts: Attempts, gap: int
 ) -> None:
@@ -102,6 +103,22 @@ def test_an_attempt_that_begins_after_steps_that_nothing_tells_of_is_found(
     rows = rows_of([*attempts, (end + gap, end + gap + 3)])
     with pytest.raises(HistoryError, match=rf"begins after step {end + gap}, and .* {end} steps"):
         proved(rows, end + gap + 3)
+
+
+@given(attempts(), st.integers(1, 30))
+def test_a_step_whose_log_was_lost_with_a_rank_is_told_of_by_the_next_attempt(
+    attempts: Attempts, num_steps: int
+) -> None:
+    end = attempts[-1][1]
+    found = proved(rows_of([*attempts, (end + 1, end + num_steps)]), end + num_steps)
+    assert [step.number for step in found.kept] == list(range(1, end + num_steps + 1))
+    assert found.kept[end].attempt == len(attempts) - 1
+    assert found.num_told_late == 1
+
+
+def test_the_first_attempt_begins_after_no_step_that_none_before_it_has_done() -> None:
+    with pytest.raises(HistoryError, match=r"attempt 0 begins after step 1, and .* 0 steps"):
+        proved(rows_of([(1, 5)]), 5)
 
 
 @given(attempts(), st.integers(-3, 3).filter(bool))
