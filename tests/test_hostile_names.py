@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import os
 import pty
@@ -10,10 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import markdown
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -47,6 +52,7 @@ from pipeline.watch.root import Root
 from pipeline.watch.text import shown
 from tests.data_prep.raw_data import make_pixels
 from tests.hostile import NAMES, TEXTS, VISIBLE, assert_plain, each_name, is_shown
+from tests.integration.training import make_shards, training
 from tests.pipeline.fake_run import (
     RunHistory,
     checkpoint_fields,
@@ -173,7 +179,7 @@ def test_rows_of_events_are_one_line_each(name: str, tmp_path: Path) -> None:
     assert [row.error for row in rows if isinstance(row, EndEvent)] == [f"rank 1 on {name}: {name}"]
 
 
-def on_terminal(*words: str, code: str = "") -> str:
+def on_terminal(*words: str, code: str = "", path: Path = REPOSITORY) -> str:
     """What a command writes to a terminal."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", code] if code else [sys.executable, "-m", *words]
@@ -182,7 +188,7 @@ def on_terminal(*words: str, code: str = "") -> str:
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
+        env=os.environ | {"PYTHONPATH": f"{path}:{REPOSITORY}", "PYTHONIOENCODING": "utf-8"},
     )
     os.close(theirs)
     written = b""
@@ -225,6 +231,7 @@ def test_output_of_ranks_gives_no_orders_to_a_terminal(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_bytes() == b"\x1b]0;x\x07of a rank \xff\n", "as it came"
 
 
+@pytest.mark.slow
 def test_compared_runs_and_those_of_a_live_page(tmp_path: Path, capsys: Captured) -> None:
     runs = [hostile_run(tmp_path / "runs", name) for name in NAMES.values()]
     config = write_run(tmp_path / "plain", ["ant", "bee"], samples_per_class=1).config
@@ -341,6 +348,7 @@ def be_job(script: str, folder: Path) -> list[str]:
     return [os.fsdecode(word) for word in called.read_bytes().split(b"\0")]
 
 
+@pytest.mark.slow
 @each_name
 @pytest.mark.parametrize("kind", ["train", "prepare", "merge"])
 def test_words_of_a_job_in_slurm(name: str, kind: str, tmp_path: Path) -> None:
@@ -394,6 +402,7 @@ def images_of(root: Path, classes: Sequence[str], file: str = "a.png") -> None:
             (folder / "a.png").rename(folder / file)
 
 
+@pytest.mark.slow
 @each_name
 def test_classes_and_files_of_a_folder(name: str, tmp_path: Path, capsys: Captured) -> None:
     images_of(tmp_path / "raw", ["cat", name])
@@ -480,3 +489,119 @@ def test_the_card_of_an_export(classes: list[str], trained: Path, tmp_path: Path
         assert " ".join(printable(name).split()) in text
     saved = json.loads((folder / "config.json").read_text())
     assert saved["dataset"]["class_names"] == classes
+
+
+def refused_or_plain(capsys: Captured, code: int) -> str:
+    """What a command has said: lines, of which one names the error if there is one."""
+    out, err = capsys.readouterr()
+    assert_plain(out)
+    assert code in (0, 1)
+    errors = re.findall("^error: .*", err, re.MULTILINE)
+    assert len(errors) == code, err
+    assert "Traceback" not in err
+    return out + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("csv", name) for name in NAMES.values()),
+        *(("parquet", NAMES[kind]) for kind in ("title", "line", "script")),
+    ],
+)
+def test_labels_and_paths_of_a_table(
+    name: str, kind: str, tmp_path: Path, capsys: Captured
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, file in enumerate(("a.png", "b.png", name)):
+        Image.fromarray(make_pixels(number)).resize((32, 32)).save(images / "new.png")
+        (images / "new.png").rename(images / file)
+    columns = {"path": ["a.png", "b.png", name], "label": ["cat", "cat", name]}
+    columns["split"] = ["train", "val", "train"]
+    table = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        texts = {key: [*map(as_text, words)] for key, words in columns.items()}
+        pq.write_table(pa.table(texts), table)
+    else:
+        with table.open("w", newline="", errors="surrogateescape") as out:
+            csv.writer(out).writerows([[*columns], *zip(*columns.values(), strict=True)])
+    words = ["--input", str(table), "--root", str(images), "--output", str(tmp_path / "shards")]
+    code = data_prep(["shard", "table", *words, "--size", "32"])
+    refused_or_plain(capsys, code)
+    made = {"shards", "shards.inputs.npz"} if code == 0 else set()
+    assert {entry.name for entry in tmp_path.iterdir()} - made <= {"images", table.name, "shards"}
+    if code == 0:
+        assert {*read_manifest(tmp_path / "shards").class_names} == {"cat", name.strip()}
+        assert data_prep(["look", str(tmp_path / "shards")]) == 0
+        assert_plain(capsys.readouterr().out)
+
+
+OUTSIDE = {"up": "../x", "absolute": "/tmp/hostile-x", "deep": "a/../../x", "here": "./x"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NAMES.values(), *OUTSIDE.values()], ids=[*NAMES, *OUTSIDE])
+def test_members_of_a_tar(name: str, tmp_path: Path, capsys: Captured) -> None:
+    """Nothing is unpacked: members that lead out of a folder are only names."""
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    image = io.BytesIO()
+    Image.fromarray(make_pixels(1)).resize((32, 32)).save(image, "PNG")
+    with tarfile.open(tars / "train-0.tar", "w", errors="surrogateescape") as tar:
+        for key in ("plain", "other", "third", name):
+            for end, content in (("png", image.getvalue()), ("cls", b"0")):
+                member = tarfile.TarInfo(f"{key}.{end}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo(f"link{name}")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    words = ["--input", str(tars), "--output", str(tmp_path / "shards")]
+    code = data_prep(["shard", "webdataset", *words, "--size", "32", "--val-ratio", "0.5"])
+    refused_or_plain(capsys, code)
+    assert {entry.name for entry in tars.iterdir()} == {"train-0.tar"}
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"tars", "shards", "shards.inputs.npz"}
+    if code == 0:
+        with tarfile.open(next((tmp_path / "shards").glob("*.tar"))) as made:
+            assert all(re.fullmatch(r"[\w-]+\.\w+", member, re.ASCII) for member in made.getnames())
+    adopted = data_prep(["adopt", str(tars), "--output", str(tmp_path / "adopted")])
+    refused_or_plain(capsys, adopted)
+    assert not Path("/tmp/hostile-x").exists()
+
+
+@pytest.mark.slow
+def test_followed_runs(tmp_path: Path, capsys: Captured) -> None:
+    config = write_run(tmp_path / "plain", ["ant", "bee"], samples_per_class=1).config
+    for name in NAMES.values():
+        run = hostile_run(tmp_path / "runs", name)
+        shutil.copy(config, run.config)
+        before = {*run.path.parent.iterdir()}
+        assert launch(["follow", str(run.path), "--to", "tensorboard", "--once"]) == 0
+        assert_plain(capsys.readouterr().out)
+        assert {*run.path.parent.iterdir()} == before
+        assert any((run.path / "tensorboard").rglob("*tfevents*"))
+
+
+HOST = NAMES["title"] + NAMES["line"]
+
+
+@pytest.mark.slow
+def test_a_host_of_any_name_trains(tmp_path: Path) -> None:
+    """And says so on a terminal, in events, in metrics and in its log."""
+    patch = f"import socket\nsocket.gethostname = lambda: {HOST!r}\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    shards = make_shards(tmp_path / "shards")
+    run = RunDirectory(tmp_path / (NAMES["substitution"] + NAMES["c1"]))
+    words = ["launch", "local", "--nproc", "1", *training(shards, run.path, "--max-steps", 2)]
+    said = on_terminal(*words, path=tmp_path)
+    assert_plain(said)
+    assert is_shown(run.name, said)
+    assert f"report      {as_command('python', '-m', 'pipeline.report', run.path)}\n" in said
+    assert read_rank_file(run.metrics / rank_file_name(0)).writer.host == HOST
+    faults: list[str] = []
+    assert [*read_rows(run.events, faults)]
+    assert faults == []
+    assert_plain(run.newest_log.read_text() if run.newest_log else "\x1b")
+    assert not list(tmp_path.rglob("HACKED"))
