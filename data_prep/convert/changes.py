@@ -76,9 +76,10 @@ def load_stamps(shards: Path, manifest_sha256: str, rows: Rows) -> Mapping[Shard
     path = _path(shards)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["manifest_sha256"]) == manifest_sha256:
-                ends = np.cumsum([len(chosen) for chosen in rows.values()])
-                return dict(zip(rows, np.split(arrays["stamps"], ends[:-1]), strict=True))
+            stamps, ends = arrays["stamps"], np.cumsum([len(chosen) for chosen in rows.values()])
+            is_whole = stamps.dtype == np.uint64 and stamps.shape == (ends[-1],)
+            if is_whole and str(arrays["manifest_sha256"]) == manifest_sha256:
+                return dict(zip(rows, np.split(stamps, ends[:-1]), strict=True))
     except Exception as error:  # a damaged file raises anything
         _log.debug("%s: %s", path, error)
     _log.info("%s is not there or of another shard set: images were not compared", path)

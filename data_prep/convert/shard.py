@@ -26,12 +26,24 @@ from data_prep.shard_set.index import INDEX_DTYPE
 from data_prep.shard_set.manifest import LABEL_SUFFIX, Encoding
 from data_prep.shard_set.rejection import RejectedImage, RejectReason
 from data_prep.shard_set.tar_walk import BLOCK_BYTES
+from data_prep.shard_set.typed import check_types
 from data_prep.sources.samples import Sample
 from data_prep.sources.source import Reader
 
 _FILE_MODE = 0o644
 _MAX_SIZES = 2  # enough to know that they differ
 _END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+
+
+_ARRAYS = {
+    "index": (INDEX_DTYPE, 1),
+    "checksums": (np.uint32, 1),
+    "stamps": (np.uint64, 1),
+    "sums": (np.int64, 1),
+    "products": (np.int64, 2),
+    "image_sum": (np.uint32, 3),
+}
+"""Type and number of dimensions of what a record holds."""
 
 
 @dataclass(slots=True)
@@ -104,17 +116,22 @@ class ShardRecord:
 
     @classmethod
     def load(cls, shards: Path, name: ShardName) -> Self:
-        """Read what `save` wrote; raises `FileNotFoundError` if the shard is not finished."""
+        """Read what `save` wrote; raises one of `DAMAGES` if the shard is not finished."""
         facts, arrays = load_record(record_path(shards, name))
         num_images, num_pixels = facts["pixels"]
         pixels = PixelSums(num_images, num_pixels, arrays["sums"], arrays["products"])
         if num_images:
             pixels.image_sum = arrays["image_sum"]
-        return cls(
+        index, checksums = arrays["index"], arrays["checksums"]
+        shapes = checksums.shape, pixels.sums.shape, pixels.products.shape
+        are_right = all((each.dtype, each.ndim) == _ARRAYS[key] for key, each in arrays.items())
+        if not are_right or shapes != (index.shape, (3,), (3, 3)):
+            raise ValueError(f"the arrays of {name.stem} are not as written")
+        record = cls(
             num_bytes=facts["num_bytes"],
             sha256=facts["sha256"],
-            index=arrays["index"],
-            checksums=arrays["checksums"],
+            index=index,
+            checksums=checksums,
             stamps=arrays["stamps"],
             contents=ShardContents(
                 set(map(tuple, facts["sizes"])),
@@ -123,6 +140,8 @@ class ShardRecord:
                 pixels,
             ),
         )
+        check_types(record, cls, "")
+        return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.files import printable
-from data_prep.shard_set.index import read_checksums, read_index
+from data_prep.shard_set.index import check_labels, read_checksums, read_index
 from data_prep.shard_set.manifest import Manifest, read_manifest
 from data_prep.shard_set.tar_walk import BLOCK_BYTES
 
@@ -46,10 +46,13 @@ class Contents:
         """Raises `ShardSetError` if it is not whole."""
         manifest = read_manifest(shards)
         splits = manifest.splits
+        indexes = {name: read_index(shards, split) for name, split in splits.items()}
+        for name, index in indexes.items():
+            check_labels(index["label"], manifest.num_classes, f"{name} of {shards}")
         return cls(
             shards,
             manifest,
-            {name: read_index(shards, split) for name, split in splits.items()},
+            indexes,
             {name: read_checksums(shards, split) for name, split in splits.items()},
         )
 

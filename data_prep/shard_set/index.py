@@ -31,10 +31,31 @@ def remedy(shards: Path) -> str:
 def read_index(shards: Path, split: Split) -> npt.NDArray[np.void]:
     """Memory-map a split's index, `INDEX_DTYPE[num_samples]`.
 
-    Raises `ShardSetError` if it is missing, damaged or not the one the manifest names.
+    Raises `ShardSetError` if it is missing, damaged or not the one the manifest names, or if a row
+    is of a place that is not in its shard.
     """
-    shape = (split.num_samples,)
-    return _map_array(shards / split.index_filename, split.index_sha256, INDEX_DTYPE, shape)
+    path, shape = shards / split.index_filename, (split.num_samples,)
+    index = _map_array(path, split.index_sha256, INDEX_DTYPE, shape)
+    sizes = np.array([0, *split.shard_bytes], np.uint64)
+    room = sizes[np.minimum(index["shard"].astype(np.int64), len(sizes) - 2) + 1]
+    is_inside = (index["offset"] <= room) & (index["num_bytes"] <= room - index["offset"])
+    is_right = is_inside & (index["shard"] < len(sizes) - 1)
+    if not is_right.all():
+        row = int(np.flatnonzero(~is_right)[0])
+        raise ShardSetError(
+            f"{path}: row {row} is {index[row].item()}; expected one of {len(sizes) - 1} shards, "
+            "and a place in it: convert the data again"
+        )
+    return index
+
+
+def check_labels(labels: npt.NDArray[Any], num_classes: int, where: object) -> None:
+    """Raise `ShardSetError` if a sample of `where` is of no class: no network could learn it."""
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ShardSetError(
+            f"{where} has labels from {labels.min()} to {labels.max()}; expected 0 to "
+            f"{num_classes - 1}: convert the data again"
+        )
 
 
 def read_checksums(shards: Path, split: Split) -> npt.NDArray[np.uint32]:

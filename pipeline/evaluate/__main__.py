@@ -38,7 +38,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import append, of_type, read_events
 from pipeline.run.event_rows import row_of
 from pipeline.run.events import RunEvent
-from pipeline.run.settings import Settings, read_settings
+from pipeline.run.settings import Settings, read_settings, saved_settings
 from pipeline.train.evaluation import (
     Evaluation,
     evaluate,
@@ -138,7 +138,7 @@ def _load(model: nn.Module, run: RunDirectory, settings: Settings, name: str) ->
         except checkpoint.CheckpointError:
             if path.exists():
                 raise  # else the run has deleted it since: choose again
-    settings.check_continues(json.loads(state["settings"]), path)
+    settings.check_continues(saved_settings(state, path), path)
     load_weights(model, state["model"], column=None)
     return path, state["progress"]["step"]
 

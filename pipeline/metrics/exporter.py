@@ -172,7 +172,7 @@ def _target_name(run: RunDirectory, targets: Path) -> str:
 def _is_owner(lock: Path, owner: str) -> bool:
     """Whether no other exporter has signed the lock file since."""
     with contextlib.suppress(OSError):
-        return lock.read_text() in (owner, "")
+        return lock.read_bytes() in (owner.encode(), b"")
     return True
 
 

@@ -36,15 +36,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.streams import say
+from data_prep.shard_set.typed import check_types
 from pipeline.model.columns import ExchangeError
 from pipeline.run.ending import ExitCode, FailureCause
+
+T = TypeVar("T")
 
 _FORESEEN = (OSError, ValueError, ImportError)
 
@@ -104,14 +107,28 @@ class FirstFailure:
     def publish(self, store: Store) -> Self:
         """Leave it unless there is one; returns the one that is there. May raise `RuntimeError`."""
         word = json.dumps(asdict(self))
-        return type(self)(**json.loads(store.compare_set(_FIRST_FAILURE, "", word)))
+        return from_store(type(self), store.compare_set(_FIRST_FAILURE, "", word))
 
     @classmethod
     def find(cls, store: Store) -> Self | None:
         """The one that is there, if any is; raises `RuntimeError` if the store is gone."""
-        return (
-            cls(**json.loads(store.get(_FIRST_FAILURE))) if store.check([_FIRST_FAILURE]) else None
-        )
+        return from_store(cls, store.get(_FIRST_FAILURE)) if store.check([_FIRST_FAILURE]) else None
+
+
+def from_store(kind: type[T], content: bytes) -> T:
+    """What a rank has left in the job's store as JSON, a dataclass.
+
+    Raises `RuntimeError` if that is something else.
+    """
+    try:
+        found = kind(**json.loads(content))
+        check_types(found, kind, "")
+    except (RecursionError, TypeError, ValueError) as error:
+        raise RuntimeError(
+            f"the job's store holds {content[:40]!r}, which is no {kind.__name__} ({error}): start "
+            "the job again on a port that no other program uses"
+        ) from None
+    return found
 
 
 def sentence_of(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # not exported
 from torch.distributed.distributed_c10d import Store
 
-from pipeline.ranks.failure import FirstFailure
+from pipeline.ranks.failure import FirstFailure, from_store
 from pipeline.ranks.threads import Threads
 
 P = ParamSpec("P")
@@ -103,7 +103,7 @@ class Board:
     def heartbeats(self) -> list[Heartbeat | None]:
         """The last of each rank."""
         texts = [self._ask(self._find, f"pulse/{rank}") for rank in range(self._num_ranks)]
-        return [None if text is None else Heartbeat(**json.loads(text)) for text in texts]
+        return [None if text is None else from_store(Heartbeat, text) for text in texts]
 
     def verdict(self) -> FirstFailure | None:
         """The one on ranks that hang; those that failed otherwise leave by themselves."""

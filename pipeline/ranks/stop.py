@@ -68,7 +68,7 @@ def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> boo
     """
     try:
         if environment.start is not None and environment.start.number > 0:
-            is_old = run.stop_request.read_text() == MAKE_ROOM
+            is_old = run.stop_request.read_bytes() == MAKE_ROOM.encode()
         else:
             is_old = run.stop_request.stat().st_mtime < begin_of_job(environment)
     except FileNotFoundError:

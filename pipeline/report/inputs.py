@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shard_set.index import read_index
+from data_prep.shard_set.index import check_labels, read_index
 from data_prep.shard_set.manifest import MANIFEST_NAME, Manifest, manifest_sha256, read_manifest
 from pipeline.run.event_log import own_evaluations
 from pipeline.run.events import EvalEvent, Event
@@ -66,6 +66,7 @@ def read_shard_set(settings: Mapping[str, Any], split: str = SPLIT) -> ShardSet 
                 "differs), so its images and class names are left out."
             )
         index = read_index(path, manifest.split(split))
+        check_labels(index["label"], manifest.num_classes, f"{split} of {path}")
     except (OSError, ValueError) as error:
         return Missing(f"Images and class names are left out: {error}.")
     return ShardSet(path=path, manifest=manifest, split=split, index=index)

@@ -44,7 +44,7 @@ BEST = "best"
 
 _STATE = "state.pt"
 FACTS = "checkpoint.json"
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,18})")
 
 _log = logging.getLogger(__name__)
 

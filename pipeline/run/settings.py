@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,27 @@ def read_saved(run: RunDirectory) -> dict[str, Any]:
             f"{run.path} is not a run directory: it has no {run.config.name}; "
             "give the --run-dir of a training run"
         ) from None
+    return _checked(saved, run.config)
+
+
+def saved_settings(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The same, of the run whose checkpoint at `path` has this state.
+
+    Raises `ValueError` if it is not there or damaged.
+    """
+    try:
+        return _checked(json.loads(state["settings"]), path)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the checkpoint of a run, or another version's ({error}): give one that "
+            "pipeline.train saved"
+        ) from None
+
+
+def _checked(saved: dict[str, Any], path: Path) -> dict[str, Any]:
     if not all(isinstance(saved.get(name), kind) for name, kind in _FIELDS.items()):
         raise ValueError(
-            f"{run.config} is damaged (of {', '.join(_FIELDS)} one is missing or not of its type): "
+            f"{path} is damaged (of {', '.join(_FIELDS)} one is missing or not of its type): "
             "restore it from a copy"
         )
     return saved

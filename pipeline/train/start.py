@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from pipeline.run.event_log import (
     write_submission,
 )
 from pipeline.run.events import RunEvent, StartEvent
-from pipeline.run.settings import Settings, read_saved
+from pipeline.run.settings import Settings, read_saved, saved_settings
 from pipeline.train.progress import Progress
 
 
@@ -147,7 +146,7 @@ def resume(
     has_best = False
     with world.fail_together():
         state = checkpoint.load(path, world.device)
-        settings.check_continues(json.loads(state["settings"]), path)
+        settings.check_continues(saved_settings(state, path), path)
         replica.load_state_dict(state)
         progress = Progress(**state["progress"])
         if world.is_main:
@@ -178,7 +177,7 @@ def fork(
     config = settings.config
     with world.fail_together():
         state = checkpoint.load(path, world.device)
-        saved = json.loads(state["settings"])
+        saved = saved_settings(state, path)
         _check_network(
             path, saved["config"]["model"]["name"], state["model"], settings, num_classes
         )

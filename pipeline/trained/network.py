@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pipeline.run.dataset import Dataset, dataset_of_run, dataset_of_settings
 from pipeline.run.directory import ForkSource, RunDirectory
 from pipeline.run.event_log import of_type, read_events
 from pipeline.run.events import EvalEvent
-from pipeline.run.settings import settings_of
+from pipeline.run.settings import saved_settings, settings_of
 from pipeline.trained.exported import is_export, read_export
 from pipeline.trained.stored import (
     Origin,
@@ -114,8 +113,9 @@ def read_stored(source: str) -> StoredNetwork:
 def _read_checkpoint(path: Path) -> StoredNetwork:
     """Raises `ValueError`. What the checkpoint itself does not say comes from the run around it."""
     state = checkpoint.load(path)
+    saved = saved_settings(state, path)
     try:
-        settings = settings_of(json.loads(state["settings"]))
+        settings = settings_of(saved)
         step, found = state["progress"]["step"], state["model"]
         began = settings.forked_from or settings.initialized_from
         for each, kind in (step, int), (settings.recipe, str), (began, dict | None):

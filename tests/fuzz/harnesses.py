@@ -8,19 +8,24 @@ from collections.abc import Mapping
 from tests.fuzz.harness import Harness
 
 _MODULES: Mapping[str, tuple[str, ...]] = {
-    "shard_files": (
-        *("tar", "samples", "manifest", "shard-set", "beton", "pixels", "planes", "jpeg-header"),
-        *("conversion-plan", "record"),
-    ),
+    "shard_files": ("tar", "samples", "manifest", "shard-set", "beton"),
+    "image_files": ("pixels", "planes", "jpeg-header", "raw-image"),
+    "kept_files": ("conversion-plan", "record", "shard-record", "input-stamps", "unpacked"),
+    "reader_files": ("pixel-reader", "jpeg-reader", "folder-index"),
     "raw_files": (
         *("cifar10", "cifar10-folder", "imagenet", "devkit", "meta", "ground-truth", "solution"),
-        *("csv-table", "class-names", "parquet"),
+    ),
+    "table_files": (
+        *("csv-table", "annotations", "class-names", "parquet", "parquet-table", "label-member"),
     ),
     "run_files": (
         *("config", "events", "rank-file", "target", "dataset", "predictions", "neighbours"),
-        *("lock", "checkpoint-facts", "conversion-metrics"),
+        *("lock", "checkpoint-facts", "conversion-metrics", "log", "best"),
     ),
-    "weight_files": ("torch-file", "checkpoint-state", "safetensors"),
+    "store_values": ("heartbeat", "first-failure"),
+    "weight_files": (
+        *("torch-file", "checkpoint-state", "checkpoint-settings", "safetensors", "export"),
+    ),
 }
 NAMES = tuple(name for names in _MODULES.values() for name in names)
 

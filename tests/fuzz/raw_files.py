@@ -11,10 +11,7 @@ import numpy as np
 from data_prep.sources.cifar import open_cifar10
 from data_prep.sources.imagenet import open_imagenet
 from data_prep.sources.imagenet_labels import SOLUTION_NAME, Devkit, read_devkit, read_truth
-from data_prep.sources.labels import read_class_names
-from data_prep.sources.parquet import open_parquet
 from data_prep.sources.source import Source, SourceError
-from data_prep.sources.table import TableColumns, open_table
 from tests.data_prep.cifar_archive import cifar10_files, write_archive, write_unpacked
 from tests.data_prep.imagenet_archive import (
     DEVKIT_NAME,
@@ -24,11 +21,8 @@ from tests.data_prep.imagenet_archive import (
     write_archives,
     write_files,
 )
-from tests.data_prep.sources.test_parquet import CONTENTS, no_progress, write_parquet
 from tests.fuzz.harness import Harness, Target, check_types, expect
 from tests.fuzz.mutation import change_bytes, change_tar, change_text, inside_gzip, inside_tar
-
-_CLASSES = ("cat", "dog")
 
 
 def check_source(source: Source, *, all_images: bool = False) -> None:
@@ -128,64 +122,6 @@ def _solution(folder: Path) -> Target:
     return Target(["\n".join(["ImageId,PredictionString", *rows]).encode()], read)
 
 
-_TABLES = (
-    "path,label,split\n"
-    + "".join(
-        f'"{row}.jpg",{_CLASSES[row % 2]},{("train", "val")[row // 3]}\n' for row in range(5)
-    ),
-    "file;class\r\n" + "".join(f"{row}.jpg;{row % 2}\r\n" for row in range(5)),
-)
-
-
-def _csv_table(folder: Path) -> Target:
-    path = folder / "table.csv"
-    for row, content in enumerate(CONTENTS[:5]):
-        (folder / f"{row}.jpg").write_bytes(content)
-
-    def read(content: bytes) -> None:
-        path.write_bytes(content)
-        check_source(open_table(path, folder, TableColumns()), all_images=True)
-
-    return Target([*(text.encode() for text in _TABLES), _TABLES[0].encode("utf-16")], read)
-
-
-def _class_names(folder: Path) -> Target:
-    path = folder / "names.txt"
-
-    def read(content: bytes) -> None:
-        path.write_bytes(content)
-        names = read_class_names(path)
-        expect(len(set(names)) == len(names) > 0, names)
-        expect(all(name.isprintable() and name == name.strip() for name in names), names)
-
-    return Target(["\n".join((*_CLASSES, "Zügel", "a b")).encode()], read)
-
-
-def _parquet(folder: Path) -> Target:
-    corpus = []
-    for compression in ("none", "snappy", "zstd"):
-        path = write_parquet(
-            folder / "x.parquet", CONTENTS, [0, 1] * 3, compression=compression, row_group_size=4
-        )
-        corpus.append(path.read_bytes())
-    path.unlink()
-    inputs, unpacked = folder / "in", folder / "unpacked"
-    inputs.mkdir()
-
-    def read(content: bytes) -> None:
-        (inputs / "train.parquet").write_bytes(content)
-        source = open_parquet(inputs, unpacked)
-        assert source.prepare is not None
-        try:
-            source.prepare(1, no_progress)
-            check_source(source, all_images=True)
-        finally:
-            for left in unpacked.glob("*"):
-                left.unlink()
-
-    return Target(corpus, read)
-
-
 HARNESSES = (
     Harness(
         name="cifar10",
@@ -218,9 +154,4 @@ HARNESSES = (
         changes=(change_text,),
     ),
     Harness(name="solution", prepare=_solution, errors=(SourceError,), changes=(change_text,)),
-    Harness(name="csv-table", prepare=_csv_table, errors=(SourceError,), changes=(change_text,)),
-    Harness(
-        name="class-names", prepare=_class_names, errors=(SourceError,), changes=(change_text,)
-    ),
-    Harness(name="parquet", prepare=_parquet, errors=(SourceError,)),
 )

@@ -30,6 +30,7 @@ from pipeline.run.event_tail import EventTail
 from pipeline.run.events import Event
 from pipeline.run.lock import JobStart, lock_run, log_at_work
 from pipeline.run.settings import Settings, read_saved, read_settings
+from pipeline.watch.text import last_lines
 from tests.fuzz.harness import Harness, Target, check_types, expect
 from tests.fuzz.mutation import (
     change_bytes,
@@ -221,7 +222,57 @@ def _conversion_metrics(folder: Path) -> Target:
     return Target([whole], read)
 
 
+def _log(folder: Path) -> Target:
+    """Of a job, in which the cause of its end is looked for, and what its ranks left when it hung.
+
+    Begins with one byte, which says where the text is.
+    """
+    run = RunDirectory(folder)
+    shutil.copy(RUN / "config.json", run.config)
+    events = (RUN / "events.jsonl").read_bytes().splitlines(keepends=True)
+    run.events.write_bytes(b"".join(events[:6]))
+    rows = read_events(run.events)
+    for place in (run.logs, run.hangs):
+        place.mkdir()
+    paths = run.logs / "1.log", run.hangs / "rank-00000.txt"
+    heartbeat = "rank 1 on node17 hangs, reading data after step 12 for 61 s"
+
+    def read(content: bytes) -> None:
+        path = paths[content[0] % 2 if content else 0]
+        path.write_bytes(content[1:])
+        try:
+            found = explain(run, time.time(), events=rows, asks=False)
+            json.dumps(found.to_json())
+            expect(all(isinstance(line, str) for line in last_lines(path)), "lines that are none")
+        finally:
+            path.unlink()
+
+    texts = [
+        "shards: x\nerror: rank 1 on node17: no room\n",
+        "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT\n",
+        f"error: {heartbeat}; the stacks of all ranks are in x\n",
+        "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n",
+        "Signal 9 (SIGKILL) received by PID 17\r\nstep 1\rstep 2\n",
+    ]
+    return Target([*(b"\0" + text.encode() for text in texts), b"\1" + heartbeat.encode()], read)
+
+
+def _best(folder: Path) -> Target:
+    """The file that names the best checkpoint, where there are no links."""
+    path = folder / "step-00000001"
+    path.mkdir()
+
+    def read(content: bytes) -> None:
+        (folder / checkpoint.BEST).write_bytes(content)
+        found = checkpoint.named(folder, checkpoint.BEST)
+        expect(found == path.resolve(), f"{found} is outside")
+
+    return Target([b"step-00000001", b"step-00000001\n"], read)
+
+
 HARNESSES = (
+    Harness(name="log", prepare=_log, errors=(), changes=(change_text,)),
+    Harness(name="best", prepare=_best, errors=(CheckpointError,), changes=(change_text,)),
     Harness(name="config", prepare=_config, errors=(ValueError,), changes=(change_json,)),
     Harness(
         name="events",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -20,8 +22,12 @@ from typing import NamedTuple
 from tests.fuzz.harness import Harness, check_sentence
 from tests.fuzz.mutation import damaged
 
+_ROOT = Path(__file__).resolve().parents[2]
+_PRODUCT = tuple(f"{_ROOT / package}/" for package in ("data_prep", "launch", "pipeline"))
 _CASE_SECONDS = 20
 """Of the processor, which a case may take; most take a thousandth of one."""
+_MOST_SECONDS = 600
+"""In which a case has to end where it waits for other processes, however busy the machine is."""
 _MORE_BYTES = 1 << 30
 """That reading may add to the address space."""
 _MOST_KEPT = 2000
@@ -37,6 +43,8 @@ class Outcome(NamedTuple):
     read: int
     kinds: int
     """Of refusals, by their words."""
+    reached: Sequence[str] = ()
+    """`MODULE:FUNCTION` of the product that reading the whole files called."""
 
 
 class FoundError(Exception):
@@ -77,17 +85,19 @@ def run_harness(
     current = folder / "input"
     with tempfile.TemporaryDirectory(dir=folder, prefix="files-") as files:
         target = harness.prepare(Path(files))
-        for content in target.corpus:
-            current.write_bytes(content)
-            target.read(content)
         _bound()
+        with noting_calls(folder / "reached"):
+            for content in target.corpus:
+                current.write_bytes(content)
+                target.read(content)
         chance, corpus = random.Random(seed), list(target.corpus)
         inputs, num_read, kinds = 0, 0, set[str]()
-        start = time.process_time()
-        while time.process_time() - start < seconds and inputs < most:
+        start = _seconds_used()
+        while _seconds_used() - start < seconds and inputs < most:
             content = damaged(chance, corpus, harness.changes)
             current.write_bytes(content)
             signal.setitimer(signal.ITIMER_PROF, _CASE_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
             try:
                 target.read(content)
                 num_read += 1
@@ -101,14 +111,46 @@ def run_harness(
                 kinds.add(kind)
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
+                signal.setitimer(signal.ITIMER_REAL, 0)
             inputs += 1
-    return Outcome(inputs, num_read, len(kinds))
+    reached = sorted({*(folder / "reached").read_text().splitlines()})
+    return Outcome(inputs, num_read, len(kinds), reached)
+
+
+def _seconds_used() -> float:
+    """Of the processor, with the processes that have ended."""
+    return sum(os.times()[:4])
+
+
+@contextlib.contextmanager
+def noting_calls(path: Path) -> Iterator[None]:
+    """Append each function of the product that the block calls, in forked processes, too."""
+    seen: set[int] = set()
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and id(code) not in seen:
+            seen.add(id(code))
+            if code.co_filename.startswith(_PRODUCT):
+                module = Path(code.co_filename).relative_to(_ROOT).with_suffix("")
+                os.write(handle, f"{'.'.join(module.parts)}:{code.co_qualname}\n".encode())
+
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+        os.close(handle)
 
 
 def _bound() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_BYTES,) * 2)
     signal.signal(signal.SIGPROF, _stop)
+    signal.signal(signal.SIGALRM, _stop)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

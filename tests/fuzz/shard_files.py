@@ -1,8 +1,7 @@
-"""Fuzzers of the files of a shard set, of other programs' tars, and of what a conversion keeps."""
+"""Fuzzers of the files of a shard set, and of other programs' tars."""
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import lzma
@@ -14,17 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.adopt.tar_record import find_record, read_tar
-from data_prep.convert.output import ConversionError, begun_plan
 from data_prep.shard_set.beton_format import BetonRecord, map_tables, open_beton, write_record
-from data_prep.shard_set.codec import codec_of, plain_jpeg_size
 from data_prep.shard_set.files import sha256_of
-from data_prep.shard_set.foreign import WORK_FOLDER
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_files, walk_samples
 from data_prep.shard_set.index import read_checksums, read_index, read_mean_image
-from data_prep.shard_set.jpeg_header import DamagedJpegError, jpeg_size
 from data_prep.shard_set.manifest import (
     MANIFEST_NAME,
-    Encoding,
     Manifest,
     ShardSetError,
     manifest_sha256,
@@ -36,16 +30,14 @@ from data_prep.shard_set.tar_images import walk_images
 from data_prep.shard_set.tar_walk import DamagedTarError, walk_tar
 from data_prep.verify.verify import find_damages
 from tests.data_prep.raw_data import jpeg
-from tests.data_prep.shard_set.fuzz.corpus import make_corpus
 from tests.data_prep.sources.test_parquet import no_progress
 from tests.fuzz.harness import Harness, Target, check_types, expect
-from tests.fuzz.mutation import change_json, change_tar, inside_tar, inside_zip, pack_tar
+from tests.fuzz.mutation import change_json, change_tar, inside_tar, pack_tar
 
 FORMATS = Path(__file__).parents[1] / "formats/v1"
 SHARD_SETS = FORMATS / "shards"
-_ENCODINGS: dict[str, Encoding] = {"jpeg": "jpeg", "pixels": "rgb", "planes": "yuv420"}
 
-_SAMPLES = [
+SAMPLES = [
     ("0001.jpg", jpeg(1, 20, 30)),
     ("0001.cls", b"3"),
     ("a/0002.png", b"\x89PNG\r\n\x1a\n" + bytes(700)),
@@ -58,7 +50,7 @@ _LONG = [(f"{'folder/' * 30}0001.jpg", b"x" * 600), (f"{'folder/' * 30}0001.cls"
 
 def _tars() -> list[bytes]:
     forms = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-    return [pack_tar(_SAMPLES, form) for form in forms] + [
+    return [pack_tar(SAMPLES, form) for form in forms] + [
         _with_long_names(form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
     ]
 
@@ -152,7 +144,7 @@ def _shard_set(folder: Path) -> Target:
         (shards / name).write_bytes(content[1:])
         try:
             if name != MANIFEST_NAME:
-                _adapt(shards)
+                adapt(shards)
             _use(shards)
         finally:
             for each in (name, MANIFEST_NAME):
@@ -161,7 +153,7 @@ def _shard_set(folder: Path) -> Target:
     return Target(corpus, read)
 
 
-def _adapt(shards: Path) -> None:
+def adapt(shards: Path) -> None:
     """Let the manifest have the hashes and sizes of the files."""
     fields = json.loads((shards / MANIFEST_NAME).read_bytes())
     for split in fields["splits"].values():
@@ -216,70 +208,6 @@ def _beton(folder: Path) -> Target:
     return Target([b"\0" + whole, b"\1" + whole], read)
 
 
-def _members(name: str, suffix: str) -> list[bytes]:
-    with tarfile.open(SHARD_SETS / name / "train-000000.tar") as archive:
-        files = [archive.extractfile(each) for each in archive if each.name.endswith(suffix)]
-        return [file.read() for file in files if file is not None]
-
-
-def _image(name: str, _folder: Path) -> Target:
-    """Members of tars: a whole image of the stated size, or an error."""
-    codec = codec_of(_ENCODINGS[name])
-
-    def read(content: bytes) -> None:
-        pixels = codec.decode(content)
-        expect(pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, pixels.shape)
-        expect(codec.size_of(content) == pixels.shape[:2], "its size is another one")
-
-    return Target(_members(name, codec.suffix), read)
-
-
-def _jpeg_header(_folder: Path) -> Target:
-    def read(content: bytes) -> None:
-        size = plain_jpeg_size(content)
-        found = jpeg_size(content)
-        expect(size in (None, found), f"{size} and {found}")
-        expect(all(0 < side < 1 << 16 for side in found), found)
-
-    return Target([content for content in make_corpus() if _has_size(content)], read)
-
-
-def _has_size(content: bytes) -> bool:
-    try:
-        return bool(jpeg_size(content))
-    except DamagedJpegError:
-        return False
-
-
-def _conversion_plan(folder: Path) -> Target:
-    work = folder / WORK_FOLDER
-    work.mkdir()
-    whole = (FORMATS / "begun/.conversion/settings.json").read_bytes()
-
-    def read(content: bytes) -> None:
-        (work / "settings.json").write_bytes(content)
-        plan = begun_plan(folder)
-        check_types(plan, type(plan))
-
-    return Target([whole], read)
-
-
-def _record(folder: Path) -> Target:
-    """Of a tar that was adopted: a record that is damaged is no record."""
-    path, record_path = folder / "x.tar", folder / "x.npz"
-    path.write_bytes(pack_tar(_SAMPLES))
-    read_tar(path, FieldNames()).save(record_path)
-
-    def read(content: bytes) -> None:
-        record_path.write_bytes(content)
-        if (record := find_record(path, record_path)) is not None:
-            check_types(record, type(record))
-            lengths = {len(each) for each in (record.index, record.checksums, record.labels)}
-            expect(lengths == {len(record.sizes)}, f"a record of parts {lengths}")
-
-    return Target([record_path.read_bytes()], read)
-
-
 HARNESSES = (
     Harness(name="tar", prepare=_tar, errors=(DamagedTarError,), changes=(change_tar,)),
     Harness(
@@ -291,14 +219,4 @@ HARNESSES = (
     Harness(name="manifest", prepare=_manifest, errors=(ShardSetError,), changes=(change_json,)),
     Harness(name="shard-set", prepare=_shard_set, errors=(ShardSetError,)),
     Harness(name="beton", prepare=_beton, errors=(ShardSetError,)),
-    Harness(name="pixels", prepare=functools.partial(_image, "pixels"), errors=(ValueError,)),
-    Harness(name="planes", prepare=functools.partial(_image, "planes"), errors=(ValueError,)),
-    Harness(name="jpeg-header", prepare=_jpeg_header, errors=(DamagedJpegError,)),
-    Harness(
-        name="conversion-plan",
-        prepare=_conversion_plan,
-        errors=(ConversionError,),
-        changes=(change_json,),
-    ),
-    Harness(name="record", prepare=_record, errors=(), changes=(inside_zip((change_json,)),)),
 )

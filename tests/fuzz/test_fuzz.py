@@ -2,29 +2,82 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import io
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from data_prep.shard_set.index import INDEX_DTYPE
 from tests.fuzz import running
 from tests.fuzz.harness import Harness, Target, WrongValueError, check_sentence, expect
 from tests.fuzz.harnesses import NAMES, harness_of
 from tests.fuzz.mutation import pack_tar
-from tests.fuzz.running import FoundError, fuzz
+from tests.fuzz.reach import UNREACHED, reading_in
+from tests.fuzz.running import FoundError, Outcome, fuzz
+from tests.test_architecture import SOURCES, module_name
 
-_SECONDS = 5
+_SECONDS = 3
 _MOST_INPUTS = 400
 """The same ones on every machine that takes them within the seconds: most take a tenth of them."""
 
 
+@pytest.fixture(scope="module")
+def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+    """Runs the fuzzer of a name for a moment, once."""
+
+    @functools.cache
+    def run(name: str) -> Outcome:
+        return fuzz(name, 1, _SECONDS, tmp_path_factory.mktemp(name), _MOST_INPUTS)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_refused_or_changes_nothing(name: str, tmp_path: Path) -> None:
-    assert fuzz(name, 1, _SECONDS, tmp_path, _MOST_INPUTS).inputs > 0
+def test_damage_is_refused_or_changes_nothing(
+    name: str, outcome_of: Callable[[str], Outcome]
+) -> None:
+    assert outcome_of(name).inputs > 0
+
+
+@pytest.mark.slow
+def test_each_function_that_reads_files_has_a_fuzzer_or_a_reason(
+    outcome_of: Callable[[str], Outcome],
+) -> None:
+    reading = {f"{module_name(source)}:{name}" for source in SOURCES for name in reading_in(source)}
+    reached = {function for name in NAMES for function in outcome_of(name).reached}
+    assert reading - reached <= UNREACHED.keys()
+    assert reading >= UNREACHED.keys(), "reasons for what is no longer there"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("json.loads(x)", "np.load(x)", "struct.unpack('<I', x)", "FORM.unpack_from(x, 3)"),
+        *(
+            "torch.load(x)",
+            "tarfile.open(x)",
+            "zipfile.ZipFile(x)",
+            "int(match[1])",
+            "x.read_text()",
+        ),
+        *("int(x.split()[0])", "float(x.read())", "int(x.group('n'))", "pq.ParquetFile(x)"),
+    ],
+)
+def test_each_way_to_read_a_file_is_seen(line: str, tmp_path: Path) -> None:
+    source = tmp_path / "x.py"
+    source.write_text(f"class A:\n    def f(x):\n        def g():\n            return {line}\n")
+    assert reading_in(source) == {"A.f.<locals>.g"}
+    source.write_text("def f(x):\n    return int(x), json.dumps(x), x.split(), counts[x]\n")
+    assert not reading_in(source)
 
 
 def _crash(content: bytes) -> None:
@@ -64,6 +117,12 @@ def _tar_gz(name: str, size: bytes) -> bytes:
     return gzip.compress(bytes(header), mtime=0)
 
 
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    packed = io.BytesIO()
+    np.save(packed, array)
+    return packed.getvalue()
+
+
 _INFINITE = b'# {"rank": 0, "local_rank": 0, "host": "h", "pid": Infinity, "start_ticks": 1, '
 
 FINDINGS = (
@@ -75,8 +134,22 @@ FINDINGS = (
     ("neighbours", b'{"step": Infinity, "nearest": {}}'),
     ("conversion-plan", b'{"settings": {"samples_per_shard": 0}, "class_names": ["x"]}'),
     ("manifest", b'{"format_version": 1, "splits": {}, "statistics": {"num_images": 1e400}}'),
+    ("best", b"step-" + b"0" * 400),
+    ("heartbeat", b'{"count": 3, "host": "h", "phase": "x", "step": "12", "seconds": 1.5}'),
+    ("first-failure", b'{"text": "x", "rank": "1"}'),
+    ("checkpoint-settings", b'{"recipe": "x", "config": [], "manifest_sha256": "0"}'),
+    ("unpacked", bytes(24)),
+    ("pixel-reader", b"\5" + _npy(np.array([(7, 0, 9, 0)] * 6, INDEX_DTYPE))),
+    ("pixel-reader", b"\5" + _npy(np.array([(0, 1 << 63, 9, 0)] * 6, INDEX_DTYPE))),
 )
 """What was found once: it must be refused."""
+
+
+def _npz(**arrays: npt.NDArray[Any]) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **arrays)
+    return packed.getvalue()
+
 
 _HUGE = b'{"kind": "end", "step": 1%s, "epoch": 0.5, "time": 1.0, "outcome": "failed"}'
 
@@ -86,6 +159,8 @@ HARMLESS = (
     ("target", b"[" * 100_000),
     ("lock", json.dumps({"host": "h", "start": None, "log": "a" * 5000}).encode()),
     ("lock", b"[" * 100_000),
+    ("input-stamps", _npz(manifest_sha256=np.array("0" * 64), stamps=np.zeros(4, np.uint64))),
+    ("input-stamps", _npz(manifest_sha256=np.array("0" * 64), stamps=np.zeros(5))),
     ("events", b'{"kind": "end", "step": 1, "epoch": 0.5, "time": 1.0, "outcome": "failed"}\rx'),
     ("events", b'{"kind": "end", "step": true, "epoch": 0.5, "time": 1.0, "outcome": "failed"}'),
 )

@@ -12,6 +12,7 @@ from data_prep.shard_set.beton_format import open_beton
 from data_prep.shard_set.codec import codec_of
 from data_prep.shard_set.index import (
     INDEX_DTYPE,
+    check_labels,
     check_shard_sizes,
     read_checksums,
     read_index,
@@ -50,6 +51,7 @@ def open_reader(
             index = _open_tars(shards, split, files)
         case unknown:
             assert_never(unknown)
+    check_labels(index.rows["label"], shards.manifest.num_classes, f"{split} of {shards.folder}")
     is_copied = codec_of(index.encoding).is_raw and not crop_policy.scales
     kind = PixelReader if is_copied and index.files.are_lasting else FileReader
     return kind(index, crop_policy, max_corrupt, config.decode_threads)
