@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from data_prep.shard_set.files import sync_directory
 from pipeline.config.timeouts import POLL_SECONDS
 from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.launcher import LaunchEnvironment
@@ -75,6 +76,7 @@ def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> boo
         return False
     if is_old:
         run.stop_request.unlink(missing_ok=True)
+        sync_directory(run.path)  # after a power cut it would be for the job that is queued again
     return is_old
 
 

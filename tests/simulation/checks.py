@@ -52,6 +52,8 @@ class Checks:
         self._damaged: set[int] = set()
         """Since the ranks began."""
         self._best: int | None = None
+        self._has_left = False
+        """The ranks of the newest attempt have ended, and have no watchdogs any more."""
         self.is_over = False
         self.newest_promised = 0
 
@@ -71,6 +73,7 @@ class Checks:
     def resumed(self, step: int) -> None:
         self.say(f"begins after step {step}")
         self._damaged.clear()
+        self._has_left = False
         newest = max(self._promised, default=0)
         if step < newest:
             raise Violation(f"the checkpoint of step {newest} was promised, and {step} is resumed")
@@ -79,6 +82,7 @@ class Checks:
 
     def left(self, step: int, outcome: EndOutcome) -> None:
         """The ranks leave together after that step."""
+        self._has_left = True
         if outcome != "failed" and step not in self._promised | self._damaged:
             raise Violation(f"the run has {outcome} after step {step}, which was not saved")
 
@@ -91,13 +95,18 @@ class Checks:
             raise Violation(f"the run is called complete, and its newest checkpoint is {newest}")
         state = checkpoint.load(newest)
         self._check_weights(state)
+        num_due = len({*range(0, setup.target_steps, setup.evaluate_every), setup.target_steps}) - 1
+        num_losses = len(Progress(**state["progress"]).losses)
+        if num_losses != num_due:
+            raise Violation(f"{num_losses} evaluations are noted, and {num_due} were due")
         marked = Progress(**state["progress"]).marked
         if marked is not None:
             best = checkpoint.step_of(checkpoint.named(directory, "best"))
             if (best, top1_of(setup.seed, best)) != tuple(marked):
                 raise Violation(f"the best checkpoint is that of {marked}, and best is {best}")
         num_kept = len(checkpoint.paths(directory))
-        if num_kept > setup.config.checkpoint.keep + 2:  # a kill may have come before the pruning
+        # A kill may have come before the last pruning, and a power cut have undone another one.
+        if num_kept > setup.config.checkpoint.keep + 4:
             raise Violation(f"{num_kept} checkpoints are kept")
 
     def _check_weights(self, state: dict[str, Any]) -> None:
@@ -167,7 +176,7 @@ class Checks:
             if attempt.processes[rank].is_dead and "last word" not in attempt.words:
                 return  # something else has ended it
             word = json.loads(attempt.words.get("last word", b"{}"))
-            if attempt.num_faults > 1:  # then who is named may be another one
+            if self._has_left or attempt.num_faults > 1:  # then who is named may be another one
                 return
             if not attempt.has_spoken and word.get("rank", -1) is not None:
                 raise Violation(f"{since}, and nobody says so after {seconds:.0f} s")

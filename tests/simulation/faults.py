@@ -209,7 +209,8 @@ class Faults:
             case "job killed":
                 torchrun.kill()
             case "power cut":
-                torchrun.kill()
+                for start in slurm.starts:
+                    start.kill(everywhere=True)
                 lost = self._kernel.disk.lose_power(self._chance)
                 self._checks.say(f"{lost} changes of folders are lost")
                 slurm.lose_host()

@@ -46,7 +46,7 @@ from pipeline.train.prepare import open_run, recording_failures
 from pipeline.train.progress import Progress
 from pipeline.train.replicas import ReplicaCheck
 from pipeline.train.saving import Saves
-from pipeline.train.start import find_start, finish, record_start, resume
+from pipeline.train.start import Start, find_start, finish, record_start, resume
 from tests.simulation.kernel import Kernel, SimProcess
 from tests.simulation.network import Attempt, Link, SimStore, SimThreads
 
@@ -141,16 +141,6 @@ class Weights:
         assert len(set(fingerprints)) == 1, f"the ranks differ: {fingerprints}"
 
 
-class _AnySettings:
-    """Those of the one run that there is."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {}
-
-    def check_continues(self, saved: object, where: object) -> None:
-        assert saved is not None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimWorld(World):
     """A `World` whose ranks are simulated."""
@@ -197,6 +187,7 @@ class _Parts:
     """What `Saves` and the loop ask of `Components`."""
 
     setup: RunSetup
+    start: Start
     world: SimWorld
     mesh: Mesh
     replica: Weights
@@ -204,7 +195,7 @@ class _Parts:
     journal: Journal
     watchdog: Watchdog
     notes: Notes
-    settings: _AnySettings
+    settings: Settings
 
     @property
     def config(self) -> Config:
@@ -305,10 +296,11 @@ class RankProgram:
                     return ExitCode.DONE
                 record_start(run, start, setup.plan, world)
                 weights = Weights(setup.plan.num_samples if setup.follows_samples else 0)
-                settings, progress = _AnySettings(), Progress()
+                settings = Settings(recipe="simulated", config=setup.config, manifest_sha256="")
+                progress = Progress()
                 if start.path is not None:
-                    replica, any_settings = cast(Replica, weights), cast(Settings, settings)
-                    progress = resume(replica, any_settings, run, world, start.path)
+                    replica = cast(Replica, weights)
+                    progress = resume(replica, settings, run, world, start.path)
                     assert progress.step == checkpoint.step_of(start.path), "it is another step's"
                 journal = _Journal(setup, world.rank, progress, self._notes)
             mesh = Mesh(
@@ -320,6 +312,7 @@ class RankProgram:
             )
             parts = _Parts(
                 setup=setup,
+                start=start,
                 world=world,
                 mesh=mesh,
                 replica=weights,

@@ -20,6 +20,7 @@ _AT_ONCE = 50
 FOUND = {
     286: "a clock that was set back hid how the job had ended: it was called failed for ever",
     810: "a stop that all ranks had agreed on was undone, as its save was killed: it was requeued",
+    1909: "a request to stop that was removed came back with a power cut, and stopped another job",
     122: "a rank that had nothing to do with it was named for a disk that took no checkpoint",
 }
 """Seeds that found a fault of the product, which is mended."""

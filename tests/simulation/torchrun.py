@@ -104,10 +104,10 @@ class Torchrun:
             if not agent.host.is_down:
                 self._kernel.send(agent.process, number)
 
-    def kill(self) -> None:
-        """All processes of the job, on hosts that can be reached."""
+    def kill(self, *, everywhere: bool = False) -> None:
+        """All processes of the job, on hosts that can be reached, or on all."""
         for agent in self.agents:
-            if not agent.host.is_cut_off:
+            if everywhere or not agent.host.is_cut_off:
                 for process in (agent.process, *agent.workers):
                     self._kernel.end(process, -signal.SIGKILL)
 
