@@ -14,8 +14,14 @@ from pipeline.config.schema import Config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.format_version import CONFIG_VERSION, read_versioned
 
-_FIELDS = {"recipe": str, "config": dict, "manifest_sha256": str}
-"""What `config.json` has at least."""
+_FIELDS: Mapping[str, Any] = {
+    "recipe": str,
+    "config": dict,
+    "manifest_sha256": str,
+    "forked_from": dict | None,
+    "initialized_from": dict | None,
+}
+"""What `config.json` holds; the last two may be missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

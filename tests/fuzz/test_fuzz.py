@@ -138,6 +138,7 @@ FINDINGS = (
     ("heartbeat", b'{"count": 3, "host": "h", "phase": "x", "step": "12", "seconds": 1.5}'),
     ("first-failure", b'{"text": "x", "rank": "1"}'),
     ("checkpoint-settings", b'{"recipe": "x", "config": [], "manifest_sha256": "0"}'),
+    ("config", b'{"recipe": "x", "config": {}, "manifest_sha256": "0", "forked_from": 100}'),
     ("unpacked", bytes(24)),
     ("pixel-reader", b"\5" + _npy(np.array([(7, 0, 9, 0)] * 6, INDEX_DTYPE))),
     ("pixel-reader", b"\5" + _npy(np.array([(0, 1 << 63, 9, 0)] * 6, INDEX_DTYPE))),
