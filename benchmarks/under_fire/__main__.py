@@ -1,7 +1,7 @@
 """Trains 4 ranks for half an hour, with a fault each minute, and says what that has cost.
 
     python -m benchmarks.under_fire [--minutes 30] [--seconds-between 60] [--seed 2012]
-        [--schedule FILE | --write-schedule FILE] [--logs FOLDER] [--json PATH]
+        [--schedule FILE | --write-schedule FILE] [--logs FOLDER] [--json PATH] [-- OPTION …]
 
 The faults are of twelve kinds, each at a random moment of a random rank, by a seed or a file that
 replays them. The job is an ordinary one: `python -m launch local` on each of two nodes, which have
@@ -26,13 +26,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
-
-import torch
 
 from benchmarks.measurement import parser, report, shard_synthetic
 from benchmarks.under_fire import schedule
@@ -43,8 +41,15 @@ from benchmarks.under_fire.history import HistoryError, prove
 from benchmarks.under_fire.job import Job, JobError
 from benchmarks.under_fire.nodes import Nodes, enter_namespaces, run_nodes, small_disk
 from benchmarks.under_fire.processes import adopt_orphans, end_descendants
-from benchmarks.under_fire.recipe import DISK_BYTES, MAX_RESTARTS, NUM_TRAIN, OPTIONS, SEED, command
+from benchmarks.under_fire.recipe import (
+    DISK_BYTES,
+    MAX_RESTARTS,
+    NUM_TRAIN,
+    command,
+    options_of,
+)
 from benchmarks.under_fire.schedule import KINDS, LEAVES_THE_RANKS, NEEDS_NAMESPACES, Fault, Kind
+from benchmarks.under_fire.weights import is_equal
 from data_prep.shard_set.files import describe
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
@@ -107,53 +112,37 @@ def leave(job: Job, expected: ExitCode) -> None:
         raise JobError(f"{job.run.name} has left with {job.exit_codes}, expected {expected:d}")
 
 
-def is_equal(run: RunDirectory, other: RunDirectory, step: int) -> bool:
-    """Whether the checkpoints of that step have the same weights, optimizer and scaler."""
-    path, *paths = (checkpoint.path_of(one.checkpoints, step) for one in (run, other))
-    state, expected = checkpoint.load(path), checkpoint.load(paths[0])
-    return all(same(state[part], expected[part]) for part in ("model", "optimizer", "scaler"))
-
-
-def same(value: Any, other: Any) -> bool:
-    """Of nested dictionaries and lists, tensors bit for bit."""
-    if isinstance(value, dict):
-        return value.keys() == other.keys() and all(
-            same(value[name], other[name]) for name in value
-        )
-    if isinstance(value, list | tuple):
-        return len(value) == len(other) and all(map(same, value, other))
-    if isinstance(value, torch.Tensor):
-        return torch.equal(value, other)
-    return bool(value == other)
-
-
 def train(
-    faults: Sequence[Fault], options: argparse.Namespace, nodes: Nodes, disk: Path, shards: Path
+    faults: Sequence[Fault],
+    total_seconds: float,
+    training: Mapping[str, object],
+    nodes: Nodes,
+    disk: Path,
+    shards: Path,
 ) -> dict[str, Any]:
     run, undisturbed = RunDirectory(disk / "under-fire"), RunDirectory(disk / "undisturbed")
-    words = command(shards)
-    job = Job(nodes, run, [*words, "--run-dir", run.path], MAX_RESTARTS)
-    caused = disturb(job, faults, 60 * options.minutes, nodes)
+    job = Job(nodes, run, command(shards, run.path, training), MAX_RESTARTS)
+    caused = disturb(job, faults, total_seconds, nodes)
     newest = checkpoint.newest_good(run.checkpoints)
     assert newest is not None
-    step = checkpoint.step_of(newest)
-    history = prove(read_rows(run.events), step, SEED)
+    step, seed = checkpoint.step_of(newest), int(str(training["seed"]))
+    history = prove(read_rows(run.events), step, seed)
     say(f"{step:,} steps, each of them once; now the same without faults")
-    again = [*words, "--run-dir", undisturbed.path, "--max-steps", step]
+    again = command(shards, undisturbed.path, {**training, "max-steps": step})
     quiet = Job(nodes, undisturbed, again, 0)
     leave(quiet, ExitCode.DONE)
     return figures(
         faults,
         caused,
-        OPTIONS,
+        training,
         history,
-        prove(read_rows(undisturbed.events), step, SEED),
+        prove(read_rows(undisturbed.events), step, seed),
         is_equal=is_equal(run, undisturbed, step),
         num_launches=job.num_starts,
     )
 
 
-def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--minutes", type=_positive, default=30.0)
     made.add_argument("--seconds-between", type=_positive, metavar="S", help="between faults; 60")
@@ -161,6 +150,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--schedule", type=Path, metavar="FILE", help="the faults to cause")
     made.add_argument("--write-schedule", type=Path, metavar="FILE", help="also write them there")
     made.add_argument("--logs", type=Path, metavar="FOLDER", help="keep events and logs there")
+    text = "of training, behind a --, in addition or instead: --distributed.warm_restarts 1000"
+    made.add_argument("training", nargs="*", metavar="OPTION", help=text)
     options = made.parse_args(arguments)
     if options.schedule and not (options.seed is None and options.seconds_between is None):
         made.error("--schedule has the faults: leave out --seed and --seconds-between")
@@ -184,13 +175,15 @@ def faults_of(options: argparse.Namespace, kinds: Sequence[Kind]) -> list[Fault]
 
 
 def main() -> int:
-    options = options_of()
+    options = parsed()
     is_apart = enter_namespaces()
     left_out = [] if is_apart else [*NEEDS_NAMESPACES]
     if left_out:
         say(f"no right to make namespaces: without {' and '.join(left_out)}")
     try:
         faults = faults_of(options, [kind for kind in KINDS if kind not in left_out])
+        training = options_of(options.training)
+        command(Path("shards"), Path("run"), training)  # what is wrong with it is said at once
         if options.write_schedule:
             schedule.write(options.write_schedule, faults)
     except (OSError, ValueError) as error:
@@ -212,7 +205,7 @@ def main() -> int:
             resources.callback(keep, disk, options.logs)
         shards = shard_synthetic(root / "shards", num_train=NUM_TRAIN, num_val=64)
         try:
-            found = train(faults, options, nodes, disk, shards)
+            found = train(faults, 60 * options.minutes, training, nodes, disk, shards)
         except (HistoryError, JobError) as error:
             say(f"error: {error}")
             return ExitCode.FAILED

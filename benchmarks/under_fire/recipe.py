@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pipeline.train.command import parse_command
 
 NUM_TRAIN, GLOBAL_BATCH_SIZE = 2_560, 256
 _STEPS_PER_EPOCH = NUM_TRAIN // GLOBAL_BATCH_SIZE
@@ -32,7 +34,23 @@ OPTIONS: Mapping[str, object] = {
 """Of training, beside the data."""
 
 
-def command(shards: Path) -> list[object]:
-    """That of the run, whose directory is still missing."""
-    words = (word for name, value in OPTIONS.items() for word in (f"--{name}", value))
-    return ["cifar10", "--data.shards", shards, *words]
+def options_of(words: Sequence[str]) -> dict[str, object]:
+    """With what the user gives in addition, such as `--distributed.warm_restarts 1000`.
+
+    Raises `ValueError` if that is no pairs of an option and its value.
+    """
+    names, values = words[::2], words[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(
+            f"options of training are '{' '.join(words)}'; expected pairs of an option and a value"
+        )
+    given = zip((name.removeprefix("--") for name in names), values, strict=True)
+    return {**OPTIONS, **dict(given)}
+
+
+def command(shards: Path, run: Path, options: Mapping[str, object]) -> list[str]:
+    """Raises `ValueError` if it is none of `pipeline.train`."""
+    words = (word for name, value in options.items() for word in (f"--{name}", value))
+    made = list(map(str, ["cifar10", "--data.shards", shards, "--run-dir", run, *words]))
+    parse_command(made)
+    return made
