@@ -53,7 +53,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             _check_unpacked(file, path)
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"{path} cannot be read as Parquet ({reason}): copy it again") from None
 
@@ -166,8 +166,8 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     """
     with _opened(path) as file:
         table = file.read()
-    columns = [
-        ["" if value is None else str(value) for value in column.to_pylist()]
-        for column in table.columns
-    ]
-    return list(table.schema.names), columns
+        columns = [
+            ["" if value is None else str(value) for value in column.to_pylist()]
+            for column in table.columns
+        ]
+        return list(table.schema.names), columns

@@ -246,6 +246,14 @@ def test_a_file_that_ends_the_process_is_refused_by_its_name(
     assert capfd.readouterr().err == ""
 
 
+def test_texts_that_are_no_texts_are_one_sentence(tmp_path: Path) -> None:
+    names = pa.array([b"cat", b"do\xff"], pa.binary()).view(pa.string())
+    path = write_parquet(tmp_path / "train.parquet", CONTENTS[:2], names, classes=None)
+    for read in (lambda: open_parquet(path, tmp_path / "unpacked"), lambda: read_columns(path)):
+        with pytest.raises(SourceError, match=r"train\.parquet cannot be read as Parquet .'utf-8'"):
+            read()
+
+
 def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array([b"x"] * 300_000), "label": pa.array([7] * 300_000)})
     pq.write_table(table, tmp_path / "train.parquet")
