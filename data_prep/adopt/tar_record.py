@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -102,9 +103,14 @@ def find_record(path: Path, record_path: Path) -> TarRecord | None:
         facts, arrays = load_record(record_path)
         record = TarRecord(**{**facts, **arrays})
         check_types(record, TarRecord, "")
+        check_types(record.labels, Sequence[RawLabel], "labels")
     except DAMAGES:
         return None
-    return record if record.stamp == file_stamp(path) else None
+    count, arrays_found = len(record.labels), (record.index, record.checksums, record.sizes)
+    shapes, kinds = [each.shape for each in arrays_found], [each.dtype for each in arrays_found]
+    is_whole = shapes == [(count,), (count,), (count, 2)]
+    is_whole &= kinds == [INDEX_DTYPE, np.uint32, np.uint32]
+    return record if is_whole and record.stamp == file_stamp(path) else None
 
 
 def read_tar(path: Path, fields: FieldNames) -> TarRecord:
