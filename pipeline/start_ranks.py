@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
-from pipeline.run.ending import AGENT_VARIABLE, LAUNCHER_VARIABLE, ExitCode
+from pipeline.run.ending import AGENT_VARIABLE, LAUNCHER_VARIABLE, ExitCode, how_killed
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         killed = {rank: -code for rank, code in codes.items() if code < 0}
         for rank, number in killed.items():
-            _report_killed(rank, number)
+            sys.stderr.write(f"error: rank {rank} {how_killed(number)}\n")
         if killed:
             return 128 + min(killed.values())
         return max(error.get_first_failure()[1].exitcode, ExitCode.FAILED)
@@ -77,11 +77,6 @@ def _run(arguments: Sequence[str]) -> int:
         is_of_others = isinstance(error, RendezvousError | DistError)
         return ExitCode.STOPPED if is_of_others else ExitCode.FAILED
     return ExitCode.DONE
-
-
-def _report_killed(rank: int, number: int) -> None:
-    hint = "; was memory short? 'dmesg' says so" if number == signal.SIGKILL else ""
-    sys.stderr.write(f"error: rank {rank} was killed by {signal.Signals(number).name}{hint}\n")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,10 @@ class DistributedConfig:
     compare_replicas: Annotated[bool, Operational] = True
     """Compare the weights of all replicas, bit for bit, at every log and before every save; the run
     fails where they differ."""
+    warm_restarts: Annotated[int, at_least(0), Operational] = 0
+    """How often lost ranks may be replaced while the others stay and keep the weights in memory,
+    under torchrun. On GPUs all ranks begin anew, at the newest checkpoint. 0: never, the job ends
+    when a rank is lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

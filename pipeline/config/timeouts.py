@@ -31,6 +31,13 @@ OUTCOME_SECONDS = 10
 REQUEUE_PAUSES = (5, 10, 20)
 """Between the attempts to queue a job again: SLURM's controller may be starting anew."""
 POLL_SECONDS = 0.5
+WATCH_SECONDS = 0.25
+"""Between two looks of a supervisor at what the ranks say of its own."""
+MEETING_POLL_SECONDS = 0.02
+LATE_SECONDS = 60.0
+"""How long a generation waits for a rank that lives, before its supervisor kills it."""
+ANSWER_OF_STORE_SECONDS = 10.0
+"""A supervisor waits so long for the store."""
 KEPT_SECONDS = 180.0
 MISSED_PUBLICATIONS = 10
 ALERT_HOLD_MINUTES = 1

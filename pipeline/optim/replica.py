@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.schema import Config
 from pipeline.model.build import load_weights
-from pipeline.model.columns import whole_of
+from pipeline.model.columns import BOTH, Columns, whole_of
 from pipeline.model.network import Network
 from pipeline.model.response_norm import missing_kernels
 from pipeline.optim.optimizer import (
@@ -231,7 +231,14 @@ class Replica:
 
         The ranks of a replica call it together; what its first rank gets is whole.
         """
-        columns, parts = self.mesh.columns, self.model.state_dict()
+        return self._state(self.mesh.columns)
+
+    def held_state(self) -> dict[str, Any]:
+        """The same of the columns that this rank holds: no other rank takes part."""
+        return self._state(BOTH)
+
+    def _state(self, columns: Columns) -> dict[str, Any]:
+        parts = self.model.state_dict()
         return {
             "model": {name: whole_of(name, part, columns) for name, part in parts.items()},
             "optimizer": optimizer_state(self.model, self._optimizer, columns),
@@ -242,11 +249,25 @@ class Replica:
         self, state: dict[str, Any], *, with_optimizer: bool = True, with_scaler: bool = True
     ) -> None:
         """Go on from a `state_dict`; raises `ValueError` if it is another network's."""
-        load_weights(self.model, state["model"], self.mesh.column)
+        self._load(state, self.mesh.column, with_optimizer=with_optimizer, with_scaler=with_scaler)
+
+    def load_held_state(self, state: dict[str, Any]) -> None:
+        """Go on from the `held_state` of a rank that holds the same columns."""
+        self._load(state, None)
+
+    def _load(
+        self,
+        state: dict[str, Any],
+        column: int | None,
+        *,
+        with_optimizer: bool = True,
+        with_scaler: bool = True,
+    ) -> None:
+        load_weights(self.model, state["model"], column)
         for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
             before.copy_(buffer)
         if with_optimizer:
-            load_optimizer_state(self.model, self._optimizer, state["optimizer"], self.mesh.column)
+            load_optimizer_state(self.model, self._optimizer, state["optimizer"], column)
         if with_scaler:
             self._scaler.load_state_dict(state["scaler"])
 

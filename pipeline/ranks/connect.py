@@ -12,16 +12,23 @@ import datetime
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, assert_never
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not exported
+from torch.distributed.distributed_c10d import (
+    PrefixStore,
+    Store,
+    _abort_process_group,
+)
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
 from pipeline.config.timeouts import collective_seconds, rendezvous_seconds
-from pipeline.ranks.failure import RankFailure, fact_of, waiting_for_ranks
+from pipeline.ranks.failure import RankFailure, fact_of
+from pipeline.ranks.generations import Generations, store_of_generation
 from pipeline.ranks.gpus import driver_fault
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.memory import keep_freed_memory
@@ -47,32 +54,24 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
     else:
         keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: cuDNN would round convolutions' inputs
-    store, watchdog_store, control = None, None, None
+    world = World(environment=environment, device=device, store=None, control=None)
     if environment.is_launched:
-        with killable():
-            store, device, fault = _join(environment, config, device, fault)
-            unknown: Any = store  # torch does not type `clone`
-            watchdog_store = unknown.clone()
-        deadline = collective_deadline(config.save_timeout_seconds)
-        with waiting_for_ranks():
-            control = dist.new_group(backend="gloo", timeout=deadline)
-    world = World(
-        environment=environment,
-        device=device,
-        store=store,
-        control=control,
-        watchdog_store=watchdog_store,
-    )
+        with killable(), finding_ranks(rendezvous_seconds(config.timeout_seconds)):
+            world, fault = _meet(world, config, fault)
     with world.fail_together():
         if fault is not None:
             raise fault
     try:
         yield world
-    except RankFailure:
-        raise
     except Exception as error:
-        # The groups stay as they are: a rank that failed must leave at once, so others notice.
-        raise world.report_failure(error) from error
+        failure = error if isinstance(error, RankFailure) else world.report_failure(error)
+        # The groups stay as they are: a rank that failed must leave at once, so others notice. One
+        # that may stay must break off what others wait for.
+        if environment.supervisor is not None:
+            _break_off(world)
+        if failure is error:
+            raise
+        raise failure from error
     if environment.is_launched:
         dist.destroy_process_group()
 
@@ -93,34 +92,85 @@ def killable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def finding_ranks(timeout_seconds: float) -> Iterator[None]:
+    """Raise `RankFailure` if the block, which waits so long for the other ranks, fails."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise RankFailure(
+            f"the ranks did not find each other within {timeout_seconds:g} s "
+            f"({fact_of(error)}); start all of them with one torchrun command a node",
+            is_reported_here=True,
+        ) from None
+
+
+def store_of_attempt(environment: LaunchEnvironment, timeout_seconds: float) -> Store:
+    """Where the ranks of this attempt of the launcher meet: see `finding_ranks` for what fails."""
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if environment.supervisor is None:
+        everything, _, _ = next(rendezvous("env://", timeout=timeout))
+    else:
+        host, _, port = environment.rendezvous.rpartition(":")
+        everything = TCPStore(host, int(port), timeout=timeout, wait_for_workers=False)
+    # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
+    # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
+    attempt = environment.attempt if environment.is_store_kept else "new"
+    return PrefixStore(f"alexnet/{attempt}", everything)
+
+
+def _meet(
+    alone: World, config: DistributedConfig, fault: ValueError | None
+) -> tuple[World, ValueError | None]:
+    """Meet the other ranks, and make the groups; see `_join`."""
+    environment, seconds = alone.environment, rendezvous_seconds(config.timeout_seconds)
+    store = store_of_attempt(environment, seconds)
+    if environment.supervisor is None:
+        return _join(replace(alone, store=store), config, fault)
+    generations = Generations(store, environment.world_size)
+    while True:
+        generation = generations.meet(environment.rank, seconds)
+        inner = store_of_generation(store, generation)
+        world = replace(alone, store=inner, generations=generations, generation=generation)
+        try:
+            return _join(world, config, fault)
+        except RuntimeError:  # another one was lost meanwhile
+            _break_off(world)
+            if generation == 0:
+                raise
+
+
+def _break_off(world: World) -> None:
+    """Leave the groups, so that no rank waits for this one, and let the generation be over."""
+    world.links.break_off()
+    if dist.is_initialized():
+        _abort_process_group()
+    if world.generations is not None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: the ranks do not meet again
+            world.generations.end(world.generation)
+
+
 def _join(
-    environment: LaunchEnvironment,
-    config: DistributedConfig,
-    device: torch.device,
-    fault: ValueError | None,
-) -> tuple[Store, torch.device, ValueError | None]:
-    """Meet the other ranks: returns this attempt's store, the device, and this rank's fault if any.
+    world: World, config: DistributedConfig, fault: ValueError | None
+) -> tuple[World, ValueError | None]:
+    """Meet the other ranks in the store of `world`; returns it with groups, and this rank's fault.
 
     If not all ranks have a GPU, the device is a CPU: so they can still report the fault.
     """
-    timeout_seconds = rendezvous_seconds(config.timeout_seconds)
-    try:
-        meeting = rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds))
-        everything, rank, world_size = next(meeting)
-        # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
-        # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
-        attempt = environment.attempt if environment.is_store_kept else "new"
-        store = PrefixStore(f"alexnet/{attempt}", everything)
-        kind = device.type if fault is None else "none"
-        store.set(f"device/{rank}", kind)
-        kinds = {store.get(f"device/{other}").decode() for other in range(world_size)}
-        if kind == "cpu" and config.device == "auto" and "cuda" in kinds:
-            fault = ValueError(
-                f"{socket.gethostname()} finds no GPU, and other ranks have one each: call "
-                "nvidia-smi there, leave that host out, or use --distributed.device cpu"
-            )
-        if kinds != {"cuda"}:
-            device = torch.device("cpu")
+    store, device, rank, world_size = world.store, world.device, world.rank, world.size
+    assert store is not None
+    kind = device.type if fault is None else "none"
+    store.set(f"device/{rank}", kind)
+    kinds = {store.get(f"device/{other}").decode() for other in range(world_size)}
+    if kind == "cpu" and config.device == "auto" and "cuda" in kinds:
+        fault = ValueError(
+            f"{socket.gethostname()} finds no GPU, and other ranks have one each: call "
+            "nvidia-smi there, leave that host out, or use --distributed.device cpu"
+        )
+    if kinds != {"cuda"}:
+        device = torch.device("cpu")
+    deadline = collective_deadline(config.save_timeout_seconds)
+    with world.links.noted():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=PrefixStore("default", store),
@@ -129,13 +179,9 @@ def _join(
             timeout=collective_deadline(config.timeout_seconds),
             device_id=device if device.type == "cuda" else None,
         )
-    except (RuntimeError, ValueError) as error:
-        raise RankFailure(
-            f"the ranks did not find each other within {timeout_seconds:g} s "
-            f"({fact_of(error)}); start all of them with one torchrun command a node",
-            is_reported_here=True,
-        ) from None
-    return store, device, fault
+        control = dist.new_group(backend="gloo", timeout=deadline)
+    unknown: Any = store  # torch does not type `clone`
+    return replace(world, device=device, control=control, watchdog_store=unknown.clone()), fault
 
 
 def failure_of_all(environment: LaunchEnvironment, error: ValueError) -> RankFailure:

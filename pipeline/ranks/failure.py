@@ -34,7 +34,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn, Self, TypeVar
 
@@ -62,6 +62,11 @@ class RankFailure(RuntimeError):
         self.is_reported_here = is_reported_here
         """Whether this rank is one of those that report it: rank 0 and the first to fail."""
         self.cause = cause
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether nothing is wrong with this rank but that it has lost another one."""
+        return self.__cause__ is not None and cause_of(self.__cause__) == "lost_rank"
 
 
 class LostRank(RuntimeError):
@@ -100,6 +105,8 @@ class FirstFailure:
     cause: FailureCause | None = None
     is_main_silent: bool = False
     """Whether it is a verdict on rank 0, which then cannot report it itself."""
+    ranks: Sequence[int] = ()
+    """Those that a verdict is on; it may be on none, where all wait for each other."""
 
     def __str__(self) -> str:
         return self.text if self.rank is None else f"rank {self.rank} on {self.host}: {self.text}"

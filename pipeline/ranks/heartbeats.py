@@ -64,13 +64,16 @@ def judge(
     }
     if silent:
         reasons = "its process is stopped, or hangs in native code, or its host is gone"
-        return FirstFailure(f"{', '.join(silent.values())}: {reasons}", is_main_silent=0 in silent)
+        text = f"{', '.join(silent.values())}: {reasons}"
+        return FirstFailure(text, is_main_silent=0 in silent, ranks=tuple(silent))
     overdue = [(rank, last) for rank, last in enumerate(now) if last and last.is_overdue]
-    busy = [
-        f"rank {rank} on {last.host} hangs, {last}" for rank, last in overdue if not last.is_waiting
-    ]
+    busy = {
+        rank: f"rank {rank} on {last.host} hangs, {last}"
+        for rank, last in overdue
+        if not last.is_waiting
+    }
     if busy:
-        return FirstFailure(", ".join(busy))
+        return FirstFailure(", ".join(busy.values()), ranks=tuple(busy))
     if len(overdue) < len(now):  # somebody is at work, and the others wait for that
         return None
     first = min(last.step for _, last in overdue)

@@ -40,6 +40,18 @@ class LaunchEnvironment:
     """What torchrun gives its ranks to leave after a signal; None without torchrun."""
     agent: int | None = None
     """The process of torchrun, if that is the launcher: it looks after this one as its parent."""
+    supervisor: int | None = None
+    """The process between the two, if there is one: see `pipeline.ranks.supervisor`."""
+    began: float | None = None
+    """When this rank began, or began anew, in place of a lost one or to meet it; in Unix seconds.
+
+    None: with the attempt.
+    """
+
+    @property
+    def parent(self) -> int | None:
+        """The process that looks after this one, if any does."""
+        return self.supervisor or self.agent
 
     @property
     def is_restart(self) -> bool:

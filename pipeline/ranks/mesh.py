@@ -73,12 +73,13 @@ def build_mesh(world: World, columns: Layout, timeout_seconds: float) -> Mesh:
             )
         case "split":
             ranks = torch.arange(world.size).view(-1, NUM_COLUMNS)
-            same_replica, same_column = (
-                dist.new_subgroups_by_enumeration(
-                    lines.tolist(), timeout=collective_deadline(timeout_seconds)
-                )[0]
-                for lines in (ranks, ranks.T)
-            )
+            with world.links.noted():
+                same_replica, same_column = (
+                    dist.new_subgroups_by_enumeration(
+                        lines.tolist(), timeout=collective_deadline(timeout_seconds)
+                    )[0]
+                    for lines in (ranks, ranks.T)
+                )
             replica, column = divmod(world.rank, NUM_COLUMNS)
             return Mesh(
                 replica=replica,

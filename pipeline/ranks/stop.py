@@ -88,7 +88,9 @@ def begin_of_job(environment: LaunchEnvironment) -> float:
 
 
 def begin_of_attempt(environment: LaunchEnvironment) -> float:
-    """In Unix seconds: that of the job, or of this process if torchrun has restarted the ranks."""
+    """In Unix seconds: that of the job, or of this rank if the ranks have begun anew."""
+    if environment.began is not None:
+        return environment.began
     own = _start_of(os.getpid())
     return own if environment.attempt else min(begin_of_job(environment) or own, own)
 
@@ -135,8 +137,8 @@ class StopRequests:
 
     def _start(self, step: int) -> None:
         asked = self._signals.noted
-        agent = self._world.environment.agent
-        if agent is not None and agent != os.getppid():  # nobody looks after this rank any more
+        parent = self._world.environment.parent
+        if parent is not None and parent != os.getppid():  # nobody looks after this rank any more
             asked = StopSource.END_OF_LAUNCHER
         if self._world.is_main and self._is_file_there():
             asked = StopSource.STOP_FILE

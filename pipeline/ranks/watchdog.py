@@ -27,6 +27,7 @@ from pipeline.config.schema import DistributedConfig
 from pipeline.config.timeouts import (
     DUMP_SECONDS,
     FAREWELL_SECONDS,
+    LATE_SECONDS,
     heartbeat_seconds,
     num_judged,
 )
@@ -68,6 +69,8 @@ class Watchdog:
         self._at = Phase.READING, 0, time.monotonic()
         self._board = Board(world.watchdog_store, world.size, self._period, world.threads)
         self._is_over = world.threads.event()
+        self._has_told = False
+        """Whether the verdict is said, and the stacks are written."""
         self._thread = world.threads.thread(self._watch, "watchdog")
 
     def __enter__(self) -> Self:
@@ -81,8 +84,8 @@ class Watchdog:
         if kind is None:
             return
         with contextlib.suppress(Exception):  # of the store's connection, in whatever form
-            if (verdict := self._board.verdict()) is not None:
-                self._end_job(verdict)
+            if not self._has_told and (verdict := self._board.verdict()) is not None:
+                self._end(verdict)
 
     def enter(self, phase: Phase, step: int) -> None:
         """The main thread is at `phase` from now on, after `step` steps."""
@@ -113,7 +116,10 @@ class Watchdog:
             except Exception:  # of the store's connection, in whatever form
                 verdict = SILENT_STORE if heartbeat.is_overdue else None
             if verdict is not None:
-                self._end_job(verdict)
+                self._end(verdict)
+                if not self._is_over.wait(LATE_SECONDS):  # the main thread has not noticed
+                    os._exit(ExitCode.FAILED)
+                return
 
     def _judge(self) -> FirstFailure | None:
         """Compare all heartbeats before and after a time in which every rank has some."""
@@ -128,29 +134,34 @@ class Watchdog:
         verdict = judge(before, self._board.heartbeats())
         return None if verdict is None else self._board.agree(verdict)
 
-    def _end_job(self, verdict: FirstFailure) -> None:
+    def _end(self, verdict: FirstFailure) -> None:
         """Report the verdict and end this process: its main thread may never come back.
 
-        What hangs may be the file system of the run, so nothing waits for it for long.
+        What hangs may be the file system of the run, so nothing waits for it for long. Under
+        supervisors only the ranks that the verdict names end; what they break frees the others.
         """
+        self._has_told = True
+        is_named = not verdict.ranks or self._world.rank in verdict.ranks
+        goes_on = self._world.environment.supervisor is not None and not is_named
         sentence = f"{verdict}; the stacks of all ranks are in {self._run.hangs}"
         try:
             if self._world.is_main or verdict.is_main_silent:
                 os.write(2, f"error: {sentence}\n".encode(errors="replace"))
-            traces = partial(self._leave_traces, sentence)
+            traces = partial(self._leave_traces, sentence, is_last=not goes_on)
             dump = self._world.threads.thread(traces, "traces")
             dump.start()
             dump.join(DUMP_SECONDS)
-            if self._world.is_main and self._world.size > 1:
+            if self._world.is_main and self._world.size > 1 and not goes_on:
                 # It may keep the store, in which the others look for the verdict.
                 time.sleep(2 * self._period + FAREWELL_SECONDS)
         finally:
-            os._exit(ExitCode.FAILED)
+            if not goes_on:
+                os._exit(ExitCode.FAILED)
 
-    def _leave_traces(self, sentence: str) -> None:
+    def _leave_traces(self, sentence: str, *, is_last: bool) -> None:
         with contextlib.suppress(Exception):
             self._dump(self._run.hangs, sentence)
-        if self._world.is_main:
+        if self._world.is_main and is_last:
             with contextlib.suppress(Exception):
                 write_failure(self._run.events, sentence)
 

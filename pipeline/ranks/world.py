@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -20,7 +20,9 @@ from pipeline.ranks.failure import (
     sentence_of,
     waiting_for_ranks,
 )
+from pipeline.ranks.generations import Generations
 from pipeline.ranks.launcher import LaunchEnvironment
+from pipeline.ranks.links import Links
 from pipeline.ranks.threads import THREADS, Threads
 
 T = TypeVar("T")
@@ -40,6 +42,11 @@ class World:
     It is made while all ranks meet: later, when the rank that keeps the store has left, connecting
     would take minutes.
     """
+    generations: Generations | None = None
+    """Under supervisors: those of the job."""
+    generation: int = 0
+    """The one that these ranks are."""
+    links: Links = field(default_factory=Links)
     threads: Threads = THREADS
 
     @property
@@ -139,6 +146,8 @@ class World:
         """
         get_error_handler().record_exception(error)
         text, cause = sentence_of(error), cause_of(error)
+        if self.generations is not None and cause == "lost_rank":
+            self.generations.wait_for_cause(self.generation)
         if self.store is None:
             return RankFailure(text, is_reported_here=True, cause=cause)
         first = FirstFailure(text, self.rank, socket.gethostname(), cause)

@@ -98,6 +98,12 @@ def signals_to_handle(signals: Iterable[signal.Signals]) -> str:
     return ",".join(["SIGQUIT", *(number.name for number in signals)])
 
 
+def how_killed(number: int) -> str:
+    """By which signal a rank was killed, to follow its name."""
+    hint = "; was memory short? 'dmesg' says so" if number == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(number).name}{hint}"
+
+
 def process_start_ticks(pid: int) -> int | None:
     """When the process started, in clock ticks since boot; None if it is gone or a zombie.
 

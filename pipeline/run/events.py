@@ -84,6 +84,12 @@ class RunEvent(Row):
     forked_from: Annotated[
         str | None, "checkpoint of another run that it begins at, or null", Before(None)
     ]
+    kept_by: Annotated[
+        int | None,
+        "rank that had the state of `resumed_from` in memory while others were replaced; else left "
+        "out",
+        Before(None),
+    ] = None
     world_size: Annotated[int, "number of ranks"]
     local_batch_size: Annotated[int, "images of a micro-batch of a replica"]
     accumulation_steps: Annotated[int, "micro-batches of a step"]

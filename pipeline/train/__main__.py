@@ -12,19 +12,25 @@ exits with 0 when it was stopped, too: torchrun would undo the stop.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from data_prep.shard_set.files import as_command
 from data_prep.shard_set.streams import open_streams, say
+from pipeline.config.timeouts import rendezvous_seconds
 from pipeline.data.open import constancy
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import RankFailure, exit_code_of, leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import StopRequests, StopSignals
+from pipeline.ranks.supervisor import supervise
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.console import Console, counted
@@ -37,14 +43,38 @@ from pipeline.train.journal import resolved_table
 from pipeline.train.loop import TrainingLoop
 from pipeline.train.prepare import prepare
 from pipeline.train.provenance import git_revision, package_version
+from pipeline.train.survival import Memory
 
 
-def train(command: Command, world: World, signals: StopSignals) -> int:
-    """Run the command on this rank; returns the exit code. Raises `RankFailure`."""
-    for sentence in command.locations if world.is_main else ():
+def run_rank(
+    environment: LaunchEnvironment, command: Command, signals: StopSignals | None = None
+) -> int:
+    """One rank, from where the ranks meet to its exit code. Raises `RankFailure`.
+
+    Under a supervisor it may meet them several times, and keeps what it has in memory.
+    """
+    signals, memory = signals or StopSignals(), Memory()
+    while True:
+        try:
+            with connect(environment, command.config.distributed) as world:
+                return train(command, world, signals, memory)
+        except RankFailure as failure:
+            if memory.held is None or not failure.is_of_others:
+                raise
+            if failure.is_reported_here:
+                say(f"warning: {failure}; this rank goes on with what it has", stream=sys.stderr)
+            environment = replace(environment, began=time.time())
+
+
+def train(command: Command, world: World, signals: StopSignals, memory: Memory) -> int:
+    """Run the command on this rank; returns the exit code. Raises `RankFailure`.
+
+    Then `memory` has what this rank can go on from together with others.
+    """
+    for sentence in command.locations if world.is_main and not world.generation else ():
         Console(sys.stdout).line(sentence)
     with contextlib.ExitStack() as resources:
-        prepared = prepare(command, world, resources)
+        prepared = prepare(command, world, memory, resources)
         if isinstance(prepared, int):
             if world.is_main:
                 Console(sys.stdout).line(f"nothing to do: {prepared:,} steps are done")
@@ -71,8 +101,9 @@ def train(command: Command, world: World, signals: StopSignals) -> int:
         # The first rank to leave ends all: rank 0 must have written its last event before.
         world.all_gather_object(None)
         _conclude(components, is_complete=is_complete)
+        is_undone = world.environment.max_attempts and world.environment.supervisor is None
         is_done = progress.step == components.end_step
-        return ExitCode.DONE if is_done or world.environment.max_attempts else ExitCode.STOPPED
+        return ExitCode.DONE if is_done or is_undone else ExitCode.STOPPED
 
 
 def _announce(components: Components) -> None:
@@ -82,8 +113,9 @@ def _announce(components: Components) -> None:
     event = RunEvent(
         step=progress.step,
         epoch=components.epoch,
-        resumed_from=None if start.path is None else progress.step,
+        resumed_from=None if start.step is None else progress.step,
         forked_from=None if start.fork is None else str(start.fork),
+        kept_by=None if start.survivors is None else start.survivors.rank,
         world_size=components.world.size,
         local_batch_size=plan.local_batch_size,
         accumulation_steps=plan.accumulation_steps,
@@ -99,6 +131,10 @@ def _announce(components: Components) -> None:
         compiling_seconds=components.start_clock.seconds["compiling"],
     )
     console = components.journal.console
+    if event.kept_by is not None:
+        console.line(f"going on after step {progress.step:,}, which rank {event.kept_by} has kept")
+        components.journal.started(progress, event, config.epochs, *_labels(components))
+        return
     console.line(f"{components.settings.recipe} → {components.run.path}")
     console.table(resolved_table(config, plan, event))
     constant = constancy(config.augment, components.manifest.statistics)
@@ -153,6 +189,18 @@ def _labels(components: Components) -> tuple[dict[str, str], dict[str, str]]:
     return build, run
 
 
+def _import_what_ranks_need() -> None:
+    """What a rank imports when it is needed first, which would take it more than a second."""
+    for name in ("torch._dynamo", "numba", "prometheus_client"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def _run(environment: LaunchEnvironment, command: Command) -> int:
+    """Run a rank in a process of its own."""
+    return exit_code_of(partial(run_rank, environment, command))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     words = sys.argv[1:] if arguments is None else arguments
@@ -167,8 +215,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = parse_command(words)
         except ValueError as error:
             raise failure_of_all(environment, error) from None
-        with connect(environment, command.config.distributed) as world:
-            return train(command, world, signals)
+        limit = command.config.distributed.warm_restarts
+        if not limit or not environment.is_launched:
+            return run_rank(environment, command, signals)
+        _import_what_ranks_need()
+        seconds = rendezvous_seconds(command.config.distributed.timeout_seconds)
+        return supervise(environment, limit, seconds, partial(_run, command=command))
 
     code = exit_code_of(body)
     signals.ignore()

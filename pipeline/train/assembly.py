@@ -40,10 +40,16 @@ from pipeline.train.journal import Journal
 from pipeline.train.provenance import write_settings
 from pipeline.train.publishing import publishing
 from pipeline.train.start import Start, begin, find_start, finish, record_start
+from pipeline.train.survival import Memory, Survivors
 
 
 def build(
-    command: Command, settings: Settings, data: Data, world: World, resources: contextlib.ExitStack
+    command: Command,
+    settings: Settings,
+    data: Data,
+    world: World,
+    memory: Memory,
+    resources: contextlib.ExitStack,
 ) -> Components | int:
     """Open the images, build the network and go to where the run begins; see `prepare`."""
     config, run, manifest, start_clock = settings.config, command.run, data.manifest, StartClock()
@@ -53,7 +59,7 @@ def build(
         target_steps = num_steps(config.epochs, plan.steps_per_epoch)
         if world.is_main:
             write_dataset(run.path, _dataset_of(data))
-    start = find_start(run, command.fork_from, world)
+    start = find_start(run, command.fork_from, world, Survivors.find(memory, world, mesh))
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
         return finish(run, start.path, world, plan, target_steps)
@@ -73,7 +79,8 @@ def build(
     input_type = type_of(config.resolved_precision)
     _warm_up(replica, plan, size, input_type, world)
     start_clock.lap("compiling")
-    progress = begin(start, replica, settings, manifest.num_classes, plan, target_steps, run, world)
+    going_on = plan, target_steps, run, world, memory
+    progress = begin(start, replica, settings, manifest.num_classes, *going_on)
     start_clock.lap("loading")
     with world.fail_together():
         if world.is_main:
@@ -99,6 +106,7 @@ def build(
         progress=progress,
         journal=journal,
         metrics=metrics,
+        memory=memory,
         clock=StepClock(world.device),
         watchdog=Watchdog(*watched, is_resident=config.data.is_resident),
     )

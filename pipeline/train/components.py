@@ -19,6 +19,7 @@ from pipeline.train.clock import StartClock, StepClock
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
 from pipeline.train.start import Start
+from pipeline.train.survival import Memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,7 @@ class Components:
     progress: Progress
     journal: Journal
     metrics: RankMetrics
+    memory: Memory
     clock: StepClock
     watchdog: Watchdog
 

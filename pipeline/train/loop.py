@@ -16,6 +16,7 @@ from pipeline.train.due import is_due
 from pipeline.train.evaluation import evaluate, save_predictions
 from pipeline.train.log_interval import StepLog
 from pipeline.train.saving import Saves
+from pipeline.train.survival import Stage
 
 
 class TrainingLoop:
@@ -27,6 +28,7 @@ class TrainingLoop:
         self.saves = Saves(components, self._log.replicas)
         self._learning_rate = 0.0
         self._outcome: Outcome | None = None
+        self._has_stepped = False
         components.replica.when_gradients_are_ready = partial(components.enter, Phase.AVERAGING)
 
     def run(self, stops: StopRequests) -> None:
@@ -37,6 +39,7 @@ class TrainingLoop:
         """
         components, progress = self._components, self._components.progress
         source = None
+        self._go_on_after_step()
         with (
             components.open_batches(progress.step, components.end_step) as batches,
             self._log.recording_own_damages(batches),
@@ -49,6 +52,8 @@ class TrainingLoop:
             self._end_interval()
         if source is not None:
             components.journal.stop_requested(progress.step, source)
+            if components.world.is_main and components.world.generations is not None:
+                components.world.generations.note_stop(components.world.generation, source)
         self.saves.settle()
         if self.saves.saved_step != progress.step:
             reason: CheckpointReason = "periodic" if source is None else "preempt"
@@ -61,6 +66,7 @@ class TrainingLoop:
                 )
         self.saves.close()
         stops.close()
+        components.memory.forget()
 
     def _step(self, batches: Batches) -> None:
         """Read, compute and update; then do what is due after this step."""
@@ -94,22 +100,58 @@ class TrainingLoop:
 
         components.enter(Phase.UPDATING)
         self._settle()
+        components.memory.forget()
         self._set_rates()
         norm, self._outcome = components.replica.update(wants_norm=logs)
         components.enter(Phase.COUNTING)
         components.progress.step += 1
+        self._hold(Stage.STEPPED)
+        self._tell_of_step()
         log.count_step(batches, num_samples, norm)
         self.saves.report()
 
         if logs:
             self._end_interval()
-        best_top1 = self._evaluate() if evaluates else None
+        self._do_due(evaluates=evaluates, saves=saves)
+
+    def _tell_of_step(self) -> None:
+        """Let supervisors know that these ranks do steps."""
+        world, self._has_stepped, before = self._components.world, True, self._has_stepped
+        if world.is_main and world.generations is not None and not before:
+            world.generations.note_step(world.generation)
+
+    def _hold(self, stage: Stage, best_top1: float | None = None) -> None:
+        components = self._components
+        if components.world.generations is not None:
+            self._settle()
+        components.memory.hold(
+            stage, components.progress, components.replica, components.world, best_top1
+        )
+
+    def _go_on_after_step(self) -> None:
+        """Do what was due after the last step when a rank was lost."""
+        components, config = self._components, self._components.config
+        held, step = components.memory.held, components.progress.step
+        if held is None:
+            return
+        stage = held.moment.stage
+        evaluates = stage < Stage.EVALUATED and self._is_due(config.evaluation.every_epochs, step)
+        saves = stage < Stage.DONE and self._is_due(config.checkpoint.every_epochs, step)
+        self._do_due(evaluates=evaluates, saves=saves, best_top1=held.best_top1)
+
+    def _do_due(self, *, evaluates: bool, saves: bool, best_top1: float | None = None) -> None:
+        """Evaluate and save after a step; `best_top1` is of an evaluation that was made before."""
+        components = self._components
+        if evaluates:
+            best_top1 = self._evaluate()
+            self._hold(Stage.EVALUATED, best_top1)
         if saves or best_top1 is not None:
             reason: CheckpointReason = "periodic" if saves else "best"
             has_steps_left = components.progress.step < components.end_step
             error = self.saves.save(reason, best_top1, in_background=has_steps_left)
             if error is not None:
                 components.journal.no_checkpoint(error)
+            self._hold(Stage.DONE)
 
     def _end_interval(self) -> None:
         self._components.enter(Phase.LOGGING)

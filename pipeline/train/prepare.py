@@ -36,9 +36,12 @@ from pipeline.train.assembly import build
 from pipeline.train.command import Command
 from pipeline.train.components import Components
 from pipeline.train.same_run import check_same_run, kept_precision
+from pipeline.train.survival import Memory
 
 
-def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> Components | int:
+def prepare(
+    command: Command, world: World, memory: Memory, resources: contextlib.ExitStack
+) -> Components | int:
     """Check and open everything, and go to where the run begins.
 
     Returns the number of steps done if there is nothing to do: then nothing large was opened.
@@ -71,7 +74,7 @@ def prepare(command: Command, world: World, resources: contextlib.ExitStack) -> 
             fork_from=None if command.fork_from is None else str(command.fork_from),
         )
     with recording_failures(run, world):
-        return build(command, settings, data, world, resources)
+        return build(command, settings, data, world, memory, resources)
 
 
 def open_run(

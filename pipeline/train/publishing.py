@@ -32,7 +32,7 @@ def publishing(
     environment, registry = world.environment, _registry() if config.enabled else None
     metrics = RankMetrics(world.rank, environment.local_rank, registry)
     address = exporter_address(config, world)
-    if config.enabled and config.exporter:
+    if config.enabled and config.exporter and world.generation == 0:  # it outlives ranks
         if world.is_main and not is_loopback(address):
             Console(sys.stdout).line(exposure(config, address))
         if environment.local_rank == 0:

@@ -78,8 +78,9 @@ class Saves:
         """How long the steps have waited for the save in flight."""
         self._failed: _Save | None = None
         """The last one, if the disk has not taken it."""
-        self.saved_step = components.progress.step
-        """Of the newest checkpoint."""
+        is_saved = components.start.survivors is None
+        self.saved_step = components.progress.step if is_saved else None
+        """Of the newest checkpoint, if it is known."""
 
     def save(
         self, reason: CheckpointReason, best_top1: float | None = None, *, in_background: bool

@@ -29,6 +29,7 @@ from pipeline.run.event_log import (
 from pipeline.run.events import RunEvent, StartEvent
 from pipeline.run.settings import Settings, read_saved, saved_settings
 from pipeline.train.progress import Progress
+from pipeline.train.survival import Memory, Survivors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,35 +41,48 @@ class Start:
     forked_from: Mapping[str, Any] | None
     """Of `Settings`: what the run began at, or begins at now if it has no checkpoint yet."""
     initialized_from: Mapping[str, Any] | None = None
-    """Of `Settings`: what a run that has a checkpoint began with."""
+    """Of `Settings`: what a run that has begun before began with."""
+    survivors: Survivors | None = None
+    """The ranks that have the run in memory: then no checkpoint is needed."""
+
+    @property
+    def step(self) -> int | None:
+        """Of the run itself, from which it goes on; None: it begins."""
+        if self.survivors is not None:
+            return self.survivors.moment.step
+        return None if self.path is None else checkpoint.step_of(self.path)
 
     @property
     def is_fresh(self) -> bool:
         """Whether the run begins now, and at no checkpoint."""
-        return self.path is None and self.forked_from is None
+        return self.step is None and self.forked_from is None
 
     @property
     def fork(self) -> Path | None:
         """The checkpoint of another run that this one begins at now."""
-        if self.path is not None or self.forked_from is None:
+        if self.step is not None or self.forked_from is None:
             return None
         return Path(self.forked_from["checkpoint"])
 
 
-def find_start(run: RunDirectory, source: ForkSource | None, world: World) -> Start:
+def find_start(
+    run: RunDirectory, source: ForkSource | None, world: World, survivors: Survivors | None = None
+) -> Start:
     """Raises `ValueError` if the `source` has no such checkpoint; the ranks call it together."""
     start = None
     with world.fail_together():
         if world.is_main:
-            path = checkpoint.newest_good(run.checkpoints)
-            saved = read_saved(run) if path is not None and run.config.exists() else {}
+            path = None if survivors else checkpoint.newest_good(run.checkpoints)
+            has_begun = path is not None or survivors is not None
+            saved = read_saved(run) if has_begun and run.config.exists() else {}
             forked_from = saved.get("forked_from")
-            if path is None and source is not None:
+            if not has_begun and source is not None:
                 forked_from = {"source": str(source), "checkpoint": str(_found(source, run))}
             start = Start(
                 path=path,
                 forked_from=forked_from,
                 initialized_from=saved.get("initialized_from"),
+                survivors=survivors,
             )
     start = world.broadcast_object(start)
     assert start is not None, "rank 0 has found it"
@@ -96,7 +110,7 @@ def record_start(run: RunDirectory, start: Start, plan: BatchPlan, world: World)
     last, job = last_of_training(run.events), environment.start
     if last is not None and job is not None and job.number > 0 and environment.attempt == 0:
         write_submission(run.events, "slurm", job.job, max(last.time, heard or 0.0))
-    step = 0 if start.path is None else checkpoint.step_of(start.path)
+    step = start.step or 0
     event = StartEvent(
         step=step,
         epoch=step / plan.steps_per_epoch,
@@ -130,8 +144,12 @@ def begin(
     target_steps: int,
     run: RunDirectory,
     world: World,
+    memory: Memory,
 ) -> Progress:
     """Bring the fresh `replica` to the `start`; see `resume` and `fork`."""
+    if start.survivors is not None:
+        progress = start.survivors.adopt(memory, replica, world, replica.mesh)
+        return _with_best(progress, run, world)
     if start.path is not None:
         return resume(replica, settings, run, world, start.path)
     if start.fork is not None:
@@ -143,12 +161,17 @@ def resume(
     replica: Replica, settings: Settings, run: RunDirectory, world: World, path: Path
 ) -> Progress:
     """Go on from the run's own checkpoint `path`."""
-    has_best = False
     with world.fail_together():
         state = checkpoint.load(path, world.device)
         settings.check_continues(saved_settings(state, path), path)
         replica.load_state_dict(state)
-        progress = Progress(**state["progress"])
+    return _with_best(Progress(**state["progress"]), run, world)
+
+
+def _with_best(progress: Progress, run: RunDirectory, world: World) -> Progress:
+    """Let the checkpoints of the run be those up to `progress`."""
+    has_best = False
+    with world.fail_together():
         if world.is_main:
             checkpoint.set_aside_later(run.checkpoints, progress.step)
             if progress.marked is not None:  # a kill may have come before the mark

@@ -10,6 +10,10 @@ watchdog neither judges nor finds a verdict for so long, from when it would have
     RANK:flipping:TIMES:TENSOR
 
 After TIMES updates and one more, a bit of the tensor flips on that rank.
+
+    RANK:raising:TIMES:TEXT[:MARK]
+
+After TIMES passes the next one raises a `ValueError` on that rank; with a MARK only once.
 """
 
 from __future__ import annotations
@@ -100,6 +104,19 @@ def flip(num_times: int, tensor: str) -> None:
     mock.patch.object(Replica, "update", update).start()
 
 
+def fail(num_times: int, text: str, mark: Path | None) -> None:
+    plain, times = Replica.add_gradients, itertools.count(-num_times)
+
+    def add_gradients(replica: Replica, *arguments: Any, **options: Any) -> Any:
+        if next(times) == 0 and not (mark and mark.exists()):
+            if mark:
+                mark.touch()
+            raise ValueError(text)
+        return plain(replica, *arguments, **options)
+
+    mock.patch.object(Replica, "add_gradients", add_gradients).start()
+
+
 def be_blind(seconds: float) -> None:
     begin: list[float] = []
     plain = Board.verdict
@@ -128,6 +145,8 @@ def main(words: Sequence[str]) -> int:
                 be_slow(place, int(num_times), float(seconds[:-1]), turn, every)
         elif own == rank and place == "flipping":
             flip(int(num_times), seconds)
+        elif own == rank and place == "raising":
+            fail(int(num_times), seconds, Path(mark[0]) if mark else None)
         elif own == rank and place == "blind":
             be_blind(float(seconds))
         elif own == rank:

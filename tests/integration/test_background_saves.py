@@ -29,6 +29,7 @@ from pipeline.train.command import parse_command
 from pipeline.train.journal import Journal
 from pipeline.train.progress import Progress
 from pipeline.train.saving import Saves
+from pipeline.train.survival import Memory
 from tests.integration.training import (
     all_rows,
     assert_equal,
@@ -165,7 +166,7 @@ def test_a_stop_waits_for_the_save_in_flight_and_then_saves(
     monkeypatch.setattr(stop, "_MAX_POLL_STEPS", 1)  # it is agreed on before the next save is due
     use(monkeypatch, SlowDisk({4: is_stopping}))
     words = training(shards, run, *ALL_KEPT, *NO_EVALUATION, "--metrics.enabled", "false")
-    assert train_as_rank(parse_command(words), SINGLE, signals) == ExitCode.STOPPED
+    assert train_as_rank(parse_command(words), SINGLE, signals, Memory()) == ExitCode.STOPPED
     told = [(row["kind"], row["step"]) for row in all_rows(run) if row["kind"] != "train"]
     last = newest_step(run)
     kinds = ["signal", "checkpoint", "checkpoint", "end"]

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.model import alexnet
 from tests.integration.training import (
+    all_rows,
     assert_same_state,
     losses,
     make_large_shards,
@@ -45,16 +46,16 @@ def train(
     run: Path,
     *options: object,
     is_whole: bool = False,
-    flipping: str | None = None,
+    fault: str | None = None,
 ) -> Job:
-    """`flipping` is for `sleepy_train`."""
+    """`fault` is for `sleepy_train`."""
     words: list[object] = ["alexnet_2012", "--data.shards", shards, "--run-dir", run]
     words += ["--metrics.enabled", "false", "--global_batch_size", 8, "--epochs", 1]
     words += ["--log_every_steps", 1, "--optim.learning_rate", 1e-4, "--evaluation.block_size", 4]
     words += ["--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0, *options]
     before = None if is_whole else narrow
-    if flipping is not None:
-        words = [flipping, "--", *replaced(words)]
+    if fault is not None:
+        words = [fault, "--", *replaced(words)]
         return Job(num_ranks, "tests.integration.sleepy_train", words, before=before)
     return Job(num_ranks, "pipeline.train", words, before=before)
 
@@ -84,7 +85,7 @@ def test_a_rank_knows_that_the_one_of_the_other_column_is_gone(
 def test_weights_are_compared_with_those_of_the_same_column(shards: Path, tmp_path: Path) -> None:
     """Those of the other column are others; of two that differ, nobody knows which is right."""
     options = ("--model.columns", "split", "--log_every_steps", 2)
-    with train(4, shards, tmp_path, *options, flipping="3:flipping:0:conv4.weight") as job:
+    with train(4, shards, tmp_path, *options, fault="3:flipping:0:conv4.weight") as job:
         assert job.wait() == [1] * 4
     (alarm,) = rows(tmp_path, "alarm")
     found = [alarm[name] for name in ("reason", "step", "rank", "host", "tensor")]
@@ -156,6 +157,26 @@ def test_a_split_run_that_is_stopped_has_the_bits_of_one_that_is_not(
     assert losses(stopped) == losses(straight)
     assert evaluation(stopped) == evaluation(straight)
     assert_same_state(stopped, straight)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_a_lost_rank_of_a_split_replica_is_replaced(
+    shards: Path, tmp_path: Path, num_ranks: int
+) -> None:
+    """With another replica from memory, alone from the checkpoint: half the network is lost."""
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    split: list[object] = ["--model.columns", "split"]
+    finish(train(num_ranks, shards, plain, *split))
+    split += ["--distributed.warm_restarts", 1, "--checkpoint.every_epochs", 1 / 3]
+    fault = f"1:raising:3:gone:{tmp_path}/mark"  # the first pass is no step
+    job = finish(train(num_ranks, shards, run, *split, fault=fault))
+    assert "rank 1 has ended; another one takes its place" in job.errors[1]
+    begun = [row for row in all_rows(run) if row["kind"] == "run"]
+    kept_by = {2: None, 4: 0}[num_ranks]
+    found = [(row["resumed_from"], row.get("kept_by")) for row in begun]
+    assert found == [(None, None), (2, kept_by)]
+    assert losses(run) == losses(plain)
+    assert_same_state(run, plain)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -11,6 +11,7 @@ from pipeline.config.recipes import RECIPES
 from pipeline.ranks.stop import StopSignals
 from pipeline.train.__main__ import train
 from pipeline.train.command import parse_command
+from pipeline.train.survival import Memory
 from tests.integration.training import make_large_shards, newest_state, rows
 from tests.pipeline.worlds import SINGLE
 
@@ -30,7 +31,8 @@ def test_a_recipe_trains_and_evaluates(scratch: Path, shards: Path, recipe: str)
     words = [recipe, "--data.shards", str(shards), "--run-dir", str(run), "--epochs", "1"]
     words += ["--global_batch_size", "4", "--metrics.enabled", "false", "--log_every_steps", "1"]
     words += ["--optim.learning_rate", "0.001"]  # the recipes' own are for larger batches
-    assert train(parse_command(words), SINGLE, mock.Mock(spec=StopSignals, noted=None)) == 0
+    signals = mock.Mock(spec=StopSignals, noted=None)
+    assert train(parse_command(words), SINGLE, signals, Memory()) == 0
     losses = [row["loss"] for row in rows(run, "train")]
     assert len(losses) == NUM_TRAIN // 4
     assert all(0 < loss < 50 for loss in losses)

@@ -26,6 +26,7 @@ from pipeline.run.event_log import read_events, read_rows
 from pipeline.run.event_rows import row_of
 from pipeline.train.__main__ import train as train_as_rank
 from pipeline.train.command import parse_command
+from pipeline.train.survival import Memory
 from tests.pipeline.monitoring import REPOSITORY, free_port, wait_for
 from tests.pipeline.rank_jobs import Job, replaced
 from tests.pipeline.worlds import SINGLE
@@ -135,7 +136,7 @@ def fail(job: Job) -> str:
 def train_here(shards: Path, run: Path, *options: object) -> int:
     """Train in this process, where a test can replace functions; returns the exit code."""
     command = parse_command(training(shards, run, "--metrics.enabled", "false", *options))
-    return train_as_rank(command, SINGLE, mock.Mock(spec=StopSignals, noted=None))
+    return train_as_rank(command, SINGLE, mock.Mock(spec=StopSignals, noted=None), Memory())
 
 
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.simulation.month import month
-from tests.simulation.simulate import Story, simulate, simulate_cache
+from tests.simulation.simulate import Story, simulate, simulate_cache, warm_world
 
 _CHUNK = 20
 
@@ -38,8 +38,13 @@ def seeds_in(path: Path) -> list[int]:
 
 
 def fault_of(seed: int) -> tuple[int, str | None]:
-    fault, of_cache = simulate(seed).fault, simulate_cache(seed).fault
-    return seed, fault or (of_cache and f"--cache: {of_cache}")
+    faults = {
+        "--seed": simulate(seed).fault,
+        "--warm": simulate(seed, warm_world).fault,
+        "--cache": simulate_cache(seed).fault,
+    }
+    found = [f"{world}: {fault}" for world, fault in faults.items() if fault is not None]
+    return seed, "; ".join(found) or None
 
 
 def run_all(seeds: Iterable[int], num_processes: int) -> dict[int, str]:
@@ -59,12 +64,14 @@ def main(arguments: Sequence[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", type=int, metavar="N", help="run the seeds 0 to N - 1")
     what.add_argument("--seed", type=int, metavar="N", help="run one seed, and tell its story")
+    what.add_argument("--warm", type=int, metavar="N", help="the same with warm restarts")
     what.add_argument("--cache", type=int, metavar="N", help="the same for a shared cache")
     what.add_argument("--month", type=int, metavar="SEED", help="a month of 1,024 ranks")
     what.add_argument("--file", type=Path, help="run the seeds that a file lists")
     options = parser.parse_args(arguments)
     stories: dict[str, Callable[[int], Story]] = {
         "seed": simulate,
+        "warm": partial(simulate, setting_of=warm_world),
         "cache": simulate_cache,
         "month": partial(simulate, setting_of=month),
     }

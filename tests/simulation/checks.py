@@ -120,12 +120,22 @@ class Checks:
 
     def word(self, attempt: Attempt, key: str, word: bytes) -> None:
         """What ends an attempt, as a rank has left it in the store: whom does it name?"""
-        if key != "last word":
+        if key == "generation" and int(word) > 0:
+            self._check_over(attempt, int(word) - 1)
+        if not key.endswith("last word"):
             return
         failure = json.loads(word)
         self.say(f"first failure: {failure['rank']}: {failure['text']}")
         is_own = failure["rank"] is not None and failure["cause"] is None
         self._check_accused(attempt, failure["text"], [failure["rank"]] if is_own else [])
+
+    def _check_over(self, attempt: Attempt, generation: int) -> None:
+        """A generation that ends has lost a rank, or one of it has broken off."""
+        circle = attempt.circle(generation)
+        lost = any(one.is_dead for one in (*circle.processes.values(), *attempt.processes.values()))
+        if not lost and not circle.left:
+            raise Violation(f"generation {generation} is over, and nothing is wrong with it")
+        self.say(f"generation {generation} is over")
 
     def spoken(self, attempt: Attempt, text: str) -> None:
         """What a watchdog writes to standard error: the store may not have it."""
@@ -136,7 +146,9 @@ class Checks:
         accused = [*ranks, *(int(number) for number in _ACCUSED.findall(text))]
         for rank in accused:
             process = attempt.process_of(rank)
-            is_faulty = process.is_faulty or process.host.is_down or process.host.is_cut_off
+            processes = process, *attempt.former.get(rank, ())
+            is_faulty = any(one.is_faulty for one in processes)
+            is_faulty |= process.host.is_down or process.host.is_cut_off
             is_faulty |= rank == 0 and self._kernel.disk.is_bad  # it alone writes
             if not is_faulty and not any(
                 other.host.is_cut_off for other in attempt.processes.values()
@@ -144,10 +156,11 @@ class Checks:
                 raise Violation(f"rank {rank} is named, and is not faulty: {text}")
 
     def must_end(self, attempt: Attempt, since: str, seconds: float) -> None:
-        """All ranks of the attempt that can run at all must be gone by then."""
+        """All ranks of the attempt that can run at all must be gone by then, or do steps again."""
+        begin = self._kernel.tasks.now
 
         def look() -> None:
-            if self.is_over:
+            if self.is_over or (attempt.is_warm and attempt.last_step > begin):
                 return
             for process in attempt.processes.values():
                 if not process.is_dead and not process.is_frozen and not process.host.is_cut_off:
@@ -158,8 +171,9 @@ class Checks:
     def must_stop(self, attempt: Attempt, since: str, seconds: float) -> None:
         """Ranks that were asked to leave have left by then, unless something breaks meanwhile."""
 
+        ranks = list(attempt.processes.values())
+
         def look() -> None:
-            ranks = attempt.processes.values()
             if self._kernel.disk.is_bad or any(
                 one.is_faulty or one.host.is_down or one.host.is_cut_off for one in ranks
             ):
@@ -172,13 +186,15 @@ class Checks:
     def must_be_named(self, attempt: Attempt, rank: int, since: str, seconds: float) -> None:
         """A rank that hangs, and whose watchdog does not, is named by then."""
 
+        process = attempt.processes[rank]
+
         def look() -> None:
-            if attempt.processes[rank].is_dead and "last word" not in attempt.words:
+            words = [json.loads(word) for key, word in attempt.words.items() if "last word" in key]
+            if process.is_dead and not words:
                 return  # something else has ended it
-            word = json.loads(attempt.words.get("last word", b"{}"))
             if self._has_left or attempt.num_faults > 1:  # then who is named may be another one
                 return
-            if not attempt.has_spoken and word.get("rank", -1) is not None:
+            if not attempt.has_spoken and all(word["rank"] is not None for word in words):
                 raise Violation(f"{since}, and nobody says so after {seconds:.0f} s")
 
         self._kernel.tasks.after(seconds, look)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-REAL = {name: getattr(os, name) for name in ("close", "mkdir", "rename", "rmdir", "stat", "unlink")}
+_CALLS = "close", "mkdir", "open", "rename", "rmdir", "stat", "unlink"
+REAL = {name: getattr(os, name) for name in _CALLS}
 """As they are while the simulation stands in for them."""
 
 

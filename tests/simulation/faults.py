@@ -17,7 +17,7 @@ from pipeline.run.phase import Phase
 from tests.simulation.checks import SYNCS_OF_A_SAVE, Checks, end_seconds, hang_seconds
 from tests.simulation.job import JobSetup, Slurm
 from tests.simulation.kernel import EPOCH, Kernel, SimProcess
-from tests.simulation.network import Attempt
+from tests.simulation.network import Attempt, Violation
 from tests.simulation.ranks import RunSetup
 from tests.simulation.tasks import Condition
 from tests.simulation.torchrun import orphan
@@ -41,8 +41,17 @@ FaultKind = Literal[
     "slow disk",
     "damaged checkpoint",
     "clock jump",
+    "supervisor killed",
+    "kill in a collective",
 ]
-KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+_IN_A_COLLECTIVE_SECONDS = 0.001
+KINDS: tuple[FaultKind, ...] = get_args(FaultKind)[:-2]
+"""Those that need no supervisor."""
+LOSSES: tuple[FaultKind, ...] = (
+    *("kill", "kill at a call", "exception", "stop", "hang", "hold python", "signal to a rank"),
+    *("supervisor killed", "kill in a collective", "kill in a collective"),
+)
+"""By which a rank is lost."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,20 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.kind} (rank {self.rank})"
+
+
+def draw_losses(chance: random.Random, num_ranks: int, seconds: float) -> list[Fault]:
+    """One to five times a rank is lost, or something else breaks; often a second one soon after."""
+    faults = []
+    for _ in range(chance.randint(1, 5)):
+        kind = chance.choice(LOSSES) if chance.random() < 0.8 else chance.choice(KINDS)
+        time, rank = chance.uniform(0, seconds), chance.randrange(num_ranks)
+        faults.append(Fault(time=time, kind=kind, rank=rank, amount=chance.random()))
+        if chance.random() < 0.4:
+            kind, time = chance.choice(LOSSES), time + chance.choice([0.0, 0.5, 5.0, 30.0])
+            rank = chance.randrange(num_ranks)
+            faults.append(Fault(time=time, kind=kind, rank=rank, amount=chance.random()))
+    return sorted(faults, key=lambda fault: fault.time)
 
 
 def draw(chance: random.Random, num_ranks: int, seconds: float) -> list[Fault]:
@@ -105,10 +128,21 @@ class Faults:
         if attempt is None or rank not in attempt.processes:
             return
         process = attempt.processes[rank]
-        if self._kernel.tasks.running().process is process:
-            attempt.trains.add(rank)
+        if self._kernel.running() in attempt.former.get(rank, ()):
+            raise Violation(f"two processes are rank {rank}")
+        if self._kernel.running() is not process:
+            return
+        attempt.trains.add(rank)
+        if phase is Phase.COUNTING:
+            attempt.last_step = self._kernel.tasks.now
         fault = self._armed.pop(process, None)
-        if fault is None or self._kernel.tasks.running().process is not process:
+        if fault is None:
+            return
+        if fault.kind == "kill in a collective":
+            if phase is Phase.AVERAGING:
+                self._kill_soon(attempt, fault, process)
+            else:
+                self._armed[process] = fault
             return
         process.is_faulty = True
         self._checks.must_end(attempt, str(fault), self._bound)
@@ -116,6 +150,13 @@ class Faults:
             raise ValueError("a fault of the simulation")
         self._checks.must_be_named(attempt, rank, str(fault), hang_seconds(self._setup, phase))
         self._never.wait(lambda: False)
+
+    def _kill_soon(self, attempt: Attempt, fault: Fault, process: SimProcess) -> None:
+        """If it is the last rank to come, some of the others have the result, and some have not."""
+        process.is_faulty = True
+        self._checks.must_end(attempt, str(fault), self._bound)
+        end = partial(self._kernel.end, process, -signal.SIGKILL)
+        self._kernel.tasks.after(_IN_A_COLLECTIVE_SECONDS, end)
 
     @property
     def _attempt(self) -> Attempt | None:
@@ -141,6 +182,8 @@ class Faults:
                 | "hold python"
                 | "signal to a rank"
                 | "torchrun killed"
+                | "supervisor killed"
+                | "kill in a collective"
             ):
                 if attempt is not None and process is not None:
                     self._to_rank(fault, attempt, process)
@@ -155,7 +198,7 @@ class Faults:
         attempt.num_faults += 1
         kernel = self._kernel
         match fault.kind:
-            case "exception" | "hang":
+            case "exception" | "hang" | "kill in a collective":
                 self._armed[process] = fault
             case "kill":
                 process.is_faulty = True
@@ -181,11 +224,19 @@ class Faults:
                 self._must_stop(fault, attempt)
                 numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
                 kernel.send(process, numbers[int(fault.amount * len(numbers))])
+                process.is_faulty |= process.is_dead  # no handler runs while the ranks meet
+            case "supervisor killed":
+                process.is_faulty = True
+                self._checks.must_end(attempt, str(fault), self._bound)
+                workers = self._slurm.torchrun.workers if self._slurm.torchrun else []
+                for worker in workers:
+                    if worker.pid in (process.pid, process.parent):
+                        kernel.end(worker, -signal.SIGKILL)
             case "torchrun killed":
                 self._slurm.may_be_interrupted = True
                 self._checks.must_end(attempt, str(fault), self._bound)
                 for agent in self._slurm.torchrun.agents if self._slurm.torchrun else ():
-                    if process in agent.workers:
+                    if {process.pid, process.parent} & {worker.pid for worker in agent.workers}:
                         orphan(agent.process, agent.workers, kernel)
             case _:
                 raise AssertionError(fault.kind)

@@ -31,6 +31,8 @@ EPOCH = 1_700_000_000.0
 
 _LEAST_SLEEP_SECONDS = 0.25
 """Who looks more often for a lock or a file looks as often as that."""
+_LEAST_WATCH_SECONDS = 1.0
+"""The same of who looks after a child."""
 
 _Handler = Callable[[int, None], object]
 
@@ -65,6 +67,8 @@ class SimProcess(Process):
     """By a signal: not even its threads outside of Python run."""
     code: int | None = None
     """As the parent sees it: negative if it was killed by a signal."""
+    program: Any = None
+    """What runs in it, for those who stand in for a part of that."""
 
 
 def _nothing(_process: SimProcess, _text: str) -> None:
@@ -87,9 +91,31 @@ class Kernel:
         self.on_change: Callable[[str], None] = lambda _: None
         """Called after a name of the disk is gone or new, or a file of that path has grown."""
         self._pids = itertools.count(1000)
+        self._processes: dict[int, SimProcess] = {}
+        self._forked: list[SimProcess] = []
+        """These end with their parents."""
+        self._children: dict[int, SimProcess] = {}
+        """By the file that stands for each."""
 
     def new_process(self, name: str, host: Host, parent: int = 1) -> SimProcess:
-        return SimProcess(name=name, host=host, pid=next(self._pids), parent=parent)
+        process = SimProcess(name=name, host=host, pid=next(self._pids), parent=parent)
+        self._processes[process.pid] = process
+        return process
+
+    def running(self) -> SimProcess:
+        """The process whose code runs."""
+        process = self.tasks.running().process
+        assert isinstance(process, SimProcess)
+        return process
+
+    def fork(self, name: str, body: Callable[[], int]) -> SimProcess:
+        """A child of the one that runs, which ends with it."""
+        parent = self.running()
+        child = self.new_process(name, parent.host, parent.pid)
+        child.environment, child.program = parent.environment, parent.program
+        self._forked.append(child)
+        self.run(child, body)
+        return child
 
     def run(self, process: SimProcess, main: Callable[[], int]) -> None:
         """Start its main thread; what it returns is its exit code."""
@@ -102,6 +128,10 @@ class Kernel:
 
     def end(self, process: SimProcess, code: int) -> None:
         """End it, by itself or by a signal; raises `Killed` if it is the one that runs."""
+        self._end(process, code)
+        self.tasks.check_alive()
+
+    def _end(self, process: SimProcess, code: int) -> None:
         if not process.is_dead:
             process.code = code
             self.tasks.kill(process)
@@ -112,7 +142,9 @@ class Kernel:
             for listener in self.listeners:
                 listener(process)
             self.ended.notify()
-        self.tasks.check_alive()
+            for child in self._forked:
+                if child.parent == process.pid:
+                    self._end(child, -signal.SIGKILL)
 
     def send(self, process: SimProcess, number: int) -> None:
         """A signal; Python's handlers run in the main thread as soon as that runs at all."""
@@ -236,10 +268,36 @@ class Kernel:
             "getsignal",
             self._instead(handler_of),
         )
+        yield os, "kill", self._instead(lambda _, pid, number: self._kill(pid, number))
+        yield os, "waitpid", self._instead(lambda _, pid, __: (pid, self._status_of(pid)))
+        yield os, "pidfd_open", self._instead(self._open_child)
+        yield signal, "pthread_sigmask", self._instead(lambda *_: set())
         yield os, "getppid", self._instead(lambda process: process.parent)
         yield os, "getpid", self._instead(lambda process: process.pid)
         yield os, "_exit", self._instead(lambda process, code: self.end(process, int(code)))
         yield socket, "gethostname", self._instead(lambda process: process.host.name)
+
+    def _kill(self, pid: int, number: int) -> None:
+        self.send(self._processes[pid], number)
+
+    def _status_of(self, pid: int) -> int:
+        code = self._processes[pid].code
+        assert code is not None, "it has ended"
+        return code << 8 if code >= 0 else -code
+
+    def _open_child(self, process: SimProcess, pid: int) -> int:
+        number = REAL["open"](os.devnull, os.O_RDONLY)
+        process.files[number] = ""
+        self._children[number] = self._processes[pid]
+        return int(number)
+
+    def wait_for_child(
+        self, files: list[int], _writes: object, _others: object, seconds: float
+    ) -> tuple[list[int], list[int], list[int]]:
+        """`select.select` of what stands for a child."""
+        child = self._children[files[0]]
+        is_there = self.ended.wait(lambda: child.is_dead, max(seconds, _LEAST_WATCH_SECONDS))
+        return files if is_there else [], [], []
 
     def _instead(self, call: Callable[..., Any]) -> Callable[[Any], Any]:
         def stand_in(real: Any) -> Any:

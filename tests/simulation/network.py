@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -106,8 +107,20 @@ class Circle:
 class Attempt:
     """The ranks that torchrun has started together, and what connects them."""
 
-    def __init__(self, kernel: Kernel, layout: Layout, chance: random.Random) -> None:
+    def __init__(
+        self, kernel: Kernel, layout: Layout, chance: random.Random, *, is_warm: bool = False
+    ) -> None:
+        """`is_warm`: supervisors look after the ranks, and replace those that are lost."""
         self.kernel = kernel
+        self.is_warm = is_warm
+        self.keeper: SimProcess | None = None
+        """Of the store, if that is not rank 0."""
+        self.last_step = 0.0
+        """When a rank last ended one."""
+        self.former: dict[int, list[SimProcess]] = {}
+        """Processes that were a rank before the one that is it now."""
+        self.kept: dict[int, dict[int, int]] = {}
+        """By generation and rank: the step of which it came with the state."""
         self.size = layout.size
         self._members = {rank: ranks for host in layout.hosts for rank, ranks in host.items()}
         self._process_of = {
@@ -130,12 +143,17 @@ class Attempt:
         self.has_spoken = False
         """Whether a watchdog has said on standard error what ends it."""
         self.quiet_until: Callable[[], float] = lambda: 0.0
-        self._circles = {0: Circle(self.processes)}
+        self._circles = {} if is_warm else {0: Circle(self.processes)}
         kernel.listeners.append(lambda _: self.changed.notify())
 
     def members(self, rank: int) -> range:
         """The ranks that this one's process stands for."""
         return self._members[rank]
+
+    def take_place(self, rank: int, process: SimProcess) -> None:
+        """It is the rank from now on."""
+        self.former.setdefault(rank, []).append(self.processes[rank])
+        self.processes[rank] = process
 
     def process_of(self, rank: int) -> SimProcess:
         """The one that stands for the rank."""
@@ -144,7 +162,7 @@ class Attempt:
     def key_of(self, key: str) -> str:
         """Where in the store is what a rank has left: its process has left it for all."""
         folder, _, rank = key.partition("/")
-        return f"{folder}/{self._process_of[int(rank)]}" if rank else key
+        return f"{folder}/{self._process_of[int(rank)]}" if folder == "pulse" else key
 
     def circle(self, generation: int) -> Circle:
         """Of those who meet as this generation: from the second on, once they come."""
@@ -186,44 +204,69 @@ class Attempt:
 
 
 class SimStore:
-    """What the product uses of a TCPStore, kept by the process of rank 0."""
+    """What the product uses of a TCPStore, kept by the process of rank 0 or one of its own."""
 
-    def __init__(self, attempt: Attempt, me: SimProcess) -> None:
+    def __init__(self, attempt: Attempt, me: SimProcess, prefix: str = "") -> None:
         self._attempt = attempt
         self._me = me
+        self._prefix = prefix
+        self._seconds = STORE_SECONDS
+
+    def within(self, prefix: str) -> SimStore:
+        """A `PrefixStore`."""
+        return SimStore(self._attempt, self._me, f"{self._prefix}{prefix}/")
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self._seconds = timeout.total_seconds()
+
+    def _key_of(self, key: str) -> str:
+        return self._prefix + self._attempt.key_of(key)
+
+    @property
+    def _keeper(self) -> SimProcess | None:
+        return self._attempt.keeper if self._attempt.is_warm else self._attempt.processes[0]
 
     @property
     def answers(self) -> bool:
         """Whether an answer, or the news that there will be none, comes at once."""
-        keeper = self._attempt.processes[0]
-        return can_talk(self._me.host, keeper.host) and not (
-            keeper.is_stopped and not keeper.is_dead
+        keeper = self._keeper
+        return (
+            keeper is not None
+            and can_talk(self._me.host, keeper.host)
+            and not (keeper.is_stopped and not keeper.is_dead)
         )
 
     def _reach(self) -> dict[str, bytes]:
         changed = self._attempt.changed
-        if not changed.wait(lambda: self.answers, STORE_SECONDS):
+        if not changed.wait(lambda: self.answers, self._seconds):
             raise RuntimeError("wait timeout: the store does not answer")
-        if self._attempt.processes[0].is_dead:
+        if self._keeper is None or self._keeper.is_dead:
             raise RuntimeError("Connection reset by peer")
         return self._attempt.words
 
     def set(self, key: str, value: str) -> None:
-        self._reach()[key] = value.encode()
+        words, key = self._reach(), self._prefix + key
+        words[key] = value.encode()
+        self._attempt.on_word(key, words[key])
+
+    def add(self, key: str, amount: int) -> int:
+        words, key = self._reach(), self._prefix + key
+        words[key] = str(int(words.get(key, b"0")) + amount).encode()
+        return int(words[key])
 
     def get(self, key: str) -> bytes:
-        return self._reach()[self._attempt.key_of(key)]
+        return self._reach()[self._key_of(key)]
 
     def check(self, keys: list[str]) -> bool:
         words = self._reach()
-        return all(self._attempt.key_of(key) in words for key in keys)
+        return all(self._key_of(key) in words for key in keys)
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
-        words = self._reach()
+        words, key = self._reach(), self._prefix + key
         if words.get(key, b"") == expected.encode():
             words[key] = desired.encode()
             self._attempt.on_word(key, words[key])
-        return words[key]
+        return words.get(key, expected.encode())
 
     def as_store(self) -> Store:
         return cast(Store, self)

@@ -16,6 +16,9 @@ PLAN = "pipeline.data.order.partition"
 OUTCOME = "launch.outcome"
 START = "pipeline.train.start"
 SAVING = "pipeline.train.saving"
+SURVIVAL = "pipeline.train.survival"
+GENERATIONS = "pipeline.ranks.generations"
+SUPERVISOR = "pipeline.ranks.supervisor"
 DIRECTORY = "pipeline.data.cache.cache_directory"
 REMOTE = "pipeline.data.cache.remote"
 SHARDS = "pipeline.data.cache.remote_shards"
@@ -89,7 +92,7 @@ BUGS = (
         name="who waits is to blame",
         why="ranks that wait for the one that hangs are named beside it",
         module=HEARTBEATS,
-        right="for rank, last in overdue if not last.is_waiting",
+        right="for rank, last in overdue\n        if not last.is_waiting",
         wrong="for rank, last in overdue",
         seed=3,
     ),
@@ -147,7 +150,7 @@ BUGS = (
         module=CHECKPOINT,
         right="        raise\n    sync_directory(directory)",
         wrong="        raise",
-        seed=119,
+        seed=198,
     ),
     Bug(
         name="the newest are pruned",
@@ -193,8 +196,8 @@ BUGS = (
         name="weights are not loaded",
         why="a run that goes on begins with fresh weights",
         module=START,
-        right="        replica.load_state_dict(state)\n        progress",
-        wrong="        progress",
+        right="        replica.load_state_dict(state)\n    return _with_best(",
+        wrong="    return _with_best(",
         seed=2,
     ),
     Bug(
@@ -300,7 +303,7 @@ BUGS = (
         module=SAVING,
         right="self._conclude(save, components.world.broadcast_object(self._error))",
         wrong="components.world.broadcast_object(None); self._conclude(save, self._error)",
-        seed=386,
+        seed=486,
     ),
     Bug(
         name="a save that failed counts",
@@ -317,6 +320,65 @@ BUGS = (
         right="return grace - min(margin_seconds(is_requeued=is_requeued), grace // 2)",
         wrong="return grace",
         seed=31,
+    ),
+)
+
+WARM_BUGS = (
+    Bug(
+        name="a survivor that is a step behind is chosen",
+        why="all ranks do a step again that some have done",
+        module=SURVIVAL,
+        right="if moment is not None}, reverse=True):",
+        wrong="if moment is not None}):",
+        seed=29,
+    ),
+    Bug(
+        name="any survivor's weights are taken",
+        why="weights of one step go with the number of another",
+        module=SURVIVAL,
+        right="if theirs is not None and theirs.step == moment.step",
+        wrong="if theirs is not None",
+        seed=29,
+    ),
+    Bug(
+        name="any survivor's progress is taken",
+        why="the same",
+        module=SURVIVAL,
+        right="None if held is None or held.moment != self.moment else held",
+        wrong="held",
+        seed=29,
+    ),
+    Bug(
+        name="survivors begin at a checkpoint",
+        why="what they keep is lost",
+        module=SURVIVAL,
+        right="return cls.choose(columns, moments)",
+        wrong="return None",
+        seed=3,
+    ),
+    Bug(
+        name="a generation is raised twice",
+        why="ranks that have just met break off",
+        module=GENERATIONS,
+        right="self._store.compare_set(_CURRENT, str(generation), str(generation + 1))",
+        wrong="self._store.set(_CURRENT, str(self.current() + 1))",
+        seed=3,
+    ),
+    Bug(
+        name="ranks are replaced without end",
+        why="a job that cannot go on goes on",
+        module=GENERATIONS,
+        right="return generation < limit and was_productive",
+        wrong="return was_productive",
+        seed=3,
+    ),
+    Bug(
+        name="a rank looks for torchrun",
+        why="its parent is its supervisor: it leaves at once, and the job stops",
+        module=STOP,
+        right="parent = self._world.environment.parent",
+        wrong="parent = self._world.environment.agent",
+        seed=0,
     ),
 )
 

@@ -11,25 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from pipeline.config.schema import Config, DistributedConfig
 from pipeline.config.timeouts import rendezvous_seconds
 from pipeline.data.order.partition import BatchPlan, epoch_order
 from pipeline.metrics.job import JobMetrics
 from pipeline.optim.replica import Replica
-from pipeline.ranks.connect import collective_deadline, killable
 from pipeline.ranks.failure import RankFailure, exit_code_of, waiting_for_ranks
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.stop import StopRequests, StopSignals
+from pipeline.ranks.supervisor import supervise
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
@@ -39,6 +40,8 @@ from pipeline.run.ending import EndOutcome, ExitCode
 from pipeline.run.events import CheckpointEvent, CheckpointReason, RunEvent
 from pipeline.run.phase import Phase
 from pipeline.run.settings import Settings
+from pipeline.train.__main__ import run_rank
+from pipeline.train.command import Command
 from pipeline.train.components import Components
 from pipeline.train.due import Eta
 from pipeline.train.journal import Journal
@@ -46,11 +49,13 @@ from pipeline.train.prepare import open_run, recording_failures
 from pipeline.train.progress import Progress
 from pipeline.train.replicas import ReplicaCheck
 from pipeline.train.saving import Saves
-from pipeline.train.start import Start, find_start, finish, record_start, resume
-from tests.simulation.kernel import Kernel, SimProcess
-from tests.simulation.network import Attempt, Link, SimStore, SimThreads
+from pipeline.train.start import Start, begin, find_start, finish, record_start
+from pipeline.train.survival import Memory, Stage, Survivors
+from tests.simulation.doors import SimWorld
+from tests.simulation.kernel import Kernel
+from tests.simulation.network import Attempt, Violation
 
-T = TypeVar("T")
+_UPDATE_SECONDS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +102,16 @@ class Weights:
     It stands for a `Replica`: `state_dict` has the tensors themselves, which the steps change.
     """
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, mesh: Mesh) -> None:
         self.seen = torch.zeros(num_samples, dtype=torch.int32)
         self.digest = 0
+        self.mesh = mesh
+        self.model = SimpleNamespace(named_buffers=lambda: ())
 
-    def update(self, samples: list[Any]) -> None:
-        """One step, by the samples of all ranks."""
+    def update(self, given: list[tuple[int, Any]]) -> None:
+        """One step, by the digests and samples of all ranks."""
+        digests, samples = zip(*given, strict=True)
+        assert len(set(digests)) == 1, f"the ranks differ before a step: {digests}"
         together = np.sort(np.concatenate(samples))
         self.seen[together] += 1
         self.digest = zlib.crc32(together.tobytes(), self.digest)
@@ -130,6 +139,12 @@ class Weights:
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.seen, "digest": self.digest}
 
+    def held_state(self) -> dict[str, Any]:
+        return {"model": {"seen": self.seen}, "digest": self.digest}
+
+    def load_held_state(self, state: dict[str, Any]) -> None:
+        self.seen, self.digest = state["model"]["seen"].clone(), state["digest"]
+
     def is_finite(self) -> bool:
         return True
 
@@ -139,26 +154,6 @@ class Weights:
     def check(self, fingerprints: Sequence[int]) -> None:
         """Of all ranks, as `ReplicaCheck` compares them."""
         assert len(set(fingerprints)) == 1, f"the ranks differ: {fingerprints}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SimWorld(World):
-    """A `World` whose ranks are simulated."""
-
-    link: Link
-
-    @waiting_for_ranks()
-    def all_gather_object(self, value: T) -> list[T]:
-        return self.link.exchange("control", "gather", value)
-
-    @waiting_for_ranks()
-    def broadcast_object(self, value: T) -> T:
-        values: list[T] = self.link.exchange("control", "broadcast", value)
-        return values[0]
-
-    @waiting_for_ranks()
-    def start_max(self, values: torch.Tensor) -> dist.Work | None:
-        return self.link.start_max(values)
 
 
 class _Journal(Journal):
@@ -193,6 +188,7 @@ class _Parts:
     replica: Weights
     progress: Progress
     journal: Journal
+    memory: Memory
     watchdog: Watchdog
     notes: Notes
     settings: Settings
@@ -226,115 +222,113 @@ class RankProgram:
         notes: Notes,
     ) -> None:
         self._kernel = kernel
-        self._attempt = attempt
+        self.attempt = attempt
         self._setup = setup
         self._environment = environment
         self._notes = notes
-
-    @property
-    def _me(self) -> SimProcess:
-        return self._attempt.processes[self._environment.rank]
+        self.world: SimWorld | None = None
 
     def main(self) -> int:
         """`pipeline.train.__main__.main`."""
+        limits, environment = self._setup.limits, self._environment
+        self._kernel.running().program = self
         signals = StopSignals()
 
         def body() -> int:
-            with self._connected() as world:
-                return self._train(world, signals)
+            if not limits.warm_restarts:
+                return run_rank(environment, self._command, signals)
+            seconds = rendezvous_seconds(limits.timeout_seconds)
+            return supervise(environment, limits.warm_restarts, seconds, self._run_rank)
 
         code = exit_code_of(body)
         signals.ignore()
         return code
 
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[SimWorld]:
-        """`pipeline.ranks.connect.connect`."""
-        attempt, limits = self._attempt, self._setup.limits
-        store = SimStore(attempt, self._me)
-        deadlines = {
-            "control": collective_deadline(limits.save_timeout_seconds).total_seconds(),
-            "default": collective_deadline(limits.timeout_seconds).total_seconds(),
-            "meeting": rendezvous_seconds(limits.timeout_seconds),
-        }
-        link = Link(attempt, self._environment.rank, deadlines)
-        with killable():
-            try:
-                link.exchange("meeting", "meeting", None)
-            except RuntimeError as error:
-                raise RankFailure(f"the ranks did not find each other ({error})") from None
-        world = SimWorld(
-            environment=self._environment,
-            device=torch.device("cpu"),
-            store=store.as_store(),
-            control=None,
-            watchdog_store=store.as_store(),
-            threads=SimThreads(attempt, self._me, store),
-            link=link,
-        )
-        with world.fail_together():
-            pass
-        try:
-            yield world
-        except RankFailure:
-            raise
-        except Exception as error:
-            raise world.report_failure(error) from error
+    @property
+    def _command(self) -> Command:
+        return cast(Command, SimpleNamespace(config=self._setup.config))
 
-    def _train(self, world: SimWorld, signals: StopSignals) -> int:
-        """`pipeline.train.__main__.train`, with `prepare` and `begin`."""
+    def _run_rank(self, environment: LaunchEnvironment) -> int:
+        """`pipeline.train.__main__._run`, in a process of its own."""
+        me = self._kernel.running()
+        me.program = RankProgram(self._kernel, self.attempt, self._setup, environment, self._notes)
+        self.attempt.take_place(environment.rank, me)
+        return exit_code_of(partial(run_rank, environment, self._command))
+
+    def train(self, world: World, signals: StopSignals, memory: Memory) -> int:
+        """`pipeline.train.__main__.train`, with `prepare` and `build`."""
         setup, run = self._setup, self._setup.run
+        assert isinstance(world, SimWorld)
         with contextlib.ExitStack() as resources:
             with world.fail_together():
                 if world.is_main:
                     patience = setup.limits.save_timeout_seconds
-                    open_run(run, self._environment, patience, resources)
+                    open_run(run, world.environment, patience, resources)
             with recording_failures(run, world):
-                start = find_start(run, None, world)
-                if start.path is not None and checkpoint.step_of(start.path) >= setup.target_steps:
-                    finish(run, start.path, world, setup.plan, setup.target_steps)
-                    return ExitCode.DONE
-                record_start(run, start, setup.plan, world)
-                weights = Weights(setup.plan.num_samples if setup.follows_samples else 0)
-                settings = Settings(recipe="simulated", config=setup.config, manifest_sha256="")
-                progress = Progress()
-                if start.path is not None:
-                    replica = cast(Replica, weights)
-                    progress = resume(replica, settings, run, world, start.path)
-                    assert progress.step == checkpoint.step_of(start.path), "it is another step's"
-                journal = _Journal(setup, world.rank, progress, self._notes)
-            mesh = Mesh(
-                replica=world.rank,
-                num_replicas=world.size,
-                column=None,
-                same_replica=None,
-                same_column=None,
-            )
-            parts = _Parts(
-                setup=setup,
-                start=start,
-                world=world,
-                mesh=mesh,
-                replica=weights,
-                progress=progress,
-                journal=journal,
-                watchdog=Watchdog(world, mesh, run, setup.limits),
-                notes=self._notes,
-                settings=settings,
-            )
+                prepared = self._build(world, memory)
+            if isinstance(prepared, int):
+                return ExitCode.DONE
+            parts = prepared
             stops = StopRequests(world, run, signals)
             if world.is_main:
-                self._notes.resumed(progress.step)
-            self._announce(parts, None if start.path is None else progress.step)
+                self._check_kept(world, parts.progress.step)
+                self._notes.resumed(parts.progress.step)
+            self._announce(parts)
             return self._run(parts, stops)
 
-    def _announce(self, parts: _Parts, resumed_from: int | None) -> None:
-        plan = self._setup.plan
+    def _check_kept(self, world: World, step: int) -> None:
+        """No later step is in the memory of those that have met, and they may meet at all."""
+        most = self._setup.limits.warm_restarts
+        if world.generation > most:
+            raise Violation(f"generation {world.generation} has met, and {most} may follow")
+        kept = self.attempt.kept.get(world.generation, {})
+        if max(kept.values(), default=0) > step:
+            raise Violation(f"ranks have kept the steps {kept}, and {step} is gone on from")
+
+    def _build(self, world: SimWorld, memory: Memory) -> _Parts | int:
+        setup, run = self._setup, self._setup.run
+        mesh = Mesh(
+            replica=world.rank,
+            num_replicas=world.size,
+            column=None,
+            same_replica=None,
+            same_column=None,
+        )
+        if memory.held is not None:
+            kept = self.attempt.kept.setdefault(world.generation, {})
+            kept[world.rank] = memory.held.moment.step
+        start = find_start(run, None, world, Survivors.find(memory, world, mesh))
+        if start.path is not None and checkpoint.step_of(start.path) >= setup.target_steps:
+            return finish(run, start.path, world, setup.plan, setup.target_steps)
+        record_start(run, start, setup.plan, world)
+        weights = Weights(setup.plan.num_samples if setup.follows_samples else 0, mesh)
+        settings = Settings(recipe="simulated", config=setup.config, manifest_sha256="")
+        known = cast(Replica, weights), settings, 1, setup.plan, setup.target_steps
+        progress = begin(start, *known, run, world, memory)
+        if start.path is not None:
+            assert progress.step == checkpoint.step_of(start.path), "it is another step's"
+        return _Parts(
+            setup=setup,
+            start=start,
+            world=world,
+            mesh=mesh,
+            replica=weights,
+            progress=progress,
+            journal=_Journal(setup, world.rank, progress, self._notes),
+            memory=memory,
+            watchdog=Watchdog(world, mesh, run, setup.limits),
+            notes=self._notes,
+            settings=settings,
+        )
+
+    def _announce(self, parts: _Parts) -> None:
+        plan, start = self._setup.plan, parts.start
         event = RunEvent(
             step=parts.progress.step,
             epoch=parts.epoch,
-            resumed_from=resumed_from,
+            resumed_from=None if start.step is None else parts.progress.step,
             forked_from=None,
+            kept_by=None if start.survivors is None else start.survivors.rank,
             world_size=parts.world.size,
             local_batch_size=plan.local_batch_size,
             accumulation_steps=1,
@@ -351,7 +345,7 @@ class RankProgram:
 
     def _run(self, parts: _Parts, stops: StopRequests) -> int:
         world, progress, journal = parts.world, parts.progress, parts.journal
-        loop = _Loop(parts, self._kernel, self._attempt)
+        loop = _Loop(parts, self._kernel, self.attempt)
         try:
             with parts.watchdog:
                 loop.run(stops)
@@ -365,7 +359,8 @@ class RankProgram:
         is_complete = progress.step == self._setup.target_steps
         journal.ended(progress.step, "completed" if is_complete else "stopped")
         world.all_gather_object(None)
-        is_quiet = is_complete or self._environment.max_attempts
+        environment = world.environment
+        is_quiet = is_complete or (environment.max_attempts and environment.supervisor is None)
         return ExitCode.DONE if is_quiet else ExitCode.STOPPED
 
 
@@ -377,16 +372,20 @@ class _Loop:
         self._setup = parts.setup
         self.saves = Saves(cast(Components, parts), cast(ReplicaCheck, parts.replica))
         self._order: tuple[int, Any] = (-1, None)
+        self._has_stepped = False
 
     def run(self, stops: StopRequests) -> None:
-        parts, progress = self._parts, self._parts.progress
+        parts, progress, world = self._parts, self._parts.progress, self._parts.world
         source = None
+        self._go_on_after_step()
         while progress.step < self._setup.target_steps and source is None:
             self._step()
             parts.enter(Phase.AGREEING)
             source = stops.agreed(progress.step)
         if source is not None:
             parts.journal.stop_requested(progress.step, source)
+            if world.is_main and world.generations is not None:
+                world.generations.note_stop(world.generation, source)
         self.saves.settle()
         if self.saves.saved_step != progress.step:
             reason: CheckpointReason = "periodic" if source is None else "preempt"
@@ -398,6 +397,7 @@ class _Loop:
                 )
         self.saves.close()
         stops.close()
+        parts.memory.forget()
 
     def _step(self) -> None:
         setup, parts, progress = self._setup, self._parts, self._parts.progress
@@ -405,7 +405,9 @@ class _Loop:
         parts.enter(Phase.READING)
         tasks.sleep(0.1 * setup.step_seconds * self._attempt.chance.random())
         num_steps = self._num_steps()
-        samples = self._samples() if setup.follows_samples else (progress.step, num_steps)
+        mine = (progress.step, num_steps)
+        if setup.follows_samples:
+            mine = parts.replica.digest, self._samples()
         parts.enter(Phase.COMPUTING)
         if num_steps > 1:  # nothing happens meanwhile
             seconds = (num_steps - 1) * setup.step_seconds
@@ -415,31 +417,59 @@ class _Loop:
         tasks.sleep(setup.step_seconds)
         parts.enter(Phase.AVERAGING)
         with waiting_for_ranks():
-            given = world.link.exchange("default", f"gradients {progress.step}", samples)
+            given = world.joined.exchange("default", f"gradients {progress.step}", mine)
+        parts.memory.forget()
+        if world.generations is not None:
+            tasks.sleep(_UPDATE_SECONDS)
         if setup.follows_samples:
             parts.replica.update(given)
         else:
             parts.replica.update_steps(given, setup.plan if world.is_main else None)
         parts.enter(Phase.COUNTING)
         progress.step += num_steps
+        self._hold(Stage.STEPPED)
+        if world.is_main and world.generations is not None and not self._has_stepped:
+            world.generations.note_step(world.generation)
+        self._has_stepped = True
         self.saves.report()
-        has_steps_left = progress.step < setup.target_steps
-        best_top1 = None
-        if not has_steps_left or progress.step % setup.evaluate_every == 0:
+        is_last = progress.step == setup.target_steps
+        evaluates = is_last or progress.step % setup.evaluate_every == 0
+        self._do_due(evaluates=evaluates, saves=is_last or progress.step % setup.save_every == 0)
+
+    def _hold(self, stage: Stage, best_top1: float | None = None) -> None:
+        parts = self._parts
+        known = parts.progress, cast(Replica, parts.replica), parts.world, best_top1
+        parts.memory.hold(stage, *known)
+
+    def _go_on_after_step(self) -> None:
+        parts, setup, step = self._parts, self._setup, self._parts.progress.step
+        held = parts.memory.held
+        if held is None:
+            return
+        stage, is_last = held.moment.stage, step == setup.target_steps
+        evaluates = stage < Stage.EVALUATED and (is_last or step % setup.evaluate_every == 0)
+        saves = stage < Stage.DONE and (is_last or step % setup.save_every == 0)
+        self._do_due(evaluates=evaluates, saves=saves, best_top1=held.best_top1)
+
+    def _do_due(self, *, evaluates: bool, saves: bool, best_top1: float | None = None) -> None:
+        parts = self._parts
+        if evaluates:
             best_top1 = self._evaluate()
-        saves = not has_steps_left or progress.step % setup.save_every == 0
+            self._hold(Stage.EVALUATED, best_top1)
         if saves or best_top1 is not None:
             reason: CheckpointReason = "periodic" if saves else "best"
+            has_steps_left = parts.progress.step < self._setup.target_steps
             error = self.saves.save(reason, best_top1, in_background=has_steps_left)
             if error is not None:
                 parts.journal.no_checkpoint(error)
+            self._hold(Stage.DONE)
 
     def _num_steps(self) -> int:
         """How many steps can be one interval: up to what is due, or what will happen."""
         setup, step = self._setup, self._parts.progress.step
         if setup.follows_samples:
             return 1
-        quiet_seconds = self._parts.world.link.quiet_seconds
+        quiet_seconds = self._parts.world.joined.quiet_seconds
         due = [setup.target_steps - step]
         due += [every - step % every for every in (setup.save_every, setup.evaluate_every)]
         return max(1, min(*due, int(quiet_seconds / (1.2 * setup.step_seconds)) - 5))

@@ -6,6 +6,7 @@ Longer than 250 lines: what a seed draws is to be read beside who runs it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import math
@@ -24,7 +25,8 @@ from pipeline.run.directory import RunDirectory
 from tests.simulation.cache import SharedCache
 from tests.simulation.checks import KILL_WAIT_SECONDS, SYNCS_OF_A_SAVE, Checks
 from tests.simulation.disk import Disk
-from tests.simulation.faults import Fault, Faults, draw
+from tests.simulation.doors import opened
+from tests.simulation.faults import Fault, Faults, draw, draw_losses
 from tests.simulation.job import JobEnd, JobSetup, Slurm
 from tests.simulation.kernel import Host, Kernel
 from tests.simulation.network import Attempt, Layout, Violation
@@ -129,6 +131,17 @@ def small_world(seed: int, run: RunDirectory) -> Setting:
     return Setting(job=job, setup=setup, faults=draw(chance, num_ranks, length))
 
 
+def warm_world(seed: int, run: RunDirectory) -> Setting:
+    """The same with supervisors, in which ranks are lost, often two at once."""
+    setting, chance = small_world(seed, run), random.Random(-seed - 1)
+    limits = dataclasses.replace(setting.setup.limits, warm_restarts=chance.choice([1, 3, 20]))
+    config = dataclasses.replace(setting.setup.config, distributed=limits)
+    setup = dataclasses.replace(setting.setup, config=config)
+    length = setup.target_steps * setup.step_seconds
+    faults = draw_losses(chance, setup.plan.num_replicas, 30.0 + length)
+    return dataclasses.replace(setting, setup=setup, faults=faults)
+
+
 class Simulation:
     """One run with its hosts, its faults, and the person who submits it until it is complete."""
 
@@ -176,7 +189,7 @@ class Simulation:
 
     def run(self) -> None:
         """Raises `Violation` and whatever else is wrong."""
-        with self._kernel.entered(), _quiet(_Lines(self.say)):
+        with self._kernel.entered(), opened(self._kernel), _quiet(_Lines(self.say)):
             try:
                 self._faults.schedule(self._setting.faults)
                 self._submit()

@@ -11,10 +11,18 @@ import pytest
 from pipeline.run.directory import RunDirectory
 from tests.simulation.__main__ import main
 from tests.simulation.month import month
-from tests.simulation.simulate import SettingOf, Story, simulate, simulate_cache, small_world
+from tests.simulation.simulate import (
+    SettingOf,
+    Story,
+    simulate,
+    simulate_cache,
+    small_world,
+    warm_world,
+)
 
 NUM_SEEDS = 500
 NUM_CACHES = 80
+NUM_WARM = 80
 _AT_ONCE = 50
 
 FOUND = {
@@ -38,6 +46,14 @@ def test_a_day_of_a_thousand_ranks() -> None:
     story = simulate(0, partial(month, days=1))
     assert story.fault is None
     assert sum("outcome" in line for line in story.lines) > 1
+
+
+@pytest.mark.slow
+def test_nothing_of_warm_restarts_is_violated() -> None:
+    stories = {seed: simulate(seed, warm_world) for seed in range(NUM_WARM)}
+    assert {seed: story.fault for seed, story in stories.items() if story.fault} == {}
+    is_warm = ["this rank goes on with what it has" in " ".join(s.lines) for s in stories.values()]
+    assert any(is_warm)
 
 
 @pytest.mark.slow

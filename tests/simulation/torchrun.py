@@ -167,13 +167,15 @@ class Torchrun:
     def _start_workers(self, agent: _Agent) -> None:
         layout = self._launch.layout
         if self.attempt is None or self._attempt_round != self._round:
-            self.attempt = Attempt(self._kernel, layout, self._chance)
+            is_warm = self._setup.limits.warm_restarts > 0
+            self.attempt = Attempt(self._kernel, layout, self._chance, is_warm=is_warm)
             self._attempt_round = self._round
             self.on_attempt(self.attempt)
         agent.workers = []
         for local_rank, rank in enumerate(layout.hosts[self.agents.index(agent)]):
             parent = agent.process.pid
-            worker = self._kernel.new_process(f"rank {rank}", agent.host, parent)
+            name = f"supervisor of rank {rank}" if self.attempt.is_warm else f"rank {rank}"
+            worker = self._kernel.new_process(name, agent.host, parent)
             worker.environment = self._launch.environment
             agent.workers.append(worker)
             self.attempt.processes[rank] = worker

@@ -18,6 +18,7 @@ from pipeline.config.schema import FIELDS, Config, idle_fields, values_of
 OPERATIONAL = {
     "model.columns",
     "distributed.compare_replicas",
+    "distributed.warm_restarts",
     "accumulation_steps",
     "compile",
     "not_learning_after_samples",
