@@ -28,6 +28,7 @@ OPTIONS: Mapping[str, object] = {
     "checkpoint.every_epochs": _STEPS_BETWEEN_SAVES / _STEPS_PER_EPOCH,
     "distributed.timeout_seconds": 4,
     "distributed.save_timeout_seconds": 15,
+    "distributed.warm_restarts": 1000,
     "metrics.publish_seconds": 0.5,
     "metrics.exporter_port": 0,
 }
@@ -35,7 +36,7 @@ OPTIONS: Mapping[str, object] = {
 
 
 def options_of(words: Sequence[str]) -> dict[str, object]:
-    """With what the user gives in addition, such as `--distributed.warm_restarts 1000`.
+    """With what the user gives in addition, such as `--distributed.warm_restarts 0`.
 
     Raises `ValueError` if that is no pairs of an option and its value.
     """

@@ -142,7 +142,8 @@ class Watchdog:
         """
         self._has_told = True
         is_named = not verdict.ranks or self._world.rank in verdict.ranks
-        goes_on = self._world.environment.supervisor is not None and not is_named
+        is_supervised = self._world.environment.supervisor is not None
+        goes_on = is_supervised and not is_named
         sentence = f"{verdict}; the stacks of all ranks are in {self._run.hangs}"
         try:
             if self._world.is_main or verdict.is_main_silent:
@@ -151,7 +152,7 @@ class Watchdog:
             dump = self._world.threads.thread(traces, "traces")
             dump.start()
             dump.join(DUMP_SECONDS)
-            if self._world.is_main and self._world.size > 1 and not goes_on:
+            if self._world.is_main and self._world.size > 1 and not is_supervised:
                 # It may keep the store, in which the others look for the verdict.
                 time.sleep(2 * self._period + FAREWELL_SECONDS)
         finally:
