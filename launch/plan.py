@@ -60,6 +60,11 @@ class Options:
     """From the start of the job to its first step."""
     restart_seconds: Seconds = None
     """From a failure to the next step; if not measured either, as a start."""
+    kept_ratio: Annotated[float | None, within(0, 1)] = None
+    """Share of failures that ranks survive in memory, with --distributed.warm_restarts; if not
+    measured either, none."""
+    warm_seconds: Seconds = None
+    """From such a failure to the next step."""
     samples: _Count = None
     """Images of the train split; if not given, those of --data.shards or of the run."""
     classes: _Count = None
@@ -138,6 +143,8 @@ def _constants(
     wait = need("--save-wait-seconds", options.save_wait_seconds, own, counts)
     start = need("--start-seconds", options.start_seconds, measured.start)
     restart = need("--restart-seconds", options.restart_seconds, measured.restart, start)
+    kept = _kept_share(options, config, measured)
+    warm = need("--warm-seconds", options.warm_seconds, measured.warm, None if kept else 0.0)
     if missing:
         raise ValueError(
             f"a plan lacks constants: give {', '.join(missing)}, or --from-run RUN of a run of "
@@ -158,8 +165,20 @@ def _constants(
         best=(measured.best or 0.0) if options.best_ratio is None else options.best_ratio,
         shard_bytes=shard_bytes,
         is_on_gpus=(config.distributed.device if run is None else run.device) != "cpu",
-        costs=Costs(rate=rate, wait=wait, counts=counts, start=start, restart=restart),
+        costs=Costs(
+            rate=rate, wait=wait, counts=counts, start=start, restart=restart, kept=kept, warm=warm
+        ),
     )
+
+
+def _kept_share(options: Options, config: Config, measured: RunCosts) -> float:
+    """Of failures that ranks survive in memory."""
+    if config.distributed.warm_restarts:
+        return (measured.kept or 0.0) if options.kept_ratio is None else options.kept_ratio
+    if options.kept_ratio:
+        expected = "0, or a plan with --distributed.warm_restarts"
+        raise wrong("--kept-ratio", f"{options.kept_ratio:g}", expected)
+    return 0.0
 
 
 def _check_computes_so(planned: Config, measured: Config) -> None:

@@ -23,7 +23,7 @@ BASE = re.compile(r"^From:? (docker\.io/\S+)", re.IGNORECASE | re.MULTILINE)
 PACKAGES = re.compile(r"apt-get install -y --no-install-recommends (.*)")
 
 _PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-LEFT_OUT = {"dev", "docs", "ffcv", "trackio", "wandb"}
+LEFT_OUT = {"dev", "fuzz", "docs", "ffcv", "trackio", "wandb"}
 """Extras that no image has: for work on the project, hard to install, or for desks."""
 
 PROJECT, TOOLS = _PYPROJECT["project"], _PYPROJECT["tool"]

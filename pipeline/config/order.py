@@ -20,9 +20,9 @@ _SLOW_DISK_BYTES_PER_SECOND = 50e6
 WaitName = Literal[
     "step", "evaluation", "save", "in_flight", "start",
     "heartbeat", "judging", "last_words", "stall", "save_stall", "collective", "save_collective",
-    "rendezvous", "lock", "fetch_attempt", "fetch", "stop", "shutdown", "exit_barrier", "outcome",
-    "requeue", "grace", "kill_wait", "time_limit", "silence", "kept", "alert", "stall_alert",
-    "save_alert", "answers", "meeting", "meetings", "doctor_collective", "doctor",
+    "rendezvous", "late", "lock", "fetch_attempt", "fetch", "stop", "shutdown", "exit_barrier",
+    "outcome", "requeue", "grace", "kill_wait", "time_limit", "silence", "kept", "alert",
+    "stall_alert", "save_alert", "answers", "meeting", "meetings", "doctor_collective", "doctor",
 ]  # fmt: skip
 
 NAMES: Mapping[WaitName, str] = {
@@ -39,6 +39,7 @@ NAMES: Mapping[WaitName, str] = {
     "collective": "a collective of training",
     "save_collective": "a collective in which others wait for rank 0",
     "rendezvous": "in which all ranks must have started",
+    "late": "a warm restart waits for a rank that lives, before its supervisor kills it",
     "lock": "in which a former job leaves the run directory",
     "fetch_attempt": "data.fetch_timeout_seconds: an attempt to fetch a shard brings no byte",
     "fetch": "all data.fetch_attempts, with their pauses",
@@ -91,6 +92,11 @@ ORDER = (
          "the same while rank 0 saves"),
     Rule(("lock",), "save_collective",
          "the others wait there while rank 0 waits for a former job"),
+    Rule(("in_flight",), "late",
+         "where another rank is lost, rank 0 may be killed in a save, and what it has in memory is "
+         "lost", "use --checkpoint.background false", "warned of"),
+    Rule(("late",), "rendezvous",
+         "a rank that is late is replaced while the others still wait to meet it"),
     Rule(("fetch_attempt",), "stall",
          "the watchdog would end the job, and name a rank instead of the server, before a second "
          "attempt", f"lower --data.fetch_timeout_seconds, or {_RAISE}", "refused"),
@@ -177,6 +183,7 @@ def waits(
         "collective": timeouts.collective_seconds(limits.timeout_seconds),
         "save_collective": timeouts.collective_seconds(limits.save_timeout_seconds),
         "rendezvous": timeouts.rendezvous_seconds(limits.timeout_seconds),
+        "late": timeouts.LATE_SECONDS if limits.warm_restarts else None,
         "lock": limits.save_timeout_seconds,
         "stop": (measured.step or 0.0) + timeouts.POLL_SECONDS,
         "shutdown": around.shutdown,

@@ -44,6 +44,10 @@ class RunCosts:
     """From the start of a job to its first step; what its first steps took longer is part of it."""
     restart: float | None = None
     """The same from a failure, of the ranks that torchrun or a supervisor starts instead."""
+    kept: float | None = None
+    """The share of failures that ranks survived in memory."""
+    warm: float | None = None
+    """Like `restart`, where they did."""
     best: float | None = None
     """The share of evaluations that were the best so far: after each the run saves."""
     run: RunEvent | None = None
@@ -68,7 +72,8 @@ def costs_of(rows: Iterable[Event]) -> RunCosts:
         return RunCosts()
     alike = [each for each in attempts_of(rows) if _layouts(each) == {_layout(run)}]
     phases = _phases(alike)
-    starts, restarts = _starts(rows, run, sum(phases.values()))
+    starts, restarts, warm = _starts(rows, run, sum(phases.values()))
+    failures = len(restarts) + len(warm)
     evaluations, saves = _pauses(alike)
     return RunCosts(
         phases=phases,
@@ -78,6 +83,8 @@ def costs_of(rows: Iterable[Event]) -> RunCosts:
         evaluation=_median(evaluations),
         start=_median(starts),
         restart=_median(restarts),
+        kept=len(warm) / failures if failures else None,
+        warm=_median(warm),
         best=_share_of_best(rows),
         run=run,
     )
@@ -152,13 +159,15 @@ def _pauses(
 
 def _starts(
     rows: Sequence[Event], alike: RunEvent, step_seconds: float
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float]]:
     """Seconds until the first step: of jobs, and of what was started at once after a failure.
 
-    A later start is that of a job, whose wait for a person or in a queue is no cost.
+    The last are those where ranks had the state in memory. A later start is that of a job, whose
+    wait for a person or in a queue is no cost.
     """
     starts: list[float] = []
     restarts: list[float] = []
+    warm: list[float] = []
     begin: float | None = None
     failed: float | None = None
     took, run, done = starts, alike, 0
@@ -177,6 +186,8 @@ def _starts(
                     # It goes on with steps that were not logged: ranks kept them in memory.
                     begin = min(begin, failed + step_seconds * (row.step - done))
                 failed, run = row.time if failed is not None else None, row
+                if row.kept_by is not None and took is restarts:
+                    took = warm
             case EvalEvent(by="evaluate"):
                 pass
             case EndEvent():
@@ -189,4 +200,4 @@ def _starts(
                 failed, begin, done = row.time, None, row.step
             case _:
                 failed = row.time if failed is not None else None
-    return starts, restarts
+    return starts, restarts, warm

@@ -151,6 +151,25 @@ def test_what_is_not_measured_has_to_be_given(
     assert planned(capsys, "--from-run", run.path, "--classes", 10, "--step-seconds", 1, *batch)
 
 
+def test_failures_that_ranks_survive_cost_no_work(capsys: pytest.CaptureFixture[str]) -> None:
+    given, warm = (*GIVEN, *FAILING), ("alexnet_fast", "--distributed.warm_restarts", 50)
+    cold = planned(capsys, *given, *warm)
+    kept = planned(capsys, *given, "--kept-ratio", 0.9, "--warm-seconds", 3, *warm)
+    rate = 2 / 360_000
+    costs = Costs(
+        **{"rate": rate, "wait": 6.0, "counts": 6.0, "start": 40.0, "restart": 40.0},
+        **{"kept": 0.9, "warm": 3.0},
+    )
+    work = kept["steps"] * 0.05 + 90 * 20
+    assert kept["wall_seconds"] == pytest.approx(expected_seconds(work, work / 90, costs))
+    assert kept["wall_seconds"] < cold["wall_seconds"]
+    assert kept["best_seconds"] == pytest.approx(cold["best_seconds"] * math.sqrt(10), rel=0.02)
+    missing = refused(capsys, *given, "--kept-ratio", 0.9, *warm)
+    assert "give --warm-seconds" in missing
+    idle = refused(capsys, *given, "--kept-ratio", 0.9, "--warm-seconds", 3, "alexnet_fast")
+    assert "--kept-ratio is 0.9; expected 0, or a plan with --distributed.warm_restarts" in idle
+
+
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     late = refused(capsys, *GIVEN, "--save-wait-seconds", 7, "alexnet_fast")
     assert "--save-wait-seconds is 7; expected at most --save-seconds, 6" in late

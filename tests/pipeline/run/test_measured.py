@@ -25,8 +25,10 @@ def step(number: int, time: float, seconds: float) -> Event:
     return row
 
 
-def started(time: float, began: float, heard: float | None = None, at: int = 0) -> list[Event]:
-    run = start_fields(resumed_from=at or None)
+def started(
+    time: float, began: float, heard: float | None = None, at: int = 0, kept_by: int | None = None
+) -> list[Event]:
+    run = start_fields(resumed_from=at or None) | ({} if kept_by is None else {"kept_by": kept_by})
     return [
         event("start", at, time, began=began, heard=heard),
         event("run", at, time + 1, **run),
@@ -149,9 +151,14 @@ def test_an_evaluation_by_hand_is_no_sign_of_life() -> None:
 def test_ranks_that_go_on_from_memory_have_lost_their_restart_alone() -> None:
     """They had done 8 steps since the newest log, of half a second each."""
     history = [*started(105.0, 100.0), step(10, 120.0, 10.0), step(20, 125.0, 5.0)]
-    again = [*started(133.0, 132.0, heard=132.0, at=28), step(30, 136.0, 1.0)]
+    again = [*started(133.0, 132.0, heard=132.0, at=28, kept_by=1), step(30, 136.0, 1.0)]
     costs = costs_of([*history, *again])
-    assert costs.restart == 136.0 - 2 * 0.5 - (125.0 + 8 * 0.5)
+    assert costs.warm == 136.0 - 2 * 0.5 - (125.0 + 8 * 0.5)
+    assert (costs.restart, costs.kept) == (None, 1.0)
+    cold = [*started(140.0, 137.0, heard=136.5, at=20), step(30, 150.0, 5.0)]
+    costs = costs_of([*history, *again, *cold])
+    assert costs.kept == 0.5
+    assert costs.restart is not None
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())))

@@ -1,0 +1,47 @@
+"""Which ranks' memory all go on from."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.train.survival import Moment, Stage, Survivors
+
+MOMENTS = st.none() | st.builds(Moment, st.integers(7, 9), st.sampled_from(Stage))
+
+
+@given(st.lists(MOMENTS, min_size=1, max_size=6))
+def test_the_latest_moment_of_any_rank_is_taken(moments: list[Moment | None]) -> None:
+    found = Survivors.choose([None] * len(moments), moments)
+    held = [moment for moment in moments if moment is not None]
+    if not held:
+        assert found is None
+        return
+    assert found is not None
+    assert found.moment == max(held)
+    kept = moments[found.rank_of[None]]
+    assert kept is not None
+    assert kept.step == found.moment.step
+
+
+@given(st.lists(st.tuples(MOMENTS, MOMENTS), min_size=1, max_size=4))
+def test_every_column_comes_from_the_same_step(replicas: list[tuple[Moment | None, ...]]) -> None:
+    moments = [moment for replica in replicas for moment in replica]
+    columns = [0, 1] * len(replicas)
+    found = Survivors.choose(columns, moments)
+    steps = [
+        {moment.step for moment in moments[column::2] if moment is not None} for column in (0, 1)
+    ]
+    common = steps[0] & steps[1]
+    if not common:
+        assert found is None
+        return
+    assert found is not None
+    assert found.moment.step == max(common)
+    assert found.moment == max(m for m in moments if m is not None and m.step == max(common))
+    assert found.rank_of.keys() == {0, 1}
+    for column, rank in found.rank_of.items():
+        kept = moments[rank]
+        assert columns[rank] == column
+        assert kept is not None
+        assert kept.step == found.moment.step
