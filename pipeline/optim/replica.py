@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, assert_never
 
@@ -85,8 +86,9 @@ class Replica:
                 gradient_as_bucket_view=True,
                 **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
             )
+        own = weakref.proxy(self)  # DDP keeps the hook where Python finds no circle: none is freed
         # A lambda, because DDP takes no hook whose annotations are still text.
-        parallel.register_comm_hook(None, lambda _, bucket: self._average_bucket(bucket))
+        parallel.register_comm_hook(None, lambda _, bucket: own._average_bucket(bucket))
         return parallel
 
     def _compile(self, module: nn.Module) -> Callable[..., torch.Tensor]:

@@ -12,6 +12,7 @@ exits with 0 when it was stopped, too: torchrun would undo the stop.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import sys
@@ -64,6 +65,8 @@ def run_rank(
             if failure.is_reported_here:
                 say(f"warning: {failure}; this rank goes on with what it has", stream=sys.stderr)
             environment = replace(environment, began=time.time())
+        memory.detach()
+        gc.collect()  # else the threads and connections of the broken groups stay
 
 
 def train(command: Command, world: World, signals: StopSignals, memory: Memory) -> int:

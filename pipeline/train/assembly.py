@@ -59,7 +59,7 @@ def build(
         target_steps = num_steps(config.epochs, plan.steps_per_epoch)
         if world.is_main:
             write_dataset(run.path, _dataset_of(data))
-    start = find_start(run, command.fork_from, world, Survivors.find(memory, world, mesh))
+    start = find_start(run, command.fork_from, world, Survivors.find(memory, run, world, mesh))
     end_step = min(command.max_steps or target_steps, target_steps)
     if start.path is not None and checkpoint.step_of(start.path) >= end_step:
         return finish(run, start.path, world, plan, target_steps)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -21,6 +21,8 @@ from pipeline.optim.replica import Replica
 from pipeline.ranks.failure import waiting_for_ranks
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
+from pipeline.run.checkpoint import path_of
+from pipeline.run.directory import RunDirectory
 from pipeline.train.progress import Progress
 
 
@@ -85,6 +87,12 @@ class Memory:
             state=state,
         )
 
+    def detach(self) -> None:
+        """Hold the tensors alone: what they were part of, such as broken groups, can be freed."""
+        if self.held is not None:
+            state = self.held.state()
+            self.held = replace(self.held, state=lambda: state)
+
     def forget(self) -> None:
         """Until the next `hold`, the state is not that after a step."""
         self.held = None
@@ -123,13 +131,21 @@ class Survivors:
         return None
 
     @classmethod
-    def find(cls, memory: Memory, world: World, mesh: Mesh) -> Self | None:
-        """All ranks call it together; None: the run begins, or goes on from a checkpoint."""
+    def find(cls, memory: Memory, run: RunDirectory, world: World, mesh: Mesh) -> Self | None:
+        """All ranks call it together; None: the run begins, or goes on from a checkpoint.
+
+        It does, too, if rank 0 was lost before the best checkpoint was written: its step must be
+        done again, or the run would end with another best one.
+        """
         if world.generation == 0:
             return None
-        moment = None if memory.held is None else memory.held.moment
-        columns, moments = zip(*world.all_gather_object((mesh.column, moment)), strict=True)
-        return cls.choose(columns, moments)
+        held = memory.held
+        mine = None if held is None else (held.moment, held.progress.marked)
+        columns, known = zip(*world.all_gather_object((mesh.column, mine)), strict=True)
+        found = cls.choose(columns, [None if theirs is None else theirs[0] for theirs in known])
+        best = [theirs[1] for theirs in known if found and theirs and theirs[0] == found.moment]
+        is_there = not best or best[0] is None or path_of(run.checkpoints, best[0][0]).is_dir()
+        return found if world.broadcast_object(is_there) else None
 
     def adopt(self, memory: Memory, replica: Replica, world: World, mesh: Mesh) -> Progress:
         """Bring the fresh `replica` of every rank to the moment, and hold it.

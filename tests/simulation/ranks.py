@@ -297,7 +297,7 @@ class RankProgram:
         if memory.held is not None:
             kept = self.attempt.kept.setdefault(world.generation, {})
             kept[world.rank] = memory.held.moment.step
-        start = find_start(run, None, world, Survivors.find(memory, world, mesh))
+        start = find_start(run, None, world, Survivors.find(memory, run, world, mesh))
         if start.path is not None and checkpoint.step_of(start.path) >= setup.target_steps:
             return finish(run, start.path, world, setup.plan, setup.target_steps)
         record_start(run, start, setup.plan, world)
