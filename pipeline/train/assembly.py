@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.config.schema import Config
 from pipeline.data.open import (
     BatchPlan,
     Data,
@@ -29,6 +29,7 @@ from pipeline.ranks.watchdog import Watchdog
 from pipeline.ranks.world import World
 from pipeline.run import checkpoint
 from pipeline.run.dataset import Dataset, write_dataset
+from pipeline.run.directory import RunDirectory
 from pipeline.run.settings import Settings
 from pipeline.train.batch_norm import check_micro_batches, least_values
 from pipeline.train.clock import StartClock, StepClock
@@ -41,6 +42,9 @@ from pipeline.train.provenance import write_settings
 from pipeline.train.publishing import publishing
 from pipeline.train.start import Start, begin, find_start, finish, record_start
 from pipeline.train.survival import Memory, Survivors
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 
 def build(
@@ -69,16 +73,11 @@ def build(
         val = data.open_evaluation("val", config.evaluation.views, normalizer)
         model = _fresh_model(data, size, mesh)
         check_micro_batches(plan, target_steps, least_values(model, size))
-    begun = _initialized(start, model, data, world, mesh)
-    settings = dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
+    settings = _with_origin(settings, start, model, data, world, mesh)
     batches, val = _open_images(data, plan, val, world, mesh)
     start_clock.lap("loading")
     registry, metrics = resources.enter_context(publishing(config.metrics, run, world))
-    replica = Replica(model, config, world, mesh)
-    start_clock.lap("starting")
-    input_type = type_of(config.resolved_precision)
-    _warm_up(replica, plan, size, input_type, world)
-    start_clock.lap("compiling")
+    replica = _warm_replica(model, plan, size, config, world, mesh, start_clock)
     going_on = plan, target_steps, run, world, memory
     progress = begin(start, replica, settings, manifest.num_classes, *going_on)
     start_clock.lap("loading")
@@ -86,8 +85,6 @@ def build(
         if world.is_main:
             write_settings(run, settings, world)
     watched = world, mesh, run, config.distributed
-    job_metrics = JobMetrics(registry if world.is_main else None)
-    journal = Journal.of_rank(world.rank, run, job_metrics, plan, Eta(config, plan, target_steps))
     return Components(
         start=start,
         start_clock=start_clock,
@@ -100,11 +97,11 @@ def build(
         world=world,
         mesh=mesh,
         replica=replica,
-        augmenter=data.augmenter(normalizer, input_type),
+        augmenter=data.augmenter(normalizer, type_of(config.resolved_precision)),
         open_batches=batches,
         val=val,
         progress=progress,
-        journal=journal,
+        journal=_journal(run, registry, world, plan, Eta(config, plan, target_steps)),
         metrics=metrics,
         memory=memory,
         clock=StepClock(world.device),
@@ -112,13 +109,22 @@ def build(
     )
 
 
-def _initialized(
-    start: Start, model: Network, data: Data, world: World, mesh: Mesh
-) -> Mapping[str, Any] | None:
-    """Give a fresh `model` the weights that are asked for; what is kept of them, now or before."""
-    if not (start.is_fresh and data.config.init.weights):
-        return start.initialized_from
-    return load_given(model, data.config, data.manifest.class_names, world, mesh)
+def _journal(
+    run: RunDirectory, registry: CollectorRegistry | None, world: World, plan: BatchPlan, eta: Eta
+) -> Journal:
+    """Rank 0's has the metrics of the job."""
+    metrics = JobMetrics(registry if world.is_main else None)
+    return Journal.of_rank(world.rank, run, metrics, plan, eta)
+
+
+def _with_origin(
+    settings: Settings, start: Start, model: Network, data: Data, world: World, mesh: Mesh
+) -> Settings:
+    """Give a fresh `model` the weights that are asked for, and note where they are from."""
+    begun = start.initialized_from
+    if start.is_fresh and data.config.init.weights:
+        begun = load_given(model, data.config, data.manifest.class_names, world, mesh)
+    return dataclasses.replace(settings, forked_from=start.forked_from, initialized_from=begun)
 
 
 def _open_images(
@@ -147,12 +153,23 @@ def _dataset_of(data: Data) -> Dataset:
     )
 
 
-def _warm_up(
-    replica: Replica, plan: BatchPlan, size: ImageSize, dtype: torch.dtype, world: World
-) -> None:
-    shape = (plan.local_batch_size, 3, *size)
+def _warm_replica(
+    model: Network,
+    plan: BatchPlan,
+    size: ImageSize,
+    config: Config,
+    world: World,
+    mesh: Mesh,
+    start_clock: StartClock,
+) -> Replica:
+    """One that has done a step which left no trace."""
+    replica = Replica(model, config, world, mesh)
+    start_clock.lap("starting")
+    shape, dtype = (plan.local_batch_size, 3, *size), type_of(config.resolved_precision)
     images = torch.zeros(shape, dtype=dtype, device=world.device).to(
         memory_format=torch.channels_last
     )
     zeros = torch.zeros(len(images), dtype=torch.int64, device=world.device)
     replica.warm_up(images, zeros, zeros)
+    start_clock.lap("compiling")
+    return replica

@@ -22,7 +22,7 @@ from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import write_failure
 from pipeline.run.settings import Settings
-from pipeline.train.start import fork
+from pipeline.train.fork import fork
 from tests.data_prep.raw_data import jpeg, run_cli
 from tests.integration.training import (
     STEPS_PER_EPOCH,
