@@ -58,10 +58,10 @@ def connect(environment: LaunchEnvironment, config: DistributedConfig) -> Iterat
     if environment.is_launched:
         with killable(), finding_ranks(rendezvous_seconds(config.timeout_seconds)):
             world, fault = _meet(world, config, fault)
-    with world.fail_together():
-        if fault is not None:
-            raise fault
     try:
+        with world.fail_together():
+            if fault is not None:
+                raise fault
         yield world
     except Exception as error:
         failure = error if isinstance(error, RankFailure) else world.report_failure(error)

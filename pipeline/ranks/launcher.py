@@ -55,8 +55,9 @@ class LaunchEnvironment:
 
     @property
     def is_restart(self) -> bool:
-        """Whether nobody may be there: torchrun or SLURM starts the job again."""
-        return self.attempt > 0 or (self.start is not None and self.start.number > 0)
+        """Whether nobody may be there: the job is started again, or this rank in it."""
+        is_requeued = self.start is not None and self.start.number > 0
+        return self.attempt > 0 or is_requeued or self.began is not None
 
     @classmethod
     def read(cls) -> LaunchEnvironment:

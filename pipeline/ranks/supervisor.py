@@ -109,6 +109,8 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, handled)
         child = self._child = _fork(lambda: self._run_rank(environment))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        if self._is_asked:  # between two ranks
+            os.kill(child, signal.SIGTERM)
         descriptor = os.pidfd_open(child)
         while not select.select([descriptor], [], [], WATCH_SECONDS)[0]:
             agent = environment.agent
