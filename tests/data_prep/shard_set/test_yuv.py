@@ -168,7 +168,9 @@ def test_a_shard_set_of_it(tmp_path: Path) -> None:
     assert run_cli("verify", tmp_path / "shards", "--full").returncode == 0
     odd = run_cli(*command, tmp_path / "odd", "--size", 31)
     assert odd.returncode == 1
-    expected = r"error: \S*(train|val)\S*: --encoding yuv420: the image is 31×31; expected even sides"
+    expected = (
+        r"error: \S*(train|val)\S*: --encoding yuv420: the image is 31×31; expected even sides"
+    )
     assert re.search(expected, odd.stderr)
 
 
