@@ -9,7 +9,6 @@ others, or has lost them.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import os
@@ -19,9 +18,13 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
-from pipeline.run.ending import AGENT_VARIABLE, LAUNCHER_VARIABLE, ExitCode, how_killed
-
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+from pipeline.run.ending import (
+    AGENT_VARIABLE,
+    LAUNCHER_VARIABLE,
+    ExitCode,
+    end_with_parent,
+    how_killed,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +45,7 @@ def _end_with_launcher() -> None:
     """Get SIGTERM when the launcher is killed: nobody is left to read or stop the ranks."""
     launcher = os.environ.pop(LAUNCHER_VARIABLE, None)
     if launcher is not None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent(signal.SIGTERM)
         if os.getppid() != int(launcher):  # it was killed before
             signal.raise_signal(signal.SIGTERM)
 

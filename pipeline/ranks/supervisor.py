@@ -11,7 +11,6 @@ ends as its rank has ended, and the launcher does what it does without superviso
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import select
@@ -32,9 +31,7 @@ from pipeline.ranks.connect import finding_ranks, store_of_attempt
 from pipeline.ranks.failure import FirstFailure, leave
 from pipeline.ranks.generations import Generations
 from pipeline.ranks.launcher import LaunchEnvironment
-from pipeline.run.ending import ExitCode, handled_signals, how_killed
-
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+from pipeline.run.ending import ExitCode, end_with_parent, handled_signals, how_killed
 
 
 def supervise(
@@ -188,7 +185,7 @@ def _fork(body: Callable[[], int]) -> int:
         return child
     code: int = ExitCode.FAILED
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             leave(code)
         handled = handled_signals()

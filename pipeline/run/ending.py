@@ -6,11 +6,14 @@ a stop source ─▶ the ranks save and leave ─▶ outcome of the process grou
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, assert_never, get_args
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class ExitCode(enum.IntEnum):
@@ -102,6 +105,11 @@ def how_killed(number: int) -> str:
     """By which signal a rank was killed, to follow its name."""
     hint = "; was memory short? 'dmesg' says so" if number == signal.SIGKILL else ""
     return f"was killed by {signal.Signals(number).name}{hint}"
+
+
+def end_with_parent(number: int) -> None:
+    """Let this process get signal `number` when the one that has started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def process_start_ticks(pid: int) -> int | None:
