@@ -4,7 +4,7 @@ Each rank says in a sentence how it ended. torchrun adds pages of tracebacks for
 leaves with a code other than 0, even if it was asked to stop, and then leaves with 1. This command
 leaves with the code of the first such rank, and reports only those that were killed: then its code
 is 128 and the signal's number, as shells have it. It leaves with 75 if its node has not met the
-others, or has lost them.
+others, or has lost them, and if the job was asked to leave before this command started.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
 from pipeline.run.ending import (
     AGENT_VARIABLE,
+    ASKED_VARIABLE,
     LAUNCHER_VARIABLE,
     ExitCode,
     end_with_parent,
@@ -30,6 +32,8 @@ from pipeline.run.ending import (
 def main(arguments: Sequence[str]) -> int:
     os.environ[AGENT_VARIABLE] = str(os.getpid())
     _end_with_launcher()
+    if ASKED_VARIABLE in os.environ and Path(os.environ[ASKED_VARIABLE]).exists():
+        return ExitCode.STOPPED
     logging.disable()  # torchrun's own lines; the ranks are other processes
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stacks when a store is gone
     # torch asks for the full name for its records alone, and where no name server answers each

@@ -74,6 +74,9 @@ failed       anything else, also a kill
 AGENT_VARIABLE = "ALEXNET_AGENT"
 """Environment variable: the id of the process that looks after the ranks."""
 
+ASKED_VARIABLE = "ALEXNET_ASKED"
+"""Environment variable: a file that is there as soon as the job was asked to leave."""
+
 LAUNCHER_VARIABLE = "ALEXNET_LAUNCHER"
 """Environment variable: the id of the launcher; what it starts ends when it is killed."""
 

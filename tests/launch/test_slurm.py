@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,13 +112,15 @@ def be_job(
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
     job |= {"SLURM_JOB_NAME": "alexnet", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "2"}
-    job |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python"} | changes
+    job |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python"}
+    job |= {"PYTHONPATH": str(REPOSITORY)} | changes
     return subprocess.run(
         ["bash", "-s", "--", *arguments],
         input=render_train(TrainSpec()),
         env={name: value for name, value in job.items() if value},
         capture_output=True,
         text=True,
+        cwd=tmp_path,
         timeout=60,
         check=False,
     )
@@ -156,6 +159,29 @@ def test_a_job_whose_outcome_cannot_be_read_goes_on_if_it_was_asked_to_leave(
     assert "runs/alexnet: unknown\n" in done.stdout
     assert done.returncode == (75 if is_queued else 1), done.stderr
     assert (tmp_path / "scontrol.log").exists() == is_queued
+
+
+DEAF = """\
+trap '' USR2; kill -USR2 $PPID
+for _ in {1..100}; do [ ! -e "$ALEXNET_ASKED" ] || break; /bin/sleep 0.05; done
+trap - USR2; shift; exec "$@"
+"""
+"""An srun that hears no signals while it starts, as SLURM's own does for some milliseconds."""
+
+
+def test_a_signal_that_srun_does_not_hear_reaches_the_ranks_when_they_start(tmp_path: Path) -> None:
+    python = f'case "$*" in *outcome*) echo "$*" ;; *) exec {sys.executable} "$@" ;; esac'
+    done = be_job(tmp_path, srun=DEAF, python=python, REFUSALS="0")
+    assert "--code 75 --asked USR2" in done.stdout, done.stderr
+    assert done.stderr == ""
+    assert list((tmp_path / "runs/alexnet").iterdir()) == []
+
+
+def test_a_request_of_a_start_that_was_killed_is_not_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "runs/alexnet").mkdir(parents=True)
+    (tmp_path / "runs/alexnet/.asked-7").touch()
+    done = be_job(tmp_path, srun='[ ! -e "$ALEXNET_ASKED" ] && echo new', REFUSALS="0")
+    assert "new" in done.stdout, done.stderr
 
 
 def test_a_job_by_hand_without_gpus_says_what_to_do(tmp_path: Path) -> None:
