@@ -30,7 +30,10 @@ from pipeline.run.phase import PHASE_LABELS, Label
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunCosts:
-    """Seconds, but for the last; None: the events do not say. Medians, if it happened often."""
+    """Seconds, but for the last; None: the events do not say.
+
+    Medians, if it happened often; of restarts means, as a plan adds them up.
+    """
 
     phases: dict[Label, float] = field(default_factory=dict)
     """Of a step of rank 0, by its steady intervals; empty if there are none."""
@@ -82,9 +85,9 @@ def costs_of(rows: Iterable[Event]) -> RunCosts:
         longest_save=max((counts for _, counts in saves), default=None),
         evaluation=_median(evaluations),
         start=_median(starts),
-        restart=_median(restarts),
+        restart=_mean(restarts),
         kept=len(warm) / failures if failures else None,
-        warm=_median(warm),
+        warm=_mean(warm),
         best=_share_of_best(rows),
         run=run,
     )
@@ -97,6 +100,10 @@ def check_run(config: Config, run: RunDirectory, around: Surroundings) -> list[s
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _layout(run: RunEvent) -> tuple[str, int, int]:
@@ -170,6 +177,7 @@ def _starts(
     warm: list[float] = []
     begin: float | None = None
     failed: float | None = None
+    stood: float | None = None
     took, run, done = starts, alike, 0
     for row in rows:
         match row:
@@ -180,24 +188,28 @@ def _starts(
                 if failed is not None:
                     last = max(failed, min(row.began, row.heard or failed))
                     if row.began - last <= SHUTDOWN_SECONDS:  # what torchrun waits at most
-                        begin, took = last, restarts
+                        begin, took = last if stood is None else failed - stood, restarts
             case RunEvent():
-                if failed is not None and begin is not None and row.step > done:
-                    # It goes on with steps that were not logged: ranks kept them in memory.
-                    begin = min(begin, failed + step_seconds * (row.step - done))
-                failed, run = row.time if failed is not None else None, row
+                if failed is not None and begin is not None and row.kept_by is not None:
+                    # It goes on with all steps that were done: it is known when that was.
+                    begin = failed + step_seconds * (row.step - done) - (stood or 0.0)
+                failed, run, done = row.time if failed is not None else None, row, row.step
                 if row.kept_by is not None and took is restarts:
                     took = warm
             case EvalEvent(by="evaluate"):
                 pass
+            case EndEvent(outcome="failed"):
+                # Ranks that hang do nothing for a time before they are ended.
+                worked = step_seconds * (row.step - done)
+                stood = 0.0 if failed is None else max(0.0, row.time - failed - worked)
+                failed, begin, done = row.time, None, row.step
             case EndEvent():
-                failed = row.time if row.outcome == "failed" else None
-                begin = None
+                failed = begin = None
             case TrainEvent():
                 if begin is not None and _layout(run) == _layout(alike):
                     steps = step_seconds * (row.step - run.step)
                     took.append(max(0.0, row.time - steps - begin))
-                failed, begin, done = row.time, None, row.step
+                failed, begin, done, stood = row.time, None, row.step, None
             case _:
-                failed = row.time if failed is not None else None
+                failed, done = row.time if failed is not None else None, row.step
     return starts, restarts, warm

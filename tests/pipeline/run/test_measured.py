@@ -67,7 +67,9 @@ def test_what_a_run_has_cost() -> None:
     assert (costs.save, costs.longest_save) == (2.0, 3.0)
     assert costs.save_wait == costs.save, "steps waited for it"
     assert costs.start == pytest.approx((18.0 + 12.0) / 2 - 5.5), "less 10 steps"
-    assert costs.restart == pytest.approx((16.0 + 15.0) / 2 - 5.5), "from what was heard last"
+    until_killed, until_stuck = 152.0 - 136.0, 178.0 - 160.0
+    restart = (until_killed + until_stuck) / 2 - 5.5
+    assert costs.restart == pytest.approx(restart), "from what was heard last, or done"
     assert costs.run is not None
     assert costs.run.resumed_from == 50
 
@@ -135,9 +137,30 @@ def test_attempts_on_other_ranks_and_pauses_of_people_are_no_costs(
         for number, (world_size, is_paused, seconds) in enumerate(lives)
         if world_size == last and not is_paused and number
     ]
-    expected = statistics.median(own) + 2.0 if own else None
+    expected = statistics.fmean(own) + 2.0 if own else None
     assert costs.restart == (None if expected is None else pytest.approx(expected))
     assert costs.start in (None, pytest.approx(2.0))
+
+
+@pytest.mark.parametrize("stood", [0.0, 2.0, 300.0])
+@pytest.mark.parametrize("kept_by", [None, 0])
+def test_what_ranks_stand_still_before_they_are_ended_is_a_cost(
+    kept_by: int | None, stood: float
+) -> None:
+    """After 4 steps that were not logged, of half a second each."""
+    end = 125.0 + 4 * 0.5 + stood
+    history = [
+        *started(105.0, 100.0),
+        step(10, 120.0, 10.0),
+        step(20, 125.0, 5.0),
+        event("end", 24, end, outcome="failed", error="rank 1 hangs"),
+        *started(end + 3, end + 1, heard=end + 1, at=24 if kept_by == 0 else 10, kept_by=kept_by),
+    ]
+    at = 30 if kept_by == 0 else 20
+    costs = costs_of([*history, step(at, end + 11, 5.0)])
+    done_again = 0.5 * (6 if kept_by == 0 else 10)
+    assert costs.restart == (None if kept_by == 0 else stood + 11 - done_again)
+    assert costs.warm == (stood + 11 - done_again if kept_by == 0 else None)
 
 
 def test_an_evaluation_by_hand_is_no_sign_of_life() -> None:
