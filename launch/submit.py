@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.shard_set.files import as_text
 from data_prep.shard_set.options import made, words_of
 from data_prep.shard_set.streams import say
 from launch.options import (
@@ -68,6 +69,9 @@ def run(options: argparse.Namespace) -> None:
     """Raises `ValueError` before anything is submitted if a part of it cannot work."""
     refuse_misplaced(options.program, options.specs, options.command)
     jobs: list[Job] = options.plan(options, options.command)
+    for line in "\n".join(job.script for job in jobs).splitlines():
+        if as_text(line) != line:
+            raise ValueError(f"{line!r} holds bytes that are no UTF-8: rename what it names")
     spec = made(JobSpec, vars(options))
     if spec.container is None and shutil.which(spec.interpreter) is None:
         sentence = (

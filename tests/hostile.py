@@ -46,6 +46,15 @@ TEXTS = {kind: name for kind, name in NAMES.items() if as_text(name) == name}
 """Those that are text, as a class name in JSON is."""
 
 
+ALL_KINDS = "".join(
+    NAMES[kind]
+    for kind in (
+        *("title", "line", "c1", "substitution", "quotes", "backslashes", "option", "script"),
+        *("pattern", "templates", "reserved", "no UTF-8"),
+    )
+)
+"""One name, as long as a file may have with some letters more."""
+
 VISIBLE = [name for name in NAMES.values() if not name.startswith(".")]
 """Those that a listing of a folder shows."""
 

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import markdown
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,9 +37,10 @@ from launch.prometheus import render_config
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
 from pipeline.data.cache.remote import command_of, location_of
+from pipeline.evaluate.__main__ import main as evaluate
 from pipeline.export.__main__ import main as export
 from pipeline.metrics.declared import HEARTBEAT
-from pipeline.metrics.discovery import Target
+from pipeline.metrics.discovery import Target, drop_unanswered
 from pipeline.metrics.front_page import render_page
 from pipeline.metrics.outcomes import RootOutcomes, read_run_status
 from pipeline.metrics.pages import Identity
@@ -45,14 +48,17 @@ from pipeline.metrics.rank_file import Writer, rank_file_name, read_rank_file, r
 from pipeline.predict.__main__ import main as predict
 from pipeline.report.comparison_page import render_comparison
 from pipeline.report.page import render
-from pipeline.run.directory import RunDirectory
+from pipeline.run import checkpoint
+from pipeline.run.directory import ForkSource, RunDirectory
 from pipeline.run.event_log import read_rows
 from pipeline.run.events import EndEvent, Straggler
+from pipeline.trained.network import open_trained
 from pipeline.watch.root import Root
 from pipeline.watch.text import shown
 from tests.data_prep.raw_data import make_pixels
-from tests.hostile import NAMES, TEXTS, VISIBLE, assert_plain, each_name, is_shown
-from tests.integration.training import make_shards, training
+from tests.hostile import ALL_KINDS, NAMES, TEXTS, VISIBLE, assert_plain, each_name, is_shown
+from tests.integration.training import make_shards, rows, train_here, training
+from tests.pipeline.explain.scenes import Scene
 from tests.pipeline.fake_run import (
     RunHistory,
     checkpoint_fields,
@@ -61,9 +67,11 @@ from tests.pipeline.fake_run import (
     train_fields,
     write_run,
 )
+from tests.pipeline.follow.test_exports import records_of
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.report.html_tree import parse
-from tests.pipeline.trained_run import unpack_usable_run
+from tests.pipeline.trained_run import SHARDS, unpack_usable_run
+from tests.pipeline.watch.test_server import ask, serving
 
 Captured = pytest.CaptureFixture[str]
 
@@ -127,6 +135,13 @@ def test_lines_and_logs_hold_one_name_each() -> None:
         for line in ("name {}", "WARNING: name {} of 7", "WARNING: error {}")
     ]
     assert done.stdout.decode().split("\n") == [*expected, ""]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run."""
+    folder = tmp_path_factory.mktemp("plain")
+    return write_run(folder, ["ant", "bee"], samples_per_class=1).config
 
 
 def hostile_run(root: Path, name: str) -> RunDirectory:
@@ -232,9 +247,10 @@ def test_output_of_ranks_gives_no_orders_to_a_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compared_runs_and_those_of_a_live_page(tmp_path: Path, capsys: Captured) -> None:
+def test_compared_runs_and_those_of_a_live_page(
+    config: Path, tmp_path: Path, capsys: Captured
+) -> None:
     runs = [hostile_run(tmp_path / "runs", name) for name in NAMES.values()]
-    config = write_run(tmp_path / "plain", ["ant", "bee"], samples_per_class=1).config
     for run in runs:
         shutil.copy(config, run.config)
     assert launch(["compare", *(f"{run.path}" for run in runs)]) == 0
@@ -302,6 +318,9 @@ def test_hosts_of_ranks(name: str, tmp_path: Path) -> None:
     target = Target.of(tmp_path / "t.json", identity, address="127.0.0.1:1", scheme="http")
     ((entry),) = json.loads(target.content)
     assert entry["labels"]["run"] == as_text(name)
+    target.announce()
+    (line,) = drop_unanswered(tmp_path, ("run_dir", f"/{name}"))
+    assert line.startswith(f"removed {target.path}: ")
 
 
 @each_name
@@ -375,6 +394,7 @@ def test_directives_of_a_job_in_slurm(name: str, capsys: Captured) -> None:
         assert err.count("\n") == 1
         assert err.startswith("error: ")
         assert_plain(err)
+        assert ("no UTF-8: rename what" in err) == (as_text(name) != name)
         return
     directives = re.findall("^#SBATCH (--[a-z-]+)", out, re.MULTILINE)
     assert len(directives) == len({*directives}) == out.count("#SBATCH")
@@ -572,8 +592,7 @@ def test_members_of_a_tar(name: str, tmp_path: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.slow
-def test_followed_runs(tmp_path: Path, capsys: Captured) -> None:
-    config = write_run(tmp_path / "plain", ["ant", "bee"], samples_per_class=1).config
+def test_followed_runs(config: Path, tmp_path: Path, capsys: Captured) -> None:
     for name in NAMES.values():
         run = hostile_run(tmp_path / "runs", name)
         shutil.copy(config, run.config)
@@ -593,7 +612,7 @@ def test_a_host_of_any_name_trains(tmp_path: Path) -> None:
     patch = f"import socket\nsocket.gethostname = lambda: {HOST!r}\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     shards = make_shards(tmp_path / "shards")
-    run = RunDirectory(tmp_path / (NAMES["substitution"] + NAMES["c1"]))
+    run = RunDirectory(tmp_path / ALL_KINDS)
     words = ["launch", "local", "--nproc", "1", *training(shards, run.path, "--max-steps", 2)]
     said = on_terminal(*words, path=tmp_path)
     assert_plain(said)
@@ -605,3 +624,159 @@ def test_a_host_of_any_name_trains(tmp_path: Path) -> None:
     assert faults == []
     assert_plain(run.newest_log.read_text() if run.newest_log else "\x1b")
     assert not list(tmp_path.rglob("HACKED"))
+
+
+@each_name
+def test_a_fork_s_source_is_read_as_it_is_written(name: str) -> None:
+    for checkpoint_name in ("newest", "best", "12"):
+        source = ForkSource.parsed(f"./{name}@{checkpoint_name}")
+        assert (source.run.name, source.checkpoint) == (name, checkpoint_name)
+        assert ForkSource.parsed(str(source)) == source
+
+
+@pytest.mark.slow
+def test_a_fork_of_a_run_of_any_name_is_evaluated(tmp_path: Path, capsys: Captured) -> None:
+    shards = shutil.copytree(SHARDS, tmp_path / ALL_KINDS)
+    source, run = tmp_path / f"{ALL_KINDS}@best", tmp_path / f"~{ALL_KINDS}"
+    forking = ("--fork-from", f"{source}@2")
+    assert train_here(shards, source, "--max-steps", 2) == 0
+    for _ in range(2):  # the second one finds that it is the same run
+        assert train_here(shards, run, *forking, "--max-steps", 3) == 0
+    path = checkpoint.path_of(RunDirectory(source).checkpoints, 2)
+    assert [row["forked_from"] for row in rows(run, "run")] == [str(path)]
+    saved = json.loads((run / "config.json").read_bytes())
+    assert saved["forked_from"] == {"source": f"{source}@2", "checkpoint": str(path)}
+    assert evaluate(["--run-dir", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert_plain(out + err)
+    assert out.count(f"{printable(str(run))}/checkpoints/step-00000003, step 3\n") == 1
+    assert evaluate(["--run-dir", str(run), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["checkpoint"] == str(checkpoint.path_of(RunDirectory(run).checkpoints, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # of MLflow
+def test_followed_runs_in_one_store_of_mlflow(
+    config: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """That of the first one."""
+    from mlflow.tracking import MlflowClient
+
+    kinds = ("line", "long", "hidden", "no UTF-8", "pattern")
+    store = f"sqlite:///{tmp_path}/runs/{NAMES[kinds[0]]}/mlflow.db"
+    for number, kind in enumerate(kinds):
+        run = hostile_run(tmp_path / "runs", NAMES[kind])
+        shutil.copy(config, run.config)
+        uri = ["--tracking-uri", store] if number else []
+        assert launch(["follow", str(run.path), "--to", "mlflow", "--once", *uri]) == 0
+        assert_plain(capsys.readouterr().out)
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("alexnet")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    names = {as_text(NAMES[kind]) for kind in kinds}
+    assert {run.info.run_name for run in found} == names
+    folders = {run.data.tags["alexnet.run_dir"] for run in found}
+    assert folders == {f"{tmp_path}/runs/{name}" for name in names}
+    assert {run.info.status for run in found} == {"FAILED"}
+    assert [*tmp_path.iterdir()] == [tmp_path / "runs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pattern", "reserved", "no UTF-8"])
+def test_no_store_of_mlflow_is_made_in_another_folder(
+    kind: str, config: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = hostile_run(tmp_path / "runs", NAMES[kind])
+    shutil.copy(config, run.config)
+    code = launch(["follow", str(run.path), "--to", "mlflow", "--once"])
+    refused_or_plain(capsys, code)
+    assert code == 1
+    assert not [*tmp_path.rglob("*mlflow.db*")]
+    assert [*run.path.parent.iterdir()] == [run.path]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_exported_to_wandb(config: Path, tmp_path: Path) -> None:
+    """By a process of its own: W&B keeps the words of its command, too."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    run = hostile_run(tmp_path, ALL_KINDS)
+    shutil.copy(config, run.config)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "follow", str(run.path), "--to", "wandb"],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert_plain(done.stdout.decode())
+    (path,) = run.path.glob("wandb/*/*.wandb")
+    records = [Record.FromString(content) for content in records_of(path.read_bytes())]
+    assert {record.run.display_name for record in records} - {""} == {as_text(ALL_KINDS)}
+    assert [*tmp_path.iterdir()] == [run.path]
+
+
+@pytest.mark.slow
+def test_formats_of_an_export(trained: Path, tmp_path: Path, capsys: Captured) -> None:
+    import onnx
+
+    from tests.pipeline.export.test_formats import run_onnx
+
+    run, folder = tmp_path / ALL_KINDS, tmp_path / NAMES["line"]
+    shutil.copytree(trained, run, symlinks=True)
+    write_classes(run, PARTS[0])
+    formats = "safetensors,torch,onnx,pt2"
+    assert export([str(run), "--to", str(folder), "--format", formats]) == 0
+    out, err = capsys.readouterr()
+    assert_plain(out + err)
+    network = open_trained(str(folder))
+    assert network.dataset.class_names == tuple(PARTS[0])
+    assert network.origin.run == as_text(run.name)
+    onnx.checker.check_model(onnx.load(folder / "model.onnx"), full_check=True)
+    images = torch.rand(2, 3, *network.input_size)
+    found = run_onnx((folder / "model.onnx").read_bytes(), images=images.numpy())
+    with torch.inference_mode():
+        logits = torch.export.load(folder / "model.pt2").module()(images).numpy()
+    assert np.array_equal(found.argmax(1), logits.argmax(1))
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    assert weights.keys() == network.model.state_dict().keys()
+
+
+def test_the_live_page_over_http(tmp_path: Path) -> None:
+    for name in NAMES.values():
+        hostile_run(tmp_path / "runs" / ALL_KINDS, name)
+    with serving(Root(tmp_path / "runs" / ALL_KINDS)) as port:
+        status, _, content = ask(port, "/state.json")
+        runs = json.loads(content)["runs"]
+        assert (status, len(runs)) == (200, len(VISIBLE))
+        for run in runs:
+            status, headers, content = ask(port, f"/state.json?{run['key']}")
+            state = json.loads(content)
+            assert (status, headers["Content-Type"]) == (200, "application/json")
+            assert json.dumps(state, ensure_ascii=False).isprintable()
+            assert (state["key"], state["run"]["name"]) == (run["key"], run["name"])
+
+
+def test_logs_that_are_explained(tmp_path: Path, capsys: Captured) -> None:
+    """They may say of a run what they like, but nothing else comes of it."""
+    scene = Scene(tmp_path / "run")
+    scene.begin()
+    scene.row("submit", 0, to="slurm", job="9" * 5000)
+    scene.train(5, 10, 15)
+    for rank in (0, 1):
+        scene.rank(rank)
+    scene.run.hangs.mkdir()
+    os.mkfifo(scene.run.hangs / "rank-00000.txt")
+    many = "9" * 5000
+    lines = ["error: {}", "error: rank 1 on {}: {}.tar could not be fetched in 3 attempts"]
+    lines += ["error: rank 1 on {} hangs, computing after step 3", "error: {}: CUDA out of memory"]
+    begins = "error: rank {} was killed by SIGKILL", "error: rank {} on a hangs"
+    logged = [line.replace("{}", name) for line in lines for name in TEXTS.values()]
+    logged += [line.replace("{}", many) for line in (*begins, "error: rank {} on a: b")]
+    for line in [*logged, f"error: {'x' * 200_000} could not be fetched in 3 attempts"]:
+        scene.log("cifar10 → run", line)
+        assert launch(["explain", str(scene.run.path)]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert_plain(out)

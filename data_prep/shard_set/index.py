@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.files import describe, sha256_of
 from data_prep.shard_set.manifest import MANIFEST_NAME, ShardSetError, Split, Statistics
 
 INDEX_DTYPE = np.dtype(
@@ -95,7 +95,7 @@ def find_array(
     except FileNotFoundError:
         return None, "missing"
     except Exception as error:  # a damaged header raises anything
-        return None, f"not an .npy file: {error}"
+        return None, f"not an .npy file: {describe(error)}"
     if array.dtype != dtype or shape not in (None, array.shape):
         found = f"{array.dtype}{list(array.shape)}"
         return None, f"holds {found}; expected {dtype}{list(shape or ())}"

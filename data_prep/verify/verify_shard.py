@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from data_prep.shard_set.codec import codec_of
-from data_prep.shard_set.files import sha256_of
+from data_prep.shard_set.files import describe, sha256_of
 from data_prep.shard_set.foreign_tar import FieldNames, ForeignTarError, walk_samples
 from data_prep.shard_set.keys import KEY_PATTERN
 from data_prep.shard_set.manifest import ADOPTED, LABEL_SUFFIX, Manifest, Split
@@ -218,7 +218,7 @@ def _find_faults(check: ShardCheck, row: int | None, image: bytes, label: bytes)
     try:
         height, width, _ = codec_of(manifest.encoding).decode(image).shape
     except (MemoryError, ValueError) as error:
-        yield f"its image does not decode: {error}"
+        yield f"its image does not decode: {describe(error)}"
         return
     size = manifest.image_size
     if size is not None and size != (height, width):

@@ -15,9 +15,14 @@ READERS: tuple[ReaderName, ...] = get_args(ReaderName)
 """From the one that asks for least: no copy of the data, no network, no memory."""
 
 
+def is_command(shards: str) -> bool:
+    """Whether a shell runs what stands there, to fetch the files of the shard set."""
+    return shards.startswith("pipe:")
+
+
 def is_url(shards: str) -> bool:
     """Whether a shard set is to be fetched, and not a directory of this host."""
-    return "://" in shards or shards.startswith("pipe:")
+    return "://" in shards or is_command(shards)
 
 
 def located(text: str) -> str:

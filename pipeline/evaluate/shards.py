@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.config.command_line import with_values
-from pipeline.config.data import is_url
+from pipeline.config.data import is_command, is_url
 from pipeline.config.schema import Config
 from pipeline.data.open import Data, open_data
 from pipeline.ranks.failure import sentence_of
@@ -29,10 +29,11 @@ def open_shards(
     """Open what `--shards` and `--cache-dir` name, or else the shard set of the run.
 
     Returns it and the run's own, which may be the same. Raises `ValueError` if they are two and
-    have different classes, or if the run's own cannot be read.
+    have different classes, or if the run's own cannot be read; also if a command fetches it that
+    only the run names, which may be anybody's.
     """
     config = _with_shards(settings.config, shards, cache_dir)
-    found = open_data(config, device, resources)
+    found = _opened(config, device, resources, given=shards)
     if found.manifest_sha256 == settings.manifest_sha256:
         return found, found
     if shards is None:
@@ -44,7 +45,7 @@ def open_shards(
     config = _with_shards(settings.config, None, cache)
     fault = "has changed since"
     try:
-        own = open_data(config, device, resources)
+        own = _opened(config, device, resources, given=shards)
     except (OSError, ValueError) as error:
         fault = f"cannot be read ({sentence_of(error)})"
     else:
@@ -55,6 +56,17 @@ def open_shards(
         f"--shards {shards} is not the shard set that {run.path} was trained on, and that one, "
         f"{config.data.shards}, {fault}: its class names and mean are needed, so put it back there"
     )
+
+
+def _opened(
+    config: Config, device: torch.device, resources: contextlib.ExitStack, *, given: str | None
+) -> Data:
+    if is_command(config.data.shards) and config.data.shards != given:
+        raise ValueError(
+            f"{config.data.shards} is a command, and stands only in the files of the run: if you "
+            "know it, give it as --shards"
+        )
+    return open_data(config, device, resources)
 
 
 def _with_shards(config: Config, shards: str | None, cache_dir: str | None) -> Config:

@@ -21,10 +21,10 @@ from pipeline.run.events import ReplicasDiffer, RunEvent
 from pipeline.run.phase import Phase
 
 _LOST = "lost another rank"
-_KILLED = re.compile(r"error: rank (\d+) was killed by (SIG\w+)")
-_OF_RANK = re.compile(r"rank (\d+) on (\S+): (.*)", re.DOTALL)
+_KILLED = re.compile(r"error: rank (\d{1,9}) was killed by (SIG\w+)")
+_OF_RANK = re.compile(r"rank (\d{1,9}) on (\S+): (.*)", re.DOTALL)
 _HANGS = re.compile(
-    r"rank (?P<rank>\d+)(?: on (?P<host>\S+))? (?:hangs|gives no sign of life)"
+    r"rank (?P<rank>\d{1,9})(?: on (?P<host>\S+))? (?:hangs|gives no sign of life)"
     r"(?:, (?P<phase>[a-z' ]+) after step)?"
 )
 _ADVICE = re.compile(r"; (?:lower|once that is mended|see that it is there) .*")
@@ -57,7 +57,8 @@ def _replicas(seen: Evidence) -> Cause | None:
 def _verdict(seen: Evidence) -> Cause | None:
     """Of the watchdog: in the last event, in what the ranks left in `hangs`, or in a log."""
     begin = seen.attempt[0].time if seen.attempt else 0.0
-    dumps = [path for path in seen.run.hangs.glob("*.txt") if path.stat().st_mtime >= begin]
+    files = (path for path in seen.run.hangs.glob("*.txt") if path.is_file())
+    dumps = [path for path in files if path.stat().st_mtime >= begin]
     first_lines = (path.read_text(errors="replace").partition("\n")[0] for path in sorted(dumps))
     for text in (seen.error, *first_lines, *seen.reported):
         found = list(_HANGS.finditer(text))

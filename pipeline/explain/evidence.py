@@ -26,7 +26,7 @@ _TAIL_BYTES = 1 << 18
 _CLOCKS_SECONDS = 2.0
 """By so much the clocks of hosts may differ."""
 
-_SHARD = re.compile(r"([^\s/]+\.(?:tar|beton))\b")
+_SHARD = re.compile(r"(?<![^\s/])([^\s/]+\.(?:tar|beton))\b")
 
 _REPORTED = re.compile(r"error: (?!rank \d+ was killed by )(.+)")
 

@@ -15,6 +15,8 @@ from pipeline.run.events import Event, SubmitEvent
 
 _ACCOUNT = ("JobID", "State", "Reason", "Submit", "Start", "End", "NodeList")
 
+_NUMBER = re.compile("[0-9]{1,18}")
+
 WAITS: Mapping[str, str] = {
     "Resources": "no free nodes",
     "Priority": "other jobs go first",
@@ -53,7 +55,7 @@ def last_job(run: RunDirectory, rows: Iterable[Event]) -> str | None:
     """The number of the last job that was submitted for the run, by its events and its logs."""
     numbers = [path.stem.removeprefix("slurm-") for path in run.logs.glob("slurm-*.log")]
     numbers += [row.job or "" for row in of_type(rows, SubmitEvent) if row.to == "slurm"]
-    return max((number for number in numbers if number.isdecimal()), key=int, default=None)
+    return max(filter(_NUMBER.fullmatch, numbers), key=int, default=None)
 
 
 def ask(number: str) -> SlurmJob | None:

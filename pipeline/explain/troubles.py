@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import assert_never
 
+from data_prep.shard_set.files import as_text
 from pipeline.config.model import ranks_per_replica
 from pipeline.explain.evidence import Evidence, unfetched_shard
 from pipeline.explain.explanation import Cause
@@ -190,7 +191,7 @@ def _exporters(seen: Evidence) -> Iterator[Cause]:
     for target in targets if seen.asks else ():
         node = target.labels.get("node")
         is_far = node != seen.host and target.address.startswith(("127.", "localhost", "[::1]"))
-        is_its = target.labels.get("run_dir") == str(run.path.resolve())
+        is_its = target.labels.get("run_dir") == as_text(str(run.path.resolve()))
         if is_its and not is_far and not target.is_answered():
             text = f"the exporter on {node} does not answer at {target.address}"
             yield Cause(kind="dead_exporter", text=text, host=node)

@@ -152,7 +152,7 @@ def _refuse(name: str, value: object, beside: str) -> None:
 def _only_one(run: RunDirectory, options: Options) -> Iterator[None]:
     """Be the only process that writes there. Raises `BlockingIOError` if there is another."""
     place = f"{options.to} {options.output and options.output.resolve()} {options.tracking_uri}"
-    mark = hashlib.sha256(place.encode()).hexdigest()[:8]
+    mark = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run.path / f".follow-{mark}.lock"))

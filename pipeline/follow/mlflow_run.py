@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from data_prep.shard_set.files import TEMPORARY_PREFIX, remove_leftovers
+from data_prep.shard_set.files import TEMPORARY_PREFIX, as_text, remove_leftovers
 from data_prep.shard_set.locks import locked
 from pipeline.follow.story import Outcome, Story, are_same
 
@@ -102,7 +102,8 @@ class MlflowRun:
         return _Logged(run.info.run_id, metrics, run.data.params, run.data.tags, run.info.status)
 
     def _create(self, story: Story) -> _Logged:
-        tags = {_IDENTITY: story.identity(), "alexnet.run_dir": str(story.run.path.resolve())}
+        run_dir = as_text(str(story.run.path.resolve()))
+        tags = {_IDENTITY: story.identity(), "alexnet.run_dir": run_dir}
         made = self._client.create_run(
             self._experiment, round(story.began * 1000), tags, run_name=story.name
         )
@@ -170,6 +171,11 @@ def _make_store(uri: str) -> None:
     path = Path(uri.removeprefix(SQLITE))
     if not uri.startswith(SQLITE):
         return
+    if as_text(uri) != uri or {"?", "%"} & {*uri}:  # MLflow would open, or make, another file
+        raise ValueError(
+            f"{uri} has ? or % in it, or bytes that are no text: MLflow finds no such SQLite file; "
+            "give another --tracking-uri"
+        )
     if path.exists():  # MLflow would try for minutes
         with contextlib.suppress(IsADirectoryError), path.open("rb") as file:
             if file.read(6) in (b"", b"SQLite"):

@@ -31,6 +31,9 @@ _PLACE = {"step", "time"}
 _NO_TAG = re.compile(r"[^\w. -]|^\.+", re.ASCII)
 """What some programs take in no part of a name."""
 
+_LONGEST_WORD = 90
+"""Two are in a name, of which MLflow takes 250 characters; the title of a shard set has 80."""
+
 
 class Point(NamedTuple):
     """One value of one curve, or a text."""
@@ -87,7 +90,7 @@ def _tag_of(event: EvalEvent) -> str:
 
 
 def _word(text: str) -> str:
-    return _NO_TAG.sub("_", text).strip() or "_"
+    return _NO_TAG.sub("_", text.strip()[:_LONGEST_WORD].rstrip()) or "_"
 
 
 def _describe(event: Event) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -98,7 +99,7 @@ class Story:
 
     def identity(self) -> str:
         """What no other run has, in letters and digits."""
-        return hashlib.sha256(f"{self.run.path.resolve()} {self.began!r}".encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(f"{self.run.path.resolve()} {self.began!r}")).hexdigest()
 
     def texts(self) -> dict[str, str]:
         """The newest text of each tag."""

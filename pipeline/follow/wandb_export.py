@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import wandb
 
-from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.files import as_text, write_atomically
 from pipeline.follow.story import Story
 
 _PROJECT = "alexnet"
@@ -25,6 +26,7 @@ class WandbExport:
 
     def show(self, story: Story) -> None:
         """Raises `OSError` if it cannot be written, or W&B does not write it."""
+        sys.argv = [*map(as_text, sys.argv)]  # W&B keeps the words of the command, and only text
         began = time.strftime("%Y%m%d_%H%M%S", time.gmtime(story.began))
         name = story.identity()[:8]
         with tempfile.TemporaryDirectory() as temporary:

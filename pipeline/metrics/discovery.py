@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlencode
 
-from data_prep.shard_set.files import write_atomically
+from data_prep.shard_set.files import as_text, write_atomically
 from data_prep.shard_set.typed import check_types
 from pipeline.metrics.pages import Identity
 
@@ -115,7 +115,8 @@ def drop_unanswered(directory: Path, *labels: tuple[str, str]) -> list[str]:
     reached writes its target again.
     """
     found = [target for path in directory.glob("*.json") if (target := Target.read(path))]
-    asked = [t for t in found if not labels or not t.labels.items().isdisjoint(labels)]
+    wanted = {(name, as_text(value)) for name, value in labels}  # as a target has them
+    asked = [t for t in found if not wanted or not t.labels.items().isdisjoint(wanted)]
     with ThreadPoolExecutor(_NUM_ASKED_AT_ONCE) as pool:
         answers = list(pool.map(Target.is_answered, asked))
     return [

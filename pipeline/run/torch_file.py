@@ -23,7 +23,10 @@ def load_tensors(path: Path, device: torch.device | None = None, *, mapped: bool
     """
     _check_zip(path)
     try:
-        return torch.load(path, map_location=device or "cpu", weights_only=True, mmap=mapped)
+        with path.open("rb") as file:  # torch maps only what has a name in UTF-8
+            source = f"/proc/self/fd/{file.fileno()}" if mapped else file
+            place = device or "cpu"
+            return torch.load(source, map_location=place, weights_only=True, mmap=mapped)
     except (OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged pickle raises anything

@@ -60,10 +60,10 @@ def git_revision() -> str | None:
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(command, capture_output=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return answer.stdout.decode(errors="replace").strip()  # a tag may be any bytes
 
 
 def _hardware(world: World) -> str:

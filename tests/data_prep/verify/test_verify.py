@@ -364,6 +364,16 @@ def test_damaged_side_files(shards: Path, name: str) -> None:
     assert verify(shards, full=True) == [f"{name}: missing"]
 
 
+def test_a_header_of_which_numpy_says_several_lines(shards: Path) -> None:
+    """Of seed 20121129 of the fuzzer of shard sets: a header of 27,182 bytes."""
+    name = "val.crc32.npy"
+    header = b"\x93NUMPY\x02\0" + (27_182).to_bytes(4, "little") + b" " * 27_182
+    (shards / name).write_bytes(header)
+    fault = verify(shards, full=False)[0]
+    assert fault.startswith(f"{name}: not an .npy file: Header info length (27182) is large")
+    assert fault.isprintable()
+
+
 def edit_index(shards: Path, field: str, value: int) -> None:
     """Write a wrong index, and the manifest that belongs to it."""
     manifest: Manifest = read_manifest(shards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.monitoring.alerts import ALERTS
+from tests.hostile import TEXTS
 from tests.launch.monitoring.cases import CASES, Case, explained
 from tests.launch.monitoring.mutants import (
     Mutant,
@@ -164,3 +166,36 @@ def test_the_description_says_who_and_why(tmp_path: Path) -> None:
         _, _, annotations = got.partition("Annotations:")
         missing = [word for word in wanted[alert.name] if word not in annotations]
         assert missing in ([], ["rank"]), f"{alert.name}: {missing} not in {got}"
+
+
+def test_names_in_labels_stay_text(tmp_path: Path) -> None:
+    """Also in the question that the description asks: no name ends it, or is a template itself."""
+    rules, path = load_all(), tmp_path / "names.json"
+    (rule,) = (each for each in rules if each.get("alert") == "HangSuspected")
+    metrics = {
+        "alexnet_rank_up{%s}": 0,
+        'alexnet_rank_phase{%s,phase="reading"}': 1,
+        'alexnet_rank_outcome{%s,outcome="running",run_dir="/"}': 1,
+        'alexnet_run_outcome{%s,outcome="running"}': 1,
+    }
+    quoted = [json.dumps(name, ensure_ascii=False) for name in TEXTS.values()]
+    series = [
+        {"series": metric % f'run={name},node={name},rank="0"', "values": f"{value}+0x30"}
+        for metric, value in metrics.items()
+        for name in quoted
+    ]
+    description = rule["annotations"]["description"].partition("{{")[0]
+    texts = {"description": f"{description} When it last spoke it was reading."}
+    fired = [
+        {
+            "exp_labels": {"run": name, "node": name, "rank": "0", "severity": "critical"},
+            "exp_annotations": rule["annotations"]
+            | {"summary": f"run {name}: rank 0 on {name} is there, but publishes nothing"}
+            | texts,
+        }
+        for name in TEXTS.values()
+    ]
+    check = {"eval_time": "20m", "alertname": "HangSuspected", "exp_alerts": fired}
+    tests = [{"interval": "60s", "input_series": series, "alert_rule_test": [check]}]
+    write_test(path, needed_by(rule, rules), json.dumps({"tests": tests}))
+    assert run_tests([path]) == {path.name: ""}

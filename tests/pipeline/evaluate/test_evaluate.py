@@ -16,14 +16,17 @@ import pytest
 import torch
 from torch import nn
 
+from data_prep.shard_set.manifest import manifest_sha256
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config, EvaluationConfig
 from pipeline.data.augment.normalize import Normalizer
 from pipeline.data.open import open_data
 from pipeline.evaluate import __main__ as evaluate_module
+from pipeline.evaluate.shards import open_shards
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_rows import event_of, row_of
+from pipeline.run.settings import Settings
 from pipeline.train.evaluation import (
     Evaluation,
     InexactEvaluation,
@@ -265,3 +268,25 @@ def test_a_directory_that_is_no_run_is_named(
         f"error: {tmp_path} is not a run directory: it has no config.json; "
         "give the --run-dir of a training run\n"
     )
+
+
+def test_a_command_that_only_a_run_names_is_not_run(shards: Path, tmp_path: Path) -> None:
+    """The run may be anybody's; a user who knows the command gives it again."""
+    url, other = f"pipe:touch {tmp_path}/ran; cat {shards}/{{}}", tmp_path / "other"
+    write_shard_set(other, make_images(labels()[:50]), labels()[:50], ["a"] * NUM_CLASSES)
+    data = DataConfig(shards=url, reader="remote", cache_dir=str(tmp_path / "cache"))
+    sha256 = manifest_sha256(shards)
+    settings = Settings(recipe="cifar10", config=Config(data=data), manifest_sha256=sha256)
+
+    def open_own(given: str | None) -> str:
+        run, device = RunDirectory(tmp_path / "run"), torch.device("cpu")
+        with contextlib.ExitStack() as resources:
+            _, own = open_shards(run, settings, given, None, device, resources)
+            return own.manifest_sha256
+
+    for given in (None, str(other)):
+        with pytest.raises(ValueError, match=r"is a command, .* if you know it, give it as --sha"):
+            open_own(given)
+    assert not (tmp_path / "ran").exists()
+    assert open_own(url) == sha256
+    assert (tmp_path / "ran").exists()

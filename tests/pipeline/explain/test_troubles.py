@@ -27,7 +27,7 @@ from tests.pipeline.monitoring import free_port
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     """A run at work, with the run's lock: this process is both of its ranks."""
-    scene = Scene(tmp_path / "run")
+    scene = Scene(tmp_path / "run \udcff")  # a name that is no text
     scene.begin()
     scene.train(5, 10, 15)
     config = {"recipe": "cifar10", "config": to_json(RECIPES["cifar10"]()), "manifest_sha256": "0"}

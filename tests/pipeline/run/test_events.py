@@ -338,6 +338,11 @@ def test_a_number_that_is_not_finite_comes_back_as_one() -> None:
     assert read("train", phase_seconds={"other": None}).phase_seconds == {"other": None}
 
 
+def test_phases_of_a_newer_version_are_left_out() -> None:
+    (row,) = (row for row in DECLARED if row["kind"] == "train")
+    assert event_of(row | {"phase_seconds": {"other": 0.5, "\udcff": 1}}) == event_of(row)
+
+
 def test_rows_of_older_versions_are_read(path: Path) -> None:
     lines = [
         {"kind": "run", **start_fields()},

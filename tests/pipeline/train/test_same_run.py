@@ -199,6 +199,23 @@ def test_the_revision_is_that_of_this_checkout_and_of_no_other_around_it(
         assert (provenance.git_revision() is not None) is expected
 
 
+def test_a_revision_is_text_whatever_a_checkout_or_tag_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkout = tmp_path / "-x$(touch HACKED)\nb\udcff"
+    source = checkout / "pipeline" / "train" / "provenance.py"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    git(checkout, "init", "--initial-branch", "`touch\u00a0HACKED`")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--message", "a")
+    git(checkout, "tag", "--annotate", "--message", "b", "v1$(id)`<b>\u202e\udcff")
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    assert provenance.git_revision() == "v1$(id)`<b>\u202e\ufffd"
+    assert [*tmp_path.iterdir()] == [checkout]
+
+
 def test_configs_of_all_recipes_survive_json(run: RunDirectory) -> None:
     plain = dataclasses.replace(SETTINGS, config=Config(), recipe="plain")
     write_settings(run, plain, world_of_equals(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -18,19 +19,28 @@ from pipeline.watch.server import bind
 from tests.pipeline.monitoring import free_port
 
 
+@contextlib.contextmanager
+def serving(root: Root) -> Iterator[int]:
+    """The page of the root as it is now; gives its port."""
+    root.refresh()
+    port = free_port()
+    with bind(root, port) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
     """Where a page is served."""
     (tmp_path / "<script>").mkdir()
     (tmp_path / "<script>" / "config.json").touch()
-    root, found = Root(tmp_path), free_port()
-    root.refresh()
-    with bind(root, found) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield found
-        server.shutdown()
-        thread.join()
+    with serving(Root(tmp_path)) as port:
+        yield port
 
 
 def ask(
