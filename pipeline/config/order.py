@@ -92,9 +92,13 @@ ORDER = (
          "the same while rank 0 saves"),
     Rule(("lock",), "save_collective",
          "the others wait there while rank 0 waits for a former job"),
-    Rule(("in_flight",), "late",
-         "where another rank is lost, rank 0 may be killed in a save, and what it has in memory is "
-         "lost", "use --checkpoint.background false", "warned of"),
+    Rule(("save",), "late",
+         "where another rank is lost in a save, rank 0 may be killed in it; if the steps wait for "
+         "it, all may be, and what they have in memory is lost",
+         "use a faster disk, and --checkpoint.background true", "warned of"),
+    Rule(("evaluation",), "late",
+         "where another rank is lost in an evaluation, all may be killed in it, and what they have "
+         "in memory is lost", "lower --checkpoint.every_epochs", "warned of"),
     Rule(("late",), "rendezvous",
          "a rank that is late is replaced while the others still wait to meet it"),
     Rule(("fetch_attempt",), "stall",

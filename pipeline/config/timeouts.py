@@ -38,6 +38,8 @@ LATE_SECONDS = 60.0
 """How long a generation waits for a rank that lives, before its supervisor kills it."""
 ANSWER_OF_STORE_SECONDS = 10.0
 """A supervisor waits so long for the store."""
+HURRIED_SECONDS = 10.0
+"""A rank waits so long for others to come, in a job that is asked to stop."""
 KEPT_SECONDS = 180.0
 MISSED_PUBLICATIONS = 10
 ALERT_HOLD_MINUTES = 1

@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import (
     PrefixStore,
     Store,
     _abort_process_group,
+    _world,
 )
 from torch.distributed.rendezvous import rendezvous
 
@@ -127,7 +128,7 @@ def _meet(
     store = store_of_attempt(environment, seconds)
     if environment.supervisor is None:
         return _join(replace(alone, store=store), config, fault)
-    generations = Generations(store, environment.world_size)
+    generations = Generations(store, environment.world_size, config.warm_restarts)
     while True:
         generation = generations.meet(environment.rank, seconds)
         inner = store_of_generation(store, generation)
@@ -136,7 +137,7 @@ def _meet(
             return _join(world, config, fault)
         except RuntimeError:  # another one was lost meanwhile
             _break_off(world)
-            if generation == 0:
+            if not generations.may_follow(generation):
                 raise
 
 
@@ -145,6 +146,9 @@ def _break_off(world: World) -> None:
     world.links.break_off()
     if dist.is_initialized():
         _abort_process_group()
+    # One that has failed to begin counts, too, and the next one's name would be another one than
+    # that of the ranks that are new.
+    _world.group_count = 0
     if world.generations is not None:
         with contextlib.suppress(RuntimeError):  # the store is gone: the ranks do not meet again
             world.generations.end(world.generation)

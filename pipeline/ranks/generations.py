@@ -8,6 +8,7 @@ as the next generation.
     productive/G    a step of generation G is done
     stop/G          what the ranks of generation G stop for
     asked           a supervisor was asked to stop
+    missed          ranks have waited for another one in vain
     left            how many supervisors have left
 """
 
@@ -18,7 +19,7 @@ import time
 
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from pipeline.config.timeouts import MEETING_POLL_SECONDS, WATCH_SECONDS
+from pipeline.config.timeouts import HURRIED_SECONDS, MEETING_POLL_SECONDS, WATCH_SECONDS
 from pipeline.ranks.failure import FirstFailure
 from pipeline.run.ending import StopSource
 
@@ -35,9 +36,11 @@ def store_of_generation(store: Store, generation: int) -> Store:
 class Generations:
     """Those of one attempt of the launcher; raises `RuntimeError` if the store is gone."""
 
-    def __init__(self, store: Store, num_ranks: int) -> None:
+    def __init__(self, store: Store, num_ranks: int, limit: int) -> None:
+        """At most `limit` generations follow the first."""
         self._store = store
         self._num_ranks = num_ranks
+        self.limit = limit
 
     def current(self) -> int:
         """0 is the first."""
@@ -62,11 +65,14 @@ class Generations:
         """Wait for the other ranks; returns the generation of which all are there.
 
         One that ends meanwhile is followed by the next. Raises `RuntimeError` if a rank has left
-        for good, or if not all come in time.
+        for good, if not all come in time, or if no generation may follow: ranks that all survive
+        meet without asking a supervisor.
         """
-        end, generation, everybody = time.monotonic() + limit_seconds, -1, range(self._num_ranks)
-        while time.monotonic() < end:
+        begin, generation, everybody = time.monotonic(), -1, range(self._num_ranks)
+        while time.monotonic() < begin + self._patience(limit_seconds):
             if generation != (current := self.current()):
+                if current > 0 and not self._may_end(current - 1):
+                    raise RuntimeError("ranks were lost too often, or before the first step")
                 generation = current
                 self._store.set(f"here/{generation}/{rank}", "")
             if all(self.is_there(generation, other) for other in everybody):
@@ -74,19 +80,26 @@ class Generations:
             if self._has("left"):
                 raise RuntimeError("a rank has left for good")
             time.sleep(MEETING_POLL_SECONDS)
+        self._store.set("missed", "")
         raise RuntimeError("not all ranks have come")
+
+    def _patience(self, limit_seconds: float) -> float:
+        """A rank whose supervisor is gone does not come, and a job that is to stop has no time."""
+        return min(limit_seconds, HURRIED_SECONDS) if self._has("asked") else limit_seconds
 
     def is_there(self, generation: int, rank: int) -> bool:
         """Whether `rank` has come to meet the others as `generation`."""
         return self._has(f"here/{generation}/{rank}")
 
     def note_step(self, generation: int) -> None:
-        """A step of `generation` is done."""
-        self._store.set(f"productive/{generation}", "")
+        """A step of `generation` is done; without a store nobody has to know."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"productive/{generation}", "")
 
     def note_stop(self, generation: int, source: StopSource) -> None:
-        """The ranks of `generation` stop."""
-        self._store.set(f"stop/{generation}", source)
+        """The ranks of `generation` stop; the same."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"stop/{generation}", source)
 
     def note_asked(self) -> None:
         """A supervisor was asked to stop, and with it the job."""
@@ -115,11 +128,15 @@ class Generations:
         self.end(generation)
         return generation
 
-    def may_follow(self, generation: int, limit: int) -> bool:
-        """Whether ranks that ended in `generation` are to be replaced, `limit` times in all."""
+    def may_follow(self, generation: int) -> bool:
+        """Whether ranks that ended in `generation` are to be replaced."""
+        return self._may_end(generation) and not any(map(self._has, ("asked", "missed", "left")))
+
+    def _may_end(self, generation: int) -> bool:
+        """Whether another generation may follow it."""
         recent = range(max(0, generation - _MOST_UNPRODUCTIVE + 1), generation + 1)
         was_productive = any(self._has(f"productive/{number}") for number in recent)
-        return generation < limit and was_productive and not self._has("asked")
+        return generation < self.limit and was_productive
 
     def was_asked_to_stop(self, generation: int) -> bool:
         """Whether the ranks of `generation` stopped for more than a signal to one of them alone."""

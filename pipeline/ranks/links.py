@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -28,17 +29,33 @@ class Links:
         finally:
             self._noted |= _sockets().keys() - before
 
+    def limit(self, seconds: float) -> None:
+        """Let what waits for an answer so long fail: for most of a store's torch has no deadline.
+
+        Such a connection is of no more use: the answer may still come.
+        """
+        timeval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        self._each(lambda link: link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval))
+
     def break_off(self) -> None:
         """Break all of them, in both directions; what waits on them fails, here and there.
 
         Sockets that listen stay: gloo would abort the process.
         """
+        self._each(_shut_down)
+        self._noted.clear()
+
+    def _each(self, act: Callable[[socket.socket], None]) -> None:
+        """Of those that are open still."""
         sockets = _sockets()
         for name in self._noted & sockets.keys():
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sockets[name])) as link:
-                if not link.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    link.shutdown(socket.SHUT_RDWR)
-        self._noted.clear()
+                act(link)
+
+
+def _shut_down(link: socket.socket) -> None:
+    if not link.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        link.shutdown(socket.SHUT_RDWR)
 
 
 def _sockets() -> dict[str, int]:

@@ -81,10 +81,10 @@ def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> boo
 
 
 def begin_of_job(environment: LaunchEnvironment) -> float:
-    """In Unix seconds: as the job's script says it, else when torchrun or this process started."""
+    """In Unix seconds: as the job's script says it, else when its first process here started."""
     if JOB_BEGIN in os.environ:
         return float(os.environ[JOB_BEGIN])
-    return _start_of(environment.agent or os.getpid())
+    return _start_of(environment.agent or environment.supervisor or os.getpid())
 
 
 def begin_of_attempt(environment: LaunchEnvironment) -> float:
@@ -127,6 +127,7 @@ class StopRequests:
             return None
         source, distance = self._wait_for_poll()
         if source:
+            self._signals.noted = source  # for ranks that outlive another one before all have left
             if self._world.is_main and source is StopSource.STOP_FILE:
                 with contextlib.suppress(OSError):  # what stays is older than the next start
                     self._file.unlink(missing_ok=True)

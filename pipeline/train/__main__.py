@@ -25,7 +25,6 @@ import torch
 
 from data_prep.shard_set.files import as_command
 from data_prep.shard_set.streams import open_streams, say
-from pipeline.config.timeouts import rendezvous_seconds
 from pipeline.data.open import constancy
 from pipeline.ranks.connect import connect, failure_of_all
 from pipeline.ranks.failure import RankFailure, exit_code_of, leave
@@ -218,12 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = parse_command(words)
         except ValueError as error:
             raise failure_of_all(environment, error) from None
-        limit = command.config.distributed.warm_restarts
-        if not limit or not environment.is_launched:
+        distributed = command.config.distributed
+        if not distributed.warm_restarts or not environment.is_launched:
             return run_rank(environment, command, signals)
         _import_what_ranks_need()
-        seconds = rendezvous_seconds(command.config.distributed.timeout_seconds)
-        return supervise(environment, limit, seconds, partial(_run, command=command))
+        return supervise(environment, distributed, partial(_run, command=command), signals)
 
     code = exit_code_of(body)
     signals.ignore()

@@ -105,7 +105,8 @@ def record_start(run: RunDirectory, start: Start, plan: BatchPlan, world: World)
         return
     heard, environment = last_heartbeat(run.metrics), world.environment
     last, job = last_of_training(run.events), environment.start
-    if last is not None and job is not None and job.number > 0 and environment.attempt == 0:
+    is_first = environment.attempt == 0 and environment.began is None
+    if last is not None and job is not None and job.number > 0 and is_first:
         write_submission(run.events, "slurm", job.job, max(last.time, heard or 0.0))
     step = start.step or 0
     event = StartEvent(
@@ -147,6 +148,7 @@ def begin(
     if start.survivors is not None:
         progress = start.survivors.adopt(memory, replica, world, replica.mesh)
         return _with_best(progress, run, world)
+    memory.forget()  # it is of another step, after which other things are due
     if start.path is not None:
         return resume(replica, settings, run, world, start.path)
     if start.fork is not None:

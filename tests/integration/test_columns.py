@@ -163,18 +163,21 @@ def test_a_split_run_that_is_stopped_has_the_bits_of_one_that_is_not(
 def test_a_lost_rank_of_a_split_replica_is_replaced(
     shards: Path, tmp_path: Path, num_ranks: int
 ) -> None:
-    """With another replica from memory, alone from the checkpoint: half the network is lost."""
+    """With another replica from memory, alone from the checkpoint: half the network is lost.
+
+    Then the step that the other half has in memory is a later one.
+    """
     run, plain = tmp_path / "run", tmp_path / "plain"
-    split: list[object] = ["--model.columns", "split"]
+    split: list[object] = ["--model.columns", "split", "--epochs", 2]
     finish(train(num_ranks, shards, plain, *split))
-    split += ["--distributed.warm_restarts", 1, "--checkpoint.every_epochs", 1 / 3]
-    fault = f"1:raising:3:gone:{tmp_path}/mark"  # the first pass is no step
+    split += ["--distributed.warm_restarts", 1, "--checkpoint.every_epochs", 2 / 3]
+    fault = f"1:raising:4:gone:{tmp_path}/mark"  # the first pass is no step
     job = finish(train(num_ranks, shards, run, *split, fault=fault))
     assert "rank 1 has ended; another one takes its place" in job.errors[1]
     begun = [row for row in all_rows(run) if row["kind"] == "run"]
-    kept_by = {2: None, 4: 0}[num_ranks]
+    kept = {2: (2, None), 4: (3, 0)}[num_ranks]
     found = [(row["resumed_from"], row.get("kept_by")) for row in begun]
-    assert found == [(None, None), (2, kept_by)]
+    assert found == [(None, None), kept]
     assert losses(run) == losses(plain)
     assert_same_state(run, plain)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.timeouts import TORCHRUN_SHUTDOWN_SECONDS
 from pipeline.metrics.rank_file import rank_file_name, read_writer
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import ExitCode
@@ -19,6 +20,7 @@ from tests.integration.training import (
     Keeper,
     all_rows,
     assert_same_state,
+    ranks_of,
     rows,
     torchrun,
     training,
@@ -196,3 +198,13 @@ def test_a_job_that_is_asked_to_stop_stops(by: str, shards: Path, tmp_path: Path
         assert job.wait() == [ExitCode.STOPPED] * 2
     assert len(starts(run)) == 1
     assert rows(run, "end")[-1]["outcome"] == "stopped"
+
+
+def test_a_killed_supervisor_is_not_waited_for(shards: Path, tmp_path: Path) -> None:
+    """It cannot say that its rank does not come; but torchrun asks the others to leave."""
+    run, words = tmp_path / "run", command(shards, tmp_path / "run", *WARM, "--epochs", 1000)
+    with torchrun(2, TRAIN, words, tmp_path / "logs", keeper="rank 0") as child:
+        wait_for_step(run, 5)
+        os.kill(ranks_of(child)[1], signal.SIGKILL)
+        output, _ = child.communicate(timeout=0.9 * TORCHRUN_SHUTDOWN_SECONDS)
+    assert child.returncode == 1, output

@@ -368,7 +368,7 @@ WARM_BUGS = (
         name="ranks are replaced without end",
         why="a job that cannot go on goes on",
         module=GENERATIONS,
-        right="return generation < limit and was_productive",
+        right="return generation < self.limit and was_productive",
         wrong="return was_productive",
         seed=3,
     ),

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from pipeline.config.schema import Config, DistributedConfig
-from pipeline.config.timeouts import rendezvous_seconds
 from pipeline.data.order.partition import BatchPlan, epoch_order
 from pipeline.metrics.job import JobMetrics
 from pipeline.optim.replica import Replica
@@ -237,8 +236,7 @@ class RankProgram:
         def body() -> int:
             if not limits.warm_restarts:
                 return run_rank(environment, self._command, signals)
-            seconds = rendezvous_seconds(limits.timeout_seconds)
-            return supervise(environment, limits.warm_restarts, seconds, self._run_rank)
+            return supervise(environment, limits, self._run_rank, signals)
 
         code = exit_code_of(body)
         signals.ignore()

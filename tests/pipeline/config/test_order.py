@@ -35,6 +35,7 @@ POD = TrainPods(container="image", claims=("c:/c",))
 IN_KUBERNETES = Surroundings(shutdown=POD.shutdown_seconds, grace=POD.signal_lead_seconds)
 HERE = Surroundings(shutdown=SHUTDOWN_SECONDS)
 WAITING = Config(checkpoint=CheckpointConfig(background=False))
+WARM = Config(distributed=DistributedConfig(warm_restarts=1))
 SLOWLY = dataclasses.replace(recipe_config("alexnet_2012"), checkpoint=WAITING.checkpoint)
 AT_URL = DataConfig(shards="http://host/shards", cache_dir="/tmp/cache", reader="remote")
 OF_ALERTS = ("silence", "alert", "stall_alert", "save_alert")
@@ -139,6 +140,7 @@ def test_what_surely_loses_work_is_refused_with_the_arithmetic(
         (Config(), Surroundings(), Measured(step=300.5), "take a step for a hang"),
         (remote(fetch_attempts=10), HERE, Measured(), "before the last attempt"),
         (WAITING, HERE, Measured(save=200.0, evaluation=100.0), "as an evaluation begins"),
+        (WARM, Surroundings(), Measured(evaluation=61.0), "another rank is lost in an evaluation"),
         (WAITING, Surroundings(kill_wait=30.0), Measured(save=40.0), "after scancel"),
         (Config(), HERE, Measured(save=200.0), "200 s .* 200 s .* = 400.5 s .* 270 s .*begins"),
         (SLOWLY, Surroundings(shutdown=10.0), Measured(), "ranks that save"),
@@ -147,7 +149,7 @@ def test_what_surely_loses_work_is_refused_with_the_arithmetic(
             "250 s .* 20 s .* 10 s .* 35 s .* = 315 s do not fit into 300 s",
         ),
     ],
-    ids=["step", "fetch", "evaluation", "KillWait", "in flight", "assumed save", "requeue"],
+    ids=["step", "fetch", "evaluation", "warm", "KillWait", "in flight", "assumed", "requeue"],
 )
 def test_what_may_lose_work_is_a_warning(
     config: Config, around: Surroundings, measured: Measured, sentence: str

@@ -43,3 +43,15 @@ def test_what_is_closed_already_is_no_fault() -> None:
     far.close()
     with socket.socket():  # its number may be that of one of them
         links.break_off()
+
+
+def test_an_answer_is_waited_for_only_so_long() -> None:
+    links = Links()
+    with links.noted():
+        near, far = socket.socketpair()
+    with near, far:
+        links.limit(0.1)
+        with pytest.raises(BlockingIOError):
+            near.recv(1)
+        far.send(b"x")
+        assert near.recv(1) == b"x"

@@ -96,6 +96,17 @@ def test_a_file_is_heeded_soon_and_once(run: RunDirectory, signals: StopSignals)
     assert not run.stop_request.exists()
 
 
+def test_a_file_that_was_heeded_holds_until_the_ranks_have_left(
+    run: RunDirectory, signals: StopSignals
+) -> None:
+    """While they save one may be lost, and the others go on with what they have in memory."""
+    run.stop_request.touch()
+    assert Steps(StopRequests(SINGLE, run, signals)).until_agreed(9) == (2, "STOP file")
+    assert not run.stop_request.exists()
+    again = StopRequests(SINGLE, run, signals)
+    assert Steps(again).until_agreed(9) == (2, "STOP file")
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_file_counts_for_more_than_a_signal(
     is_first: bool, run: RunDirectory, signals: StopSignals
@@ -329,3 +340,16 @@ def test_an_attempt_begins_with_its_job_or_with_the_restart_of_its_ranks(
     assert begin_of_attempt(LaunchEnvironment(agent=1 << 30)) == pytest.approx(own, abs=0.1)
     monkeypatch.setenv(JOB_BEGIN, str(own - 60))
     assert begin_of_attempt(LaunchEnvironment(agent=os.getpid())) == own - 60
+
+
+def test_a_rank_that_is_replaced_belongs_to_the_job_of_its_supervisor(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no torchrun has started that."""
+    monkeypatch.delenv(JOB_BEGIN, raising=False)
+    began = begin_of_attempt(LaunchEnvironment(supervisor=1))
+    assert began < begin_of_attempt(LaunchEnvironment()), "init began before"
+    run.stop_request.touch()
+    a_moment_later = began + 1
+    os.utime(run.stop_request, (a_moment_later, a_moment_later))
+    assert not is_removed(run, LaunchEnvironment(supervisor=1, began=time.time()))

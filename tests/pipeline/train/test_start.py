@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from pipeline.data.order.partition import BatchPlan
 from pipeline.metrics.declared import HEARTBEAT
 from pipeline.metrics.rank_file import Writer, render_rank_file
+from pipeline.optim.replica import Replica
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.stop import JOB_BEGIN
 from pipeline.run.directory import RunDirectory
@@ -17,7 +20,10 @@ from pipeline.run.event_log import append, read_rows
 from pipeline.run.events import StartEvent, SubmitEvent
 from pipeline.run.ledger import ledger_of
 from pipeline.run.lock import JobStart
+from pipeline.run.settings import Settings
 from pipeline.train.start import Start, record_start
+from pipeline.train.start import begin as begin_at
+from pipeline.train.survival import Held, Memory
 from tests.pipeline.fake_run import event, start_fields
 from tests.pipeline.worlds import SINGLE
 
@@ -68,9 +74,20 @@ def test_a_job_was_down_since_it_was_last_heard_of(
 def test_a_job_that_was_requeued_was_in_the_queue(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But not while torchrun restarted its ranks."""
-    begin(run, monkeypatch, LaunchEnvironment(start=SECOND, attempt=1))
-    assert not any(isinstance(row, SubmitEvent) for row in read_rows(run.events))
-    run.events.write_text("".join(run.events.read_text().splitlines(keepends=True)[:-1]))
+    """But not while torchrun restarted its ranks, or supervisors did."""
+    restarts: list[dict[str, Any]] = [{"attempt": 1}, {"began": 70.0}]
+    for again in restarts:
+        begin(run, monkeypatch, LaunchEnvironment(start=SECOND, **again))
+        assert not any(isinstance(row, SubmitEvent) for row in read_rows(run.events))
+        run.events.write_text("".join(run.events.read_text().splitlines(keepends=True)[:-1]))
     found = begin(run, monkeypatch, LaunchEnvironment(start=SECOND))
     assert found == {"lost": 10, "queued": 40, "down": 0}
+
+
+def test_who_goes_on_from_a_checkpoint_forgets_the_step_in_memory(run: RunDirectory) -> None:
+    """What is due after that step is not due after the one of the checkpoint."""
+    memory = Memory()
+    memory.held = mock.Mock(spec=Held)
+    known = mock.Mock(spec=Replica), mock.Mock(spec=Settings), 10, PLAN, 20, run, SINGLE
+    begin_at(Start(path=None, forked_from=None), *known, memory)
+    assert memory.held is None
