@@ -17,6 +17,7 @@ Longer than 250 lines: all that touches the files of a checkpoint is here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -65,8 +66,7 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
     _remove(aside)
     try:
         num_bytes = _write(aside, step, state)
-        if final.exists():
-            _remove(final)
+        replaced = _set_aside(final)
         aside.rename(final)
     except BaseException as error:
         _remove(aside)
@@ -78,6 +78,7 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> tuple[Path, int]:
             )
         raise
     sync_directory(directory)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final, num_bytes
 
 
@@ -112,17 +113,31 @@ def num_bytes_of(value: Any) -> int:
     return sum(map(num_bytes_of, parts)) if isinstance(value, dict | list | tuple) else 0
 
 
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint; the rename first makes it vanish at once."""
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint, if it is there, so that it vanishes at once; returns its new path."""
+    doomed = folder.with_name(f"{TEMPORARY_PREFIX}removed-{folder.name.lstrip('.')}")
+    shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
-        doomed = folder.with_name(f"{TEMPORARY_PREFIX}removed-{folder.name.lstrip('.')}")
-        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what a killed `save`, `prune` or `mark_best` left."""
+    """Delete what a killed `save`, `prune` or `mark_best` left.
+
+    A checkpoint that made room for another of its step, which has not come, gets its name back.
+    """
+    removed = f"{TEMPORARY_PREFIX}removed-"
+    for path in directory.glob(f"{removed}step-*"):
+        final = directory / path.name.removeprefix(removed)
+        with contextlib.suppress(CheckpointError):
+            verify(path)
+            if not final.exists():
+                path.rename(final)
     for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

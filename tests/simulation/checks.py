@@ -52,6 +52,9 @@ class Checks:
         self._damaged: set[int] = set()
         """Since the ranks began."""
         self._best: int | None = None
+        """The step of the best checkpoint, as it was last announced or found."""
+        self.may_lose_best = False
+        """The disk was full: what was better than the best checkpoint may not be saved."""
         self._has_left = False
         """The ranks of the newest attempt have ended, and have no watchdogs any more."""
         self.is_over = False
@@ -72,6 +75,7 @@ class Checks:
 
     def resumed(self, step: int) -> None:
         self.say(f"begins after step {step}")
+        self._check_best()
         self._damaged.clear()
         self._has_left = False
         newest = max(self._promised, default=0)
@@ -79,6 +83,17 @@ class Checks:
             raise Violation(f"the checkpoint of step {newest} was promised, and {step} is resumed")
         self._promised = {old for old in self._promised if old <= step}
         self.newest_promised = step
+
+    def _check_best(self) -> None:
+        """A run goes on with a best checkpoint that is as good as the one that was announced."""
+        there = (self._setup.run.checkpoints / checkpoint.BEST).resolve()
+        found = checkpoint.step_of(there) if there.is_dir() else None
+        best, self._best = self._best, found
+        if best is None or best not in self._promised or self._damaged:
+            return
+        seed = self._setup.seed
+        if found is None or top1_of(seed, found) < top1_of(seed, best):
+            raise Violation(f"the best checkpoint of step {best} was promised, and best is {found}")
 
     def left(self, step: int, outcome: EndOutcome) -> None:
         """The ranks leave together after that step."""
@@ -95,11 +110,14 @@ class Checks:
             raise Violation(f"the run is called complete, and its newest checkpoint is {newest}")
         state = checkpoint.load(newest)
         self._check_weights(state)
-        num_due = len({*range(0, setup.target_steps, setup.evaluate_every), setup.target_steps}) - 1
-        num_losses = len(Progress(**state["progress"]).losses)
-        if num_losses != num_due:
-            raise Violation(f"{num_losses} evaluations are noted, and {num_due} were due")
-        marked = Progress(**state["progress"]).marked
+        every, last = setup.evaluate_every, setup.target_steps
+        due = {*range(every, last, every), last}
+        progress = Progress(**state["progress"])
+        if len(progress.losses) != len(due):
+            raise Violation(f"{len(progress.losses)} evaluations are noted of {len(due)} due ones")
+        marked, top1 = progress.marked, max(top1_of(setup.seed, step) for step in due)
+        if not self.may_lose_best and (marked is None or marked[1] < top1):
+            raise Violation(f"the best evaluation has {top1:.2f}, and the checkpoint {marked}")
         if marked is not None:
             best = checkpoint.step_of(checkpoint.named(directory, "best"))
             if (best, top1_of(setup.seed, best)) != tuple(marked):

@@ -1,7 +1,7 @@
 """Doors of the product's own modules that lead to simulated processes: ranks meet, and are forked.
 
-With these the code of `connect`, of supervisors and of generations runs as it is. What stands for a
-process group is a `Circle`.
+With these the code of `connect`, of supervisors, of generations and of what comes before torchrun
+runs as it is. What stands for a process group is a `Circle`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from pipeline import start_ranks
 from pipeline.config.schema import DistributedConfig
 from pipeline.config.timeouts import rendezvous_seconds
 from pipeline.ranks import connect, generations, supervisor
@@ -181,6 +182,9 @@ def opened(kernel: Kernel) -> Iterator[None]:
         (supervisor, "select", SimpleNamespace(select=kernel.wait_for_child)),
         (survival, "_broadcast", lambda *given: _broadcast(kernel, *given)),
         (command, "train", train),
+        (start_ranks, "_run", lambda _arguments: kernel.running().program()),
+        (start_ranks, "logging", SimpleNamespace(disable=lambda: None)),
+        (start_ranks, "socket", SimpleNamespace()),
     ]
     with contextlib.ExitStack() as stack:
         for module, name, value in doors:

@@ -307,7 +307,7 @@ class Faults:
                 if self._attempt is not None:
                     self._must_stop(fault, self._attempt)
             case "full disk":
-                disk.is_full = True
+                disk.is_full = self._checks.may_lose_best = True
                 tasks.after(200 * fault.amount, disk.mend)
             case "slow disk":
                 disk.sync_seconds = max(disk.sync_seconds, 0.4 * fault.amount * longest)

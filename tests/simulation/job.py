@@ -14,13 +14,14 @@ import random
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, assert_never
 
 from launch.outcome import outcome_of
 from pipeline.config.timeouts import OUTCOME_SECONDS, REQUEUE_PAUSES
 from pipeline.ranks.stop import JOB_BEGIN
 from pipeline.run import checkpoint
-from pipeline.run.ending import JobOutcome, StopSource
+from pipeline.run.ending import ASKED_VARIABLE, JobOutcome, StopSource
 from pipeline.run.event_log import of_type, read_events
 from pipeline.run.events import Event, RunEvent, SignalEvent
 from pipeline.run.lock import JobStart
@@ -32,7 +33,7 @@ from tests.simulation.tasks import Condition, Process
 from tests.simulation.torchrun import Launch, Torchrun
 
 _REQUEUE_SECONDS = 30.0
-_PROLOGUE_SECONDS = 2.0
+_PROLOGUE_SECONDS = 0.5
 
 JobEnd = JobOutcome | Literal["too often"]
 """How a job was left for good; too often: it was interrupted more often than it is queued again."""
@@ -148,20 +149,22 @@ class Slurm:
         hosts = [host for host in self.hosts if not host.is_down and not host.is_cut_off]
         begin = float(int(EPOCH + tasks.now + hosts[0].clock_error))
         started, before = tasks.now, self._newest()
+        request = self._setup.run.path / f".asked-{start.job}"
+        request.unlink(missing_ok=True)
         tasks.sleep(_PROLOGUE_SECONDS)
         launch = Launch(
             layout=job.layout,
             max_restarts=job.max_restarts,
             shutdown_seconds=job.shutdown_seconds,
             start=start,
-            environment={JOB_BEGIN: str(begin)},
+            environment={JOB_BEGIN: str(begin), ASKED_VARIABLE: str(request)},
         )
         torchrun = Torchrun(
             self._kernel, hosts[: self._num_hosts], launch, self._setup, self._notes, self._chance
         )
         torchrun.on_attempt = self.on_attempt
         self.starts.append(torchrun)
-        asked = self._wait_for_end(torchrun, started)
+        asked = self._wait_for_end(torchrun, started, request)
         if self._has_lost_host:
             self._say("SLURM has lost a host of the job")
             return "lost host"
@@ -201,8 +204,8 @@ class Slurm:
     def _num_hosts(self) -> int:
         return len(self._job.layout.hosts)
 
-    def _wait_for_end(self, torchrun: Torchrun, started: float) -> StopSource | None:
-        """`attend` of the script, with SLURM's time limit and `--kill-on-bad-exit`."""
+    def _wait_for_end(self, torchrun: Torchrun, started: float, request: Path) -> StopSource | None:
+        """`attend` and `ask` of the script, with SLURM's time limit and `--kill-on-bad-exit`."""
         tasks, job = self._kernel.tasks, self._job
         asked: StopSource | None = None
         warn_at, end_at = started + job.time_limit - job.signal_lead, started + job.time_limit
@@ -216,8 +219,12 @@ class Slurm:
             asked = StopSource.SIGUSR1
             self.may_be_interrupted = True
             self._say("time runs out")
+            is_early = torchrun.is_deaf
+            request.touch()
             torchrun.signal(signal.SIGUSR1)
             self._changed.wait(is_event, end_at - tasks.now)
+            if is_early and torchrun.attempt is not None:
+                raise Violation("the job was asked to leave before its ranks started, and they do")
             queued_by = tasks.now + OUTCOME_SECONDS + sum(REQUEUE_PAUSES)
             if queued_by > end_at and not self._has_lost_host and not torchrun.has_lost_host:
                 raise Violation("the job may be killed before it is queued again")

@@ -303,7 +303,10 @@ class Kernel:
         def stand_in(real: Any) -> Any:
             def either(*args: Any) -> Any:
                 process = self._me()
-                return real(*args) if process is None else call(process, *args)
+                if process is None:
+                    return real(*args)
+                self.tasks.check_alive()  # nothing that cleans up runs in a process that was killed
+                return call(process, *args)
 
             return either
 

@@ -121,6 +121,8 @@ class Attempt:
         """Processes that were a rank before the one that is it now."""
         self.kept: dict[int, dict[int, int]] = {}
         """By generation and rank: the step of which it came with the state."""
+        self.lacks_best: set[int] = set()
+        """Generations to which a rank came whose best checkpoint is not there."""
         self.size = layout.size
         self._members = {rank: ranks for host in layout.hosts for rank, ranks in host.items()}
         self._process_of = {

@@ -15,6 +15,7 @@ CHECKPOINT = "pipeline.run.checkpoint"
 PLAN = "pipeline.data.order.partition"
 OUTCOME = "launch.outcome"
 START = "pipeline.train.start"
+START_RANKS = "pipeline.start_ranks"
 SAVING = "pipeline.train.saving"
 SURVIVAL = "pipeline.train.survival"
 GENERATIONS = "pipeline.ranks.generations"
@@ -321,6 +322,22 @@ BUGS = (
         wrong="return grace",
         seed=31,
     ),
+    Bug(
+        name="a request that srun has not heard is not looked for",
+        why="ranks start, train to the end of the time, and are killed",
+        module=START_RANKS,
+        right="    if ASKED_VARIABLE in os.environ and ",
+        wrong="    if not os.environ and ",
+        seed=13,
+    ),
+    Bug(
+        name="the script does not say that it was asked to leave",
+        why="the same",
+        module="tests.simulation.job",
+        right="            request.touch()\n",
+        wrong="            pass\n",
+        seed=13,
+    ),
 )
 
 WARM_BUGS = (
@@ -355,6 +372,22 @@ WARM_BUGS = (
         right="return found if world.broadcast_object(is_there) else None",
         wrong="return None",
         seed=3,
+    ),
+    Bug(
+        name="survivors go on without the best checkpoint",
+        why="its step is not done again, and another one is the best at the end",
+        module=SURVIVAL,
+        right="path_of(run.checkpoints, best[0][0]).is_dir()",
+        wrong="True",
+        seed=621,
+    ),
+    Bug(
+        name="survivors forget that a step is to be saved as the best",
+        why="the same",
+        module=SURVIVAL,
+        right="memory.hold(self.moment.stage, progress, replica, world, best_top1)",
+        wrong="memory.hold(self.moment.stage, progress, replica, world)",
+        seed=33,
     ),
     Bug(
         name="a generation is raised twice",

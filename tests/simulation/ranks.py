@@ -275,12 +275,12 @@ class RankProgram:
             return self._run(parts, stops)
 
     def _check_kept(self, world: World, step: int) -> None:
-        """No later step is in the memory of those that have met, and they may meet at all."""
+        """They may meet at all, and no later step is in memory, unless its best one is lost."""
         most = self._setup.limits.warm_restarts
         if world.generation > most:
             raise Violation(f"generation {world.generation} has met, and {most} may follow")
         kept = self.attempt.kept.get(world.generation, {})
-        if max(kept.values(), default=0) > step:
+        if max(kept.values(), default=0) > step and world.generation not in self.attempt.lacks_best:
             raise Violation(f"ranks have kept the steps {kept}, and {step} is gone on from")
 
     def _build(self, world: SimWorld, memory: Memory) -> _Parts | int:
@@ -295,6 +295,9 @@ class RankProgram:
         if memory.held is not None:
             kept = self.attempt.kept.setdefault(world.generation, {})
             kept[world.rank] = memory.held.moment.step
+            marked = memory.held.progress.marked
+            if marked and not checkpoint.path_of(run.checkpoints, marked[0]).is_dir():
+                self.attempt.lacks_best.add(world.generation)
         start = find_start(run, None, world, Survivors.find(memory, run, world, mesh))
         if start.path is not None and checkpoint.step_of(start.path) >= setup.target_steps:
             return finish(run, start.path, world, setup.plan, setup.target_steps)

@@ -1,8 +1,9 @@
 """A model of torchrun, one agent a host, and of the `srun` that starts the agents.
 
-The agents meet for every round. A rank that fails ends all ranks of its host: by SIGTERM, and by
-SIGKILL once torchrun's patience is over. Then its agent asks for another round, as often as
---max-restarts says, which the others join without counting it. An agent that gives up ends the job
+srun hears no signal until it starts the agents, which begin as `pipeline.start_ranks` does. They
+meet for every round. A rank that fails ends all ranks of its host: by SIGTERM, and by SIGKILL once
+torchrun's patience is over. Then its agent asks for another round, as often as --max-restarts says,
+which the others join without counting it. An agent that gives up ends the job
 (`srun --kill-on-bad-exit`).
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline import start_ranks
 from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.run.ending import STOP_SIGNALS
@@ -22,6 +24,9 @@ from tests.simulation.kernel import Host, Kernel, SimProcess
 from tests.simulation.network import Attempt, Layout
 from tests.simulation.ranks import Notes, RankProgram, RunSetup
 from tests.simulation.tasks import Condition
+
+_STARTING_SECONDS = 1.5
+"""What srun takes to start the agents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,7 @@ class Torchrun:
         self._notes = notes
         self._chance = chance
         self._changed = Condition(kernel.tasks)
+        self._begin = kernel.tasks.now + _STARTING_SECONDS
         self._round = 0
         """The round that the agents are asked for."""
         self.attempt: Attempt | None = None
@@ -83,9 +89,20 @@ class Torchrun:
             agent.asked = number
             self._changed.notify()
 
-        for number in STOP_SIGNALS:
-            agent.process.handlers[number] = on_signal
-        self._kernel.run(agent.process, lambda: self._attend(agent))
+        def main() -> int:
+            self._kernel.tasks.sleep(_STARTING_SECONDS)
+            for number in STOP_SIGNALS:
+                agent.process.handlers[number] = on_signal
+            return start_ranks.main([])
+
+        agent.process.environment = self._launch.environment
+        agent.process.program = partial(self._attend, agent)
+        self._kernel.run(agent.process, main)
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether srun hears no signal yet."""
+        return self._kernel.tasks.now < self._begin
 
     @property
     def is_over(self) -> bool:
@@ -100,6 +117,8 @@ class Torchrun:
         return [worker for agent in self.agents for worker in agent.workers]
 
     def signal(self, number: int) -> None:
+        if self.is_deaf:
+            return
         for agent in self.agents:
             if not agent.host.is_down:
                 self._kernel.send(agent.process, number)

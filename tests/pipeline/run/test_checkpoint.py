@@ -242,6 +242,26 @@ def test_all_that_a_kill_leaves_unfinished_is_deleted(directory: Path, three: li
     assert_is_state_of(checkpoint.load(three[0]), 30)
 
 
+def test_a_kill_while_a_step_is_saved_again_leaves_it_there(
+    directory: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ranks do that outlive the one which has saved it: two renames, and a kill between them."""
+    left, rename = directory.with_name("left"), Path.rename
+
+    def rename_and_look(source: Path, target: Path) -> Path:
+        renamed = rename(source, target)
+        if source == three[0]:
+            shutil.copytree(directory, left)
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_look)
+    checkpoint.save(directory, 30, state_of(30))
+    checkpoint.remove_leftovers(left)
+    assert [path.name for path in checkpoint.paths(left)] == [path.name for path in three]
+    assert len(list(left.iterdir())) == len(three)
+    assert_is_state_of(checkpoint.load(left / three[0].name), 30)
+
+
 def test_damaged_ones_that_a_run_goes_on_without_are_no_spares(
     directory: Path, three: list[Path]
 ) -> None:
