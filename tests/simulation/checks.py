@@ -75,7 +75,7 @@ class Checks:
 
     def resumed(self, step: int) -> None:
         self.say(f"begins after step {step}")
-        self._check_best()
+        self._check_best(step)
         self._damaged.clear()
         self._has_left = False
         newest = max(self._promised, default=0)
@@ -84,12 +84,15 @@ class Checks:
         self._promised = {old for old in self._promised if old <= step}
         self.newest_promised = step
 
-    def _check_best(self) -> None:
-        """A run goes on with a best checkpoint that is as good as the one that was announced."""
+    def _check_best(self, step: int) -> None:
+        """A run goes on with a best checkpoint that is as good as the one that was announced.
+
+        Survivors of its own step may not know of its save, and make it again.
+        """
         there = (self._setup.run.checkpoints / checkpoint.BEST).resolve()
         found = checkpoint.step_of(there) if there.is_dir() else None
         best, self._best = self._best, found
-        if best is None or best not in self._promised or self._damaged:
+        if best is None or best == step or best not in self._promised or self._damaged:
             return
         seed = self._setup.seed
         if found is None or top1_of(seed, found) < top1_of(seed, best):

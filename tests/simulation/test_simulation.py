@@ -62,6 +62,10 @@ def test_nothing_of_a_cache_is_violated() -> None:
     assert {seed: story.fault for seed, story in stories.items() if story.fault} == {}
 
 
+def test_survivors_may_have_the_best_one_before_until_they_save_their_step_again() -> None:
+    assert simulate(2876, warm_world).fault is None
+
+
 def test_what_a_seed_of_a_cache_has_found_is_mended() -> None:
     """A shard that the next epoch needs again had a lock until then, and took the room of others.
 
