@@ -41,6 +41,8 @@ class Heartbeat:
     """In this phase."""
     is_waiting: bool
     limit_seconds: float
+    is_last: bool = False
+    """The rank has done its part: it is not watched any more."""
 
     @property
     def is_overdue(self) -> bool:
@@ -57,16 +59,17 @@ def judge(
 
     A heartbeat is None before a rank's first.
     """
+    watched = [rank for rank, last in enumerate(now) if last is None or not last.is_last]
     silent = {
         rank: f"rank {rank} on {new.host} {_SILENT}, {new}" if new else f"rank {rank} {_SILENT}"
-        for rank, (old, new) in enumerate(zip(before, now, strict=True))
+        for rank, old, new in ((rank, before[rank], now[rank]) for rank in watched)
         if new is None or (old is not None and old.count == new.count)
     }
     if silent:
         reasons = "its process is stopped, or hangs in native code, or its host is gone"
         text = f"{', '.join(silent.values())}: {reasons}"
         return FirstFailure(text, is_main_silent=0 in silent, ranks=tuple(silent))
-    overdue = [(rank, last) for rank, last in enumerate(now) if last and last.is_overdue]
+    overdue = [(rank, last) for rank in watched if (last := now[rank]) and last.is_overdue]
     busy = {
         rank: f"rank {rank} on {last.host} hangs, {last}"
         for rank, last in overdue
@@ -74,7 +77,7 @@ def judge(
     }
     if busy:
         return FirstFailure(", ".join(busy.values()), ranks=tuple(busy))
-    if len(overdue) < len(now):  # somebody is at work, and the others wait for that
+    if not overdue or len(overdue) < len(watched):  # somebody is at work: the others wait for it
         return None
     first = min(last.step for _, last in overdue)
     behind = [f"rank {rank}, {last}" for rank, last in overdue if last.step == first]

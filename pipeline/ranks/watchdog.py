@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -78,13 +79,16 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End this process if the error follows from a verdict, by which other ranks have left."""
+        """Tell the others that this rank is done.
+
+        End this process if the error follows from a verdict, by which other ranks have left.
+        """
         self._is_over.set()
         self._thread.join()
-        if kind is None:
-            return
         with contextlib.suppress(Exception):  # of the store's connection, in whatever form
-            if not self._has_told and (verdict := self._board.verdict()) is not None:
+            if kind is None:
+                self._board.post(self._world.rank, replace(self._heartbeat(), is_last=True))
+            elif not self._has_told and (verdict := self._board.verdict()) is not None:
                 self._end(verdict)
 
     def enter(self, phase: Phase, step: int) -> None:

@@ -30,6 +30,7 @@ FOUND = {
     810: "a stop that all ranks had agreed on was undone, as its save was killed: it was requeued",
     1909: "a request to stop that was removed came back with a power cut, and stopped another job",
     122: "a rank that had nothing to do with it was named for a disk that took no checkpoint",
+    2619: "ranks that were done were named for one that hung at its end",
 }
 """Seeds that found a fault of the product, which is mended."""
 

@@ -59,6 +59,19 @@ def test_those_that_wait_for_one_at_work_wait_on() -> None:
     assert alive(WORKS, WORKS) is None
 
 
+def test_one_that_is_done_is_not_named_and_nobody_waits_for_it() -> None:
+    done = dataclasses.replace(WORKS, is_last=True)
+    hangs = dataclasses.replace(READS, count=2)
+    verdict = judge([done, READS, None], [done, hangs, done])
+    assert verdict is not None
+    assert verdict.ranks == (1,)
+    waits = dataclasses.replace(WAITS, count=2)
+    verdict = judge([WORKS, WAITS], [done, waits])
+    assert verdict is not None
+    assert verdict.text == f"all ranks wait for each other: rank 1, {WAITS}"
+    assert judge([done, done], [done, done]) is None
+
+
 def test_one_whose_heartbeat_stops_is_named_before_others() -> None:
     verdict = judge([WAITS, READS, READS], [dataclasses.replace(WAITS, count=2), READS, None])
     assert verdict is not None
