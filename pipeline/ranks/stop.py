@@ -88,11 +88,13 @@ def begin_of_job(environment: LaunchEnvironment) -> float:
 
 
 def begin_of_attempt(environment: LaunchEnvironment) -> float:
-    """In Unix seconds: that of the job, or of this rank if the ranks have begun anew."""
-    if environment.began is not None:
-        return environment.began
-    own = _start_of(os.getpid())
-    return own if environment.attempt else min(begin_of_job(environment) or own, own)
+    """In Unix seconds: that of the job, or of this rank if the ranks have begun anew.
+
+    Never before the job's: by a clock that was set back meanwhile a rank may be older.
+    """
+    job, own = begin_of_job(environment), environment.began or _start_of(os.getpid())
+    is_first = environment.began is None and environment.attempt == 0
+    return (job or own) if is_first else max(job, own)
 
 
 def _start_of(pid: int) -> float:

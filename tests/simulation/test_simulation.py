@@ -63,6 +63,11 @@ def test_nothing_of_a_cache_is_violated() -> None:
     assert {seed: story.fault for seed, story in stories.items() if story.fault} == {}
 
 
+def test_ranks_that_begin_anew_behind_a_clock_that_was_set_back_belong_to_their_job() -> None:
+    """They wrote the first row, and a job that was stopped was called completed."""
+    assert simulate(2910, warm_world).fault is None
+
+
 def test_survivors_may_have_the_best_one_before_until_they_save_their_step_again() -> None:
     assert simulate(2876, warm_world).fault is None
 

@@ -340,6 +340,12 @@ def test_an_attempt_begins_with_its_job_or_with_the_restart_of_its_ranks(
     assert begin_of_attempt(LaunchEnvironment(agent=1 << 30)) == pytest.approx(own, abs=0.1)
     monkeypatch.setenv(JOB_BEGIN, str(own - 60))
     assert begin_of_attempt(LaunchEnvironment(agent=os.getpid())) == own - 60
+    assert begin_of_attempt(LaunchEnvironment(attempt=1)) == pytest.approx(own, abs=0.1)
+    assert begin_of_attempt(LaunchEnvironment(began=own - 30)) == own - 30
+    monkeypatch.setenv(JOB_BEGIN, str(own + 60))  # by a clock that was set back after that
+    for environment in (LaunchEnvironment(), LaunchEnvironment(attempt=1)):
+        assert begin_of_attempt(environment) == own + 60
+    assert begin_of_attempt(LaunchEnvironment(began=own)) == own + 60
 
 
 def test_a_rank_that_is_replaced_belongs_to_the_job_of_its_supervisor(
