@@ -162,13 +162,10 @@ def num_gpus() -> int:
 def torchrun_command(
     num_ranks: int, max_restarts: int, module: str, arguments: Sequence[str], *meeting: str
 ) -> list[str]:
-    """The options of a `meeting` come first; without any the ranks meet on this machine alone.
-
-    Then at a free port, by loopback: its name need not resolve.
-    """
+    """The options of a `meeting` come first; without any the ranks meet on this machine alone."""
     return [
         *(sys.executable, "-m", "pipeline.start_ranks"),
-        *(meeting or ("--standalone", "--local-addr=127.0.0.1")),
+        *(meeting or ("--standalone",)),
         *(f"--nproc_per_node={num_ranks}", f"--max-restarts={max_restarts}"),
         f"--signals-to-handle={signals_to_handle(handled_signals())}",
         *("-m", module, *arguments),

@@ -22,11 +22,10 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from data_prep.shard_set.files import printable
+from pipeline.config.schema import LOOPBACK
 from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.metrics.outcomes import RootOutcomes
-
-ADDRESS = "127.0.0.1"
 
 
 class _Silent(WSGIRequestHandler):
@@ -59,14 +58,14 @@ def bind_outcomes(root: Path, port: int, *, or_any: bool) -> WSGIServer:
         return [f"here are the outcomes of runs below {printable(str(root))}, at {page}\n".encode()]
 
     try:
-        return make_server(ADDRESS, port, answer, ThreadingWSGIServer, _Silent)
+        return make_server(LOOPBACK, port, answer, ThreadingWSGIServer, _Silent)
     except OSError as error:
         if not or_any or error.errno != errno.EADDRINUSE:
             raise OSError(
-                f"cannot serve outcomes on {ADDRESS}:{port}: {error.strerror}; "
+                f"cannot serve outcomes on {LOOPBACK}:{port}: {error.strerror}; "
                 "give another --outcomes-port"
             ) from None
-        return make_server(ADDRESS, 0, answer, ThreadingWSGIServer, _Silent)
+        return make_server(LOOPBACK, 0, answer, ThreadingWSGIServer, _Silent)
 
 
 def serve(server: WSGIServer, targets: Path) -> None:

@@ -25,8 +25,9 @@ from launch.monitoring.dashboards import render_dashboards
 from launch.monitoring.panels import DASHBOARDS
 from launch.monitoring.rules import render_rules
 from launch.options import write_own
-from launch.outcomes_server import ADDRESS, bind_outcomes, page_of, serve, serve_beside
+from launch.outcomes_server import bind_outcomes, page_of, serve, serve_beside
 from launch.templates import as_yaml
+from pipeline.config.schema import LOOPBACK
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 
@@ -97,7 +98,7 @@ def run(options: Options) -> None:
         elif options.start:
             _start(command, options.port, server, targets)
         else:
-            say(f"outcomes: http://{ADDRESS}:{port}{page}")
+            say(f"outcomes: http://{LOOPBACK}:{port}{page}")
             serve(server, targets)
 
 
@@ -126,7 +127,7 @@ def render_config(
     return string.Template(template).substitute(
         scrape_interval=scrape_interval,
         outcomes_page=outcomes_page,
-        outcomes_address=f"{ADDRESS}:{outcomes_port}",
+        outcomes_address=f"{LOOPBACK}:{outcomes_port}",
         targets=as_yaml(f"{targets}/*.json"),
         rules=as_yaml(str(rules)),
     )
@@ -138,7 +139,7 @@ def server_command(config: Path, storage: Path, port: int) -> list[str]:
         "prometheus",
         f"--config.file={config}",
         f"--storage.tsdb.path={storage}",
-        f"--web.listen-address={ADDRESS}:{port}",
+        f"--web.listen-address={LOOPBACK}:{port}",
     ]
 
 
@@ -151,7 +152,7 @@ def _start(command: list[str], port: int, outcomes: WSGIServer, targets: Path) -
             "again, or call without --start"
         )
     _check_port(port)
-    say(f"Prometheus: http://{ADDRESS}:{port}")
+    say(f"Prometheus: http://{LOOPBACK}:{port}")
     serve_beside(outcomes, targets)
     os.execv(binary, command)  # noqa: S606 - no name in the words reaches a shell
 
@@ -160,8 +161,8 @@ def _check_port(port: int) -> None:
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((ADDRESS, port))
+            probe.bind((LOOPBACK, port))
     except OSError as error:
         raise ValueError(
-            f"Prometheus cannot listen on {ADDRESS}:{port}: {error.strerror}; give another --port"
+            f"Prometheus cannot listen on {LOOPBACK}:{port}: {error.strerror}; give another --port"
         ) from None

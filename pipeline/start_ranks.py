@@ -5,6 +5,9 @@ leaves with a code other than 0, even if it was asked to stop, and then leaves w
 leaves with the code of the first such rank, and reports only those that were killed: then its code
 is 128 and the signal's number, as shells have it. It leaves with 75 if its node has not met the
 others, or has lost them, and if the job was asked to leave before this command started.
+
+With --standalone nothing listens but on loopback: torchrun alone lets the whole network reach the
+store of its ranks, from which it unpickles.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import os
 import signal
 import socket
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config.timeouts import EXIT_BARRIER_SECONDS
+from pipeline.config.timeouts import EXIT_BARRIER_SECONDS, LEAST_RENDEZVOUS_SECONDS
 from pipeline.run.ending import (
     AGENT_VARIABLE,
     ASKED_VARIABLE,
@@ -59,15 +63,20 @@ def _run(arguments: Sequence[str]) -> int:
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.elastic.rendezvous import api as meeting
     from torch.distributed.launcher import api
 
     # Ranks end together, but a node that got a signal says nothing, and torchrun, which has no
     # option for it, would let the others wait for 300 seconds.
     agent, seconds = vars(api)["LocalElasticAgent"], EXIT_BARRIER_SECONDS
     vars(api)["LocalElasticAgent"] = functools.partial(agent, exit_barrier_timeout=seconds)
+    kept: list[object] = []
+    vars(meeting)["get_free_port"] = functools.partial(_reserve_port, kept)
+    options = run.parse_args(list(arguments))
+    if options.standalone:
+        kept.append(_meet_here(options))
     try:
-        run.run(run.parse_args(list(arguments)))
+        run.run(options)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         killed = {rank: -code for rank, code in codes.items() if code < 0}
@@ -81,9 +90,35 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:  # mostly of the rendezvous, in whatever form
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: the ranks cannot be started: {type(error).__name__}: {reason}\n")
-        is_of_others = isinstance(error, RendezvousError | DistError)
+        is_of_others = isinstance(error, meeting.RendezvousError | DistError)
         return ExitCode.STOPPED if is_of_others else ExitCode.FAILED
     return ExitCode.DONE
+
+
+def _reserve_port(kept: list[object]) -> int:
+    """A port where rank 0 will listen: until then the system gives it to nobody else.
+
+    torchrun's own choice is free only when it is made, seconds before rank 0 takes it. Sockets that
+    may be used again share a port while only one of them listens.
+    """
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("", 0))
+    kept.append(place)
+    return int(place.getsockname()[1])
+
+
+def _meet_here(options: Namespace) -> object:
+    """Where torchrun's ranks meet, instead of its own store; to be kept as long as they run."""
+    from pipeline.config.schema import LOOPBACK
+    from pipeline.ranks.stores import host_store
+
+    store = host_store(f"{LOOPBACK}:0", LEAST_RENDEZVOUS_SECONDS)
+    options.standalone = False
+    options.rdzv_backend, options.rdzv_id, options.rdzv_conf = "c10d", "alexnet", "is_host=0"
+    options.rdzv_endpoint = f"{LOOPBACK}:{store.port}"
+    options.local_addr = LOOPBACK
+    return store
 
 
 if __name__ == "__main__":

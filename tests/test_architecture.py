@@ -87,11 +87,11 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "pipeline.report": ("pipeline.trained", "pipeline.metrics", "pipeline.run", SHARD_SET),
     "pipeline.watch": (
         *("pipeline.explain", "pipeline.report.marks", "pipeline.report.timeline"),
-        *("pipeline.metrics", "pipeline.run", SHARD_SET),
+        *("pipeline.metrics", "pipeline.run", *_BASE),
     ),
     "pipeline.follow": ("pipeline.run", SHARD_SET),
     "pipeline.exporter": ("pipeline.metrics", SHARD_SET),
-    "pipeline.start_ranks": ("pipeline.run", "pipeline.config"),
+    "pipeline.start_ranks": ("pipeline.ranks", "pipeline.run", "pipeline.config"),
     "pipeline.data.benchmark": ("pipeline.benchmark", "pipeline.ranks", SHARD_SET),
     "launch.monitoring": ("pipeline.metrics", "pipeline.run", *_BASE),
     "launch": (

@@ -47,6 +47,9 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 Port = Annotated[int, within(0, 65535, "a port from ")]
 
+LOOPBACK = "127.0.0.1"
+"""Where listens what is for this host alone."""
+
 AUTO_ADDRESS = "auto"
 """An exporter's address that is chosen when the job starts: see `MetricsConfig`."""
 

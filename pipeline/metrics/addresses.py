@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pipeline.config.schema import AUTO_ADDRESS, MetricsConfig
-
-LOOPBACK = "127.0.0.1"
+from pipeline.config.schema import AUTO_ADDRESS, LOOPBACK, MetricsConfig
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ANY_PORT = 9

@@ -32,9 +32,8 @@ from data_prep.shard_set.locks import locked
 from data_prep.shard_set.options import Named, read_options, words_of
 from data_prep.shard_set.streams import say
 from pipeline.config.data import Location
-from pipeline.config.schema import MetricsConfig, Port
+from pipeline.config.schema import LOOPBACK, MetricsConfig, Port
 from pipeline.config.timeouts import KEPT_SECONDS
-from pipeline.metrics.addresses import LOOPBACK
 from pipeline.metrics.discovery import Target, drop_unanswered, location_of
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.pages import Identity, application, check_certificates, explained, listen

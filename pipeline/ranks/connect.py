@@ -17,14 +17,12 @@ from typing import Any, assert_never
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not exported
 from torch.distributed.distributed_c10d import (
     PrefixStore,
     Store,
     _abort_process_group,
     _world,
 )
-from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.schema import DistributedConfig
 from pipeline.config.timeouts import collective_seconds, rendezvous_seconds
@@ -33,6 +31,7 @@ from pipeline.ranks.generations import Generations, store_of_generation
 from pipeline.ranks.gpus import driver_fault
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.memory import keep_freed_memory
+from pipeline.ranks.stores import host_store, join_store
 from pipeline.ranks.world import World
 from pipeline.run.console import counted
 from pipeline.run.ending import handled_signals
@@ -108,12 +107,8 @@ def finding_ranks(timeout_seconds: float) -> Iterator[None]:
 
 def store_of_attempt(environment: LaunchEnvironment, timeout_seconds: float) -> Store:
     """Where the ranks of this attempt of the launcher meet: see `finding_ranks` for what fails."""
-    timeout = datetime.timedelta(seconds=timeout_seconds)
-    if environment.supervisor is None:
-        everything, _, _ = next(rendezvous("env://", timeout=timeout))
-    else:
-        host, _, port = environment.rendezvous.rpartition(":")
-        everything = TCPStore(host, int(port), timeout=timeout, wait_for_workers=False)
+    is_here = environment.hosts_store and environment.supervisor is None
+    everything = (host_store if is_here else join_store)(environment.rendezvous, timeout_seconds)
     # In one store for all attempts an earlier one's addresses are those of dead ranks, and its
     # failure is not this one's. A new store needs no number, and hosts may differ in theirs.
     attempt = environment.attempt if environment.is_store_kept else "new"

@@ -49,6 +49,11 @@ class LaunchEnvironment:
     """
 
     @property
+    def hosts_store(self) -> bool:
+        """Whether the store where the ranks meet is on this rank's side."""
+        return self.rank == 0 and not self.is_store_kept
+
+    @property
     def parent(self) -> int | None:
         """The process that looks after this one, if any does."""
         return self.supervisor or self.agent

@@ -25,8 +25,6 @@ from functools import partial
 from types import FrameType
 from typing import TypeVar
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not exported
-
 from data_prep.shard_set.streams import say
 from pipeline.config import timeouts
 from pipeline.config.schema import DistributedConfig
@@ -36,6 +34,7 @@ from pipeline.ranks.generations import Generations
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.links import Links
 from pipeline.ranks.stop import StopSignals
+from pipeline.ranks.stores import host_store
 from pipeline.run.ending import ExitCode, end_with_parent, handled_signals, how_killed
 
 T = TypeVar("T")
@@ -56,7 +55,7 @@ def supervise(
     keeper, links, seconds = None, Links(), timeouts.rendezvous_seconds(config.timeout_seconds)
     try:
         with killable(), finding_ranks(seconds), links.noted():
-            keeper = _keep_store(environment)
+            keeper = _keep_store(environment, seconds)
             store = store_of_attempt(environment, seconds)
         store.set_timeout(timedelta(seconds=timeouts.ANSWER_OF_STORE_SECONDS))
         links.limit(timeouts.ANSWER_OF_STORE_SECONDS)
@@ -181,22 +180,21 @@ class _Supervisor:
         return True
 
 
-def _keep_store(environment: LaunchEnvironment) -> int | None:
+def _keep_store(environment: LaunchEnvironment, seconds: float) -> int | None:
     """On rank 0's side, unless the launcher keeps one: a process with the store of this attempt.
 
     It is no thread of the supervisor, which forks, and outlives rank 0. Raises `RuntimeError` if
     there can be none, such as at a port that another program uses.
     """
-    if environment.rank or environment.is_store_kept:
+    if not environment.hosts_store:
         return None
     reader, writer = os.pipe()
 
     def keep() -> int:
         for number in handled_signals():
             signal.signal(number, signal.SIG_IGN)
-        host, _, port = environment.rendezvous.rpartition(":")
         try:
-            store = TCPStore(host, int(port), is_master=True, wait_for_workers=False)
+            store = host_store(environment.rendezvous, seconds)
         except RuntimeError as error:
             os.write(writer, str(error).encode())
             return ExitCode.FAILED

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.config.schema import MetricsConfig
-from pipeline.metrics.addresses import LOOPBACK, Node, choose_address, exposure, is_loopback
+from pipeline.config.schema import LOOPBACK, MetricsConfig
+from pipeline.metrics.addresses import Node, choose_address, exposure, is_loopback
 from pipeline.metrics.rank import RankMetrics
 from pipeline.ranks.world import World
 from pipeline.run.console import Console

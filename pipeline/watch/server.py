@@ -21,11 +21,11 @@ from typing import Annotated, Any
 from data_prep.shard_set.fields import within
 from data_prep.shard_set.options import Named
 from data_prep.shard_set.streams import say
+from pipeline.config.schema import LOOPBACK
 from pipeline.run.directory import RunDirectory
 from pipeline.watch.root import Root
 from pipeline.watch.text import shown
 
-_ADDRESS = "127.0.0.1"
 _OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 """With any port: it may be that of a tunnel."""
 
@@ -68,7 +68,7 @@ def run(options: Options) -> None:
     root = Root(path)
     with bind(root, options.port) as server:
         threading.Thread(target=root.follow, daemon=True).start()
-        say(f"{root.path}: http://{_ADDRESS}:{options.port}/")
+        say(f"{root.path}: http://{LOOPBACK}:{options.port}/")
         server.serve_forever()
 
 
@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
         contents = b"".join(content for content, _ in self.files.values())
         self.version = sha256(contents).hexdigest()
         """Of the page: an open one that is older loads itself again."""
-        super().__init__((_ADDRESS, port), _Handler)
+        super().__init__((LOOPBACK, port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that leaves in the middle of an answer is no news."""
@@ -99,7 +99,7 @@ def bind(root: Root, port: int) -> Server:
         return Server(root, port)
     except OSError as error:
         raise OSError(
-            f"cannot serve on {_ADDRESS}:{port}: {error.strerror}; give another --port"
+            f"cannot serve on {LOOPBACK}:{port}: {error.strerror}; give another --port"
         ) from None
 
 

@@ -9,9 +9,8 @@ import sys
 
 import pytest
 
-from pipeline.config.schema import MetricsConfig
+from pipeline.config.schema import LOOPBACK, MetricsConfig
 from pipeline.metrics.addresses import (
-    LOOPBACK,
     Node,
     address_towards,
     choose_address,

@@ -46,4 +46,4 @@ def test_a_port_that_another_program_uses_is_said_at_once(tmp_path: Path) -> Non
         supervised("waiting", tmp_path, other.getsockname()[1]) as job,
     ):
         assert job.wait() == [ExitCode.FAILED]
-    assert "failed to listen" in job.errors[0]
+    assert "cannot listen at 127.0.0.1:" in job.errors[0]
