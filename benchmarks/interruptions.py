@@ -9,6 +9,8 @@ time limit, `scontrol requeue`, preemption, `scancel` and a new submission, a fi
 submission, kill -9 of a rank, a rank that is stopped, and the loss of the node. A preemption and a
 lost node hit the run beside it too. Every run must end with every step logged once and with the
 weights of a run that was never interrupted, bit for bit.
+
+Longer than 250 lines: the ways to interrupt are here, and what must come of each.
 """
 
 from __future__ import annotations

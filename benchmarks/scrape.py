@@ -11,6 +11,8 @@ exporter does between scrapes is measured for 20 s while it is left alone, and c
 targets that a server stands in for. It answers with the text of the node above under other ranks,
 the job's own metrics on the first node only, and counters that grow; scrapes are every 2 s instead
 of 15, for 60 s.
+
+Longer than 250 lines: both ends of a scrape, and who stands in for 63 nodes of them.
 """
 
 from __future__ import annotations

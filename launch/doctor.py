@@ -11,7 +11,8 @@ from typing import Annotated
 from data_prep.shard_set.fields import at_least
 from data_prep.shard_set.options import words_of
 from data_prep.shard_set.streams import say
-from launch.local import local_environment, num_gpus, torchrun_command
+from launch.local import num_gpus
+from launch.torchrun import local_environment, torchrun_command
 from pipeline.config.order import Surroundings
 from pipeline.config.schema import Config
 from pipeline.config.timeouts import DOCTOR_SECONDS, SHUTDOWN_VARIABLE

@@ -18,6 +18,7 @@ from pipeline.config.schema import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_prep", "launch", "pipeline")
+MOST_LINES = 250
 OURS = (*PACKAGES, "benchmarks", "tests")
 
 LAUNCHER_VARIABLES = {
@@ -233,6 +234,13 @@ def test_every_module_is_in_a_room() -> None:
 def test_every_room_is_there_and_says_what_lives_in_it() -> None:
     for room in ROOMS:
         assert ast.get_docstring(parse(MODULES[room])), room
+
+
+def test_a_long_module_says_why_it_is_one() -> None:
+    benchmarks = (ROOT / "benchmarks").rglob("*.py")
+    for source in (*SOURCES, *benchmarks):
+        if len(source.read_text().splitlines()) > MOST_LINES:
+            assert f"Longer than {MOST_LINES} lines: " in (ast.get_docstring(parse(source)) or "")
 
 
 def test_a_room_is_above_those_it_imports() -> None:

@@ -233,10 +233,10 @@ RANKS = """
 import sys
 from pathlib import Path
 from data_prep.shard_set.streams import open_streams
-from launch.local import _run_torchrun
+from launch.torchrun import run_torchrun
 open_streams()
 words = [sys.executable, "-c", r"import os; os.write(1, b'\\x1b]0;x\\x07of a rank \\xff\\n')"]
-_run_torchrun(lambda: words, Path("log"), Path("events"))
+run_torchrun(lambda: words, Path("log"), Path("events"))
 """
 
 

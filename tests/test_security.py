@@ -115,7 +115,7 @@ def test_lines_for_people_are_written_by_one_function() -> None:
     }
     assert written == {
         "launch.alexnet",  # help
-        "launch.local",  # what the ranks have written
+        "launch.torchrun",  # what the ranks have written
         "launch.manifests",  # YAML
         "launch.submit",  # scripts
         "pipeline.predict.__main__",  # over a progress bar

@@ -1,6 +1,6 @@
 """Every alert, declared once: when it fires, what it says, and which other alert explains it.
 
-A table, and so longer than a module should be. `docs/alerts.md` has a paragraph for each.
+Longer than 250 lines: a table. `docs/alerts.md` has a paragraph for each.
 
 Two alerts never fire for one cause: an alert is silent while one of those that it yields to fires,
 or did so lately. Causes come first, because Prometheus evaluates the rules in this order.

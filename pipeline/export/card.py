@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from data_prep.shard_set.files import as_command, as_text, printable, write_atomically
+from data_prep.shard_set.files import as_command, as_text, write_atomically
 from pipeline.config.marks import show
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import is_operational, values_of
 from pipeline.export.curve import draw_curve
 from pipeline.export.formats import Format, file_name
+from pipeline.export.markdown import code, prose, quoted
 from pipeline.export.onnx_model import GraphOptions
 from pipeline.run.dataset import MEAN_IMAGE
 from pipeline.run.events import EvalEvent
@@ -71,33 +71,17 @@ def _front_matter(network: TrainedNetwork) -> str:
     ]
     results = list(_evaluations(network))
     if results:
-        lines += ["model-index:", f"- name: {_quoted(origin.run)}", "  results:"]
+        lines += ["model-index:", f"- name: {quoted(origin.run)}", "  results:"]
     for event in results:
-        title = _quoted(event.shard_set or network.dataset.title)
+        title = quoted(event.shard_set or network.dataset.title)
         lines += [
             "  - task: {type: image-classification}",
-            f"    dataset: {{type: {title}, name: {title}, split: {_quoted(event.split)}}}",
+            f"    dataset: {{type: {title}, name: {title}, split: {quoted(event.split)}}}",
             *("    metrics:", f"    - {{type: accuracy, name: top-1, value: {event.top1:.6f}}}"),
         ]
         if event.top5 is not None:
             lines.append(f"    - {{type: accuracy, name: top-5, value: {event.top5:.6f}}}")
     return "\n".join([*lines, "---", ""])
-
-
-def _prose(text: str) -> str:
-    """Text of others within a line of Markdown: no HTML, link or other markup comes of it."""
-    return re.sub(r"[\\`*\[\]<>&$|~]", lambda found: f"&#{ord(found[0])};", printable(text))
-
-
-def _code(text: str) -> str:
-    """Text of others as Markdown's code, whatever backticks it has."""
-    text = printable(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{text}{fence}" if text.strip("`") == text != "" else f"{fence} {text} {fence}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(printable(text), ensure_ascii=False)
 
 
 def _evaluations(network: TrainedNetwork) -> Iterator[EvalEvent]:
@@ -111,22 +95,22 @@ def _summary(network: TrainedNetwork) -> str:
     count = sum(parameter.numel() for parameter in network.model.parameters())
     began = "" if origin.began is None else f" It began with the weights of {_named(origin.began)}."
     return (
-        f"# {name}, trained on {_prose(dataset.title)}\n\n"
+        f"# {name}, trained on {prose(dataset.title)}\n\n"
         f"`{name}`, {count:,} parameters, {dataset.num_classes:,} classes: the weights after step "
-        f"{origin.step:,} of the run {_code(origin.run)}, of the recipe "
-        f"{_code(origin.recipe)}.{began}\n"
-        f"The hash of the weights is {_code(origin.weights_sha256)}.\n"
+        f"{origin.step:,} of the run {code(origin.run)}, of the recipe "
+        f"{code(origin.recipe)}.{began}\n"
+        f"The hash of the weights is {code(origin.weights_sha256)}.\n"
     )
 
 
 def _named(began: Mapping[str, Any]) -> str:
     """What `Settings` keeps of the weights that a run began with, without places of its host."""
     place = began.get("checkpoint") or began.get("path")
-    name = _code(Path(str(place)).name)
+    name = code(Path(str(place)).name)
     if (sha256 := began.get("weights_sha256")) is not None:
-        name += f", whose hash is {_code(str(sha256))}"
+        name += f", whose hash is {code(str(sha256))}"
     if (layer := began.get("new_layer")) is not None:
-        name += f", and a new last layer {_code(str(layer))}"
+        name += f", and a new last layer {code(str(layer))}"
     return name
 
 
@@ -135,11 +119,11 @@ def _accuracy(network: TrainedNetwork, formats: Sequence[Format]) -> str:
     lines = ["## Accuracy", ""]
     for row in rows:
         top5 = "" if row.correct5 is None else f", top-5 {_share(row.correct5, row.seen)}"
-        title = _prose(row.shard_set or network.dataset.title)
+        title = prose(row.shard_set or network.dataset.title)
         if not row.own_shards:
-            title += f" (another shard set, with the hash {_code(str(row.manifest_sha256))})"
+            title += f" (another shard set, with the hash {code(str(row.manifest_sha256))})"
         lines.append(
-            f"- {_code(row.split)} of {title}, views of an image: {row.views or 1}. "
+            f"- {code(row.split)} of {title}, views of an image: {row.views or 1}. "
             f"Top-1 **{_share(row.correct1, row.seen)}**{top5}."
         )
     views = rows[0].views if rows else network.config.evaluation.views
@@ -236,18 +220,18 @@ def _training(network: TrainedNetwork) -> str:
 
 def _data(network: TrainedNetwork) -> str:
     dataset = network.dataset
-    splits = ", ".join(f"{count:,} of {_code(name)}" for name, count in dataset.num_samples.items())
+    splits = ", ".join(f"{count:,} of {code(name)}" for name, count in dataset.num_samples.items())
     given = ((name, value) for name, value in sorted(dataset.options.items()) if value is not None)
-    options = _prose(", ".join(f"{name} {value}" for name, value in given))
+    options = prose(", ".join(f"{name} {value}" for name, value in given))
     lines = [
         *("## Data", ""),
-        f"{_prose(dataset.title)}, source {_code(dataset.source)}, encoding "
-        f"{_code(dataset.encoding)}; images: "
+        f"{prose(dataset.title)}, source {code(dataset.source)}, encoding "
+        f"{code(dataset.encoding)}; images: "
         f"{splits}. Options of the conversion: {options or 'none'}. The SHA-256 of the shard set's "
         f"manifest `_info.json` is `{dataset.manifest_sha256}`; through the hashes in it, it is "
         "that of every image.",
         "",
     ]
     if dataset.num_classes <= _MOST_CLASSES:
-        lines += [f"Classes: {', '.join(map(_prose, dataset.class_names))}.", ""]
+        lines += [f"Classes: {', '.join(map(prose, dataset.class_names))}.", ""]
     return "\n".join(lines)

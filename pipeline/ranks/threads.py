@@ -17,7 +17,7 @@ class Threads:
         """One that is not started yet, and that the process does not wait for at its end."""
         return threading.Thread(target=target, name=name, daemon=True)
 
-    def one_more(self, name: str, begin: Callable[[], None] | None = None) -> Executor:
+    def one_more(self, name: str, begin: Callable[[], object] | None = None) -> Executor:
         """Does one thing after another, in a thread of its own that begins with `begin`."""
         return ThreadPoolExecutor(1, name, initializer=begin)
 

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -32,7 +31,10 @@ from pipeline.train.replicas import ReplicaCheck
 from pipeline.train.snapshot import Snapshots
 
 _NICENESS = 5
-"""Of the thread that writes. The steps then have three quarters of a core that both want."""
+"""Of the thread that writes: for Linux each has its own.
+
+The steps then have three quarters of a core that both want.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +70,7 @@ class Saves:
         self._replicas = replicas
         self._snapshots = Snapshots(components.world.device)
         self._copies = components.config.checkpoint.background
-        self._thread = components.world.threads.one_more("saving", _give_way)
+        self._thread = components.world.threads.one_more("saving", lambda: os.nice(_NICENESS))
         self._in_flight: _Save | None = None
         self._future: Future[_Written] | None = None
         """On rank 0, until the save in flight is reported."""
@@ -243,9 +245,3 @@ class Saves:
             self.saved_step = save.step
         else:
             self._components.progress.marked = save.marked_before
-
-
-def _give_way() -> None:
-    """Let this thread have less of the processors than those that train; Linux knows how."""
-    mine = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), mine + _NICENESS)

@@ -15,13 +15,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import (
-    _run_torchrun,
-    choose_num_ranks,
-    local_environment,
-    num_gpus,
-    torchrun_command,
-)
+from launch.local import choose_num_ranks, num_gpus
+from launch.torchrun import local_environment, run_torchrun, torchrun_command
 from pipeline.metrics.rank_file import read_rank_file
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import STOP_SIGNALS, JobOutcome, exit_code_of
@@ -247,7 +242,7 @@ def test_a_full_disk_costs_lines_of_the_log_alone(
     try:
         lines = "print('a line\\n' * 20_000, end='error: x\\nerror: x\\n')"
         command = [sys.executable, "-c", lines]
-        assert _run_torchrun(lambda: command, Path("/dev/full"), Path("/no/events")) == (0, None)
+        assert run_torchrun(lambda: command, Path("/dev/full"), Path("/no/events")) == (0, None)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -394,7 +389,7 @@ def test_a_folder_that_is_no_run_is_named(
 def test_a_log_of_what_was_not_started_hides_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.local._run_torchrun", lambda *_: (1, ""))
+    monkeypatch.setattr("launch.local.run_torchrun", lambda *_: (1, ""))
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "local-1.log").touch()
     os.utime(tmp_path / "logs" / "local-1.log", (1, 1))
@@ -460,7 +455,7 @@ def test_the_first_node_says_that_a_job_was_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a pod nobody knows how long it had to wait; a job that leaves nothing has failed."""
-    monkeypatch.setattr("launch.local._run_torchrun", lambda *_: (0, None))
+    monkeypatch.setattr("launch.local.run_torchrun", lambda *_: (0, None))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     if pod:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")

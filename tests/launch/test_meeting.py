@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import local_environment, torchrun_command
 from launch.meeting import Meeting, has_lost_nodes
+from launch.torchrun import local_environment, torchrun_command
 from pipeline.run.events import Event
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.launch.test_local import children_of, kill_tree, start

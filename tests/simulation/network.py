@@ -363,7 +363,7 @@ class SimThreads(Threads):
     def thread(self, target: Callable[[], None], name: str) -> Any:
         return SimThread(self._attempt.kernel.tasks, self._process, target)
 
-    def one_more(self, name: str, begin: Callable[[], None] | None = None) -> Executor:
+    def one_more(self, name: str, begin: Callable[[], object] | None = None) -> Executor:
         """Who says how to `begin` does so with its real thread, of which there is none here."""
         if begin is None:
             return _Asker(self._attempt, self._store)
