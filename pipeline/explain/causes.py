@@ -27,6 +27,9 @@ _HANGS = re.compile(
     r"rank (?P<rank>\d{1,9})(?: on (?P<host>\S+))? (?:hangs|gives no sign of life)"
     r"(?:, (?P<phase>[a-z' ]+) after step)?"
 )
+_NAMES_NOBODY = re.compile(
+    "all ranks wait for each other|the store where the ranks meet does not answer"
+)
 _ADVICE = re.compile(r"; (?:lower|once that is mended|see that it is there) .*")
 _STACKS = re.compile(r"; the stacks of all ranks are in .*")
 
@@ -62,7 +65,7 @@ def _verdict(seen: Evidence) -> Cause | None:
     first_lines = (path.read_text(errors="replace").partition("\n")[0] for path in sorted(dumps))
     for text in (seen.error, *first_lines, *seen.reported):
         found = list(_HANGS.finditer(text))
-        if found or "all ranks wait for each other" in text:
+        if found or _NAMES_NOBODY.search(text):
             return _hang(seen, _STACKS.sub("", text), found)
     return None
 

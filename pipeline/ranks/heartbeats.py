@@ -8,6 +8,7 @@ gone.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ParamSpec, TypeVar
@@ -16,15 +17,13 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # not exp
 from torch.distributed.distributed_c10d import Store
 
 from pipeline.ranks.failure import FirstFailure, from_store
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _SILENT = "gives no sign of life"
-SILENT_STORE = FirstFailure(
-    f"rank 0 {_SILENT}: the store that it keeps does not answer", is_main_silent=True
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +83,19 @@ def judge(
     return FirstFailure(f"all ranks wait for each other: {', '.join(behind)}")
 
 
+def silent_store(environment: LaunchEnvironment) -> FirstFailure:
+    """The verdict where the store does not answer. Nobody reads another's: each rank has its own.
+
+    It is on rank 0 if that keeps the store, unless it is rank 0 that asks.
+    """
+    if environment.rank and not environment.is_store_kept:
+        text = f"rank 0 {_SILENT}: the store that it keeps does not answer"
+    else:
+        keeper = "torchrun" if environment.is_store_kept else "this host"
+        text = f"the store where the ranks meet does not answer; {keeper} keeps it"
+    return FirstFailure(text, is_main_silent=True)
+
+
 class Board:
     """Posts for this rank, and reads what all ranks have posted.
 
@@ -99,9 +111,13 @@ class Board:
         self._num_ranks = num_ranks
         self._timeout = max(timeout_seconds, 1.0)
         self._asking = threads.one_more("watchdog-store")
+        self.answered = time.monotonic()
+        """When the store last did."""
 
     def _ask(self, question: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return self._asking.submit(question, *args, **options).result(self._timeout)
+        answer = self._asking.submit(question, *args, **options).result(self._timeout)
+        self.answered = time.monotonic()
+        return answer
 
     def post(self, rank: int, heartbeat: Heartbeat) -> None:
         self._ask(self._store.set, f"pulse/{rank}", json.dumps(asdict(heartbeat)))

@@ -33,7 +33,7 @@ from pipeline.config.timeouts import (
     num_judged,
 )
 from pipeline.ranks.failure import FirstFailure
-from pipeline.ranks.heartbeats import SILENT_STORE, Board, Heartbeat, judge
+from pipeline.ranks.heartbeats import Board, Heartbeat, judge, silent_store
 from pipeline.ranks.mesh import Mesh
 from pipeline.ranks.world import World
 from pipeline.run.directory import RunDirectory
@@ -66,6 +66,7 @@ class Watchdog:
         )
         shortest = min(config.timeout_seconds, config.save_timeout_seconds)
         self._period = heartbeat_seconds(shortest)
+        self._judging = num_judged(self._period) * self._period
         self._count = 0
         self._at = Phase.READING, 0, time.monotonic()
         self._board = Board(world.watchdog_store, world.size, self._period, world.threads)
@@ -118,7 +119,10 @@ class Watchdog:
                 if verdict is None and heartbeat.is_overdue:
                     verdict = self._judge()
             except Exception:  # of the store's connection, in whatever form
-                verdict = SILENT_STORE if heartbeat.is_overdue else None
+                is_silent = time.monotonic() - self._board.answered > self._judging
+                verdict = None
+                if heartbeat.is_overdue and is_silent:
+                    verdict = silent_store(self._world.environment)
             if verdict is not None:
                 self._end(verdict)
                 if not self._is_over.wait(LATE_SECONDS):  # the main thread has not noticed

@@ -11,7 +11,8 @@ import pytest
 
 from launch.__main__ import main
 from pipeline.explain.explanation import ADVICE, CauseKind
-from pipeline.ranks.heartbeats import SILENT_STORE, Heartbeat, judge
+from pipeline.ranks.heartbeats import Heartbeat, judge, silent_store
+from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.run.phase import Phase
 from tests.pipeline.explain.scenes import BEGIN, HERE, Scene, tools
 from tests.pipeline.fake_run import train_fields
@@ -204,6 +205,11 @@ def verdict(before: list[Heartbeat | None], now: list[Heartbeat | None]) -> str:
     return f"{judge(before, now)}; the stacks of all ranks are in run/hangs"
 
 
+def no_answer(environment: LaunchEnvironment) -> str:
+    """The watchdog's own, where the store does not answer."""
+    return f"{silent_store(environment)}; the stacks of all ranks are in run/hangs"
+
+
 def moved(beats: list[Heartbeat | None], *ranks: int) -> list[Heartbeat | None]:
     """Those of these ranks have come on."""
     return [
@@ -244,7 +250,9 @@ def moved(beats: list[Heartbeat | None], *ranks: int) -> list[Heartbeat | None]:
             ),
             *(None, None),
         ),
-        (f"{SILENT_STORE}; the stacks of all ranks are in run/hangs", 0, None),
+        (no_answer(LaunchEnvironment(rank=1)), 0, None),
+        (no_answer(LaunchEnvironment(rank=0)), None, None),
+        (no_answer(LaunchEnvironment(rank=1, is_store_kept=True)), None, None),
     ],
 )
 def test_a_verdict_names_who_hung_wherever_it_was_left(

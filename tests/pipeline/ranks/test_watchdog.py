@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # not exported
 
 from pipeline.config.schema import DistributedConfig
+from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.heartbeats import Heartbeat, judge
 from pipeline.ranks.watchdog import Watchdog, flight_record
 from pipeline.run.directory import RunDirectory
@@ -16,6 +22,7 @@ from pipeline.run.phase import Phase
 from tests.pipeline.worlds import SINGLE, fused
 
 OVERDUE, AT_WORK = 61.0, 3.0
+LIMIT = 1.0
 
 
 def heartbeat(
@@ -114,6 +121,41 @@ def test_a_first_heartbeat_is_a_sign_of_life() -> None:
 
 def test_the_flight_recorder_is_one_that_torch_has() -> None:
     assert flight_record().startswith(b"{")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("silence", "said"),
+    [
+        (1.0, "rank 0 on .* hangs, computing gradients after step 6 "),
+        (math.inf, "the store where the ranks meet does not answer; this host keeps it"),
+    ],
+)
+def test_a_store_that_does_not_answer_for_a_moment_is_not_to_blame(
+    silence: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on a busy host: as long as for ranks it is waited for, too."""
+    begin, verdicts, is_over = time.monotonic(), list[FirstFailure](), threading.Event()
+
+    def answer(*_: object) -> object:
+        if LIMIT < time.monotonic() - begin < LIMIT + silence:
+            raise RuntimeError("Connection reset by peer")
+        return mock.DEFAULT
+
+    def end(_: Watchdog, verdict: FirstFailure) -> None:
+        verdicts.append(verdict)
+        is_over.set()
+
+    monkeypatch.setattr(Watchdog, "_end", end)
+    store = HashStore()
+    answering = mock.Mock(wraps=store)
+    answering.set.side_effect = answering.check.side_effect = answer
+    world = dataclasses.replace(SINGLE, store=store, watchdog_store=answering)
+    config = DistributedConfig(timeout_seconds=LIMIT)
+    with Watchdog(world, fused(SINGLE), RunDirectory(Path("run")), config) as watchdog:
+        watchdog.enter(Phase.COMPUTING, 6)
+        assert is_over.wait(60)
+    assert re.match(said, verdicts[0].text), verdicts
 
 
 def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:
