@@ -49,7 +49,6 @@ def local_environment(*, is_alone: bool = True) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # as torchrun has it; ranks set their own number of threads
         SHUTDOWN_VARIABLE: str(SHUTDOWN_SECONDS),
         **os.environ,
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted ranks do not find each other
     }
 
 

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     if ASKED_VARIABLE in os.environ and Path(os.environ[ASKED_VARIABLE]).exists():
         return ExitCode.STOPPED
     logging.disable()  # torchrun's own lines; the ranks are other processes
+    # Rank 0 has the store, a new one for each attempt: in an old one ranks do not find each other.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stacks when a store is gone
     # torch asks for the full name for its records alone, and where no name server answers each
     # question takes a minute.
