@@ -119,7 +119,7 @@ def _join(
 
 def _keep_store(kernel: Kernel, environment: LaunchEnvironment) -> int | None:
     """`supervisor._keep_store`."""
-    if environment.rank or environment.is_store_kept:
+    if not environment.hosts_store:
         return None
     attempt = cast(Program, kernel.running().program).attempt
 
@@ -176,7 +176,7 @@ def opened(kernel: Kernel) -> Iterator[None]:
         (connect, "_join", lambda *given: _join(kernel, *given)),
         (generations, "PrefixStore", lambda prefix, store: store.within(prefix)),
         (supervisor, "store_of_attempt", store_of),
-        (supervisor, "_keep_store", lambda environment: _keep_store(kernel, environment)),
+        (supervisor, "_keep_store", lambda environment, _: _keep_store(kernel, environment)),
         (supervisor, "_fork", lambda body: _fork_rank(kernel, body)),
         (supervisor, "resource", limits),
         (supervisor, "select", SimpleNamespace(select=kernel.wait_for_child)),
