@@ -85,9 +85,12 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextlib.contextmanager
 def rank_process(
-    run: Path, rank: int, interval_seconds: float = 0.1
+    run: Path, rank: int, interval_seconds: float = 0.5
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A rank that has published."""
+    """A rank that has published. After ten intervals without a sign of life it is taken for dead.
+
+    On a busy machine a process may not run for a second.
+    """
     path = run / "metrics" / f"rank-{rank:05d}.prom"
     path.unlink(missing_ok=True)
     with process("tests.pipeline.rank_process", run, rank, interval_seconds) as child:

@@ -119,7 +119,7 @@ def test_a_run_whose_disk_cannot_be_asked_hides_no_other(
 
 
 def test_of_ranks_on_another_host_silence_tells(run: RunDirectory) -> None:
-    with rank_process(run.path, 0) as leader:
+    with rank_process(run.path, 0, 0.1) as leader:
         leader.kill()
         leader.wait()
     (rank,) = run_status(run, "elsewhere").ranks
