@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.run.directory import RunDirectory
 from tests.integration.training import all_rows, finish, rows, train, wait_for_step
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.follow.test_follow import assert_shown, follower
 
 
@@ -22,7 +23,7 @@ def test_a_follower_of_a_run_that_is_killed_and_resumed_shows_what_is_not_void(
         first.communicate()
     with follower(run, "--to", "tensorboard") as second:
         finish(1, shards, run.path)
-        assert second.wait(120) == 0
+        assert second.wait(DEADLINE_SECONDS) == 0
     steps = [row["step"] for row in rows(run.path, "train")]
     assert steps == [*range(1, 25)]
     assert sum(row["kind"] == "train" for row in all_rows(run.path)) > len(steps), (

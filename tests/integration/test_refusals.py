@@ -32,7 +32,8 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
-from tests.pipeline.rank_jobs import DEADLINE_SECONDS, Job
+from tests.machine import DEADLINE_SECONDS
+from tests.pipeline.rank_jobs import Job
 
 OPTION_ODD = ["--global_batch_size", 25]
 OPTION_LARGE = ["--global_batch_size", 300]

@@ -36,9 +36,8 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
-from tests.machine import wait_until
+from tests.machine import DEADLINE_SECONDS, wait_until
 from tests.pipeline.monitoring import parse
-from tests.pipeline.rank_jobs import DEADLINE_SECONDS
 
 STOPPED = 75
 

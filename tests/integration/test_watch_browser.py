@@ -46,7 +46,7 @@ def server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def shows(page: Page, expression: str, wanted: str) -> None:
-    wait_for(lambda: wanted in (page.evaluate(expression) or ""), f"{expression}: {wanted}", 60)
+    wait_for(lambda: wanted in (page.evaluate(expression) or ""), f"{expression}: {wanted}")
 
 
 def assert_is_readable(page: Page) -> None:

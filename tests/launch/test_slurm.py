@@ -11,6 +11,7 @@ import pytest
 
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY
 
 HARD = 'it\'s a "run" of $HOME'
@@ -121,7 +122,7 @@ def be_job(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=DEADLINE_SECONDS,
         check=False,
     )
 

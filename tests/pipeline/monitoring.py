@@ -22,14 +22,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from pipeline.run.ending import RUN_OUTCOMES
-from tests.machine import skip
+from tests.machine import DEADLINE_SECONDS, skip
 
 REPOSITORY = Path(__file__).parents[2]
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
     """Poll until `condition` holds; fail the test if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -102,7 +102,7 @@ def finish(rank: subprocess.Popen[bytes]) -> None:
     """Let a rank end well."""
     assert rank.stdin is not None
     rank.stdin.close()
-    assert rank.wait(30) == 0
+    assert rank.wait(DEADLINE_SECONDS) == 0
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def question(target: Path) -> str:
 
 def fetch(address: str, path: str = "/metrics") -> bytes:
     """What is served there; raises `urllib.error.HTTPError` if that is refused."""
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=DEADLINE_SECONDS) as response:
         content = response.read()
     assert isinstance(content, bytes)
     return content

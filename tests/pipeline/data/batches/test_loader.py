@@ -31,13 +31,10 @@ from pipeline.data.order.partition import (
 )
 from pipeline.data.readers.file_reader import FileReader
 from pipeline.data.readers.sample_index import ReadCost
-from tests.machine import wait_until
+from tests.machine import DEADLINE_SECONDS, wait_until
 
 AT_ONCE = pytest.mark.parametrize("at_once", [1, 3])
 """Batches that the reader reads at the same time."""
-
-DEADLINE_SECONDS = 30.0
-"""After so long a thread is taken to hang."""
 
 
 class FakeReader(FileReader):

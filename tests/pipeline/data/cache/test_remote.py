@@ -25,12 +25,11 @@ from pipeline.data.cache.remote import (
     fetch,
     location_of,
 )
-from tests.machine import is_running, wait_until
+from tests.machine import DEADLINE_SECONDS, is_running, wait_until
 from tests.pipeline.data.cache.cache_process import make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.data.cache.silence import let_only_silence_last
 
-DEADLINE_SECONDS = 30.0
 NAME = "train-000000.tar"
 BYTES = np.random.default_rng(0).bytes(300_000)
 CONTENT = Content(num_bytes=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
@@ -126,7 +125,7 @@ def test_what_is_too_long_is_cut_off(server: FlakyServer) -> None:
     ("fault", "cause"),
     [
         ("drop", r"curl: \(18\) .+ \(exit code 18\)"),
-        ("stall", r"no byte came for 30 s"),
+        ("stall", r"no byte came for 300 s"),
         ("503", r"returned error: 503 \(exit code 22\)"),
         ("404", r"returned error: 404 \(exit code 22\)"),
         ("short", r"it ended after 150000 of 300000 bytes"),
@@ -248,7 +247,7 @@ def test_nothing_a_stalled_command_started_is_left(
         return True
 
     let_only_silence_last(monkeypatch, is_waiting)
-    with pytest.raises(FetchError, match=r"in 2 attempts: no byte came for 30 s"):
+    with pytest.raises(FetchError, match=r"in 2 attempts: no byte came for 300 s"):
         fetched(url, make_config(fetch_timeout_seconds=DEADLINE_SECONDS, fetch_attempts=2))
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) == 4

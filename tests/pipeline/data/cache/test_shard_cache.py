@@ -35,13 +35,12 @@ from pipeline.data.cache.remote import FetchError
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache, ShardSet, cached_path
 from pipeline.data.order.shard_needs import ShardNeed
-from tests.machine import wait_until
+from tests.machine import DEADLINE_SECONDS, wait_until
 from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
 from tests.pipeline.data.cache.silence import let_only_silence_last
 from tests.pipeline.fake_run import make_images, write_shard_set
 
-DEADLINE_SECONDS = 20.0
 NUM_SHARDS = 6
 LABELS = np.arange(NUM_SHARDS * 20) % 10
 NAMES = [f"val-{number:06d}.tar" for number in range(NUM_SHARDS)]
