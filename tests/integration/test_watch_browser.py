@@ -19,7 +19,7 @@ from tests.pipeline.monitoring import free_port, process, wait_for
 
 EVIL = "<img src=x onerror=alert(1)>"
 SAVING = [*LONG, "--checkpoint.every_epochs", 0.5, "--evaluation.every_epochs", 1]
-SAVING += ["--metrics.publish_seconds", 0.5]
+SAVING += ["--metrics.publish_seconds", 0.5, "--epochs", 2000]  # a browser may be slow
 
 WORD = "document.querySelector('#state .state')?.innerText"
 SENTENCE = "document.querySelector('#sentence').innerText"
