@@ -240,7 +240,7 @@ def assert_that_dashboards_are_answered(api: Api) -> None:
         open_questions.difference_update(answered(api, sorted(open_questions)))
         return open_questions <= expected
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not are_answered() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert open_questions <= expected
