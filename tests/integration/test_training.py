@@ -157,8 +157,8 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     size: int, options: list[object], shards: Path, tmp_path: Path
 ) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    # Four times as many steps as the kills are to be at: no late one may find the run complete.
-    options = [*options, "--checkpoint.every_epochs", 0.25, "--epochs", 12]
+    # Three times as many steps as the kills are to be at: no late one may find the run complete.
+    options = [*options, "--checkpoint.every_epochs", 0.25, "--epochs", 9]
     finish(size, shards, undisturbed, *options)
     kill_and_rerun(size, shards, killed, options, kills=4)
     assert_same_state(killed, undisturbed)
