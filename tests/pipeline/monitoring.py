@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -54,19 +56,29 @@ def assert_clean_exposition(text: bytes) -> None:
 
 
 def free_port() -> int:
-    """A port that hardly anybody takes until it is used.
+    """A port that nobody takes until it is used: no other test at the same time is given it.
 
     One of the system's own choice, which begin at 32,768, could be the next that it gives to
     somebody else's connection, and a rank would wait there for ever.
     """
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", _dice.randrange(10_000, 32_000)))
+            probe.bind(("127.0.0.1", next(_ports)))
             return int(probe.getsockname()[1])
 
 
-_dice = random.SystemRandom()
-"""Not one that tests can seed: those of several processes must differ."""
+def _own_ports() -> Iterator[int]:
+    """Those of this worker of pytest in turn: not the next one, which an exporter may have taken.
+
+    Where they begin no test can seed.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + worker % 11 * 2_000
+    begin = random.SystemRandom().randrange(2_000)
+    return (first + (begin + 7 * number) % 2_000 for number in itertools.count())
+
+
+_ports = _own_ports()
 
 
 @contextlib.contextmanager
