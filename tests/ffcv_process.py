@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.machine import skip
+from tests.machine import DEADLINE_SECONDS, skip
 
 _REPOSITORY = Path(__file__).parents[1]
 _POLL_SECONDS = 0.01
@@ -54,7 +54,7 @@ class Job:
             self._code = self._server.ask(pid=self.pid)
         return self._code
 
-    def wait(self, seconds: float = 60) -> Outcome:
+    def wait(self, seconds: float = DEADLINE_SECONDS) -> Outcome:
         """Its outcome; kills it and fails the test if it does not end in time."""
         deadline = time.monotonic() + seconds
         while (code := self.poll()) is None:
@@ -114,4 +114,4 @@ class FfcvProcess:
             return dict(arrays)
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=DEADLINE_SECONDS)

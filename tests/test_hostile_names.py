@@ -58,6 +58,7 @@ from pipeline.watch.text import shown
 from tests.data_prep.raw_data import make_pixels
 from tests.hostile import ALL_KINDS, NAMES, TEXTS, VISIBLE, assert_plain, each_name, is_shown
 from tests.integration.training import make_shards, rows, train_here, training
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.explain.scenes import Scene
 from tests.pipeline.fake_run import (
     RunHistory,
@@ -361,7 +362,7 @@ def be_job(script: str, folder: Path) -> list[str]:
         input=os.fsencode(script),
         env=job | {"CALLED": str(called)},
         capture_output=True,
-        timeout=60,
+        timeout=DEADLINE_SECONDS,
         check=False,
     )
     return [os.fsdecode(word) for word in called.read_bytes().split(b"\0")]

@@ -32,7 +32,7 @@ from tests.pipeline import gpu_checks
 
 def test_a_dry_run_does_all_of_it_where_only_torch_and_triton_are(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
-    words = ("--dry-run", "--minutes", "60", "--json", str(path))
+    words = ("--dry-run", "--minutes", "600", "--json", str(path))
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *words],
         env=bare_environment(tmp_path),

@@ -8,7 +8,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from PIL import Image
 
 from data_prep.shard_set.manifest import WrittenEncoding
 from data_prep.shard_set.pixels import Pixels
+from tests.machine import DEADLINE_SECONDS, wait_until
 
 ENCODINGS: tuple[WrittenEncoding, ...] = ("jpeg", "rgb")
 """Those that keep the pixels of a JPEG; `yuv420` has tests of its own."""
@@ -90,7 +90,7 @@ def run_cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_SECONDS,
         check=False,
         **options,
     )
@@ -109,10 +109,7 @@ def start_cli(*arguments: object) -> subprocess.Popen[str]:
 
 def wait_for_shards(output: Path, count: int) -> None:
     """Wait until a conversion has written that many."""
-    deadline = time.monotonic() + 40
-    while len(list(output.glob("*.tar"))) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(list(output.glob("*.tar"))) >= count)
 
 
 def hash_tree(folder: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from data_prep.__main__ import main
 from data_prep.shard_set.progress import Progress
 from tests.data_prep.conftest import SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import REPOSITORY, copy_tree, run_cli
+from tests.machine import DEADLINE_SECONDS
 
 SYNTHETIC = ("shard", "synthetic", "--output", "x")
 
@@ -183,7 +184,7 @@ def test_command_shows_its_bar_on_a_terminal(tmp_path: Path) -> None:
         text=True,
     )
     os.close(follower)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=DEADLINE_SECONDS)
     shown = os.read(leader, 1 << 16).decode()
     os.close(leader)
     assert "\rsharding " in shown

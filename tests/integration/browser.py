@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import require_tool
 
 _FLAGS = (
@@ -33,7 +34,6 @@ _FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
-_ANSWER_SECONDS = 60
 
 _LOW_CONTRASTS = """(() => {
     const parts = color => color.match(/[0-9.]+/g).map(
@@ -138,10 +138,10 @@ class Page:
 
     def _receive(self) -> dict[str, Any]:
         """The next message of the browser."""
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while b"\0" not in self._pending:
             ready, _, _ = select.select([self._answers], [], [], deadline - time.monotonic())
-            assert ready, f"Chromium has not answered for {_ANSWER_SECONDS} s"
+            assert ready, f"Chromium has not answered for {DEADLINE_SECONDS} s"
             block = os.read(self._answers, 1 << 20)
             assert block, "Chromium has closed the pipe"
             self._pending += block

@@ -230,7 +230,7 @@ def _shard_finely(shards: Path) -> None:
 def wait_until_it_trains(scene: Scene) -> None:
     """And its exporter is there."""
     wait_for_step(scene.run, 2)
-    wait_for(target_file(scene.run).exists, "the exporter's target", 60)
+    wait_for(target_file(scene.run).exists, "the exporter's target")
 
 
 def prepare_rank(name: str, trigger: Path, step_seconds: float) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.machine import skip
+from tests.machine import DEADLINE_SECONDS, skip
 from tests.pipeline.monitoring import REPOSITORY, require_tool, wait_for
 
 _PROGRAMS = (
@@ -214,7 +214,7 @@ class Cluster:
         with contextlib.suppress(IndexError):  # it has ended by itself
             os.kill(self._pid(node), signal.SIGKILL)
         with self._first_processes.pop(node) as process:  # whose pipes are closed behind it
-            process.wait(30)
+            process.wait(DEADLINE_SECONDS)
 
     def address(self, node: str) -> str:
         """That of a node in the network of all."""
@@ -236,7 +236,7 @@ class Cluster:
             env=self._environment(options),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=DEADLINE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
@@ -278,9 +278,10 @@ class Cluster:
         text = self.run("scontrol", "show", "job", job)
         return 1 + int(text.split("Restarts=")[1].split()[0])
 
-    def wait_for_state(self, job: str, *states: str, seconds: float = 180) -> str:
+    def wait_for_state(self, job: str, *states: str) -> str:
         """Wait until the job is in one of the states; returns which."""
-        wait_for(lambda: self.state(job) in states, f"{' or '.join(states)} of {job}", seconds)
+        what = f"{' or '.join(states)} of {job}"
+        wait_for(lambda: self.state(job) in states, what, 2 * DEADLINE_SECONDS)
         return self.state(job)
 
     def wait_until_idle(self) -> None:
@@ -295,7 +296,7 @@ class Cluster:
                 return False
             return text.split("\n")[:-1] == [f"{node} idle" for node in self.nodes]
 
-        wait_for(is_idle, "idle nodes", 60)
+        wait_for(is_idle, "idle nodes")
 
     def cancel_all(self) -> None:
         """End all jobs, and wait for their processes."""

@@ -13,7 +13,7 @@ from pipeline.explain.explain import explain
 from pipeline.run.directory import RunDirectory
 from tests.integration.faults import FAULTS, Scene, stage, wait_until_it_trains
 from tests.integration.watched import GROUPS, firing, has_fired, is_named, watching
-from tests.machine import small_disk
+from tests.machine import DEADLINE_SECONDS, small_disk
 from tests.pipeline.monitoring import Api, wait_for
 
 DIVISOR = 15
@@ -40,7 +40,9 @@ def test_each_fault_is_named_by_its_alert_and_no_other(
             FAULTS[name].cause(scene)
         waiting = set(names)
         with contextlib.suppress(pytest.fail.Exception):  # what fired instead says more
-            wait_for(lambda: not still_waiting(api, scenes, waiting), "all alerts", 300)
+            wait_for(
+                lambda: not still_waiting(api, scenes, waiting), "all alerts", 2 * DEADLINE_SECONDS
+            )
         time.sleep(QUIET_SECONDS)
         fired = {name: has_fired(api, scene) for name, scene in scenes.items()}
         told = {name: (firing(api, scenes[name]), explained(scenes[name])) for name in waiting}

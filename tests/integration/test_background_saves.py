@@ -245,7 +245,7 @@ def slow_down_saves() -> None:
 def test_kills_during_saves_leave_a_good_one_and_lose_no_bit(shards: Path, tmp_path: Path) -> None:
     """At random moments; the other rank then finds that it is gone."""
     whole, run, moments = tmp_path / "whole", tmp_path / "run", random.Random(0)
-    options = (*EVERY_STEP, *NO_EVALUATION, "--epochs", 6)
+    options = (*EVERY_STEP, *NO_EVALUATION, "--epochs", 9)  # no kill finds it complete
     finish(2, shards, whole, *options)
     for attempt in range(1, NUM_KILLS + 1):
         with train(2, shards, run, *options, before=slow_down_saves) as job:

@@ -23,8 +23,8 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import wait_for
-from tests.pipeline.rank_jobs import DEADLINE_SECONDS
 
 HOST = socket.gethostname()
 SLEEPY = "tests.integration.sleepy_train"
@@ -121,7 +121,7 @@ def test_a_rank_that_is_stopped_is_named(
         victim = ranks_of(child)[rank]
         os.kill(victim, signal.SIGSTOP)
         other = 1 - rank
-        wait_for(lambda: "error: " in rank_log(logs, other, "stderr"), "the verdict", 60)
+        wait_for(lambda: "error: " in rank_log(logs, other, "stderr"), "the verdict")
         os.kill(victim, signal.SIGKILL)
         child.communicate(timeout=DEADLINE_SECONDS)
     *_, last_line = rank_log(logs, other, "stderr").splitlines()

@@ -23,6 +23,7 @@ from pipeline.metrics.gpu import GpuCollector
 from pipeline.metrics.publisher import Publisher
 from tests.integration.training import make_shards, ranks_of, rows, torchrun, training
 from tests.launch.monitoring.questions import answered, queries_of
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.metrics.test_gpu import UUID, nvml
 from tests.pipeline.monitoring import (
     REPOSITORY,
@@ -173,7 +174,7 @@ def test_the_series_of_dcgm_are_joined_by_uuid(tmp_path: Path) -> None:
         config.write_text((root / "prometheus.yml").read_text() + job)
         with subprocess.Popen([prometheus, *command[1:]]) as server:
             try:
-                wait_for(lambda: len(api.query(question)) == 3, "the joined series", 60)
+                wait_for(lambda: len(api.query(question)) == 3, "the joined series")
                 found = api.query(question)
             finally:
                 server.terminate()
@@ -205,7 +206,7 @@ def test_prometheus_shows_its_certificate_as_documented(tmp_path: Path) -> None:
         subprocess.Popen([prometheus, *command[1:]]) as server,
     ):
         try:
-            wait_for(lambda: Api(port).value("alexnet_rank_up") == 1, "a scrape over TLS", 60)
+            wait_for(lambda: Api(port).value("alexnet_rank_up") == 1, "a scrape over TLS")
         finally:
             server.terminate()
 
@@ -239,7 +240,7 @@ def assert_that_dashboards_are_answered(api: Api) -> None:
         open_questions.difference_update(answered(api, sorted(open_questions)))
         return open_questions <= expected
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not are_answered() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert open_questions <= expected
@@ -266,16 +267,16 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
 
     with process(*server, "--scrape-interval", "1s"):
         with torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job:
-            wait_for(lambda: api.value(IMAGES_PER_SECOND) > 0, "images a second", 120)
-            wait_for(lambda: api.value('alexnet_eval_accuracy_ratio{k="1"}') >= 0, "top-1", 120)
+            wait_for(lambda: api.value(IMAGES_PER_SECOND) > 0, "images a second")
+            wait_for(lambda: api.value('alexnet_eval_accuracy_ratio{k="1"}') >= 0, "top-1")
             assert_that_values_are_those_of(api, run)
             assert_that_dashboards_are_answered(api)
             assert api.labels(standing) == [{"run": "run", "outcome": "running"}]
             assert api.query(killed) == api.query(ended_badly) == []
 
             os.kill(ranks_of(job)[1], signal.SIGKILL)
-            job.communicate(timeout=60)
-        wait_for(has_failed, "what became of the run", 60)
+            job.communicate(timeout=DEADLINE_SECONDS)
+        wait_for(has_failed, "what became of the run")
         failed = api.labels('max by (rank) (alexnet_rank_outcome{outcome="failed"}) == 1')
         assert failed == [{"rank": "0"}]
         os.kill(exporter_pid(run), signal.SIGKILL)

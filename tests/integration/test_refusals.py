@@ -32,7 +32,9 @@ from tests.integration.training import (
     training,
     wait_for_step,
 )
-from tests.pipeline.rank_jobs import DEADLINE_SECONDS, Job
+from tests.machine import DEADLINE_SECONDS
+from tests.pipeline.monitoring import wait_for
+from tests.pipeline.rank_jobs import Job
 
 OPTION_ODD = ["--global_batch_size", 25]
 OPTION_LARGE = ["--global_batch_size", 300]
@@ -77,10 +79,11 @@ def test_a_job_that_torchrun_starts_again_knows_nothing_of_its_last_attempt(
 ) -> None:
     """Its ranks find each other, and tell what ended them and not what ended those before."""
     run, logs = tmp_path / "run", tmp_path / "logs"
-    damaged = spoil(shards, tmp_path / "damaged", step=7, rank=1)
-    options = ["--data.prefetch_batches", 1]
-    with torchrun(2, TRAIN, training(damaged, run, *options), logs, max_restarts=1) as child:
-        wait_for_step(run, 1)
+    damaged, asleep = spoil(shards, tmp_path / "damaged", step=7, rank=1), tmp_path / "asleep"
+    words = training(damaged, run, "--data.prefetch_batches", 1)
+    sleepy = [f"1:reading:3:10000:{asleep}", "--", *words]  # before the damage, and once
+    with torchrun(2, "tests.integration.sleepy_train", sleepy, logs, max_restarts=1) as child:
+        wait_for(asleep.exists, "three steps")
         os.kill(ranks_of(child)[1], signal.SIGKILL)
         child.communicate(timeout=DEADLINE_SECONDS)
     assert "lost another rank" in rank_log(logs, 0, "stderr")

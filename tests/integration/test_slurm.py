@@ -20,13 +20,11 @@ from tests.integration.slurm_cluster import Cluster, require_slurm, run_cluster
 from tests.integration.training import all_rows, assert_same_state, rows, training
 from tests.pipeline.monitoring import entry_of, require_tool, served, wait_for
 
-UNTIMED = (
+SPEC = (
     *("--gpus-per-node", 0, "--ranks-per-node", 2, "--cpus-per-task", 2),
-    *("--python", sys.executable, "--signal-lead", 60),
+    *("--python", sys.executable, "--signal-lead", 60, "--time", "0:20:00"),
 )
 """Ranks on CPUs; two such jobs fit on a node."""
-
-SPEC = (*UNTIMED, "--time", "0:20:00")
 
 LONG = (
     *("--epochs", 60, "--evaluation.every_epochs", 20, "--checkpoint.every_epochs", 5),
@@ -197,12 +195,12 @@ def test_a_run_interrupted_in_every_way_is_that_of_one_left_alone(
     job = train(cluster, shards, run, *LONG)
 
     def wait_for_start(number: int) -> None:
-        wait_for(lambda: has_trained(run, number), f"start {number}", 120)
+        wait_for(lambda: has_trained(run, number), f"start {number}")
 
     wait_for_start(1)
     cluster.run("scancel", job)
     assert cluster.wait_for_state(job, *ENDED) == "CANCELLED"
-    wait_for(lambda: bool(rows(run, "end")), "the end", 60)
+    wait_for(lambda: bool(rows(run, "end")), "the end")
     (signal,), (save,) = rows(run, "signal"), rows(run, "checkpoint")[-1:]
     assert (signal["source"], save["reason"]) == ("SIGTERM", "preempt")
     assert signal["step"] == save["step"]
@@ -237,11 +235,11 @@ def test_a_job_whose_former_ranks_are_still_at_work_takes_over_from_them(
     """A node's slurmd dies alone: SLURM takes the node for down, and its ranks train on."""
     run = tmp_path / "run"
     job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
-    wait_for(lambda: has_trained(run, 1), "training", 120)
+    wait_for(lambda: has_trained(run, 1), "training")
     node = cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
     try:
         cluster.run("pkill", "--signal=KILL", "--exact", "slurmd", node=node)
-        wait_for(lambda: has_trained(run, 2), "training on the other node", 180)
+        wait_for(lambda: has_trained(run, 2), "training on the other node")
     finally:
         cluster.crash(node)
         cluster.boot(node)
@@ -260,11 +258,11 @@ def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
     (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run)))
 
     def wait_for_process(words: str) -> None:
-        wait_for(lambda: bool(cluster.pids(cluster.nodes[0], words)), words, 120)
+        wait_for(lambda: bool(cluster.pids(cluster.nodes[0], words)), words)
 
     def wait_for_start(number: int) -> None:
         begin = f"job {job}, start {number},"
-        wait_for(lambda: begin in log_of(run, job), begin, 120)
+        wait_for(lambda: begin in log_of(run, job), begin)
 
     wait_for_start(1)
     wait_for_process("pipeline.doctor")
@@ -289,7 +287,7 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(
         endless = (*LONG, "--epochs", 100_000)
         jobs = [train(cluster, shards, run, *endless, nodes=nodes) for run in runs]
         for run in runs:
-            wait_for(lambda: has_trained(run, 1), "training", 120)  # noqa: B023
+            wait_for(lambda: has_trained(run, 1), "training")  # noqa: B023
         assert [rows(run, "run")[0]["world_size"] for run in runs] == [2 * nodes] * 2
         assert not any(rows(run, "end") for run in runs), "they were there together"
         for run in runs:
@@ -304,7 +302,7 @@ def test_a_stop_that_was_asked_for_is_not_undone(
 ) -> None:
     run = tmp_path / "run"
     job = train(cluster, shards, run, *LONG, nodes=1)
-    wait_for(lambda: has_trained(run, 1), "training", 120)
+    wait_for(lambda: has_trained(run, 1), "training")
     assert f"job {job}: RUNNING on {cluster.nodes[0][:-1]}" in cluster.launch("status", run)
     cluster.launch("stop", run)
     assert cluster.wait_for_state(job, *ENDED) == "FAILED"
@@ -322,12 +320,12 @@ def test_a_stop_counts_from_the_job_on_and_for_more_than_a_signal(
     endless = (*LONG, "--epochs", 100_000)
     spec = ("--nodes", 1, *SPEC, "--doctor")
     (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *endless)))
-    wait_for(lambda: any(cluster.pids(node, "pipeline.doctor") for node in cluster.nodes), "", 120)
+    wait_for(lambda: any(cluster.pids(node, "pipeline.doctor") for node in cluster.nodes), "")
     cluster.launch("stop", run)
     assert cluster.wait_for_state(job, *ENDED) == "FAILED"
     assert f"{run}: stopped" in log_of(run, job)
     job = train(cluster, shards, run, *endless, nodes=1)
-    wait_for(lambda: has_trained(run, 2), "training", 120)
+    wait_for(lambda: has_trained(run, 2), "training")
     cluster.run("scancel", "--signal=USR2", "--batch", job)
     (run / "STOP").touch()
     assert cluster.wait_for_state(job, *ENDED) == "FAILED"
@@ -347,13 +345,15 @@ def test_a_run_that_fails_is_not_queued_again(cluster: Cluster, tmp_path: Path) 
 def test_a_run_out_of_time_goes_on_by_itself(
     cluster: Cluster, shards: Path, tmp_path: Path
 ) -> None:
-    """SLURM's own signal, a minute before the limit of two."""
+    """SLURM's own signal, a minute before the limit, which is set once it trains."""
     run = tmp_path / "run"
-    options = training(shards, run, "--epochs", 100_000, "--log_every_steps", 50)
-    spec = ("--nodes", 2, *UNTIMED, "--time", "0:02:00")
-    output = cluster.launch("slurm", "train", *spec, *options)
-    (job,) = jobs_of(output)
-    wait_for(lambda: has_trained(run, 2, 2), "the second start", 180)
+    job = train(cluster, shards, run, "--epochs", 100_000, "--log_every_steps", 50)
+    wait_for(lambda: has_trained(run, 1, 2), "training")
+    elapsed = cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%M").split(":")
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed[-2]) + 2}")
+    wait_for(lambda: bool(rows(run, "signal")), "SLURM's signal")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")  # or the next one comes soon
+    wait_for(lambda: has_trained(run, 2, 2), "the second start")
     first, second = rows(run, "run")
     (signal,) = rows(run, "signal")
     assert signal["source"] == "SIGUSR1"
@@ -376,10 +376,10 @@ def test_explain_says_what_slurm_has_done(cluster: Cluster, shards: Path, tmp_pa
     assert told.startswith("Has not started since 20")
     assert f": job {job} is CANCELLED, and no rank has begun." in told
     job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
-    wait_for(lambda: has_trained(run, 1), "training", 120)
+    wait_for(lambda: has_trained(run, 1), "training")
     assert cluster.launch("explain", run).startswith("Training since 20")
     preempt(cluster, nodes=2)
-    wait_for(lambda: bool(rows(run, "end")), "the end", 60)
+    wait_for(lambda: bool(rows(run, "end")), "the end")
     cluster.wait_for_state(job, "PENDING")
     told = cluster.launch("explain", run)
     assert told.startswith("Queued since 20")
@@ -388,7 +388,7 @@ def test_explain_says_what_slurm_has_done(cluster: Cluster, shards: Path, tmp_pa
     cluster.wait_for_state(job, *ENDED)
     words = ("--nodes", 1, *SPEC, "--no-requeue", *training(shards, run, *LONG, "--epochs", 10**5))
     (job,) = jobs_of(cluster.launch("slurm", "train", *words))
-    wait_for(lambda: has_trained(run, 2), "training", 120)
+    wait_for(lambda: has_trained(run, 2), "training")
     cluster.run("scancel", "--signal=USR1", "--batch", job)  # as --signal=B:USR1@60 does
     cluster.wait_for_state(job, *ENDED)
     told = json.loads(cluster.launch("explain", run, "--json"))
@@ -440,11 +440,11 @@ def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
     with cluster.process(sys.executable, "-m", *watch):
         exporting = ("--metrics.exporter", "true", "--metrics.publish_seconds", 0.2)
         job = train(cluster, shards, run, *LONG, "--epochs", 100_000, *exporting)
-        wait_for(lambda: has_trained(run, 1), "training", 120)
-        wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all ranks", 60)
+        wait_for(lambda: has_trained(run, 1), "training")
+        wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all ranks")
         assert asked(cluster, UP) == {(one,): 1, (two,): 1}
         steps = "alexnet_train_steps_total > 0"
-        wait_for(lambda: asked(cluster, steps).keys() == ranks, "their steps", 60)
+        wait_for(lambda: asked(cluster, steps).keys() == ranks, "their steps")
         assert entry_of(targets[one])[0] == f"{cluster.address(one)}:9753"
         assert entry_of(targets[two])[0] == f"{cluster.address(two)}:9753"
         assert f"here at {cluster.address(one)}, to everybody who reaches it" in log_of(run, job)
@@ -454,10 +454,10 @@ def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
         wait_for(lambda: asked(cluster, UP) == {(one,): 1, (two,): 0}, "that the other is down")
         assert {node for node, _ in asked(cluster, "alexnet_rank_up")} == {one}
         targets[two].unlink()
-        wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all again", 60)
+        wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all again")
         assert targets[two].read_text() == own
 
         cluster.launch("stop", run)
         cluster.wait_for_state(job, *ENDED)
-        wait_for(lambda: not any(RunDirectory(run).targets.iterdir()), "no targets", 60)
-        wait_for(lambda: not asked(cluster, UP), "that nothing is asked any more", 60)
+        wait_for(lambda: not any(RunDirectory(run).targets.iterdir()), "no targets")
+        wait_for(lambda: not asked(cluster, UP), "that nothing is asked any more")

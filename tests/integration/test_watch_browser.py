@@ -19,7 +19,7 @@ from tests.pipeline.monitoring import free_port, process, wait_for
 
 EVIL = "<img src=x onerror=alert(1)>"
 SAVING = [*LONG, "--checkpoint.every_epochs", 0.5, "--evaluation.every_epochs", 1]
-SAVING += ["--metrics.publish_seconds", 0.5]
+SAVING += ["--metrics.publish_seconds", 0.5, "--epochs", 2000]  # a browser may be slow
 
 WORD = "document.querySelector('#state .state')?.innerText"
 SENTENCE = "document.querySelector('#sentence').innerText"
@@ -46,7 +46,7 @@ def server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def shows(page: Page, expression: str, wanted: str) -> None:
-    wait_for(lambda: wanted in (page.evaluate(expression) or ""), f"{expression}: {wanted}", 60)
+    wait_for(lambda: wanted in (page.evaluate(expression) or ""), f"{expression}: {wanted}")
 
 
 def assert_is_readable(page: Page) -> None:

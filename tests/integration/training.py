@@ -159,7 +159,7 @@ def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:
         is_on = len(rows(run, "run")) >= attempt
         return is_on and any(row["step"] >= step for row in rows(run, "train"))
 
-    wait_for(is_done, f"step {step}", 120)
+    wait_for(is_done, f"step {step}")
 
 
 def newest_step(run: Path) -> int:

@@ -26,6 +26,7 @@ from pipeline.run.ledger import ledger_of
 from pipeline.run.lock import lock_run
 from pipeline.train.command import parse_command
 from tests.integration.training import all_rows, make_shards, rows, training, wait_for_step
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY, wait_for
 
 LONG = ("--epochs", 1000)
@@ -85,7 +86,7 @@ def test_a_run_is_trained_watched_stopped_and_finished(
         assert "state        training" in capfd.readouterr().out
         (log,) = (run / "logs").glob("local-*.log")
         with start("--nproc", 1, *training(shards, run, *LONG)) as refused:
-            output, _ = refused.communicate(timeout=60)
+            output, _ = refused.communicate(timeout=DEADLINE_SECONDS)
         assert refused.returncode == 1
         assert "in use by" in output
         command = [sys.executable, "-m", "launch", "logs", str(run)]
@@ -93,7 +94,7 @@ def test_a_run_is_trained_watched_stopped_and_finished(
         assert shown.stdout.splitlines()[0] == str(log), "that of the job at work"
         assert output.splitlines()[-1].startswith("error: "), "nothing is said of the other job"
         assert launch("stop", run) == 0
-        output, _ = job.communicate(timeout=60)
+        output, _ = job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 75
     assert len(rows(run, "run")) == 1, "torchrun has not started it again"
     assert log.read_text() in output
@@ -108,7 +109,7 @@ def test_a_run_is_trained_watched_stopped_and_finished(
     assert "is not being trained: it stopped" in capfd.readouterr().err
     step = rows(run, "end")[-1]["step"]
     with start("--nproc", 2, *training(shards, run, *LONG), "--max-steps", step + 3) as job:
-        job.communicate(timeout=60)
+        job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 0
     shown = subprocess.run(
         [sys.executable, "-m", "launch", "logs", run, "--lines", "400"],
@@ -149,7 +150,7 @@ def test_signals_are_passed_on(
             os.killpg(job.pid, number)
         else:
             job.send_signal(number)
-        output, _ = job.communicate(timeout=60)
+        output, _ = job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 75
     assert rows(run, "signal")[0]["source"] == number.name
     assert last_words(output).startswith("stopped after step ")
@@ -166,9 +167,9 @@ def test_ctrl_c_while_ranks_start_is_reported_in_a_sentence(
         ranks = job.stdout.readline()
         (torchrun,) = until_there_are(1, job.pid)
         if has_ranks:
-            wait_for(lambda: sum(map(imports_torch, children_of(torchrun))) == 2, "imports", 60)
+            wait_for(lambda: sum(map(imports_torch, children_of(torchrun))) == 2, "imports")
         job.send_signal(signal.SIGINT)
-        output, _ = job.communicate(timeout=60)
+        output, _ = job.communicate(timeout=DEADLINE_SECONDS)
     (log,) = (run / "logs").iterdir()
     assert ranks == f"2 ranks; log: {log}\n"
     assert output == f"{run}: interrupted; what the ranks wrote is in {log}\n"
@@ -180,7 +181,7 @@ def imports_torch(pid: int) -> bool:
 
 
 def until_there_are(number: int, pid: int) -> list[int]:
-    wait_for(lambda: len(children_of(pid)) == number, "children", 60)
+    wait_for(lambda: len(children_of(pid)) == number, "children")
     return children_of(pid)
 
 
@@ -192,7 +193,7 @@ def test_ranks_without_torchrun_save_and_leave(shards: Path, tmp_path: Path) -> 
         wait_for_step(run, 3)
         (torchrun,) = children_of(job.pid)
         os.kill(torchrun, signal.SIGKILL)
-        job.communicate(timeout=60)
+        job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 75
     (asked,), (save,) = rows(run, "signal"), rows(run, "checkpoint")[-1:]
     assert (asked["source"], save["step"]) == ("end of torchrun", asked["step"])
@@ -206,7 +207,7 @@ def test_ranks_save_and_leave_when_the_launcher_is_killed(shards: Path, tmp_path
         wait_for_step(run, 3)
         (torchrun,) = children_of(job.pid)
         job.kill()
-        wait_for(lambda: not Path(f"/proc/{torchrun}").exists(), "the end of torchrun", 60)
+        wait_for(lambda: not Path(f"/proc/{torchrun}").exists(), "the end of torchrun")
     assert rows(run, "signal")[-1]["source"] == "SIGTERM"
     assert rows(run, "end")[-1]["outcome"] == "stopped"
 
@@ -229,7 +230,7 @@ def test_a_request_to_stop_outlives_ranks_that_die_of_something_else(
         assert launch("stop", run) == 0
         for rank in ranks:
             os.kill(rank, signal.SIGKILL)
-        job.communicate(timeout=90)
+        job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 75
     assert [row["source"] for row in rows(run, "signal")] == ["STOP file"]
     assert not (run / "STOP").exists()
@@ -260,7 +261,7 @@ def test_a_run_needs_no_terminal(output: str, shards: Path, tmp_path: Path) -> N
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -277,7 +278,7 @@ def test_help_is_that_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     with start(*training(tmp_path / "no-shards", tmp_path / "run")) as job:
-        output, _ = job.communicate(timeout=60)
+        output, _ = job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 1
     ranks, error = output.splitlines()
     assert ranks.startswith("1 rank; log: ")
@@ -295,7 +296,12 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
 def test_torchrun_adds_nothing(statement: str, code: int, said: str) -> None:
     command = torchrun_command(1, 0, "timeit", ["-n1", "-r1", statement])
     done = subprocess.run(
-        command, env=local_environment(), capture_output=True, text=True, timeout=120, check=False
+        command,
+        env=local_environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
     )
     assert done.returncode == code, done
     assert done.stdout == ""
@@ -324,7 +330,7 @@ def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
             assert child.stdout is not None
             assert child.stdout.readline() == b"on\n"
             child.send_signal(signal.SIGHUP)
-            child.communicate(timeout=60)
+            child.communicate(timeout=DEADLINE_SECONDS)
     finally:
         signal.signal(signal.SIGHUP, before)
     assert (child.returncode == 0) is is_ignored

@@ -17,6 +17,7 @@ from pipeline.run.events import Event
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.launch.test_local import children_of, kill_tree, start
 from tests.launch.test_outcome import begin, end, save
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import free_port, wait_for
 
 
@@ -44,7 +45,7 @@ def test_a_node_whose_others_are_gone_can_go_on(tmp_path: Path) -> None:
             assert rows(run, "run")[-1]["world_size"] == 2
             assert len(list((run / "logs").glob("local-*-node[01].log"))) == 2
             kill_tree(zero.pid)  # as when its host is gone
-        one.communicate(timeout=180)
+        one.communicate(timeout=DEADLINE_SECONDS)
     assert one.returncode == 75
 
 
@@ -64,10 +65,10 @@ def test_a_node_does_not_wait_for_one_that_was_asked_to_leave(tmp_path: Path) ->
             nodes.append(ended.enter_context(subprocess.Popen(command, env=environment)))
             ended.callback(kill_tree, nodes[-1].pid)
         zero, one = nodes
-        wait_for(begun.exists, "the other rank", 120)
+        wait_for(begun.exists, "the other rank")
         (rank_of_one,) = children_of(one.pid)
         one.terminate()
-        assert one.wait(120) == 128 + signal.SIGTERM
+        assert one.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
         assert zero.wait(150) == 0
         assert not Path(f"/proc/{rank_of_one}").exists()
 

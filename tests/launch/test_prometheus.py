@@ -22,6 +22,7 @@ from launch.__main__ import main
 from launch.outcomes_server import page_of
 from launch.prometheus import render_config
 from pipeline.run.directory import RunDirectory
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.fake_run import RunHistory, start_fields
 from tests.pipeline.monitoring import (
     REPOSITORY,
@@ -190,7 +191,7 @@ def test_outcomes_are_served_to_who_watches_these_runs(tmp_path: Path) -> None:
             fetch_url(f"http://127.0.0.1:{port}{page_of(roots[1])}")
         others = ["launch", "prometheus", "--run-root", roots[1], "--serve-outcomes"]
         with process(*others, "--outcomes-port", port) as refused:
-            refused.communicate(timeout=60)
+            refused.communicate(timeout=DEADLINE_SECONDS)
             assert refused.returncode == 1
 
 
@@ -240,7 +241,7 @@ def test_who_serves_outcomes_ends_with_prometheus(tmp_path: Path) -> None:
             assert b"alexnet_run_outcome" in fetch_url(f"http://{address}{page_of(tmp_path)}")
             os.killpg(server.pid, signal.SIGINT)
             output += server.stderr.read()  # ends when nobody has it open
-            assert server.wait(30) == 0
+            assert server.wait(DEADLINE_SECONDS) == 0
         finally:
             server.kill()
     assert "Traceback" not in output
@@ -256,7 +257,7 @@ def write_killed_run(path: Path) -> RunHistory:
 
 
 def fetch_url(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=DEADLINE_SECONDS) as response:
         content = response.read()
     assert isinstance(content, bytes)
     return content

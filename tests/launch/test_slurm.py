@@ -11,6 +11,7 @@ import pytest
 
 from launch.slurm import TrainingCommand, render_merge, render_prepare, render_train
 from launch.spec import JobSpec, PrepareSpec, TrainSpec
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY
 
 HARD = 'it\'s a "run" of $HOME'
@@ -121,7 +122,7 @@ def be_job(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=DEADLINE_SECONDS,
         check=False,
     )
 
@@ -163,7 +164,7 @@ def test_a_job_whose_outcome_cannot_be_read_goes_on_if_it_was_asked_to_leave(
 
 DEAF = """\
 trap '' USR2; kill -USR2 $PPID
-for _ in {1..100}; do [ ! -e "$ALEXNET_ASKED" ] || break; /bin/sleep 0.05; done
+for _ in {1..2000}; do [ ! -e "$ALEXNET_ASKED" ] || break; /bin/sleep 0.05; done
 trap - USR2; shift; exec "$@"
 """
 """An srun that hears no signals while it starts, as SLURM's own does for some milliseconds."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.training import make_shards, training
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY
-from tests.pipeline.rank_jobs import DEADLINE_SECONDS
 
 _NAME = "no-such-host"
 _SERVER = "127.0.0.153"

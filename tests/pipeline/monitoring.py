@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -22,14 +24,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from pipeline.run.ending import RUN_OUTCOMES
-from tests.machine import skip
+from tests.machine import DEADLINE_SECONDS, skip
 
 REPOSITORY = Path(__file__).parents[2]
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
     """Poll until `condition` holds; fail the test if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -54,19 +56,29 @@ def assert_clean_exposition(text: bytes) -> None:
 
 
 def free_port() -> int:
-    """A port that hardly anybody takes until it is used.
+    """A port that nobody takes until it is used: no other test at the same time is given it.
 
     One of the system's own choice, which begin at 32,768, could be the next that it gives to
     somebody else's connection, and a rank would wait there for ever.
     """
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", _dice.randrange(10_000, 32_000)))
+            probe.bind(("127.0.0.1", next(_ports)))
             return int(probe.getsockname()[1])
 
 
-_dice = random.SystemRandom()
-"""Not one that tests can seed: those of several processes must differ."""
+def _own_ports() -> Iterator[int]:
+    """Those of this worker of pytest in turn: not the next one, which an exporter may have taken.
+
+    Where they begin no test can seed.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + worker % 11 * 2_000
+    begin = random.SystemRandom().randrange(2_000)
+    return (first + (begin + 7 * number) % 2_000 for number in itertools.count())
+
+
+_ports = _own_ports()
 
 
 @contextlib.contextmanager
@@ -85,9 +97,12 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextlib.contextmanager
 def rank_process(
-    run: Path, rank: int, interval_seconds: float = 0.1
+    run: Path, rank: int, interval_seconds: float = 0.5
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A rank that has published."""
+    """A rank that has published. After ten intervals without a sign of life it is taken for dead.
+
+    On a busy machine a process may not run for a second.
+    """
     path = run / "metrics" / f"rank-{rank:05d}.prom"
     path.unlink(missing_ok=True)
     with process("tests.pipeline.rank_process", run, rank, interval_seconds) as child:
@@ -99,7 +114,7 @@ def finish(rank: subprocess.Popen[bytes]) -> None:
     """Let a rank end well."""
     assert rank.stdin is not None
     rank.stdin.close()
-    assert rank.wait(30) == 0
+    assert rank.wait(DEADLINE_SECONDS) == 0
 
 
 @contextlib.contextmanager
@@ -142,7 +157,7 @@ def question(target: Path) -> str:
 
 def fetch(address: str, path: str = "/metrics") -> bytes:
     """What is served there; raises `urllib.error.HTTPError` if that is refused."""
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=DEADLINE_SECONDS) as response:
         content = response.read()
     assert isinstance(content, bytes)
     return content

@@ -25,10 +25,8 @@ import torch
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.connect import connect
 from pipeline.ranks.launcher import LaunchEnvironment
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import free_port
-
-DEADLINE_SECONDS = 120.0
-"""After so long a job is taken to hang."""
 
 _context = multiprocessing.get_context("forkserver")
 # The first optimizer of a process imports torch._dynamo, which takes as long as torch itself.

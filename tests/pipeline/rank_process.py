@@ -2,7 +2,7 @@
 
 Rank 0 has the run's lock and writes its events, too.
 
-    python -m tests.pipeline.rank_process RUN RANK [INTERVAL_SECONDS]
+    python -m tests.pipeline.rank_process RUN RANK INTERVAL_SECONDS
 
 It "trains" 1,000 samples a second; a quarter of each step's time is waiting for data.
 """
@@ -61,7 +61,7 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
 
 def main() -> None:
     run, rank = RunDirectory(Path(sys.argv[1])), int(sys.argv[2])
-    interval_seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
+    interval_seconds = float(sys.argv[3])
     registry = CollectorRegistry()
     metrics = RankMetrics(rank, rank, registry)
     job = history = None

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.under_fire.schedule import Fault, write
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY, wait_for
 
 FAULTS = [
@@ -65,9 +66,9 @@ def test_nothing_is_left_of_one_that_is_terminated(tmp_path: Path) -> None:
     with subprocess.Popen(
         command("--minutes", 10), cwd=REPOSITORY, env=os.environ | {"TMPDIR": str(tmp_path)}
     ) as child:
-        wait_for(lambda: len(processes_of(tmp_path)) >= 4, "launchers, and what they start", 120)
+        wait_for(lambda: len(processes_of(tmp_path)) >= 4, "launchers, and what they start")
         child.terminate()
-        assert child.wait(60) == 128 + signal.SIGTERM
+        assert child.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
     assert processes_of(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 

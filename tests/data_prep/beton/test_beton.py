@@ -35,6 +35,7 @@ from tests.data_prep.raw_data import (
     write_folder,
 )
 from tests.ffcv_process import FfcvProcess, Job
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.fake_run import write_shard_set
 
 pytestmark = [pytest.mark.ffcv, pytest.mark.slow]
@@ -201,7 +202,7 @@ def test_an_image_too_large_for_any_page_is_refused() -> None:
 
 
 def wait_until(condition: Callable[[], bool], job: Job) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert job.poll() is None, "it ended too early"
         assert time.monotonic() < deadline

@@ -31,7 +31,7 @@ from tests.data_prep.raw_data import (
     wait_for_shards,
     write_folder,
 )
-from tests.machine import is_running
+from tests.machine import DEADLINE_SECONDS, is_running, wait_until
 
 
 def children_of(pid: int) -> list[int]:
@@ -68,12 +68,10 @@ def test_bytes_do_not_depend_on_how_often_it_was_killed(
         time.sleep(rng.uniform(0, 0.2))
         workers = children_of(job.pid)
         job.kill()
-        job.communicate(timeout=30)
+        job.communicate(timeout=DEADLINE_SECONDS)
         assert job.returncode == -signal.SIGKILL
-        deadline = time.monotonic() + 10
-        while any(is_running(worker) for worker in workers):  # they must not outlive it
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        # They must not outlive it.
+        wait_until(lambda: not any(is_running(worker) for worker in workers))  # noqa: B023
         assert not (output / "_info.json").exists()
     assert shard_synthetic(output, *SLOW_OPTIONS) == undisturbed
 
@@ -84,7 +82,7 @@ def test_finished_shards_are_not_written_again(tmp_path: Path, undisturbed: dict
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
     wait_for_shards(output, 4)
     job.kill()
-    job.communicate(timeout=30)
+    job.communicate(timeout=DEADLINE_SECONDS)
     written = (output / "train-000000.tar").stat().st_mtime_ns
     (output / "train-000001.tar").unlink()
     result = run_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS)
@@ -103,7 +101,7 @@ def test_damaged_notes_of_a_killed_conversion(
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
     wait_for_shards(output, 2)
     job.kill()
-    job.communicate(timeout=30)
+    job.communicate(timeout=DEADLINE_SECONDS)
     path = output / ".conversion" / name
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content) if keep < 1 else keep)])
@@ -125,7 +123,7 @@ def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_g
     wait_for_shards(output, 1)
     for pid in [job.pid, *(children_of(job.pid) if whole_group else [])][::-1]:
         os.kill(pid, stop)
-    _, errors = job.communicate(timeout=30)
+    _, errors = job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 130
     assert errors == "error: stopped; the same command goes on from here\n"
     assert not list(output.glob(".tmp-*"))
@@ -137,7 +135,7 @@ def test_death_of_a_worker_fails_the_job(tmp_path: Path, undisturbed: dict[str, 
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
     wait_for_shards(output, 1)
     os.kill(children_of(job.pid)[0], signal.SIGKILL)
-    _, errors = job.communicate(timeout=30)
+    _, errors = job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == 1
     assert errors.startswith("error: a worker process died")
     assert errors.count("\n") == 1
@@ -168,7 +166,7 @@ def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:
     second = run_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS)
     assert second.returncode == 1
     assert f"another conversion is writing to {output}" in second.stderr
-    first.communicate(timeout=60)
+    first.communicate(timeout=DEADLINE_SECONDS)
     assert first.returncode == 0
 
 

@@ -25,6 +25,7 @@ from tests.data_prep.raw_data import (
     wait_for_shards,
     write_folder,
 )
+from tests.machine import DEADLINE_SECONDS
 
 NUM_TASKS = 3
 
@@ -68,14 +69,14 @@ def test_tasks_at_the_same_time_make_what_one_conversion_makes(
     wait_for_shards(output, 2)
     time.sleep(random.uniform(0, 0.3))
     jobs[1].kill()
-    jobs[1].communicate(timeout=60)
+    jobs[1].communicate(timeout=DEADLINE_SECONDS)
     early = run_cli("merge", output)
     assert early.returncode == 1
     assert "writing to" in early.stderr or "cut off" in early.stderr
     again = run_cli(*command(output, 1, *SLOW_OPTIONS))  # while the others go on
     assert again.returncode == 0, again.stderr
     for task in (0, 2):
-        _, errors = jobs[task].communicate(timeout=60)
+        _, errors = jobs[task].communicate(timeout=DEADLINE_SECONDS)
         assert jobs[task].returncode == 0, errors
     assert not (output / "_info.json").exists()
     merged = run_cli("merge", output)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_prep.raw_data import REPOSITORY, copy_tree
+from tests.machine import DEADLINE_SECONDS
 
 COMMANDS = {
     "data_prep": "usage: python -m data_prep [-h] COMMAND ...",
@@ -60,7 +61,7 @@ def test_help_without_docstrings_and_without_a_reader(module: str) -> None:
     os.close(writing)
     with os.fdopen(reading, "rb", buffering=0) as output:
         first = output.read(len(COMMANDS[module]))
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=DEADLINE_SECONDS)
     assert (first.decode(), errors, child.returncode) == (COMMANDS[module], b"", 0)
 
 

@@ -53,6 +53,7 @@ from tests.data_prep.sources.imagenet_layouts import (
     unpacked_with_flat_val,
     write_ground_truth,
 )
+from tests.machine import DEADLINE_SECONDS
 
 CLASSES = ("--num-classes", len(DATA.train))
 
@@ -222,7 +223,7 @@ def test_kill_in_the_middle_of_the_outer_archive(tmp_path: Path) -> None:
     job = start_cli(*command, "--workers", 1)
     wait_for_shards(output, 4)
     job.kill()
-    job.communicate(timeout=30)
+    job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == -signal.SIGKILL
     written = (output / "train-000000.tar").stat().st_mtime_ns
     assert shard(root, output, *options) == whole
@@ -247,7 +248,7 @@ def peak_memory(*arguments: object) -> int:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_SECONDS,
         check=True,
     )
     code, peak = result.stdout.split("\n")[-2].split()

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.doctor import deadlines
 from pipeline.doctor.deadlines import Answers
+from tests.machine import DEADLINE_SECONDS
 
 
 def test_a_question_without_an_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +45,8 @@ with deadlines.deadline("the reduction"):
     threading.Event().wait()
 """
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
+    )
     assert done.returncode == 1
     assert done.stderr == "error: the reduction is stuck: no answer within 0.1 s\n"

@@ -15,6 +15,7 @@ import pytest
 from launch.__main__ import main
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import read_rows
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.follow.histories import (
     as_float32,
     bits,
@@ -83,7 +84,7 @@ def test_those_that_are_killed_at_random_moments_show_each_point_once(
             process.kill()
     are_dead.set()
     with follower(run, "--to", to) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0
     assert output.endswith("outcome of the run: completed\n")
     trainer.join()

@@ -109,7 +109,7 @@ def test_tensorboard_itself_shows_them_also_while_the_log_grows(
             show(log, run, shown)
             wanted = as_float32(numbers_of(shown))
             values = {tag: wanted[tag] for tag in tags}
-            wait_for(partial(is_shown, values), "these values", 60)
+            wait_for(partial(is_shown, values), "these values")
     finally:
         server.kill()
         server.wait()

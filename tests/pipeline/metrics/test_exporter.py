@@ -29,6 +29,7 @@ from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.metrics.rank_file import RankFile, Writer, read_rank_file, render_rank_file
 from pipeline.run.directory import RunDirectory
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import (
     REPOSITORY,
     address_of,
@@ -237,7 +238,7 @@ def test_in_a_slurm_job_it_leaves_with_its_ranks(
         time.sleep(2)
         assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
         finish(rank)
-        assert exporter.wait(30) == 0
+        assert exporter.wait(DEADLINE_SECONDS) == 0
 
 
 IMPATIENT = "from pipeline.metrics import exporter; exporter.KEPT_SECONDS = 5.0; exporter.main()"
@@ -255,7 +256,7 @@ def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
         samples = scrape(run)
         assert samples["alexnet_run_end_timestamp_seconds", frozenset()] > 0
         assert by_rank(samples, "alexnet_rank_up") == {0: 0}
-        assert exporter.wait(30) == 0
+        assert exporter.wait(DEADLINE_SECONDS) == 0
     assert not target_file(run).exists()
 
 
@@ -297,7 +298,7 @@ def test_sigterm_ends_it_and_the_next_gets_the_same_port(run: Path) -> None:
             assert address_of(run) == f"127.0.0.1:{port}"
             scrape(run)
             exporter.terminate()
-            assert exporter.wait(30) == 0
+            assert exporter.wait(DEADLINE_SECONDS) == 0
         assert not target_file(run).exists()
 
 
@@ -309,8 +310,8 @@ def test_of_all_exporters_of_a_run_the_last_one_serves(run: Path) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(exporter_process(run, "--port", port))
         others = [stack.enter_context(process(*command)) for _ in range(3)]
-        assert first.wait(30) == 0
-        wait_for(lambda: sum(other.poll() is None for other in others) == 1, "a last one", 60)
+        assert first.wait(DEADLINE_SECONDS) == 0
+        wait_for(lambda: sum(other.poll() is None for other in others) == 1, "a last one")
         assert [other.poll() for other in others].count(0) == 2
         wait_for(target_file(run).exists, "its target")
         assert address_of(run) == f"127.0.0.1:{port}"
@@ -320,7 +321,7 @@ def test_of_all_exporters_of_a_run_the_last_one_serves(run: Path) -> None:
 def test_the_target_of_a_killed_exporter_is_replaced(run: Path) -> None:
     with exporter_process(run, "--port", 0) as exporter:
         exporter.kill()
-        exporter.wait(30)
+        exporter.wait(DEADLINE_SECONDS)
         stale = address_of(run)
     with exporter_process(run, "--port", free_port()):
         wait_for(lambda: address_of(run) != stale, "the new address")

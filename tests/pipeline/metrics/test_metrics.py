@@ -40,7 +40,7 @@ from pipeline.run.events import (
     TrainEvent,
 )
 from pipeline.run.phase import PHASE_LABELS, Label, Phase
-from tests.machine import small_disk
+from tests.machine import DEADLINE_SECONDS, small_disk
 from tests.pipeline.fake_run import checkpoint_fields, eval_fields, event, train_fields
 from tests.pipeline.metrics.test_gpu import UUID, nvml
 from tests.pipeline.monitoring import REPOSITORY, assert_clean_exposition, parse, wait_for
@@ -516,7 +516,7 @@ def test_a_hanging_disk_does_not_hold_up_close(
     monkeypatch.setattr(publisher_module, "write_atomically", hang)
     monkeypatch.setattr(publisher_module, "CLOSE_SECONDS", 0.05)
     publisher = Publisher(tmp_path, CollectorRegistry(), rank=0, local_rank=0, interval_seconds=2)
-    assert has_hung.wait(30)
+    assert has_hung.wait(DEADLINE_SECONDS)
     publisher.close()
     assert "the last metrics may be missing" in caplog.text
     repaired.set()

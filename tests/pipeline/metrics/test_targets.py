@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.metrics.discovery import drop_unanswered
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import (
     address_of,
     by_rank,
@@ -54,7 +55,7 @@ def test_only_metrics_are_metrics(tmp_path: Path) -> None:
         assert '<a href="/metrics">' in page
         assert fetch(address, "/healthz") == b"ok\n"
         assert b"# TYPE alexnet_exporter_info gauge" in fetch(address)
-        with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{address}/", timeout=DEADLINE_SECONDS) as answer:
             assert answer.headers["Content-Security-Policy"] == "default-src 'none'"
         for path in ("/favicon.ico", "/metrics/", "/x"):
             status, text = refusal(address, path)
@@ -132,7 +133,7 @@ def test_a_killed_exporter_leaves_no_target_to_its_successor_at_the_address(tmp_
     for run in (first, elsewhere):
         with exporter_process(run, "--port", port) as exporter:
             exporter.kill()
-            exporter.wait(30)
+            exporter.wait(DEADLINE_SECONDS)
         assert address_of(run) == f"127.0.0.1:{port}"
     with rank_process(second, 0), exporter_process(second, "--port", port):
         wait_for(lambda: not target_file(first).exists(), "the end of the target beside its own")
@@ -226,7 +227,7 @@ def test_an_exporter_gives_way_to_one_that_listens_elsewhere(tmp_path: Path) -> 
         with process(
             "pipeline.exporter", "--run-dir", run, "--port", 0, "--address", "127.0.0.2"
         ) as second:
-            assert first.wait(30) == 0
+            assert first.wait(DEADLINE_SECONDS) == 0
             wait_for(lambda: target_file(run).exists(), "its target")
             wait_for(lambda: address_of(run).startswith("127.0.0.2:"), "the new address")
             assert by_rank(scrape(run), "alexnet_rank_up") == {}
@@ -247,7 +248,7 @@ def test_an_exporter_gives_way_to_one_with_the_certificates_now_asked_for(tmp_pa
 
     with exporter_process(run, "--port", 0) as plain:
         with process(*command, "--certfile", key, "--keyfile", key) as unreadable:
-            assert unreadable.wait(30) == 1
+            assert unreadable.wait(DEADLINE_SECONDS) == 1
         assert plain.poll() is None
         leftover.touch()
         with process(*command, *tls) as open_to_all:
@@ -278,12 +279,12 @@ def test_over_tls_to_everybody_or_to_holders_of_a_certificate(
         url = f"https://{address}{question(target_file(run))}"
         if is_closed:
             with pytest.raises(OSError, match=r"(?i)certificate|reset|EOF|pipe"):
-                urllib.request.urlopen(url, timeout=30, context=trusting).read()
+                urllib.request.urlopen(url, timeout=DEADLINE_SECONDS, context=trusting).read()
             trusting.load_cert_chain(certificate, key)
         else:
             silent = stack.enter_context(socket.socket())  # it holds nobody up for long
             silent.connect(("127.0.0.1", int(address.split(":")[1])))
-        content = urllib.request.urlopen(url, timeout=30, context=trusting).read()
+        content = urllib.request.urlopen(url, timeout=DEADLINE_SECONDS, context=trusting).read()
         assert b"alexnet_exporter_info" in content
         with pytest.raises(OSError, match=r"reset by peer|closed connection|pipe"):
             fetch(address)

@@ -54,7 +54,7 @@ def _wait_for_signal(folder: Path, environment: LaunchEnvironment) -> int:
 
 
 def _be_done(folder: Path, _: LaunchEnvironment) -> int:
-    time.sleep(1.0)
+    time.sleep(_SECONDS)
     (folder / "done").touch()
     return ExitCode.DONE
 

@@ -32,6 +32,7 @@ from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 from pipeline.run.ending import STOP_SIGNALS, ExitCode
 from pipeline.run.lock import JobStart
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import free_port, wait_for
 from tests.pipeline.rank_jobs import call_in_processes, call_on_ranks, rank_environment
 from tests.pipeline.worlds import SINGLE
@@ -331,7 +332,7 @@ with connect(LaunchEnvironment.read(), DistributedConfig(device="cpu")):
             return child.poll() is not None
 
         try:
-            wait_for(is_gone, "the end of a rank", 60)
+            wait_for(is_gone, "the end of a rank")
         finally:
             child.kill()
     assert child.returncode == -number
@@ -354,6 +355,10 @@ print("said")
 leave(75)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "")

@@ -76,12 +76,12 @@ def test_who_is_to_stop_waits_only_a_moment(
     store: HashStore, generations: Generations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rank whose supervisor was killed does not come, and nobody says so."""
-    monkeypatch.setattr(module, "HURRIED_SECONDS", 0.2)
     generations.note_asked()
     with ThreadPoolExecutor(SIZE) as pool:
         assert list(pool.map(lambda rank: meet(store, rank), range(SIZE))) == [0] * SIZE
     generations.note_step(0)
     generations.end(0)
+    monkeypatch.setattr(module, "HURRIED_SECONDS", 0.2)
     with pytest.raises(RuntimeError, match="not all ranks have come"):
         meet(store, 0, 3600)
 

@@ -29,6 +29,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import AGENT_VARIABLE, STOP_SIGNALS
 from pipeline.run.lock import MAKE_ROOM, JobStart
 from pipeline.train.prepare import open_run
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY
 from tests.pipeline.rank_jobs import call_on_ranks
 from tests.pipeline.worlds import SINGLE
@@ -325,7 +326,7 @@ def test_ignored_signals_do_not_end_a_process_that_is_leaving() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             child.send_signal(number)
         time.sleep(0.1)
-        assert child.wait(60) == 75
+        assert child.wait(DEADLINE_SECONDS) == 75
 
 
 def test_an_attempt_begins_with_its_job_or_with_the_restart_of_its_ranks(

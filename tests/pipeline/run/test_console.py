@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.console import Console
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY
 
 
@@ -49,4 +50,4 @@ def test_a_process_outlives_its_console(kind: str) -> None:
         child.stdout.close()
     assert child.stderr is not None
     with child, child.stderr as errors:
-        assert (errors.read(), child.wait(60)) == (b"", 75)
+        assert (errors.read(), child.wait(DEADLINE_SECONDS)) == (b"", 75)

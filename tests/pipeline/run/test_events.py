@@ -39,6 +39,7 @@ from pipeline.run.events import (
     SignalEvent,
     SubmitEvent,
 )
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.fake_run import eval_fields, event, start_fields, train_fields
 
 WRITE_FOR_EVER = """
@@ -375,7 +376,7 @@ def test_several_processes_write_whole_rows(path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", script, str(path), letter]) for letter in "abc"
     ]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(timeout=DEADLINE_SECONDS) for writer in writers] == [0, 0, 0]
     assert find_faults(path) == []
     assert len(path.read_bytes().splitlines()) == 600
     ends = of_type(read_rows(path), EndEvent)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
 from pipeline.run.phase import PHASE_LABELS, Phase
+from pipeline.train import clock as module
 from pipeline.train.clock import StepClock, StepTime
 
 CPU = torch.device("cpu")
 NAP_SECONDS = 0.05
 
 
+class FakeTime:
+    """A look at it takes a moment, and a nap its time: on a busy machine anything may take longer.
+
+    Set in place of the module `time`.
+    """
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += NAP_SECONDS / 1000
+        return self.now
+
+
+TIME = FakeTime()
+
+
+@pytest.fixture(autouse=True)
+def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time", TIME)
+
+
 def nap() -> None:
-    time.sleep(NAP_SECONDS)
+    TIME.now += NAP_SECONDS
 
 
 def step(clock: StepClock, slow_phase: Phase | None = None) -> None:
@@ -47,11 +67,11 @@ def test_a_delay_counts_under_the_label_of_its_phase_and_no_other(phase: Phase) 
 
 
 def test_phases_of_all_steps_sum_to_the_wall_clock() -> None:
-    begin = time.perf_counter()
+    begin = TIME.perf_counter()
     clock = StepClock(CPU)
     for phase in (Phase.READING, Phase.UPDATING, Phase.COUNTING):
         step(clock, phase)
-    end = time.perf_counter()
+    end = TIME.perf_counter()
     steps = list(clock.finished())
     assert [measured.num_samples for measured in steps] == [32, 32, 32]
     seconds = sum(map(seconds_of, steps))

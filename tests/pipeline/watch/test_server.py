@@ -16,6 +16,7 @@ import pytest
 from launch.__main__ import main
 from pipeline.watch.root import Root
 from pipeline.watch.server import bind
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import free_port
 
 
@@ -46,7 +47,7 @@ def port(tmp_path: Path) -> Iterator[int]:
 def ask(
     port: int, path: str, host: str | None = None, method: str = "GET"
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
     connection.request(method, path, headers={} if host is None else {"Host": host})
     answer = connection.getresponse()
     content = answer.read()

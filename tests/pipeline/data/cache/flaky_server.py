@@ -80,6 +80,12 @@ class FlakyServer:
         self.has_stalled.set()
         self.goes_on.wait()
 
+    def has_just_stalled(self) -> bool:
+        """Whether an answer has stalled since the call before."""
+        has_stalled = self.has_stalled.is_set()
+        self.has_stalled.clear()
+        return has_stalled
+
     def close(self) -> None:
         self.goes_on.set()
         self._server.shutdown()

@@ -30,12 +30,11 @@ from pipeline.data.order.shard_needs import (
     stretch_needs,
     training_needs,
 )
-from tests.machine import wait_until
+from tests.machine import DEADLINE_SECONDS, wait_until
 from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.fake_run import encode, make_images, write_shard_set
 from tests.pipeline.worlds import SINGLE, fused
 
-DEADLINE_SECONDS = 20.0
 NUM_SHARDS = 8
 SHARD_LENGTH = 10
 LENGTHS = (SHARD_LENGTH,) * NUM_SHARDS

@@ -35,12 +35,12 @@ from pipeline.data.cache.remote import FetchError
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache, ShardSet, cached_path
 from pipeline.data.order.shard_needs import ShardNeed
-from tests.machine import wait_until
+from tests.machine import DEADLINE_SECONDS, wait_until
 from tests.pipeline.data.cache.cache_process import content_of, make_config
 from tests.pipeline.data.cache.flaky_server import Fault, FlakyServer, serving
+from tests.pipeline.data.cache.silence import let_only_silence_last
 from tests.pipeline.fake_run import make_images, write_shard_set
 
-DEADLINE_SECONDS = 20.0
 NUM_SHARDS = 6
 LABELS = np.arange(NUM_SHARDS * 20) % 10
 NAMES = [f"val-{number:06d}.tar" for number in range(NUM_SHARDS)]
@@ -130,6 +130,17 @@ class Job:
         os.close(self._in_use.pop(number))
 
     @contextlib.contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Wait for room only a moment, in which a busy machine fetches nothing."""
+        patient = self.cache
+        config = dataclasses.replace(patient.config, fetch_timeout_seconds=0.1)
+        self.cache = dataclasses.replace(patient, config=config)
+        try:
+            yield
+        finally:
+            self.cache = patient
+
+    @contextlib.contextmanager
     def ahead(self, *numbers: int) -> Iterator[RemoteShards]:
         """Shards that are expected in this order."""
         needs = [ShardNeed(number, place, place) for place, number in enumerate(numbers)]
@@ -146,15 +157,8 @@ class Job:
             self.release(number)
 
 
-def open_cache(
-    server: FlakyServer,
-    directory: Path,
-    max_bytes: int | None = None,
-    *,
-    timeout_seconds: float = DEADLINE_SECONDS,
-    attempts: int = 3,
-) -> Job:
-    limits = {"fetch_timeout_seconds": timeout_seconds, "fetch_attempts": attempts}
+def open_cache(server: FlakyServer, directory: Path, max_bytes: int | None = None) -> Job:
+    limits = {"fetch_timeout_seconds": DEADLINE_SECONDS, "fetch_attempts": 3}
     return Job(ShardCache(make_config(server.url, directory, max_bytes, **limits)))
 
 
@@ -415,11 +419,15 @@ def test_a_shard_is_fetched_once(server: FlakyServer, folder: Path, directory: P
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "stall", "503", "short", "long", "flip"])
 def test_a_shard_is_whole_after_any_fault(
-    server: FlakyServer, folder: Path, directory: Path, fault: Fault
+    server: FlakyServer,
+    folder: Path,
+    directory: Path,
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    let_only_silence_last(monkeypatch, server.has_just_stalled)
     server.faults[NAMES[1]] = [fault]
-    seconds = 1.0 if fault == "stall" else DEADLINE_SECONDS
-    with open_cache(server, directory, timeout_seconds=seconds) as cache:
+    with open_cache(server, directory) as cache:
         assert is_same(cache.get(1), folder)
         assert server.requests[NAMES[1]] == 2
     assert not list(directory.glob("*/.tmp-*"))
@@ -537,7 +545,8 @@ def test_a_shard_is_in_use_once_it_has_its_name(
     outcome: list[object] = []
     with (
         open_cache(server, directory, shard_bytes) as cache,
-        open_cache(server, directory, shard_bytes, timeout_seconds=0.1) as other,
+        open_cache(server, directory, shard_bytes) as other,
+        other.hurried(),
     ):
 
         def publish_and_be_robbed(staged: BinaryIO, path: Path) -> int:
@@ -558,14 +567,14 @@ def test_a_shard_is_in_use_once_it_has_its_name(
 def test_no_room_is_reported_with_numbers(
     server: FlakyServer, directory: Path, shard_bytes: int
 ) -> None:
-    with open_cache(server, directory, 2 * shard_bytes + 1, timeout_seconds=0.2) as cache:
+    with open_cache(server, directory, 2 * shard_bytes + 1) as cache:
         cache.get(0)
         cache.get(1)
         sentence = (
             f"no room for {shard_bytes:,} bytes: jobs on this host use {2 * shard_bytes:,} of "
             rf"data\.cache_bytes {2 * shard_bytes + 1:,}; raise data\.cache_bytes, lower"
         )
-        with pytest.raises(CacheFullError, match=sentence):
+        with pytest.raises(CacheFullError, match=sentence), cache.hurried():
             cache.get(2)
         assert cached(directory) == [0, 1]
         cache.release(0)
@@ -601,7 +610,7 @@ def test_on_a_full_disk_shards_go_first(
         allocate(file, offset, size)
 
     monkeypatch.setattr(os, "posix_fallocate", allocate_on_small_disk)
-    with open_cache(server, directory, timeout_seconds=0.2) as cache:
+    with open_cache(server, directory) as cache:
         for number in (0, 1, 2):
             cache.get(number)
             cache.release(number)
@@ -612,7 +621,7 @@ def test_on_a_full_disk_shards_go_first(
             f"the disk of the cache .+ has no room for {shard_bytes:,} bytes: [0-9,]+ are free, "
             f"jobs on this host use {2 * shard_bytes:,} of the cache; free space, or"
         )
-        with pytest.raises(CacheFullError, match=sentence):
+        with pytest.raises(CacheFullError, match=sentence), cache.hurried():
             cache.get(3)
         assert cached(directory) == [1, 2]
         assert not list(directory.glob("*/.tmp-*"))
