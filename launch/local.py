@@ -25,7 +25,7 @@ from data_prep.shard_set.options import Named, Rest
 from data_prep.shard_set.streams import say
 from launch.meeting import Meeting, has_lost_nodes
 from launch.options import refuse_misplaced
-from launch.outcome import outcome_of
+from launch.outcome import is_new_run, outcome_of
 from pipeline.config.model import ranks_per_replica
 from pipeline.config.order import Surroundings
 from pipeline.config.timeouts import SHUTDOWN_SECONDS, SHUTDOWN_VARIABLE
@@ -123,7 +123,7 @@ def run(options: Options) -> int:
 
     code, asked = _run_torchrun(torchrun, log, events, meeting)
     rows = read_events(events, before)
-    outcome = outcome_of(rows, code, asked, is_new=not before)
+    outcome = outcome_of(rows, code, asked, is_new=is_new_run(command.run))
     if meeting is not None and outcome == "failed" and has_lost_nodes(of_training(rows), code):
         outcome = "interrupted"
     own = {type(row) for row in rows}

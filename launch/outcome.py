@@ -13,7 +13,7 @@ from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import JobOutcome, StopSource
-from pipeline.run.event_log import of_training, of_type, read_events
+from pipeline.run.event_log import last_of_training, of_training, of_type, read_events
 from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, SignalEvent
 
 
@@ -38,19 +38,23 @@ class Options:
 
 def run(options: Options) -> None:
     """Of what is no run directory a job has left nothing; a person may have its name wrong."""
-    is_of_job, before = options.after is not None, options.after or 0
+    is_of_job = options.after is not None
     directory = RunDirectory(options.run_dir) if is_of_job else existing(options.run_dir)
-    rows = read_events(directory.events, before)
-    outcome = outcome_of(rows, options.code, options.asked, is_new=not before)
-    say(outcome)
+    rows, is_new = read_events(directory.events, options.after or 0), is_new_run(directory)
+    say(outcome_of(rows, options.code, options.asked, is_new=is_new))
     # SLURM kills a job's exporters together with its ranks.
     drop_unanswered(directory.targets, ("run_dir", str(directory.path.resolve())))
+
+
+def is_new_run(run: RunDirectory) -> bool:
+    """Whether no process group has ever written a row: it was submitted at most."""
+    return last_of_training(run.events) is None
 
 
 def outcome_of(
     rows: list[Event], code: int = 0, asked: StopSource | None = None, *, is_new: bool = True
 ) -> JobOutcome:
-    """What the job that wrote `rows` has left of a run; `is_new` if there were none before.
+    """What the job that wrote `rows` has left of a run; `is_new` is as in `is_new_run`.
 
     One that left nothing had nothing to do if torchrun's exit code says that all went well. One
     that was `asked` to leave by a signal, and left no last word, was still starting, or was not

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from launch.__main__ import main
 from launch.outcome import outcome_of
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, FailureCause, StopSource
+from pipeline.run.event_log import append, end_of
 from pipeline.run.events import EndEvent, Event, SignalEvent
 from tests.pipeline.fake_run import (
     RunHistory,
@@ -141,6 +143,25 @@ def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixtu
     history.close()
     assert main(["outcome", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "failed\ninterrupted\nstuck\ncompleted\ncompleted\n"
-    size = (tmp_path / "events.jsonl").stat().st_size
-    assert main(["outcome", str(tmp_path), "--after", str(size), "--code", "1"]) == 0
-    assert capsys.readouterr().out == "failed\n", "the rows are of earlier jobs"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "expected"),
+    [
+        ("end", 1, "failed"),
+        ("end", 0, "completed"),
+        ("submit", 0, "failed"),
+    ],
+)
+def test_rows_from_before_the_job_are_of_others(
+    kind: str, code: int, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But who has only been submitted, and leaves nothing, was not done before."""
+    run = RunDirectory(tmp_path)
+    fields: dict[str, Any] = (
+        {"outcome": "completed"} if kind == "end" else {"to": "slurm", "job": "7"}
+    )
+    append(run.events, event(kind, 9, **fields))
+    words = ["outcome", str(tmp_path), "--after", str(end_of(run.events)), "--code", str(code)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{expected}\n"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
-from launch.outcome import outcome_of
+from launch.outcome import is_new_run, outcome_of
 from pipeline.config.timeouts import OUTCOME_SECONDS, REQUEUE_PAUSES
 from pipeline.ranks.stop import JOB_BEGIN
 from pipeline.run import checkpoint
@@ -174,7 +174,7 @@ class Slurm:
         asked = StopSource.SIGTERM if self._is_preempted else asked
         code = max(torchrun.exit_codes(), default=1)
         rows = read_events(self._setup.run.events, num_bytes)
-        outcome = outcome_of(rows, code, asked, is_new=not num_bytes)
+        outcome = outcome_of(rows, code, asked, is_new=is_new_run(self._setup.run))
         self._say(f"outcome: {outcome} (code {code}, asked {asked})")
         if outcome == "interrupted" and not self.may_be_interrupted:
             raise Violation("the job is queued again, and nothing had asked it to leave")
