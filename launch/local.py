@@ -20,14 +20,14 @@ from data_prep.shard_set.options import Named, Rest
 from data_prep.shard_set.streams import say
 from launch.meeting import Meeting, has_lost_nodes
 from launch.options import refuse_misplaced
-from launch.outcome import outcome_of, rows_since
+from launch.outcome import is_new_run, outcome_of
 from launch.torchrun import local_environment, run_torchrun, torchrun_command
 from pipeline.config.model import ranks_per_replica
 from pipeline.config.order import Surroundings
 from pipeline.config.timeouts import SHUTDOWN_VARIABLE
 from pipeline.run.console import Console, counted
 from pipeline.run.ending import exit_code_of
-from pipeline.run.event_log import of_training, read_events, write_submission
+from pipeline.run.event_log import end_of, of_training, read_events, write_submission
 from pipeline.run.events import EndEvent, RunEvent, SubmittedTo
 from pipeline.run.measured import check_run
 from pipeline.train.command import Command, asks_for_help, help_text, parse_command
@@ -97,6 +97,7 @@ def run(options: Options) -> int:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
     events = command.run.events
+    before = end_of(events)
     if options.node_rank == 0:
         is_in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
         to: SubmittedTo = "kubernetes" if is_in_pod else "local"
@@ -109,9 +110,8 @@ def run(options: Options) -> int:
         return torchrun_command(*words, *there)
 
     code, asked = run_torchrun(torchrun, log, events, meeting)
-    history = read_events(events)
-    outcome = outcome_of(history, begin, code, asked)
-    rows = rows_since(history, begin)
+    rows = read_events(events, before)
+    outcome = outcome_of(rows, code, asked, is_new=is_new_run(command.run))
     if meeting is not None and outcome == "failed" and has_lost_nodes(of_training(rows), code):
         outcome = "interrupted"
     own = {type(row) for row in rows}

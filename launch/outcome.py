@@ -13,15 +13,8 @@ from launch.runs import existing
 from pipeline.metrics.discovery import drop_unanswered
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import JobOutcome, StopSource
-from pipeline.run.event_log import of_training, of_type, read_events
-from pipeline.run.events import (
-    CheckpointEvent,
-    EndEvent,
-    Event,
-    RunEvent,
-    SignalEvent,
-    StartEvent,
-)
+from pipeline.run.event_log import last_of_training, of_training, of_type, read_events
+from pipeline.run.events import CheckpointEvent, EndEvent, Event, RunEvent, SignalEvent
 
 
 def _source(name: str) -> StopSource | None:
@@ -35,8 +28,8 @@ class Options:
 
     run_dir: Annotated[Path, Named("RUN")]
     """The run's directory."""
-    since: Annotated[float | None, Named("--since", "SECONDS")] = None
-    """When the job began, in Unix time; if not given, the whole history counts."""
+    after: Annotated[int | None, Named("--after", "BYTES")] = None
+    """The size of RUN/events.jsonl when the job began; if not given, the whole history counts."""
     code: int = 0
     """The exit code of torchrun."""
     asked: Annotated[StopSource | None, Reads(_source), Named("--asked", "SIGNAL")] = None
@@ -45,26 +38,29 @@ class Options:
 
 def run(options: Options) -> None:
     """Of what is no run directory a job has left nothing; a person may have its name wrong."""
-    is_of_job = options.since is not None
+    is_of_job = options.after is not None
     directory = RunDirectory(options.run_dir) if is_of_job else existing(options.run_dir)
-    rows = read_events(directory.events)
-    outcome = outcome_of(rows, options.since or 0.0, options.code, options.asked)
-    say(outcome)
+    rows, is_new = read_events(directory.events, options.after or 0), is_new_run(directory)
+    say(outcome_of(rows, options.code, options.asked, is_new=is_new))
     # SLURM kills a job's exporters together with its ranks.
     drop_unanswered(directory.targets, ("run_dir", str(directory.path.resolve())))
 
 
+def is_new_run(run: RunDirectory) -> bool:
+    """Whether no process group has ever written a row: it was submitted at most."""
+    return last_of_training(run.events) is None
+
+
 def outcome_of(
-    history: list[Event], since: float = 0.0, code: int = 0, asked: StopSource | None = None
+    rows: list[Event], code: int = 0, asked: StopSource | None = None, *, is_new: bool = True
 ) -> JobOutcome:
-    """What the job that began at `since` (Unix seconds) has left of a run.
+    """What the job that wrote `rows` has left of a run; `is_new` is as in `is_new_run`.
 
     One that left nothing had nothing to do if torchrun's exit code says that all went well. One
     that was `asked` to leave by a signal, and left no last word, was still starting, or was not
     given the time to save: its ranks were killed, and one may have reported that it lost another.
     """
-    history = of_training(history)
-    rows = rows_since(history, since)
+    rows = of_training(rows)
     begins = [place for place, row in enumerate(rows) if isinstance(row, RunEvent)]
     end = rows[-1] if rows and isinstance(rows[-1], EndEvent) else None
     # Without a `run` row an earlier start of the job has stopped, to make room for this one.
@@ -75,7 +71,7 @@ def outcome_of(
             return "stopped"
         return _outcome_of_signal(rows, asked)
     if end is None:
-        return "failed" if rows or code or not history else "completed"
+        return "failed" if rows or code or is_new else "completed"
     if end.outcome != "stopped":
         return end.outcome
     if not sources:  # it stopped where --max-steps said
@@ -85,20 +81,8 @@ def outcome_of(
     return _outcome_of_signal(rows, asked or sources[-1])
 
 
-def rows_since(history: list[Event], since: float) -> list[Event]:
-    """What was written from the begin of a job on.
-
-    By their order, and by what the first row says of the begin: a clock may be set back meanwhile.
-    """
-    for place, row in enumerate(history):
-        began = row.began if isinstance(row, StartEvent | EndEvent) else None
-        if max(row.time, began or 0.0) >= since:
-            return history[place:]
-    return []
-
-
 def _outcome_of_signal(rows: list[Event], source: str) -> JobOutcome:
-    """By whether a step was saved since the first row: a late clock may hide the beginning."""
+    """By whether a step was saved since the first row."""
     saved = [
         row.step
         for row in rows

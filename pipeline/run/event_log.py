@@ -119,14 +119,20 @@ def write_submission(path: Path, to: SubmittedTo, job: str | None, submitted: fl
         append(path, SubmitEvent(step=step, epoch=epoch, time=submitted, to=to, job=job))
 
 
-def read_events(path: Path) -> list[Event]:
+def end_of(path: Path) -> int:
+    """The size of `events.jsonl` in bytes: rows that are written later are behind it."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def read_events(path: Path, after: int = 0) -> list[Event]:
     """The rows of the run's one history, oldest first; `path` is that of `events.jsonl`.
 
+    Only those behind its first `after` bytes: a clock may be set back, and the file only grows.
     Rows that a later attempt has made void are left out, see `history_of`; so are lines that are
     no rows, and there are none without a file. Raises `ValueError` if rows are of a newer format
     version than this program reads.
     """
-    return history_of(read_rows(path))
+    return history_of(read_rows(path, after=after))
 
 
 def history_of(rows: Iterable[Event]) -> list[Event]:
@@ -194,15 +200,17 @@ def count_resumes(rows: Iterable[Event]) -> int:
     return sum(row.resumed_from is not None for row in of_type(rows, RunEvent))
 
 
-def read_rows(path: Path, faults: list[str] | None = None) -> Iterator[Event]:
-    """All rows, also those that a resume has made void; none if there is no file.
+def read_rows(path: Path, faults: list[str] | None = None, *, after: int = 0) -> Iterator[Event]:
+    """All rows behind the first `after` bytes, also those that a resume has made void.
 
+    None if there is no file.
     Left out is a line that is not JSON, which a kill may have cut or which is just being written,
     and a row of a kind that a newer version has added. JSON that is no row is left out too, with a
     sentence in `faults`.
     Raises `ValueError` if rows are of a newer format version than this program reads.
     """
-    for number, row in _objects(path.read_bytes().split(b"\n") if path.is_file() else ()):
+    content = path.read_bytes()[after:] if path.is_file() else b""
+    for number, row in _objects(content.split(b"\n")):
         if isinstance(row, dict) and row.get("kind") == "run":
             check_format_version(row.get("format_version", 1), EVENTS_VERSION, path)
         event = None

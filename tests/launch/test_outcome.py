@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from launch.__main__ import main
 from launch.outcome import outcome_of
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import EndOutcome, FailureCause, StopSource
-from pipeline.run.events import EndEvent, Event, SignalEvent, StartEvent
+from pipeline.run.event_log import append, end_of
+from pipeline.run.events import EndEvent, Event, SignalEvent
 from tests.pipeline.fake_run import (
     RunHistory,
     checkpoint_fields,
@@ -73,20 +75,10 @@ def test_of_a_whole_history(expected: str, history: list[Event]) -> None:
 
 
 def test_of_the_last_job_alone() -> None:
-    first = rows(begin(0), signal("SIGUSR1"), end("stopped", 5))
-    assert outcome_of(first, since=10, code=1) == "failed", "the job has left nothing"
-    assert outcome_of(first, since=10) == "completed", "it had nothing to do: --max-steps 5"
-    assert outcome_of(first[:1], since=10) == "completed", "the same, after a kill"
-    done = rows(begin(0), end("completed", 9))
-    assert outcome_of(done, since=10) == "completed"
-    assert outcome_of(done, since=10, code=1) == "failed", "it was refused"
-    paused = rows(begin(0), end("stopped", 5))
-    assert outcome_of(paused, since=10, code=1) == "failed"
-    second = [
-        *first,
-        *(replace(row, time=11.0) for row in (begin(5), signal("SIGUSR1"), end("stopped", 5))),
-    ]
-    assert outcome_of(second, since=10) == "stuck"
+    assert outcome_of([], code=1, is_new=False) == "failed", "the job has left nothing"
+    assert outcome_of([], is_new=False) == "completed", "it had nothing to do, as by --max-steps"
+    second = rows(begin(5), signal("SIGUSR1"), end("stopped", 5))
+    assert outcome_of(second, is_new=False) == "stuck"
 
 
 @pytest.mark.parametrize(
@@ -112,45 +104,29 @@ def test_of_the_last_job_alone() -> None:
 def test_of_a_job_that_was_asked_to_leave(expected: str, asked: str, history: list[Event]) -> None:
     source = StopSource(f"SIG{asked}")
     assert outcome_of(history, code=1, asked=source) == expected
-    before = rows(begin(0), signal("SIGUSR1"), end("stopped", 4))
-    later = [replace(row, time=row.time + 10) for row in history]
-    assert outcome_of(before + later, since=10, code=1, asked=source) == expected
+    assert outcome_of(history, code=1, asked=source, is_new=False) == expected
 
 
-def test_a_host_whose_clock_is_late_has_begun_too() -> None:
-    """Its first rows seem to be older than the job."""
-    late = rows(begin(0), trained(3), save(5), signal("SIGUSR1"))
-    late.append(replace(end("stopped", 5), time=4.0))
-    assert outcome_of(late, since=1, code=1, asked=StopSource.SIGUSR1) == "interrupted"
-
-
-def test_a_clock_that_is_set_back_meanwhile_hides_no_end() -> None:
-    begun, done, ended = rows(begin(0), trained(5), end("completed", 9))
-    history = [replace(begun, time=100.0), done, ended]
-    assert outcome_of(history, since=99.0) == "completed"
-
-
-def test_a_clock_that_was_set_back_before_the_first_row_hides_none() -> None:
-    """The `start` row has the begin as the job's script said it."""
-    start = StartEvent(step=0, epoch=0.0, began=99.0, heard=None)
-    history = rows(start, begin(0), signal(StopSource.SIGTERM), end("stopped", 5))
-    assert outcome_of(history, since=99.0) == "interrupted"
+def test_a_clock_that_is_set_back_changes_no_outcome() -> None:
+    history = rows(begin(0), signal("SIGTERM"), end("stopped", 5))
+    before = [replace(row, time=100.0 - row.time) for row in history]
+    assert outcome_of(before) == "interrupted"
 
 
 def test_a_stop_that_was_agreed_on_holds_if_the_save_did_not_end() -> None:
     """The file STOP is removed by then: queued again, the job would go on."""
     history = rows(begin(0), trained(3), signal("STOP file"))
-    assert outcome_of(history, since=0, code=1, asked=StopSource.SIGUSR1) == "stopped"
+    assert outcome_of(history, code=1, asked=StopSource.SIGUSR1) == "stopped"
 
 
 def test_the_last_word_of_an_earlier_start_is_not_that_of_this_one() -> None:
     """It has made room for this one, which a signal ended before its first word."""
-    earlier = rows(begin(0), save(5), signal("STOP file"), end("stopped", 5))
-    assert outcome_of(earlier, since=1, code=1, asked=StopSource.SIGUSR2) == "interrupted"
+    earlier = rows(save(5), signal("STOP file"), end("stopped", 5))
+    assert outcome_of(earlier, code=1, asked=StopSource.SIGUSR2) == "interrupted"
 
 
 def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["outcome", str(tmp_path), "--since", "0"]
+    words = ["outcome", str(tmp_path), "--after", "0"]
     asked = [
         ["--asked", ""],
         ["--code", "1", "--asked", "TERM"],
@@ -161,9 +137,31 @@ def test_the_command_prints_one_word(tmp_path: Path, capsys: pytest.CaptureFixtu
     history.write("run", 0, **start_fields())
     history.write("end", 9, outcome="completed")
     history.close()
-    assert main(["outcome", str(tmp_path), "--since", "0"]) == 0
+    assert main(["outcome", str(tmp_path), "--after", "0"]) == 0
     history = RunHistory(RunDirectory(tmp_path))
     history.write("eval", 9, **eval_fields(5, 9, 10, 10) | {"by": "evaluate"})
     history.close()
     assert main(["outcome", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "failed\ninterrupted\nstuck\ncompleted\ncompleted\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "expected"),
+    [
+        ("end", 1, "failed"),
+        ("end", 0, "completed"),
+        ("submit", 0, "failed"),
+    ],
+)
+def test_rows_from_before_the_job_are_of_others(
+    kind: str, code: int, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But who has only been submitted, and leaves nothing, was not done before."""
+    run = RunDirectory(tmp_path)
+    fields: dict[str, Any] = (
+        {"outcome": "completed"} if kind == "end" else {"to": "slurm", "job": "7"}
+    )
+    append(run.events, event(kind, 9, **fields))
+    words = ["outcome", str(tmp_path), "--after", str(end_of(run.events)), "--code", str(code)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{expected}\n"

@@ -178,6 +178,20 @@ def test_a_signal_that_srun_does_not_hear_reaches_the_ranks_when_they_start(tmp_
     assert list((tmp_path / "runs/alexnet").iterdir()) == []
 
 
+@pytest.mark.parametrize(("rows", "size"), [(None, 0), ("{}\n", 3)])
+def test_what_is_in_the_events_when_a_job_begins_is_of_earlier_ones(
+    rows: str | None, size: int, tmp_path: Path
+) -> None:
+    """Whatever its clock says: it may have been set back."""
+    events = tmp_path / "runs/alexnet/events.jsonl"
+    if rows is not None:
+        events.parent.mkdir(parents=True)
+        events.write_text(rows)
+    done = be_job(tmp_path, python='case "$*" in *outcome*) echo "$*" ;; esac')
+    assert f"outcome runs/alexnet --after {size} --code 1" in done.stdout
+    assert done.stderr == ""
+
+
 def test_a_request_of_a_start_that_was_killed_is_not_for_the_next(tmp_path: Path) -> None:
     (tmp_path / "runs/alexnet").mkdir(parents=True)
     (tmp_path / "runs/alexnet/.asked-7").touch()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-_CALLS = "close", "mkdir", "open", "rename", "rmdir", "stat", "unlink"
+_CALLS = "close", "mkdir", "open", "rename", "rmdir", "stat", "unlink", "utime"
 REAL = {name: getattr(os, name) for name in _CALLS}
 """As they are while the simulation stands in for them."""
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
-from launch.outcome import outcome_of
+from launch.outcome import is_new_run, outcome_of
 from pipeline.config.timeouts import OUTCOME_SECONDS, REQUEUE_PAUSES
 from pipeline.ranks.stop import JOB_BEGIN
 from pipeline.run import checkpoint
 from pipeline.run.ending import ASKED_VARIABLE, JobOutcome, StopSource
-from pipeline.run.event_log import of_type, read_events
+from pipeline.run.event_log import end_of, of_type, read_events
 from pipeline.run.events import Event, RunEvent, SignalEvent
 from pipeline.run.lock import JobStart
 from tests.simulation.checks import KILL_WAIT_SECONDS
@@ -71,8 +71,8 @@ class Slurm:
         self._has_lost_host = False
         self._is_preempted = False
         self.may_be_interrupted = False
-        self._is_stop_asked = False
-        """Something has asked the newest start to leave."""
+        self._stop_asked_at = -math.inf
+        """When a person has asked the newest job to leave, Unix seconds."""
         self.starts: list[Torchrun] = []
         self.on_attempt: Callable[[Attempt], None] = lambda _: None
         self.outcomes: list[JobEnd] = []
@@ -105,7 +105,8 @@ class Slurm:
 
     def stop_asked(self) -> None:
         """A person has made the file STOP."""
-        self.may_be_interrupted = self._is_stop_asked = True
+        self.may_be_interrupted = True
+        self._stop_asked_at = EPOCH + self._kernel.tasks.now
 
     def give_more_time(self) -> None:
         """To the jobs from now on."""
@@ -145,10 +146,12 @@ class Slurm:
         """`train.sbatch.in`, once."""
         tasks, job = self._kernel.tasks, self._job
         self._has_lost_host = self._is_preempted = self.may_be_interrupted = False
-        self._is_stop_asked &= start.number > 0  # an older one is for no new job
         hosts = [host for host in self.hosts if not host.is_down and not host.is_cut_off]
         begin = float(int(EPOCH + tasks.now + hosts[0].clock_error))
         started, before = tasks.now, self._newest()
+        if start.number == 0 and self._stop_asked_at < begin:  # which has whole seconds
+            self._stop_asked_at = -math.inf  # it is for no new job
+        num_bytes = end_of(self._setup.run.events)
         request = self._setup.run.path / f".asked-{start.job}"
         request.unlink(missing_ok=True)
         tasks.sleep(_PROLOGUE_SECONDS)
@@ -170,12 +173,12 @@ class Slurm:
             return "lost host"
         asked = StopSource.SIGTERM if self._is_preempted else asked
         code = max(torchrun.exit_codes(), default=1)
-        history = read_events(self._setup.run.events)
-        outcome = outcome_of(history, begin, code, asked)
+        rows = read_events(self._setup.run.events, num_bytes)
+        outcome = outcome_of(rows, code, asked, is_new=is_new_run(self._setup.run))
         self._say(f"outcome: {outcome} (code {code}, asked {asked})")
         if outcome == "interrupted" and not self.may_be_interrupted:
             raise Violation("the job is queued again, and nothing had asked it to leave")
-        self._check(outcome, asked, history, before)
+        self._check(outcome, asked, read_events(self._setup.run.events), before)
         return outcome
 
     def _newest(self) -> int:
@@ -192,12 +195,12 @@ class Slurm:
         if outcome == "interrupted" and by_person:
             raise Violation("a person has stopped the run, and it is queued again")
         is_clock_right = not any(host.clock_error for host in self.hosts)
-        if outcome == "stopped" and not self._is_stop_asked and is_clock_right:
+        if outcome == "stopped" and self._stop_asked_at < 0 and is_clock_right:
             raise Violation("the run has stopped for a file STOP that was older than the job")
         begun = of_type(history, RunEvent)[-1:]
         since = min([before, *(row.resumed_from or 0 for row in begun)])
         is_in_vain = asked is StopSource.SIGUSR1 and self._newest() <= since
-        if outcome == "interrupted" and is_in_vain and is_clock_right:
+        if outcome == "interrupted" and is_in_vain:
             raise Violation("the job is queued again, and had too little time to save a step")
 
     @property

@@ -374,6 +374,7 @@ class Kernel:
                 process.files[number] = there
                 if is_new:
                     self.disk.made(there)
+                    self.stamp(number)
             return number
 
         return open_
@@ -389,6 +390,11 @@ class Kernel:
 
         return close
 
+    def stamp(self, file: Any) -> None:
+        """Give a path or an open file the time of the file system, whose clock is right."""
+        now = EPOCH + self.tasks.now
+        REAL["utime"](file, (now, now))
+
     def _write(self, real: Any) -> Any:
         def write(number: int, content: bytes) -> int:
             process = self._me()
@@ -402,7 +408,10 @@ class Kernel:
             if self._changes(there) and there is not None:
                 self.disk.check_room(there)
                 self.disk.wrote(os.fstat(number).st_ino, there)
-            return int(real(number, content))
+            num_written = int(real(number, content))
+            if there:
+                self.stamp(number)
+            return num_written
 
         return write
 
@@ -420,9 +429,12 @@ class Kernel:
         return fsync
 
     def _utime(self, real: Any) -> Any:
-        def utime(path: Any, *args: Any, **options: Any) -> None:
+        def utime(path: Any, times: Any = None, **options: Any) -> None:
             self.tasks.check_alive()
-            real(path, *args, **options)
+            if self._me() is not None and times is None and "ns" not in options:
+                self.stamp(path)
+            else:
+                real(path, times, **options)
 
         return utime
 
@@ -473,6 +485,7 @@ class Kernel:
             if is_new:
                 self.disk.check_room(there)
             raw = _RawFile(self, there, mode.replace("b", "").replace("t", ""))
+            raw.stamp()
             if is_new:
                 self.disk.made(there)
             buffered: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
@@ -503,4 +516,10 @@ class _RawFile(io.FileIO):
         if not self._kernel.may_write(self._path, end - os.fstat(self.fileno()).st_size):
             return len(content)
         self._kernel.disk.wrote(os.fstat(self.fileno()).st_ino, self._path)
-        return super().write(content) or 0
+        num_written = super().write(content) or 0
+        self.stamp()
+        return num_written
+
+    def stamp(self) -> None:
+        """Give it the time of the simulated file system."""
+        self._kernel.stamp(self.fileno())

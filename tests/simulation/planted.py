@@ -250,12 +250,12 @@ BUGS = (
         seed=5,
     ),
     Bug(
-        name="a clock decides what is of a job",
-        why="one that is set back hides how the job has ended",
-        module=OUTCOME,
-        right="            return history[place:]\n",
-        wrong="            return [row for row in history if row.time >= since]\n",
-        seed=76,
+        name="what an earlier start has written is of the job",
+        why="a job that fails before its first row is queued again, as the one before was",
+        module="pipeline.run.event_log",
+        right="path.read_bytes()[after:]",
+        wrong="path.read_bytes()[0:]",
+        seed=3034,
     ),
     Bug(
         name="a save is announced before it is there",

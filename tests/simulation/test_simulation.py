@@ -31,6 +31,7 @@ FOUND = {
     1909: "a request to stop that was removed came back with a power cut, and stopped another job",
     122: "a rank that had nothing to do with it was named for a disk that took no checkpoint",
     2619: "ranks that were done were named for one that hung at its end",
+    3034: "a job that failed on a full disk behind a clock that was set back was queued again",
 }
 """Seeds that found a fault of the product, which is mended."""
 
@@ -78,6 +79,14 @@ def test_what_a_seed_of_a_cache_has_found_is_mended() -> None:
     In a cache of just the size that is asked for a rank failed.
     """
     assert simulate_cache(44).fault is None
+
+
+@pytest.mark.parametrize("seed", [2913, 3084])
+def test_a_file_stop_is_as_old_as_the_simulated_file_system_and_the_script_have_it(
+    seed: int,
+) -> None:
+    """One that a start has left which waited for another, and one of the second of the begin."""
+    assert simulate(seed).fault is None
 
 
 @pytest.mark.parametrize("seed", FOUND)
