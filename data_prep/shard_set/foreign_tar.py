@@ -146,7 +146,7 @@ def _pax_path(path: Path, records: str) -> str | None:
             found = raw[position : position + 20]
             raise ForeignTarError(f"{path} is damaged: a pax header holds {found!r}")
         keyword, _, value = raw[length.end() : stop].rstrip(b"\n").partition(b"=")
-        if keyword in (b"size", b"GNU.sparse.major", b"GNU.sparse.map"):
+        if keyword == b"size" or keyword.startswith(b"GNU.sparse."):
             raise ForeignTarError(f"{path}: a member is larger than 8 GiB or stored with holes")
         if keyword == b"path":
             name = value.decode("utf-8", "surrogateescape")
