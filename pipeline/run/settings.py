@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.manifest import MANIFEST_NAME
+from data_prep.shard_set.typed import read_json
 from pipeline.config.saved import differences, from_json, to_json
 from pipeline.config.schema import Config
 from pipeline.run.directory import RunDirectory
@@ -109,8 +109,8 @@ def saved_settings(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises `ValueError` if it is not there or damaged.
     """
     try:
-        return _checked(json.loads(state["settings"]), path)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        return _checked(read_json(state["settings"]), path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the checkpoint of a run, or another version's ({error}): give one that "
             "pipeline.train saved"
