@@ -106,9 +106,12 @@ def read_saved(run: RunDirectory) -> dict[str, Any]:
 def saved_settings(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The same, of the run whose checkpoint at `path` has this state.
 
-    Raises `ValueError` if it is not there or damaged.
+    Raises `ValueError` if it is not there or damaged, or if there are no weights or steps with it.
     """
     try:
+        step, weights = state["progress"]["step"], state["model"]
+        if type(step) is not int or not isinstance(weights, dict):
+            raise TypeError("its step or its model is not as written")
         return _checked(read_json(state["settings"]), path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
