@@ -24,7 +24,7 @@ from data_prep.shard_set.manifest import (
     hash_class_names,
     read_manifest,
 )
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 
 Settings = Mapping[str, Any]
 """All that decides the bytes of a shard set, by name."""
@@ -195,7 +195,7 @@ def begun_plan(shards: Path) -> ConversionPlan | None:
     if not path.exists():
         return None
     try:
-        fields = json.loads(path.read_bytes())
+        fields = read_json(path.read_bytes())
         plan = ConversionPlan(**{**fields, "class_names": tuple(fields["class_names"])})
         check_types(plan, ConversionPlan, "")
         if hash_class_names(plan.class_names) != plan.settings["class_names_sha256"]:

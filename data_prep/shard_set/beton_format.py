@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shard_set.manifest import Encoding, ShardSetError
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 
 HEADER_DTYPE = np.dtype(
     [
@@ -180,13 +180,13 @@ def _read_record(path: Path) -> tuple[BetonRecord, str]:
             f"program wrote it; {_AGAIN}"
         )
     try:
-        fields = json.loads(text)
+        fields = read_json(text)
         sha256: str = fields.pop("sha256")
         if (version := fields["record_version"]) == _RECORD_VERSION:
             record = BetonRecord(**fields)
             check_types(record, BetonRecord, "")
             return record, sha256
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ShardSetError(f"{path} has a damaged record ({error}): {_AGAIN}") from None
     raise ShardSetError(
         f"{path} has record version {version}; expected {_RECORD_VERSION}: {_AGAIN}"

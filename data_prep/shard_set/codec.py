@@ -27,7 +27,7 @@ from data_prep.shard_set.yuv import cut_yuv, decode_yuv, encode_yuv, size_of_yuv
 
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, "
-    rb"'shape': \((\d+), (\d+), 3\), \} *\n",
+    rb"'shape': \(([1-9]\d{0,8}), ([1-9]\d{0,8}), 3\), \} *\n",
     re.DOTALL,
 )
 
@@ -101,7 +101,7 @@ def _decode_npy(content: bytes) -> Pixels:
         if len(content) == match.end() + shape[0] * shape[1] * 3:
             return np.frombuffer(content, np.uint8, offset=match.end()).reshape(shape)
     try:
-        found = np.load(io.BytesIO(content))
+        found = np.lib.format.read_array(io.BytesIO(content))
     except Exception as error:  # a damaged header raises anything
         raise ValueError(str(error)) from None
     raise ValueError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.files import as_command
 from data_prep.shard_set.image_files import is_image
+from data_prep.shard_set.typed import read_json
 
 INDEX_NAME = "index.json"
 """What the sets of MosaicML and LitData have for a manifest."""
@@ -116,8 +116,8 @@ def _describe_folder(path: Path, given: Path) -> str | None:
             return f"it holds the shard set {name}: give {path / name}"
     for name in names:
         if name.endswith(".json"):
-            with contextlib.suppress(OSError, ValueError, RecursionError):
-                if (found := describe_manifest(json.loads((path / name).read_bytes()))) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                if (found := describe_manifest(read_json((path / name).read_bytes()))) is not None:
                     return f"{name} in it is {found}"
     for beginning, source in _RAW_NAMES.items():
         if any(name.startswith(beginning) for name in names):

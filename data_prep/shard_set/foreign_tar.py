@@ -6,7 +6,6 @@ the last slash are one sample, and lie side by side; the rest of a name says wha
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.tar_walk import DamagedTarError, Member, ReadAt, reading, walk_tar
+from data_prep.shard_set.typed import read_json
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "cls.txt", "class", "cls.json")
@@ -146,7 +146,7 @@ def _pax_path(path: Path, records: str) -> str | None:
             found = raw[position : position + 20]
             raise ForeignTarError(f"{path} is damaged: a pax header holds {found!r}")
         keyword, _, value = raw[length.end() : stop].rstrip(b"\n").partition(b"=")
-        if keyword in (b"size", b"GNU.sparse.major", b"GNU.sparse.map"):
+        if keyword == b"size" or keyword.startswith(b"GNU.sparse."):
             raise ForeignTarError(f"{path}: a member is larger than 8 GiB or stored with holes")
         if keyword == b"path":
             name = value.decode("utf-8", "surrogateescape")
@@ -206,9 +206,9 @@ def find_label(
 
 def _label_in_json(where: str, text: str, field: str) -> int | str:
     try:
-        content: Any = json.loads(text)
+        content: Any = read_json(text)
         label = content[field]
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ForeignTarError(f"{where}: its .json is damaged") from None
     except (KeyError, TypeError):
         there = f"fields {', '.join(content)}" if isinstance(content, dict) else "no fields"

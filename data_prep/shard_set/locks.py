@@ -91,6 +91,8 @@ def _warn(folder: Path, reason: str) -> None:
 def is_locked(path: Path) -> bool | None:
     """Whether a process holds the lock file exclusively; None if that cannot be determined."""
     try:
+        if path.exists() and not path.is_file():
+            return None  # a pipe would keep whoever opens it
         with path.open("rb") as file:
             return not try_lock(file.fileno(), shared=True)
     except FileNotFoundError:

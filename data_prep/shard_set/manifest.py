@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from data_prep.shard_set.files import sha256_of, write_atomically
 from data_prep.shard_set.foreign import describe_manifest, describe_path, describe_unfinished
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 
 MANIFEST_NAME = "_info.json"
 FORMAT_VERSION = 1
@@ -237,8 +237,8 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
 def parse_json(content: bytes, path: str) -> Any:
     """The content of a JSON file; raises `ShardSetError` if it is damaged."""
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return read_json(content)
+    except ValueError as error:
         raise ShardSetError(f"{path} is damaged ({error}): convert the data again") from None
 
 

@@ -14,6 +14,8 @@ _NAME, _SIZE, _CHECKSUM, _TYPE = slice(0, 100), slice(124, 136), slice(148, 156)
 _PREFIX = 345
 """Where the first part of a long name begins, if there is one."""
 _READ_BYTES = 1 << 20
+_EMPTY = {b"%d" % kind for kind in range(1, 7)}
+"""Types of links, devices, folders and pipes: nothing follows their headers, as `tarfile` reads."""
 _ADLER = 65521
 """The lower half of an Adler-32 is 1 and the sum of all bytes, by this modulus."""
 
@@ -89,7 +91,7 @@ def _is_zero(read: ReadAt, start: int, stop: int) -> bool:
 
 def _parse(header: bytes, offset: int, before: str) -> Member:
     if (plain := _parse_plain(header)) is not None:
-        return Member(plain[0], offset, plain[1], header[_TYPE])
+        return _member(plain[0], offset, plain[1], header[_TYPE])
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         if info.size < 0:  # the walk would go back
@@ -98,7 +100,11 @@ def _parse(header: bytes, offset: int, before: str) -> Member:
         name = header.split(b"\0")[0].decode("ascii", "replace")
         what = f"damaged tar header after {before} ({error}): what follows cannot be read"
         raise DamagedTarError(what, name) from None
-    return Member(info.name, offset, info.size, info.type)
+    return _member(info.name, offset, info.size, info.type)
+
+
+def _member(name: str, offset: int, num_bytes: int, kind: bytes) -> Member:
+    return Member(name, offset, 0 if kind in _EMPTY else num_bytes, kind)
 
 
 def _parse_plain(header: bytes) -> tuple[str, int] | None:

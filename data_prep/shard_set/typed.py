@@ -1,13 +1,39 @@
-"""Whether a value that was read from a file is of the type that its declaration says."""
+"""Values of files: what a text in JSON says, and whether it is of the type that is declared."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_MOST_LEVELS = 50
+"""Of lists and objects within each other; files that are read here have ten."""
+
+
+def read_json(content: str | bytes) -> Any:
+    """What the text says; raises `ValueError` if it is damaged, or deeper than any that is meant.
+
+    Of such a depth Python reads more than it can compare, show or write then.
+    """
+    with contextlib.suppress(RecursionError):
+        found = json.loads(content)
+        level = [found]
+        for _ in range(_MOST_LEVELS):
+            level = [part for each in level for part in _parts(each)]
+            if not level:
+                return found
+    raise ValueError(f"it has more than {_MOST_LEVELS} levels of lists and objects")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def check_types(value: object, hint: Any, name: str) -> None:

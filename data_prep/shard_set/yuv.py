@@ -21,7 +21,7 @@ Planes = npt.NDArray[np.uint8]
 
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, "
-    rb"'shape': \((\d+), (\d+)\), \} *\n",
+    rb"'shape': \((\d{1,9}), (\d{1,9})\), \} *\n",
     re.DOTALL,
 )
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from data_prep.shard_set.keys import make_keys
 from data_prep.shard_set.pixels import Pixels
+from data_prep.sources.apart import each_apart
 from data_prep.sources.samples import Sample, SampleTable
 from data_prep.sources.source import Source, SourceError, read_files
 
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 _IMAGE_SIZE = 32
 _ROW_BYTES = 3 * _IMAGE_SIZE * _IMAGE_SIZE
+
+_Batch = tuple[npt.NDArray[np.uint8], list[int], list[str]]
+"""Images as rows, labels, and names of files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,16 +102,11 @@ def _open(layout: _Layout, path: Path) -> Source:
         _warn_of_another(layout, path)
     elif (path / layout.folder).is_dir():
         path = path / layout.folder
-    batches = {name for files in layout.files.values() for name in files}
-    contents = read_files(path, {layout.meta, *batches})
-    meta = _unpickle(layout.meta, contents[layout.meta])
-    try:
-        class_names = tuple(name.decode() for name in meta[layout.class_names])
-    except Exception:  # a pickle may hold anything
-        raise SourceError(f"{layout.meta} of {path} holds no list of class names") from None
+    # A few bytes of a pickle can ask for any amount of memory.
+    ((_, (class_names, batches)),) = each_apart(functools.partial(_read, layout), [path])
     images, splits = {}, {}
     for split, files in layout.files.items():
-        parts = [_parse(layout, file, contents[file], len(class_names)) for file in files]
+        parts = [batches[file] for file in files]
         images[split] = np.concatenate([part for part, _, _ in parts])
         labels = [label for _, some, _ in parts for label in some]
         keys = make_keys([name for _, _, names in parts for name in names])
@@ -139,15 +138,30 @@ def _warn_of_another(layout: _Layout, path: Path) -> None:
         )
 
 
-def _parse(
-    layout: _Layout, file: str, content: bytes, num_classes: int
-) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
+def _read(layout: _Layout, path: Path) -> tuple[tuple[str, ...], dict[str, _Batch]]:
+    """The names of the classes, and each batch by its file."""
+    files = {name for names in layout.files.values() for name in names}
+    contents = read_files(path, {layout.meta, *files})
+    meta = _unpickle(layout.meta, contents.pop(layout.meta))
+    try:
+        class_names = tuple(name.decode() for name in meta[layout.class_names])
+    except MemoryError:
+        raise
+    except Exception:  # a pickle may hold anything
+        raise SourceError(f"{layout.meta} of {path} holds no list of class names") from None
+    count = len(class_names)
+    return class_names, {name: _parse(layout, name, contents[name], count) for name in files}
+
+
+def _parse(layout: _Layout, file: str, content: bytes, num_classes: int) -> _Batch:
     """Images as rows, labels and file names of a batch."""
     fields = _unpickle(file, content)
     try:
         images = np.asarray(fields[b"data"])
         labels = [int(label) for label in fields[layout.labels]]
         names = [name.decode() for name in fields[b"filenames"]]
+    except MemoryError:
+        raise
     except Exception as error:  # a pickle may hold anything
         raise SourceError(f"{file} is not a batch of {layout.name} ({error!r})") from None
     is_right = images.dtype == np.uint8 and images.shape == (len(labels), _ROW_BYTES)
@@ -164,20 +178,27 @@ def _parse(
 def _unpickle(name: str, content: bytes) -> Any:
     try:
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle raises anything
         raise SourceError(f"{name} cannot be read: {error}") from None
+
+
+def _make_array(*_: object) -> npt.NDArray[np.uint8]:
+    return np.empty(0, np.uint8)
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds arrays and plain values only: a pickle can otherwise run any program."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # NumPy 1 and 2 call the module of `_reconstruct` differently; both mean this function.
+        # NumPy 1 and 2 call the module of `_reconstruct` differently. It makes an array that its
+        # state fills, of this class; of a shape without a state it would hold whatever was there.
         allowed = {
-            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "ndarray"): None,
             ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-            ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy.core.multiarray", "_reconstruct"): _make_array,
+            ("numpy._core.multiarray", "_reconstruct"): _make_array,
         }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(

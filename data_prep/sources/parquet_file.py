@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.files import atomic_writer
+from data_prep.shard_set.typed import read_json
 from data_prep.sources.labels import RawLabel, find_column
 from data_prep.sources.source import SourceError
 
@@ -113,9 +113,9 @@ def _choose(schema: Any, path: Path, image: str | None, label: str | None) -> Co
 def _features(schema: Any) -> dict[str, Any]:
     """What the Hub's libraries write into the metadata about each column."""
     try:
-        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        content = read_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = content["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return {}
     return features if isinstance(features, dict) else {}
 

@@ -165,7 +165,9 @@ def read_files(path: Path, names: Collection[str]) -> dict[str, bytes]:
                     raise ValueError("it unpacks to more than 512 MiB")
             with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
                 found = {
-                    PurePosixPath(member.name).name: content[member.offset_data :][: member.size]
+                    PurePosixPath(member.name).name: content[
+                        member.offset_data : member.offset_data + member.size
+                    ]
                     for member in archive
                     if member.isreg() and PurePosixPath(member.name).name in names
                 }

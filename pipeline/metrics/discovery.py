@@ -16,7 +16,7 @@ from typing import Self
 from urllib.parse import urlencode
 
 from data_prep.shard_set.files import as_text, write_atomically
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 from pipeline.metrics.pages import Identity
 
 _EXPORTER = "__param_exporter"
@@ -57,10 +57,10 @@ class Target:
         """None if it was not written by an exporter."""
         try:
             content = path.read_bytes()
-            (entry,) = json.loads(content)
+            (entry,) = read_json(content)
             ((address,), labels) = entry["targets"], entry["labels"]
             check_types((address, labels), tuple[str, Mapping[str, str]], "the entry")
-        except (OSError, KeyError, RecursionError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError):
             return None
         if _EXPORTER not in labels:
             return None

@@ -148,8 +148,9 @@ class RootOutcomes(Collector):
         shown = {}
         for run in map(RunDirectory, sorted(self._root.iterdir())):
             run_status = None
-            with contextlib.suppress(OSError):  # else it would hide the others
+            with contextlib.suppress(OSError, ValueError):  # else it would hide the others
                 if run.path.is_dir() and _may_be_shown(run, now):
+                    run.check_entries()
                     run_status = read_run_status(run, self._host, now)
             if run_status is None or run_status.outcome is None:
                 continue

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import socket
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from data_prep.shard_set import metric
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 from pipeline.config.timeouts import MISSED_PUBLICATIONS
 from pipeline.metrics.declared import HEARTBEAT, RANK_OUTCOME, STEP_SECONDS
 from pipeline.run.ending import RUN_OUTCOMES, RunOutcome, process_start_ticks
@@ -96,18 +97,19 @@ class RankFile:
         return MISSED_PUBLICATIONS * self.writer.interval_seconds
 
     def value(self, wanted: metric.Metric, **labels: str) -> float | None:
-        """That of a sample; None if it is not there."""
+        """That of a sample; None if it is not there, or not finite."""
         found = (s.value for s in self._samples(wanted) if labels.items() <= s.labels.items())
         return next(found, None)
 
     @property
     def phase_seconds(self) -> dict[str, float]:
         """Of the steps, by the label of the phase, since the process began."""
-        return {sample.labels["phase"]: sample.value for sample in self._samples(STEP_SECONDS)}
+        samples = (s for s in self._samples(STEP_SECONDS) if "phase" in s.labels)
+        return {sample.labels["phase"]: sample.value for sample in samples}
 
     def _samples(self, wanted: metric.Metric) -> Iterator[Sample]:
         samples = (sample for family in self.families for sample in family.samples)
-        return (sample for sample in samples if sample.name == wanted.name)
+        return (s for s in samples if s.name == wanted.name and math.isfinite(s.value))
 
     def is_up(self, now: float) -> bool:
         """Whether the rank runs and has published lately."""
@@ -139,10 +141,10 @@ def read_writer(path: Path) -> Writer:
     with path.open("rb") as file:
         line = file.readline()
     try:
-        fields = json.loads(line.removeprefix(b"# "))
+        fields = read_json(line.removeprefix(b"# "))
         writer = Writer(**{field.name: fields[field.name] for field in dataclasses.fields(Writer)})
         check_types(writer, Writer, "")
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the first line does not name its writer: {error!r}") from None
     check_format_version(fields.get("format_version", 1), RANK_FILE_VERSION, path)
     if path.name != rank_file_name(writer.rank):
@@ -187,7 +189,7 @@ def _read(path: Path) -> RankFile:
         for sample in family.samples
     }
     heartbeat = values.get((HEARTBEAT.name, None))
-    if heartbeat is None:
+    if heartbeat is None or not math.isfinite(heartbeat):
         raise ValueError(f"{path}: has no {HEARTBEAT.name}")
     return RankFile(
         writer=writer,

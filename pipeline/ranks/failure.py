@@ -43,7 +43,7 @@ from torch.distributed.distributed_c10d import Store
 
 from data_prep.shard_set.files import describe
 from data_prep.shard_set.streams import say
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 from pipeline.model.columns import ExchangeError
 from pipeline.run.ending import ExitCode, FailureCause
 
@@ -128,9 +128,9 @@ def from_store(kind: type[T], content: bytes) -> T:
     Raises `RuntimeError` if that is something else.
     """
     try:
-        found = kind(**json.loads(content))
+        found = kind(**read_json(content))
         check_types(found, kind, "")
-    except (RecursionError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise RuntimeError(
             f"the job's store holds {content[:40]!r}, which is no {kind.__name__} ({error}): start "
             "the job again on a port that no other program uses"

@@ -132,16 +132,21 @@ def read_kernels(run: RunDirectory, network: str | None) -> Kernels | Missing | 
     if not any(run.checkpoints.glob("step-*")):
         return none
     try:
-        from pipeline.run import checkpoint  # here, because all else of a report needs no torch
+        # Here, because all else of a report needs no torch.
+        from pipeline.run import checkpoint
+        from pipeline.trained.stored import checked_weights
 
         path = checkpoint.newest_good(run.checkpoints)
         if path is None:
             return none
-        weights = checkpoint.load(path)["model"]
+        weights = checked_weights(checkpoint.load(path).get("model"), path)
     except (ImportError, OSError, ValueError) as error:
         return Missing(f"The first layer is left out: {error}.")
-    first = next(weight for weight in weights.values() if weight.ndim == 4)
-    kernels = first.permute(0, 2, 3, 1).numpy()
+    layers = (weight for weight in weights.values() if weight.ndim == 4)
+    first = next((weight for weight in layers if weight.shape[1] == 3 and weight.numel()), None)
+    if first is None:
+        return Missing(f"The first layer is left out: {path} has no kernels of three colours.")
+    kernels = first.detach().float().permute(0, 2, 3, 1).numpy()
     columns = np.array_split(kernels, _NUM_COLUMNS[network])
     return Kernels(
         step=checkpoint.step_of(path),

@@ -20,6 +20,9 @@ from pipeline.run.format_version import PREDICTIONS_VERSION, check_format_versio
 SPLIT = "val"
 """The split whose predictions are shown."""
 
+_MOST_BYTES = 1 << 30
+"""Of predictions, unpacked; those of ImageNet have 6 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -78,6 +81,8 @@ def read_predictions(
     """The predictions at `path`, if they are of the newest evaluation in `events`."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
+            if sum(each.file_size for each in arrays.zip.infolist()) > _MOST_BYTES:
+                raise ValueError(f"they unpack to more than {_MOST_BYTES:,} bytes")
             version = int(arrays["format_version"]) if "format_version" in arrays else 1
             check_format_version(version, PREDICTIONS_VERSION, path)
             predictions = Predictions(

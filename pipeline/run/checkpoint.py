@@ -38,6 +38,7 @@ from data_prep.shard_set.files import (
     sync_directory,
     write_atomically,
 )
+from data_prep.shard_set.typed import read_json
 from pipeline.run.torch_file import load_tensors
 
 FORMAT_VERSION = 1
@@ -181,7 +182,7 @@ def newest_good(directory: Path) -> Path | None:
 def verify(path: Path) -> None:
     """Check a checkpoint's size and hash; raises `CheckpointError` saying what is wrong."""
     try:
-        facts = json.loads((path / FACTS).read_bytes())
+        facts = read_json((path / FACTS).read_bytes())
         version, num_bytes, sha256 = (
             facts[name] for name in ("format_version", "num_bytes", "sha256")
         )
@@ -189,7 +190,7 @@ def verify(path: Path) -> None:
         raise CheckpointError(
             f"{path} is not a checkpoint: {FACTS} cannot be read ({error.strerror})"
         ) from None
-    except (KeyError, RecursionError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"checkpoint {path} is damaged: {FACTS} is not as written") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(

@@ -25,6 +25,8 @@ from typing import Self
 
 from data_prep.shard_set.files import path_option
 
+_MAX_BYTES = 1 << 30
+
 
 class _Entry:
     """A file or folder of the run directory."""
@@ -76,6 +78,27 @@ class RunDirectory:
     def targets(self) -> Path:
         """Prometheus `file_sd` targets of all runs beside this one."""
         return self.path.resolve().parent / "prometheus-targets"
+
+    def check_entries(self, root: Path | None = None) -> None:
+        """Raise `ValueError` if something there should not be read.
+
+        That is what is no file or folder, what is larger than runs leave, and a link out of `root`.
+        """
+        for path in self._entries():
+            if root is not None and not path.resolve().is_relative_to(root):
+                raise ValueError(f"{path.name} is a link out of {root}, which is not followed")
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path.name} is neither a file nor a folder")
+            if path.is_file() and path.suffix != ".log" and path.stat().st_size > _MAX_BYTES:
+                raise ValueError(f"{path.name} has more than 1 GiB, which no run has written")
+
+    def _entries(self) -> Iterator[Path]:
+        """A folder comes before what is in it."""
+        yield from (self.config, self.events, self.path / ".lock")
+        for folder in (self.metrics, self.logs, self.hangs):
+            yield folder
+            if folder.is_dir():
+                yield from folder.iterdir()
 
     @contextlib.contextmanager
     def being_made(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.shard_set.locks import try_lock, unlock
+from data_prep.shard_set.typed import read_json
 from pipeline.run.ending import EndOutcome, FailureCause
 from pipeline.run.event_rows import event_of, row_of
 from pipeline.run.events import (
@@ -142,12 +144,13 @@ def history_of(rows: Iterable[Event]) -> list[Event]:
     attempt logged after `k` is left out, so that steps of training never run backwards.
     """
     history: list[Event] = []
-    for row in rows:
+    last_step = math.inf
+    for row in reversed([*rows]):
+        if row.step <= last_step:
+            history.append(row)
         if isinstance(row, RunEvent):
-            resumed_from = row.resumed_from or 0
-            history = [old for old in history if old.step <= resumed_from]
-        history.append(row)
-    return history
+            last_step = min(last_step, row.resumed_from or 0)
+    return history[::-1]
 
 
 def of_type(events: Iterable[Event], wanted: type[E]) -> list[E]:
@@ -245,5 +248,5 @@ def last_of_training(path: Path) -> Event | None:
 def _objects(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     """The lines that are JSON, with their numbers from 1."""
     for number, line in enumerate(lines, 1):
-        with contextlib.suppress(ValueError, RecursionError):
-            yield number, json.loads(line)
+        with contextlib.suppress(ValueError):
+            yield number, read_json(line)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from data_prep.shard_set.typed import read_json
 from pipeline.run.event_rows import event_of
 from pipeline.run.events import Event
 from pipeline.run.format_version import EVENTS_VERSION, check_format_version
@@ -54,8 +54,8 @@ class EventTail:
 
     def _event_of(self, line: bytes) -> Event | None:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = read_json(line)
+        except ValueError:
             return None  # cut by a kill
         if isinstance(row, dict) and row.get("kind") == "run":
             check_format_version(row.get("format_version", 1), EVENTS_VERSION, self._path)

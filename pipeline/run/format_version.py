@@ -7,9 +7,10 @@ this program goes on reading all versions before it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from data_prep.shard_set.typed import read_json
 
 CONFIG_VERSION = 1
 """`config.json`."""
@@ -44,9 +45,9 @@ def read_versioned(path: Path, known: int) -> dict[str, Any]:
     """
     content = path.read_bytes()
     try:
-        found: dict[str, Any] = json.loads(content)
+        found: dict[str, Any] = read_json(content)
         version = found.get("format_version", 1)
-    except (AttributeError, RecursionError, ValueError) as error:
+    except (AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it from a copy") from None
     check_format_version(version, known, path)
     return found

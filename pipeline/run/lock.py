@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.shard_set import locks
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 from pipeline.run.directory import RunDirectory
 
 _GLANCE_SECONDS = 1.0
@@ -112,11 +112,11 @@ def _wait_for_earlier_start(
 def _holder(run: RunDirectory) -> _Holder:
     """The job that has the run, as its lock file names it."""
     try:
-        left = json.loads(_path(run).read_bytes())
+        left = read_json(_path(run).read_bytes())
         start = left["start"] and JobStart(**left["start"])
         holder = _Holder(left["host"], start, left.get("log", ""))
         check_types(holder, _Holder, "")
         return holder
-    except (OSError, RecursionError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         # Of another version, or just being written.
         return _Holder()

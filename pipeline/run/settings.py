@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.shard_set.manifest import MANIFEST_NAME
+from data_prep.shard_set.typed import read_json
 from pipeline.config.saved import differences, from_json, to_json
 from pipeline.config.schema import Config
 from pipeline.run.directory import RunDirectory
@@ -106,11 +106,14 @@ def read_saved(run: RunDirectory) -> dict[str, Any]:
 def saved_settings(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The same, of the run whose checkpoint at `path` has this state.
 
-    Raises `ValueError` if it is not there or damaged.
+    Raises `ValueError` if it is not there or damaged, or if there are no weights or steps with it.
     """
     try:
-        return _checked(json.loads(state["settings"]), path)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        step, weights = state["progress"]["step"], state["model"]
+        if type(step) is not int or not isinstance(weights, dict):
+            raise TypeError("its step or its model is not as written")
+        return _checked(read_json(state["settings"]), path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the checkpoint of a run, or another version's ({error}): give one that "
             "pipeline.train saved"

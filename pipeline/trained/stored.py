@@ -63,7 +63,7 @@ def checked_weights(found: object, where: object) -> Weights:
                 f"{where} is not a state dict: {name!r} is of type {type(tensor).__name__}; "
                 "expected tensors by name"
             )
-        if tensor.layout != torch.strided or tensor.dtype not in _TYPES:
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.dtype not in _TYPES:
             raise ValueError(
                 f"{where}: {name} is a {tensor.dtype} tensor of layout {tensor.layout}; expected "
                 "dense floats"

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from pipeline.watch.rank_times import RankTimes
 from pipeline.watch.text import last_lines
 
 _MAX_SPARKS = 40
-_MAX_BYTES = 1 << 30
 
 _EXPLAIN_SECONDS = 30.0
 """How long an explanation of a run at work is kept: for it all events are read."""
@@ -50,7 +49,7 @@ class RunView:
 
         Raises `OSError`, and `ValueError` if there is something that cannot be shown.
         """
-        check_entries(self._run, self._root)
+        self._run.check_entries(self._root)
         signs = self._signs()
         if signs == self._seen and self._status.outcome != "running":
             return
@@ -153,26 +152,3 @@ class RunView:
         found = log_at_work(self._run) or self._run.newest_log
         path = found and found.resolve()
         return path if path and path.is_relative_to(self._root) else None
-
-
-def check_entries(run: RunDirectory, root: Path) -> None:
-    """Raise `ValueError` if something there should not be read.
-
-    That is a link out of `root`, what is no file or folder, and what is larger than runs leave.
-    """
-    for path in _entries(run):
-        if not path.resolve().is_relative_to(root):
-            raise ValueError(f"{path.name} is a link out of {root}, which is not followed")
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path.name} is neither a file nor a folder")
-        if path.is_file() and path.suffix != ".log" and path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{path.name} has more than 1 GiB, which no run has written")
-
-
-def _entries(run: RunDirectory) -> Iterator[Path]:
-    """A folder comes before what is in it."""
-    yield from (run.config, run.events, run.path / ".lock")
-    for folder in (run.metrics, run.logs, run.hangs):
-        yield folder
-        if folder.is_dir():
-            yield from folder.iterdir()

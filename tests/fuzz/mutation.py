@@ -104,9 +104,9 @@ def change_json(chance: random.Random, content: bytes) -> bytes:
     """A value of the JSON is another one, or gone, or there under another name."""
     try:
         found = json.loads(content)
+        places = list(_places(found))
     except (ValueError, RecursionError):
         return content
-    places = list(_places(found))
     if not places or not chance.randrange(200):
         return _DEEP
     holder, key = chance.choice(places)
@@ -119,6 +119,9 @@ def change_json(chance: random.Random, content: bytes) -> bytes:
                 holder[key] = other[where]
         case 2 if isinstance(holder, dict):
             holder[chance.choice((*_TEXTS, f"{key}x"))] = holder[key]
+        case 3 if not chance.randrange(9):  # deeper than Python can show what it has read
+            for _ in range(chance.randrange(1000)):
+                holder[key] = [holder[key]]
         case 3 if isinstance(holder[key], int | float):
             holder[key] = chance.choice((-holder[key], holder[key] + 1, str(holder[key])))
         case _:

@@ -7,14 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _CALLS = {
-    *("json.loads", "json.load", "np.load", "np.fromfile", "np.frombuffer", "np.memmap"),
+    *(
+        "json.loads",
+        "json.load",
+        "read_json",
+        "np.load",
+        "np.fromfile",
+        "np.frombuffer",
+        "np.memmap",
+    ),
     *("torch.load", "tarfile.open", "zipfile.ZipFile", "gzip.open", "gzip.decompress", "mmap.mmap"),
     *("csv.reader", "csv.DictReader", "Image.open", "loadmat", "load_file", "int.from_bytes"),
     *("text_string_to_metric_families", "tomllib.load", "tomllib.loads", "struct.unpack"),
 }
 _METHODS = {
     *("read_text", "read_bytes", "pread", "frombuf", "unpack", "unpack_from", "iter_unpack"),
-    *("ParquetFile", "open_memmap"),
+    *("ParquetFile", "open_memmap", "read_array"),
 }
 _TEXTS = {
     *("group", "groups", "split", "partition", "rpartition", "strip", "removeprefix"),

@@ -17,9 +17,11 @@ from pipeline.explain.explain import explain
 from pipeline.metrics.conversions import RootConversions
 from pipeline.metrics.discovery import Target as PrometheusTarget
 from pipeline.metrics.node import NodeCollector
+from pipeline.metrics.outcomes import read_run_status
 from pipeline.metrics.rank_file import Writer, last_heartbeat, read_rank_file
 from pipeline.report.inputs import Missing, Predictions, read_predictions, read_shard_set
 from pipeline.report.neighbours import Neighbours, read_neighbours, write_neighbours
+from pipeline.report.ranks import compare_ranks
 from pipeline.run import checkpoint, dataset
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.run.dataset import Dataset
@@ -88,9 +90,10 @@ def _row(event: Event | None) -> str:
 
 
 def _rank_file(folder: Path) -> Target:
-    """Read by the node's exporter, which leaves out what is damaged."""
+    """Read by the node's exporter, which leaves out what is damaged, and by those who explain."""
     run = RunDirectory(folder)
     run.metrics.mkdir()
+    shutil.copy(RUN / "events.jsonl", run.events)
     path = run.metrics / "rank-00000.prom"
     whole = (RUN / "metrics/rank-00000.prom").read_bytes()
 
@@ -101,6 +104,8 @@ def _rank_file(folder: Path) -> Target:
         collector = NodeCollector(run, host)
         collector.collect()
         collector.has_running_ranks()
+        json.dumps(explain(run, time.time(), asks=False).to_json())
+        compare_ranks(read_run_status(run, host, time.time()))
         found = read_rank_file(path)
         check_types(found.writer, Writer)
         check_types(found.heartbeat, float)

@@ -61,7 +61,14 @@ def test_each_function_that_reads_files_has_a_fuzzer_or_a_reason(
 @pytest.mark.parametrize(
     "line",
     [
-        *("json.loads(x)", "np.load(x)", "struct.unpack('<I', x)", "FORM.unpack_from(x, 3)"),
+        *(
+            "json.loads(x)",
+            "read_json(x)",
+            "np.lib.format.read_array(x)",
+            "np.load(x)",
+            "struct.unpack('<I', x)",
+            "FORM.unpack_from(x, 3)",
+        ),
         *(
             "torch.load(x)",
             "tarfile.open(x)",
@@ -117,6 +124,12 @@ def _tar_gz(name: str, size: bytes) -> bytes:
     return gzip.compress(bytes(header), mtime=0)
 
 
+def _npz(**arrays: npt.NDArray[Any]) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **arrays)
+    return packed.getvalue()
+
+
 def _npy(array: npt.NDArray[Any]) -> bytes:
     packed = io.BytesIO()
     np.save(packed, array)
@@ -125,7 +138,18 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 _INFINITE = b'# {"rank": 0, "local_rank": 0, "host": "h", "pid": Infinity, "start_ticks": 1, '
 
+_DEEP = b"[" * 600 + b"]" * 600
+"""Python reads that, and cannot take it apart."""
+_OF_A_DATASET = (
+    *("title", "source", "encoding", "image_size", "class_names", "statistics", "num_samples"),
+    *("manifest_sha256", "options"),
+)
+
 FINDINGS = (
+    ("pixels", _npz(x=np.zeros(3))),
+    ("pixels", _npy(np.zeros((0, 4, 3), np.uint8))),
+    ("manifest", b'{"format_version": 1, "splits": {"train": %s}, "statistics": {}}' % _DEEP),
+    ("dataset", b"{%s}" % b", ".join(b'"%s": %s' % (n.encode(), _DEEP) for n in _OF_A_DATASET)),
     ("devkit", _tar_gz("meta.mat", b"\x80" + b"\x7f" * 11)),
     ("cifar10", gzip.compress(bytes(200), 1, mtime=0)),
     ("cifar10-folder", b"\1" + pickle.dumps([1, 2])),
@@ -144,12 +168,6 @@ FINDINGS = (
     ("pixel-reader", b"\5" + _npy(np.array([(0, 1 << 63, 9, 0)] * 6, INDEX_DTYPE))),
 )
 """What was found once: it must be refused."""
-
-
-def _npz(**arrays: npt.NDArray[Any]) -> bytes:
-    packed = io.BytesIO()
-    np.savez(packed, allow_pickle=False, **arrays)
-    return packed.getvalue()
 
 
 _HUGE = b'{"kind": "end", "step": 1%s, "epoch": 0.5, "time": 1.0, "outcome": "failed"}'

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, unquote
 
 from data_prep.shard_set.files import write_atomically
@@ -39,8 +39,14 @@ from pipeline.data.cache.cache_directory import (
 )
 from pipeline.data.cache.remote import Content, FetchError, FetchStopped, fetch, location_of
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _LOOK_SECONDS = 0.05
 """Between two looks at what another process does."""
+
+_MOST_JSON_BYTES = 1 << 28
+"""Of a manifest; one of a million shards has less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +171,23 @@ class ShardCache:
                 raise FetchStopped("nobody waits for the shards any more")
 
 
+class _Memory(io.BytesIO):
+    """For a file of unknown size, from a server that may send for ever."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
+
+    def write(self, block: ReadableBuffer) -> int:
+        if self.tell() > _MOST_JSON_BYTES:
+            raise FetchError(
+                f"{self._where} has more than {_MOST_JSON_BYTES:,} bytes; expected a manifest"
+            )
+        return super().write(block)
+
+
 def _fetched_json(where: str, config: DataConfig) -> bytes:
     """The JSON file at `where`, of which no hash is known."""
-    arrived, content = io.BytesIO(), Content(check=partial(parse_json, path=where))
+    arrived, content = _Memory(where), Content(check=partial(parse_json, path=where))
     fetch(where, arrived, content, config, threading.Event())
     return arrived.getvalue()

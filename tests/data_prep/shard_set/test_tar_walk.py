@@ -45,7 +45,21 @@ def test_header_is_read_as_tarfile_reads_it(
     path = tmp_path_factory.getbasetemp() / "a.tar"
     members = walk(header + bytes(-(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES + 1024), path)
     info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    assert members == [Member(info.name, BLOCK_BYTES, num_bytes, info.type)]
+    is_empty = info.type in (tarfile.DIRTYPE, tarfile.SYMTYPE)
+    assert members == [Member(info.name, BLOCK_BYTES, 0 if is_empty else num_bytes, info.type)]
+
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6"])
+@pytest.mark.parametrize("name", ["x", "é"])
+def test_a_size_of_what_has_no_content_hides_no_file(
+    tmp_path: Path, kind: bytes, name: str
+) -> None:
+    file = make_header("a.jpg", tarfile.REGTYPE, 5, 0) + b"image".ljust(BLOCK_BYTES, b"\0")
+    content = make_header(name, kind, len(file), 0) + file + bytes(2 * BLOCK_BYTES)
+    members = walk(content, tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        expected = [(each.name, each.offset_data) for each in archive]
+    assert [(each.name, each.offset) for each in members] == expected
 
 
 @given(st.integers(0, BLOCK_BYTES - 1), st.integers(1, 255))

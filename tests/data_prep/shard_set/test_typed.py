@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.shard_set.typed import check_types
+from data_prep.shard_set.typed import check_types, read_json
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -31,6 +31,21 @@ class _Outer:
     shares: Mapping[str, float]
     kind: Literal["a", "b"] = "a"
     more: Any = None
+
+
+def test_a_text_is_read_as_json_has_it() -> None:
+    assert read_json(b'{"x": [1, {"y": null}], "x": 2}') == {"x": 2}
+    assert read_json('"\\ud800"') == "\ud800"
+    assert read_json(b"[" * 50 + b"]" * 50)
+
+
+@pytest.mark.parametrize("num_levels", [51, 300, 700, 100_000])
+@pytest.mark.parametrize(("opens", "closes"), [("[", "]"), ('{"a":', "}"), ('[0, {"a":', "}]")])
+def test_a_text_that_is_too_deep_to_be_taken_apart_is_damaged(
+    num_levels: int, opens: str, closes: str
+) -> None:
+    with pytest.raises(ValueError, match="it has more than 50 levels of lists and objects"):
+        read_json(f'{{"x": {opens * num_levels}0{closes * num_levels}}}')
 
 
 def test_a_right_value_passes() -> None:

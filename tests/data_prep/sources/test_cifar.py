@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import pickle
+import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from data_prep.sources import apart
 from data_prep.sources.cifar import open_cifar10, open_cifar100
-from data_prep.sources.source import SourceError
+from data_prep.sources.source import SourceError, read_files
 from tests.data_prep.cifar_archive import (
     CIFAR10_NAMES,
     CIFAR100_NAMES,
@@ -91,6 +96,17 @@ class Evil:
         return (eval, ("1 + 1",))
 
 
+class Unfilled:
+    """An array that has a shape, and nothing is stored of it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.empty(0).__reduce__()[0], (np.ndarray, (IMAGES_PER_BATCH, 3072), b"B")
+
+
+def leave_images_out(files: Files) -> None:
+    files["test_batch"] = dumps({**make_batch(1, b"labels", 5), b"data": Unfilled()})
+
+
 def forbid(files: Files) -> None:
     files["data_batch_2"] = pickle.dumps(Evil())
 
@@ -134,6 +150,7 @@ def lose_names(files: Files) -> None:
         (lose_labels, "test_batch is not a batch of cifar10"),
         (change_shape, r"images uint8\[20, 3000\], 20 names .* expected .* as uint8\[n, 3072\]"),
         (raise_label, "labels up to 5; expected .* with labels from 0 to 4"),
+        (leave_images_out, r"test_batch has images uint8\[0\], 20 names"),
         (empty_batch, "0 names and 0 labels .*; expected as many of each, at least one"),
         (lose_names, "batches.meta of .* holds no list of class names"),
     ],
@@ -145,6 +162,28 @@ def test_damaged_archive_is_refused(
     spoil(files)
     with pytest.raises(SourceError, match=message):
         open_cifar10(write_archive(tmp_path / "c.tar.gz", FOLDER10, files))
+
+
+def test_memory_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_MOST_BYTES", 256 << 20)
+    long_memo = b"\x80\x02Nr\xff\xff\xff\x02."  # 7 bytes that take 800 MB
+    path = write_archive(tmp_path / "c.tar.gz", FOLDER10, cifar10_files())
+    assert len(open_cifar10(path).class_names) == 5
+    path = write_archive(path, FOLDER10, {**cifar10_files(), "batches.meta": long_memo})
+    with pytest.raises(SourceError, match=r"c.tar.gz takes more than 268,435,456 bytes of memory"):
+        open_cifar10(path)
+
+
+@pytest.mark.slow
+def test_an_archive_that_holds_a_file_often_takes_no_longer(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "c.tar.gz", "x", {"meta": b"m", "rest": bytes(64 << 20)})
+    with tarfile.open(path) as archive:
+        members = [*archive.getmembers()[:1] * 3000, archive.getmembers()[1]]
+    packed = b"".join(each.tobuf() + b"m".ljust(512 * (each.size == 1), b"\0") for each in members)
+    path.write_bytes(gzip.compress(packed + bytes(64 << 20), 1))
+    begin = time.process_time()
+    assert read_files(path, ["meta"]) == {"meta": b"m"}
+    assert time.process_time() - begin < 8
 
 
 def test_wrong_archive_is_refused(archive: Path) -> None:

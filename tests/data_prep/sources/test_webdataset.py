@@ -122,6 +122,20 @@ def test_hostile_pax_headers(tmp_path: Path) -> None:
     assert time.process_time() - before < 5  # not the square of their number
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(b"27 GNU.sparse.size=1048576\n", b"40 GNU.sparse.map=499712,4096,1048576,0\n"),
+        *(b"22 GNU.sparse.major=1\n", b"19 size=8589934592\n"),
+    ],
+)
+def test_members_with_holes_are_refused(tmp_path: Path, record: bytes) -> None:
+    """As GNU tar writes them by --sparse-version 0.0, 0.1 and 1.0."""
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", CONTENTS[0]), ("a.cls", b"0")])
+    with pytest.raises(ForeignTarError, match=r"larger than 8 GiB or stored with holes"):
+        found_in(with_pax(path, record))
+
+
 def test_short_and_long_names_with_other_letters_are_one_sample(tmp_path: Path) -> None:
     """GNU tar keeps up to 100 bytes of a name in one place, and longer ones in another."""
     key = "é" * 47

@@ -8,6 +8,8 @@ import fcntl
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -17,8 +19,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 from pipeline.config.timeouts import KEPT_SECONDS
+from pipeline.explain.explain import explain
 from pipeline.metrics import rank_file
-from pipeline.metrics.declared import HEARTBEAT
+from pipeline.metrics.declared import GLOBAL_STEP, HEARTBEAT, STEP_SECONDS, TRAIN_SAMPLES
 from pipeline.metrics.node import NodeCollector
 from pipeline.metrics.outcomes import (
     RootOutcomes,
@@ -32,6 +35,7 @@ from pipeline.metrics.rank_file import (
     read_rank_file,
     render_rank_file,
 )
+from pipeline.report.ranks import Ranks, compare_ranks
 from pipeline.run import event_log
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import RunOutcome
@@ -213,6 +217,51 @@ def test_a_run_that_is_odd_hides_no_other(run: RunDirectory) -> None:
     for name in ("run", "caf\ufffd", "damaged"):
         assert f'alexnet_run_outcome{{outcome="completed",run="{name}"}} 1.0' in text
     assert 'node="n\ufffd"' in text
+
+
+def test_a_pipe_in_one_run_keeps_no_other_waiting(run: RunDirectory) -> None:
+    """The time limit of this is that of the whole test: whoever opens a pipe waits."""
+    root = run.path.parent
+    for name in ("events.jsonl", ".lock", "metrics/rank-00000.prom", "run"):
+        each = run if name == "run" else RunDirectory(root / Path(name).name)
+        each.metrics.mkdir(parents=True)
+        history = RunHistory(each)
+        history.write("run", 0, **start_fields())
+        history.write("end", 10, outcome="completed")
+        history.close()
+        if each is not run:
+            (each.path / name).unlink(missing_ok=True)
+            os.mkfifo(each.path / name)
+    script = f"""if True:
+        from pathlib import Path
+        from pipeline.metrics.outcomes import RootOutcomes
+        from prometheus_client import CollectorRegistry, generate_latest
+        registry = CollectorRegistry()
+        registry.register(RootOutcomes(Path({str(root)!r}), "h"))
+        print(generate_latest(registry).decode())
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert b'alexnet_run_outcome{outcome="completed",run="run"} 1.0' in done.stdout
+    assert b'run="events.jsonl"' not in done.stdout
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_numbers_that_are_none_are_not_there(run: RunDirectory, value: str) -> None:
+    run.metrics.mkdir()
+    path = run.metrics / rank_file_name(0)
+    writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=1)
+    samples = [f"{metric.name} {value}" for metric in (GLOBAL_STEP, TRAIN_SAMPLES, STEP_SECONDS)]
+    samples += [f'{STEP_SECONDS.name}{{phase="h2d"}} {value}', f"{HEARTBEAT.name} 1700000000.0"]
+    path.write_bytes(render_rank_file(writer, "\n".join([*samples, ""]).encode()))
+    status = run_status(run)
+    assert (status.step, status.num_damaged) == (0, 0)
+    assert status.ranks[0].phase_seconds == {}
+    ranks = compare_ranks(status)
+    assert isinstance(ranks, Ranks)
+    assert ranks.shown[0].num_samples == 0
+    assert explain(run, asks=False).state == "starting"
+    path.write_bytes(render_rank_file(writer, f"{HEARTBEAT.name} {value}\n".encode()))
+    assert run_status(run).num_damaged == 1
 
 
 def test_where_no_lock_can_be_known_the_ranks_report(

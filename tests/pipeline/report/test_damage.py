@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.report import inputs
 from pipeline.report.__main__ import main
+from pipeline.report.inputs import Missing, Predictions, read_predictions
 from pipeline.run.directory import RunDirectory
+from pipeline.run.event_log import read_events
 from pipeline.run.lock import lock_run
 from tests.pipeline.fake_run import RunHistory, eval_fields, start_fields, train_fields, write_run
 from tests.pipeline.report.html_tree import Element
@@ -202,6 +205,20 @@ def test_not_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert str(path) in error
     assert "Errno" not in error
     assert not output.exists()
+
+
+def test_small_predictions_that_unpack_to_large_ones_are_left_out(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, events = run.predictions("val"), read_events(run.events)
+    monkeypatch.setattr(inputs, "_MOST_BYTES", 1 << 20)
+    assert isinstance(read_predictions(path, Missing("x"), events), Predictions)
+    large = {**saved_predictions(run), "labels": np.zeros(1 << 20, np.int64)}
+    np.savez_compressed(path, **large)  # type: ignore[arg-type]
+    assert path.stat().st_size < 1 << 15
+    found = read_predictions(path, Missing("x"), events)
+    assert isinstance(found, Missing)
+    assert "they unpack to more than 1,048,576 bytes" in found.reason
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.report.images import Kernels, read_kernels
+from pipeline.report.inputs import Missing
 from pipeline.report.page import render
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
@@ -61,6 +63,40 @@ def test_a_network_of_one_column_has_one_sheet(run: RunDirectory) -> None:
     assert isinstance(found, Kernels)
     (uri,) = found.uris
     assert pixels_of(uri).shape == (6 * PITCH - 4, 16 * PITCH - 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({}, "holds no weights"),
+        ({"model": [weights()]}, "holds no weights"),
+        ({"model": {"x": torch.zeros(3)}}, "has no kernels of three colours"),
+        ({"model": {"x": torch.zeros(96, 3, 0, 0)}}, "has no kernels of three colours"),
+        ({"model": {"x": torch.zeros(96, 4, 11, 11)}}, "has no kernels of three colours"),
+        ({"model": {"x": torch.full((96, 3, 11, 11), torch.nan)}}, "not finite"),
+        ({"model": {"x": torch.zeros(1).expand(1 << 20, 3, 99, 99)}}, "larger than what is stored"),
+    ],
+)
+def test_other_states_have_no_kernels(tmp_path: Path, state: dict[str, Any], why: str) -> None:
+    run = RunDirectory(tmp_path)
+    checkpoint.save(run.checkpoints, 30, state)
+    found = read_kernels(run, "alexnet_2012")
+    assert isinstance(found, Missing)
+    assert why in found.reason
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_no_kernels(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    test_other_states_have_no_kernels(tmp_path, {"model": {"x": nested}}, "expected dense floats")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_kernels_of_other_precision_are_shown(tmp_path: Path, kind: torch.dtype) -> None:
+    run = RunDirectory(tmp_path)
+    tensor = torch.nn.Parameter(weights().to(kind))
+    checkpoint.save(run.checkpoints, 30, {"model": {"conv1.weight": tensor}})
+    assert isinstance(read_kernels(run, "alexnet_2012"), Kernels)
 
 
 def test_small_kernels_are_not_shown(run: RunDirectory) -> None:

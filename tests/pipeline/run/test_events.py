@@ -22,6 +22,7 @@ import pytest
 from pipeline.run.event_log import (
     EventLog,
     count_resumes,
+    history_of,
     of_type,
     own_evaluations,
     read_events,
@@ -195,6 +196,14 @@ def test_an_attempt_without_a_checkpoint_begins_the_history_anew(path: Path) -> 
     write_steps(path, None, 10, 20)
     write_steps(path, None, 10)
     assert history(path) == [("run", 0), ("run", 0), ("train", 10)]
+
+
+def test_many_attempts_take_no_longer_for_each() -> None:
+    """In a file that anyone may have written."""
+    attempt = event("run", 0, **start_fields() | {"resumed_from": 10**9})
+    begin = time.process_time()
+    assert len(history_of([attempt] * 60_000)) == 60_000
+    assert time.process_time() - begin < 4
 
 
 def test_a_full_disk_is_not_kept_secret() -> None:

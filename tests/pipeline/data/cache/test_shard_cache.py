@@ -320,6 +320,15 @@ def test_what_is_no_manifest_is_reported(
     assert not any(path.is_dir() for path in directory.iterdir())
 
 
+def test_a_manifest_without_an_end_is_given_up(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_cache, "_MOST_JSON_BYTES", 1 << 20)
+    cache = ShardCache(make_config("pipe:: {}; cat /dev/zero", directory))
+    with pytest.raises(FetchError, match=r"has more than 1,048,576 bytes; expected a manifest; "):
+        cache.stage_manifest()
+
+
 @pytest.mark.parametrize(
     "name", ["../evil.tar", "/etc/evil.tar", ".lock-val-000000.tar", "", NAMES[1], "_info.json"]
 )
