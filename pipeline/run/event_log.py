@@ -129,10 +129,8 @@ def end_of(path: Path) -> int:
 def read_events(path: Path, after: int = 0) -> list[Event]:
     """The rows of the run's one history, oldest first; `path` is that of `events.jsonl`.
 
-    Only those behind its first `after` bytes: a clock may be set back, and the file only grows.
-    Rows that a later attempt has made void are left out, see `history_of`; so are lines that are
-    no rows, and there are none without a file. Raises `ValueError` if rows are of a newer format
-    version than this program reads.
+    Only those behind its first `after` bytes: a clock may be set back, and the file only grows. Not
+    those that a later attempt has made void, see `history_of`; for the rest see `read_rows`.
     """
     return history_of(read_rows(path, after=after))
 
@@ -206,11 +204,10 @@ def count_resumes(rows: Iterable[Event]) -> int:
 def read_rows(path: Path, faults: list[str] | None = None, *, after: int = 0) -> Iterator[Event]:
     """All rows behind the first `after` bytes, also those that a resume has made void.
 
-    None if there is no file.
-    Left out is a line that is not JSON, which a kill may have cut or which is just being written,
-    and a row of a kind that a newer version has added. JSON that is no row is left out too, with a
-    sentence in `faults`.
-    Raises `ValueError` if rows are of a newer format version than this program reads.
+    None if there is no file. Left out is a line that is not JSON, which a kill may have cut or
+    which is just being written, a row of a kind that a newer version has added, and, with a
+    sentence in `faults`, JSON that is no row. Raises `ValueError` if rows are of a newer format
+    version than this program reads.
     """
     content = path.read_bytes()[after:] if path.is_file() else b""
     for number, row in _objects(content.split(b"\n")):
