@@ -134,7 +134,7 @@ class Checks:
         if not self._setup.follows_samples:  # an update has checked the steps
             return
         seen, digest = due_samples(self._setup)
-        found = state["model"].numpy()
+        found = state["model"]["seen"].numpy()
         if not np.array_equal(found, seen) or state["digest"] != digest:
             odd = np.flatnonzero(found != seen)
             raise Violation(f"samples {odd[:8]} were not seen as often as they are due")

@@ -133,16 +133,12 @@ class Weights:
         ), "the ranks' parts of a batch are not the batch"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen, self.digest = state["model"].clone(), int(state["digest"])
+        self.seen, self.digest = state["model"]["seen"].clone(), int(state["digest"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.seen, "digest": self.digest}
-
-    def held_state(self) -> dict[str, Any]:
         return {"model": {"seen": self.seen}, "digest": self.digest}
 
-    def load_held_state(self, state: dict[str, Any]) -> None:
-        self.seen, self.digest = state["model"]["seen"].clone(), state["digest"]
+    held_state, load_held_state = state_dict, load_state_dict
 
     def is_finite(self) -> bool:
         return True
