@@ -56,7 +56,7 @@ class Target:
     def read(cls, path: Path) -> Self | None:
         """None if it was not written by an exporter."""
         try:
-            content = path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""  # for a pipe it would wait
             (entry,) = read_json(content)
             ((address,), labels) = entry["targets"], entry["labels"]
             check_types((address, labels), tuple[str, Mapping[str, str]], "the entry")

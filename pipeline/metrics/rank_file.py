@@ -138,6 +138,8 @@ def read_writer(path: Path) -> Writer:
 
     Raises `OSError`, and `ValueError` if its first line is damaged or names a newer version.
     """
+    if path.exists() and not path.is_file():  # for a pipe it would wait
+        raise ValueError(f"{path}: is not a file")
     with path.open("rb") as file:
         line = file.readline()
     try:
@@ -158,7 +160,7 @@ def last_heartbeat(directory: Path) -> float | None:
     Of each file only that line is parsed: there may be hundreds.
     """
     found = []
-    for path in directory.glob(PATTERN):
+    for path in filter(Path.is_file, directory.glob(PATTERN)):
         with contextlib.suppress(OSError, ValueError):
             _, _, rest = path.read_bytes().partition(f"\n{HEARTBEAT.name}{{".encode())
             found.append(float(rest.partition(b"\n")[0].rpartition(b" ")[2]))

@@ -93,6 +93,7 @@ def _read(value: Any, field: Field, label: str) -> Any:
     if not _is_of(value, field.kind):
         expected = ", ".join(field.choices) or _EXPECTED.get(field.kind, "an object of numbers")
         raise ValueError(f"{label} is {value!r:.40}, expected {expected}")
+    field.check(value, label)
     if get_origin(field.kind) is Mapping:  # a newer version may have other names in it
         names = get_args(get_args(field.kind)[0])
         return {name: part for name, part in value.items() if name in names}

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, get_args
 
+from data_prep.shard_set.fields import at_least
 from pipeline.run.ending import EndOutcome, FailureCause
 from pipeline.run.format_version import EVENTS_VERSION
 from pipeline.run.phase import Label
@@ -90,12 +91,12 @@ class RunEvent(Row):
         "out",
         Before(None),
     ] = None
-    world_size: Annotated[int, "number of ranks"]
-    local_batch_size: Annotated[int, "images of a micro-batch of a replica"]
-    accumulation_steps: Annotated[int, "micro-batches of a step"]
-    global_batch_size: Annotated[int, "images of a step, of all replicas"]
-    steps_per_epoch: Annotated[int, "steps of an epoch"]
-    target_steps: Annotated[int, "steps of the whole run"]
+    world_size: Annotated[int, "number of ranks", at_least(1)]
+    local_batch_size: Annotated[int, "images of a micro-batch of a replica", at_least(1)]
+    accumulation_steps: Annotated[int, "micro-batches of a step", at_least(1)]
+    global_batch_size: Annotated[int, "images of a step, of all replicas", at_least(1)]
+    steps_per_epoch: Annotated[int, "steps of an epoch", at_least(1)]
+    target_steps: Annotated[int, "steps of the whole run", at_least(1)]
     device: Annotated[str, "`cpu` or `cuda`"]
     precision: Annotated[str, "of the forward and backward passes"]
     num_train_samples: Annotated[int, "images of the train split"]

@@ -14,7 +14,7 @@ from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
 from pipeline.run.event_log import of_type, read_rows
 from pipeline.run.events import RunEvent
-from pipeline.run.settings import Settings, saved_settings
+from pipeline.run.settings import Settings, saved_settings, settings_of
 from pipeline.train.progress import Progress
 
 
@@ -37,19 +37,17 @@ def fork(
     config = settings.config
     with world.fail_together():
         state = checkpoint.load(path, world.device)
-        saved = saved_settings(state, path)
-        _check_network(
-            path, saved["config"]["model"]["name"], state["model"], settings, num_classes
-        )
-        was, now = saved["config"]["optim"], config.optim
+        forked = settings_of(saved_settings(state, path))
+        was, now = forked.config.optim, config.optim
+        _check_network(path, forked.config.model.name, state["model"], settings, num_classes)
         replica.load_state_dict(
             state,
-            with_optimizer=was["name"] == now.name and (was["momentum"] > 0) == (now.momentum > 0),
-            with_scaler=saved["config"]["precision"] == config.precision,
+            with_optimizer=was.name == now.name and (was.momentum > 0) == (now.momentum > 0),
+            with_scaler=forked.config.precision == config.precision,
         )
         before = Progress(**state["progress"])
-        is_same, step = saved["manifest_sha256"] == settings.manifest_sha256, before.step
-        batches = saved["config"]["global_batch_size"], saved["config"]["data"]["drop_last"]
+        is_same, step = forked.manifest_sha256 == settings.manifest_sha256, before.step
+        batches = forked.config.global_batch_size, forked.config.data.drop_last
         if not is_same or batches != (config.global_batch_size, config.data.drop_last):
             epoch = step / _steps_per_epoch(path)
             step = max(1, round(epoch * plan.steps_per_epoch))  # an early one may be less than half

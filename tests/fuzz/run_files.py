@@ -12,8 +12,10 @@ from pathlib import Path
 from data_prep.convert.metrics import ConversionMetrics
 from data_prep.shard_set.files import sha256_of
 from data_prep.shard_set.manifest import ShardSetError, read_manifest
+from launch.runs import describe
 from pipeline.config.saved import from_json, to_json
-from pipeline.explain.explain import explain
+from pipeline.explain.evidence import Evidence
+from pipeline.explain.explain import explain, explained
 from pipeline.metrics.conversions import RootConversions
 from pipeline.metrics.discovery import Target as PrometheusTarget
 from pipeline.metrics.node import NodeCollector
@@ -33,6 +35,7 @@ from pipeline.run.events import Event
 from pipeline.run.lock import JobStart, lock_run, log_at_work
 from pipeline.run.settings import Settings, read_saved, read_settings
 from pipeline.watch.text import last_lines
+from pipeline.watch.view import RunView
 from tests.fuzz.harness import Harness, Target, check_types, expect
 from tests.fuzz.mutation import (
     change_bytes,
@@ -76,10 +79,12 @@ def _events(folder: Path) -> Target:
         tail = EventTail(run.events).new_rows()
         expect([*map(_row, tail)] == [*map(_row, rows)], "the tail has other rows")
         last_of_training(run.events)
-        read_events(run.events)
-        found = explain(run, time.time(), events=rows, asks=False)
+        seen = Evidence.read(run, rows, time.time(), asks=False)
+        found = explained(seen)
         expect(found.state, found)
         json.dumps(found.to_json())
+        describe(run, read_events(run.events), seen.status, found)
+        RunView(run, run.path.resolve()).refresh(time.time())
 
     return Target([whole, *(b"".join(lines[n : n + 6]) for n in range(0, len(lines), 6))], read)
 

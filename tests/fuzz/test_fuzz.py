@@ -172,7 +172,15 @@ FINDINGS = (
 
 _HUGE = b'{"kind": "end", "step": 1%s, "epoch": 0.5, "time": 1.0, "outcome": "failed"}'
 
+with (Path(__file__).parents[1] / "formats/v1/run/events.jsonl").open() as _rows:
+    _RUN = json.loads(_rows.readline())
+_COUNTS = ("local_batch_size", "accumulation_steps", "global_batch_size", "world_size")
+
 HARMLESS = (
+    *(
+        ("events", json.dumps(_RUN | {name: 0}).encode())
+        for name in (*_COUNTS, "steps_per_epoch", "target_steps")
+    ),
     ("events", _HUGE % (b"0" * 400)),
     ("target", b'[{"targets": ["h:1"], "labels": {"__param_exporter": [], "x": 1}}]'),
     ("target", b"[" * 100_000),

@@ -18,7 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.metrics.discovery import drop_unanswered
+from pipeline.metrics.declared import HEARTBEAT
+from pipeline.metrics.discovery import Target, drop_unanswered
+from pipeline.metrics.rank_file import (
+    Writer,
+    last_heartbeat,
+    rank_file_name,
+    read_writer,
+    render_rank_file,
+)
 from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import (
     address_of,
@@ -156,6 +164,32 @@ def test_a_name_that_is_no_text_is_served(tmp_path: Path) -> None:
         wait_for(lambda: any(folder.glob("caf*.json")), "a target")
         (target,) = folder.glob("caf*.json")
         assert 'served_run="caf\ufffd"' in fetch(entry_of(target)[0], question(target)).decode()
+
+
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    """Though whoever opens it would be given what a file has."""
+    labels = {"__param_exporter": "1"}
+    writer = Writer.this_process(rank=0, local_rank=0, interval_seconds=1)
+    target, rank = tmp_path / "x.json", tmp_path / rank_file_name(0)
+    contents = {
+        target: json.dumps([{"targets": ["h:1"], "labels": labels}]).encode(),
+        rank: render_rank_file(writer, f"\n{HEARTBEAT.name}{{}} 1.0\n".encode()),
+    }
+    threads = []
+    for path, content in contents.items():
+        path.write_bytes(content)
+        assert Target.read(path) or read_writer(path)
+        path.unlink()
+        os.mkfifo(path)
+        threads.append(threading.Thread(target=path.write_bytes, args=(content,), daemon=True))
+        threads[-1].start()
+    assert Target.read(target) is None
+    with pytest.raises(ValueError, match="is not a file"):
+        read_writer(rank)
+    assert last_heartbeat(tmp_path) is None
+    for path, thread in zip(contents, threads, strict=True):
+        assert path.read_bytes() == contents[path]
+        thread.join()
 
 
 def test_what_was_not_written_by_an_exporter_is_left_alone(tmp_path: Path) -> None:

@@ -499,3 +499,12 @@ def test_the_docs_have_every_field() -> None:
     ]
     begin = page.index(expected[0])
     assert page[begin:].splitlines()[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("name", ["world_size", "local_batch_size", "steps_per_epoch"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_that_others_divide_by_are_not_zero(name: str, value: int) -> None:
+    whole = row_of(event("run", 0, **start_fields()))
+    assert event_of(whole) is not None
+    with pytest.raises(ValueError, match=f"{name} of a 'run' row is {value}; expected at least 1"):
+        event_of(whole | {name: value})
