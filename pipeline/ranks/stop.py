@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -75,9 +76,14 @@ def remove_old_request(run: RunDirectory, environment: LaunchEnvironment) -> boo
     except FileNotFoundError:
         return False
     if is_old:
-        run.stop_request.unlink(missing_ok=True)
-        sync_directory(run.path)  # after a power cut it would be for the job that is queued again
+        _remove(run.stop_request)
     return is_old
+
+
+def _remove(request: Path) -> None:
+    """For good: after a power cut it would be for a job that is queued again."""
+    request.unlink(missing_ok=True)
+    sync_directory(request.parent)
 
 
 def begin_of_job(environment: LaunchEnvironment) -> float:
@@ -132,7 +138,7 @@ class StopRequests:
             self._signals.noted = source  # for ranks that outlive another one before all have left
             if self._world.is_main and source is StopSource.STOP_FILE:
                 with contextlib.suppress(OSError):  # what stays is older than the next start
-                    self._file.unlink(missing_ok=True)
+                    _remove(self._file)
             return source
         self._next_poll_step = step + distance
         self._start(step)

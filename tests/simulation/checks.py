@@ -183,6 +183,8 @@ class Checks:
         def look() -> None:
             if self.is_over or (attempt.is_warm and attempt.last_step > begin):
                 return
+            if begin < attempt.healed_at < attempt.last_step:  # before a deadline had passed
+                return
             for process in attempt.processes.values():
                 if not process.is_dead and not process.is_frozen and not process.host.is_cut_off:
                     raise Violation(f"{process.name} waits for ever: {seconds:.0f} s after {since}")
@@ -190,19 +192,25 @@ class Checks:
         self._kernel.tasks.after(seconds, look)
 
     def must_stop(self, attempt: Attempt, since: str, seconds: float) -> None:
-        """Ranks that were asked to leave have left by then, unless something breaks meanwhile."""
+        """Ranks that were asked to leave have left by then, unless something breaks meanwhile.
 
-        ranks = list(attempt.processes.values())
+        It counts from their first step: before it they may wait for an earlier start of the job.
+        """
+        tasks, ranks = self._kernel.tasks, list(attempt.processes.values())
+        asked_at = tasks.now
 
         def look() -> None:
             if self._kernel.disk.is_bad or any(
                 one.is_faulty or one.host.is_down or one.host.is_cut_off for one in ranks
             ):
                 return
-            if not any(one.is_dead for one in ranks):
+            due = max(asked_at, min(attempt.begun_at, tasks.now)) + seconds
+            if tasks.now < due:
+                tasks.at(due, look)
+            elif not any(one.is_dead for one in ranks):
                 raise Violation(f"nobody has left {seconds:.0f} s after {since}")
 
-        self._kernel.tasks.after(seconds, look)
+        tasks.after(seconds, look)
 
     def must_be_named(self, attempt: Attempt, rank: int, since: str, seconds: float) -> None:
         """A rank that hangs, and whose watchdog does not, is named by then."""

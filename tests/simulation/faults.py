@@ -132,6 +132,7 @@ class Faults:
             raise Violation(f"two processes are rank {rank}")
         if self._kernel.running() is not process:
             return
+        attempt.begun_at = min(attempt.begun_at, self._kernel.tasks.now)
         attempt.trains.add(rank)
         if phase is Phase.COUNTING:
             attempt.last_step = self._kernel.tasks.now
@@ -277,7 +278,9 @@ class Faults:
                     attempt.changed.notify()
                     if fault.amount < 0.5:
                         seconds = fault.amount * 4 * self._setup.limits.timeout_seconds
-                        self._kernel.tasks.after(seconds, partial(self._reconnect, process))
+                        self._kernel.tasks.after(
+                            seconds, partial(self._reconnect, attempt, process)
+                        )
                 self._kernel.tasks.after(30.0 + 200 * fault.amount, slurm.lose_host_if_gone)
             case _:
                 raise AssertionError(fault.kind)
@@ -290,10 +293,11 @@ class Faults:
                 for one in (agent.process, *agent.workers):
                     self._kernel.end(one, -signal.SIGKILL)
 
-    def _reconnect(self, process: SimProcess) -> None:
+    def _reconnect(self, attempt: Attempt, process: SimProcess) -> None:
+        """Its own attempt may be of an earlier start by now."""
         process.host.is_cut_off = False
-        if self._attempt is not None:
-            self._attempt.changed.notify()
+        attempt.healed_at = self._kernel.tasks.now
+        attempt.changed.notify()
 
     def _to_files(self, fault: Fault, process: SimProcess | None) -> None:
         disk, tasks = self._kernel.disk, self._kernel.tasks

@@ -8,6 +8,7 @@ Longer than 250 lines: all that one rank may wait for another in is here.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -138,8 +139,12 @@ class Attempt:
         self.on_word: Callable[[str, bytes], None] = _nothing
         self.trains: set[int] = set()
         """The ranks that have begun to train, and so have watchdogs."""
+        self.begun_at = math.inf
+        """When the first of them did."""
         self.rests_until = 0.0
         """Until then all ranks do steps, and nothing happens."""
+        self.healed_at = -math.inf
+        """When a host that was cut off came back last."""
         self.num_faults = 0
         """That have hit its ranks."""
         self.has_spoken = False

@@ -69,8 +69,8 @@ BUGS = (
         name="a power cut brings a file STOP back",
         why="a job that was queued again stops for a request to the one before",
         module=STOP,
-        right="        sync_directory(run.path)",
-        wrong="        pass",
+        right="    sync_directory(request.parent)",
+        wrong="    pass",
         seed=1909,
     ),
     Bug(

@@ -464,7 +464,7 @@ class _Loop:
     def _num_steps(self) -> int:
         """How many steps can be one interval: up to what is due, or what will happen."""
         setup, step = self._setup, self._parts.progress.step
-        if setup.follows_samples:
+        if setup.follows_samples or not self._has_stepped:
             return 1
         quiet_seconds = self._parts.world.joined.quiet_seconds
         due = [setup.target_steps - step]

@@ -176,13 +176,17 @@ class Simulation:
 
     def _watch(self, attempt: Attempt) -> None:
         self._kernel.on_error = lambda _, text: self._checks.spoken(attempt, text)
-        attempt.quiet_until = self._next_event
+        attempt.quiet_until = partial(self._next_event, attempt)
         attempt.on_word = lambda key, word: self._checks.word(attempt, key, word)
 
-    def _next_event(self) -> float:
-        """When something will happen; now, if the last thing may not be over."""
+    def _next_event(self, attempt: Attempt) -> float:
+        """When something will happen; now, if the last thing may not be over.
+
+        Ranks that begin heed what they were asked before.
+        """
         now = self._tasks.now
-        times = [*(fault.time for fault in self._setting.faults), self._slurm.next_signal]
+        times = [fault.time for fault in self._setting.faults]
+        times += self._slurm.next_signal, attempt.begun_at
         if any(time <= now < time + _SETTLING_SECONDS for time in times):
             return now
         return min((time for time in times if time > now), default=math.inf)

@@ -31,6 +31,7 @@ FOUND = {
     1909: "a request to stop that was removed came back with a power cut, and stopped another job",
     122: "a rank that had nothing to do with it was named for a disk that took no checkpoint",
     2619: "ranks that were done were named for one that hung at its end",
+    5055: "a request that was heeded and removed came back with a power cut, and stopped a new job",
     3034: "a job that failed on a full disk behind a clock that was set back was queued again",
 }
 """Seeds that found a fault of the product, which is mended."""
