@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.data_prep.raw_data import without_progress
 from tests.machine import DEADLINE_SECONDS, skip
 
 _REPOSITORY = Path(__file__).parents[1]
@@ -62,7 +63,8 @@ class Job:
                 os.kill(self.pid, signal.SIGKILL)
                 pytest.fail(f"it hangs: {self._errors.read_text()}")
             time.sleep(_POLL_SECONDS)
-        return Outcome(code, self._output.read_text(), self._errors.read_text())
+        errors = without_progress(self._errors.read_text())
+        return Outcome(code, self._output.read_text(), errors)
 
 
 class FfcvProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import struct
 import subprocess
@@ -84,8 +85,8 @@ def write_folder(
 
 
 def run_cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m data_prep` in a process of its own."""
-    return subprocess.run(
+    """`python -m data_prep` in a process of its own, without how far it was meanwhile."""
+    done = subprocess.run(
         [sys.executable, "-m", "data_prep", *map(str, arguments)],
         cwd=REPOSITORY,
         capture_output=True,
@@ -94,6 +95,8 @@ def run_cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
         check=False,
         **options,
     )
+    done.stderr = without_progress(done.stderr)
+    return done
 
 
 def start_cli(*arguments: object) -> subprocess.Popen[str]:
@@ -104,6 +107,21 @@ def start_cli(*arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+    )
+
+
+def errors_of(job: subprocess.Popen[str]) -> str:
+    """What a job has said when it ends, without how far it was meanwhile."""
+    return without_progress(job.communicate(timeout=DEADLINE_SECONDS)[1])
+
+
+def without_progress(errors: str) -> str:
+    """Without the lines that a log gets every five seconds, which a busy machine takes for little.
+
+    sharding: 179 of 22,000 samples, 36 a second, 0:10:14 left
+    """
+    return re.sub(
+        r"^\w+: [\d,]+ of [\d,]+ \w+, [\d,]+ a second.*\n", "", errors, flags=re.MULTILINE
     )
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tests.machine import DEADLINE_SECONDS
-from tests.pipeline.monitoring import require_tool
+from tests.pipeline.monitoring import require_tool, wait_for
 
 _FLAGS = (
     "--headless",
@@ -79,8 +79,8 @@ class Page:
         self.resize(width=width, height=height, dark=dark)
         url = page if isinstance(page, str) else page.resolve().as_uri()
         self._call("Page.navigate", url=url)
-        while self._receive().get("method") != "Page.loadEventFired":
-            pass
+        # Its events may come before the answer, and those of the page before after it.
+        wait_for(lambda: self.evaluate("document.readyState") == "complete", f"{url} in full")
 
     def resize(self, *, width: int, height: int, dark: bool = False) -> None:
         """Give the window of the page that is open another size and scheme."""

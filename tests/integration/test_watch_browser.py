@@ -21,10 +21,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 SAVING = [*LONG, "--checkpoint.every_epochs", 0.5, "--evaluation.every_epochs", 1]
 SAVING += ["--metrics.publish_seconds", 0.5, "--epochs", 2000]  # a browser may be slow
 
-WORD = "document.querySelector('#state .state')?.innerText"
-SENTENCE = "document.querySelector('#sentence').innerText"
-LINK = "document.querySelector('#link').innerText"
-FOUND = "document.querySelector('main').innerText"
+WORD, SENTENCE, LINK, FOUND = "#state .state", "#sentence", "#link", "main"
 CURVES = "[...document.querySelectorAll('#charts path')].map(path => path.getAttribute('d'))"
 UNNAMED = """[...document.querySelectorAll('svg:not([aria-hidden]), [role=img], [tabindex="0"]')]
     .filter(image => image.checkVisibility() && !image.getAttribute('aria-label')).length"""
@@ -45,8 +42,10 @@ def server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         yield child
 
 
-def shows(page: Page, expression: str, wanted: str) -> None:
-    wait_for(lambda: wanted in (page.evaluate(expression) or ""), f"{expression}: {wanted}")
+def shows(page: Page, selector: str, wanted: str) -> None:
+    """Wait for a text in an element, which may not be there yet."""
+    text = f"document.querySelector('{selector}')?.innerText"
+    wait_for(lambda: wanted in (page.evaluate(text) or ""), f"{selector}: {wanted}")
 
 
 def assert_is_readable(page: Page) -> None:
@@ -92,7 +91,7 @@ def test_a_run_is_killed_resumed_and_deleted_while_the_page_is_open(
                 shows(page, WORD, "training")
                 wait_for_step(run, 16, attempt=2)
                 shows(page, FOUND, "resumed from step")
-                shows(page, "document.querySelector('#goodput').innerText", "2 attempts")
+                shows(page, "#goodput", "2 attempts")
                 assert page.evaluate("document.querySelectorAll('line.mark').length") > 0
                 wait_for(lambda: page.evaluate(CURVES) != shown, "longer curves")
                 assert_is_readable(page)
@@ -121,9 +120,9 @@ def test_a_run_is_chosen_and_readable_and_its_names_are_text(tmp_path: Path) -> 
         page.open(f"http://127.0.0.1:{port}/", width=390, height=900)
         page.evaluate("window.alert = () => { window.alerted = true }")
         for name in ("broken", EVIL):
-            shows(page, "document.querySelector('#runs').innerText", name)
+            shows(page, "#runs", name)
             page.evaluate(FOLLOWED % name)
-            shows(page, "document.querySelector('#name').innerText", name)
+            shows(page, "#name", name)
             assert page.evaluate("document.activeElement.innerText").startswith(name)
         shows(page, FOUND, "<script>alert(2)</script>")
         assert page.evaluate("document.querySelectorAll('img, main script').length") == 0
@@ -132,7 +131,7 @@ def test_a_run_is_chosen_and_readable_and_its_names_are_text(tmp_path: Path) -> 
         page.evaluate("history.back()")
         shows(page, FOUND, "cannot be read")
         page.evaluate("document.querySelector('#rest').open = true")
-        shows(page, "document.querySelector('#others').innerText", "a link to /etc")
+        shows(page, "#others", "a link to /etc")
         assert_is_readable(page)
 
 

@@ -24,6 +24,7 @@ from tests.data_prep.cifar_archive import cifar10_files, write_unpacked
 from tests.data_prep.conftest import SLOW_OPTIONS, SYNTHETIC_OPTIONS, shard_synthetic
 from tests.data_prep.raw_data import (
     copy_tree,
+    errors_of,
     hash_tree,
     jpeg,
     run_cli,
@@ -123,7 +124,7 @@ def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_g
     wait_for_shards(output, 1)
     for pid in [job.pid, *(children_of(job.pid) if whole_group else [])][::-1]:
         os.kill(pid, stop)
-    _, errors = job.communicate(timeout=DEADLINE_SECONDS)
+    errors = errors_of(job)
     assert job.returncode == 130
     assert errors == "error: stopped; the same command goes on from here\n"
     assert not list(output.glob(".tmp-*"))
@@ -135,7 +136,7 @@ def test_death_of_a_worker_fails_the_job(tmp_path: Path, undisturbed: dict[str, 
     job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
     wait_for_shards(output, 1)
     os.kill(children_of(job.pid)[0], signal.SIGKILL)
-    _, errors = job.communicate(timeout=DEADLINE_SECONDS)
+    errors = errors_of(job)
     assert job.returncode == 1
     assert errors.startswith("error: a worker process died")
     assert errors.count("\n") == 1
