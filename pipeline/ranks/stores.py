@@ -17,19 +17,20 @@ def host_store(place: str, timeout_seconds: float) -> TCPStore:
     Raises `RuntimeError` if it cannot listen, such as at a port that another program uses.
     """
     host, port, timeout = _parts(place, timeout_seconds)
-    if host != LOOPBACK:
-        return TCPStore(host, port, is_master=True, timeout=timeout, wait_for_workers=False)
-    try:
-        listener = socket.create_server((host, port))
-    except OSError as error:
-        raise RuntimeError(f"cannot listen at {place}: {error.strerror}") from None
+    listener = None
+    if host == LOOPBACK:
+        try:
+            with socket.create_server((host, port)) as own:
+                port, listener = own.getsockname()[1], own.detach()
+        except OSError as error:
+            raise RuntimeError(f"cannot listen at {place}: {error.strerror}") from None
     return TCPStore(
         host,
-        listener.getsockname()[1],
+        port,
         is_master=True,
         timeout=timeout,
         wait_for_workers=False,
-        master_listen_fd=listener.detach(),
+        master_listen_fd=listener,
     )
 
 
