@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.shard_set.fields import Reads
+from data_prep.shard_set.fields import Reads, at_least
 from data_prep.shard_set.options import Named
 from data_prep.shard_set.streams import say
 from launch.runs import existing
@@ -28,7 +28,7 @@ class Options:
 
     run_dir: Annotated[Path, Named("RUN")]
     """The run's directory."""
-    after: Annotated[int | None, Named("--after", "BYTES")] = None
+    after: Annotated[int | None, at_least(0), Named("--after", "BYTES")] = None
     """The size of RUN/events.jsonl when the job began; if not given, the whole history counts."""
     code: int = 0
     """The exit code of torchrun."""

@@ -165,3 +165,13 @@ def test_rows_from_before_the_job_are_of_others(
     words = ["outcome", str(tmp_path), "--after", str(end_of(run.events)), "--code", str(code)]
     assert main(words) == 0
     assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_no_row_is_behind_less_than_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slice would take it for the last bytes."""
+    with pytest.raises(SystemExit) as ended:
+        main(["outcome", str(tmp_path), "--after", "-5"])
+    assert ended.value.code == 2
+    assert "--after is -5; expected 0 or more" in capsys.readouterr().err
