@@ -19,6 +19,7 @@ from benchmarks.gpu.timing import milliseconds
 from benchmarks.measurement import spread, torchrun
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.connect import connect
+from pipeline.ranks.failure import leave
 from pipeline.ranks.launcher import LaunchEnvironment
 from pipeline.ranks.world import World
 
@@ -77,3 +78,4 @@ def all_reduce(scale: Scale, world: World) -> dict[str, float]:
 
 if __name__ == "__main__":
     on_each_rank(sys.argv[1], Path(sys.argv[2]))
+    leave(0)

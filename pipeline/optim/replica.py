@@ -6,7 +6,9 @@ Longer than 250 lines: what a step does to the copy stands together.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, assert_never
@@ -71,7 +73,7 @@ class Replica:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
         self._forward = self._compile(self.model if self._ddp is None else self._ddp)
-        self._has_lost_rank = False
+        self._lost_rank = threading.Event()
         self.when_gradients_are_ready: Callable[[], None] = lambda: None
         """Called in each step when only the averaging of gradients is left of the backward pass."""
 
@@ -151,7 +153,7 @@ class Replica:
         try:
             yield
         except RuntimeError as error:
-            if self._has_lost_rank:
+            if self._lost_rank.is_set():
                 raise LostRank(fact_of(error)) from error
             raise
 
@@ -160,24 +162,14 @@ class Replica:
         if bucket.is_last():
             self.when_gradients_are_ready()
         gradients = bucket.buffer().div_(self.mesh.num_replicas)
-        with self._noting_lost_ranks():
+        with _noting_lost_ranks(self._lost_rank):
             work = dist.all_reduce(gradients, group=self.mesh.same_column, async_op=True)
         assert work is not None
-
-        def value_of(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            with self._noting_lost_ranks():
-                return done.value()[0]
-
+        # It holds nothing that holds a process group: a thread of gloo may free it last, and a
+        # group that its own thread frees aborts the process ("Resource deadlock avoided").
+        value_of = functools.partial(_reduced, self._lost_rank)
         future: torch.futures.Future[torch.Tensor] = work.get_future().then(value_of)
         return future
-
-    @contextlib.contextmanager
-    def _noting_lost_ranks(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError:
-            self._has_lost_rank = True
-            raise
 
     @contextlib.contextmanager
     def _averaging_moments(self) -> Iterator[None]:
@@ -278,3 +270,19 @@ class Replica:
         """Whether every weight and moment is a number. Waits for the device."""
         values = (*self._parameters, *self._moments)
         return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+
+@contextlib.contextmanager
+def _noting_lost_ranks(lost_rank: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:
+        lost_rank.set()
+        raise
+
+
+def _reduced(
+    lost_rank: threading.Event, done: torch.futures.Future[list[torch.Tensor]]
+) -> torch.Tensor:
+    with _noting_lost_ranks(lost_rank):
+        return done.value()[0]

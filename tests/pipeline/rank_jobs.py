@@ -86,7 +86,8 @@ def call_in_processes(
         assert all(receiver.poll(DEADLINE_SECONDS) for _, receiver in ranks)
         return [pickle.loads(receiver.recv_bytes()) for _, receiver in ranks]
     finally:
-        for process, _ in ranks:
+        for process, receiver in ranks:
+            receiver.close()  # else one that has not been heard would wait for it
             process.join(DEADLINE_SECONDS)
             process.kill()
 

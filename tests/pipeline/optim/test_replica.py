@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import math
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -288,3 +292,33 @@ def mark_gradients(world: World) -> list[str]:
 
 def test_only_the_last_micro_batch_is_averaged_and_it_says_when() -> None:
     assert call_on_ranks(2, mark_gradients) == [["added", "ready", "added"]] * 2
+
+
+def is_freed_while_its_callbacks_are_held(world: World) -> bool:
+    """As a thread of gloo holds them until it is done with a reduction, however late that is."""
+    held = []
+    all_reduce: Any = dist.all_reduce
+
+    def noted(*values: Any, **options: Any) -> Any:
+        future = all_reduce(*values, **options).get_future()
+
+        def then(callback: Any) -> Any:
+            held.append(callback)
+            return future.then(callback)
+
+        return SimpleNamespace(get_future=lambda: SimpleNamespace(then=then))
+
+    dist.all_reduce = noted  # of this process, which ends with the test
+    replica = Replica(model_of_seed(PlainNet), Config(optim=SGD), world, fused(world))
+    images, labels = dataset()
+    replica.add_gradients(images[:4], KEYS[:4], labels[:4], step_samples=8, is_last=True)
+    assert held
+    found = weakref.ref(replica)
+    del replica
+    gc.collect()
+    return found() is None
+
+
+def test_no_thread_of_gloo_can_be_the_last_to_free_the_groups() -> None:
+    """A process group whose own thread frees it waits for that thread, which ends the process."""
+    assert call_on_ranks(2, is_freed_while_its_callbacks_are_held) == [True, True]
