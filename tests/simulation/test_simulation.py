@@ -90,6 +90,10 @@ def test_a_file_stop_is_as_old_as_the_simulated_file_system_and_the_script_have_
     assert simulate(seed).fault is None
 
 
+def test_nobody_can_know_of_damage_behind_the_last_look_at_a_checkpoint() -> None:
+    assert simulate(5804).fault is None
+
+
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_a_seed_has_found_is_mended(seed: int) -> None:
     assert simulate(seed).fault is None
