@@ -23,7 +23,10 @@ def ffcv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FfcvProcess]:
 
 def pytest_configure() -> None:
     """A busy machine is no failure: hypothesis measures no times."""
-    hypothesis.settings.register_profile("any machine", deadline=None)
+    slowness = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=slowness
+    )
     hypothesis.settings.load_profile("any machine")
 
 
@@ -48,3 +51,12 @@ def signals_are_heeded() -> None:
     """Under nohup, or in the background of a script, what the tests start would ignore them."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_restored() -> Iterator[None]:
+    """Of signals: a command that a test calls in this process sets them for the rest of it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
