@@ -8,8 +8,11 @@ import functools
 import json
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 _MOST_LEVELS = 50
 """Of lists and objects within each other; files that are read here have ten."""
@@ -39,8 +42,9 @@ def _parts(value: Any) -> Iterable[Any]:
 def check_types(value: object, hint: Any, name: str) -> None:
     """Raise `TypeError` with one sentence unless `value`, called `name`, is all through of a type.
 
-    `hint` is made of dataclasses, mappings, tuples, sequences and plain types; of arrays only the
-    class is looked at. An integer may stand for a float; a NaN or an infinity is none.
+    `hint` is made of dataclasses, mappings, counters, tuples, sequences, lists, sets and plain
+    types; of arrays only the class is looked at. An integer may stand for a float; a NaN or an
+    infinity is none.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -48,12 +52,15 @@ def check_types(value: object, hint: Any, name: str) -> None:
     elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, hint):
         for field, kind in _hints_of(hint).items():
             check_types(getattr(value, field), kind, f"{name}.{field}" if name else field)
-    elif origin is Mapping and isinstance(value, Mapping):
+    elif origin in (Mapping, Counter) and isinstance(value, origin):
+        of_key, of_part = (*inner, int)[:2]  # a counter declares only its keys
         for key, part in value.items():
-            check_types(key, inner[0], f"a key of {name}")
-            check_types(part, inner[1], f"{name}[{key!r:.40}]")
-    elif (origin is Sequence and isinstance(value, list | tuple)) or (
-        origin is tuple and isinstance(value, tuple) and inner[-1:] == (...,)
+            check_types(key, of_key, f"a key of {name}")
+            check_types(part, of_part, f"{name}[{key!r:.40}]")
+    elif (
+        (origin is Sequence and isinstance(value, list | tuple))
+        or (origin in (list, set) and isinstance(value, origin))
+        or (origin is tuple and isinstance(value, tuple) and inner[-1:] == (...,))
     ):
         for part in value:
             check_types(part, inner[0], f"an entry of {name}")
@@ -75,8 +82,9 @@ def _is_plain(value: object, hint: Any) -> bool:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     if hint is int:
         return type(value) is int
-    if origin in (Mapping, Sequence, tuple) or dataclasses.is_dataclass(hint):
+    if origin in (Mapping, Counter, Sequence, list, set, tuple) or dataclasses.is_dataclass(hint):
         return False  # else it was looked into
+    assert origin in (None, np.ndarray), f"nobody looks into a {hint}"
     return hint is Any or isinstance(value, types.NoneType if hint is None else origin or hint)
 
 

@@ -13,6 +13,7 @@ import pytest
 from data_prep.convert.assignment import ShardName
 from data_prep.convert.conversion import merge
 from data_prep.convert.output import ConversionError, record_path
+from data_prep.convert.records import load_record, save_record
 from data_prep.convert.shard import find_record
 from data_prep.shard_set.files import remove_leftovers
 from data_prep.shard_set.manifest import read_manifest
@@ -131,6 +132,18 @@ def test_any_damage_of_a_record_is_noticed(parts: Path) -> None:
             path.write_bytes(content[:place] + changed + content[place + 1 :])
             found = find_record(parts, name)
             assert found is None or repr(found) == repr(record), place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wrong", [{"rewritten": {"star": None}}, {"sizes": [[1, "a"]]}, {"rejected": [["a", "b"]]}, {}]
+)
+def test_a_record_that_does_not_add_up_is_none(wrong: dict[str, object], parts: Path) -> None:
+    name = ShardName("train", 0)
+    path = record_path(parts, name)
+    facts, arrays = load_record(path)
+    save_record(path, facts | wrong, arrays)
+    assert (find_record(parts, name) is None) == bool(wrong)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,6 +71,28 @@ def test_a_wrong_one_is_named(value: object, sentence: str) -> None:
     with pytest.raises(TypeError) as error:
         check_types(value, _Outer, "")
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "sentence"),
+    [
+        (Counter({"a": None}), Counter[str], "x['a'] is None, expected int"),
+        (Counter({1: 1}), Counter[str], "a key of x is 1, expected str"),
+        ({"a": 1}, Counter[str], "x is {'a': 1}, expected collections.Counter[str]"),
+        ({(1, "b")}, set[tuple[int, int]], "an entry of an entry of x is 'b', expected int"),
+        ([("a",)], list[tuple[str, str]], "an entry of x is ('a',), expected tuple[str, str]"),
+        ((1,), list[int], "x is (1,), expected list[int]"),
+    ],
+)
+def test_what_adds_up_is_looked_into(value: object, hint: Any, sentence: str) -> None:
+    with pytest.raises(TypeError) as error:
+        check_types(value, hint, "x")
+    assert str(error.value) == sentence
+
+
+def test_no_declaration_is_passed_over() -> None:
+    with pytest.raises(AssertionError, match=r"nobody looks into a dict\[str, int\]"):
+        check_types({"a": "b"}, dict[str, int], "x")
 
 
 @given(_JSON)
