@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import zlib
@@ -198,10 +199,12 @@ class Checks:
 
         It counts from their first step: before it they may wait for an earlier start of the job.
         """
-        tasks, ranks = self._kernel.tasks, list(attempt.processes.values())
+        tasks = self._kernel.tasks
         asked_at = tasks.now
 
         def look() -> None:
+            former = itertools.chain.from_iterable(attempt.former.values())
+            ranks = [*attempt.processes.values(), *former]  # some may have come after the request
             if self._kernel.disk.is_bad or any(
                 one.is_faulty or one.host.is_down or one.host.is_cut_off for one in ranks
             ):

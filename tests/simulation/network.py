@@ -104,6 +104,13 @@ class Circle:
             for rank, other in self.processes.items()
         )
 
+    def reaches_all(self, me: SimProcess, operation: Operation) -> bool:
+        """Whether no host of those that the operation still needs is cut off from this one."""
+        return all(
+            one.is_dead or rank in operation.passed or can_talk(me.host, one.host)
+            for rank, one in self.processes.items()
+        )
+
 
 class Attempt:
     """The ranks that torchrun has started together, and what connects them."""
@@ -194,12 +201,15 @@ class Attempt:
         """The values of all ranks; raises `RuntimeError` as gloo does."""
         me = circle.processes[rank]
 
+        def is_whole_here() -> bool:
+            return len(operation.values) == self.size and circle.reaches_all(me, operation)
+
         def is_over() -> bool:
-            return len(operation.values) == self.size or circle.is_broken(me, operation)
+            return is_whole_here() or circle.is_broken(me, operation)
 
         came = self.changed.wait(is_over, seconds)
         self.kernel.tasks.sleep(self.chance.uniform(0.1, 1) * _LATENCY_SECONDS)
-        is_whole = len(operation.values) == self.size
+        is_whole = is_whole_here()
         if is_whole and (not circle.is_broken(me, operation) or self.chance.random() < 0.5):
             operation.passed.add(rank)
             if not operation.result:

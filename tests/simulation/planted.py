@@ -111,7 +111,7 @@ BUGS = (
         module=HEARTBEATS,
         right=".result(self._timeout)",
         wrong=".result()",
-        seed=193,
+        seed=307,
     ),
     Bug(
         name="a consequence is a cause",
