@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -103,7 +102,6 @@ def find_record(path: Path, record_path: Path) -> TarRecord | None:
         facts, arrays = load_record(record_path)
         record = TarRecord(**{**facts, **arrays})
         check_types(record, TarRecord, "")
-        check_types(record.labels, Sequence[RawLabel], "labels")
     except DAMAGES:
         return None
     count, arrays_found = len(record.labels), (record.index, record.checksums, record.sizes)
