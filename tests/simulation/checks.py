@@ -174,6 +174,7 @@ class Checks:
             is_faulty = any(one.is_faulty for one in processes)
             is_faulty |= process.host.is_down or process.host.is_cut_off
             is_faulty |= rank == 0 and self._kernel.disk.is_bad  # it alone writes
+            is_faulty |= process.is_dead and attempt.healed_at > 0  # it gave up while cut off
             if not is_faulty and not any(
                 other.host.is_cut_off for other in attempt.processes.values()
             ):
