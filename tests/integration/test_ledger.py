@@ -106,5 +106,7 @@ def test_where_the_hours_of_a_run_went(shards: Path, tmp_path: Path) -> None:
     kept = of_type(history_of(resumed), TrainEvent)
     assert kept[-1].step == until
     expected = sum(map(step_seconds, kept))
-    assert found.seconds["steps"] == pytest.approx(expected, rel=0.05, abs=0.05)
+    # The arithmetic is exact in tests/pipeline/run; here a row is later than its step by whatever
+    # the machine stands still between them.
+    assert found.seconds["steps"] == pytest.approx(expected, rel=0.5)
     assert found.goodput == found.seconds["steps"] / (resumed[-1].time - submitted)
