@@ -40,6 +40,21 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE
         time.sleep(0.02)
 
 
+def eventually(check: Callable[[], None]) -> None:
+    """Call `check` until none of its assertions fails; the last failure is the test's.
+
+    For values of live processes: any scrape or publication may be late, or be missed.
+    """
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        try:
+            return check()
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
 def require_tool(name: str) -> str:
     """The path of a system program; without it the test is skipped, but fails in CI."""
     path = shutil.which(name)
