@@ -108,13 +108,16 @@ class Target:
         return HTTPSConnection(self.address, timeout=_ANSWER_SECONDS, context=context)
 
 
-def drop_unanswered(directory: Path, *labels: tuple[str, str]) -> list[str]:
+def drop_unanswered(
+    directory: Path, *labels: tuple[str, str], own: Target | None = None
+) -> list[str]:
     """Delete the targets in `directory` that no exporter answers for; returns a line for each.
 
-    With `labels` only those that have one of them. An exporter that is alive and could not be
-    reached writes its target again.
+    With `labels` only those that have one of them; never the caller's `own`. An exporter that is
+    alive and could not be reached writes its target again.
     """
-    found = [target for path in directory.glob("*.json") if (target := Target.read(path))]
+    read = [target for path in directory.glob("*.json") if (target := Target.read(path))]
+    found = [target for target in read if own is None or target.content != own.content]
     wanted = {(name, as_text(value)) for name, value in labels}  # as a target has them
     asked = [t for t in found if not wanted or not t.labels.items().isdisjoint(wanted)]
     with ThreadPoolExecutor(_NUM_ASKED_AT_ONCE) as pool:

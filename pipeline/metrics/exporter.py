@@ -46,7 +46,8 @@ _FIRST_RANK_SECONDS = 60.0
 """How long the first rank may take to publish."""
 
 _POLL_SECONDS = 0.5
-_LEAVE_SECONDS = 10.0
+_LEAVE_SECONDS = 60.0
+"""How long the one before may take to leave, on a busy host."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,11 +125,7 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
     with contextlib.suppress(OSError):  # a full disk
         lock.write_text(owner)
     with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(lock, wait_seconds=_LEAVE_SECONDS))
-        except BlockingIOError:
-            if _is_owner(lock, owner):
-                raise
+        if not _wait_for_turn(held, lock, owner):
             return
         with explained(address, metrics):
             server = listen(address, metrics, application(registry, identity, run))
@@ -149,7 +146,8 @@ def serve(run: RunDirectory, metrics: MetricsConfig, *, address: str, targets: P
         deadline = time.monotonic() + max(linger_seconds, first_seconds)
         target.announce()
         # Of others that were here, or of this run's on nodes that it has lost.
-        say(*drop_unanswered(targets, ("node", host), ("run_dir", identity.run_dir)))
+        whose = ("node", host), ("run_dir", identity.run_dir)
+        say(*drop_unanswered(targets, *whose, own=target))
         while not stop.wait(_POLL_SECONDS) and _is_owner(lock, owner):
             target.announce()
             before, last_start = last_start, collector.last_start()
@@ -166,6 +164,24 @@ def _target_name(run: RunDirectory, targets: Path) -> str:
     if targets.resolve() == run.targets:
         return run.name
     return f"{run.name}-{hashlib.sha256(bytes(run.path.resolve())).hexdigest()[:8]}"
+
+
+def _wait_for_turn(held: contextlib.ExitStack, lock: Path, owner: str) -> bool:
+    """Lock `lock` for as long as `held` is; False if another exporter was started meanwhile.
+
+    Raises `BlockingIOError` if the one before does not leave.
+    """
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while True:
+        try:
+            held.enter_context(locked(lock, wait_seconds=_POLL_SECONDS))
+        except BlockingIOError:
+            if not _is_owner(lock, owner):
+                return False
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return True
 
 
 def _is_owner(lock: Path, owner: str) -> bool:

@@ -1,6 +1,7 @@
 """A rank for tests of the monitoring: publishes real metrics until its standard input ends.
 
-Rank 0 has the run's lock and writes its events, too.
+Rank 0 has the run's lock and writes its events, too: as soon as it has published, the run has
+begun.
 
     python -m tests.pipeline.rank_process RUN RANK INTERVAL_SECONDS
 
@@ -11,16 +12,19 @@ from __future__ import annotations
 
 import select
 import sys
+import threading
 import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from pipeline.metrics import publisher as publisher_module
 from pipeline.metrics.job import JobMetrics
 from pipeline.metrics.publisher import Publisher
 from pipeline.metrics.rank import RankMetrics
 from pipeline.run.directory import RunDirectory
 from pipeline.run.lock import lock_run
+from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.fake_run import RunHistory, eval_fields, event, start_fields, train_fields
 
 SAMPLES_PER_SECOND = 1000
@@ -59,10 +63,15 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
             job.trained(event("train", step, **train_fields(step) | {"loss": LOSS, "top1": TOP1}))
 
 
+def wait_for(event: threading.Event) -> None:
+    event.wait()
+
+
 def main() -> None:
     run, rank = RunDirectory(Path(sys.argv[1])), int(sys.argv[2])
     interval_seconds = float(sys.argv[3])
-    registry = CollectorRegistry()
+    publisher_module.CLOSE_SECONDS = DEADLINE_SECONDS  # its last word is to be there
+    registry, has_begun = CollectorRegistry(), threading.Event()
     metrics = RankMetrics(rank, rank, registry)
     job = history = None
     if rank == 0:
@@ -71,11 +80,17 @@ def main() -> None:
         job.started(STARTED, 10, BUILD, RUN)
         job.evaluated(event("eval", 0, **eval_fields(9, 10, 10, 10) | {"top1": EVAL_TOP1}))
     publisher = Publisher(
-        run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=interval_seconds
+        run.metrics,
+        registry,
+        rank=rank,
+        local_rank=rank,
+        interval_seconds=interval_seconds,
+        refresh=lambda: wait_for(has_begun),
     )
     if rank == 0:
         history = RunHistory(run)
         history.write("run", 0, **start_fields())
+    has_begun.set()
     train(metrics, job)
     metrics.record_outcome("completed")
     if job is not None and history is not None:

@@ -17,7 +17,7 @@ def test_a_question_without_an_answer_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(deadlines, "ANSWER_SECONDS", 0.01)
     answers, never = Answers(), threading.Event()
     assert answers.to("the disk", never.wait, "unknown") == "unknown"
-    monkeypatch.setattr(deadlines, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(deadlines, "ANSWER_SECONDS", DEADLINE_SECONDS)
     assert answers.to("the sum", lambda: 1 + 1, 0) == 2
     assert answers.missing == ["the disk"]
 

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,6 +48,9 @@ from tests.pipeline.monitoring import (
 
 HOST = socket.gethostname()
 
+NEVER_SILENT = 3600.0
+"""Seconds between the publications of a rank that is up for as long as its process lives."""
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -62,7 +64,9 @@ def publish(path: Path, rank: int, num_samples: int = 0) -> Path:
     registry = CollectorRegistry()
     RankMetrics(rank, rank, registry).record_step(num_samples, {})
     run = RunDirectory(path)
-    Publisher(run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=2).close()
+    Publisher(
+        run.metrics, registry, rank=rank, local_rank=rank, interval_seconds=NEVER_SILENT
+    ).close()
     return run.metrics / f"rank-{rank:05d}.prom"
 
 
@@ -123,7 +127,7 @@ def test_merge_keeps_each_family_once_and_no_mixed_types(ranks: list[dict[str, s
 
 
 @pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(damage=st.one_of(st.integers(0, 4000), st.binary(max_size=200)))
 def test_a_damaged_file_is_counted_and_leaves_the_others_alone(
     tmp_path: Path, damage: int | bytes
@@ -206,8 +210,8 @@ def test_location_of_any_address_is_the_host() -> None:
 
 @pytest.mark.slow
 def test_a_killed_rank_shows_on_the_next_scrape_and_its_successor_too(run: Path) -> None:
-    with exporter_process(run, "--port", 0), rank_process(run, 0):
-        with rank_process(run, 1) as victim:
+    with exporter_process(run, "--port", 0), rank_process(run, 0, NEVER_SILENT):
+        with rank_process(run, 1, NEVER_SILENT) as victim:
             assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1, 1: 1}
             victim.kill()
             # It stays a zombie, as under a torchrun that has not noticed yet.
@@ -215,7 +219,7 @@ def test_a_killed_rank_shows_on_the_next_scrape_and_its_successor_too(run: Path)
             samples = scrape(run)
             assert by_rank(samples, "alexnet_rank_up") == {0: 1, 1: 0}
             assert by_rank(samples, "alexnet_train_samples_total").keys() == {0, 1}
-        with rank_process(run, 1):
+        with rank_process(run, 1, NEVER_SILENT):
             assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1, 1: 1}
         assert_clean_exposition(fetch(address_of(run)))
 
@@ -234,28 +238,61 @@ def test_in_a_slurm_job_it_leaves_with_its_ranks(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with rank_process(run, 0) as rank, exporter_process(run, "--port", 0) as exporter:
-        time.sleep(2)
+    with (
+        rank_process(run, 0, NEVER_SILENT) as rank,
+        exporter_process(run, "--port", 0) as exporter,
+    ):
+        for _ in range(2):
+            wait_for_look(run, exporter)
         assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}
         finish(rank)
         assert exporter.wait(DEADLINE_SECONDS) == 0
 
 
-IMPATIENT = "from pipeline.metrics import exporter; exporter.KEPT_SECONDS = 5.0; exporter.main()"
+def wait_for_look(run: Path, exporter: subprocess.Popen[bytes]) -> None:
+    """Until the exporter has looked after its target, which it does before it looks for ranks.
+
+    So twice is once for ranks; and all that it does when it begins is done.
+    """
+    target_file(run).unlink()
+    wait_for(lambda: target_file(run).exists() or exporter.poll() is not None, "the target")
+    assert exporter.poll() is None
+
+
+WITHOUT_TIME = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline.metrics import exporter
+
+later, seconds = Path(sys.argv.pop()), float(sys.argv.pop())
+exporter.time = SimpleNamespace(monotonic=lambda: seconds * later.exists())
+sys.exit(exporter.main())
+"""
+"""An exporter whose clock stands still, but for a jump as soon as a file is there."""
 
 
 @pytest.mark.slow
-def test_it_outlives_its_ranks_and_then_leaves(run: Path) -> None:
+@pytest.mark.parametrize("seconds", [KEPT_SECONDS - 1, KEPT_SECONDS])
+def test_it_outlives_its_ranks_and_then_leaves(run: Path, seconds: float) -> None:
     assert KEPT_SECONDS == 180
-    command = [sys.executable, "-c", IMPATIENT, "--run-dir", str(run), "--port", "0"]
-    with subprocess.Popen(command, cwd=REPOSITORY) as exporter:
+    later = run / "later"
+    words = ["--run-dir", str(run), "--port", "0", str(seconds), str(later)]
+    with subprocess.Popen([sys.executable, "-c", WITHOUT_TIME, *words], cwd=REPOSITORY) as exporter:
         wait_for(target_file(run).exists, "a target")
         with rank_process(run, 0) as rank:
             assert scrape(run)["alexnet_run_end_timestamp_seconds", frozenset()] == 0
             finish(rank)
+        for _ in range(2):  # it knows that the rank is gone
+            wait_for_look(run, exporter)
         samples = scrape(run)
         assert samples["alexnet_run_end_timestamp_seconds", frozenset()] > 0
         assert by_rank(samples, "alexnet_rank_up") == {0: 0}
+        later.touch()
+        if seconds < KEPT_SECONDS:
+            for _ in range(2):
+                wait_for_look(run, exporter)
+            exporter.terminate()
         assert exporter.wait(DEADLINE_SECONDS) == 0
     assert not target_file(run).exists()
 
@@ -267,8 +304,11 @@ def test_two_jobs_on_one_node_get_two_ports_and_two_targets(tmp_path: Path) -> N
     with ExitStack() as stack:
         for run in runs:
             run.mkdir()
-            stack.enter_context(rank_process(run, 0))
-            stack.enter_context(exporter_process(run, "--port", port))
+            stack.enter_context(rank_process(run, 0, NEVER_SILENT))
+            exporter = stack.enter_context(exporter_process(run, "--port", port))
+            wait_for_look(run, exporter)  # it has asked the other one whether it is there
+        # One that has not answered in time has lost its target, and writes it again.
+        wait_for(target_file(runs[0]).exists, "the first target")
         first, second = map(address_of, runs)
         assert first == f"127.0.0.1:{port}"
         assert second != first
@@ -368,7 +408,7 @@ def test_a_started_exporter_is_detached_and_logs(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # so that it leaves with its rank
-    with rank_process(run, 0) as rank:
+    with rank_process(run, 0, NEVER_SILENT) as rank:
         subprocess.run([sys.executable, "-c", STARTER, run], check=True, cwd=REPOSITORY)
         wait_for(target_file(run).exists, "the target")
         assert by_rank(scrape(run), "alexnet_rank_up") == {0: 1}

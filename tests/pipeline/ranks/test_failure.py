@@ -212,10 +212,17 @@ def ranks_of(world: World) -> list[int]:
 
 
 def connect_late() -> list[int]:
-    """Rank 1 connects so late that a working rank would long count as hanging."""
+    """Rank 1 connects so late that a working rank would long count as hanging.
+
+    Once they have met, neither is hurried: that is not looked at here.
+    """
     environment = LaunchEnvironment.read()
     time.sleep(2.0 * environment.rank)
-    with connect(environment, DistributedConfig(device="cpu", timeout_seconds=0.5)) as world:
+    config = DistributedConfig(device="cpu", timeout_seconds=0.5)
+    unhurried = mock.patch(
+        "pipeline.ranks.connect.collective_seconds", return_value=DEADLINE_SECONDS
+    )
+    with unhurried, connect(environment, config) as world:
         return world.all_gather_object(world.rank)
 
 

@@ -14,6 +14,7 @@ from pipeline.ranks import generations as module
 from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.generations import Generations, store_of_generation
 from pipeline.run.ending import StopSource
+from tests.machine import DEADLINE_SECONDS
 
 SIZE = 3
 LIMIT = 9
@@ -29,7 +30,7 @@ def generations(store: HashStore) -> Generations:
     return Generations(store, SIZE, LIMIT)
 
 
-def meet(store: HashStore, rank: int, seconds: float = 30.0) -> int:
+def meet(store: HashStore, rank: int, seconds: float = DEADLINE_SECONDS) -> int:
     return Generations(store, SIZE, LIMIT).meet(rank, seconds)
 
 
@@ -77,6 +78,7 @@ def test_who_is_to_stop_waits_only_a_moment(
 ) -> None:
     """A rank whose supervisor was killed does not come, and nobody says so."""
     generations.note_asked()
+    monkeypatch.setattr(module, "HURRIED_SECONDS", DEADLINE_SECONDS)
     with ThreadPoolExecutor(SIZE) as pool:
         assert list(pool.map(lambda rank: meet(store, rank), range(SIZE))) == [0] * SIZE
     generations.note_step(0)

@@ -316,32 +316,46 @@ def test_one_ctrl_c_that_comes_twice_is_one(
 @pytest.mark.slow
 def test_ignored_signals_do_not_end_a_process_that_is_leaving() -> None:
     program = (
-        "import sys, time; from pipeline.ranks.stop import StopSignals;"
-        "StopSignals().ignore(); print(flush=True); time.sleep(1); sys.exit(75)"
+        "import sys; from pipeline.ranks.stop import StopSignals;"
+        "StopSignals().ignore(); print(flush=True); sys.stdin.read(); sys.exit(75)"
     )
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+    ) as child:
         assert child.stdout is not None
         child.stdout.readline()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             child.send_signal(number)
-        time.sleep(0.1)
-        assert child.wait(DEADLINE_SECONDS) == 75
+        child.communicate(timeout=DEADLINE_SECONDS)  # it leaves when its input ends
+        assert child.returncode == 75
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> float:
+    """By clocks that stand still: else a moment between a look at one and at another counts."""
+    now, since_boot = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    still = {"time": lambda: now, "clock_gettime": {time.CLOCK_BOOTTIME: since_boot}.__getitem__}
+    clocks = mock.Mock(spec=time, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME, **still)
+    monkeypatch.setattr("pipeline.ranks.stop.time", clocks)
+    return now
 
 
 def test_an_attempt_begins_with_its_job_or_with_the_restart_of_its_ranks(
-    monkeypatch: pytest.MonkeyPatch,
+    now: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a job did before is part of its start; a torchrun that is gone says nothing."""
     monkeypatch.delenv(JOB_BEGIN, raising=False)
     own = begin_of_attempt(LaunchEnvironment())
-    assert 0 <= time.time() - own < 24 * 3600
+    assert 0 <= now - own < 24 * 3600
     assert begin_of_attempt(LaunchEnvironment(agent=1)) < own, "init began before"
-    assert begin_of_attempt(LaunchEnvironment(agent=1, attempt=1)) == pytest.approx(own, abs=0.1)
-    assert begin_of_attempt(LaunchEnvironment(agent=1 << 30)) == pytest.approx(own, abs=0.1)
+    assert begin_of_attempt(LaunchEnvironment(agent=1, attempt=1)) == own
+    assert begin_of_attempt(LaunchEnvironment(agent=1 << 30)) == own
     monkeypatch.setenv(JOB_BEGIN, str(own - 60))
     assert begin_of_attempt(LaunchEnvironment(agent=os.getpid())) == own - 60
-    assert begin_of_attempt(LaunchEnvironment(attempt=1)) == pytest.approx(own, abs=0.1)
+    assert begin_of_attempt(LaunchEnvironment(attempt=1)) == own
     assert begin_of_attempt(LaunchEnvironment(began=own - 30)) == own - 30
     monkeypatch.setenv(JOB_BEGIN, str(own + 60))  # by a clock that was set back after that
     for environment in (LaunchEnvironment(), LaunchEnvironment(attempt=1)):
@@ -350,7 +364,7 @@ def test_an_attempt_begins_with_its_job_or_with_the_restart_of_its_ranks(
 
 
 def test_a_rank_that_is_replaced_belongs_to_the_job_of_its_supervisor(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, now: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where no torchrun has started that."""
     monkeypatch.delenv(JOB_BEGIN, raising=False)
@@ -359,4 +373,4 @@ def test_a_rank_that_is_replaced_belongs_to_the_job_of_its_supervisor(
     run.stop_request.touch()
     a_moment_later = began + 1
     os.utime(run.stop_request, (a_moment_later, a_moment_later))
-    assert not is_removed(run, LaunchEnvironment(supervisor=1, began=time.time()))
+    assert not is_removed(run, LaunchEnvironment(supervisor=1, began=now))

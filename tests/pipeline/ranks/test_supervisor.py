@@ -7,9 +7,11 @@ import signal
 import socket
 from pathlib import Path
 
+from pipeline.config.timeouts import heartbeat_seconds
 from pipeline.run.ending import ExitCode
 from tests.pipeline.monitoring import free_port, wait_for
 from tests.pipeline.rank_jobs import Job, rank_environment
+from tests.pipeline.ranks.supervised import CONFIG, PATIENCE
 
 
 def supervised(scenario: str, folder: Path, port: int | None = None) -> Job:
@@ -21,6 +23,8 @@ def test_a_rank_that_hangs_has_time_to_write_its_stacks(tmp_path: Path) -> None:
     with supervised("named", tmp_path) as job:
         assert job.wait() == [ExitCode.FAILED]
     assert (tmp_path / "stacks").exists()
+    seconds = float((tmp_path / PATIENCE).read_text())
+    assert seconds > 2 * heartbeat_seconds(CONFIG.timeout_seconds), "which may be stacks, or a look"
 
 
 def test_a_signal_from_before_the_first_rank_is_heeded(tmp_path: Path) -> None:

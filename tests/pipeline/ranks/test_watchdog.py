@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import threading
-import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # not exp
 from pipeline.config.schema import DistributedConfig
 from pipeline.ranks.failure import FirstFailure
 from pipeline.ranks.heartbeats import Heartbeat, judge
+from pipeline.ranks.threads import Threads
 from pipeline.ranks.watchdog import Watchdog, flight_record
 from pipeline.run.directory import RunDirectory
 from pipeline.run.phase import Phase
@@ -123,7 +125,42 @@ def test_the_flight_recorder_is_one_that_torch_has() -> None:
     assert flight_record().startswith(b"{")
 
 
-@pytest.mark.slow
+class WatchersTime(Threads):
+    """Time that passes only while a watchdog waits, and its thread, which is the caller's.
+
+    Set in place of the module `time`, too.
+    """
+
+    def __init__(self) -> None:
+        self.now = self.begin = 1000.0
+        self.is_over = False
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        assert self.is_over or self.now < self.begin + 60
+        return self.is_over
+
+    def event(self) -> Any:
+        return mock.Mock(wait=self.wait)
+
+    def thread(self, target: Callable[[], None], name: str) -> Any:
+        return mock.Mock()
+
+    def one_more(self, name: str, begin: Callable[[], object] | None = None) -> Any:
+        def submit(question: Callable[..., object], *arguments: object) -> Future[object]:
+            answer = Future[object]()
+            try:
+                answer.set_result(question(*arguments))
+            except RuntimeError as error:
+                answer.set_exception(error)
+            return answer
+
+        return mock.Mock(submit=submit)
+
+
 @pytest.mark.parametrize(
     ("silence", "said"),
     [
@@ -135,27 +172,30 @@ def test_a_store_that_does_not_answer_for_a_moment_is_not_to_blame(
     silence: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be on a busy host: as long as for ranks it is waited for, too."""
-    begin, verdicts, is_over = time.monotonic(), list[FirstFailure](), threading.Event()
+    verdicts, time = list[FirstFailure](), WatchersTime()
 
     def answer(*_: object) -> object:
-        if LIMIT < time.monotonic() - begin < LIMIT + silence:
+        if LIMIT < time.now - time.begin < LIMIT + silence:
             raise RuntimeError("Connection reset by peer")
         return mock.DEFAULT
 
     def end(_: Watchdog, verdict: FirstFailure) -> None:
         verdicts.append(verdict)
-        is_over.set()
+        time.is_over = True
 
     monkeypatch.setattr(Watchdog, "_end", end)
+    for module in ("watchdog", "heartbeats"):
+        monkeypatch.setattr(f"pipeline.ranks.{module}.time", time)
     store = HashStore()
     answering = mock.Mock(wraps=store)
     answering.set.side_effect = answering.check.side_effect = answer
-    world = dataclasses.replace(SINGLE, store=store, watchdog_store=answering)
+    world = dataclasses.replace(SINGLE, store=store, watchdog_store=answering, threads=time)
     config = DistributedConfig(timeout_seconds=LIMIT)
-    with Watchdog(world, fused(SINGLE), RunDirectory(Path("run")), config) as watchdog:
-        watchdog.enter(Phase.COMPUTING, 6)
-        assert is_over.wait(60)
-    assert re.match(said, verdicts[0].text), verdicts
+    watchdog = Watchdog(world, fused(SINGLE), RunDirectory(Path("run")), config)
+    watchdog.enter(Phase.COMPUTING, 6)
+    watchdog._watch()
+    (verdict,) = verdicts
+    assert re.match(said, verdict.text), verdict
 
 
 def test_one_that_watches_nothing_asks_nothing_of_the_store() -> None:

@@ -17,9 +17,9 @@ from pipeline.report.ranks import Ranks, compare_ranks
 from pipeline.report.words import percent
 from pipeline.run.console import duration
 from pipeline.run.directory import RunDirectory
-from pipeline.run.event_log import read_rows
+from pipeline.run.event_log import append, read_rows
 from pipeline.run.ledger import SECOND_CLASSES, ledger_of
-from tests.pipeline.fake_run import RunHistory, start_fields, train_fields, write_run
+from tests.pipeline.fake_run import RunHistory, event, start_fields, train_fields, write_run
 from tests.pipeline.report.html_tree import Element
 from tests.pipeline.report.report_page import NAMES, page_of
 
@@ -91,11 +91,8 @@ def test_gpu_hours_are_those_of_attempts_on_gpus(run: RunDirectory) -> None:
     history = RunHistory(run)
     history.write("run", 100, **start_fields(resumed_from=100) | {"device": "cuda"})
     history.close()
-    with run.events.open("a") as file:
-        end = time.time() + 3600
-        file.write(
-            f'{{"kind": "end", "step": 100, "epoch": 10, "time": {end}, "outcome": "stopped"}}\n'
-        )
+    *_, begun = read_rows(run.events)
+    append(run.events, event("end", 100, begun.time + 3600, outcome="stopped"))
     assert "2.00 GPU-hours" in page_of(run).with_id("headline").text
 
 

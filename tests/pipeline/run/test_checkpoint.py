@@ -22,7 +22,7 @@ import torch
 from data_prep.shard_set.files import sha256_of
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import BEST, CheckpointError
-from tests.machine import small_disk
+from tests.machine import DEADLINE_SECONDS, small_disk
 
 NUM_KILLS = 40
 
@@ -316,7 +316,7 @@ def test_a_kill_at_any_moment_leaves_a_good_one(directory: Path) -> None:
         child = context.Process(target=save_forever, args=(directory, last + 1, sender))
         child.start()
         sender.close()
-        assert receiver.poll(60)
+        assert receiver.poll(DEADLINE_SECONDS)
         time.sleep(moments.uniform(0, 0.02))
         child.kill()
         child.join()

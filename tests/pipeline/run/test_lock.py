@@ -80,7 +80,7 @@ def test_a_job_that_is_not_a_later_start_of_the_same_one_asks_nobody_to_leave(
 @pytest.mark.slow
 def test_an_earlier_start_of_the_same_job_is_asked_to_leave(run: RunDirectory) -> None:
     with held_elsewhere(run, FIRST) as child:
-        later = threading.Thread(target=take_lock, args=(run, SECOND, 60))
+        later = threading.Thread(target=take_lock, args=(run, SECOND, DEADLINE_SECONDS))
         later.start()
         wait_for(run.stop_request.exists, "the request")
         assert later.is_alive()
@@ -112,7 +112,9 @@ def test_a_lock_without_a_name_is_just_another_job(content: bytes, run: RunDirec
 def test_a_look_at_the_lock_does_not_refuse_a_job(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.run.lock._GLANCE_SECONDS", 60.0)  # a busy machine's glance
+    monkeypatch.setattr(
+        "pipeline.run.lock._GLANCE_SECONDS", DEADLINE_SECONDS
+    )  # a busy machine's glance
     take_lock(run)
     handle = os.open(run.path / ".lock", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
