@@ -64,24 +64,32 @@ def start(request: dict[str, Any]) -> int:
 def run(request: dict[str, Any]) -> int:
     if "max_file_bytes" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"],) * 2)
-    if "sample_seconds" in request:
-        slow_down(request["sample_seconds"])
+    if "held" in request:
+        hold_still(request["method"], request["after"], Path(request["held"]))
     if "load" in request:
         load(Path(request["load"]), Path(request["to"]))
         return 0
     return main(["beton", *request["arguments"]])
 
 
-def slow_down(seconds: float) -> None:
-    """Let a few samples take as long as many, so that there is time to disturb the work."""
-    for name in ("__getitem__", "check"):
-        fast = getattr(beton_samples.ShardSamples, name)
+def hold_still(method: str, after: int, folder: Path) -> None:
+    """Behind so many calls of the samples' method, until FOLDER/go-on is there.
 
-        def slow(*arguments: Any, fast: Any = fast) -> Any:
-            time.sleep(seconds)
-            return fast(*arguments)
+    So there is time to disturb the work, however late that is done. FOLDER/held says that it waits.
+    """
+    do = getattr(beton_samples.ShardSamples, method)
+    num_left = after
 
-        setattr(beton_samples.ShardSamples, name, slow)
+    def do_if_let(*arguments: Any) -> Any:
+        nonlocal num_left
+        num_left -= 1
+        if num_left < 0:
+            (folder / "held").touch()
+            while not (folder / "go-on").exists():
+                time.sleep(0.01)
+        return do(*arguments)
+
+    setattr(beton_samples.ShardSamples, method, do_if_let)
 
 
 def load(path: Path, to: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.competition import Competitor, Course, Result, compete
-from tests.machine import is_running
+from benchmarks import competition
+from benchmarks.competition import Competitor, Course, Process, Result, compete
+from tests.machine import DEADLINE_SECONDS, is_running, wait_until
 
 
 def competitor(behaviour: str, num_ranks: int = 1) -> Competitor:
@@ -27,6 +31,31 @@ def course(tmp_path: Path) -> Course:
     return Course(images=tmp_path, setting="original", scratch=tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves by itself may take long, on a busy machine."""
+    monkeypatch.setattr(Process.close, "__defaults__", (DEADLINE_SECONDS,))
+
+
+def let_only_one_be_late(monkeypatch: pytest.MonkeyPatch, is_silent: Callable[[], bool]) -> None:
+    """Let the deadline of an answer pass where `is_silent` first, and no other however late."""
+    was_late: list[bool] = []
+
+    class Answers(queue.SimpleQueue[str]):
+        def get(self, block: bool = True, timeout: float | None = None) -> str:
+            assert timeout is not None
+            while True:
+                try:
+                    return super().get(timeout=0.02)
+                except queue.Empty:
+                    if not was_late and is_silent():
+                        was_late.append(True)
+                        raise
+
+    replaced = SimpleNamespace(SimpleQueue=Answers, Empty=queue.Empty)
+    monkeypatch.setattr(competition, "queue", replaced)
+
+
 def test_all_take_their_turn_in_each_round(course: Course, tmp_path: Path) -> None:
     result = compete([competitor("first"), competitor("second", 2)], course, 2)
     assert {name: len(rates) for name, rates in result.rates.items()} == {"first": 2, "second": 2}
@@ -42,16 +71,27 @@ def test_all_take_their_turn_in_each_round(course: Course, tmp_path: Path) -> No
     assert not result.missing
 
 
-def test_one_that_hangs_is_ended_with_what_it_has_started(course: Course, tmp_path: Path) -> None:
+def test_one_that_hangs_is_ended_with_what_it_has_started(
+    course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_only_one_be_late(monkeypatch, lambda: has_content(tmp_path / "hangs/0/pid"))
     quick = dataclasses.replace(course, round_seconds=3)
     result = compete([competitor("hangs"), competitor("goes on")], quick, 3)
     assert result.failed == {"hangs": "no answer within 3 s"}
     assert list(result.rates) == ["goes on"]
     assert len(result.rates["goes on"]) == 3
-    assert not is_running(int((tmp_path / "hangs/0/pid").read_text()))
+    sleeper = int((tmp_path / "hangs/0/pid").read_text())
+    wait_until(lambda: not is_running(sleeper))  # a kill takes a moment
 
 
-def test_one_that_does_not_get_ready_is_ended_before_the_rounds(course: Course) -> None:
+def has_content(path: Path) -> bool:
+    return path.exists() and bool(path.read_text())
+
+
+def test_one_that_does_not_get_ready_is_ended_before_the_rounds(
+    course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_only_one_be_late(monkeypatch, lambda: has_content(tmp_path / "pid"))
     quick = dataclasses.replace(course, ready_seconds=5)
     result = compete([competitor("never gets ready"), competitor("looks for others")], quick, 1)
     assert result.failed == {"never gets ready": "no answer within 5 s"}

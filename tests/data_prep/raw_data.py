@@ -99,10 +99,17 @@ def run_cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
     return done
 
 
-def start_cli(*arguments: object) -> subprocess.Popen[str]:
-    """As `run_cli`, without waiting for it."""
+def start_held(
+    folder: Path, num_shards: int, *arguments: object, num_samples: int = 1
+) -> subprocess.Popen[str]:
+    """A conversion that holds still in the middle of a shard: see `tests.data_prep.held_cli`.
+
+    However late a test looks, it is not over: `wait_until_held`, and `let_go` if it is to go on.
+    """
+    folder.mkdir(exist_ok=True)
+    words = [folder, num_shards, num_samples, *arguments]
     return subprocess.Popen(
-        [sys.executable, "-m", "data_prep", *map(str, arguments)],
+        [sys.executable, "-m", "tests.data_prep.held_cli", *map(str, words)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -125,9 +132,13 @@ def without_progress(errors: str) -> str:
     )
 
 
-def wait_for_shards(output: Path, count: int) -> None:
-    """Wait until a conversion has written that many."""
-    wait_until(lambda: len(list(output.glob("*.tar"))) >= count)
+def wait_until_held(folder: Path, num_workers: int = 1) -> None:
+    """Until so many workers hold still."""
+    wait_until(lambda: len(list(folder.glob("held-*"))) == num_workers)
+
+
+def let_go(folder: Path) -> None:
+    (folder / "go-on").touch()
 
 
 def hash_tree(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -268,13 +269,11 @@ HARD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"
 def test_no_name_becomes_anything_else(name: str) -> None:
     """Not by quotes, newlines or `$(…)`, in YAML or in what Kubernetes replaces."""
     run = f"/runs/{name}"
-    output = Path("/dev/shm") / f"alexnet-{abs(hash(name))}.yaml"
-    try:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        output = Path(folder) / "job.yaml"
         words = (*TRAINING[:3], "--run-dir", run)
         assert kubernetes("train", *SPEC, "--to", output, *words) == 0
         job, monitor = yaml.safe_load_all(output.read_text())
-    finally:
-        output.unlink(missing_ok=True)
     command = as_launched(container_of(job["spec"])["command"]).command
     assert command[command.index("--run-dir") + 1] == run
     relabelings = monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]

@@ -159,15 +159,18 @@ def test_signals_are_passed_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("has_ranks", [False, True])
 def test_ctrl_c_while_ranks_start_is_reported_in_a_sentence(
-    has_ranks: bool, shards: Path, tmp_path: Path
+    has_ranks: bool, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
+    """Torchrun, or the ranks, are held where they import a module: they start, however long."""
+    run, held = tmp_path / "run", tmp_path / "held"
+    held.mkdir()
+    (held / "sitecustomize.py").write_text(HELD_AT_AN_IMPORT)
+    monkeypatch.setenv("PYTHONPATH", str(held))
+    monkeypatch.setenv("HELD_AT", "pipeline.train.loop" if has_ranks else "torch")
     with start("--nproc", 2, *training(shards, run, *LONG)) as job:
         assert job.stdout is not None
         ranks = job.stdout.readline()
-        (torchrun,) = until_there_are(1, job.pid)
-        if has_ranks:
-            wait_for(lambda: sum(map(imports_torch, children_of(torchrun))) == 2, "imports")
+        wait_for(lambda: len(list(held.glob("held-*"))) == 1 + has_ranks, "imports")
         job.send_signal(signal.SIGINT)
         output, _ = job.communicate(timeout=DEADLINE_SECONDS)
     (log,) = (run / "logs").iterdir()
@@ -176,13 +179,16 @@ def test_ctrl_c_while_ranks_start_is_reported_in_a_sentence(
     assert job.returncode == 75
 
 
-def imports_torch(pid: int) -> bool:
-    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
-
-
-def until_there_are(number: int, pid: int) -> list[int]:
-    wait_for(lambda: len(children_of(pid)) == number, "children")
-    return children_of(pid)
+HELD_AT_AN_IMPORT = """
+import os, pathlib, sys, time
+class Held:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["HELD_AT"]:
+            pathlib.Path(__file__).with_name(f"held-{os.getpid()}").touch()
+            while True:
+                time.sleep(0.05)
+sys.meta_path.insert(0, Held())
+"""
 
 
 @pytest.mark.slow
@@ -317,9 +323,11 @@ def test_a_wrong_command_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_ignored", [False, True])
-def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
+def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool, tmp_path: Path) -> None:
     """torchrun would handle every signal of its option, even one that was ignored before."""
-    statements = ("print('on', flush=True)", "import time; time.sleep(2)")
+    end = tmp_path / "end"
+    waits = f"while not os.path.exists({str(end)!r}): time.sleep(0.01)"
+    statements = ("import os, time", "print('on', flush=True)", waits)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
     try:
         with subprocess.Popen(
@@ -327,10 +335,16 @@ def test_a_hangup_that_nohup_wards_off_ends_nothing(is_ignored: bool) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"on\n"
-            child.send_signal(signal.SIGHUP)
-            child.communicate(timeout=DEADLINE_SECONDS)
+            try:
+                assert child.stdout is not None
+                assert child.stdout.readline() == b"on\n"
+                child.send_signal(signal.SIGHUP)
+                if is_ignored:
+                    end.touch()
+                child.communicate(timeout=DEADLINE_SECONDS)
+            finally:
+                if child.poll() is None:
+                    kill_tree(child.pid)
     finally:
         signal.signal(signal.SIGHUP, before)
     assert (child.returncode == 0) is is_ignored

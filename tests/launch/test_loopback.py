@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Iterator
@@ -18,16 +19,23 @@ _LISTENS = "0A"  # of linux/tcp_states.h
 
 def tree(pid: int) -> Iterator[int]:
     yield pid
-    for child in children_of(pid):
-        yield from tree(child)
+    with contextlib.suppress(OSError):  # it has ended
+        for child in children_of(pid):
+            yield from tree(child)
+
+
+def links_of(pid: int) -> Iterator[str]:
+    """What its open files are; it opens and closes some meanwhile."""
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(link.readlink())
 
 
 def listening(pid: int) -> set[str]:
     """Addresses at which `pid` and its children listen, as /proc has them: with a port, in hex."""
-    links = (link for one in tree(pid) for link in Path(f"/proc/{one}/fd").iterdir())
-    own = {
-        found[1] for link in links if (found := re.match(r"socket:\[(\d+)\]", str(link.readlink())))
-    }
+    links = (link for one in tree(pid) for link in links_of(one))
+    own = {found[1] for link in links if (found := re.match(r"socket:\[(\d+)\]", link))}
     tables = (Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6"))
     sockets = [line.split() for table in tables for line in table]
     return {words[1] for words in sockets if words[3] == _LISTENS and words[9] in own}

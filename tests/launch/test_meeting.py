@@ -17,7 +17,7 @@ from pipeline.run.events import Event
 from tests.integration.training import make_shards, rows, training, wait_for_step
 from tests.launch.test_local import children_of, kill_tree, start
 from tests.launch.test_outcome import begin, end, save
-from tests.machine import DEADLINE_SECONDS
+from tests.machine import DEADLINE_SECONDS, is_running, wait_until
 from tests.pipeline.monitoring import free_port, wait_for
 
 
@@ -70,7 +70,7 @@ def test_a_node_does_not_wait_for_one_that_was_asked_to_leave(tmp_path: Path) ->
         one.terminate()
         assert one.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
         assert zero.wait(150) == 0
-        assert not Path(f"/proc/{rank_of_one}").exists()
+        wait_until(lambda: not is_running(rank_of_one))
 
 
 @pytest.mark.parametrize(

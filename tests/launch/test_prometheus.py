@@ -9,10 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +21,7 @@ from launch import outcomes_server
 from launch.__main__ import main
 from launch.outcomes_server import page_of
 from launch.prometheus import render_config
+from pipeline.config.timeouts import KEPT_SECONDS
 from pipeline.run.directory import RunDirectory
 from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.fake_run import RunHistory, start_fields
@@ -31,7 +32,6 @@ from tests.pipeline.monitoring import (
     parse,
     process,
     require_tool,
-    wait_for,
 )
 
 CONFIG = """\
@@ -207,15 +207,24 @@ def write_target(root: Path, name: str) -> Path:
 def test_targets_that_nobody_answers_for_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """When the command is called, and while it serves."""
+    """When the command is called, and now and then while it serves."""
     first = write_target(tmp_path, "first")
     assert prometheus(tmp_path) == 0
     assert not first.exists()
     assert f"removed {first}: no exporter of that run answers at 127.0" in capsys.readouterr().out
-    monkeypatch.setattr(outcomes_server, "KEPT_SECONDS", 0.0)
     second = write_target(tmp_path, "second")
-    threading.Thread(target=outcomes_server.keep_tidy, args=(second.parent,), daemon=True).start()
-    wait_for(lambda: not second.exists(), "the end of a target")
+    were_there: list[bool] = []
+
+    def sleep(seconds: float) -> None:
+        assert seconds == KEPT_SECONDS
+        were_there.append(second.exists())
+        if len(were_there) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(outcomes_server, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(KeyboardInterrupt):
+        outcomes_server.keep_tidy(second.parent)
+    assert were_there == [True, False]
 
 
 def test_who_serves_outcomes_ends_with_prometheus(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.monitoring import REPOSITORY
 
 _NAME = "no-such-host"
-_SERVER = "127.0.0.153"
+_SERVER = f"127.153.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+"""Of this process alone: another session may run the same test."""
 
 _ISOLATED = """
 hostname "$1"

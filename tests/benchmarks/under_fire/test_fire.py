@@ -42,8 +42,10 @@ def test_a_job_goes_on_after_each_fault_with_the_same_weights(tmp_path: Path) ->
     scratch.mkdir()
     write(schedule, FAULTS)
     options = ("--minutes", 0.08, "--schedule", schedule, "--json", figures)
+    # None of these faults is found by a deadline; a rank of a busy machine would miss one of 4 s.
+    patience = ("--distributed.timeout_seconds", 300, "--distributed.save_timeout_seconds", 300)
     done = subprocess.run(
-        command(*options),
+        command(*options, "--", *patience),
         cwd=REPOSITORY,
         env=os.environ | {"TMPDIR": str(scratch)},
         capture_output=True,
@@ -58,7 +60,7 @@ def test_a_job_goes_on_after_each_fault_with_the_same_weights(tmp_path: Path) ->
     assert attempts == {"exception": 1, "exporter killed": 0, "kill -9": 1}
     assert found["attempts"] == 3
     assert 0 < found["goodput"] < 1
-    assert processes_of(scratch) == []
+    wait_for(lambda: processes_of(scratch) == [], "the end of all that was killed")
     assert list(scratch.iterdir()) == []
 
 
@@ -69,7 +71,7 @@ def test_nothing_is_left_of_one_that_is_terminated(tmp_path: Path) -> None:
         wait_for(lambda: len(processes_of(tmp_path)) >= 4, "launchers, and what they start")
         child.terminate()
         assert child.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
-    assert processes_of(tmp_path) == []
+    wait_for(lambda: processes_of(tmp_path) == [], "the end of all that was killed")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import random
 import signal
 import tarfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +33,10 @@ from tests.data_prep.raw_data import (
     write_folder,
 )
 from tests.ffcv_process import FfcvProcess, Job
-from tests.machine import DEADLINE_SECONDS
+from tests.machine import wait_until
 from tests.pipeline.fake_run import write_shard_set
 
 pytestmark = [pytest.mark.ffcv, pytest.mark.slow]
-
-SLOW = 0.02
-"""Seconds a sample: time enough to disturb the work."""
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +196,26 @@ def test_an_image_too_large_for_any_page_is_refused() -> None:
         choose_page_bytes((1 << 30) + 1)
 
 
-def wait_until(condition: Callable[[], bool], job: Job) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert job.poll() is None, "it ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def start_held(ffcv: FfcvProcess, shards: Path, path: Path, method: str = "__getitem__") -> Job:
+    """A writer that holds still in the middle of its samples, or where it checks them."""
+    folder = held_of(path)
+    folder.mkdir()
+    job = ffcv.start_beton(shards, path, held=str(folder), method=method, after=30)  # of 85
+    wait_until(lambda: (folder / "held").exists() or job.poll() is not None)
+    assert job.poll() is None
+    return job
+
+
+def held_of(path: Path) -> Path:
+    return path.parent.with_name("held")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder that nothing else is in."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
 
 
 def names_in(folder: Path) -> list[str]:
@@ -225,43 +234,39 @@ def is_written(path: Path) -> bool:
     return bool(header["alloc_table_ptr"].any())
 
 
-@pytest.mark.parametrize("moment", ["middle", "check"])
+@pytest.mark.parametrize("method", ["__getitem__", "check"])
 def test_a_killed_writer_leaves_nothing_under_the_name(
     ffcv: FfcvProcess,
-    tmp_path: Path,
+    out: Path,
     betons: dict[str, tuple[Path, Path]],
-    moment: str,
+    method: str,
 ) -> None:
     shards, undisturbed = betons["rgb"]
-    path = tmp_path / "out.beton"
-    job = ffcv.start_beton(shards, path, sample_seconds=SLOW)
-    wait_until(temporary_of(path).exists, job)
-    if moment == "middle":
-        time.sleep(random.uniform(0, 20 * SLOW))  # of 85
-    else:
-        wait_until(lambda: is_written(path), job)
+    path = out / "out.beton"
+    job = start_held(ffcv, shards, path, method)
+    assert is_written(path) == (method == "check")
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait().code == -signal.SIGKILL
     assert not path.exists()
     ffcv.write_beton(shards, path)
     assert path.read_bytes() == undisturbed.read_bytes()
-    assert names_in(tmp_path) == ["out.beton"]
+    assert names_in(out) == ["out.beton"]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_is_one_sentence(
-    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path, stop: signal.Signals
+    ffcv: FfcvProcess, out: Path, synthetic: Path, stop: signal.Signals
 ) -> None:
-    path = tmp_path / "out.beton"
-    job = ffcv.start_beton(synthetic, path, sample_seconds=SLOW)
-    wait_until(lambda: temporary_of(path).exists() and temporary_of(path).stat().st_size > 0, job)
+    path = out / "out.beton"
+    job = start_held(ffcv, synthetic, path)
+    assert temporary_of(path).stat().st_size > 0
     os.kill(job.pid, stop)
     outcome = job.wait()
     assert (outcome.code, outcome.errors) == (
         130,
         f"error: stopped; {path} was not written; the same command starts over\n",
     )
-    assert names_in(tmp_path) == []
+    assert names_in(out) == []
 
 
 @pytest.mark.parametrize(
@@ -316,17 +321,15 @@ def test_shorter_shard_is_named(tmp_path: Path, jpegs: Path) -> None:
     assert f"error: shard {shards}/train-000001.tar has 1000 bytes; expected" in result.stderr
 
 
-def test_two_writers_of_one_file_are_refused(
-    ffcv: FfcvProcess, tmp_path: Path, synthetic: Path
-) -> None:
-    path = tmp_path / "out.beton"
-    first = ffcv.start_beton(synthetic, path, sample_seconds=SLOW)
-    wait_until(temporary_of(path).exists, first)
+def test_two_writers_of_one_file_are_refused(ffcv: FfcvProcess, out: Path, synthetic: Path) -> None:
+    path = out / "out.beton"
+    first = start_held(ffcv, synthetic, path)
     second = ffcv.start_beton(synthetic, path).wait()
     assert (second.code, second.errors) == (
         1,
         f"error: another process is writing {path}: wait for it\n",
     )
+    (held_of(path) / "go-on").touch()
     assert first.wait().code == 0
     assert map_tables(path).rows.shape == (85,)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import re
 import resource
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +25,10 @@ from tests.data_prep.raw_data import (
     errors_of,
     hash_tree,
     jpeg,
+    let_go,
     run_cli,
-    start_cli,
-    wait_for_shards,
+    start_held,
+    wait_until_held,
     write_folder,
 )
 from tests.machine import DEADLINE_SECONDS, is_running, wait_until
@@ -62,12 +61,14 @@ def test_bytes_do_not_depend_on_the_number_of_workers(
 def test_bytes_do_not_depend_on_how_often_it_was_killed(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    output, rng = tmp_path / "out", random.Random()
-    for num_shards in (0, 2, 5):  # the rest takes longer than any sleep below
-        job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
-        wait_for_shards(output, num_shards)
-        time.sleep(rng.uniform(0, 0.2))
+    output = tmp_path / "out"
+    for num_shards, num_samples in ((0, 30), (2, 99), (5, 1)):
+        held = tmp_path / f"held-{num_shards}"
+        command = ("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
+        job = start_held(held, num_shards, *command, num_samples=num_samples)
+        wait_until_held(held, 2)
         workers = children_of(job.pid)
+        assert len(workers) == 2
         job.kill()
         job.communicate(timeout=DEADLINE_SECONDS)
         assert job.returncode == -signal.SIGKILL
@@ -79,9 +80,10 @@ def test_bytes_do_not_depend_on_how_often_it_was_killed(
 
 @pytest.mark.slow
 def test_finished_shards_are_not_written_again(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    output = tmp_path / "out"
-    job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
-    wait_for_shards(output, 4)
+    output, held = tmp_path / "out", tmp_path / "held"
+    command = ("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
+    job = start_held(held, 4, *command)
+    wait_until_held(held)
     job.kill()
     job.communicate(timeout=DEADLINE_SECONDS)
     written = (output / "train-000000.tar").stat().st_mtime_ns
@@ -98,9 +100,10 @@ def test_finished_shards_are_not_written_again(tmp_path: Path, undisturbed: dict
 def test_damaged_notes_of_a_killed_conversion(
     tmp_path: Path, undisturbed: dict[str, str], name: str, keep: float
 ) -> None:
-    output = tmp_path / "out"
-    job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
-    wait_for_shards(output, 2)
+    output, held = tmp_path / "out", tmp_path / "held"
+    command = ("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
+    job = start_held(held, 2, *command)
+    wait_until_held(held)
     job.kill()
     job.communicate(timeout=DEADLINE_SECONDS)
     path = output / ".conversion" / name
@@ -118,10 +121,10 @@ def test_damaged_notes_of_a_killed_conversion(
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_group: bool) -> None:
-    output = tmp_path / "out"
-    long = ("--num-train", 20_000, "--samples-per-shard", 100)
-    job = start_cli("shard", "synthetic", "--output", output, *long, "--workers", 2)
-    wait_for_shards(output, 1)
+    output, held = tmp_path / "out", tmp_path / "held"
+    command = ("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
+    job = start_held(held, 1, *command)
+    wait_until_held(held, 2)
     for pid in [job.pid, *(children_of(job.pid) if whole_group else [])][::-1]:
         os.kill(pid, stop)
     errors = errors_of(job)
@@ -132,9 +135,10 @@ def test_interrupt_is_one_sentence(tmp_path: Path, stop: signal.Signals, whole_g
 
 @pytest.mark.slow
 def test_death_of_a_worker_fails_the_job(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    output = tmp_path / "out"
-    job = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
-    wait_for_shards(output, 1)
+    output, held = tmp_path / "out", tmp_path / "held"
+    command = ("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 2)
+    job = start_held(held, 1, *command)
+    wait_until_held(held, 2)
     os.kill(children_of(job.pid)[0], signal.SIGKILL)
     errors = errors_of(job)
     assert job.returncode == 1
@@ -161,12 +165,14 @@ def test_want_of_memory_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_conversions_into_one_folder_are_refused(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    first = start_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
-    wait_for_shards(output, 1)
+    output, held = tmp_path / "out", tmp_path / "held"
+    command = ("shard", "synthetic", "--output", output, *SLOW_OPTIONS, "--workers", 1)
+    first = start_held(held, 1, *command)
+    wait_until_held(held)
     second = run_cli("shard", "synthetic", "--output", output, *SLOW_OPTIONS)
     assert second.returncode == 1
     assert f"another conversion is writing to {output}" in second.stderr
+    let_go(held)
     first.communicate(timeout=DEADLINE_SECONDS)
     assert first.returncode == 0
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +19,10 @@ from tests.data_prep.conftest import SLOW_OPTIONS, SYNTHETIC_OPTIONS
 from tests.data_prep.raw_data import (
     copy_tree,
     hash_tree,
+    let_go,
     run_cli,
-    start_cli,
-    wait_for_shards,
+    start_held,
+    wait_until_held,
     write_folder,
 )
 from tests.machine import DEADLINE_SECONDS
@@ -65,15 +64,15 @@ def parts(tmp_path: Path, two_of_three: Path) -> Path:
 def test_tasks_at_the_same_time_make_what_one_conversion_makes(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    output = tmp_path / "out"
-    jobs = [start_cli(*command(output, task, *SLOW_OPTIONS)) for task in range(NUM_TASKS)]
-    wait_for_shards(output, 2)
-    time.sleep(random.uniform(0, 0.3))
+    output, held = tmp_path / "out", tmp_path / "held"
+    jobs = [start_held(held, 2, *command(output, task, *SLOW_OPTIONS)) for task in range(NUM_TASKS)]
+    wait_until_held(held, NUM_TASKS)
     jobs[1].kill()
     jobs[1].communicate(timeout=DEADLINE_SECONDS)
     early = run_cli("merge", output)
     assert early.returncode == 1
-    assert "writing to" in early.stderr or "cut off" in early.stderr
+    assert f"another conversion is writing to {output}" in early.stderr
+    let_go(held)
     again = run_cli(*command(output, 1, *SLOW_OPTIONS))  # while the others go on
     assert again.returncode == 0, again.stderr
     for task in (0, 2):

@@ -37,8 +37,8 @@ from tests.data_prep.raw_data import (
     hash_tree,
     jpeg,
     run_cli,
-    start_cli,
-    wait_for_shards,
+    start_held,
+    wait_until_held,
 )
 from tests.data_prep.sources.imagenet_layouts import (
     DATA,
@@ -220,8 +220,8 @@ def test_kill_in_the_middle_of_the_outer_archive(tmp_path: Path) -> None:
     whole = shard(root, tmp_path / "whole", *options)
     output = tmp_path / "out"
     command = ("shard", "imagenet", "--input", root, "--output", output, *CLASSES, *options)
-    job = start_cli(*command, "--workers", 1)
-    wait_for_shards(output, 4)
+    job = start_held(tmp_path / "held", 4, *command, "--workers", 1, num_samples=5)
+    wait_until_held(tmp_path / "held")
     job.kill()
     job.communicate(timeout=DEADLINE_SECONDS)
     assert job.returncode == -signal.SIGKILL

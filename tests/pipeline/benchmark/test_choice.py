@@ -122,7 +122,7 @@ def test_images_that_no_recipe_takes_are_named() -> None:
 @pytest.mark.slow
 def test_shards_at_a_url_are_measured_through_the_cache(shards: Path, tmp_path: Path) -> None:
     with serving(shards) as server:
-        done = call(server.url, "--cache-dir", tmp_path, "--step-rate", 10)
+        done = call(server.url, "--cache-dir", tmp_path, "--step-rate", 1e-6)
     assert done.returncode == 0, done.stderr
     assert "\nremote " in done.stdout
     assert "choose --data.reader remote --data.decode_threads 1" in done.stdout

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shlex
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,11 +173,12 @@ def test_commands_that_no_other_attempt_mends(url: str, cause: str) -> None:
         fetched(url, content=Content())
 
 
-def test_a_server_that_is_not_there_is_reported(server: FlakyServer) -> None:
-    url = server.url
-    server.close()
-    with pytest.raises(FetchError, match=r"in 3 attempts: curl: \(7\) .+ \(exit code 7\)"):
-        fetched(url)
+def test_a_server_that_is_not_there_is_reported() -> None:
+    with socket.socket() as place:  # which nobody else can take, and where nobody listens
+        place.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/shards"
+        with pytest.raises(FetchError, match=r"in 3 attempts: curl: \(7\) .+ \(exit code 7\)"):
+            fetched(url)
 
 
 def test_faults_of_many_kinds_in_a_row(server: FlakyServer) -> None:

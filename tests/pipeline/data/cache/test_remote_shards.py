@@ -18,7 +18,7 @@ from data_prep.shard_set.manifest import ShardSetError, Split, read_manifest
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data.batches.loader import Loader, training_requests
-from pipeline.data.cache import remote_shards
+from pipeline.data.cache import cache_directory, remote_shards
 from pipeline.data.cache.remote_shards import RemoteShards
 from pipeline.data.cache.shard_cache import ShardCache
 from pipeline.data.open import open_data
@@ -47,6 +47,8 @@ OpenShards = Callable[..., RemoteShards]
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_shards, "_LOOK_SECONDS", 0.01)
+    # A thread may stand still with a lock that it holds for a glance.
+    monkeypatch.setattr(cache_directory, "_GLANCE_SECONDS", DEADLINE_SECONDS)
 
 
 @pytest.fixture
