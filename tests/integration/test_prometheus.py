@@ -97,6 +97,11 @@ def are_those_of_two_ranks(api: Api) -> bool:
 
 
 def are_documented_answers(api: Api) -> bool:
+    seconds_per_step = " / ".join(
+        f'sum by (run) (rate({name}{{rank="0"}}[1m]))'
+        for name in ("alexnet_step_seconds_total", "alexnet_train_steps_total")
+    )
+    one = pytest.approx(1, rel=0.1)
     waits = api.query(documented("share of the time spent waiting for data"))
     loss, top1, evaluated = documented("loss, top-1").split("`, `")
     return (
@@ -104,7 +109,7 @@ def are_documented_answers(api: Api) -> bool:
         and [labels["rank"] for labels, _ in waits] == ["0", "1"]
         and [share for _, share in waits] == pytest.approx([DATA_WAIT_RATIO] * 2, rel=0.05)
         and (api.value(loss), api.value(top1), api.value(evaluated)) == (LOSS, TOP1, EVAL_TOP1)
-        and api.value(documented("mean step")) > 0
+        and api.value(f"{documented('mean step')} / on (run) ({seconds_per_step})") == one
     )
 
 
@@ -191,8 +196,13 @@ def test_the_series_of_dcgm_are_joined_by_uuid(tmp_path: Path) -> None:
         config.write_text((root / "prometheus.yml").read_text() + job)
         with subprocess.Popen([prometheus, *command[1:]]) as server:
             try:
-                wait_for(lambda: len(api.query(question)) == 3, "the joined series")
-                found = api.query(question)
+                found: list[tuple[dict[str, str], float]] = []
+
+                def are_joined() -> bool:
+                    found[:] = api.query(question)
+                    return len(found) == 3
+
+                wait_for(are_joined, "the joined series")
             finally:
                 server.terminate()
     assert sorted((row["run"], row["rank"], value) for row, value in found) == [
