@@ -163,7 +163,7 @@ def blame(rank: int) -> None:
         return None if verdict is None or verdict.ranks != (rank,) else verdict
 
     mock.patch.object(watchdog, "judge", judge_again).start()
-    mock.patch.object(watchdog, "FAREWELL_SECONDS", 20.0).start()
+    mock.patch.object(watchdog, "FAREWELL_SECONDS", 12.0).start()
     mock.patch.object(connect, "collective_seconds", return_value=DEADLINE_SECONDS).start()
 
 
