@@ -35,6 +35,9 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 
+_HAS_GONE = "Inspected target navigated or closed"
+"""What Chromium says of an expression that it had not evaluated when the page loaded again."""
+
 _LOW_CONTRASTS = """(() => {
     const parts = color => color.match(/[0-9.]+/g).map(
         (part, place) => Number(part) * (place < 3 && color.startsWith('color(srgb') ? 255 : 1));
@@ -95,8 +98,11 @@ class Page:
         self._call("Emulation.setEmulatedMedia", features=[scheme])
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression in the page, in the next one if it has just gone."""
+        answer = self._answer("Runtime.evaluate", expression=expression, returnByValue=True)
+        while _HAS_GONE in answer.get("error", {}).get("message", ""):
+            answer = self._answer("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = _result(answer)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -125,6 +131,9 @@ class Page:
         self._call("Emulation.setEmulatedMedia", media="print", features=[scheme])
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return _result(self._answer(method, **parameters))
+
+    def _answer(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         command = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -132,9 +141,7 @@ class Page:
         os.write(self._commands, json.dumps(command).encode() + b"\0")
         while (message := self._receive()).get("id") != self._number:
             pass
-        assert "error" not in message, message
-        result: dict[str, Any] = message["result"]
-        return result
+        return message
 
     def _receive(self) -> dict[str, Any]:
         """The next message of the browser."""
@@ -152,6 +159,12 @@ class Page:
             if not url.startswith("data:"):
                 self.requests.append(url)
         return message
+
+
+def _result(answer: dict[str, Any]) -> dict[str, Any]:
+    assert "error" not in answer, answer
+    result: dict[str, Any] = answer["result"]
+    return result
 
 
 @contextlib.contextmanager

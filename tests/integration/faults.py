@@ -46,9 +46,9 @@ STEP_SECONDS = 0.2
 A slow victim sleeps twice as long in addition.
 """
 
-PUBLISH_SECONDS = 0.5
-"""A quarter of the default: how long a silent rank is still taken for a live one goes with it, and
-the rules' windows are shorter, too."""
+PUBLISH_SECONDS = 1.0
+"""Half the default: how long a silent rank is still taken for a live one goes with it, ten seconds,
+and the rules' windows are shorter, too."""
 
 _NUM_PREEMPTIONS = 4
 

@@ -14,12 +14,24 @@ After TIMES updates and one more, a bit of the tensor flips on that rank.
     RANK:raising:TIMES:TEXT[:MARK]
 
 After TIMES passes the next one raises a `ValueError` on that rank; with a MARK only once.
+
+    RANK:struck:TIMES:SIGNAL:MARK
+
+After TIMES passes that rank waits for the file MARK, takes it away and is sent the signal of that
+number, SIGKILL at some moment of the steps that follow; the process in its place is not.
+
+    RANK:blamed:0:0
+
+The watchdogs judge again if they blame any other rank: it may have stood still with the machine.
+Collectives and farewells have time for that.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import random
+import signal
 import sys
 import threading
 import time
@@ -32,12 +44,14 @@ import torch
 
 from pipeline.data.batches.loader import Loader
 from pipeline.optim.replica import Replica
+from pipeline.ranks import connect, watchdog
 from pipeline.ranks.failure import FirstFailure, leave
-from pipeline.ranks.heartbeats import Board
+from pipeline.ranks.heartbeats import Board, Heartbeat, judge
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.run.phase import Phase
 from pipeline.train import __main__ as train
 from pipeline.train.components import Components
+from tests.machine import DEADLINE_SECONDS, wait_until
 
 _PLACES: dict[str, tuple[type[Any], str]] = {
     "reading": (Loader, "__next__"),
@@ -117,6 +131,42 @@ def fail(num_times: int, text: str, mark: Path | None) -> None:
     mock.patch.object(Replica, "add_gradients", add_gradients).start()
 
 
+def strike(num_times: int, number: int, mark: Path) -> None:
+    plain, times = Replica.add_gradients, itertools.count(-num_times)
+    done, is_sent = mark.with_suffix(".done"), threading.Event()
+
+    def send() -> None:
+        os.kill(os.getpid(), number)
+        is_sent.set()
+
+    def add_gradients(replica: Replica, *arguments: Any, **options: Any) -> Any:
+        now = next(times)
+        if now == 0 and done.exists():
+            is_sent.set()
+        elif now == 0:
+            wait_until(mark.exists)
+            mark.rename(done)
+            if number == signal.SIGKILL:  # at any moment of these steps
+                threading.Timer(random.Random(num_times).uniform(0, 0.05), send).start()
+            else:
+                send()
+        elif now == 3:
+            is_sent.wait()
+        return plain(replica, *arguments, **options)
+
+    mock.patch.object(Replica, "add_gradients", add_gradients).start()
+
+
+def blame(rank: int) -> None:
+    def judge_again(*heartbeats: Sequence[Heartbeat | None]) -> FirstFailure | None:
+        verdict = judge(*heartbeats)
+        return None if verdict is None or verdict.ranks != (rank,) else verdict
+
+    mock.patch.object(watchdog, "judge", judge_again).start()
+    mock.patch.object(watchdog, "FAREWELL_SECONDS", 12.0).start()
+    mock.patch.object(connect, "collective_seconds", return_value=DEADLINE_SECONDS).start()
+
+
 def be_blind(seconds: float) -> None:
     begin: list[float] = []
     plain = Board.verdict
@@ -143,6 +193,10 @@ def main(words: Sequence[str]) -> int:
             turn, every = (int(own), size) if rank == "each" else (0, 1)
             if rank in (own, "each"):
                 be_slow(place, int(num_times), float(seconds[:-1]), turn, every)
+        elif place == "blamed":
+            blame(int(rank))
+        elif own == rank and place == "struck":
+            strike(int(num_times), int(seconds), Path(mark[0]))
         elif own == rank and place == "flipping":
             flip(int(num_times), seconds)
         elif own == rank and place == "raising":

@@ -60,8 +60,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmctldTimeout=10
-SlurmdTimeout=10
+SlurmctldTimeout=25
+SlurmdTimeout=25
 KillWait=30
 MinJobAge=86400
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
+from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
-from pipeline.optim.replica import Replica
 from pipeline.run.directory import RunDirectory
-from tests.integration.training import all_rows, finish, rows, train, wait_for_step
+from tests.integration.training import all_rows, finish, rows, stand_still, train, wait_for_step
 from tests.machine import DEADLINE_SECONDS
 from tests.pipeline.follow.test_follow import assert_shown, follower
-
-
-def stand_still() -> None:
-    """Do not get to the end before the kill, however late that comes."""
-    plain, times = Replica.update, itertools.count()
-
-    def update(replica: Replica, **options: Any) -> Any:
-        if next(times) == 15:
-            threading.Event().wait()
-        return plain(replica, **options)
-
-    mock.patch.object(Replica, "update", update).start()
 
 
 def test_a_follower_of_a_run_that_is_killed_and_resumed_shows_what_is_not_void(
@@ -33,7 +17,7 @@ def test_a_follower_of_a_run_that_is_killed_and_resumed_shows_what_is_not_void(
     """One begins before the run and is killed with it, one ends with it, and one comes late."""
     run = RunDirectory(tmp_path / "run")
     first = follower(run, "--to", "tensorboard")
-    with train(1, shards, run.path, before=stand_still) as job:
+    with train(1, shards, run.path, before=partial(stand_still, 0, 15)) as job:
         wait_for_step(run.path, 14)  # two behind a save
         job.processes[0].kill()
         first.kill()

@@ -28,13 +28,19 @@ from tests.pipeline.monitoring import wait_for
 
 HOST = socket.gethostname()
 SLEEPY = "tests.integration.sleepy_train"
-OPTIONS = ("--distributed.timeout_seconds", 3, "--metrics.enabled", "false")
+QUIET = ("--metrics.enabled", "false")
+OPTIONS = ("--distributed.timeout_seconds", 3, *QUIET)
+
+
+def blamed(rank: int) -> str:
+    """A word for `sleepy_train`: what else stands still for three seconds does not count."""
+    return f"{rank}:blamed:0:0"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    arguments = training(shards, folder / "run", *OPTIONS)
+    arguments = training(shards, folder / "run", *QUIET)
     with torchrun(2, "pipeline.train", arguments, folder / "logs") as child:
         assert child.wait(DEADLINE_SECONDS) == 0
     return folder / "run"
@@ -58,7 +64,7 @@ def test_a_rank_that_sleeps_is_named_and_the_job_goes_on(
 ) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
     sleep = f"{rank}:{where}:5:10000:{tmp_path}/slept"
-    arguments = [sleep, "--", *training(shards, run, *OPTIONS)]
+    arguments = [sleep, blamed(rank), "--", *training(shards, run, *OPTIONS)]
     with torchrun(2, SLEEPY, arguments, logs, max_restarts=1, keeper=keeper) as child:
         output, _ = child.communicate(timeout=DEADLINE_SECONDS)
         assert child.returncode == 0, output
@@ -89,7 +95,7 @@ def test_the_verdict_is_reported_by_a_rank_that_is_late_to_find_it(
     """
     run, logs = tmp_path / "run", tmp_path / "logs"
     sleeps = ["1:computing:3:10000", blind]
-    arguments = [*sleeps, "--", *training(shards, run, *OPTIONS)]
+    arguments = [*sleeps, blamed(1), "--", *training(shards, run, *OPTIONS)]
     with torchrun(2, SLEEPY, arguments, logs, keeper=keeper) as child:
         child.communicate(timeout=DEADLINE_SECONDS)
     (end,) = (row for row in all_rows(run) if row["kind"] == "end")
@@ -115,8 +121,9 @@ def test_a_rank_that_is_stopped_is_named(
     run, logs = tmp_path / "run", tmp_path / "logs"
     every_epochs = 1 / STEPS_PER_EPOCH if rank else 0
     options = ("--evaluation.every_epochs", 0, "--checkpoint.every_epochs", every_epochs)
-    arguments = training(shards, run, *OPTIONS, "--epochs", 1000, *options)
-    with torchrun(2, "pipeline.train", arguments, logs, keeper=keeper) as child:
+    arguments = training(shards, run, *OPTIONS, "--epochs", 20_000, *options)
+    words = [blamed(rank), "--", *arguments]
+    with torchrun(2, SLEEPY, words, logs, keeper=keeper) as child:
         wait_for_step(run, 20)  # with heartbeats of all ranks long in the store
         victim = ranks_of(child)[rank]
         os.kill(victim, signal.SIGSTOP)

@@ -27,10 +27,12 @@ SPEC = (
 """Ranks on CPUs; two such jobs fit on a node."""
 
 LONG = (
-    *("--epochs", 60, "--evaluation.every_epochs", 20, "--checkpoint.every_epochs", 5),
+    *("--epochs", 120, "--evaluation.every_epochs", 20, "--checkpoint.every_epochs", 5),
     *("--distributed.timeout_seconds", 60),
 )
-"""A run of 480 steps, with so long between two saves that each interruption costs steps."""
+"""A run of 960 steps, with so long between two saves that each interruption costs steps."""
+
+ENDLESS = (*LONG, "--epochs", 100_000)
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
@@ -80,10 +82,10 @@ def has_trained(run: Path, start: int, num_steps: int = 5) -> bool:
     return len(begins) >= start and kinds[begins[start - 1] :].count("train") >= num_steps
 
 
-def preempt(cluster: Cluster, nodes: int) -> None:
-    """By a job that is soon done."""
+def preempt(cluster: Cluster, nodes: int, seconds: int = 1) -> str:
+    """By a job that takes so long; returns its number."""
     urgent = ("--partition=urgent", f"--nodes={nodes}", "--exclusive", "--output=/dev/null")
-    cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    return cluster.run("sbatch", "--parsable", *urgent, f"--wrap=sleep {seconds}").strip()
 
 
 def test_a_chain_prepares_merges_and_trains(cluster: Cluster, tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_job_whose_former_ranks_are_still_at_work_takes_over_from_them(
 ) -> None:
     """A node's slurmd dies alone: SLURM takes the node for down, and its ranks train on."""
     run = tmp_path / "run"
-    job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
+    job = train(cluster, shards, run, *ENDLESS, nodes=1)
     wait_for(lambda: has_trained(run, 1), "training")
     node = cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
     try:
@@ -255,7 +257,7 @@ def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
     """In the doctor, too, and in a preemption of which SLURM tells the ranks alone."""
     run = tmp_path / "run"
     spec = ("--nodes", 2, *SPEC, "--doctor", "--partition", "graceful")
-    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run)))
+    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *LONG)))
 
     def wait_for_process(words: str) -> None:
         wait_for(lambda: bool(cluster.pids(cluster.nodes[0], words)), words)
@@ -275,7 +277,9 @@ def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
     preempt(cluster, nodes=2)
     assert cluster.wait_for_state(job, *ENDED) == "COMPLETED", log_of(run, job)
     assert cluster.num_starts(job) == 4
-    assert [row["resumed_from"] for row in rows(run, "run")] == [None]
+    # One that came so late that they had begun has saved what they had done.
+    asked = [row["step"] for row in all_rows(run) if row["kind"] == "signal"]
+    assert [row["resumed_from"] for row in rows(run, "run")] == [None, *asked]
 
 
 def test_two_jobs_on_the_same_nodes_do_not_meet(
@@ -284,8 +288,7 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(
     """On one node each, and on both at a time."""
     for nodes in (1, 2):
         runs = [tmp_path / f"{name}-{nodes}" for name in ("one", "other")]
-        endless = (*LONG, "--epochs", 100_000)
-        jobs = [train(cluster, shards, run, *endless, nodes=nodes) for run in runs]
+        jobs = [train(cluster, shards, run, *ENDLESS, nodes=nodes) for run in runs]
         for run in runs:
             wait_for(lambda: has_trained(run, 1), "training")  # noqa: B023
         assert [rows(run, "run")[0]["world_size"] for run in runs] == [2 * nodes] * 2
@@ -301,7 +304,7 @@ def test_a_stop_that_was_asked_for_is_not_undone(
     cluster: Cluster, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = train(cluster, shards, run, *LONG, nodes=1)
+    job = train(cluster, shards, run, *ENDLESS, nodes=1)
     wait_for(lambda: has_trained(run, 1), "training")
     assert f"job {job}: RUNNING on {cluster.nodes[0][:-1]}" in cluster.launch("status", run)
     cluster.launch("stop", run)
@@ -317,14 +320,13 @@ def test_a_stop_counts_from_the_job_on_and_for_more_than_a_signal(
 ) -> None:
     """In the doctor, and where SLURM asks at the same time: then one start may still follow."""
     run = tmp_path / "run"
-    endless = (*LONG, "--epochs", 100_000)
     spec = ("--nodes", 1, *SPEC, "--doctor")
-    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *endless)))
+    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *ENDLESS)))
     wait_for(lambda: any(cluster.pids(node, "pipeline.doctor") for node in cluster.nodes), "")
     cluster.launch("stop", run)
     assert cluster.wait_for_state(job, *ENDED) == "FAILED"
     assert f"{run}: stopped" in log_of(run, job)
-    job = train(cluster, shards, run, *endless, nodes=1)
+    job = train(cluster, shards, run, *ENDLESS, nodes=1)
     wait_for(lambda: has_trained(run, 2), "training")
     cluster.run("scancel", "--signal=USR2", "--batch", job)
     (run / "STOP").touch()
@@ -375,18 +377,18 @@ def test_explain_says_what_slurm_has_done(cluster: Cluster, shards: Path, tmp_pa
     told = cluster.launch("explain", waiting)
     assert told.startswith("Has not started since 20")
     assert f": job {job} is CANCELLED, and no rank has begun." in told
-    job = train(cluster, shards, run, *LONG, "--epochs", 100_000, nodes=1)
+    job = train(cluster, shards, run, *ENDLESS, nodes=1)
     wait_for(lambda: has_trained(run, 1), "training")
     assert cluster.launch("explain", run).startswith("Training since 20")
-    preempt(cluster, nodes=2)
+    urgent = preempt(cluster, nodes=2, seconds=3600)  # it is queued until that one is cancelled
     wait_for(lambda: bool(rows(run, "end")), "the end")
     cluster.wait_for_state(job, "PENDING")
     told = cluster.launch("explain", run)
     assert told.startswith("Queued since 20")
     assert "also         SLURM preempted the job (SIGTERM)" in told
-    cluster.run("scancel", job)
+    cluster.run("scancel", job, urgent)
     cluster.wait_for_state(job, *ENDED)
-    words = ("--nodes", 1, *SPEC, "--no-requeue", *training(shards, run, *LONG, "--epochs", 10**5))
+    words = ("--nodes", 1, *SPEC, "--no-requeue", *training(shards, run, *ENDLESS))
     (job,) = jobs_of(cluster.launch("slurm", "train", *words))
     wait_for(lambda: has_trained(run, 2), "training")
     cluster.run("scancel", "--signal=USR1", "--batch", job)  # as --signal=B:USR1@60 does
@@ -425,6 +427,14 @@ def asked(cluster: Cluster, expression: str) -> dict[tuple[str, ...], float]:
     }
 
 
+def is_there(cluster: Cluster) -> bool:
+    try:
+        asked(cluster, UP)
+    except AssertionError:  # it has just started
+        return False
+    return True
+
+
 def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
     cluster: Cluster, shards: Path, tmp_path: Path
 ) -> None:
@@ -439,10 +449,11 @@ def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
     watch = ("launch", "prometheus", "--run-root", tmp_path, "--scrape-interval", "1s", "--start")
     with cluster.process(sys.executable, "-m", *watch):
         exporting = ("--metrics.exporter", "true", "--metrics.publish_seconds", 0.2)
-        job = train(cluster, shards, run, *LONG, "--epochs", 100_000, *exporting)
+        job = train(cluster, shards, run, *ENDLESS, *exporting)
         wait_for(lambda: has_trained(run, 1), "training")
+        wait_for(lambda: is_there(cluster), "Prometheus")
         wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all ranks")
-        assert asked(cluster, UP) == {(one,): 1, (two,): 1}
+        wait_for(lambda: asked(cluster, UP) == {(one,): 1, (two,): 1}, "both nodes")
         steps = "alexnet_train_steps_total > 0"
         wait_for(lambda: asked(cluster, steps).keys() == ranks, "their steps")
         assert entry_of(targets[one])[0] == f"{cluster.address(one)}:9753"
@@ -452,7 +463,8 @@ def test_prometheus_on_a_third_host_sees_each_rank_of_two_nodes(
         own = targets[two].read_text()
         targets[two].write_text(own.replace(cluster.address(two), cluster.address(one)))
         wait_for(lambda: asked(cluster, UP) == {(one,): 1, (two,): 0}, "that the other is down")
-        assert {node for node, _ in asked(cluster, "alexnet_rank_up")} == {one}
+        own_ranks = {(one, "0"), (one, "1")}
+        wait_for(lambda: asked(cluster, "alexnet_rank_up").keys() == own_ranks, "one node's ranks")
         targets[two].unlink()
         wait_for(lambda: asked(cluster, "alexnet_rank_up == 1").keys() == ranks, "all again")
         assert targets[two].read_text() == own

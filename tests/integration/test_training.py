@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,11 @@ from tests.integration.training import (
     rank_log,
     ranks_of,
     rows,
+    stand_still,
     torchrun,
     train,
     training,
+    wait_for_metrics,
     wait_for_step,
 )
 from tests.machine import DEADLINE_SECONDS, wait_until
@@ -125,10 +128,11 @@ def test_however_a_batch_is_divided_it_is_the_same_batch(shards: Path, tmp_path:
 def kill_and_rerun(size: int, shards: Path, run: Path, options: list[object], kills: int) -> None:
     moments = random.Random(size)
     for number in range(kills):
-        with train(size, shards, run, *options) as job:
-            wait_for_step(run, newest_step(run) + moments.randint(1, 6), number + 1)
+        step, victim = newest_step(run) + moments.randint(1, 6), moments.randrange(size)
+        with train(size, shards, run, *options, before=partial(stand_still, victim, 12)) as job:
+            wait_for_step(run, step, number + 1)
             wait_until(lambda: newest_step(run) > 0)  # a kill may come before a save has ended
-            victim = moments.randrange(size)
+            wait_for_metrics(run, job)  # by which the victim is known
             job.processes[victim].kill()
             codes = job.wait()
             assert codes[victim] == -signal.SIGKILL
@@ -157,7 +161,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     size: int, options: list[object], shards: Path, tmp_path: Path
 ) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    # Three times as many steps as the kills are to be at: no late one may find the run complete.
+    # More steps than the ranks do before the last kill: it does not find the run complete.
     options = [*options, "--checkpoint.every_epochs", 0.25, "--epochs", 9]
     finish(size, shards, undisturbed, *options)
     kill_and_rerun(size, shards, killed, options, kills=4)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from pipeline.config.timeouts import SHUTDOWN_VARIABLE
-from pipeline.metrics.rank_file import rank_file_name, read_writer
 from pipeline.run.directory import RunDirectory
 from pipeline.run.ending import ExitCode
 from tests.integration.training import (
@@ -20,6 +19,7 @@ from tests.integration.training import (
     Keeper,
     all_rows,
     assert_same_state,
+    pid_of,
     ranks_of,
     rows,
     torchrun,
@@ -40,25 +40,19 @@ def command(shards: Path, run: Path, *options: object) -> list[str]:
     return training(shards, run, *OPTIONS, *options)
 
 
-def pid_of(run: Path, rank: int) -> int:
-    return read_writer(RunDirectory(run).metrics / rank_file_name(rank)).pid
-
-
 def starts(run: Path) -> list[dict[str, Any]]:
     return [row for row in all_rows(run) if row["kind"] == "run"]
 
 
-def hit(run: Path, rank: int, number: int, attempt: int = 1) -> int:
-    """Send the rank a signal, once this attempt has done some steps, and wait for the next one.
+def struck(rank: int, num_steps: int, number: signal.Signals, mark: Path) -> str:
+    """A word for `sleepy_train`: after so many steps the rank stands still until it is hit."""
+    return f"{rank}:struck:{num_steps + 1}:{number:d}:{mark}"  # the first pass is no step
 
-    Returns the rank's pid.
-    """
-    begun = starts(run)[-1]["resumed_from"] or 0 if attempt > 1 else 0
-    wait_for_step(run, begun + 5, attempt)
-    pid = pid_of(run, rank)
-    os.kill(pid, number)
+
+def hit(run: Path, mark: Path, attempt: int = 1) -> None:
+    """Let the rank that waits for the mark have its signal, and wait for the next attempt."""
+    mark.touch()
     wait_for(lambda: len(starts(run)) > attempt, "ranks that go on")
-    return pid
 
 
 def in_use(pid: int) -> tuple[int, int]:
@@ -80,12 +74,21 @@ def test_killed_ranks_are_replaced_and_the_others_go_on(
     plain, run = tmp_path / "plain", tmp_path / "run"
     only_at_the_end = ("--evaluation.every_epochs", 0)  # a best checkpoint may be lost with rank 0
     finish(Job(size, TRAIN, command(shards, plain, *only_at_the_end)))
-    with Job(size, TRAIN, command(shards, run, *only_at_the_end, *WARM)) as job:
-        wait_for_step(run, 5)
+    marks = [tmp_path / f"mark-{rank}" for rank in victims]
+    words = [
+        struck(rank, 8 * at, signal.SIGKILL, marks[at - 1]) for at, rank in enumerate(victims, 1)
+    ]
+    # All stand still at step 40, or soon before, until the survivor has been looked at.
+    words.append(struck(size - 1, 40, signal.SIGCONT, looked := tmp_path / "looked"))
+    words += ["--", *command(shards, run, *only_at_the_end, *WARM)]
+    with Job(size, SLEEPY, words) as job:
+        wait_for_step(run, 8)
         first = {rank: pid_of(run, rank) for rank in range(size)}
         survivor = first[size - 1]
         num_threads, num_files = in_use(survivor)
-        killed = [hit(run, rank, signal.SIGKILL, at) for at, rank in enumerate(victims, 1)]
+        for attempt, mark in enumerate(marks, 1):
+            hit(run, mark, attempt)
+        killed = [first[rank] for rank in victims]
         wait_for(
             lambda: all(
                 pid_of(run, rank) != pid for rank, pid in zip(victims, killed, strict=True)
@@ -93,10 +96,11 @@ def test_killed_ranks_are_replaced_and_the_others_go_on(
             "the metrics of those in their place",
         )
         last = {rank: pid_of(run, rank) for rank in range(size)}
-        wait_for_step(run, starts(run)[-1]["resumed_from"] + 2, len(victims) + 1)
+        wait_for_step(run, 24, len(victims) + 1)
         # A broken group has seven, and 14 connections, which end by and by.
         wait_for(lambda: in_use(survivor)[0] < num_threads + 5, "the end of its threads")
         wait_for(lambda: in_use(survivor)[1] < num_files + 10, "the end of its connections")
+        looked.touch()
         assert set(job.wait()) == {0}, job.errors
     assert {rank for rank in first if first[rank] != last[rank]} == set(victims)
     assert_same_state(run, plain)
@@ -115,9 +119,10 @@ def test_killed_ranks_are_replaced_and_the_others_go_on(
 
 @pytest.mark.parametrize("keeper", ["torchrun", "rank 0"])
 def test_torchrun_notices_nothing(keeper: Keeper, shards: Path, tmp_path: Path) -> None:
-    run, words = tmp_path / "run", command(shards, tmp_path / "run", *WARM)
-    with torchrun(2, TRAIN, words, tmp_path / "logs", keeper=keeper) as child:
-        hit(run, 0, signal.SIGKILL)
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    words = [struck(0, 5, signal.SIGKILL, mark), "--", *command(shards, run, *WARM)]
+    with torchrun(2, SLEEPY, words, tmp_path / "logs", keeper=keeper) as child:
+        hit(run, mark)
         output, _ = child.communicate(timeout=DEADLINE_SECONDS)
         assert child.returncode == 0, output
     assert starts(run)[1]["kept_by"] == 1
@@ -158,14 +163,12 @@ def test_a_rank_that_fails_before_the_first_step_is_not_replaced(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_is_named_and_replaced(rank: int, shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = command(shards, run, *WARM, "--distributed.timeout_seconds", 4)
-    with Job(2, TRAIN, words) as job:
-        wait_for_step(run, 5)
-        other = pid_of(run, 1 - rank)
-        hit(run, rank, signal.SIGSTOP)
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    mark.touch()  # it is to wait for nothing, or that would be the hang
+    words = [struck(rank, 5, signal.SIGSTOP, mark), f"{rank}:blamed:0:0", "--"]
+    words += command(shards, run, *WARM, "--distributed.timeout_seconds", 4)
+    with Job(2, SLEEPY, words) as job:
         assert set(job.wait()) == {0}, job.errors
-    assert pid_of(run, 1 - rank) == other
     _, again = starts(run)
     assert again["kept_by"] == 1 - rank
     assert re.search(rf"rank {rank} (on {HOST} )?gives no sign of life", "".join(job.errors))
@@ -175,9 +178,10 @@ def test_a_rank_that_hangs_is_named_and_replaced(rank: int, shards: Path, tmp_pa
 
 def test_a_signal_to_one_rank_alone_does_not_stop_the_job(shards: Path, tmp_path: Path) -> None:
     """All save and leave, as for any stop; but nobody has asked the job to, so others go on."""
-    run = tmp_path / "run"
-    with Job(2, TRAIN, command(shards, run, *WARM)) as job:
-        hit(run, 1, signal.SIGTERM)
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    words = [struck(1, 5, signal.SIGTERM, mark), "--", *command(shards, run, *WARM)]
+    with Job(2, SLEEPY, words) as job:
+        hit(run, mark)
         assert set(job.wait()) == {0}, job.errors
     asked, again = next(row for row in all_rows(run) if row["kind"] == "signal"), starts(run)[1]
     assert again["resumed_from"] == asked["step"]

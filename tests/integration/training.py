@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,8 @@ import torch
 from data_prep.shard_set.index import read_index
 from data_prep.shard_set.manifest import hash_class_names, read_manifest
 from pipeline.data.order.partition import BatchPlan
+from pipeline.metrics.rank_file import rank_file_name, read_writer
+from pipeline.optim.replica import Replica
 from pipeline.ranks.stop import StopSignals
 from pipeline.run import checkpoint
 from pipeline.run.directory import RunDirectory
@@ -46,8 +50,8 @@ PLAN_OF_TWO = BatchPlan(
 """Of two ranks."""
 
 TRAIN = "pipeline.train"
-LONG = ["--epochs", 200, "--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0]
-"""Options of a run that a test ends."""
+LONG = ["--epochs", 20_000, "--evaluation.every_epochs", 0, "--checkpoint.every_epochs", 0]
+"""Options of a run that a test ends: it would take an hour."""
 
 Keeper = Literal["torchrun", "rank 0"]
 
@@ -123,6 +127,22 @@ def finish(size: int, shards: Path, run: Path, *options: object) -> Job:
     return job
 
 
+def stand_still(rank: int, num_steps: int) -> None:
+    """In each rank of a job that a test kills: let `rank` stand still after so many steps.
+
+    However late the kill comes, the run is not over; the other ranks wait for that one.
+    """
+    plain, times = Replica.update, itertools.count()
+
+    def update(replica: Replica, **options: Any) -> Any:
+        if next(times) == num_steps:
+            threading.Event().wait()
+        return plain(replica, **options)
+
+    if int(os.environ.get("RANK", "0")) == rank:
+        mock.patch.object(Replica, "update", update).start()
+
+
 def fail(job: Job) -> str:
     """The last line of what rank 0 tells of a job that fails on every rank."""
     with job:
@@ -160,6 +180,24 @@ def wait_for_step(run: Path, step: int, attempt: int = 1) -> None:
         return is_on and any(row["step"] >= step for row in rows(run, "train"))
 
     wait_for(is_done, f"step {step}")
+
+
+def wait_for_metrics(run: Path, job: Job) -> None:
+    """Until each rank of the job, and not only one before it, has said in a file who it is."""
+
+    def have_published() -> bool:
+        try:
+            found = [pid_of(run, rank) for rank in range(len(job.processes))]
+        except FileNotFoundError:
+            return False
+        return found == [process.pid for process in job.processes]
+
+    wait_for(have_published, "the metrics of all ranks")
+
+
+def pid_of(run: Path, rank: int) -> int:
+    """Of the process that publishes the rank's metrics."""
+    return read_writer(RunDirectory(run).metrics / rank_file_name(rank)).pid
 
 
 def newest_step(run: Path) -> int:

@@ -6,10 +6,12 @@ one. Where torchrun itself matters, see `tests.integration.torchrun`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
@@ -162,6 +164,15 @@ class Job:
         self._read_logs()
         return [process.exitcode for process in self.processes]
 
+    def kill(self) -> None:
+        """All ranks at one moment: none lives to tell that it has lost another."""
+        for process in self.processes:
+            if process.is_alive() and process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGSTOP)
+        for process in self.processes:
+            process.kill()
+
     def _read_logs(self) -> None:
         logs = [self._log(rank) for rank in range(len(self.processes))]
         self.outputs = [log.with_suffix(".out").read_text() for log in logs]
@@ -176,8 +187,8 @@ class Job:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.kill()
         for process in self.processes:
-            process.kill()
             process.join()
         self._read_logs()
         self._logs.cleanup()
