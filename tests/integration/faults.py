@@ -188,6 +188,7 @@ def stage(
     whole: Path,
     resources: contextlib.ExitStack,
     step_seconds: float = STEP_SECONDS,
+    publish_seconds: float = PUBLISH_SECONDS,
 ) -> Scene:
     """Start the run of a fault under `folder`; `whole` has the shards that it gets a copy of."""
     fault, short = FAULTS[name], name.replace(" ", "-")
@@ -200,7 +201,7 @@ def stage(
     if fault.disk is not None:
         resources.enter_context(small_disk(run / "checkpoints", fault.disk))
     words: list[object] = ["--epochs", 1000, "--metrics.exporter", "true"]
-    words += ["--metrics.exporter_port", 0, "--metrics.publish_seconds", PUBLISH_SECONDS]
+    words += ["--metrics.exporter_port", 0, "--metrics.publish_seconds", publish_seconds]
     words += ["--evaluation.every_epochs", 5, *fault.options]
     if fault.is_remote:
         words += ["--data.reader", "remote", "--data.cache_dir", shards.with_name("cache")]
