@@ -257,7 +257,9 @@ def test_a_signal_that_finds_the_ranks_still_starting_costs_nothing_but_a_start(
     """In the doctor, too, and in a preemption of which SLURM tells the ranks alone."""
     run = tmp_path / "run"
     spec = ("--nodes", 2, *SPEC, "--doctor", "--partition", "graceful")
-    (job,) = jobs_of(cluster.launch("slurm", "train", *spec, *training(shards, run, *LONG)))
+    (job,) = jobs_of(
+        cluster.launch("slurm", "train", *spec, *training(shards, run, *LONG, "--epochs", 40))
+    )
 
     def wait_for_process(words: str) -> None:
         wait_for(lambda: bool(cluster.pids(cluster.nodes[0], words)), words)
