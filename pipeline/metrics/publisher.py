@@ -37,7 +37,7 @@ class Publisher:
         rank: int,
         local_rank: int,
         interval_seconds: float,
-        refresh: Callable[[], None] = lambda: None,
+        refresh: Callable[[], object] = lambda: None,
     ) -> None:
         """`refresh` is called before each publication, in the thread."""
         self._path = directory / rank_file_name(rank)

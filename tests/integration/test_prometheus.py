@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -265,14 +264,11 @@ def assert_that_dashboards_are_answered(api: Api) -> None:
     expected = {each for each in open_questions if any(word in each for word in needs_more)}
     assert len(open_questions) - len(expected) > 45
 
-    def are_answered() -> bool:
+    def are_answered() -> None:
         open_questions.difference_update(answered(api, sorted(open_questions)))
-        return open_questions <= expected
+        assert open_questions <= expected
 
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not are_answered() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert open_questions <= expected
+    eventually(are_answered)
 
 
 def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_path: Path) -> None:
@@ -315,13 +311,8 @@ def test_prometheus_watches_a_training_job_from_its_first_step_to_its_end(tmp_pa
         wait_for(has_failed, "that the run directory tells it")
 
         with torchrun(2, "pipeline.train", training(shards, run, *options), logs) as job:
-            wait_for(
-                lambda: (
-                    api.labels(standing) == [{"run": "run", "outcome": "running"}]
-                    and bool(api.query("alexnet_rank_up == 1"))
-                ),
-                "that it runs again",
-            )
+            wait_for(lambda: api.labels(standing) == is_running, "that it runs again")
+            wait_for(lambda: bool(api.query("alexnet_rank_up == 1")), "that its ranks are up")
             wait_for(lambda: not api.query(killed), "that all ranks are there")
             pids = (job.pid, *ranks_of(job).values(), exporter_pid(run))
             for number in (signal.SIGSTOP, signal.SIGKILL):  # none lives to tell of another's end

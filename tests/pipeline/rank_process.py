@@ -63,10 +63,6 @@ def train(rank: RankMetrics, job: JobMetrics | None) -> None:
             job.trained(event("train", step, **train_fields(step) | {"loss": LOSS, "top1": TOP1}))
 
 
-def wait_for(event: threading.Event) -> None:
-    event.wait()
-
-
 def main() -> None:
     run, rank = RunDirectory(Path(sys.argv[1])), int(sys.argv[2])
     interval_seconds = float(sys.argv[3])
@@ -85,7 +81,7 @@ def main() -> None:
         rank=rank,
         local_rank=rank,
         interval_seconds=interval_seconds,
-        refresh=lambda: wait_for(has_begun),
+        refresh=has_begun.wait,
     )
     if rank == 0:
         history = RunHistory(run)

@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 
+from data_prep.shard_set.locks import locked
 from pipeline.config.timeouts import KEPT_SECONDS
+from pipeline.metrics import exporter
 from pipeline.metrics.discovery import Target, location_of
 from pipeline.metrics.exporter import main
 from pipeline.metrics.node import NodeCollector, merge
@@ -356,6 +358,24 @@ def test_of_all_exporters_of_a_run_the_last_one_serves(run: Path) -> None:
         wait_for(target_file(run).exists, "its target")
         assert address_of(run) == f"127.0.0.1:{port}"
         scrape(run)
+
+
+def test_an_exporter_waits_for_the_one_before_unless_a_later_one_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "lock"
+    monkeypatch.setattr(exporter, "_POLL_SECONDS", 0.0)
+    with locked(lock), ExitStack() as held:
+        lock.write_text("later")
+        assert not exporter._wait_for_turn(held, lock, "own")
+        lock.write_text("own")
+        monkeypatch.setattr(exporter, "_LEAVE_SECONDS", 0.0)
+        with pytest.raises(BlockingIOError, match=f"another process holds {lock}"):
+            exporter._wait_for_turn(held, lock, "own")
+    with ExitStack() as held:
+        assert exporter._wait_for_turn(held, lock, "own")
+        with pytest.raises(BlockingIOError), locked(lock):
+            pass
 
 
 def test_the_target_of_a_killed_exporter_is_replaced(run: Path) -> None:

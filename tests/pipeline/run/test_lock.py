@@ -112,9 +112,8 @@ def test_a_lock_without_a_name_is_just_another_job(content: bytes, run: RunDirec
 def test_a_look_at_the_lock_does_not_refuse_a_job(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "pipeline.run.lock._GLANCE_SECONDS", DEADLINE_SECONDS
-    )  # a busy machine's glance
+    a_busy_machines_glance = DEADLINE_SECONDS
+    monkeypatch.setattr("pipeline.run.lock._GLANCE_SECONDS", a_busy_machines_glance)
     take_lock(run)
     handle = os.open(run.path / ".lock", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
