@@ -171,6 +171,8 @@ def test_a_rank_that_hangs_is_named_and_replaced(rank: int, shards: Path, tmp_pa
         assert set(job.wait()) == {0}, job.errors
     _, again = starts(run)
     assert again["kept_by"] == 1 - rank
+    replaced = ["another one takes its place" in errors for errors in job.errors]
+    assert replaced == [rank == 0, rank == 1], "the other keeps its process"
     assert re.search(rf"rank {rank} (on {HOST} )?gives no sign of life", "".join(job.errors))
     assert (RunDirectory(run).hangs / f"rank-{1 - rank:05d}.txt").exists()
     assert rows(run, "end")[-1]["outcome"] == "completed"

@@ -20,6 +20,6 @@ def test_damaged_jpegs_neither_break_the_c_code_nor_change_a_picture(tmp_path: P
     if not has_sanitizers():
         machine.skip("needs gcc with libasan and libubsan, and libjpeg-turbo's headers")
     limit = int(machine.DEADLINE_SECONDS)
-    outcome = fuzz(build(tmp_path), seed=1, seconds=limit, iterations=50_000)
-    assert outcome.inputs == 50_000
+    outcome = fuzz(build(tmp_path), seed=1, seconds=limit, iterations=60_000)
+    assert outcome.inputs == 60_000
     assert min(outcome.answered, outcome.refused) > outcome.inputs / 10, outcome
